@@ -20,7 +20,7 @@ from xsc.programs.functions import Function, Functions
 from xsc.programs.numbers import EXPORTED, Value, size_max, storage_of
 from xsc.programs.state import Const, ConstPool, StateCellLayout, StateLayout
 from xsc.programs.values import SlotMeta
-from xsc.space.paths import is_systems
+from xsc.space.paths import UserSpacePaths, is_systems
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,16 @@ class CompiledProgram:
     def hash(self) -> bytes:
         """The program hash."""
         return self.program.hash
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The slots of the variables that a frame writes, and of all outputs."""
+        outputs = [output.slot for step in self.steps for output in step.outputs]
+        return [*(slot for _, slot in self.variables.values()), *outputs]
+
+    def place_of(self, output: Published) -> str:
+        """Return where the value of an output is kept: at its own path, or below the program's."""
+        return output.path or UserSpacePaths.result(self.hash, output.name)
 
 
 def state_key(variable: str) -> tuple[str, str]:
@@ -286,13 +296,7 @@ class _Compiler:
             raise self.fault(message, "variables")
         layout, constants = self.state()
         return CompiledProgram(
-            program,
-            tuple(self.metas),
-            layout,
-            constants,
-            entering,
-            dict(self.slots),
-            tuple(steps),
+            program, tuple(self.metas), layout, constants, entering, dict(self.slots), tuple(steps)
         )
 
 

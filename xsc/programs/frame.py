@@ -13,18 +13,21 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from xsc.base import errors
-from xsc.base.encoding import Value as Encodable
 from xsc.base.encoding import decode, encode
+from xsc.base.text import cut
 from xsc.programs import limits, numbers
-from xsc.programs.compile import CompiledProgram, Published, Slot, Step, state_key
+from xsc.programs.compile import CompiledProgram, Slot, Step, state_key
 from xsc.programs.document import ModuleCall, Variable
 from xsc.programs.functions import fault_of_said
 from xsc.programs.numbers import Value, check_value, same
 from xsc.programs.runtime import RuntimeState, create_runtime_state
 from xsc.programs.state import SavedCell
 from xsc.space.limits import VALUE_BYTES_MAX as SPACE_VALUE_BYTES_MAX
-from xsc.space.paths import UserSpacePaths
 from xsc.terms.execution import Number
+
+ERROR_CHARS_MAX = 100
+"""Of an error that is kept across a restart."""
+_NO_HASH = bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,7 @@ class Execution:
     """Slots whose value does not count."""
     _had: set[int] = field(default_factory=set)
     _digests: dict[int, bytes] = field(default_factory=dict)
-    """Of slots that had a value in the last written frame, and are not read again yet."""
+    """The hashes of values, also of those of the last written frame that are not read again yet."""
     _changed: set[str] = field(default_factory=set)
     _pushes: dict[str, Value] = field(default_factory=dict)
     _readers: dict[int, list[Step]] = field(default_factory=dict)
@@ -193,7 +196,7 @@ class Execution:
             needed, left = self._run(left)
             if not needed:
                 break
-            calls = tuple(self._call(step) for step in needed)
+            calls = tuple(_call(step, self._inputs(step)) for step in needed)
             results = yield calls
             if len(results) != len(calls):
                 raise errors.ArgumentInvalid(f"{len(results)} results for {len(calls)} calls")
@@ -241,35 +244,22 @@ class Execution:
         Values are kept where they are read again: those of the space by their owners, outputs at
         their own paths.
         """
-        cells = self.runtime.state.save()
-        program = self.program
-        outputs = {o.name: o.slot for step in program.steps for o in step.outputs}
-        inputs = {name: slot for name, (_, slot) in program.variables.items()}
-        missing: list[Encodable] = [
-            name for name, (_, slot) in program.variables.items() if slot.slot in self._bad
-        ]
-        stale: list[Encodable] = [*sorted(self.stale)]
-        dirty: list[Encodable] = [*sorted(self._dirty)]
+        cells, variables = self.runtime.state.save(), self.program.variables
+        for slot in self.program.slots:
+            if slot.slot in self._had and slot.slot not in self._digests:
+                raw = numbers.value_bytes(slot.type, self._at(slot))
+                self._digests[slot.slot] = numbers.digest_of(raw)
+        missing = [name for name, (_, slot) in variables.items() if slot.slot in self._bad]
         return encode(
             {
                 "cells": {key[0]: saved.bits for key, saved in cells.items()},
-                "inputs": self._hashes(inputs),
-                "outputs": self._hashes(outputs),
-                "errors": dict(self.errors),
-                "missing": missing,
-                "stale": stale,
-                "dirty": dirty,
+                "hashes": b"".join(self._digests.get(s.slot, _NO_HASH) for s in self.program.slots),
+                "errors": {name: cut(said, ERROR_CHARS_MAX) for name, said in self.errors.items()},
+                "missing": [*missing],
+                "stale": [*sorted(self.stale)],
+                "dirty": [*sorted(self._dirty)],
             }
         )
-
-    def _hashes(self, slots: Mapping[str, Slot]) -> dict[str, Encodable]:
-        found: dict[str, Encodable] = {}
-        for name, slot in slots.items():
-            if slot.slot in self._had:
-                found[name] = numbers.digest_of(numbers.value_bytes(slot.type, self._at(slot)))
-            elif slot.slot in self._digests:
-                found[name] = self._digests[slot.slot]
-        return found
 
     def restore(self, raw: bytes, kept: Callable[[str], bytes | None]) -> bytes:
         """Go on from what was kept, before the first frame: nothing runs that had run.
@@ -293,9 +283,14 @@ class Execution:
         self.errors = dict(state["errors"])
         self.stale, self._dirty = set(state["stale"]), set(state["dirty"])
         self._bad = {self.program.variables[name][1].slot for name in state["missing"]}
-        for name, (variable, slot) in self.program.variables.items():
-            if digest := state["inputs"].get(name):
+        hashes, slots = bytes(state["hashes"]), self.program.slots
+        if len(hashes) != 32 * len(slots):
+            raise ValueError("it has other variables and outputs")
+        for number, slot in enumerate(slots):
+            digest = hashes[32 * number : 32 * (number + 1)]
+            if digest != _NO_HASH:
                 self._digests[slot.slot] = digest
+        for name, (variable, _) in self.program.variables.items():
             if variable.kind == "local":
                 saved = SavedCell(variable.type, state["cells"][name])
                 if not self.runtime.state.restore({state_key(name): saved}):
@@ -303,13 +298,12 @@ class Execution:
                 self.keep(name, self._cell(variable))
         for step in self.program.steps:
             for output in step.outputs:
-                if digest := state["outputs"].get(output.name):
-                    self._digests[output.slot.slot] = digest
-                    raw = kept(place_of(self.program, output))
+                if output.slot.slot in self._digests:
+                    raw = kept(self.program.place_of(output))
                     if raw is None or not self._take(output.slot, raw):
                         self._dirty.add(step.id)
             if step.id in self.stale or step.id in self.errors:
-                self._bad |= self._gives[step.id]
+                self._mark_bad(step)
 
     def _take(self, slot: Slot, raw: bytes) -> bool:
         """Take in an output that was written; False where something else is at its path."""
@@ -323,7 +317,8 @@ class Execution:
         """Say whether a variable is what it was in the last written frame; then it is read so."""
         _, slot = self.program.variables[name]
         if isinstance(value, Fault):
-            return self.errors.get(name, "") == value.message and slot.slot in self._bad
+            said = cut(value.message, ERROR_CHARS_MAX)
+            return self.errors.get(name, "") in {said, value.message} and slot.slot in self._bad
         if slot.slot in self._bad or self._differs(slot, value):
             return False
         return self._put(slot, value)
@@ -359,7 +354,8 @@ class Execution:
 
     def _write(self, slot: Slot, value: Value) -> bool:
         """Write a checked value; say whether its bits changed."""
-        changed = self._differs(slot, value)
+        if changed := self._differs(slot, value):
+            self._digests.pop(slot.slot, None)
         self.runtime.values.write(slot.slot, value)
         self._had.add(slot.slot)
         if changed:
@@ -435,7 +431,7 @@ class Execution:
                 needed.append(step)
             else:
                 inputs = self._inputs(step)
-                self._settle(step, inputs, self._compute(step, inputs))
+                self._settle(step, inputs, _compute(step, inputs))
                 continue
             pending |= self._gives[step.id]
         return needed, waiting
@@ -445,19 +441,6 @@ class Execution:
 
     def _inputs(self, step: Step) -> tuple[Value | None, ...]:
         return tuple(self._read(read.slot) for read in step.inputs)
-
-    def _call(self, step: Step) -> Call:
-        assert isinstance(step.function, ModuleCall)
-        inputs = [(read.slot.type, self._at(read.slot)) for read in step.inputs]
-        return Call(step.id, step.function, given_to(step.function, inputs))
-
-    def _compute(self, step: Step, inputs: Sequence[Value | None]) -> list[Value] | Fault:
-        assert not isinstance(step.function, ModuleCall)
-        try:
-            value = step.function.run(step.bound, *(one for one in inputs if one is not None))
-            return [check_value(output.slot.type, value) for output in step.outputs]
-        except (errors.XscError, ArithmeticError, LookupError, TypeError, ValueError) as fault:
-            return Fault(str(fault) or type(fault).__name__)
 
     def _settle(
         self, step: Step, inputs: tuple[Value | None, ...], found: list[Value] | Fault
@@ -496,6 +479,22 @@ class Execution:
         return result
 
 
+def _call(step: Step, inputs: Sequence[Value | None]) -> Call:
+    assert isinstance(step.function, ModuleCall)
+    types = [read.slot.type for read in step.inputs]
+    given = [(type_, one) for type_, one in zip(types, inputs, strict=True) if one is not None]
+    return Call(step.id, step.function, given_to(step.function, given))
+
+
+def _compute(step: Step, inputs: Sequence[Value | None]) -> list[Value] | Fault:
+    assert not isinstance(step.function, ModuleCall)
+    try:
+        value = step.function.run(step.bound, *(one for one in inputs if one is not None))
+        return [check_value(output.slot.type, value) for output in step.outputs]
+    except (errors.XscError, ArithmeticError, LookupError, TypeError, ValueError) as fault:
+        return Fault(str(fault) or type(fault).__name__)
+
+
 def _checked(variable: Variable, slot: Slot, value: Value) -> Value:
     if variable.kind == "given" and isinstance(value, bytes):
         # Larger than a program may make or read one: the node bounds it.
@@ -505,11 +504,6 @@ def _checked(variable: Variable, slot: Slot, value: Value) -> Value:
             )
         return value
     return check_value(slot.type, value)
-
-
-def place_of(program: CompiledProgram, output: Published) -> str:
-    """Return where the value of an output is kept: at its own path, or below the program's."""
-    return output.path or UserSpacePaths.result(program.hash, output.name)
 
 
 def _results_of(step: Step, found: Given | Fault) -> list[Value] | Fault:

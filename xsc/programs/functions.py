@@ -15,19 +15,9 @@ from typing import Any, Final
 from xsc.base.encoding import Value as Encodable
 from xsc.base.encoding import encode, tagged_sha256
 from xsc.base.errors import ArgumentInvalid, ProgramInvalid
+from xsc.programs import numbers
 from xsc.programs.limits import VALUE_BYTES_MAX
-from xsc.programs.numbers import (
-    FLOATS,
-    NUMBERS,
-    SCALARS,
-    TYPES,
-    Scalar,
-    Value,
-    format_value,
-    same,
-    to_f32,
-    value_bytes,
-)
+from xsc.programs.numbers import FLOATS, NUMBERS, SCALARS, TYPES, Value, same
 
 _VARIABLES: Final = {"T": SCALARS, "N": NUMBERS, "V": TYPES}
 """What a type variable may stand for."""
@@ -100,7 +90,7 @@ class Function:
 
 def _fit(type_: str, value: float) -> Value:
     """Return what an operation gives in its own type: an f32 operation rounds its result."""
-    return to_f32(value) if type_ == "f32" else value
+    return numbers.to_f32(value) if type_ == "f32" else value
 
 
 def _divide(type_: str, x: Any, y: Any) -> Value:  # noqa: ANN401
@@ -138,8 +128,10 @@ def fault_of_said(merge: str, value: Value) -> str:
     return "" if fits else "an interval is a list of its least and its greatest number"
 
 
-def _union(type_: str, *said: tuple[Scalar, ...]) -> Value:
-    members = {value_bytes(type_, item): item for items in said for item in items}
+def _union(type_: str, *said: Any) -> Value:  # noqa: ANN401
+    items = [item for each in said for item in each]
+    keys = [numbers.to_bits(type_, item) for item in items] if type_ in FLOATS else items
+    members = dict(zip(keys, items, strict=True))
     return tuple(members[key] for key in sorted(members))
 
 
@@ -181,7 +173,7 @@ BUILT_IN: Final = (
         "text",
         lambda _, items, between: _join(items, between),
     ),
-    Function("text.of", 1, {"value": "T"}, "text", format_value),
+    Function("text.of", 1, {"value": "T"}, "text", numbers.format_value),
     _merge("last", "V", lambda _, said: said),
     _merge("min", "N", lambda _, *said: min(said)),
     _merge("max", "N", lambda _, *said: max(said)),

@@ -24,15 +24,7 @@ from xsc.identity.envelope import Signed
 from xsc.programs import limits
 from xsc.programs.compile import CompiledProgram
 from xsc.programs.document import ModuleCall, Variable
-from xsc.programs.frame import (
-    Call,
-    Execution,
-    Fault,
-    FrameResult,
-    Given,
-    external_value,
-    place_of,
-)
+from xsc.programs.frame import Call, Execution, Fault, FrameResult, Given, external_value
 from xsc.programs.numbers import Value, format_value, to_space
 from xsc.programs.provenance import Recorder, Sources
 from xsc.programs.runtime import RuntimeState
@@ -222,7 +214,7 @@ class Frames:
         for ran in result.executed:
             for output, value in zip(ran.step.outputs, ran.outputs, strict=True):
                 if output.name in result.changed:
-                    writes.write_output(place_of(program, output), output.slot.type, value)
+                    writes.write_output(program.place_of(output), output.slot.type, value)
         if result.executed:
             writes.write_provenance(self.recorder.record(program, result, sources, receipts))
         return writes

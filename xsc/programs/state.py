@@ -107,7 +107,7 @@ class StateBuffer:
             another, or an id or key that is there twice.
     """
 
-    __slots__ = ("_cells", "f32", "f64", "i32")
+    __slots__ = ("_banks", "_cells", "f32", "f64", "i32")
 
     def __init__(self, layout: StateLayout) -> None:
         _check_layout(layout)
@@ -118,12 +118,12 @@ class StateBuffer:
         self.f64: array[float] = banks["f64"]
         self.f32: array[float] = banks["f32"]
         self.i32: array[int] = banks["i32"]
+        self._banks = banks
         self._cells = {cell.key: cell for cell in layout.cells}
 
     def bank(self, storage: str) -> array[Any]:
         """Return the bank of a storage."""
-        banks: dict[str, array[Any]] = {"f64": self.f64, "f32": self.f32, "i32": self.i32}
-        return banks[storage]
+        return self._banks[storage]
 
     def _cell(self, key: tuple[str, str]) -> StateCellLayout:
         try:

@@ -25,12 +25,7 @@ from xsc.programs.document import FILTER, ModuleCall
 from xsc.programs.frame import Call, Fault, Given, given_to, result_as, results_in
 from xsc.programs.functions import Functions
 from xsc.programs.numbers import Value, digest_of, value_bytes
-from xsc.programs.provenance import (
-    ProvenanceInput,
-    ProvenanceOutput,
-    ProvenanceRecord,
-    event_of,
-)
+from xsc.programs.provenance import ProvenanceInput, ProvenanceOutput, ProvenanceRecord, event_of
 from xsc.space import record as space_record
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import Entry, SpaceRecord, value_digest

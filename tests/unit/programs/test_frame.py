@@ -16,7 +16,7 @@ from tests.unit.programs.documents import (
 )
 from xsc.base.encoding import encode
 from xsc.base.errors import ArgumentInvalid, ProgramInvalid
-from xsc.programs.frame import Execution, Fault, place_of
+from xsc.programs.frame import Execution, Fault
 from xsc.programs.numbers import to_space
 from xsc.programs.runtime import hot_swap
 from xsc.terms.execution import Number
@@ -130,7 +130,7 @@ def kept_of(running):
                 running.runtime.values.read(output.slot.slot) if ran_once(running, output) else None
             )
             if value is not None:
-                kept[place_of(running.program, output)] = to_space(output.slot.type, value)
+                kept[running.program.place_of(output)] = to_space(output.slot.type, value)
     return kept
 
 

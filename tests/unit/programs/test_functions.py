@@ -165,6 +165,8 @@ def test_an_f32_that_overflows_is_infinite_and_a_sum_rounds_after_each_item():
         ("merge.max", "f32", (0.5,), 0.5),
         ("merge.counter", "u32", (3, 1, 2), 6),
         ("merge.union", "text", (("b", "a"), (), ("a",)), ("a", "b")),
+        ("merge.union", "integer", ((30, -5), (7,)), (-5, 7, 30)),
+        ("merge.union", "f64", ((0.0, -0.0), (0.0,)), (0.0, -0.0)),
         ("merge.interval", "i32", ((0, 7), (5, 9)), (5, 7)),
         ("text.of", "f64", (0.1,), "0.1"),
         ("text.of", "i32", (-3,), "-3"),
