@@ -25,7 +25,13 @@ from xsc.storage.catalogue.adoption import Adoption
 from xsc.storage.catalogue.finder import ObjectFinder
 from xsc.storage.catalogue.names import HIDDEN, check_name
 from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
-from xsc.storage.object.capability import VerifyCapability, parse_read, parse_verify
+from xsc.storage.object.capability import (
+    SECRET_BYTES,
+    VerifyCapability,
+    parse_read,
+    parse_verify,
+    verify_key,
+)
 from xsc.storage.object.durability import KINDS, Contract, HostLabels, domains_of, survival
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.expiry import ending, first_end, own_ends, told_ends
@@ -48,10 +54,11 @@ from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer.deep_read import BadShard, read_every_shard
 from xsc.storage.transfer.get import Located, ObjectReader, read_whole
 from xsc.storage.transfer.host_client import HostClient, together
+from xsc.storage.transfer.journal import Kept
 from xsc.storage.transfer.locality import Referred, open_reference, refer, spared_bytes
-from xsc.storage.transfer.put import Upload, Uploaded
+from xsc.storage.transfer.put import Upload
 from xsc.storage.transfer.read_ahead_cache import ReadAheadCache
-from xsc.storage.transfer.resume import ResumeJournals
+from xsc.storage.transfer.resume import ResumeJournal, ResumeJournals
 from xsc.terms.storage_receipt import DeletionReceipt
 
 T = TypeVar("T")
@@ -226,22 +233,24 @@ class StorageService:
         if not name.startswith(HIDDEN):
             check_name(name)
         contract = self.default_contract(code) if contract is None else contract
-        upload = partial(
-            Upload,
-            self._client,
-            self._context.key,
-            self._context.entropy,
-            code=Code(*code),
-            contract=contract,
-        )
-        if resume is None:
-            begun = upload()
-            async with self.resume_journals.turn(begun.locate) as trail:
-                done = await begun.run(source, size_hint, trail)
-                rows = await trail.forget() if trail.begun else ()
-                version = await self.catalogue.add(done, name, rows)
-        else:
-            done, version = await self._put_on(resume, upload, source, size_hint, name)
+        secret = self._context.entropy.token(SECRET_BYTES)
+        locate = VerifyCapability(verify_key(secret), bytes(32)).locate
+        async with self.resume_journals.turn(resume or locate) as trail:
+            kept = None if resume is None else await self._kept(resume, trail)
+            upload = Upload(
+                self._client,
+                self._context.key,
+                self._context.entropy,
+                code=Code(*code),
+                contract=contract,
+                trail=trail,
+                resumes=resume is not None,
+                secret=secret if kept is None else kept.head.secret,
+                kept=kept,
+            )
+            done = await upload.run(source, size_hint)
+            rows = () if resume is None and not trail.begun else await trail.forget()
+            version = await self.catalogue.add(done, name, rows)
         for warning in done.warnings:
             self._context.log.warning("storage.put_warning", warning=warning)
         return PutResult(
@@ -254,25 +263,16 @@ class StorageService:
             passed_over=done.passed_over,
         )
 
-    async def _put_on(
-        self,
-        resume: bytes,
-        make: Callable[..., Upload],
-        source: AsyncIterator[bytes],
-        size_hint: int | None,
-        name: str,
-    ) -> tuple[Uploaded, int]:
-        """Put with a journal, going on where there is one; return the version, too."""
-        async with self.resume_journals.turn(resume) as journal:
-            try:
-                kept = await journal.going_on()
-            except StoreDamaged as fault:
-                await self.resume_journals.give_up(resume, fault)
-                kept = None
-            if kept is None:
-                await self.resume_journals.set_apart(resume)
-            done = await make(journal=journal, kept=kept).run(source, size_hint, journal)
-            return done, await self.catalogue.add(done, name, await journal.forget())
+    async def _kept(self, resume: bytes, journal: ResumeJournal) -> Kept | None:
+        """Return what a put can go on with."""
+        try:
+            kept = await journal.going_on()
+        except StoreDamaged as fault:
+            await self.resume_journals.give_up(resume, fault)
+            kept = None
+        if kept is None:
+            await self.resume_journals.set_apart(resume)
+        return kept
 
     # Customer: finding and reading
 

@@ -7,8 +7,8 @@ survey finds the object as it is. Design: docs/design/storage-repair.md, R6 and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from xsc.api.objects import Moved
@@ -21,7 +21,6 @@ from xsc.storage.object.inventory import Wanted
 from xsc.storage.object.manifest import code_of, segments_of
 from xsc.storage.object.messages import GET_MAX
 from xsc.storage.object.placement import placement_of
-from xsc.storage.object.rebuild import rebuild
 from xsc.storage.object.receipts import shards_of
 from xsc.storage.object.segment import length_of
 from xsc.storage.ports import HostLease
@@ -29,34 +28,18 @@ from xsc.storage.repair.bandwidth import Bandwidth
 from xsc.storage.repair.damage import damaged_segments, good_for
 from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects, marks, merged
 from xsc.storage.repair.migration import next_move
-from xsc.storage.repair.room import KnownLease, delete_at, room_at
+from xsc.storage.repair.room import delete_at, room_at
 from xsc.storage.repair.survey import Survey, bytes_of_column, bytes_of_record
-from xsc.storage.transfer.get import Located, roots_of
+from xsc.storage.transfer.get import roots_of
 from xsc.storage.transfer.host_client import HostClient, Source, together
 from xsc.storage.transfer.put import Held
-from xsc.storage.transfer.race import in_order, race
+from xsc.storage.transfer.sender import ColumnSender, SentSegment, rebuilt
+from xsc.storage.transfer.sending import KnownLease, Sending
 
 DELETED = "it is being deleted"
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Is called with how many segments of how many are done."""
-
-
-@dataclass(slots=True)
-class _Transfer:
-    """Columns under way to their new hosts."""
-
-    leases: dict[int, HostLease]
-    """By column; those that failed are left out."""
-    held: list[Held]
-    """What was held before, without what was deleted since."""
-    sent: list[Held] = field(default_factory=list)
-    """What hosts confirmed."""
-    fault: str = ""
-
-    def fail(self, reason: str) -> None:
-        """Give up all columns."""
-        self.leases, self.fault = {}, reason
 
 
 class ColumnMover:
@@ -131,16 +114,19 @@ class ColumnMover:
         held = (*maintained.held, *marks(chosen.values()))
         if not await self._objects.save(maintained.ref, maintained.placement, held):
             return maintained, (), DELETED
-        transfer = _Transfer(dict(chosen), list(maintained.held))
-        try:
-            await self._transfer(survey, transfer, progress)
-        except XscError as fault:
-            transfer.fail(fault.message)
-        leases = dict(sorted(transfer.leases.items()))
-        held = merged(transfer.held, transfer.sent)
+        left = list(maintained.held)
+        for column, lease in chosen.items():
+            if survey.columns[column] == lease.node and column in survey.displaced:
+                # What the host has of the column is not what it should be.
+                gone = frozenset({column})
+                left = await delete_at(self._client, survey, lease.node, gone, left)
+        sender = self._sender(survey, chosen)
+        fault = await self._send(survey, sender, progress)
+        leases = {column: slot.lease for column, slot in sorted(sender.state.slots.items())}
+        held = merged(left, held_of(sender))
         if not leases:
             await self._objects.save(maintained.ref, maintained.placement, held)
-            return replace(maintained, held=held), (), transfer.fault
+            return replace(maintained, held=held), (), fault
         columns = list(survey.columns)
         for column, lease in leases.items():
             columns[column] = lease.node
@@ -155,43 +141,57 @@ class ColumnMover:
             Moved(shard=column, from_=survey.columns[column], to=lease.node)
             for column, lease in leases.items()
         )
-        return maintained, moved, transfer.fault
+        return maintained, moved, fault
 
-    async def _transfer(
-        self, survey: Survey, transfer: _Transfer, progress: Progress | None
-    ) -> None:
-        for column, lease in transfer.leases.items():
-            if survey.columns[column] == lease.node and column in survey.displaced:
-                # What the host has of the column is not what it should be.
-                transfer.held = await delete_at(
-                    self._client, survey, lease.node, frozenset({column}), transfer.held
-                )
-        to_send = await self._keep_in_place(survey, transfer)
-        count = segments_of(survey.manifest) if to_send else 0
+    def _sender(self, survey: Survey, leases: Mapping[int, HostLease]) -> ColumnSender:
+        """Return what sends columns: one whose host fails waits for the next look."""
+        manifest = survey.manifest
+        state = Sending({}, manifest.m, manifest.contract, replaces=False)
+        sender = ColumnSender(self._client, survey.located.locate, code_of(manifest), state)
+        sender.place(leases)
+        return sender
+
+    async def _send(self, survey: Survey, sender: ColumnSender, progress: Progress | None) -> str:
+        """Send columns segment by segment; return why some were given up, or nothing."""
+        await self._keep_in_place(survey, sender)
+        kept = set(sender.done)
+        count = segments_of(survey.manifest) if sender.state.slots.keys() - kept else 0
+        reason = ""
         for index in range(count):
+            columns = sorted(sender.state.slots.keys() - kept)
             if self._objects.load(survey.maintained.ref) is None:
-                transfer.fail(DELETED)
-                return
-            shards = await self._build(survey, index, sorted(to_send & set(transfer.leases)))
-            answers = await together(
-                self._send(transfer.leases[shard.column], survey.located, index, shard)
-                for shard in shards
-            )
-            for shard, (size, fault) in zip(shards, answers, strict=True):
-                lease = transfer.leases[shard.column]
-                transfer.sent.append(Held(lease.node, lease.lease_id, size))
-                if fault:
-                    transfer.fault = fault
-                    del transfer.leases[shard.column]
-            if not to_send & set(transfer.leases):
-                return
+                sender.place({})
+                return DELETED
+            if not columns:
+                break
+            try:
+                shards = await self._build(survey, index, columns)
+            except XscError as fault:
+                sender.place({})
+                return fault.message
+            faults = await together(self._stored(sender, index, shard) for shard in shards)
+            reason = next(filter(None, faults), reason)
             if progress is not None:
                 progress(index + 1, count)
+        return reason
 
-    async def _keep_in_place(self, survey: Survey, transfer: _Transfer) -> set[int]:
-        """Put columns that stay under their new leases without a transfer; return the others."""
-        located, to_send = survey.located, set(transfer.leases)
-        for column, lease in sorted(transfer.leases.items()):
+    @staticmethod
+    async def _stored(sender: ColumnSender, index: int, shard: StorageShard) -> str:
+        """Store a shard at its host; return why it is not there, or nothing."""
+        sender.live.setdefault(index, {})[shard.column] = shard
+        try:
+            await sender.store(shard.column, index)
+        except XscError as fault:
+            return fault.message
+        finally:
+            del sender.live[index][shard.column]
+        return ""
+
+    async def _keep_in_place(self, survey: Survey, sender: ColumnSender) -> None:
+        """Put columns that stay under their new leases without a transfer."""
+        located = survey.located
+        for column, slot in sorted(sender.state.slots.items()):
+            lease = slot.lease
             if survey.columns[column] != lease.node or column in survey.displaced:
                 continue
             shards = shards_of(located.manifest, column)
@@ -202,12 +202,11 @@ class ColumnMover:
                 for start in range(0, len(shards), most):
                     batch = shards[start : start + most]
                     size = await self._client.keep(lease, located.locate, generation, batch)
-                    transfer.sent.append(Held(lease.node, lease.lease_id, size))
+                    sender.count(lease, size)
             except XscError as fault:
                 self._failed(survey, fault)
                 continue
-            to_send.discard(column)
-        return to_send
+            sender.done[column].update(range(segments_of(located.manifest)))
 
     # Shards
 
@@ -233,18 +232,15 @@ class ColumnMover:
         """Return shards of a segment, built from k of the good columns."""
         manifest = survey.manifest
         length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
-        sources = [Source(column, survey.columns[column]) for column in good]
-        got = await race(
+        return await rebuilt(
             self._client,
-            locate=survey.located.locate,
-            generation=manifest.generation,
-            segment=index,
-            roots=roots_of(manifest, index),
-            sources=in_order(self._client, sources, manifest.k),
-            k=manifest.k,
-            size_bytes=code_of(manifest).shard_bytes(length),
+            survey.located.locate,
+            code_of(manifest),
+            index,
+            SentSegment(length, roots_of(manifest, index)),
+            sources=[Source(column, survey.columns[column]) for column in good],
+            columns=columns,
         )
-        return await self._context.executor.run(rebuild, got, code_of(manifest), length, columns)
 
     async def _copy(self, survey: Survey, index: int, column: int) -> StorageShard:
         manifest = survey.manifest
@@ -257,22 +253,6 @@ class ColumnMover:
             Wanted(index, column, root, None, code_of(manifest).shard_bytes(length)),
         )
         return StorageShard(column, data, root)
-
-    async def _send(
-        self, lease: HostLease, located: Located, index: int, shard: StorageShard
-    ) -> tuple[int, str]:
-        """Store a shard; return the bytes confirmed, or why there are none."""
-        try:
-            size = await self._client.store(
-                lease,
-                located.locate,
-                located.manifest.generation,
-                shards=[(index, shard)],
-                record=None,
-            )
-        except XscError as fault:
-            return 0, fault.message
-        return size, ""
 
     async def rewrite_damaged(self, survey: Survey) -> int:
         """Store damaged shards again at hosts that have the rest of the column; return how many.
@@ -288,32 +268,41 @@ class ColumnMover:
             if node in survey.leaving or len(leases) != 1:
                 # With several leases it is not known which one the shard is under.
                 continue
-            lease = KnownLease(node, leases[0])
-            try:
-                for segment in segments:
-                    size, fault = await self._rewrite(survey, lease, segment, column)
-                    if fault:
-                        self._context.log.info(
-                            "repair.shard_not_rewritten", peer=short(node), reason=fault
-                        )
-                        break
-                    # It takes the place of what was counted already.
-                    await self._client.note_freed(node, lease.lease_id, size)
-                    done += 1
-            except XscError as fault_error:
-                self._failed(survey, fault_error)
+            sender = self._sender(survey, {column: KnownLease(node, leases[0])})
+            for segment in segments:
+                reason = await self._rewrite(survey, sender, segment, column)
+                if reason:
+                    self._context.log.info(
+                        "repair.shard_not_rewritten", peer=short(node), reason=reason
+                    )
+                    break
+                done += 1
+            for item in held_of(sender):
+                # It takes the place of what was counted already.
+                await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
         if done:
             ref = short(survey.maintained.ref)
             self._context.log.info("repair.shards_rewritten", object=ref, shards=done)
         return done
 
     async def _rewrite(
-        self, survey: Survey, lease: HostLease, segment: int, column: int
-    ) -> tuple[int, str]:
-        """Build one damaged shard from columns that are whole in this segment, and store it."""
+        self, survey: Survey, sender: ColumnSender, segment: int, column: int
+    ) -> str:
+        """Build one damaged shard from columns that are whole in this segment, and store it.
+
+        Return why it is not there, or nothing.
+        """
         manifest = survey.manifest
         length = length_of(segment, manifest.size_bytes, manifest.segment_bytes)
         await self._bandwidth.take(code_of(manifest).shard_bytes(length) * (1 + manifest.k))
         good = good_for(manifest, survey.columns, survey.answers, segment)
-        (shard,) = await self._rebuild(survey, segment, good, [column])
-        return await self._send(lease, survey.located, segment, shard)
+        try:
+            (shard,) = await self._rebuild(survey, segment, good, [column])
+        except XscError as fault:
+            return fault.message
+        return await self._stored(sender, segment, shard)
+
+
+def held_of(sender: ColumnSender) -> list[Held]:
+    """Return what hosts confirmed."""
+    return [Held(node, lease_id, size) for (node, lease_id), size in sender.held.items()]

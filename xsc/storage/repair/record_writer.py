@@ -13,12 +13,13 @@ from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.ports import HostLease
 from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects, marks, merged
-from xsc.storage.repair.room import KnownLease, room_at
+from xsc.storage.repair.room import room_at
 from xsc.storage.repair.survey import Survey, has_damaged_record, has_record
 from xsc.storage.repair.surveyor import Surveyor
 from xsc.storage.transfer.get import Located
 from xsc.storage.transfer.host_client import HostClient, requests_of, together
 from xsc.storage.transfer.put import Held
+from xsc.storage.transfer.sending import KnownLease
 
 
 class RecordWriter:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from xsc.base.errors import SpaceExhausted, XscError
 from xsc.base.ids import short
 from xsc.base.refusals import refusal
@@ -12,15 +10,6 @@ from xsc.storage.repair.maintained_object import without
 from xsc.storage.repair.survey import Survey
 from xsc.storage.transfer.host_client import HostClient
 from xsc.storage.transfer.put import Held
-
-
-@dataclass(frozen=True, slots=True)
-class KnownLease:
-    """Room at a host under a lease that this node has already."""
-
-    node: bytes
-    lease_id: bytes
-    price: int = 0
 
 
 async def room_at(
