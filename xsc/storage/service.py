@@ -249,7 +249,7 @@ class StorageService:
                 kept=kept,
             )
             done = await upload.run(source, size_hint)
-            rows = () if resume is None and not trail.begun else await trail.forget()
+            rows = trail.forget_head() if resume is None else await trail.forget()
             version = await self.catalogue.add(done, name, rows)
         for warning in done.warnings:
             self._context.log.warning("storage.put_warning", warning=warning)

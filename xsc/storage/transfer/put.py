@@ -314,6 +314,8 @@ class PutNotes(Notes):
         self._code = code
         self._trail = trail
         self._resumes = resumes
+        self._noted: set[tuple[bytes, bytes]] = set()
+        """Where an undo asks, as far as it is kept already."""
 
     def head(
         self, sender: ColumnSender, held: Mapping[tuple[bytes, bytes], int] | None = None
@@ -338,10 +340,14 @@ class PutNotes(Notes):
         )
 
     def about_to(self, sender: ColumnSender, place: tuple[bytes, bytes]) -> None:
-        """Note that an undo must ask that host, whatever comes of it."""
-        if not self._resumes and sender.last != 0:
-            held = dict.fromkeys([*sender.held, place], 0)
-            self._trail.lies_at(self.head(sender, held))
+        """Note that an undo must ask that host, and all others that have a column."""
+        if (self._resumes and sender.last != 0) or place in self._noted:
+            return
+        slots = sender.state.slots.values()
+        places = {(slot.lease.node, slot.lease.lease_id): 0 for slot in slots}
+        noted = {**dict.fromkeys(sender.held, 0), **places, place: 0}
+        self._trail.lies_at(self.head(sender, noted))
+        self._noted.update(noted)
 
     def stored(
         self, sender: ColumnSender, index: int, column: int, shards: Sequence[StorageShard]
@@ -460,9 +466,11 @@ class Upload:
             return uploaded
         finally:
             await _close(pieces)
-            if not whole and (self._journal is None or self._abandoned):
+            # Nothing goes on with a put of one segment.
+            is_over = self._journal is None or self._abandoned or self._sender.last == 0
+            if not whole and is_over:
                 await self._undo()
-            elif not whole and self._journal is not None and self._journal.begun:
+            elif not whole and self._trail.begun:
                 await self._uncount_records()
 
     # Going on
