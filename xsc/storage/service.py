@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from xsc.api import objects as shown
+from xsc.api.market import PassedOver
 from xsc.base.errors import NotAllowed, StoreDamaged, TooLarge, XscError
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
@@ -32,23 +33,33 @@ from xsc.storage.object.capability import (
     parse_verify,
     verify_key,
 )
-from xsc.storage.object.durability import KINDS, Contract, HostLabels, domains_of, survival
+from xsc.storage.object.durability import (
+    KINDS,
+    Contract,
+    HostLabels,
+    domains_of,
+    survival,
+    yearly_loss_ppb,
+)
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.expiry import ending, first_end, own_ends, told_ends
 from xsc.storage.object.inventory import HeldAt, HeldObject
-from xsc.storage.object.loss import yearly_loss_ppb
-from xsc.storage.object.placement import State, condition, default_contract, likely_columns
+from xsc.storage.object.placement import (
+    State,
+    column_state,
+    condition,
+    default_contract,
+    likely_columns,
+)
 from xsc.storage.ports import ChargeRead, Commit, Hosts, Leases
 from xsc.storage.repair.assignment import CustodianAssignment
 from xsc.storage.repair.custodian import Custodian
 from xsc.storage.repair.drain import Drain
-from xsc.storage.repair.maintained_object import MaintainedObjects, Settings
+from xsc.storage.repair.maintained_object import MaintainedObjects, OwnObjects, Settings
 from xsc.storage.repair.mover import Progress
 from xsc.storage.repair.node_watch import NodeWatch
-from xsc.storage.repair.own_objects import OwnObjects
 from xsc.storage.repair.peer_departures import Departures
 from xsc.storage.repair.repairer import Repairer
-from xsc.storage.reports import UNFOUND_MARGIN, PutResult, Retried, RmResult, best_columns
 from xsc.storage.shardstore.server import ShardServer
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer.deep_read import BadShard, read_every_shard
@@ -60,6 +71,86 @@ from xsc.storage.transfer.put import Upload
 from xsc.storage.transfer.read_ahead_cache import ReadAheadCache
 from xsc.storage.transfer.resume import ResumeJournal, ResumeJournals
 from xsc.terms.storage_receipt import DeletionReceipt
+
+UNFOUND_MARGIN = -1
+"""Of an object that a recovery did not find."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """An object that was stored."""
+
+    capability: str
+    size_bytes: int
+    hosts: tuple[bytes, ...]
+    """The node of each column."""
+    warnings: list[str]
+    survives: Contract
+    """How many nodes, sites and owners can be lost, whichever they are."""
+    version: int = 1
+    """Its number under the name."""
+    passed_over: tuple[PassedOver, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RmResult:
+    """Which hosts confirmed a deletion, and which could not be reached."""
+
+    confirmed: tuple[bytes, ...]
+    unreachable: tuple[bytes, ...]
+    receipts: tuple[Signed[DeletionReceipt], ...] = ()
+    """Of the peers that confirmed; the own node gives none to itself."""
+    name: str = ""
+    """Its name; empty for files of directories and internal objects."""
+    given_up: bool = False
+    """Whether a silent host is not asked any more, because it has dropped the object by itself."""
+
+    @property
+    def partly(self) -> bool:
+        """Whether some host has still to confirm: run `rm` again."""
+        return bool(self.unreachable)
+
+
+class Retried(NamedTuple):
+    """Numbers of objects whose deletion was retried."""
+
+    confirmed: int
+    open: int
+    given_up: int
+    """Their last hosts stayed silent until they must have dropped the objects by themselves."""
+
+
+def best_columns(
+    located: Located, answers: Mapping[bytes, HeldObject | None], *, placed: bool
+) -> tuple[list[bytes | None], list[State]]:
+    """Return for each column the node with its best copy, and the state of that copy.
+
+    It is not known which of several silent nodes has a column: each is named once.
+
+    Args:
+        located: the object, and who may hold its columns.
+        answers: what these said.
+        placed: whether its owner's placement names them, and no search.
+    """
+    rank: list[State] = ["ok", "corrupt", "missing", "unreachable"]
+    columns: list[bytes | None] = []
+    states: list[State] = []
+    for column, nodes in enumerate(located.holders):
+        told = [
+            (rank.index(column_state(located.manifest, column, answers[node])), node)
+            for node in nodes
+            # Every copy of an inline object is the same: each node that was found counts for one
+            # column. By the placement it counts for those that it was given.
+            if placed or located.manifest.inline is None or node not in columns
+        ]
+        state = rank[min(told)[0]] if told else "missing"
+        best = [node for place, node in told if rank[place] == state]
+        if state == "unreachable":
+            best = [node for node in best if node not in columns]
+        columns.append(best[0] if best else None)
+        states.append(state)
+    return columns, states
+
 
 T = TypeVar("T")
 READ_AT_ONCE = 32

@@ -50,7 +50,7 @@ from xsc.node.build import HEADS
 from xsc.space import messages as space_messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.manifest import Manifest
-from xsc.storage.repair.custody import CUSTODY_OBJECTS_A_PEER_MAX
+from xsc.storage.repair.custodian import CUSTODY_OBJECTS_A_PEER_MAX
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import RecordBody, ShardBody
 from xsc.storage.transfer.get import roots_of

@@ -11,7 +11,7 @@ docs/design/storage.md; vectors: tests/vectors/erasure.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, TypeAlias
@@ -172,4 +172,25 @@ def cut(data: Buffer, code: Code, *, codec: Codec = ZFEC) -> list[StorageShard]:
     return [
         StorageShard(column, shard, root_of(shard))
         for column, shard in enumerate(encode(data, code, codec=codec))
+    ]
+
+
+def rebuild(
+    shards: Mapping[int, Buffer],
+    code: Code,
+    length: int,
+    columns: Sequence[int],
+    *,
+    codec: Codec = ZFEC,
+) -> list[StorageShard]:
+    """Return the wanted columns from any k verified shards of a segment of that length.
+
+    Raises:
+        ShardsInsufficient: fewer than k shards.
+    """
+    data = decode(shards, code, length, codec=codec)
+    built = encode(data, code, columns=columns, codec=codec)
+    return [
+        StorageShard(column, shard, root_of(shard))
+        for column, shard in zip(columns, built, strict=True)
     ]

@@ -7,34 +7,195 @@ survey finds the object as it is. Design: docs/design/storage-repair.md, R6 and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
 from xsc.api.objects import Moved
-from xsc.base.errors import XscError
+from xsc.base.errors import LeaseExhausted, SpaceExhausted, XscError
 from xsc.base.ids import short
 from xsc.base.limits import STORE_REQUEST_BYTES_MAX
+from xsc.base.merkle import root_of
+from xsc.base.refusals import refusal
 from xsc.identity.context import Context
 from xsc.storage.object.erasure import Buffer, StorageShard
 from xsc.storage.object.inventory import Wanted
-from xsc.storage.object.manifest import code_of, segments_of
-from xsc.storage.object.messages import GET_MAX
+from xsc.storage.object.manifest import code_of, hash_of, segments_of
+from xsc.storage.object.messages import GET_MAX, ObjectRecord
 from xsc.storage.object.placement import placement_of
 from xsc.storage.object.receipts import shards_of
 from xsc.storage.object.segment import length_of
 from xsc.storage.ports import HostLease
-from xsc.storage.repair.bandwidth import Bandwidth
-from xsc.storage.repair.damage import damaged_segments, good_for
-from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects, marks, merged
+from xsc.storage.repair.maintained_object import (
+    MaintainedObject,
+    MaintainedObjects,
+    marks,
+    merged,
+    without,
+)
 from xsc.storage.repair.migration import next_move
-from xsc.storage.repair.room import delete_at, room_at
-from xsc.storage.repair.survey import Survey, bytes_of_column, bytes_of_record
-from xsc.storage.transfer.get import roots_of
-from xsc.storage.transfer.host_client import HostClient, Source, together
+from xsc.storage.repair.node_watch import Bandwidth
+from xsc.storage.repair.survey import (
+    Survey,
+    bytes_of_column,
+    bytes_of_record,
+    damaged_segments,
+    good_for,
+    has_damaged_record,
+    has_record,
+)
+from xsc.storage.repair.surveyor import Surveyor
+from xsc.storage.transfer.get import Located, roots_of
+from xsc.storage.transfer.host_client import HostClient, Source, requests_of, together
 from xsc.storage.transfer.put import Held
 from xsc.storage.transfer.sender import ColumnSender, SentSegment, rebuilt
 from xsc.storage.transfer.sending import KnownLease, Sending
+
+
+async def room_at(
+    client: HostClient, targets: frozenset[bytes], size_bytes: int
+) -> tuple[HostLease | None, str]:
+    """Return room at one of the nodes, or why there is none."""
+    known = {client.own, *client.hosts.peers()}
+    offered = await client.hosts.lease_hosts(
+        size_bytes=size_bytes, count=1, exclude=frozenset(known - targets)
+    )
+    if not offered.leases:
+        if any(isinstance(fault, SpaceExhausted) for fault in offered.refused.values()):
+            client.hosts.unplaced(size_bytes, 1)
+        return None, refusal(offered.refused, "no node offers the room that is needed").message
+    client.hosts.placed(size_bytes)
+    if offered.leases[0].node not in targets:
+        return None, "no node that may take it has room"
+    return offered.leases[0], ""
+
+
+async def delete_at(
+    client: HostClient, survey: Survey, node: bytes, columns: frozenset[int], held: list[Held]
+) -> list[Held]:
+    """Delete columns of an object at a host; return what is held after that.
+
+    Args:
+        client: the hosts.
+        survey: of the object.
+        node: the host. One that does not confirm is asked again after the next survey.
+        columns: to delete; all that is there if empty.
+        held: what is held before.
+    """
+    try:
+        freed, _ = await client.delete(node, survey.located.locate, columns=columns)
+    except XscError as fault:
+        ref = short(survey.maintained.ref)
+        client.log.warning("repair.failed", object=ref, reason=fault.message)
+        return held
+    if columns:
+        for lease_id, size in freed.items():
+            await client.note_freed(node, lease_id, size)
+        return without(held, node, freed)
+    for item in held:
+        if item.node == node:
+            await client.note_freed(node, item.lease_id, item.size_bytes)
+    return [item for item in held if item.node != node]
+
+
+class RecordWriter:
+    """Stores object records under leases that this node has, else under new ones."""
+
+    def __init__(
+        self, context: Context, client: HostClient, objects: MaintainedObjects, surveyor: Surveyor
+    ) -> None:
+        self._own = context.key.node_id
+        self._log = context.log
+        self._client = client
+        self._objects = objects
+        self._surveyor = surveyor
+
+    async def write(
+        self, maintained: MaintainedObject, survey: Survey, nodes: Iterable[bytes]
+    ) -> None:
+        """Store the record at those of the nodes that lack it.
+
+        A host that cannot be reached now gets the record after the next survey.
+        """
+        sealed = survey.located.sealed
+        record = ObjectRecord(
+            sealed=sealed, sealed_root=root_of(sealed), manifest_hash=hash_of(sealed)
+        )
+        wanted = list(dict.fromkeys(nodes))
+        # A node that had something of the object before may have the record still.
+        unasked = [node for node in wanted if node not in survey.answers]
+        answers = await self._surveyor.ask(maintained, survey.manifest, unasked)
+        survey = replace(survey, answers={**survey.answers, **answers})
+        lacking = [node for node in wanted if not has_record(survey, node)]
+        rooms = await self._rooms(maintained, record, lacking)
+        if rooms and not await self._objects.save(
+            maintained.ref, maintained.placement, (*maintained.held, *marks(rooms.values()))
+        ):
+            return
+        stored = await together(
+            self._store(maintained, survey.located, record, node, rooms.get(node))
+            for node in lacking
+        )
+        counted: list[Held] = []
+        for node, item in zip(lacking, stored, strict=True):
+            if item is not None and has_damaged_record(survey, node):
+                # It took the place of what was counted already.
+                await self._client.note_freed(node, item.lease_id, item.size_bytes)
+            elif item is not None:
+                counted.append(item)
+        held = merged(maintained.held, counted)
+        if held != maintained.held:
+            await self._objects.save(maintained.ref, maintained.placement, held)
+
+    async def _rooms(
+        self, maintained: MaintainedObject, record: ObjectRecord, nodes: Collection[bytes]
+    ) -> dict[bytes, HostLease]:
+        """Return room for the record at nodes where this node pays for nothing of the object."""
+        known = {item.node for item in maintained.held} | {self._own}
+        unknown = [node for node in nodes if node not in known]
+        size = record.held_bytes
+        found = await together(room_at(self._client, frozenset({node}), size) for node in unknown)
+        return {
+            node: lease
+            for node, (lease, _) in zip(unknown, found, strict=True)
+            if lease is not None
+        }
+
+    async def _store(
+        self,
+        maintained: MaintainedObject,
+        located: Located,
+        record: ObjectRecord,
+        node: bytes,
+        room: HostLease | None,
+    ) -> Held | None:
+        """Store the record at one host; return what it counts for there."""
+        # The newest lease first: the others may be full, or over.
+        known = [item.lease_id for item in reversed(maintained.held) if item.node == node]
+        leases: list[HostLease] = [KnownLease(node, id_) for id_ in dict.fromkeys(known)]
+        if room is not None:
+            leases = [room]
+        try:
+            for lease in leases:
+                try:
+                    return await self._store_under(lease, located, record)
+                except (LeaseExhausted, SpaceExhausted):
+                    continue
+            fresh, _ = await room_at(self._client, frozenset({node}), record.held_bytes)
+            return None if fresh is None else await self._store_under(fresh, located, record)
+        except XscError as fault:
+            ref = short(maintained.ref)
+            self._log.warning("repair.failed", object=ref, reason=fault.message)
+            return None
+
+    async def _store_under(self, lease: HostLease, located: Located, record: ObjectRecord) -> Held:
+        generation = located.manifest.generation
+        for batch, carried in requests_of([], record):
+            await self._client.store(
+                lease, located.locate, generation, shards=batch, record=carried
+            )
+        return Held(lease.node, lease.lease_id, record.held_bytes)
+
 
 DELETED = "it is being deleted"
 

@@ -13,9 +13,8 @@ from xsc.base.errors import XscError
 from xsc.base.ids import short
 from xsc.base.units import held_bytes
 from xsc.storage.object.durability import HostLabels
-from xsc.storage.object.erasure import Code, StorageShard
+from xsc.storage.object.erasure import Code, StorageShard, rebuild
 from xsc.storage.object.messages import ObjectRecord
-from xsc.storage.object.rebuild import rebuild
 from xsc.storage.ports import HostLease
 from xsc.storage.transfer.host_client import HostClient, Source, requests_of
 from xsc.storage.transfer.race import in_order, race
