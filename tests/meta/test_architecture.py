@@ -83,19 +83,16 @@ SHELL = {
     "xsc.market.waiting": "has calls wait in line",
     "xsc.net.transport.bounds": "bounds connections, bytes and the time of transfers",
     "xsc.net.transport.http": "the HTTP server, and the client between peers",
-    "xsc.net.calls.request_batcher": "lets small calls wait for each other",
     "xsc.net.transport.memory": "a network inside one process",
     "xsc.net.calls.quota": "lets answers wait for their room",
     "xsc.net.calls.sender": "sends requests to peers",
     "xsc.net.calls.server": "answers requests of peers",
     "xsc.net.joining": "calls the issuer of an invitation",
-    "xsc.net.service": "starts the parts of net, and calls peers",
+    "xsc.net.service": "calls peers, and lets small calls wait for each other",
     "xsc.net.transport.tls": "makes certificates, and shows them to who comes",
-    "xsc.programs.ports": "declares what runs programs",
     "xsc.programs.running": "runs the frames of a program as values change",
     "xsc.programs.service": "keeps programs and their modules, begins and ends them",
     "xsc.programs.why": "asks peers for their records",
-    "xsc.space.cell_sync": "follows records, runs propagators",
     "xsc.space.following": "begins and ends a task for each peer",
     "xsc.space.intervals": "asks for an interval",
     "xsc.space.service": "writes values together, tells watchers, signs heads in time",
@@ -411,7 +408,6 @@ SUPERVISORS = {
     "xsc.cli.main": "a bug prints one sentence and exits 1",
     "xsc.node.tasks": "a background task that fails is logged and started again",
     "xsc.node.api.app": "a bug answers 500 and is logged, the node goes on",
-    "xsc.space.cell_sync": "what a user's function raises is the error of its propagator",
 }
 
 

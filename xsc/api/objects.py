@@ -10,9 +10,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
+from xsc.api import market, problems
 from xsc.api.endpoint import Endpoint, Id, Key, Model, get, header, listing, named, post
-from xsc.api.market import PassedOver
-from xsc.api.problems import Problem
 
 Version = Annotated[int, Ge(0), Le(2**63 - 1)]
 
@@ -60,7 +59,7 @@ class Stored(Model):
     survives_nodes: int
     survives: str
     warnings: list[str]
-    passed_over: tuple[PassedOver, ...]
+    passed_over: tuple[market.PassedOver, ...]
 
 
 class Get(Capability):
@@ -289,4 +288,4 @@ REMOVE = Endpoint("DELETE", "/v1/object", Capability, Removed, "Delete an object
 STAT = get("/v1/object/stat", Capability, Stat, "Ask the hosts of an object.")
 CHECK = get("/v1/object/check", Check, Checked, "Say what a placement is worth.")
 REPAIR = post("/v1/object/repair", Capability, Repaired, "Repair an object now.")
-FAULT = get("/v1/requests/{id}", Id, Problem, "Say why an answer broke off.")
+FAULT = get("/v1/requests/{id}", Id, problems.Problem, "Say why an answer broke off.")

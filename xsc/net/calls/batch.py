@@ -6,7 +6,7 @@
 Inner headers are canonical bytes of their own, so that one malformed header is
 the error of its call alone. ALONE has nothing more: the answer was too large.
 Any other status but 200 has a problem document as its header. When calls travel
-together: `xsc.net.calls.request_batcher`.
+together: `xsc.net.service`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from xsc.base.encoding import Value, decode, encode
-from xsc.base.errors import FrameInvalid
+from xsc.base.errors import FrameInvalid, XscError
 from xsc.base.fields import take_bytes, take_int, take_list, take_str
-from xsc.base.limits import (
-    BATCH_CALL_BYTES_MAX,
-    BATCH_CALL_PARTS_MAX,
-    BATCH_CALLS_MAX,
-)
+from xsc.base.limits import BATCH_CALL_BYTES_MAX, BATCH_CALL_PARTS_MAX, BATCH_CALLS_MAX
 from xsc.base.merkle import Part
-from xsc.net.calls import problems
-from xsc.net.calls.frame import Reply
+from xsc.net.calls import frame, problems
 from xsc.net.transport.port import RawResponse
 
 METHOD = "peers.batch"
@@ -91,9 +86,7 @@ def unpack_calls(header: Mapping[str, Value], parts: Sequence[Part]) -> list[Cal
         fields = _map(item)
         count = take_int(fields, "parts", most=BATCH_CALL_PARTS_MAX)
         call = Call(
-            take_str(fields, "method"),
-            take_bytes(fields, "header"),
-            parts[start : start + count],
+            take_str(fields, "method"), take_bytes(fields, "header"), parts[start : start + count]
         )
         if len(call.parts) != count or not may_share(call):
             raise FrameInvalid("a call of a batch is over its bounds, or cut short")
@@ -126,7 +119,7 @@ def pack_answers(answers: Sequence[Answer]) -> tuple[dict[str, Value], list[Buff
     return {"answers": listed}, [part for answer in answers for part in answer.parts]
 
 
-def unpack_answers(reply: Reply, count: int) -> list[Answer]:
+def unpack_answers(reply: frame.Reply, count: int) -> list[Answer]:
     """Return the answers to that many calls.
 
     Raises:
@@ -150,16 +143,14 @@ def unpack_answers(reply: Reply, count: int) -> list[Answer]:
     return answers
 
 
-def reply_of(answer: Answer, name: str) -> Reply:
-    """Return what one call was answered.
-
-    Raises:
-        XscError: what the peer answered with.
-        FrameInvalid: the header is malformed.
-    """
+def outcome_of(answer: Answer, name: str) -> frame.Reply | XscError:
+    """Return what one call was answered by a peer of that name."""
     if answer.status != OK:
-        raise problems.error_of(answer.status, answer.header, name)
-    header = decode(answer.header, size_max=BATCH_CALL_BYTES_MAX)
+        return problems.error_of(answer.status, answer.header, name)
+    try:
+        header = decode(answer.header, size_max=BATCH_CALL_BYTES_MAX)
+    except XscError as fault:
+        return fault
     if not isinstance(header, dict):
-        raise FrameInvalid("the header of an answer holds no map")
-    return Reply(header, [memoryview(part) for part in answer.parts])
+        return FrameInvalid("the header of an answer holds no map")
+    return frame.Reply(header, [memoryview(part) for part in answer.parts])

@@ -11,7 +11,7 @@ docs/design/storage.md; vectors: tests/vectors/erasure.json.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, TypeAlias

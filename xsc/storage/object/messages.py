@@ -33,16 +33,13 @@ from xsc.base.ids import ID_BYTES
 from xsc.base.limits import (
     COLUMNS_MAX,
     DAMAGED_TOLD_MAX,
-    FRAME_HEADER_BYTES_MAX,
     FRAME_PARTS_MAX,
-    KIB,
     MANIFEST_BYTES_MAX,
     PEER_BODY_BYTES_MAX,
     SEGMENT_BYTES,
     SHARDS_MAX,
 )
 from xsc.base.merkle import ROOT_BYTES, Part, leaf_count, root_of, span_holds
-from xsc.base.peering import HeadBound
 from xsc.base.units import held_bytes
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX, Buffer, StorageShard
 from xsc.storage.object.inventory import (
@@ -234,14 +231,6 @@ def read_most(header: Mapping[str, Value]) -> int:
     return take_int(header, "most", most=PEER_BODY_BYTES_MAX)
 
 
-HEADS: Mapping[str, HeadBound] = {
-    # They wait for room with it.
-    GET: HeadBound(asked=16 * KIB),
-    KEEP: HeadBound(asked=16 * KIB),
-    FIND: HeadBound(asked=4 * KIB),
-    # STAT_ROWS_MAX columns, COLUMNS_MAX records and LEASES_TOLD_MAX leases.
-    STAT: HeadBound(answered=FRAME_HEADER_BYTES_MAX),
-}
 ANSWER_BOUNDS: Mapping[str, Callable[[Mapping[str, Value]], int]] = {
     GET: read_most,
     KEEP: read_most,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.settle import settle, turns
-from tests.unit.net.nodes import Node, acquainted, part
+from tests.unit.net.nodes import Node, acquainted, part, quota_of
 from xsc.base.clock import ManualClock
 from xsc.base.encoding import encode
 from xsc.base.errors import (
@@ -35,7 +35,7 @@ from xsc.base.limits import (
 from xsc.net.calls import batch
 from xsc.net.calls.frame import Reply
 from xsc.net.calls.quota import Quota
-from xsc.net.calls.request_batcher import BATCH_WAITING_MAX, GATHER_MS_MAX, HALVED_LEAST, half_of
+from xsc.net.service import BATCH_WAITING_MAX, GATHER_MS_MAX, HALVED_LEAST, half_of
 from xsc.net.transport.memory import MemoryNetwork
 
 
@@ -301,8 +301,7 @@ async def test_what_is_answered_together_fails_for_itself_and_ends_nobody_else(p
         answers = batch.unpack_answers(reply, 4)
         assert answers[1].status == batch.OK
         for number, error in ((0, expected), (2, FrameInvalid), (3, expected)):
-            with pytest.raises(error):
-                batch.reply_of(answers[number], "bert")
+            assert isinstance(batch.outcome_of(answers[number], "bert"), error)
     assert pair.bert.log.names().count("net.request_failed") == 1
 
 
@@ -334,7 +333,7 @@ async def test_an_answer_that_cannot_be_sent_is_the_error_of_its_call(pair):
 
 
 async def test_what_the_quota_refuses_of_a_batch_is_not_asked_for():
-    pair = Pair(Quota(share=3))
+    pair = Pair(quota_of(share=3))
     await pair.start()
     seen = []
 
@@ -357,7 +356,7 @@ async def test_what_the_quota_refuses_of_a_batch_is_not_asked_for():
 
 
 async def test_every_call_of_a_batch_counts_against_the_quota():
-    pair = Pair(Quota(rate=6))
+    pair = Pair(quota_of(rate=6))
     await pair.start()
     pair.gate.set()
     first = pair.call(0)
@@ -371,7 +370,7 @@ async def test_every_call_of_a_batch_counts_against_the_quota():
 
 
 async def test_requests_in_flight_count_each_call_of_a_batch():
-    pair = Pair(Quota(share=4))
+    pair = Pair(quota_of(share=4))
     await pair.start()
     pair.gate.set()
     await pair.call(0)
@@ -488,7 +487,7 @@ async def test_a_call_over_the_bounds_goes_by_itself_and_does_not_wait(pair, par
 
 
 async def test_so_many_wait_and_the_next_goes_by_itself():
-    pair = Pair(Quota(rate=10**6))
+    pair = Pair(quota_of(rate=10**6))
     await pair.start()
     first = pair.call(0)
     await settle()
@@ -581,7 +580,6 @@ async def test_a_batch_carries_only_what_answers_little():
     header, parts = batch.pack_calls(calls)
     reply = await pair.anna.net.call(pair.bert.id, "peers.batch", header, parts, timeout_ms=100)
     for answer in batch.unpack_answers(reply, 4):
-        with pytest.raises(NotFound):
-            batch.reply_of(answer, "bert")
+        assert isinstance(batch.outcome_of(answer, "bert"), NotFound)
     assert not called
     await pair.stop()
