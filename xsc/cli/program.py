@@ -94,15 +94,11 @@ def exec_(answer: Document) -> None:
 @_hash
 def results(answer: Document) -> None:
     """Show what a program read and computed last."""
-<<<<<<< HEAD
-    show.note(f"{answer['id']}: {answer['state']}, frame {answer['frame']}")
-=======
     _show(answer)
 
 
 def _show(answer: Document) -> None:
-    say(f"{answer['id']}: {answer['state']}, frame {answer['frame']}")
->>>>>>> 3ddff3b4
+    show.note(f"{answer['id']}: {answer['state']}, frame {answer['frame']}")
     if answer["fault"]:
         show.note(answer["fault"])
     rows = [["variable", name, _shown(value)] for name, value in answer["variables"].items()]

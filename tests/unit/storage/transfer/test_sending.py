@@ -80,8 +80,10 @@ def test_columns_stay_at_distinct_hosts_and_within_the_contract_whatever_fails(p
                 offered = lease(state.slots[column].lease.node, 1)
             labels = labels_of(state.columns, sites)
             old = state
+            # It has its columns already, and gives a new lease for what it lost.
+            stays = effect.asking == "again" and offered is not None
             state, effect = step(state, Offered(column, effect.asking, offered, labels))
-            if isinstance(effect, Fill):
+            if isinstance(effect, Fill) and not stays:
                 node = state.slots[column].lease.node
                 doubled = Counter(state.columns)[node] > 1
                 assert not doubled or node not in old.gone
