@@ -358,17 +358,20 @@ class Repairer:
         order = sorted(
             (margin, ref) for margin, ref in zip(found, refs, strict=True) if margin is not None
         )
-        if len(order) > REPAIRS_A_ROUND_MAX:
-            self.look_at(ref for _, ref in order[REPAIRS_A_ROUND_MAX:])
+        self._again.update(ref for _, ref in order[REPAIRS_A_ROUND_MAX:])
         queue = [ref for _, ref in order[:REPAIRS_A_ROUND_MAX]]
 
         async def work() -> None:
             while queue:
                 ref = queue.pop(0)
                 try:
-                    await self.repair(ref)
+                    done = await self.repair(ref)
                 except XscError as fault:
                     self._failed(ref, fault)
+                    continue
+                if done is not None and done.moved and len(order) > REPAIRS_A_ROUND_MAX:
+                    # The rest follows at once, unless nothing finds a place.
+                    self._woken.set()
 
         await together(work() for _ in range(REPAIRS_AT_ONCE))
 
