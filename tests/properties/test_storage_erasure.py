@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.storage.object.erasure import Code, decode, encode
-from xsc.storage.object.rebuild import rebuild
+from xsc.storage.object.erasure import Code, decode, encode, rebuild
 
 
 @st.composite

@@ -20,22 +20,32 @@ def rows(world):
     return [key for key, _ in world.disks[0].state.scan(PREFIX, PREFIX + b"\xff")]
 
 
-async def begun(world, moment_ms):
+async def begun(world, moment_ms, size=9 * MIB):
     """Put an object whole and break off another; return the first, and what lies then."""
     world.net.delay_ms = (20, 40)
     kept = await put(world.nodes[0], content(300_000, seed=1))
     before = lies(world)
-    putting = asyncio.ensure_future(put(world.nodes[0], content(9 * MIB, seed=2)))
+    putting = asyncio.ensure_future(put(world.nodes[0], content(size, seed=2)))
     await world.clock.sleep_ms(moment_ms)
     return kept, before, putting
 
 
-@pytest.mark.parametrize(("moment_ms", "power"), [(90, False), (130, False), (90, True)])
-def test_what_a_killed_stream_has_sent_is_deleted_once_its_owner_is_back(moment_ms, power):
+@pytest.mark.parametrize(
+    ("moment_ms", "power", "size"),
+    [
+        (90, False, 9 * MIB),
+        (130, False, 9 * MIB),
+        (90, True, 9 * MIB),
+        (40, False, 300_000),
+        (60, False, 300_000),
+        (60, False, 1_000),
+    ],
+)
+def test_what_a_killed_put_has_sent_is_deleted_once_its_owner_is_back(moment_ms, power, size):
     """After a kill the owner's counts are there still, after a power loss they are not."""
 
     async def play(world):
-        kept, before, putting = await begun(world, moment_ms)
+        kept, before, putting = await begun(world, moment_ms, size)
         if not power:
             world.disks[0].state.write([], sync=True)
         await world.crash(0)

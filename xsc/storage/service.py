@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from xsc.api import objects as shown
+from xsc.api.market import PassedOver
 from xsc.base.errors import NotAllowed, StoreDamaged, TooLarge, XscError
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
@@ -25,34 +26,131 @@ from xsc.storage.catalogue.adoption import Adoption
 from xsc.storage.catalogue.finder import ObjectFinder
 from xsc.storage.catalogue.names import HIDDEN, check_name
 from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
-from xsc.storage.object.capability import VerifyCapability, parse_read, parse_verify
-from xsc.storage.object.durability import KINDS, Contract, HostLabels, domains_of, survival
+from xsc.storage.object.capability import (
+    SECRET_BYTES,
+    VerifyCapability,
+    parse_read,
+    parse_verify,
+    verify_key,
+)
+from xsc.storage.object.durability import (
+    KINDS,
+    Contract,
+    HostLabels,
+    domains_of,
+    survival,
+    yearly_loss_ppb,
+)
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.expiry import ending, first_end, own_ends, told_ends
 from xsc.storage.object.inventory import HeldAt, HeldObject
-from xsc.storage.object.loss import yearly_loss_ppb
-from xsc.storage.object.placement import State, condition, default_contract, likely_columns
+from xsc.storage.object.placement import (
+    State,
+    column_state,
+    condition,
+    default_contract,
+    likely_columns,
+)
 from xsc.storage.ports import ChargeRead, Commit, Hosts, Leases
 from xsc.storage.repair.assignment import CustodianAssignment
 from xsc.storage.repair.custodian import Custodian
 from xsc.storage.repair.drain import Drain
-from xsc.storage.repair.maintained_object import MaintainedObjects, Settings
+from xsc.storage.repair.maintained_object import MaintainedObjects, OwnObjects, Settings
 from xsc.storage.repair.mover import Progress
 from xsc.storage.repair.node_watch import NodeWatch
-from xsc.storage.repair.own_objects import OwnObjects
 from xsc.storage.repair.peer_departures import Departures
 from xsc.storage.repair.repairer import Repairer
-from xsc.storage.reports import UNFOUND_MARGIN, PutResult, Retried, RmResult, best_columns
 from xsc.storage.shardstore.server import ShardServer
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer.deep_read import BadShard, read_every_shard
 from xsc.storage.transfer.get import Located, ObjectReader, read_whole
 from xsc.storage.transfer.host_client import HostClient, together
+from xsc.storage.transfer.journal import Kept
 from xsc.storage.transfer.locality import Referred, open_reference, refer, spared_bytes
-from xsc.storage.transfer.put import Upload, Uploaded
+from xsc.storage.transfer.put import Upload
 from xsc.storage.transfer.read_ahead_cache import ReadAheadCache
-from xsc.storage.transfer.resume import ResumeJournals
+from xsc.storage.transfer.resume import ResumeJournal, ResumeJournals
 from xsc.terms.storage_receipt import DeletionReceipt
+
+UNFOUND_MARGIN = -1
+"""Of an object that a recovery did not find."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """An object that was stored."""
+
+    capability: str
+    size_bytes: int
+    hosts: tuple[bytes, ...]
+    """The node of each column."""
+    warnings: list[str]
+    survives: Contract
+    """How many nodes, sites and owners can be lost, whichever they are."""
+    version: int = 1
+    """Its number under the name."""
+    passed_over: tuple[PassedOver, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RmResult:
+    """Which hosts confirmed a deletion, and which could not be reached."""
+
+    confirmed: tuple[bytes, ...]
+    unreachable: tuple[bytes, ...]
+    receipts: tuple[Signed[DeletionReceipt], ...] = ()
+    """Of the peers that confirmed; the own node gives none to itself."""
+    name: str = ""
+    """Its name; empty for files of directories and internal objects."""
+    given_up: bool = False
+    """Whether a silent host is not asked any more, because it has dropped the object by itself."""
+
+    @property
+    def partly(self) -> bool:
+        """Whether some host has still to confirm: run `rm` again."""
+        return bool(self.unreachable)
+
+
+class Retried(NamedTuple):
+    """Numbers of objects whose deletion was retried."""
+
+    confirmed: int
+    open: int
+    given_up: int
+    """Their last hosts stayed silent until they must have dropped the objects by themselves."""
+
+
+def best_columns(
+    located: Located, answers: Mapping[bytes, HeldObject | None], *, placed: bool
+) -> tuple[list[bytes | None], list[State]]:
+    """Return for each column the node with its best copy, and the state of that copy.
+
+    It is not known which of several silent nodes has a column: each is named once.
+
+    Args:
+        located: the object, and who may hold its columns.
+        answers: what these said.
+        placed: whether its owner's placement names them, and no search.
+    """
+    rank: list[State] = ["ok", "corrupt", "missing", "unreachable"]
+    columns: list[bytes | None] = []
+    states: list[State] = []
+    for column, nodes in enumerate(located.holders):
+        told = [
+            (rank.index(column_state(located.manifest, column, answers[node])), node)
+            for node in nodes
+            # Every copy of an inline object is the same: each node that was found counts for one
+            # column. By the placement it counts for those that it was given.
+            if placed or located.manifest.inline is None or node not in columns
+        ]
+        state = rank[min(told)[0]] if told else "missing"
+        best = [node for place, node in told if rank[place] == state]
+        if state == "unreachable":
+            best = [node for node in best if node not in columns]
+        columns.append(best[0] if best else None)
+        states.append(state)
+    return columns, states
+
 
 T = TypeVar("T")
 READ_AT_ONCE = 32
@@ -226,22 +324,24 @@ class StorageService:
         if not name.startswith(HIDDEN):
             check_name(name)
         contract = self.default_contract(code) if contract is None else contract
-        upload = partial(
-            Upload,
-            self._client,
-            self._context.key,
-            self._context.entropy,
-            code=Code(*code),
-            contract=contract,
-        )
-        if resume is None:
-            begun = upload()
-            async with self.resume_journals.turn(begun.locate) as trail:
-                done = await begun.run(source, size_hint, trail)
-                rows = await trail.forget() if trail.begun else ()
-                version = await self.catalogue.add(done, name, rows)
-        else:
-            done, version = await self._put_on(resume, upload, source, size_hint, name)
+        secret = self._context.entropy.token(SECRET_BYTES)
+        locate = VerifyCapability(verify_key(secret), bytes(32)).locate
+        async with self.resume_journals.turn(resume or locate) as trail:
+            kept = None if resume is None else await self._kept(resume, trail)
+            upload = Upload(
+                self._client,
+                self._context.key,
+                self._context.entropy,
+                code=Code(*code),
+                contract=contract,
+                trail=trail,
+                resumes=resume is not None,
+                secret=secret if kept is None else kept.head.secret,
+                kept=kept,
+            )
+            done = await upload.run(source, size_hint)
+            rows = trail.forget_head() if resume is None else await trail.forget()
+            version = await self.catalogue.add(done, name, rows)
         for warning in done.warnings:
             self._context.log.warning("storage.put_warning", warning=warning)
         return PutResult(
@@ -254,25 +354,16 @@ class StorageService:
             passed_over=done.passed_over,
         )
 
-    async def _put_on(
-        self,
-        resume: bytes,
-        make: Callable[..., Upload],
-        source: AsyncIterator[bytes],
-        size_hint: int | None,
-        name: str,
-    ) -> tuple[Uploaded, int]:
-        """Put with a journal, going on where there is one; return the version, too."""
-        async with self.resume_journals.turn(resume) as journal:
-            try:
-                kept = await journal.going_on()
-            except StoreDamaged as fault:
-                await self.resume_journals.give_up(resume, fault)
-                kept = None
-            if kept is None:
-                await self.resume_journals.set_apart(resume)
-            done = await make(journal=journal, kept=kept).run(source, size_hint, journal)
-            return done, await self.catalogue.add(done, name, await journal.forget())
+    async def _kept(self, resume: bytes, journal: ResumeJournal) -> Kept | None:
+        """Return what a put can go on with."""
+        try:
+            kept = await journal.going_on()
+        except StoreDamaged as fault:
+            await self.resume_journals.give_up(resume, fault)
+            kept = None
+        if kept is None:
+            await self.resume_journals.set_apart(resume)
+        return kept
 
     # Customer: finding and reading
 

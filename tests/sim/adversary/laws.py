@@ -46,7 +46,7 @@ from xsc.net.transport.memory import MemoryTransport
 from xsc.net.transport.port import Arrival, Handler, RawRequest, RawResponse
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.manifest import Manifest
-from xsc.storage.repair.custody import CUSTODY_OBJECTS_A_PEER_MAX
+from xsc.storage.repair.custodian import CUSTODY_OBJECTS_A_PEER_MAX
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import RecordBody, ShardBody
 from xsc.storage.transfer.get import roots_of

@@ -10,8 +10,7 @@ from tests.unit.storage.world import SETTINGS, content, finished, put
 from xsc.base.errors import RateLimited
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.repair.assignment import ASSIGNED
-from xsc.storage.repair.custodian import GUARD, HEALED, custody_message
-from xsc.storage.repair.custody import CUSTODY_SHARES, IN_CUSTODY
+from xsc.storage.repair.custodian import CUSTODY_SHARES, GUARD, HEALED, IN_CUSTODY, custody_message
 from xsc.storage.transfer.put import Held
 
 LEASES = (b"a" * 32, b"b" * 32)
@@ -127,10 +126,10 @@ def test_custody_for_one_peer_is_bounded(monkeypatch, bound):
         await custody.on_guard(owner.id, mine[0][1], [])
         ((_, row),) = custodian.state.scan(IN_CUSTODY, IN_CUSTODY + b"\xff")
         if bound == "number":
-            monkeypatch.setattr("xsc.storage.repair.custody.CUSTODY_OBJECTS_A_PEER_MAX", 3)
+            monkeypatch.setattr("xsc.storage.repair.custodian.CUSTODY_OBJECTS_A_PEER_MAX", 3)
         else:
             monkeypatch.setattr(
-                "xsc.storage.repair.custody.CUSTODY_ROW_BYTES_A_PEER_MAX", 4 * len(row) - 1
+                "xsc.storage.repair.custodian.CUSTODY_ROW_BYTES_A_PEER_MAX", 4 * len(row) - 1
             )
         done = await asyncio.gather(
             *(custody.on_guard(owner.id, header, []) for _, header in mine[1:]),

@@ -2,7 +2,7 @@
 
 from tests.unit.storage.repair.test_damage import NODES, held, manifest_of
 from xsc.storage.object.inventory import HeldObject
-from xsc.storage.reports import best_columns
+from xsc.storage.service import best_columns
 from xsc.storage.transfer.get import Located
 
 MANIFEST = manifest_of(2)

@@ -29,9 +29,9 @@ from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.inventory import Span, Wanted
 from xsc.storage.object.manifest import expected_digest
 from xsc.storage.object.messages import ObjectRecord
-from xsc.storage.repair.copy_reports import REPORTS_AN_OBJECT_MAX
 from xsc.storage.repair.custodian import HEALED
 from xsc.storage.repair.node_watch import WATCHES_MAX
+from xsc.storage.repair.repairer import REPORTS_AN_OBJECT_MAX
 from xsc.terms.storage_receipt import DeletionOrder
 
 LOCATE = b"l" * 32

@@ -173,3 +173,24 @@ def cut(data: Buffer, code: Code, *, codec: Codec = ZFEC) -> list[StorageShard]:
         StorageShard(column, shard, root_of(shard))
         for column, shard in enumerate(encode(data, code, codec=codec))
     ]
+
+
+def rebuild(
+    shards: Mapping[int, Buffer],
+    code: Code,
+    length: int,
+    columns: Sequence[int],
+    *,
+    codec: Codec = ZFEC,
+) -> list[StorageShard]:
+    """Return the wanted columns from any k verified shards of a segment of that length.
+
+    Raises:
+        ShardsInsufficient: fewer than k shards.
+    """
+    data = decode(shards, code, length, codec=codec)
+    built = encode(data, code, columns=columns, codec=codec)
+    return [
+        StorageShard(column, shard, root_of(shard))
+        for column, shard in zip(columns, built, strict=True)
+    ]

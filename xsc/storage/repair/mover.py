@@ -7,56 +7,200 @@ survey finds the object as it is. Design: docs/design/storage-repair.md, R6 and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from xsc.api.objects import Moved
-from xsc.base.errors import XscError
+from xsc.base.errors import LeaseExhausted, SpaceExhausted, XscError
 from xsc.base.ids import short
 from xsc.base.limits import STORE_REQUEST_BYTES_MAX
+from xsc.base.merkle import root_of
+from xsc.base.refusals import refusal
 from xsc.identity.context import Context
 from xsc.storage.object.erasure import Buffer, StorageShard
 from xsc.storage.object.inventory import Wanted
-from xsc.storage.object.manifest import code_of, segments_of
-from xsc.storage.object.messages import GET_MAX
+from xsc.storage.object.manifest import code_of, hash_of, segments_of
+from xsc.storage.object.messages import GET_MAX, ObjectRecord
 from xsc.storage.object.placement import placement_of
-from xsc.storage.object.rebuild import rebuild
 from xsc.storage.object.receipts import shards_of
 from xsc.storage.object.segment import length_of
 from xsc.storage.ports import HostLease
-from xsc.storage.repair.bandwidth import Bandwidth
-from xsc.storage.repair.damage import damaged_segments, good_for
-from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects, marks, merged
+from xsc.storage.repair.maintained_object import (
+    MaintainedObject,
+    MaintainedObjects,
+    marks,
+    merged,
+    without,
+)
 from xsc.storage.repair.migration import next_move
-from xsc.storage.repair.room import KnownLease, delete_at, room_at
-from xsc.storage.repair.survey import Survey, bytes_of_column, bytes_of_record
+from xsc.storage.repair.node_watch import Bandwidth
+from xsc.storage.repair.survey import (
+    Survey,
+    bytes_of_column,
+    bytes_of_record,
+    damaged_segments,
+    good_for,
+    has_damaged_record,
+    has_record,
+)
+from xsc.storage.repair.surveyor import Surveyor
 from xsc.storage.transfer.get import Located, roots_of
-from xsc.storage.transfer.host_client import HostClient, Source, together
+from xsc.storage.transfer.host_client import HostClient, Source, requests_of, together
 from xsc.storage.transfer.put import Held
-from xsc.storage.transfer.race import in_order, race
+from xsc.storage.transfer.sender import ColumnSender, SentSegment, rebuilt
+from xsc.storage.transfer.sending import KnownLease, Sending
+
+
+async def room_at(
+    client: HostClient, targets: frozenset[bytes], size_bytes: int
+) -> tuple[HostLease | None, str]:
+    """Return room at one of the nodes, or why there is none."""
+    known = {client.own, *client.hosts.peers()}
+    offered = await client.hosts.lease_hosts(
+        size_bytes=size_bytes, count=1, exclude=frozenset(known - targets)
+    )
+    if not offered.leases:
+        if any(isinstance(fault, SpaceExhausted) for fault in offered.refused.values()):
+            client.hosts.unplaced(size_bytes, 1)
+        return None, refusal(offered.refused, "no node offers the room that is needed").message
+    client.hosts.placed(size_bytes)
+    if offered.leases[0].node not in targets:
+        return None, "no node that may take it has room"
+    return offered.leases[0], ""
+
+
+async def delete_at(
+    client: HostClient, survey: Survey, node: bytes, columns: frozenset[int], held: list[Held]
+) -> list[Held]:
+    """Delete columns of an object at a host; return what is held after that.
+
+    Args:
+        client: the hosts.
+        survey: of the object.
+        node: the host. One that does not confirm is asked again after the next survey.
+        columns: to delete; all that is there if empty.
+        held: what is held before.
+    """
+    try:
+        freed, _ = await client.delete(node, survey.located.locate, columns=columns)
+    except XscError as fault:
+        ref = short(survey.maintained.ref)
+        client.log.warning("repair.failed", object=ref, reason=fault.message)
+        return held
+    if columns:
+        for lease_id, size in freed.items():
+            await client.note_freed(node, lease_id, size)
+        return without(held, node, freed)
+    for item in held:
+        if item.node == node:
+            await client.note_freed(node, item.lease_id, item.size_bytes)
+    return [item for item in held if item.node != node]
+
+
+class RecordWriter:
+    """Stores object records under leases that this node has, else under new ones."""
+
+    def __init__(
+        self, context: Context, client: HostClient, objects: MaintainedObjects, surveyor: Surveyor
+    ) -> None:
+        self._own = context.key.node_id
+        self._log = context.log
+        self._client = client
+        self._objects = objects
+        self._surveyor = surveyor
+
+    async def write(
+        self, maintained: MaintainedObject, survey: Survey, nodes: Iterable[bytes]
+    ) -> None:
+        """Store the record at those of the nodes that lack it.
+
+        A host that cannot be reached now gets the record after the next survey.
+        """
+        sealed = survey.located.sealed
+        record = ObjectRecord(
+            sealed=sealed, sealed_root=root_of(sealed), manifest_hash=hash_of(sealed)
+        )
+        wanted = list(dict.fromkeys(nodes))
+        # A node that had something of the object before may have the record still.
+        unasked = [node for node in wanted if node not in survey.answers]
+        answers = await self._surveyor.ask(maintained, survey.manifest, unasked)
+        survey = replace(survey, answers={**survey.answers, **answers})
+        lacking = [node for node in wanted if not has_record(survey, node)]
+        rooms = await self._rooms(maintained, record, lacking)
+        if rooms and not await self._objects.save(
+            maintained.ref, maintained.placement, (*maintained.held, *marks(rooms.values()))
+        ):
+            return
+        stored = await together(
+            self._store(maintained, survey.located, record, node, rooms.get(node))
+            for node in lacking
+        )
+        counted: list[Held] = []
+        for node, item in zip(lacking, stored, strict=True):
+            if item is not None and has_damaged_record(survey, node):
+                # It took the place of what was counted already.
+                await self._client.note_freed(node, item.lease_id, item.size_bytes)
+            elif item is not None:
+                counted.append(item)
+        held = merged(maintained.held, counted)
+        if held != maintained.held:
+            await self._objects.save(maintained.ref, maintained.placement, held)
+
+    async def _rooms(
+        self, maintained: MaintainedObject, record: ObjectRecord, nodes: Collection[bytes]
+    ) -> dict[bytes, HostLease]:
+        """Return room for the record at nodes where this node pays for nothing of the object."""
+        known = {item.node for item in maintained.held} | {self._own}
+        unknown = [node for node in nodes if node not in known]
+        size = record.held_bytes
+        found = await together(room_at(self._client, frozenset({node}), size) for node in unknown)
+        return {
+            node: lease
+            for node, (lease, _) in zip(unknown, found, strict=True)
+            if lease is not None
+        }
+
+    async def _store(
+        self,
+        maintained: MaintainedObject,
+        located: Located,
+        record: ObjectRecord,
+        node: bytes,
+        room: HostLease | None,
+    ) -> Held | None:
+        """Store the record at one host; return what it counts for there."""
+        # The newest lease first: the others may be full, or over.
+        known = [item.lease_id for item in reversed(maintained.held) if item.node == node]
+        leases: list[HostLease] = [KnownLease(node, id_) for id_ in dict.fromkeys(known)]
+        if room is not None:
+            leases = [room]
+        try:
+            for lease in leases:
+                try:
+                    return await self._store_under(lease, located, record)
+                except (LeaseExhausted, SpaceExhausted):
+                    continue
+            fresh, _ = await room_at(self._client, frozenset({node}), record.held_bytes)
+            return None if fresh is None else await self._store_under(fresh, located, record)
+        except XscError as fault:
+            ref = short(maintained.ref)
+            self._log.warning("repair.failed", object=ref, reason=fault.message)
+            return None
+
+    async def _store_under(self, lease: HostLease, located: Located, record: ObjectRecord) -> Held:
+        generation = located.manifest.generation
+        for batch, carried in requests_of([], record):
+            await self._client.store(
+                lease, located.locate, generation, shards=batch, record=carried
+            )
+        return Held(lease.node, lease.lease_id, record.held_bytes)
+
 
 DELETED = "it is being deleted"
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Is called with how many segments of how many are done."""
-
-
-@dataclass(slots=True)
-class _Transfer:
-    """Columns under way to their new hosts."""
-
-    leases: dict[int, HostLease]
-    """By column; those that failed are left out."""
-    held: list[Held]
-    """What was held before, without what was deleted since."""
-    sent: list[Held] = field(default_factory=list)
-    """What hosts confirmed."""
-    fault: str = ""
-
-    def fail(self, reason: str) -> None:
-        """Give up all columns."""
-        self.leases, self.fault = {}, reason
 
 
 class ColumnMover:
@@ -131,16 +275,19 @@ class ColumnMover:
         held = (*maintained.held, *marks(chosen.values()))
         if not await self._objects.save(maintained.ref, maintained.placement, held):
             return maintained, (), DELETED
-        transfer = _Transfer(dict(chosen), list(maintained.held))
-        try:
-            await self._transfer(survey, transfer, progress)
-        except XscError as fault:
-            transfer.fail(fault.message)
-        leases = dict(sorted(transfer.leases.items()))
-        held = merged(transfer.held, transfer.sent)
+        left = list(maintained.held)
+        for column, lease in chosen.items():
+            if survey.columns[column] == lease.node and column in survey.displaced:
+                # What the host has of the column is not what it should be.
+                gone = frozenset({column})
+                left = await delete_at(self._client, survey, lease.node, gone, left)
+        sender = self._sender(survey, chosen)
+        fault = await self._send(survey, sender, progress)
+        leases = {column: slot.lease for column, slot in sorted(sender.state.slots.items())}
+        held = merged(left, held_of(sender))
         if not leases:
             await self._objects.save(maintained.ref, maintained.placement, held)
-            return replace(maintained, held=held), (), transfer.fault
+            return replace(maintained, held=held), (), fault
         columns = list(survey.columns)
         for column, lease in leases.items():
             columns[column] = lease.node
@@ -155,43 +302,57 @@ class ColumnMover:
             Moved(shard=column, from_=survey.columns[column], to=lease.node)
             for column, lease in leases.items()
         )
-        return maintained, moved, transfer.fault
+        return maintained, moved, fault
 
-    async def _transfer(
-        self, survey: Survey, transfer: _Transfer, progress: Progress | None
-    ) -> None:
-        for column, lease in transfer.leases.items():
-            if survey.columns[column] == lease.node and column in survey.displaced:
-                # What the host has of the column is not what it should be.
-                transfer.held = await delete_at(
-                    self._client, survey, lease.node, frozenset({column}), transfer.held
-                )
-        to_send = await self._keep_in_place(survey, transfer)
-        count = segments_of(survey.manifest) if to_send else 0
+    def _sender(self, survey: Survey, leases: Mapping[int, HostLease]) -> ColumnSender:
+        """Return what sends columns: one whose host fails waits for the next look."""
+        manifest = survey.manifest
+        state = Sending({}, manifest.m, manifest.contract, replaces=False)
+        sender = ColumnSender(self._client, survey.located.locate, code_of(manifest), state)
+        sender.place(leases)
+        return sender
+
+    async def _send(self, survey: Survey, sender: ColumnSender, progress: Progress | None) -> str:
+        """Send columns segment by segment; return why some were given up, or nothing."""
+        await self._keep_in_place(survey, sender)
+        kept = set(sender.done)
+        count = segments_of(survey.manifest) if sender.state.slots.keys() - kept else 0
+        reason = ""
         for index in range(count):
+            columns = sorted(sender.state.slots.keys() - kept)
             if self._objects.load(survey.maintained.ref) is None:
-                transfer.fail(DELETED)
-                return
-            shards = await self._build(survey, index, sorted(to_send & set(transfer.leases)))
-            answers = await together(
-                self._send(transfer.leases[shard.column], survey.located, index, shard)
-                for shard in shards
-            )
-            for shard, (size, fault) in zip(shards, answers, strict=True):
-                lease = transfer.leases[shard.column]
-                transfer.sent.append(Held(lease.node, lease.lease_id, size))
-                if fault:
-                    transfer.fault = fault
-                    del transfer.leases[shard.column]
-            if not to_send & set(transfer.leases):
-                return
+                sender.place({})
+                return DELETED
+            if not columns:
+                break
+            try:
+                shards = await self._build(survey, index, columns)
+            except XscError as fault:
+                sender.place({})
+                return fault.message
+            faults = await together(self._stored(sender, index, shard) for shard in shards)
+            reason = next(filter(None, faults), reason)
             if progress is not None:
                 progress(index + 1, count)
+        return reason
 
-    async def _keep_in_place(self, survey: Survey, transfer: _Transfer) -> set[int]:
-        """Put columns that stay under their new leases without a transfer; return the others."""
-        located, to_send = survey.located, set(transfer.leases)
-        for column, lease in sorted(transfer.leases.items()):
+    @staticmethod
+    async def _stored(sender: ColumnSender, index: int, shard: StorageShard) -> str:
+        """Store a shard at its host; return why it is not there, or nothing."""
+        sender.live.setdefault(index, {})[shard.column] = shard
+        try:
+            await sender.store(shard.column, index)
+        except XscError as fault:
+            return fault.message
+        finally:
+            del sender.live[index][shard.column]
+        return ""
+
+    async def _keep_in_place(self, survey: Survey, sender: ColumnSender) -> None:
+        """Put columns that stay under their new leases without a transfer."""
+        located = survey.located
+        for column, slot in sorted(sender.state.slots.items()):
+            lease = slot.lease
             if survey.columns[column] != lease.node or column in survey.displaced:
                 continue
             shards = shards_of(located.manifest, column)
@@ -202,12 +363,11 @@ class ColumnMover:
                 for start in range(0, len(shards), most):
                     batch = shards[start : start + most]
                     size = await self._client.keep(lease, located.locate, generation, batch)
-                    transfer.sent.append(Held(lease.node, lease.lease_id, size))
+                    sender.count(lease, size)
             except XscError as fault:
                 self._failed(survey, fault)
                 continue
-            to_send.discard(column)
-        return to_send
+            sender.done[column].update(range(segments_of(located.manifest)))
 
     # Shards
 
@@ -233,18 +393,15 @@ class ColumnMover:
         """Return shards of a segment, built from k of the good columns."""
         manifest = survey.manifest
         length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
-        sources = [Source(column, survey.columns[column]) for column in good]
-        got = await race(
+        return await rebuilt(
             self._client,
-            locate=survey.located.locate,
-            generation=manifest.generation,
-            segment=index,
-            roots=roots_of(manifest, index),
-            sources=in_order(self._client, sources, manifest.k),
-            k=manifest.k,
-            size_bytes=code_of(manifest).shard_bytes(length),
+            survey.located.locate,
+            code_of(manifest),
+            index,
+            SentSegment(length, roots_of(manifest, index)),
+            sources=[Source(column, survey.columns[column]) for column in good],
+            columns=columns,
         )
-        return await self._context.executor.run(rebuild, got, code_of(manifest), length, columns)
 
     async def _copy(self, survey: Survey, index: int, column: int) -> StorageShard:
         manifest = survey.manifest
@@ -257,22 +414,6 @@ class ColumnMover:
             Wanted(index, column, root, None, code_of(manifest).shard_bytes(length)),
         )
         return StorageShard(column, data, root)
-
-    async def _send(
-        self, lease: HostLease, located: Located, index: int, shard: StorageShard
-    ) -> tuple[int, str]:
-        """Store a shard; return the bytes confirmed, or why there are none."""
-        try:
-            size = await self._client.store(
-                lease,
-                located.locate,
-                located.manifest.generation,
-                shards=[(index, shard)],
-                record=None,
-            )
-        except XscError as fault:
-            return 0, fault.message
-        return size, ""
 
     async def rewrite_damaged(self, survey: Survey) -> int:
         """Store damaged shards again at hosts that have the rest of the column; return how many.
@@ -288,32 +429,41 @@ class ColumnMover:
             if node in survey.leaving or len(leases) != 1:
                 # With several leases it is not known which one the shard is under.
                 continue
-            lease = KnownLease(node, leases[0])
-            try:
-                for segment in segments:
-                    size, fault = await self._rewrite(survey, lease, segment, column)
-                    if fault:
-                        self._context.log.info(
-                            "repair.shard_not_rewritten", peer=short(node), reason=fault
-                        )
-                        break
-                    # It takes the place of what was counted already.
-                    await self._client.note_freed(node, lease.lease_id, size)
-                    done += 1
-            except XscError as fault_error:
-                self._failed(survey, fault_error)
+            sender = self._sender(survey, {column: KnownLease(node, leases[0])})
+            for segment in segments:
+                reason = await self._rewrite(survey, sender, segment, column)
+                if reason:
+                    self._context.log.info(
+                        "repair.shard_not_rewritten", peer=short(node), reason=reason
+                    )
+                    break
+                done += 1
+            for item in held_of(sender):
+                # It takes the place of what was counted already.
+                await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
         if done:
             ref = short(survey.maintained.ref)
             self._context.log.info("repair.shards_rewritten", object=ref, shards=done)
         return done
 
     async def _rewrite(
-        self, survey: Survey, lease: HostLease, segment: int, column: int
-    ) -> tuple[int, str]:
-        """Build one damaged shard from columns that are whole in this segment, and store it."""
+        self, survey: Survey, sender: ColumnSender, segment: int, column: int
+    ) -> str:
+        """Build one damaged shard from columns that are whole in this segment, and store it.
+
+        Return why it is not there, or nothing.
+        """
         manifest = survey.manifest
         length = length_of(segment, manifest.size_bytes, manifest.segment_bytes)
         await self._bandwidth.take(code_of(manifest).shard_bytes(length) * (1 + manifest.k))
         good = good_for(manifest, survey.columns, survey.answers, segment)
-        (shard,) = await self._rebuild(survey, segment, good, [column])
-        return await self._send(lease, survey.located, segment, shard)
+        try:
+            (shard,) = await self._rebuild(survey, segment, good, [column])
+        except XscError as fault:
+            return fault.message
+        return await self._stored(sender, segment, shard)
+
+
+def held_of(sender: ColumnSender) -> list[Held]:
+    """Return what hosts confirmed."""
+    return [Held(node, lease_id, size) for (node, lease_id), size in sender.held.items()]

@@ -6,7 +6,11 @@ owner or a custodian. Plans are made again from what the hosts say and are not k
 so that a restart loses at most the work on the current objects.
 
 Each repair: survey (`Surveyor`), decide (`survey`, `migration`), carry out (`Cleanup`,
-`ColumnMover`, `RecordWriter`). Design: docs/design/storage-repair.md.
+`ColumnMover`, `RecordWriter`). A good column is deleted only if it is surplus, one at a
+time, and only after every column that remains was read whole from its host just before. No
+report of a peer deletes anything: it is a reason to look. A custodian may delete one copy of
+its own after each look that found every column good, under leases of this node, and read all
+of them. Design: docs/design/storage-repair.md.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from xsc.api.objects import Moved, Repaired
 from xsc.base.clock import rest
@@ -22,29 +26,189 @@ from xsc.base.errors import XscError
 from xsc.base.ids import short
 from xsc.base.limits import SEGMENT_BYTES
 from xsc.base.room import Room
+from xsc.base.tally import Tally
 from xsc.base.turns import sliced
 from xsc.identity.context import Context
 from xsc.storage.catalogue.finder import ObjectFinder
 from xsc.storage.object.durability import HostLabels, survival
 from xsc.storage.object.placement import Placement
-from xsc.storage.repair.bandwidth import Bandwidth
-from xsc.storage.repair.cleanup import Cleanup
-from xsc.storage.repair.copy_reports import CopyReports
 from xsc.storage.repair.drain import Drain
-from xsc.storage.repair.maintained_object import MaintainedObjects, Settings
-from xsc.storage.repair.mover import ColumnMover, Progress
-from xsc.storage.repair.node_watch import NodeWatch
-from xsc.storage.repair.record_writer import RecordWriter
+from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects, Settings
+from xsc.storage.repair.mover import ColumnMover, Progress, RecordWriter, delete_at
+from xsc.storage.repair.node_watch import Bandwidth, NodeWatch
 from xsc.storage.repair.survey import (
     Survey,
+    former_hosts,
+    former_hosts_up,
     found_placement,
     needs_repair,
     nodes_without_manifest,
+    plan_cleanup,
     recounted_held,
 )
 from xsc.storage.repair.surveyor import Surveyor
 from xsc.storage.transfer.host_client import HostClient, together
 from xsc.storage.transfer.recount import differences
+
+REPORTS_AN_OBJECT_MAX = 16
+"""How often within REPORTS_MS an owner reads all of an object because a peer reports copies."""
+REPORTS_MS = 24 * 3_600_000
+
+
+class CopyReports:
+    """Keeps in memory which custodians reported copies of which objects."""
+
+    def __init__(self) -> None:
+        self._reports: dict[bytes, dict[bytes, bool]] = {}
+        """By object and custodian: whether it may delete one of its copies."""
+        self._counted = Tally(REPORTS_AN_OBJECT_MAX, REPORTS_MS)
+
+    def __len__(self) -> int:
+        return len(self._reports)
+
+    def take_permission(self, ref: bytes, custodian: bytes) -> bool:
+        """Return whether a custodian may delete one copy now; the permission is used by that."""
+        reports = self._reports.get(ref, {})
+        if reports.get(custodian):
+            del reports[custodian]
+            return True
+        return False
+
+    def note(self, ref: bytes, custodian: bytes, now_ms: int) -> bool:
+        """Note a report; return whether the object is to be looked at because of it.
+
+        Each such look reads the whole object, so that their number is limited.
+        """
+        reports = self._reports.setdefault(ref, {})
+        if custodian in reports or self._counted.wait_ms(ref + custodian, now_ms):
+            return False
+        self._counted.note(ref + custodian, now_ms)
+        reports[custodian] = False
+        return True
+
+    def is_waiting(self, ref: bytes) -> bool:
+        """Say whether a custodian waits for a look at the object."""
+        return False in self._reports.get(ref, {}).values()
+
+    def permit(self, ref: bytes) -> None:
+        """Let each custodian that reported copies of an object delete one."""
+        self._reports[ref] = dict.fromkeys(self._reports[ref], True)
+
+    def forget_others(self, refs: Collection[bytes]) -> None:
+        """Forget the reports about all other objects."""
+        for ref in self._reports.keys() - set(refs):
+            del self._reports[ref]
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What a cleanup of one object did."""
+
+    maintained: MaintainedObject
+    proven: bool = False
+    """Whether every column was read whole, and no copy deleted after that."""
+    look_again: bool = False
+    """Whether to look at the object again at once."""
+
+
+class Cleanup:
+    """Deletes copies, and remembers when to try."""
+
+    def __init__(
+        self,
+        context: Context,
+        client: HostClient,
+        objects: MaintainedObjects,
+        surveyor: Surveyor,
+        kept_ms: int,
+    ) -> None:
+        self._clock = context.clock
+        self._client = client
+        self._objects = objects
+        self._surveyor = surveyor
+        self._kept_ms = kept_ms
+        self._moved_ms: dict[bytes, int] = {}
+        """By object: when columns moved, and the old copies were left for readers."""
+        self.blocked: set[bytes] = set()
+        """Objects with copies that cannot be deleted before nodes come or go."""
+
+    # When
+
+    def note_moved(self, ref: bytes) -> None:
+        """Note that columns of an object moved just now."""
+        self._moved_ms[ref] = self._clock.monotonic_ms()
+
+    def due(self, refs: Collection[bytes]) -> dict[bytes, int]:
+        """Return which objects have old copies to delete now, and when they moved.
+
+        Args:
+            refs: all objects that are looked after; the others are forgotten.
+        """
+        now_ms = self._clock.monotonic_ms()
+        due = {ref: at for ref, at in self._moved_ms.items() if now_ms - at >= self._kept_ms}
+        for ref in due.keys() - refs:
+            del self._moved_ms[ref], due[ref]
+        self.blocked &= set(refs)
+        return due
+
+    def next_ms(self, looked_at: Mapping[bytes, int]) -> int | None:
+        """Return in how many ms the next old copies are to be deleted; None: there are none.
+
+        Args:
+            looked_at: what `due` returned, and was looked at by now: it does not count again.
+        """
+        times = [ms for ref, ms in self._moved_ms.items() if looked_at.get(ref) != ms]
+        return min(times) + self._kept_ms - self._clock.monotonic_ms() if times else None
+
+    def nothing_to_do(self, survey: Survey) -> None:
+        """Note that nothing can be deleted of an object now."""
+        ref = survey.maintained.ref
+        moved_ms = self._moved_ms.get(ref)
+        if moved_ms is not None and self._clock.monotonic_ms() - moved_ms >= self._kept_ms:
+            del self._moved_ms[ref]
+            self.blocked.add(ref)
+        if not former_hosts(survey):
+            self.blocked.discard(ref)
+
+    # What
+
+    async def clean(self, survey: Survey, *, reported: bool) -> Cleaned:
+        """Delete what is not needed any more, once no reader can still be using it.
+
+        Args:
+            survey: of the object.
+            reported: whether a custodian waits for the proof that every column is good.
+        """
+        maintained = survey.maintained
+        ref = maintained.ref
+        moved_ms = self._moved_ms.get(ref)
+        if moved_ms is not None and self._clock.monotonic_ms() - moved_ms < self._kept_ms:
+            return Cleaned(maintained)
+        self._moved_ms.pop(ref, None)
+        former = await self._surveyor.ask(maintained, survey.manifest, former_hosts_up(survey))
+        plan = plan_cleanup(survey, former)
+        held = list(maintained.held)
+        for node, columns in plan.broken:
+            held = await delete_at(self._client, survey, node, columns, held)
+        for item in plan.dropped:
+            await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
+            held.remove(item)
+        if plan.blocked or plan.copies:
+            # What cannot be deleted now is tried again when nodes come or go.
+            self.blocked.add(ref)
+        proven = look_again = False
+        if (plan.copies or reported) and not maintained.only_clean:
+            bad = await self._surveyor.read_all(survey)
+            proven = bad == []
+            look_again = any(not fault.silent for fault in bad or ())
+        if proven and plan.copies:
+            held = await delete_at(self._client, survey, *plan.copies[0], held)
+            proven, look_again = False, True
+        if tuple(held) != maintained.held:
+            maintained = replace(maintained, held=tuple(held))
+            await self._objects.save(ref, maintained.placement, maintained.held)
+        return Cleaned(maintained, proven, look_again)
+
 
 REPAIRS_AT_ONCE = 64
 """What they ask of the same hosts travels together."""
@@ -194,17 +358,20 @@ class Repairer:
         order = sorted(
             (margin, ref) for margin, ref in zip(found, refs, strict=True) if margin is not None
         )
-        if len(order) > REPAIRS_A_ROUND_MAX:
-            self.look_at(ref for _, ref in order[REPAIRS_A_ROUND_MAX:])
+        self._again.update(ref for _, ref in order[REPAIRS_A_ROUND_MAX:])
         queue = [ref for _, ref in order[:REPAIRS_A_ROUND_MAX]]
 
         async def work() -> None:
             while queue:
                 ref = queue.pop(0)
                 try:
-                    await self.repair(ref)
+                    done = await self.repair(ref)
                 except XscError as fault:
                     self._failed(ref, fault)
+                    continue
+                if done is not None and done.moved and len(order) > REPAIRS_A_ROUND_MAX:
+                    # The rest follows at once, unless nothing finds a place.
+                    self._woken.set()
 
         await together(work() for _ in range(REPAIRS_AT_ONCE))
 

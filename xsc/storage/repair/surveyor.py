@@ -18,9 +18,8 @@ from xsc.storage.object.expiry import before_end, own_ends, refusing
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.object.placement import State, column_state, column_states
-from xsc.storage.repair.bandwidth import Bandwidth
 from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects
-from xsc.storage.repair.node_watch import NodeWatch
+from xsc.storage.repair.node_watch import Bandwidth, NodeWatch
 from xsc.storage.repair.repair_rules import lost_columns
 from xsc.storage.repair.survey import Survey, columns_to_pay_for
 from xsc.storage.transfer.deep_read import BadShard, read_every_shard

@@ -31,8 +31,13 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.storage.object import held_shards, messages
 from xsc.storage.object.erasure import Buffer, StorageShard
-from xsc.storage.object.inventory import ColumnPresence, FoundShard, HeldObject, Wanted
-from xsc.storage.object.inventory_pages import InventoryPages
+from xsc.storage.object.inventory import (
+    ColumnPresence,
+    FoundShard,
+    HeldObject,
+    InventoryPages,
+    Wanted,
+)
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.object.receipts import check_receipt, deletion_fault, expected_receipt

@@ -26,6 +26,7 @@ from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.object.capability import VerifyCapability, verify_key
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.manifest import Nonce, SealedSegment, Tag, hash_of, open_manifest
+from xsc.storage.transfer.sending import KnownLease
 
 PREFIX = b"storage/upload/"
 HEAD = PREFIX + b"h/"
@@ -44,6 +45,11 @@ class KeptSlot(Record):
     node: Id32
     lease_id: Id32
     price: Count
+
+    @property
+    def lease(self) -> KnownLease:
+        """The lease."""
+        return KnownLease(self.node, self.lease_id, self.price)
 
 
 class KeptPlace(Record):

@@ -13,15 +13,13 @@ ends with every column stored, or is deleted again. docs/design/storage.md.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from xsc.api.market import PassedOver
-from xsc.base.clock import Entropy, run_sized
+from xsc.base.clock import Clock, Entropy, run_sized
 from xsc.base.errors import (
     DurabilityUnreachable,
-    LeaseExhausted,
     LimitError,
     NoOffers,
     SpaceExhausted,
@@ -38,7 +36,6 @@ from xsc.base.units import held_bytes
 from xsc.identity.keys import KeyPair
 from xsc.storage.object import segment as segments
 from xsc.storage.object.capability import (
-    SECRET_BYTES,
     ReadCapability,
     VerifyCapability,
     content_key,
@@ -60,14 +57,11 @@ from xsc.storage.object.placement import (
     shortfall,
     warnings_of,
 )
-from xsc.storage.object.rebuild import plan_rebuilds, rebuild
 from xsc.storage.object.segment import NONCE_BYTES, Place
 from xsc.storage.ports import HostLease
 from xsc.storage.transfer.host_client import (
     HostClient,
-    Source,
     let_end,
-    requests_of,
     stop_all,
     together,
 )
@@ -80,8 +74,9 @@ from xsc.storage.transfer.journal import (
     places,
     sealed_of,
 )
-from xsc.storage.transfer.race import in_order, race
 from xsc.storage.transfer.resume import ResumeJournal
+from xsc.storage.transfer.sender import ColumnSender, Notes, SentSegment
+from xsc.storage.transfer.sending import Sending
 
 PUT_ENDS_MS = 10_000
 """How long segments may still be on their way whose client has gone."""
@@ -117,32 +112,6 @@ class Uploaded:
     warnings: list[str]
     survives: Contract
     passed_over: tuple[PassedOver, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class KeptLease:
-    """A lease that an earlier put of the same content had."""
-
-    node: bytes
-    lease_id: bytes
-    price: int
-
-
-@dataclass(slots=True)
-class _Slot:
-    """A column, and the host that holds it for now: another where that one goes silent."""
-
-    column: int
-    lease: HostLease
-    tries: int = 0
-    """Rises when the host is replaced."""
-    done: set[int] = field(default_factory=set)
-    """Segments that this host, or the one before it, confirmed."""
-    extended_at: int = -1
-    """How much the host held when it was last asked for more room."""
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    before: frozenset[int] = frozenset()
-    """Segments that its first host confirmed to the put that this one goes on with."""
 
 
 async def cut_stream(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, bool]]:
@@ -187,6 +156,216 @@ def changed() -> UploadChanged:
     )
 
 
+class RoomSearch:
+    """Asks nodes for the room that one put needs; remembers who gave none, and why."""
+
+    def __init__(self, client: HostClient, code: Code, contract: Contract) -> None:
+        self._client = client
+        self._code = code
+        self._contract = contract
+        self.size_hint = 0
+        """The length of the stream, as far as it is known."""
+        self._refused: dict[bytes, XscError] = {}
+        self.passed_over: dict[tuple[bytes, bytes | None], PassedOver] = {}
+        self._asked: dict[int, int] = {}
+        """By room that was asked for, how many nodes more were to give it; in this order."""
+
+    # How much
+
+    def note_size(self, read_bytes: int) -> None:
+        """Expect twice as much again where the stream is longer than was expected."""
+        if read_bytes > self.size_hint:
+            self.size_hint = 2 * read_bytes
+
+    def size_for(self, hosts: int) -> int:
+        """Return the room that is needed at each of so many hosts."""
+        size = host_bytes(self.size_hint, self._code, hosts, SEGMENT_BYTES)
+        if self.size_hint <= INLINE_BYTES_MAX:
+            size = 0
+        return size + record_bytes(self.size_hint, self._code, SEGMENT_BYTES)
+
+    def note_unplaced(self, gone: Mapping[bytes, XscError]) -> None:
+        """Note what was refused for want of room: it is needed until it is placed.
+
+        That is the first choice alone: whatever was asked for after it was to do in its stead. Who
+        was chosen and had no room left for the bytes is lacking, too.
+        """
+        full = {
+            node
+            for node, fault in {**self._refused, **gone}.items()
+            if isinstance(fault, SpaceExhausted) and node != self._client.own
+        }
+        short = [(size, nodes) for size, nodes in self._asked.items() if nodes]
+        if full and short:
+            room_bytes, lacking = short[0]
+            lacking = max(lacking, len(full & gone.keys()))
+            self._client.hosts.unplaced(room_bytes, min(self._code.n, lacking, len(full)))
+
+    def note_placed(self) -> None:
+        """Note that all room was given; a try before may have asked for more than this one."""
+        for room_bytes in {*self._asked, self.size_for(self._code.n)}:
+            self._client.hosts.placed(room_bytes)
+
+    # Where
+
+    async def lease(
+        self, size_bytes: int, count: int, exclude: frozenset[bytes] = frozenset()
+    ) -> Sequence[HostLease]:
+        """Return room at up to so many nodes, at least one; note who gave none, and why.
+
+        Raises:
+            CreditExceeded, SpaceExhausted, NoOffers: not even one.
+        """
+        offered = await self._client.hosts.lease_hosts(
+            size_bytes=size_bytes, count=count, exclude=exclude
+        )
+        self._refused |= offered.refused
+        for each in offered.passed_over:
+            self.passed_over[each.node, each.lease_id] = each
+        lacking = count - len(offered.leases)
+        self._asked[size_bytes] = max(lacking, self._asked.get(size_bytes, 0))
+        if not offered.leases:
+            raise refusal(offered.refused, "no node offers the room that is needed")
+        return offered.leases
+
+    async def at(self, node: bytes, hosts: int, there_bytes: int) -> HostLease | None:
+        """Return room at one host for what it lacks, under another lease where it takes one."""
+        lacking = self.size_for(hosts) - there_bytes
+        more = lacking if lacking > 0 else there_bytes
+        before = self._asked.get(more, 0)
+        others = frozenset({self._client.own, *self._client.hosts.peers()} - {node})
+        lease = await self._one(more, others)
+        if lease is None:
+            # Another host is asked for the whole column next.
+            self._asked[more] = before
+        return lease
+
+    async def elsewhere(self, taken: frozenset[bytes], least_bytes: int) -> HostLease | None:
+        """Return room for a column at a node that is not taken."""
+        return await self._one(max(self.size_for(self._code.n), least_bytes), taken)
+
+    async def _one(self, size_bytes: int, exclude: frozenset[bytes]) -> HostLease | None:
+        try:
+            leases = await self.lease(size_bytes, 1, exclude)
+        except (NoOffers, LimitError):
+            return None
+        return leases[0] if leases[0].node not in exclude else None
+
+    # The contract
+
+    def hosts_of(self, columns: Sequence[bytes]) -> list[HostLabels]:
+        """Return the labels of hosts."""
+        return [HostLabels(node, *self._client.hosts.labels(node)) for node in columns]
+
+    def keeps(self, columns: Sequence[bytes]) -> bool:
+        """Say whether a placement keeps the contract."""
+        return survival(self.hosts_of(columns), self._code.m).meets(self._contract)
+
+    async def require(self, state: Sending) -> None:
+        """Return if a placement keeps the contract.
+
+        Raises:
+            XscError: as `refusal`.
+        """
+        if not self.keeps(state.columns):
+            raise await self.refusal(list(dict.fromkeys(state.columns)), state.gone)
+
+    async def refusal(self, nodes: Sequence[bytes], gone: Mapping[bytes, XscError]) -> XscError:
+        """Return why the contract cannot be kept, and what can be with these nodes as they are.
+
+        It is for the caller to change what could not be kept if all known nodes were up, each
+        that has not said its site and owner yet at a site and of an owner of its own.
+        """
+        code, contract = self._code, self._contract
+        left = [node for node in nodes if node not in gone]
+        works = attainable(self.hosts_of(left), code.n, code.m, contract)
+        less = f"`--survive {works.to_text()}` accepts what works now"
+        if works == contract:
+            less = "put it again: the nodes that are left can keep it in other places"
+        known = [self._client.own, *self._client.hosts.peers()][:PLAN_HOSTS_MAX]
+        heard = await self._client.hosts.learn_labels(known)
+        hosts = [
+            host
+            if host.node in heard
+            else host._replace(site=host.node.hex(), owner=host.node.hex())
+            for host in self.hosts_of(known)
+        ]
+        never = shortfall(hosts, code, contract)
+        refused = {
+            node: fault for node, fault in {**self._refused, **gone}.items() if node not in left
+        }
+        if never is not None or not refused:
+            reason = (
+                f"no placement survives {contract.to_text()}" if never is None else never.reason
+            )
+            hints = [less] if never is None else [never.hint, less]
+            return DurabilityUnreachable(reason, hint="; ".join(hints))
+        return refusal(refused, f"the contract {contract.to_text()} cannot be kept now", also=less)
+
+
+class PutNotes(Notes):
+    """Writes into the journal of a put what lies where."""
+
+    def __init__(
+        self, clock: Clock, secret: bytes, code: Code, trail: ResumeJournal, *, resumes: bool
+    ) -> None:
+        self._clock = clock
+        self._secret = secret
+        self._code = code
+        self._trail = trail
+        self._resumes = resumes
+        self._noted: set[tuple[bytes, bytes]] = set()
+        """Where an undo asks, as far as it is kept already."""
+
+    def head(
+        self, sender: ColumnSender, held: Mapping[tuple[bytes, bytes], int] | None = None
+    ) -> Head:
+        """Return the head of the journal; `held` says what lies where, if not all that was sent."""
+        slots = sorted(sender.state.slots.items())
+        return Head(
+            secret=self._secret,
+            k=self._code.k,
+            m=self._code.m,
+            touched_ms=self._clock.now_ms(),
+            slots=tuple(
+                KeptSlot(
+                    columns=(column,),
+                    node=slot.lease.node,
+                    lease_id=slot.lease.lease_id,
+                    price=slot.lease.price,
+                )
+                for column, slot in slots
+            ),
+            places=places(sender.held if held is None else held),
+        )
+
+    def about_to(self, sender: ColumnSender, place: tuple[bytes, bytes]) -> None:
+        """Note that an undo must ask that host, and all others that have a column."""
+        if (self._resumes and sender.last != 0) or place in self._noted:
+            return
+        slots = sender.state.slots.values()
+        places = {(slot.lease.node, slot.lease.lease_id): 0 for slot in slots}
+        noted = {**dict.fromkeys(sender.held, 0), **places, place: 0}
+        self._trail.lies_at(self.head(sender, noted))
+        self._noted.update(noted)
+
+    def stored(
+        self, sender: ColumnSender, index: int, column: int, shards: Sequence[StorageShard]
+    ) -> None:
+        """Keep a receipt."""
+        if not self._resumes or sender.last == index == 0:
+            return
+        lease = sender.state.slots[column].lease
+        size = held_bytes(sum(len(shard.data) for shard in shards), len(shards))
+        place = KeptPlace(node=lease.node, lease_id=lease.lease_id, size_bytes=size)
+        self._trail.acked(index, column, place)
+
+    def moved(self, sender: ColumnSender) -> None:
+        """Keep where columns go from now on."""
+        if self._resumes and sender.last != 0:
+            self._trail.moved(self.head(sender))
+
+
 class Upload:
     """One put. Used once."""
 
@@ -198,75 +377,77 @@ class Upload:
         *,
         code: Code,
         contract: Contract,
-        journal: ResumeJournal | None = None,
+        trail: ResumeJournal,
+        resumes: bool,
+        secret: bytes,
         kept: Kept | None = None,
     ) -> None:
-        self._journal = journal
-        self._trail: ResumeJournal | None = None
+        """Begin.
+
+        Args:
+            client: the hosts.
+            key: of the owner.
+            entropy: for nonces.
+            code: of the object.
+            contract: what it must survive.
+            trail: keeps where something lies that must be deleted should this not end.
+            resumes: whether it keeps as well what it takes to go on after a kill.
+            secret: the read secret.
+            kept: what a put kept that this one goes on with.
+        """
+        self._journal = trail if resumes else None
+        self._trail = trail
         self._kept = kept
         self._client = client
         self._key = key
         self._entropy = entropy
         self._code = code
         self._contract = contract
-        kept = self._kept
-        self._secret = entropy.token(SECRET_BYTES) if kept is None else kept.head.secret
-        self._content_key = content_key(self._secret)
-        keys = VerifyCapability(verify_key(self._secret), bytes(32))
+        self._secret = secret
+        self._content_key = content_key(secret)
+        keys = VerifyCapability(verify_key(secret), bytes(32))
         self._locate = keys.locate
         self._manifest_key = keys.manifest_key
-        self._slots: list[_Slot] = []
-        self._gone: dict[bytes, XscError] = {}
-        """Hosts that failed, and how."""
-        self._refused: dict[bytes, XscError] = {}
-        """Nodes that gave no room, and why."""
-        self._passed_over: dict[tuple[bytes, bytes | None], PassedOver] = {}
-        self._asked: dict[int, int] = {}
-        """By room that was asked for, how many nodes more were to give it; in this order."""
-        self._choosing = asyncio.Lock()
-        self._live: dict[int, list[StorageShard]] = {}
+        self._rooms = RoomSearch(client, code, contract)
+        self._notes = PutNotes(client.clock, self._secret, code, trail, resumes=resumes)
+        self._sender = ColumnSender(
+            client,
+            self._locate,
+            code,
+            Sending({}, code.m, contract, replaces=True),
+            rooms=self._rooms,
+            notes=self._notes,
+        )
         self._sealed: dict[int, SealedSegment] = {}
-        self._lengths: dict[int, int] = {}
-        self._held: dict[tuple[bytes, bytes], int] = {}
-        self._record: ObjectRecord | None = None
-        self._recorded: dict[bytes, bytes] = {}
-        """By host: under which lease it keeps the record."""
-        self._recording: set[bytes] = set()
-        self._last = -1
-        self._size_hint = 0
         self._abandoned = False
 
-    async def run(
-        self, source: AsyncIterator[bytes], size_hint: int | None, trail: ResumeJournal
-    ) -> Uploaded:
+    async def run(self, source: AsyncIterator[bytes], size_hint: int | None) -> Uploaded:
         """Store the stream.
 
         Args:
             source: the bytes, in chunks of any size.
             size_hint: the length where it is known.
-            trail: keeps where something lies that must be deleted should this not end.
 
         Raises:
             DurabilityUnreachable: too few nodes for what must be survived; nothing was sent.
             NoOffers, SpaceExhausted: no host, or no other one where one failed.
             XscError: what the last host to try failed with.
         """
-        pieces = cut_stream(source)
-        self._trail = trail
+        pieces, rooms = cut_stream(source), self._rooms
         try:
             first, final = await anext(pieces)
-            self._size_hint = len(first) if final else size_hint or UNKNOWN_SIZE_BYTES
-            self._note_size(len(first))
+            rooms.size_hint = len(first) if final else size_hint or UNKNOWN_SIZE_BYTES
+            rooms.note_size(len(first))
             if self._kept is None:
                 await self._choose()
             elif self._can_go_on(self._kept):
                 await self._go_on(self._kept)
             else:
                 # The id was given again with other options: what was stored is deleted.
-                self._held = self._kept.held()
+                self._sender.held = self._kept.held()
         except BaseException as fault:
             if isinstance(fault, XscError):
-                self._note_unplaced()
+                rooms.note_unplaced(self._sender.state.gone)
             await _close(pieces)
             raise
         whole = False
@@ -276,62 +457,55 @@ class Upload:
             uploaded = await self._send(first, final, pieces)
             whole = True
         except XscError as fault:
-            self._note_unplaced()
+            rooms.note_unplaced(self._sender.state.gone)
             # Somebody was silent: the same put again may go on where this one ended.
             self._abandoned = not isinstance(fault, UnavailableError)
             raise
         else:
-            # A try that went on may have asked for less than the one that was refused.
-            for room_bytes in {*self._asked, self._room(self._code.n)}:
-                self._client.hosts.placed(room_bytes)
+            rooms.note_placed()
             return uploaded
         finally:
             await _close(pieces)
-            if not whole and (self._journal is None or self._abandoned):
-                await self._undo(trail)
-            elif not whole and self._journal is not None and self._journal.begun:
+            # Nothing goes on with a put of one segment.
+            is_over = self._journal is None or self._abandoned or self._sender.last == 0
+            if not whole and is_over:
+                await self._undo()
+            elif not whole and self._trail.begun:
                 await self._uncount_records()
-
-    @property
-    def locate(self) -> bytes:
-        """What hosts file the object under."""
-        return self._locate
 
     # Going on
 
     def _can_go_on(self, kept: Kept) -> bool:
         """Say whether an earlier put has the same code, and its hosts keep the contract."""
         hosts = [slot.node for _, slot in sorted(kept.columns.items())]
-        return kept.code == self._code and self._keeps(hosts)
+        return kept.code == self._code and self._rooms.keeps(hosts)
 
     async def _go_on(self, kept: Kept) -> None:
         """Take up where an earlier put of the same content ended."""
         assert self._journal is not None
-        self._size_hint = max(self._size_hint, sum(s.length for s in kept.segments.values()))
-        self._held = dict(kept.held())
+        rooms, sender = self._rooms, self._sender
+        rooms.size_hint = max(rooms.size_hint, sum(s.length for s in kept.segments.values()))
+        sender.held = dict(kept.held())
         await together(self._ask_for_rest(kept, *item) for item in kept.columns.items())
         whole = kept.whole()
-        for column, slot in kept.columns.items():
-            self._slots.append(
-                _Slot(
-                    column,
-                    KeptLease(slot.node, slot.lease_id, slot.price),
-                    done=set(whole),
-                    before=frozenset(
-                        index for index in kept.segments if kept.has(index, column, slot.node)
-                    ),
-                )
-            )
+        columns = kept.columns.items()
+        sender.place({column: slot.lease for column, slot in columns})
+        sender.before = {
+            column: frozenset(each for each in kept.segments if kept.has(each, column, slot.node))
+            for column, slot in columns
+        }
+        for column, _ in columns:
+            sender.done[column].update(whole)
         for index in whole:
-            self._sealed[index] = sealed_of(kept.segments[index])
-            self._lengths[index] = kept.segments[index].length
-        self._journal.moved(self._head())
+            segment = kept.segments[index]
+            self._sealed[index] = sealed_of(segment)
+            sender.segments[index] = SentSegment(segment.length, segment.roots)
+        self._notes.moved(sender)
         self._client.log.info("storage.put_goes_on", segments=len(whole))
 
     async def _ask_for_rest(self, kept: Kept, column: int, slot: KeptSlot) -> None:
         """Learn from a host what it stored of a column before its receipt could be kept."""
         assert self._journal is not None
-        lease = KeptLease(slot.node, slot.lease_id, slot.price)
         missing = [
             Wanted(index, column, segment.roots[column])
             for index, segment in sorted(kept.segments.items())
@@ -346,7 +520,7 @@ class Upload:
             asked = missing[start : start + HAVE_MAX]
             try:
                 held |= await self._client.held_shards(
-                    lease, self._locate, self._code.generation, asked, size_of
+                    slot.lease, self._locate, self._code.generation, asked, size_of
                 )
             except XscError as fault:
                 # What it does not confirm is sent again.
@@ -360,29 +534,7 @@ class Upload:
             kept.acks[index, column] = place
             self._journal.acked(index, column, place)
             known = (slot.node, slot.lease_id)
-            self._held[known] = self._held.get(known, 0) + size
-
-    def _head(self) -> Head:
-        return self._head_of(self._held)
-
-    def _head_of(self, held: Mapping[tuple[bytes, bytes], int]) -> Head:
-        assert self._trail is not None
-        return Head(
-            secret=self._secret,
-            k=self._code.k,
-            m=self._code.m,
-            touched_ms=self._trail.now_ms(),
-            slots=tuple(
-                KeptSlot(
-                    columns=(slot.column,),
-                    node=slot.lease.node,
-                    lease_id=slot.lease.lease_id,
-                    price=slot.lease.price,
-                )
-                for slot in self._slots
-            ),
-            places=places(held),
-        )
+            self._sender.held[known] = self._sender.held.get(known, 0) + size
 
     async def _same(self, index: int, place: Place, plain: bytes) -> KeptSegment | None:
         """Return how a segment was sealed before, or None for one that is new.
@@ -408,130 +560,29 @@ class Upload:
 
     # Hosts
 
-    def _note_size(self, read_bytes: int) -> None:
-        """Expect twice as much again where the stream is longer than was expected."""
-        if read_bytes > self._size_hint:
-            self._size_hint = 2 * read_bytes
-
-    def _note_unplaced(self) -> None:
-        """Note what was refused for want of room: it is needed until it is placed.
-
-        That is the first choice alone: whatever was asked for after it was to do in its stead. Who
-        was chosen and had no room left for the bytes is lacking, too.
-        """
-        full = {
-            node
-            for node, fault in {**self._refused, **self._gone}.items()
-            if isinstance(fault, SpaceExhausted) and node != self._client.own
-        }
-        short = [(size, nodes) for size, nodes in self._asked.items() if nodes]
-        if full and short:
-            room_bytes, lacking = short[0]
-            lacking = max(lacking, len(full & {*self._gone}))
-            self._client.hosts.unplaced(room_bytes, min(self._code.n, lacking, len(full)))
-
-    def _room(self, hosts: int) -> int:
-        size = host_bytes(self._size_hint, self._code, hosts, SEGMENT_BYTES)
-        if self._size_hint <= INLINE_BYTES_MAX:
-            size = 0
-        return size + record_bytes(self._size_hint, self._code, SEGMENT_BYTES)
-
     async def _choose(self) -> None:
         never = check_code(self._code, self._contract)
         if never is not None:
             raise DurabilityUnreachable(never.reason, hint=never.hint)
-        n = self._code.n
-        leases = await self._lease(self._room(n), n)
+        n, rooms = self._code.n, self._rooms
+        leases = await rooms.lease(rooms.size_for(n), n)
         columns = self._plan(leases)
         if len(leases) < n:
             # Each holds several columns, which was not known before.
-            leases = await self._lease(self._room(len(leases)), len(leases))
+            leases = await rooms.lease(rooms.size_for(len(leases)), len(leases))
             columns = self._plan(leases)
         elif columns is None:
             # Those that the auction preferred do not do: plan over everybody who has room.
-            leases = await self._lease(self._room(n), PLAN_HOSTS_MAX)
+            leases = await rooms.lease(rooms.size_for(n), PLAN_HOSTS_MAX)
             columns = self._plan(leases)
         if columns is None:
-            raise await self._refusal([lease.node for lease in leases])
+            raise await rooms.refusal([lease.node for lease in leases], {})
         by_node = {lease.node: lease for lease in leases}
-        self._slots = [_Slot(column, by_node[node]) for column, node in enumerate(columns)]
-
-    def _hosts_of(self, columns: Sequence[bytes]) -> list[HostLabels]:
-        return [HostLabels(node, *self._client.hosts.labels(node)) for node in columns]
+        self._sender.place({column: by_node[node] for column, node in enumerate(columns)})
 
     def _plan(self, leases: Sequence[HostLease]) -> tuple[bytes, ...] | None:
-        hosts = self._hosts_of([lease.node for lease in leases])
+        hosts = self._rooms.hosts_of([lease.node for lease in leases])
         return plan_columns(hosts, self._code.n, self._code.m, self._contract)
-
-    async def _lease(
-        self, size_bytes: int, count: int, exclude: frozenset[bytes] = frozenset()
-    ) -> Sequence[HostLease]:
-        """Return room at up to so many nodes, at least one; note who gave none, and why.
-
-        Raises:
-            CreditExceeded, SpaceExhausted, NoOffers: not even one.
-        """
-        offered = await self._client.hosts.lease_hosts(
-            size_bytes=size_bytes, count=count, exclude=exclude
-        )
-        self._refused |= offered.refused
-        for each in offered.passed_over:
-            self._passed_over[each.node, each.lease_id] = each
-        lacking = count - len(offered.leases)
-        self._asked[size_bytes] = max(lacking, self._asked.get(size_bytes, 0))
-        if not offered.leases:
-            raise refusal(offered.refused, "no node offers the room that is needed")
-        return offered.leases
-
-    def _keeps(self, columns: Sequence[bytes]) -> bool:
-        return survival(self._hosts_of(columns), self._code.m).meets(self._contract)
-
-    async def _require(self, columns: Sequence[bytes]) -> None:
-        """Return if a placement keeps the contract.
-
-        Raises:
-            XscError: as `_refusal`.
-        """
-        if not self._keeps(columns):
-            raise await self._refusal(list(dict.fromkeys(columns)))
-
-    async def _refusal(self, nodes: Sequence[bytes]) -> XscError:
-        """Return why the contract cannot be kept, and what can be with these nodes as they are.
-
-        It is for the caller to change what could not be kept if all known nodes were up, each
-        that has not said its site and owner yet at a site and of an owner of its own.
-        """
-        code, contract = self._code, self._contract
-        left = [node for node in nodes if node not in self._gone]
-        works = attainable(self._hosts_of(left), code.n, code.m, contract)
-        less = f"`--survive {works.to_text()}` accepts what works now"
-        if works == contract:
-            less = "put it again: the nodes that are left can keep it in other places"
-        known = [self._client.own, *self._client.hosts.peers()][:PLAN_HOSTS_MAX]
-        heard = await self._client.hosts.learn_labels(known)
-        hosts = [
-            host
-            if host.node in heard
-            else host._replace(site=host.node.hex(), owner=host.node.hex())
-            for host in self._hosts_of(known)
-        ]
-        never = shortfall(hosts, code, contract)
-        refused = {
-            node: fault
-            for node, fault in {**self._refused, **self._gone}.items()
-            if node not in left
-        }
-        if never is not None or not refused:
-            reason = (
-                f"no placement survives {contract.to_text()}" if never is None else never.reason
-            )
-            hints = [less] if never is None else [never.hint, less]
-            return DurabilityUnreachable(reason, hint="; ".join(hints))
-        return refusal(refused, f"the contract {contract.to_text()} cannot be kept now", also=less)
-
-    def _columns(self) -> tuple[bytes, ...]:
-        holders = {slot.column: slot.lease.node for slot in self._slots}
-        return tuple(holders[column] for column in range(self._code.n))
 
     # Sending
 
@@ -552,7 +603,7 @@ class Upload:
                 size += len(plain)
                 index += 1
                 plain, final = await anext(pieces)
-                self._note_size(size + len(plain))
+                self._rooms.note_size(size + len(plain))
             if running:
                 await asyncio.gather(*running)
         except BaseException as fault:
@@ -564,11 +615,10 @@ class Upload:
             await stop_all(running)
         return await self._end(index, plain, size + len(plain))
 
-    async def _cut(self, index: int, plain: bytes, *, final: bool) -> list[StorageShard]:
+    async def _cut(self, index: int, plain: bytes, *, final: bool) -> dict[int, StorageShard]:
         place = Place(self._locate, index, len(plain), final)
         kept = await self._same(index, place, plain)
         nonce = self._entropy.token(NONCE_BYTES) if kept is None else kept.nonce
-        self._lengths[index] = len(plain)
         self._sealed[index], shards = await run_sized(
             self._client.executor,
             len(plain),
@@ -579,22 +629,27 @@ class Upload:
             plain,
             self._code,
         )
+        sealed = self._sealed[index]
+        self._sender.segments[index] = SentSegment(len(plain), sealed.roots)
         if self._journal is not None and kept is None and not (final and index == 0):
-            await self._journal.begin(self._head(), index, len(plain), self._sealed[index])
-        return shards
+            head = self._notes.head(self._sender)
+            await self._journal.begin(head, index, len(plain), sealed)
+        return {shard.column: shard for shard in shards}
 
     async def _segment(self, index: int, plain: bytes) -> None:
-        if all(index in slot.done for slot in self._slots):
+        sender = self._sender
+        if all(index in sender.done[column] for column in sender.state.slots):
             # Stored by the put before: only that it is the same content is still to be seen.
             await self._same(index, Place(self._locate, index, len(plain), final=False), plain)
             return
-        self._live[index] = await self._cut(index, plain, final=False)
-        await together(self._store(slot, index) for slot in self._slots)
-        del self._live[index]
+        sender.live[index] = await self._cut(index, plain, final=False)
+        await together(sender.store(column, index) for column in sender.state.slots)
+        del sender.live[index]
 
     async def _end(self, index: int, plain: bytes, size: int) -> Uploaded:
         """Store the last segment, and the manifest with it."""
-        self._last = index
+        sender = self._sender
+        sender.last = index
         inline: bytes | None = None
         if size <= INLINE_BYTES_MAX:
             nonce = self._entropy.token(NONCE_BYTES)
@@ -602,10 +657,10 @@ class Upload:
             ciphertext, tag = segments.seal(self._content_key, nonce, place, plain)
             inline = bytes(ciphertext)
             self._sealed[0] = SealedSegment(nonce, tag, ())
-            self._live[0] = []
-            self._lengths[0] = 0
+            sender.live[0] = {}
+            sender.segments[0] = SentSegment(0, ())
         else:
-            self._live[index] = await self._cut(index, plain, final=True)
+            sender.live[index] = await self._cut(index, plain, final=True)
         manifest = build(
             self._key.node_id,
             self._code,
@@ -631,244 +686,52 @@ class Upload:
             )
             if self._journal is not None and index:
                 await self._journal.sealed(sealed)
-        self._record = ObjectRecord(
+        sender.record = ObjectRecord(
             sealed=sealed, sealed_root=root_of(sealed), manifest_hash=hash_of(sealed)
         )
-        await self._require(self._columns())
-        await together(self._store(slot, index) for slot in self._slots)
-        # Where the slot that was to bring the record to a host was moved elsewhere, another does.
-        while lacking := [slot for slot in self._slots if slot.lease.node not in self._recorded]:
-            await together(self._store(slot, index, again=True) for slot in lacking)
-        columns = self._columns()
-        await self._require(columns)
+        await self._rooms.require(sender.state)
+        await together(sender.store(column, index) for column in sender.state.slots)
+        # Where the column that was to bring the record to a host went elsewhere, another does.
+        while lacking := sender.lacking_record():
+            await together(sender.store(column, index, again=True) for column in lacking)
+        await self._rooms.require(sender.state)
+        columns = sender.state.columns
         return Uploaded(
             capability=ReadCapability(self._secret, hash_of(sealed)),
             size_bytes=size,
             sealed=sealed,
             placement=placement_of(manifest, columns),
-            held=tuple(Held(node, lease, held) for (node, lease), held in self._held.items()),
+            held=tuple(Held(node, lease, held) for (node, lease), held in sender.held.items()),
             warnings=warnings_of(columns, self._code, self._client.own),
-            survives=survival(self._hosts_of(columns), self._code.m),
+            survives=survival(self._rooms.hosts_of(columns), self._code.m),
             passed_over=tuple(
                 each
-                for (node, lease_id), each in self._passed_over.items()
-                if (node, lease_id) not in self._held and (lease_id or node not in columns)
+                for (node, lease_id), each in self._rooms.passed_over.items()
+                if (node, lease_id) not in sender.held and (lease_id or node not in columns)
             ),
         )
 
-    def _may_lie_at(self, lease: HostLease) -> None:
-        """Note that something may lie there, whatever comes of it: an undo must ask that host."""
-        place = (lease.node, lease.lease_id)
-        if place in self._held:
-            return
-        if self._trail is not None and self._journal is None and self._last != 0:
-            self._trail.lies_at(self._head_of(dict.fromkeys([*self._held, place], 0)))
-        self._held[place] = 0
-
-    async def _deliver(self, lease: HostLease, index: int, shards: Sequence[StorageShard]) -> None:
-        """Store shards of a segment at a host, with the record where it is the last segment."""
-        # Of several slots at one host, one brings the record.
-        carries = index == self._last and lease.node not in {*self._recorded, *self._recording}
-        record = self._record if carries else None
-        place = (lease.node, lease.lease_id)
-        if carries:
-            self._recording.add(lease.node)
-        try:
-            for batch, carried in requests_of([(index, shard) for shard in shards], record):
-                if not batch and carried is None:
-                    continue
-                stored = await self._client.store(
-                    lease, self._locate, self._code.generation, shards=batch, record=carried
-                )
-                self._held[place] += stored
-            if carries:
-                self._recorded[lease.node] = lease.lease_id
-        finally:
-            if carries:
-                self._recording.discard(lease.node)
-
     async def _uncount_records(self) -> None:
         """Count no record of a put that may go on: then it is sent, and counted, again."""
-        size = 0 if self._record is None else self._record.held_bytes
-        for node, lease_id in self._recorded.items():
-            self._held[node, lease_id] -= size
+        sender = self._sender
+        size = 0 if sender.record is None else sender.record.held_bytes
+        for node, lease_id in sender.recorded.items():
+            sender.held[node, lease_id] -= size
             await self._client.note_freed(node, lease_id, size)
-        assert self._journal is not None
-        self._journal.moved(self._head())
-
-    async def _store(self, slot: _Slot, index: int, *, again: bool = False) -> None:
-        """Store a slot's column of a segment, at whatever host it has by then."""
-        while True:
-            tries, lease = slot.tries, slot.lease
-            # No host is to blame where the own disk takes no note.
-            self._may_lie_at(lease)
-            try:
-                shards = self._live[index]
-                mine = shards[slot.column : slot.column + 1]
-                if again or (index in slot.before and not tries):
-                    mine = []
-                await self._deliver(lease, index, mine)
-            except XscError as fault:
-                await self._replace(slot, tries, fault)
-            else:
-                if slot.tries == tries:
-                    if mine:
-                        self._acked(slot, index, mine)
-                    slot.done.add(index)
-                    return
-
-    def _acked(self, slot: _Slot, index: int, shards: Sequence[StorageShard]) -> None:
-        if self._journal is None or self._last == index == 0:
-            return
-        place = KeptPlace(
-            node=slot.lease.node,
-            lease_id=slot.lease.lease_id,
-            size_bytes=held_bytes(sum(len(shard.data) for shard in shards), len(shards)),
-        )
-        self._journal.acked(index, slot.column, place)
-
-    # Replacing
-
-    async def _replace(self, slot: _Slot, tries: int, fault: XscError) -> None:
-        async with slot.turn:
-            if slot.tries != tries:
-                return
-            while True:
-                slot.tries += 1
-                denied = self._client.hosts.is_denied(slot.lease.lease_id)
-                if isinstance(fault, LeaseExhausted) and not denied and await self._extend(slot):
-                    return
-                self._client.log.warning(
-                    "storage.host_replaced", peer=short(slot.lease.node), reason=fault.code
-                )
-                self._gone[slot.lease.node] = fault
-                slot.lease = await self._another(slot, fault)
-                self._may_lie_at(slot.lease)
-                try:
-                    await self._refill(slot)
-                except XscError as again:
-                    fault = again
-                else:
-                    if self._journal is not None and self._last != 0:
-                        self._journal.moved(self._head())
-                    return
-
-    async def _extend(self, slot: _Slot) -> bool:
-        """Ask the same host for the room that is lacking, or as much again; False: it has none."""
-        node = slot.lease.node
-        held = self._held.get((node, slot.lease.lease_id), 0)
-        if held == slot.extended_at:
-            # The last extension did not let one more request through.
-            return False
-        slot.extended_at = held
-        there = sum(size for (at, _), size in self._held.items() if at == node)
-        lacking = self._room(len(set(self._columns()))) - there
-        more = lacking if lacking > 0 else there
-        before = self._asked.get(more, 0)
-        lease = await self._lease_at(node, more)
-        if lease is None:
-            # Another host is asked for the whole column next.
-            self._asked[more] = before
-            return False
-        slot.lease = lease
-        return True
-
-    async def _lease_at(self, node: bytes, size_bytes: int) -> HostLease | None:
-        """Return room at one host, under another lease where it takes one; None: it has none."""
-        others = {self._client.own, *self._client.hosts.peers()} - {node}
-        try:
-            leases = await self._lease(size_bytes, 1, frozenset(others))
-        except (NoOffers, LimitError):
-            return None
-        return leases[0] if leases[0].node == node else None
-
-    async def _another(self, slot: _Slot, fault: XscError) -> HostLease:
-        """Return a host to take a slot over, one that holds nothing yet if there is one."""
-        async with self._choosing:
-            taken = frozenset({*(other.lease.node for other in self._slots), *self._gone})
-            held = sum(
-                held_bytes(self._code.shard_bytes(self._lengths[index])) for index in slot.done
-            )
-            size = max(self._room(self._code.n), held)
-            try:
-                leases = await self._lease(size, 1, taken)
-            except (NoOffers, LimitError):
-                leases = []
-            for lease in leases:
-                if lease.node not in taken:
-                    slot.lease = lease
-                    return lease
-            node = slot.lease.node
-            if self._client.hosts.is_denied(slot.lease.lease_id):
-                # It has lost what it held, and may still be the only one that is left.
-                again = await self._lease_at(node, size)
-                if again is not None:
-                    self._gone.pop(node, None)
-                    slot.lease = again
-                    return again
-            return await self._double_up(slot, fault)
-
-    async def _double_up(self, slot: _Slot, fault: XscError) -> HostLease:
-        """Return the host with the fewest columns, where fewer nodes are up than there are shards.
-
-        Raises:
-            XscError: the fault, where no host is left; why the contract cannot be kept.
-        """
-        left = [
-            other
-            for other in self._slots
-            if other is not slot and other.lease.node not in self._gone
-        ]
-        if not left:
-            raise fault
-        load = Counter(other.lease.node for other in left)
-        chosen = min(left, key=lambda other: (load[other.lease.node], other.column))
-        columns = list(self._columns())
-        columns[slot.column] = chosen.lease.node
-        await self._require(columns)
-        slot.lease = chosen.lease
-        return chosen.lease
-
-    async def _refill(self, slot: _Slot) -> None:
-        """Store at a slot's new host what the old one held."""
-        for plan in plan_rebuilds(self._columns(), [slot.column], slot.done, set(self._gone)):
-            index = plan.segment
-            if index in self._live:
-                shards = self._live[index]
-                built = shards[slot.column : slot.column + 1]
-            else:
-                columns = self._columns()
-                got = await race(
-                    self._client,
-                    locate=self._locate,
-                    generation=self._code.generation,
-                    segment=index,
-                    roots=self._sealed[index].roots,
-                    sources=in_order(
-                        self._client,
-                        [Source(column, columns[column]) for column in plan.sources],
-                        self._code.k,
-                    ),
-                    k=self._code.k,
-                    size_bytes=self._code.shard_bytes(self._lengths[index]),
-                )
-                built = await self._client.executor.run(
-                    rebuild, got, self._code, self._lengths[index], plan.columns
-                )
-            await self._deliver(slot.lease, index, built)
-            self._acked(slot, index, built)
+        self._trail.moved(self._notes.head(sender))
 
     # Undoing
 
-    async def _undo(self, trail: ResumeJournal) -> None:
+    async def _undo(self) -> None:
         """Delete what was stored, as far as hosts can be reached; the rest is asked for again."""
-        nodes = {node for node, _ in self._held}
+        held = self._sender.held
+        nodes = {node for node, _ in held}
         confirmed = await together(self._forget(node) for node in sorted(nodes))
         silent = {node for node in confirmed if node is not None}
         tell = self._client.log.warning if silent else self._client.log.info
         tell("storage.put_undone", hosts=len(nodes), left_at=[short(node) for node in silent])
-        left = {place: size for place, size in self._held.items() if place[0] in silent}
-        await trail.undone(self._head_of(left))
+        left = {place: size for place, size in held.items() if place[0] in silent}
+        await self._trail.undone(self._notes.head(self._sender, left))
 
     async def _forget(self, node: bytes) -> bytes | None:
         """Delete at one host; return it where it did not confirm."""
@@ -876,7 +739,7 @@ class Upload:
             await self._client.delete(node, self._locate, final=True)
         except XscError:
             return node
-        for (holder, lease_id), size in self._held.items():
+        for (holder, lease_id), size in self._sender.held.items():
             if holder == node:
                 await self._client.note_freed(node, lease_id, size)
         return None

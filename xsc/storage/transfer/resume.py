@@ -101,6 +101,10 @@ class ResumeJournal:
         """Keep the sealed manifest; it may be sent afterwards."""
         await self._commit([(journal.RECORD + self.upload, sealed)])
 
+    def forget_head(self) -> list[Change]:
+        """Return the writes that drop the journal of a put that nothing could go on with."""
+        return [(journal.HEAD + self.upload, None)] if self._begun else []
+
     async def forget(self) -> list[Change]:
         """Return the writes that drop the journal."""
         return await self._executor.run(journal.forget, self._state, self.upload)

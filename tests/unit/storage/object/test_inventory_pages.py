@@ -15,8 +15,7 @@ from xsc.base.units import held_bytes
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.erasure import Code
-from xsc.storage.object.inventory import PLACE_BYTES, HeldColumn, HeldObject
-from xsc.storage.object.inventory_pages import InventoryPages
+from xsc.storage.object.inventory import PLACE_BYTES, HeldColumn, HeldObject, InventoryPages
 from xsc.storage.object.manifest import SealedSegment, build, expected_digest
 from xsc.storage.shardstore import reader as shards
 from xsc.storage.shardstore.bodies import ShardBody

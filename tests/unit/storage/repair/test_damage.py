@@ -9,7 +9,7 @@ from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.inventory import HeldColumn, HeldObject
 from xsc.storage.object.manifest import Manifest, expected_digest
-from xsc.storage.repair.damage import damaged_segments, good_for
+from xsc.storage.repair.survey import damaged_segments, good_for
 from xsc.storage.shardstore import bodies
 
 OWN, OTHER = b"o" * 32, b"x" * 32
