@@ -57,7 +57,6 @@ SHELL = {
     "xsc.compute.deployments.owner": "deploys, fetches receipts and pays peers",
     "xsc.compute.deployments.registry": "keeps services and their modules",
     "xsc.compute.deployments.service": "connects owner and holder of services",
-    "xsc.compute.deployments.gate": "lets requests wait for their turn",
     "xsc.compute.worker.output_stream": "tells what a program writes, from a thread of its own",
     "xsc.compute.jobs.streams": "watches and cancels runs on other nodes",
     "xsc.compute.jobs.output_buffer": "lets readers wait for output",

@@ -440,7 +440,6 @@ SERVICE_MODULES_BYTES_MAX = 512 * MIB
 """Modules of all services on the disk."""
 SERVICE_MODULES_A_PEER_BYTES_MAX = 128 * MIB
 """The same of one peer's services, all kept versions."""
-SERVICE_MODULES_WARM_BYTES_MAX = 64 * MIB
 """Modules of services in memory."""
 SERVICE_CONNECTIONS_MAX = 512
 SERVICE_CONNECTIONS_AN_ADDRESS_MAX = 256

@@ -35,26 +35,32 @@ from xsc.base.limits import (
     SERVICE_LEASE_WAIT_MS,
     SERVICE_PAGE_BYTES_MAX,
     SERVICE_PAGE_ROWS_MAX,
+    SERVICE_QUEUE_MAX,
     SERVICE_RATES_MAX,
     SERVICE_RECORD_BYTES_MAX,
     SERVICE_UNPAID_BYTES_MAX,
     SERVICE_UNPAID_KEPT_MS,
     SERVICE_UNPAID_ROWS_MAX,
+    SERVICE_WAIT_MS_MAX,
     SERVICES_A_PEER_MAX,
 )
 from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound
 from xsc.compute.deployments import rules, wagi
-from xsc.compute.deployments.pages import failures_in, noted, row_of
+from xsc.compute.deployments.pages import UNPAID_TRAPS, noted, row_of
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
-from xsc.compute.deployments.rules import ServiceAnswer, fault_answer
+from xsc.compute.deployments.rules import fault_answer
+from xsc.compute.deployments.wagi import Response
+from xsc.compute.jobs.receipts import billed_steps, standing_order
+from xsc.compute.jobs.runner import NONCE_BYTES, GrantedOrder, JobRunner
 from xsc.compute.ports import Handler, ServiceBook
-from xsc.compute.wasm.inputs import digest_of
+from xsc.compute.wasm.inputs import digest_of, input_hash
 from xsc.compute.wasm.program import read
-from xsc.compute.wasm.sandbox import Sandbox
+from xsc.compute.wasm.sandbox import trap_error
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.deployment import Deployment
+from xsc.terms.execution import ServiceRequest
 from xsc.terms.lease import OWN_COMPUTE, RunTerms
 
 HEADS = {
@@ -63,16 +69,15 @@ HEADS = {
         answered=SERVICE_PAGE_BYTES_MAX + SERVICE_RECORD_BYTES_MAX + HEAD_BYTES_MAX
     ),
 }
-_NONCE_BYTES = 16
 _RETRY_S = 1
 _UNPAID_RETRY_S = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The answer to a request."""
+    """What the caller of a service is answered."""
 
-    answer: ServiceAnswer
+    response: Response
     request_id: str = ""
     """Empty where nothing ran."""
 
@@ -86,7 +91,7 @@ class ServiceHolder:
         registry: ServiceRegistry,
         *,
         book: ServiceBook,
-        sandbox: Sandbox,
+        runner: JobRunner,
         serving: bool,
     ) -> None:
         """`serving`: whether this node listens for requests, and so takes services of peers."""
@@ -97,7 +102,7 @@ class ServiceHolder:
         self._log = context.log
         self._registry = registry
         self._book = book
-        self._sandbox = sandbox
+        self._runner = runner
         self._serving = serving
         self._tasks: set[asyncio.Task[Served]] = set()
 
@@ -139,11 +144,11 @@ class ServiceHolder:
             if service is None or not self.holds(owner, name):
                 return Served(fault_answer(404, "there is no such service here"))
             try:
-                await service.gate.enter(service.active.record.concurrency)
+                turns = await self._take_turn(service)
             except RateLimited as fault:
                 service.refused += 1
                 return Served(fault_answer(429, fault.message, retry_after_s=_RETRY_S))
-            task = asyncio.create_task(self._work(service, request))
+            task = asyncio.create_task(self._work(service, turns, request))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             task.add_done_callback(lambda _: done())
@@ -153,8 +158,32 @@ class ServiceHolder:
         # It goes on where the caller goes away.
         return await asyncio.shield(task)
 
-    async def _work(self, service: ServiceEntry, request: wagi.Request) -> Served:
+    async def _take_turn(self, service: ServiceEntry) -> asyncio.Semaphore:
+        """Return what a request holds, once it may run beside the others of its service.
+
+        Raises:
+            RateLimited: too many wait already, or it waited for too long.
+        """
+        turns = service.turns
+        if turns.locked() and service.waiting >= SERVICE_QUEUE_MAX:
+            raise RateLimited(f"{SERVICE_QUEUE_MAX} requests wait for this service already")
+        service.waiting += 1
+        try:
+            async with asyncio.timeout(SERVICE_WAIT_MS_MAX / 1000):
+                await turns.acquire()
+        except TimeoutError:
+            raise RateLimited(
+                f"no request could be taken within {SERVICE_WAIT_MS_MAX} ms"
+            ) from None
+        finally:
+            service.waiting -= 1
+        return turns
+
+    async def _work(
+        self, service: ServiceEntry, turns: asyncio.Semaphore, request: wagi.Request
+    ) -> Served:
         signed = service.active
+        service.running += 1
         try:
             return await self._served(service, signed, request)
         except (UnavailableError, RateLimited) as fault:
@@ -170,7 +199,8 @@ class ServiceHolder:
             service.failures += 1
             return Served(fault_answer(502, f"the service cannot run: {fault.message}"))
         finally:
-            service.gate.leave(service.active.record.concurrency)
+            service.running -= 1
+            turns.release()
 
     async def _served(
         self, service: ServiceEntry, signed: Signed[Deployment], request: wagi.Request
@@ -185,50 +215,36 @@ class ServiceHolder:
             service.rows >= SERVICE_UNPAID_ROWS_MAX or unpaid_bytes >= SERVICE_UNPAID_BYTES_MAX
         ):
             raise LeaseExhausted("the owner does not fetch its receipts")
-        module = await self._registry.module(record.module)
-        steps = rules.steps_of(record, record.fuel_max)
+        module = await self._registry.module(record.module, record.owner)
+        steps = rules.steps_of(record)
         lease_id, terms = await self._admitted(service, record, steps)
-        nonce = self._context.entropy.token(_NONCE_BYTES)
-        created_ms = self._clock.now_ms()
-        began_ms = self._clock.monotonic_ms()
+        told = ServiceRequest(
+            lease_id=lease_id,
+            nonce=self._context.entropy.token(NONCE_BYTES),
+            created_ms=self._clock.now_ms(),
+        )
+        order = standing_order(signed, told, input_hash(given, record.output_bytes_max))
+        granted = GrantedOrder(module, given, record.output_bytes_max, terms)
         used = 0
         try:
-            asked = rules.job_of(
-                record,
-                module,
-                given,
-                nonce=nonce,
-                clock_ms=created_ms,
-                # One of this node is apart from its own runs; all of a peer have its one share.
-                queue=record.owner if paid else signed.id,
-            )
-            job = replace(asked, tier=terms.tier, cleared=terms.cleared)
-            result = await self._sandbox.run(job)
-            used = rules.steps_of(record, rules.fuel_of(record, result))
+            done = await self._runner.fulfil(order, granted, request=told)
+            receipt = done.receipt.record
+            if receipt.outcome.trap in UNPAID_TRAPS:
+                raise trap_error(receipt.outcome.trap)
+            used = billed_steps(order.record, receipt.outcome, receipt.observed)
         finally:
             self._book.used_compute(lease_id, steps, used)
-        answer = rules.answer_of(result)
-        receipt = rules.make_receipt(
-            signed,
-            given,
-            result,
-            lease_id=lease_id,
-            price=terms.price,
-            number=max(service.last + 1, created_ms),
-            nonce=nonce,
-            created_ms=created_ms,
-            wall_ms=self._clock.monotonic_ms() - began_ms,
-            status=answer.response.status,
-        )
-        raw = sign(receipt, self._context.key, self._context.network).raw if paid else b""
-        row = row_of(receipt, record, noted(request, result, raw))
+        response = rules.answer_of(receipt.outcome, done.stdout)
+        row = noted(request, response.status, done.stderr, done.receipt.raw if paid else b"")
+        number = max(service.last + 1, self._clock.now_ms())
+        row = replace(row_of(receipt, record.version, row), number=number)
         if self._registry.get(service.key) is service:
             try:
-                self._registry.add(service, [row], failures=failures_in([row]))
+                self._registry.add(service, [row])
             except XscError as fault:
                 # What was answered is answered, and without its row not billed.
                 self._log.error("compute.service_log_not_written", reason=fault.message)
-        return Served(answer, row.request_id)
+        return Served(response, row.request_id)
 
     async def _admitted(
         self, service: ServiceEntry, record: Deployment, steps: int
@@ -340,26 +356,25 @@ class ServiceHolder:
         elif record.generation <= service.active.record.generation:
             raise RecordInvalid("a later deployment of this service is held here")
         if self._registry.has_module(record.module):
-            module = await self._registry.module(record.module)
+            module = await self._registry.module(record.module, record.owner)
             self._registry.check_room(key, record.module, len(module))
         elif parts:
             module = bytes(parts[0].data)
             self._registry.check_room(key, record.module, len(module))
             if await run_sized(self._executor, len(module), digest_of, module) != record.module:
                 raise RecordInvalid("the module is not the one that the deployment names")
-            rules.check_module_size(len(module))
             rules.check_program(await self._executor.run(read, module))
         else:
             self._registry.check_room(key, record.module, 0)
             raise ModuleUnknown("this node does not have the module")
-        await self._sandbox.prepare(rules.module_job(record, module))
+        await self._runner.prepare(record.module, module, record.owner)
         await self._registry.keep(service, signed, module)
         self._log.info("compute.service_held", owner=short(record.owner), name=record.name)
         return service
 
     def _check_lease(self, lease_id: bytes, record: Deployment) -> None:
         """Return if a request can be run under the lease."""
-        steps = rules.steps_of(record, record.fuel_max)
+        steps = rules.steps_of(record)
         self._book.compute_terms(lease_id, record.owner, steps)
 
     def _held(self, caller: bytes, header: dict[str, Value]) -> ServiceEntry:

@@ -34,15 +34,14 @@ from xsc.base.limits import (
 )
 from xsc.base.merkle import Part, root_of
 from xsc.compute.deployments import rules
-from xsc.compute.deployments.pages import failures_in, open_claims, plan_payment, read_page, url_in
-from xsc.compute.deployments.rate import least
-from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
+from xsc.compute.deployments.pages import open_claims, plan_payment, read_page, url_in
+from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry, least_rate
 from xsc.compute.deployments.store import LogRow, ServiceKey
+from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.ports import ServiceLeases
 from xsc.compute.wasm.inputs import digest_of
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.program import read
-from xsc.compute.wasm.sandbox import Sandbox
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.terms.deployment import Deployment
@@ -62,7 +61,7 @@ class ServiceOwner:
         registry: ServiceRegistry,
         *,
         leases: ServiceLeases,
-        sandbox: Sandbox,
+        runner: JobRunner,
         compile_ms: int,
     ) -> None:
         """`compile_ms`: how long others may compile a module for this node."""
@@ -74,7 +73,7 @@ class ServiceOwner:
         self._log = context.log
         self._registry = registry
         self._leases = leases
-        self._sandbox = sandbox
+        self._runner = runner
         self._began_ms = context.clock.monotonic_ms()
         self._place_timeout_ms = compile_ms + PEER_TIMEOUT_MS
 
@@ -112,7 +111,6 @@ class ServiceOwner:
         rules.check_concurrency(concurrency)
         if version is not None:
             rules.check_version(version)
-        rules.check_module_size(len(module))
         rules.check_program(await self._executor.run(read, module))
         digest = await run_sized(self._executor, len(module), digest_of, module)
         key = (self._own, name)
@@ -173,7 +171,7 @@ class ServiceOwner:
                 }
             )
             return await self._activate(
-                service.key, record, await self._registry.module(record.module)
+                service.key, record, await self._registry.module(record.module, self._own)
             )
 
     async def undeploy(self, name: str) -> str:
@@ -224,7 +222,7 @@ class ServiceOwner:
         if record.provider != self._own:
             await self._place(service, signed, module)
         else:
-            await self._sandbox.prepare(rules.module_job(record, module))
+            await self._runner.prepare(record.module, module, self._own)
         await self._registry.keep(service, signed, module)
         self._log.info("compute.service_deployed", service=record.name, version=record.version)
         return service
@@ -258,7 +256,7 @@ class ServiceOwner:
 
     async def _take_lease(self, service: ServiceEntry, record: Deployment) -> None:
         """Take a lease under which two requests or more can be billed."""
-        steps = min(2 * rules.steps_of(record, record.fuel_max), _STEPS_MAX)
+        steps = min(2 * rules.steps_of(record), _STEPS_MAX)
         lease = await self._leases.lease_service(fuel_steps=steps, on=record.provider)
         service.lease_id = lease.lease_id
         # Until the holder says how much of it is left.
@@ -278,7 +276,7 @@ class ServiceOwner:
         known = self._leases.price_and_room(service.lease_id, record.provider)
         if known is None:
             return 2
-        return known[1] // rules.steps_of(record, record.fuel_max)
+        return known[1] // rules.steps_of(record)
 
     def rates(self, stated: Mapping[bytes, int]) -> dict[bytes, int]:
         """Return by holder the fuel steps a second that services of this node need there.
@@ -291,7 +289,7 @@ class ServiceOwner:
         for service in self._registry.all():
             record = service.active.record
             if record.provider != self._own and not service.refuted:
-                found[record.provider] += max(least(record), service.ran.a_second(now_ms))
+                found[record.provider] += max(least_rate(record), service.ran.a_second(now_ms))
         if self._clock.monotonic_ms() - self._began_ms >= SERVICE_RATE_MS:
             return found
         return {node: max(rate, stated.get(node, 0)) for node, rate in found.items()}
@@ -363,9 +361,9 @@ class ServiceOwner:
                 provider=provider,
                 network=self._context.network,
             )
-            leases = {claim.receipt.lease_id for claim in claims}
+            leases = {claim.lease_id for claim in claims}
             terms = {lease: self._leases.price_and_room(lease, provider) for lease in leases}
-            paid = plan_payment(claims, [row.number for row in rows], terms, service.since)
+            paid = plan_payment(claims, terms, service.since)
         except (PeerError, TooLarge) as fault:
             service.refuted = True
             raise ReceiptInvalid(
@@ -375,15 +373,14 @@ class ServiceOwner:
         if len(paid) < len(claims):
             count = len(claims) - len(paid)
             self._log.warning("compute.receipts_not_paid", service=service.key[1], count=count)
-        self._registry.add(service, [claim.row for claim in paid], failures=failures_in(rows))
+        self._registry.add(service, [claim.row for claim in paid])
         service.last = max(service.last, rows[-1].number)
         for claim in paid:
-            lease_id = claim.receipt.lease_id
-            known = self._leases.price_and_room(lease_id, provider)
+            known = self._leases.price_and_room(claim.lease_id, provider)
             # A holder that says more than a rate can have run raises no need by that.
             if known is not None and claim.steps <= known[1]:
                 service.ran.note(claim.steps, self._clock.now_ms())
-            await self._leases.spent(lease_id, claim.steps)
+            await self._leases.spent(claim.lease_id, claim.steps)
         # The next call lets the holder forget these rows: row and payment must be on the disk.
         # The row comes first: a power loss in between loses a payment and never doubles one.
         await self._executor.run(self._registry.store.sync)

@@ -24,8 +24,8 @@ from xsc.compute.deployments.holder import ServiceHolder
 from xsc.compute.deployments.owner import ServiceOwner
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
 from xsc.compute.deployments.store import LogRow
+from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.ports import Handler, ServiceBook, ServiceLeases
-from xsc.compute.wasm.sandbox import Sandbox
 from xsc.identity.context import Context
 
 
@@ -38,7 +38,7 @@ class DeploymentService:
         *,
         leases: ServiceLeases,
         book: ServiceBook,
-        sandbox: Sandbox,
+        runner: JobRunner,
         state: KeyValue,
         serving: bool,
         compile_ms: int = COMPILE_MS_DEFAULT,
@@ -47,19 +47,19 @@ class DeploymentService:
         """Put it together.
 
         Args:
-            context, leases, book, sandbox, state: what it consists of.
+            context, leases, book, runner, state: what it consists of.
             serving: whether this node listens for requests, and so takes services of peers.
             compile_ms: how long others may compile a module for this node.
             on_change: called when a service is deployed, moved or removed.
         """
         self._own = context.key.node_id
         self._clock = context.clock
-        self.registry = ServiceRegistry(context, state, on_change)
+        self.registry = ServiceRegistry(context, state, runner.modules, on_change)
         self.owner = ServiceOwner(
-            context, self.registry, leases=leases, sandbox=sandbox, compile_ms=compile_ms
+            context, self.registry, leases=leases, runner=runner, compile_ms=compile_ms
         )
         self.holder = ServiceHolder(
-            context, self.registry, book=book, sandbox=sandbox, serving=serving
+            context, self.registry, book=book, runner=runner, serving=serving
         )
 
     async def start(self) -> None:
@@ -88,9 +88,11 @@ class DeploymentService:
     async def module(self, digest: bytes) -> bytes | None:
         """Return the module of that SHA-256 where a service that is held here has it whole."""
         try:
-            return await self.registry.module(digest) if self.registry.has_module(digest) else None
+            if self.registry.has_module(digest):
+                return await self.registry.module(digest, self._own)
         except (NotFound, StoreDamaged):
-            return None
+            pass
+        return None
 
     def views(self) -> list[Service]:
         """Return all services, own ones first, by name."""
@@ -120,8 +122,8 @@ class DeploymentService:
             url=f"{base}/fn/{owner}/{record.name}" if base else "",
             state=state,
             fault=service.fault,
-            running=service.gate.running,
-            waiting=service.gate.waiting,
+            running=service.running,
+            waiting=service.waiting,
             requests=service.requests,
             failures=service.failures,
             refused=service.refused,

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from xsc.base.bounded import FairBounded
 from xsc.base.clock import run_sized
 from xsc.base.encoding import Value
 from xsc.base.errors import (
@@ -37,7 +36,6 @@ from xsc.base.limits import (
     INPUT_BYTES_MAX,
     INPUTS_HELD_A_PEER_BYTES_MAX,
     INPUTS_HELD_BYTES_MAX,
-    MODULES_KEPT_BYTES_MAX,
     OUTPUT_BYTES_MAX,
     REQUEST_WINDOW_MS,
     TIMEOUT_MS_MAX,
@@ -115,10 +113,9 @@ class JobExecutor:
         self._modules_held: Counter[tuple[bytes, bytes]] = Counter()
         """How many orders of a customer have a module, which counts once."""
         self._runner = runner
+        self._modules = runner.modules
         self._log = context.log
         self._started_ms = context.clock.now_ms()
-        self._modules: FairBounded[bytes, bytes, bytes] = FairBounded(MODULES_KEPT_BYTES_MAX)
-        """By hash; each counts for the customer that brought it first."""
         self._orders: AcceptedOrders[_Run] = AcceptedOrders()
 
     async def stop(self) -> None:

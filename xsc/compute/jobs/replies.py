@@ -78,6 +78,8 @@ def _broken_rule(task: Task, asked: Asked, done: Delivered) -> str | None:
     broken = check_receipt(asked.order, receipt, asked.price, results=task.results, output=output)
     if broken is not None:
         return broken
+    if receipt.request is not None:
+        return "it is for a request of a service"
     if trap == "cancelled" and not asked.cancelled:
         return "nobody has cancelled it"
     if trap in ("cancelled", "compile_limit") and observed.wall_ms > asked.passed_ms:

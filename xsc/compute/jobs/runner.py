@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from xsc.base.bounded import Bounded
+from xsc.base.bounded import Bounded, FairBounded
 from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.jobs import JobResult, JobSpec, Verification
-from xsc.base.limits import COMPUTE_WAIT_MS, PROGRAMS_REMEMBERED_MAX
+from xsc.base.limits import COMPUTE_WAIT_MS, MODULES_KEPT_BYTES_MAX, PROGRAMS_REMEMBERED_MAX
 from xsc.base.work import worked
 from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
 from xsc.compute.jobs.receipts import job_of, make_receipt
@@ -23,14 +23,14 @@ from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash
 from xsc.compute.wasm.limits import Limits, limits_of
 from xsc.compute.wasm.program import Program, read
 from xsc.compute.wasm.rows import calls_of
-from xsc.compute.wasm.sandbox import Sandbox
+from xsc.compute.wasm.sandbox import Job, Sandbox
 from xsc.identity.batch_signer import BatchSigner
 from xsc.identity.envelope import Signed
 from xsc.identity.keys import KeyPair
-from xsc.terms.execution import Order
+from xsc.terms.execution import Order, ServiceRequest
 from xsc.terms.lease import OWN_COMPUTE, RunTerms
 
-_NONCE_BYTES = 16
+NONCE_BYTES = 16
 FREE = RunTerms(price=0, tier="mutual", cleared=False)
 """The terms of what a node runs for itself."""
 
@@ -69,11 +69,17 @@ class JobRunner:
         self._clock = clock
         self._entropy = entropy
         self._executor = executor
-        self._sandbox = sandbox
+        self.sandbox = sandbox
+        self.modules: FairBounded[bytes, bytes, bytes] = FairBounded(MODULES_KEPT_BYTES_MAX)
+        """In memory, by hash; each counts for the customer that brought it first."""
         self.limits = Limits()
         """Those of jobs that name none."""
         self._signer = BatchSigner(key, network)
         self._programs: Bounded[bytes, Program] = Bounded(PROGRAMS_REMEMBERED_MAX)
+
+    async def prepare(self, module_hash: bytes, module: bytes, customer: bytes) -> None:
+        """Have a module compiled before its first run; errors as `Sandbox.prepare` names them."""
+        await self.sandbox.prepare(Job(module_hash, module, "run", customer=customer))
 
     async def read(
         self, spec: JobSpec, objects: Sequence[InputObject], digest: bytes | None = None
@@ -114,7 +120,7 @@ class JobRunner:
     async def order(self, task: Task, provider: bytes, lease_id: bytes) -> Signed[Order]:
         """Return a signed order of this node for a task."""
         order = task.order(
-            nonce=self._entropy.token(_NONCE_BYTES),
+            nonce=self._entropy.token(NONCE_BYTES),
             lease_id=lease_id,
             customer=self.own,
             provider=provider,
@@ -136,20 +142,32 @@ class JobRunner:
         granted: GrantedOrder,
         output: OutputBuffer | None = None,
         waited_ms: int = 0,
+        request: ServiceRequest | None = None,
     ) -> Delivered:
-        """Run an order and sign its receipt; `waited_ms` counts towards how long it may wait."""
+        """Run an order and sign its receipt.
+
+        Args:
+            order: of a customer, or the one that a deployment stands for.
+            granted: what it brings, and its terms.
+            output: shows what the program writes.
+            waited_ms: counts towards how long it may wait.
+            request: the request that it is for, where a deployment stands for it.
+        """
         started_ms = self._clock.now_ms()
         began_ms = self._clock.monotonic_ms()
         job = replace(
             job_of(order.record, granted.module, granted.given, granted.output_bytes),
+            service=request is not None,
+            # A service of this node is apart from its own runs; those of a peer share its place.
+            customer=order.id if request and order.author == self.own else order.record.customer,
             tier=granted.terms.tier,
             cleared=granted.terms.cleared,
             wait_ms=max(0, granted.wait_ms - waited_ms),
         )
         if output is None:
-            result = await self._sandbox.run(job)
+            result = await self.sandbox.run(job)
         else:
-            result = await run_streamed(self._sandbox, job, output)
+            result = await run_streamed(self.sandbox, job, output)
         wall_ms = self._clock.monotonic_ms() - began_ms
         if result.trap in ("cancelled", "compile_limit"):
             wall_ms = result.wall_ms
@@ -163,6 +181,7 @@ class JobRunner:
             saved_bytes=granted.saved_bytes,
             compiled_bytes=len(granted.module) if granted.brought and result.compiled else 0,
             calls=calls_of(order.record.mode, granted.given.args),
+            request=request,
         )
         signed = await self._signer.sign(receipt)
         return Delivered(signed, result.stdout, result.stderr, result.files)

@@ -113,7 +113,7 @@ class ServiceListener:
         try:
             served = await self._served(request, source)
             request_id = served.request_id
-            held.take(len(served.answer.response.body))
+            held.take(len(served.response.body))
         except _Refused as refused:
             served = Served(refused.answer, request_id)
         except FrameInvalid as fault:
@@ -211,7 +211,7 @@ class ServiceListener:
         return bytes(await read_body(request.content, None, self._progress_ms, take))
 
     async def _write(self, request: web.BaseRequest, served: Served) -> web.StreamResponse:
-        told = served.answer.response
+        told = served.response
         response = web.Response(status=told.status)
         for name, value in told.headers:
             response.headers.add(name, value)

@@ -13,10 +13,9 @@ from xsc.base.ids import short, to_text
 from xsc.base.limits import COMPILE_BYTE_FUEL, MFUEL, PEER_BODY_BYTES_MAX, PRICE_FUEL
 from xsc.base.text import count_of, cut, printable
 from xsc.base.units import ceil_div, format_credits, format_level, format_size, format_time
-from xsc.compute.deployments.rules import check_receipt as check_service_receipt
 from xsc.compute.jobs.evidence import differing
 from xsc.compute.jobs.quorum import contradict, same_content
-from xsc.compute.jobs.receipts import billed_steps, check_compiled, check_receipt
+from xsc.compute.jobs.receipts import billed_steps, check_compiled, check_receipt, open_order
 from xsc.compute.wasm.values import format_number
 from xsc.identity.envelope import R, Signed, kind_of, open_signed
 from xsc.ledger.audit import verify_settled
@@ -29,8 +28,8 @@ from xsc.programs.provenance import ProvenanceInput, ProvenanceOutput, Provenanc
 from xsc.space.record import SpaceRecord
 from xsc.storage.repair.departures import check_proof
 from xsc.terms.clearing import ClearingProof, SpaceValue
-from xsc.terms.deployment import Deployment, ServiceReceipt
-from xsc.terms.execution import Dissent, ExecutionReceipt, Order
+from xsc.terms.deployment import Deployment
+from xsc.terms.execution import Dissent, ExecutionReceipt, Order, Outcome
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
 from xsc.terms.quote import UNITS
 from xsc.terms.slot import STEP
@@ -170,8 +169,9 @@ def _open_execution(
     """
     signed = _open(raw, ExecutionReceipt, network=network)
     receipt = signed.record
-    order = _open(receipt.order, Order, "customer", network=signed.network)
+    order = open_order(receipt, signed.network)
     asked = order.record
+    _require(order.author == asked.customer, "the order is not signed by its customer")
     _require(signed.author == asked.provider, "the receipt is not signed by the order's provider")
     price = _price_of(asked, signed, lease)
     if price is None:
@@ -222,6 +222,8 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
     _is_of(module, outcome.module)
     if module is not None:
         _keeps(check_compiled(receipt, len(module)))
+    if receipt.request is not None:
+        return _request(signed, outcome)
     call = f"{outcome.function}({', '.join(format_number(n) for n in outcome.arguments)})"
     if outcome.mode == "batch":
         call = f"a batch of calls of {outcome.function}"
@@ -302,23 +304,16 @@ def _deployment(raw: bytes) -> str:
     )
 
 
-def _service_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> str:
-    signed = _open(raw, ServiceReceipt)
-    receipt, outcome = signed.record, signed.record.outcome
-    record = _open(receipt.deployment, Deployment, "owner", network=signed.network).record
-    _require(
-        signed.author == record.provider, "the receipt is not signed by the deployment's provider"
-    )
-    price = None
-    if lease is not None:
-        parties, at_ms = (record.owner, record.provider), receipt.created_ms
-        price = _lease_price(lease, signed.network, receipt.lease_id, parties, at_ms)
-    _keeps(check_service_receipt(record, receipt, price))
-    _is_of(module, outcome.module)
+def _request(signed: Signed[ExecutionReceipt], outcome: Outcome) -> str:
+    """Return what a receipt for a request of a service proves."""
+    receipt = signed.record
+    assert receipt.request is not None
+    record = _open(receipt.order, Deployment, "owner", network=signed.network).record
+    ended = f"ended by {outcome.trap}" if outcome.trap else f"exited with {outcome.exit_code}"
     return (
-        f"service receipt: {short(signed.author)} answered request {to_text(receipt.nonce)} to "
-        f"version {record.version} of '{record.name}' of {short(record.owner)} with "
-        f"{receipt.status}, {outcome.fuel_used} fuel, "
+        f"execution receipt: {short(signed.author)} answered request "
+        f"{to_text(receipt.request.nonce)} to version {record.version} of '{record.name}' of "
+        f"{short(record.owner)}: it {ended}, {outcome.fuel_used} fuel, "
         f"{format_credits(receipt.amount_micro)} credits"
     )
 
@@ -389,20 +384,15 @@ _CHECKS: Final[Mapping[str, Callable[[bytes], str]]] = {
     SettledEntry.KIND: verify_settled,
     ProvenanceRecord.KIND: _provenance,
 }
-_RUNS: Final[Mapping[str, Callable[[bytes, bytes | None, bytes | None], str]]] = {
-    ExecutionReceipt.KIND: _execution_receipt,
-    ServiceReceipt.KIND: _service_receipt,
-}
-"""Of these the module and the lease can be given, too."""
 
 
 def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = None) -> str:
     """Return, in one line for people, what a signed record proves.
 
     Args:
-        raw: the bytes of an execution, service, storage or deletion receipt, dissent, deployment,
+        raw: the bytes of an execution, storage or deletion receipt, dissent, deployment,
             lease, lease count, quote, voucher, clearing, provenance or exported ledger entry.
-        module: a module that an execution or service receipt must be about.
+        module: a module that an execution receipt must be about.
         lease: the lease that such a receipt must be under, and billed by.
 
     Raises:
@@ -415,10 +405,10 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
             if fault.hint:  # it is of a newer version
                 raise
             raise ProofInvalid("this is no signed record, so it proves nothing") from None
-        if kind in _RUNS:
-            return _RUNS[kind](raw, module, lease)
+        if kind == ExecutionReceipt.KIND:
+            return _execution_receipt(raw, module, lease)
         _require(kind in _CHECKS, f"a record of kind '{kind[:40]}' is nothing that can be verified")
-        _require(lease is None, "a lease goes with a service receipt or an execution receipt alone")
+        _require(lease is None, "a lease goes with an execution receipt alone")
         return _CHECKS[kind](raw)
 
 

@@ -253,7 +253,7 @@ async def test_a_customer_that_goes_away_leaves_no_more_than_its_share(world, st
             return await super().run(job, watch)
 
     provider = world.provider.service._job_executor
-    provider._runner._sandbox = sandbox = Slow(InlineExecutor())
+    provider._runner.sandbox = sandbox = Slow(InlineExecutor())
     await sandbox.start()
     size = INPUTS_HELD_A_PEER_BYTES_MAX // 5
     module = wasm("upper")

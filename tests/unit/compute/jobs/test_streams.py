@@ -192,8 +192,8 @@ class Stuck:
 
 
 def stuck(world, node):
-    node.service.runner._sandbox = Stuck(node.sandbox, world.clock)
-    return node.service.runner._sandbox
+    node.service.runner.sandbox = Stuck(node.sandbox, world.clock)
+    return node.service.runner.sandbox
 
 
 def watched(world, output, **how):
@@ -297,7 +297,7 @@ async def test_output_that_is_taken_back_is_refused(world):
         return answer
 
     world.wire.tap = lie
-    stuck_in = world.provider.service.runner._sandbox
+    stuck_in = world.provider.service.runner.sandbox
     gate = asyncio.Event()
 
     class Slow:
@@ -309,7 +309,7 @@ async def test_output_that_is_taken_back_is_refused(world):
             await gate.wait()
             return await stuck_in.run(job, watch)
 
-    world.provider.service.runner._sandbox = Slow()
+    world.provider.service.runner.sandbox = Slow()
     output = OutputBuffer(world.clock)
     running = watched(world, output, on=world.provider.key.node_id)
     await until(world, lambda: output.size_bytes)
@@ -403,7 +403,7 @@ async def test_no_other_provider_is_asked_once_something_was_shown(world):
             await self.gate.wait()
             raise SandboxFailed("the worker is gone")
 
-    world.provider.service.runner._sandbox = Dying()
+    world.provider.service.runner.sandbox = Dying()
     output = OutputBuffer(world.clock)
     running = watched(world, output)
     await until(world, lambda: output.size_bytes)

@@ -18,7 +18,6 @@ from xsc.base.limits import (
 )
 from xsc.base.room import Room
 from xsc.compute.deployments.holder import Served
-from xsc.compute.deployments.rules import ServiceAnswer
 from xsc.compute.deployments.wagi import Request, Response
 from xsc.node.api import deployments
 from xsc.node.api.deployments import ServiceListener
@@ -58,7 +57,7 @@ class Node:
             await asyncio.shield(work)
         finally:
             self.left.set()
-        return Served(ServiceAnswer(self.response), "id")
+        return Served(self.response, "id")
 
 
 class End:
