@@ -10,13 +10,16 @@ from xsc.base.encoding import Value
 from xsc.base.errors import ReceiptInvalid, RecordInvalid
 from xsc.base.fields import take_bool, take_int, take_list, take_map, take_str
 from xsc.base.ids import to_text
-from xsc.base.limits import SERVICE_NOTE_BYTES_MAX, SERVICE_PAGE_ROWS_MAX, SERVICE_RECORD_BYTES_MAX
+from xsc.base.limits import KIB, SERVICE_PAGE_ROWS_MAX, SERVICE_RECORD_BYTES_MAX
 from xsc.compute.deployments import wagi
 from xsc.compute.deployments.store import LogRow
 from xsc.compute.jobs.receipts import billed_steps, check_receipt, standing_order
 from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.deployment import Deployment
 from xsc.terms.execution import ExecutionReceipt, Order
+
+SERVICE_NOTE_BYTES_MAX = 1 * KIB
+"""Of what a request writes to standard error, the end that the log keeps."""
 
 _PATH_CHARS_MAX = 256
 _URL_CHARS_MAX = 512

@@ -11,15 +11,7 @@ from typing import Final
 from xsc.base.bounded import FairBounded
 from xsc.base.errors import NotFound, SpaceExhausted, StoreDamaged
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import (
-    COMPUTE_LEASE_MS,
-    SERVICE_LOG_ROWS_MAX,
-    SERVICE_MODULES_A_PEER_BYTES_MAX,
-    SERVICE_MODULES_BYTES_MAX,
-    SERVICE_RATE_MS,
-    SERVICE_VERSIONS_KEPT,
-    SERVICES_MAX,
-)
+from xsc.base.limits import COMPUTE_LEASE_MS, MIB, SERVICE_LOG_ROWS_MAX, SERVICE_RATE_MS
 from xsc.base.turns import Turns
 from xsc.base.units import ceil_div
 from xsc.compute.deployments import rules
@@ -29,6 +21,14 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.terms.deployment import Deployment
 
+SERVICES_MAX = 64
+"""Services that a node holds, its own and those of peers."""
+SERVICE_VERSIONS_KEPT = 16
+"""Versions of one service that can be gone back to."""
+SERVICE_MODULES_BYTES_MAX = 512 * MIB
+"""Modules of all services on the disk."""
+SERVICE_MODULES_A_PEER_BYTES_MAX = 128 * MIB
+"""The same of one peer's services, all kept versions."""
 _MINUTE_MS: Final = 60_000
 
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 from typing import Literal
 
 from xsc.base.bounded import FairBounded
-from xsc.base.limits import TOMBSTONES_MAX
+
+TOMBSTONES_MAX = 16_384
+"""Deleted objects of which a host takes nothing that was under way meanwhile."""
 
 
 class Tombstones:

@@ -7,12 +7,11 @@ import pytest
 from tests.unit.storage.shardstore.test_store import ALICE, BOB, LOCATE, Disk, record, shard
 from tests.unit.storage.world import World
 from xsc.base.errors import NotAllowed
-from xsc.base.limits import TOMBSTONES_MAX
 from xsc.base.merkle import Part, root_of
 from xsc.base.units import held_bytes
 from xsc.storage.object import messages
 from xsc.storage.object.erasure import StorageShard
-from xsc.storage.shardstore.tombstones import Tombstones
+from xsc.storage.shardstore.tombstones import TOMBSTONES_MAX, Tombstones
 
 
 def test_the_customer_that_ended_most_is_forgotten_first():
