@@ -13,20 +13,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from xsc.base import errors
 from xsc.base.clock import run_sized
 from xsc.base.encoding import Value
-from xsc.base.errors import (
-    CreditExceeded,
-    LeaseExhausted,
-    ModuleUnknown,
-    NotAllowed,
-    NotFound,
-    RateLimited,
-    RecordInvalid,
-    SpaceExhausted,
-    UnavailableError,
-    XscError,
-)
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_str
 from xsc.base.ids import short
 from xsc.base.limits import (
@@ -157,7 +146,7 @@ class ServiceHolder:
                 return Served(fault_answer(404, "there is no such service here"))
             try:
                 turns = await self._take_turn(service)
-            except RateLimited as fault:
+            except errors.RateLimited as fault:
                 service.refused += 1
                 return Served(fault_answer(429, fault.message, retry_after_s=_RETRY_S))
             task = asyncio.create_task(self._work(service, turns, request))
@@ -178,13 +167,13 @@ class ServiceHolder:
         """
         turns = service.turns
         if turns.locked() and service.waiting >= SERVICE_QUEUE_MAX:
-            raise RateLimited(f"{SERVICE_QUEUE_MAX} requests wait for this service already")
+            raise errors.RateLimited(f"{SERVICE_QUEUE_MAX} requests wait for this service already")
         service.waiting += 1
         try:
             async with asyncio.timeout(SERVICE_WAIT_MS_MAX / 1000):
                 await turns.acquire()
         except TimeoutError:
-            raise RateLimited(
+            raise errors.RateLimited(
                 f"no request could be taken within {SERVICE_WAIT_MS_MAX} ms"
             ) from None
         finally:
@@ -198,16 +187,16 @@ class ServiceHolder:
         service.running += 1
         try:
             return await self._served(service, signed, request)
-        except (UnavailableError, RateLimited) as fault:
+        except (errors.UnavailableError, errors.RateLimited) as fault:
             service.refused += 1
             retry_after_s = fault.retry_after_s or _RETRY_S
             return Served(fault_answer(503, fault.message, retry_after_s=retry_after_s))
-        except (CreditExceeded, LeaseExhausted):
+        except (errors.CreditExceeded, errors.LeaseExhausted):
             service.refused += 1
             service.starved = True
             reason = "the owner of this service does not pay for it at the moment"
             return Served(fault_answer(503, reason, retry_after_s=_UNPAID_RETRY_S))
-        except XscError as fault:
+        except errors.XscError as fault:
             service.failures += 1
             return Served(fault_answer(502, f"the service cannot run: {fault.message}"))
         finally:
@@ -226,7 +215,7 @@ class ServiceHolder:
         if paid and (
             service.rows >= SERVICE_UNPAID_ROWS_MAX or unpaid_bytes >= SERVICE_UNPAID_BYTES_MAX
         ):
-            raise LeaseExhausted("the owner does not fetch its receipts")
+            raise errors.LeaseExhausted("the owner does not fetch its receipts")
         module = await self._registry.module(record.module, record.owner)
         steps = rules.steps_of(record)
         lease_id, terms = await self._admitted(service, record, steps)
@@ -253,7 +242,7 @@ class ServiceHolder:
         if self._registry.get(service.key) is service:
             try:
                 self._registry.add(service, [row])
-            except XscError as fault:
+            except errors.XscError as fault:
                 # What was answered is answered, and without its row not billed.
                 self._log.error("compute.service_log_not_written", reason=fault.message)
         return Served(response, row.request_id)
@@ -273,7 +262,7 @@ class ServiceHolder:
             RateLimited: those that run did not end in time.
         """
         for lease_id in service.rates:
-            with suppress(LeaseExhausted, RateLimited):
+            with suppress(errors.LeaseExhausted, errors.RateLimited):
                 terms = self._book.compute_terms(lease_id, record.owner, steps)
                 await self._book.admit_compute(lease_id, record.owner, steps, 0)
                 return lease_id, terms
@@ -284,14 +273,14 @@ class ServiceHolder:
             try:
                 terms = self._book.compute_terms(lease_id, record.owner, steps)
                 await self._book.admit_compute(lease_id, record.owner, steps, left_ms)
-            except LeaseExhausted as fault:
+            except errors.LeaseExhausted as fault:
                 if not left_ms:
                     raise
                 await self._another_lease(service, fault)
             else:
                 return lease_id, terms
 
-    async def _another_lease(self, service: ServiceEntry, fault: LeaseExhausted) -> None:
+    async def _another_lease(self, service: ServiceEntry, fault: errors.LeaseExhausted) -> None:
         """Return once the owner has called, which is told that its lease is used up.
 
         Raises:
@@ -322,7 +311,7 @@ class ServiceHolder:
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         if not self._serving:
-            raise NotAllowed(
+            raise errors.NotAllowed(
                 f"{short(self._own)} serves no requests", hint="its operator sets services_listen"
             )
         signed = open_signed(
@@ -336,9 +325,9 @@ class ServiceHolder:
         lease_id = take_bytes(header, "lease_id", size=32)
         with_module = take_bool(header, "module")
         if (record.owner, record.provider) != (caller, self._own):
-            raise RecordInvalid("the deployment is between other nodes")
+            raise errors.RecordInvalid("the deployment is between other nodes")
         if len(parts) != with_module:
-            raise RecordInvalid("the request lacks the module or has a part too many")
+            raise errors.RecordInvalid("the request lacks the module or has a part too many")
         rules.check_received(record)
         self._check_lease(lease_id, record)
         key = (caller, record.name)
@@ -363,10 +352,12 @@ class ServiceHolder:
         if service is None:
             held = sum(service.key[0] == record.owner for service in self._registry.all())
             if held >= SERVICES_A_PEER_MAX:
-                raise SpaceExhausted(f"this node holds {SERVICES_A_PEER_MAX} services of yours")
+                raise errors.SpaceExhausted(
+                    f"this node holds {SERVICES_A_PEER_MAX} services of yours"
+                )
             service = self._registry.new(key)
         elif record.generation <= service.active.record.generation:
-            raise RecordInvalid("a later deployment of this service is held here")
+            raise errors.RecordInvalid("a later deployment of this service is held here")
         if self._registry.has_module(record.module):
             module = await self._registry.module(record.module, record.owner)
             self._registry.check_room(key, record.module, len(module))
@@ -374,11 +365,11 @@ class ServiceHolder:
             module = bytes(parts[0].data)
             self._registry.check_room(key, record.module, len(module))
             if await run_sized(self._executor, len(module), digest_of, module) != record.module:
-                raise RecordInvalid("the module is not the one that the deployment names")
+                raise errors.RecordInvalid("the module is not the one that the deployment names")
             rules.check_program(await self._executor.run(read, module))
         else:
             self._registry.check_room(key, record.module, 0)
-            raise ModuleUnknown("this node does not have the module")
+            raise errors.ModuleUnknown("this node does not have the module")
         await self._runner.prepare(record.module, module, record.owner)
         await self._registry.keep(service, signed, module)
         self._log.info("compute.service_held", owner=short(record.owner), name=record.name)
@@ -392,7 +383,9 @@ class ServiceHolder:
     def _held(self, caller: bytes, header: dict[str, Value]) -> ServiceEntry:
         service = self._registry.get((caller, take_str(header, "name")))
         if service is None:
-            raise NotFound("this node holds no such service of yours", hint="deploy it again")
+            raise errors.NotFound(
+                "this node holds no such service of yours", hint="deploy it again"
+            )
         return service
 
     async def _on_undeploy(

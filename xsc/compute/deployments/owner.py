@@ -11,19 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from xsc.base import errors
 from xsc.base.clock import run_sized
 from xsc.base.encoding import Value
-from xsc.base.errors import (
-    ArgumentInvalid,
-    LimitError,
-    ModuleUnknown,
-    NotFound,
-    PeerError,
-    PeerSilent,
-    ReceiptInvalid,
-    TooLarge,
-    XscError,
-)
 from xsc.base.ids import short
 from xsc.base.limits import (
     LEASE_TIMEOUT_MS,
@@ -119,7 +109,7 @@ class ServiceOwner:
             known = self._registry.get(key)
             versions = {} if known is None else known.versions
             if known is not None and known.active.record.provider != provider:
-                raise ArgumentInvalid(
+                raise errors.ArgumentInvalid(
                     f"'{name}' is deployed at {short(known.active.record.provider)}",
                     hint="undeploy it there first, or choose another name",
                 )
@@ -143,7 +133,7 @@ class ServiceOwner:
             if record.version in versions and not rules.is_same_version(
                 versions[record.version].record, record
             ):
-                raise ArgumentInvalid(
+                raise errors.ArgumentInvalid(
                     f"version {record.version} of '{name}' is another deployment already",
                     hint="choose another name for this version",
                 )
@@ -197,11 +187,11 @@ class ServiceOwner:
         try:
             if not service.refuted:
                 await self._collect(service)
-        except NotFound:
+        except errors.NotFound:
             return ""  # it is gone there already
-        except PeerSilent as fault:
+        except errors.PeerSilent as fault:
             return _not_told(provider, fault)
-        except XscError as fault:
+        except errors.XscError as fault:
             warning = f"{short(provider)} is not paid for the last requests: {fault.message}"
         try:
             await self._caller.call(
@@ -210,9 +200,9 @@ class ServiceOwner:
                 {"name": service.key[1]},
                 timeout_ms=SERVICE_COLLECT_TIMEOUT_MS,
             )
-        except NotFound:
+        except errors.NotFound:
             pass
-        except XscError as fault:
+        except errors.XscError as fault:
             return _not_told(provider, fault)
         return warning
 
@@ -242,7 +232,7 @@ class ServiceOwner:
             reply = await self._caller.call(
                 record.provider, "service.deploy", header, timeout_ms=self._place_timeout_ms
             )
-        except ModuleUnknown:
+        except errors.ModuleUnknown:
             root = await run_sized(self._executor, len(module), root_of, module)
             reply = await self._caller.call(
                 record.provider,
@@ -268,7 +258,7 @@ class ServiceOwner:
         if not service.lease_id or service.starved or left_ms < LEASE_TIMEOUT_MS:
             await self._take_lease(service, record)
         elif self._requests_left(service, record) < 2:
-            with suppress(LimitError):  # the present one serves on, fewer at once
+            with suppress(errors.LimitError):  # the present one serves on, fewer at once
                 await self._take_lease(service, record)
 
     def _requests_left(self, service: ServiceEntry, record: Deployment) -> int:
@@ -309,7 +299,7 @@ class ServiceOwner:
             async with self._registry.changing.of(service.key):
                 if self._registry.get(service.key) is service and not service.refuted:
                     await self._collect(service)
-        except XscError as fault:
+        except errors.XscError as fault:
             if service.fault != fault.message:
                 self._log.warning(
                     "compute.service_not_reached", service=service.key[1], reason=fault.message
@@ -364,9 +354,9 @@ class ServiceOwner:
             leases = {claim.lease_id for claim in claims}
             terms = {lease: self._leases.price_and_room(lease, provider) for lease in leases}
             paid = plan_payment(claims, terms, service.since)
-        except (PeerError, TooLarge) as fault:
+        except (errors.PeerError, errors.TooLarge) as fault:
             service.refuted = True
-            raise ReceiptInvalid(
+            raise errors.ReceiptInvalid(
                 f"a receipt of {short(provider)} is refused, "
                 f"and the service no longer paid: {fault.message}"
             ) from None
@@ -386,7 +376,7 @@ class ServiceOwner:
         await self._executor.run(self._registry.store.sync)
 
 
-def _not_told(provider: bytes, fault: XscError) -> str:
+def _not_told(provider: bytes, fault: errors.XscError) -> str:
     return (
         f"{short(provider)} was not told ({fault.message}): it stops within a "
         "minute, for nobody pays it, and drops the service after a day"

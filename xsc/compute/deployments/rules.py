@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from xsc.base import limits
 from xsc.base.errors import (
     ArgumentInvalid,
     ExportUnknown,
@@ -16,12 +17,6 @@ from xsc.base.errors import (
     RecordInvalid,
     TimeExceeded,
     TooLarge,
-)
-from xsc.base.limits import (
-    ARGUMENT_BYTES_MAX,
-    ENVIRONMENT_MAX,
-    MODULE_BYTES_MAX,
-    SERVICE_CONCURRENCY_MAX,
 )
 from xsc.compute.deployments.wagi import Response, is_reserved, read_answer
 from xsc.compute.jobs.receipts import ENTRY
@@ -80,10 +75,10 @@ def check_environment(environment: Mapping[str, str]) -> tuple[tuple[str, str], 
                 f"the variable {name[:60]} is set by each request", hint="choose another name"
             )
     size = sum(len(name.encode()) + len(value.encode()) + 2 for name, value in environment.items())
-    if len(environment) > ENVIRONMENT_MAX // 2 or size > ARGUMENT_BYTES_MAX // 2:
+    if len(environment) > limits.ENVIRONMENT_MAX // 2 or size > limits.ARGUMENT_BYTES_MAX // 2:
         raise TooLarge(
-            f"the variables of a service are bounded to {ENVIRONMENT_MAX // 2}, "
-            f"{ARGUMENT_BYTES_MAX // 2} bytes together"
+            f"the variables of a service are bounded to {limits.ENVIRONMENT_MAX // 2}, "
+            f"{limits.ARGUMENT_BYTES_MAX // 2} bytes together"
         )
     return tuple(sorted(environment.items()))
 
@@ -94,9 +89,9 @@ def check_concurrency(concurrency: int) -> int:
     Raises:
         ArgumentInvalid: out of range.
     """
-    if not 1 <= concurrency <= SERVICE_CONCURRENCY_MAX:
+    if not 1 <= concurrency <= limits.SERVICE_CONCURRENCY_MAX:
         raise ArgumentInvalid(
-            f"the concurrency must be from 1 to {SERVICE_CONCURRENCY_MAX}, not {concurrency}"
+            f"the concurrency must be from 1 to {limits.SERVICE_CONCURRENCY_MAX}, not {concurrency}"
         )
     return concurrency
 
@@ -204,8 +199,8 @@ def check_module_size(size_bytes: int) -> None:
     Raises:
         TooLarge: it is not.
     """
-    if size_bytes > MODULE_BYTES_MAX:
-        raise TooLarge(f"a module is bounded to {MODULE_BYTES_MAX} bytes")
+    if size_bytes > limits.MODULE_BYTES_MAX:
+        raise TooLarge(f"a module is bounded to {limits.MODULE_BYTES_MAX} bytes")
 
 
 def is_same_version(a: Deployment, b: Deployment) -> bool:

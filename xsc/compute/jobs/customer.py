@@ -10,26 +10,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from xsc.base import errors, limits
 from xsc.base.bounded import Bounded
 from xsc.base.clock import run_sized
 from xsc.base.encoding import Value
-from xsc.base.errors import (
-    InputUnavailable,
-    JobUnfinished,
-    LeaseExhausted,
-    ModuleUnknown,
-    PeerSilent,
-    RateLimited,
-    SandboxFailed,
-    XscError,
-)
 from xsc.base.jobs import Verification
-from xsc.base.limits import (
-    MODULE_LOST_MS,
-    MODULES_REMEMBERED_MAX,
-    PEER_TIMEOUT_MS,
-    PROVIDERS_TRIED_MAX,
-)
 from xsc.base.merkle import Part, root_of
 from xsc.compute.jobs.executor import RUN
 from xsc.compute.jobs.locality import ModuleHolders, referred_to, saved_max
@@ -85,7 +70,7 @@ class JobCustomer:
         self._compile_ms = compile_ms
         self._holders = ModuleHolders()
         self._quick = QuickFunctions()
-        self._lost: Bounded[tuple[bytes, bytes], int] = Bounded(MODULES_REMEMBERED_MAX)
+        self._lost: Bounded[tuple[bytes, bytes], int] = Bounded(limits.MODULES_REMEMBERED_MAX)
         """When this node heard of a lost worker, by provider and module."""
 
     async def buy(self, task: Task, on: bytes | None, output: OutputBuffer | None) -> Delivered:
@@ -97,11 +82,11 @@ class JobCustomer:
         """
         now = self._context.clock.monotonic_ms
         ordered: dict[bytes, Signed[Order]] = {}
-        last: XscError | None = None
+        last: errors.XscError | None = None
         # As a rule, a module that some provider has need not be paid for again.
         compiling = not self._holders.of(task.module_hash)
         purchase = _Purchase(task, output, now() + task.wait_ms)
-        for _ in range(PROVIDERS_TRIED_MAX):
+        for _ in range(limits.PROVIDERS_TRIED_MAX):
             steps_max = task.steps(compiling=compiling)
             lease = await self._leases.lease_compute(
                 fuel_steps=steps_max,
@@ -117,18 +102,18 @@ class JobCustomer:
             order = ordered[lease.lease_id]
             try:
                 done = await self._bought(purchase, lease, order, steps_max)
-            except (PeerSilent, SandboxFailed, RateLimited) as fault:
+            except (errors.PeerSilent, errors.SandboxFailed, errors.RateLimited) as fault:
                 self._context.log.warning(
                     "compute.order_not_run", provider=lease.node.hex(), reason=fault.code
                 )
                 last = fault
                 if output is not None and output.size_bytes:
                     break  # another run would not begin with the output that was shown
-                if isinstance(fault, RateLimited) and task.wait_ms:
+                if isinstance(fault, errors.RateLimited) and task.wait_ms:
                     if now() >= purchase.until_ms:
                         break
                     await self._context.clock.sleep_ms(RATE_PAUSE_MS)
-            except LeaseExhausted as fault:
+            except errors.LeaseExhausted as fault:
                 if compiling or lease.node not in purchase.module_sent_to:
                     # Another one is taken: this one is over by the provider's clock, or spent.
                     await self._leases.refused(lease.lease_id)
@@ -167,7 +152,7 @@ class JobCustomer:
         """Return what a provider delivers; where it gives nothing, the run is not under way."""
         try:
             return await self._ask(purchase, lease, order)
-        except XscError:
+        except errors.XscError:
             self._leases.unused(lease.lease_id, steps_max)
             raise
 
@@ -200,13 +185,13 @@ class JobCustomer:
         while reply is None:
             try:
                 reply = await self._send(purchase, node, order, referred, with_module=with_module)
-            except ModuleUnknown:
+            except errors.ModuleUnknown:
                 self._holders.forget(task.module_hash, node)
                 if with_module:
                     raise
                 with_module = True
                 purchase.module_sent_to.add(node)
-            except InputUnavailable:
+            except errors.InputUnavailable:
                 if not referred:
                     raise
                 referred = []
@@ -222,7 +207,7 @@ class JobCustomer:
             cancelled=purchase.output is not None and purchase.output.cancelled.is_set(),
             passed_ms=now_ms - made_ms,
             lost_before=heard_ms is not None
-            and heard_ms < made_ms < heard_ms + MODULE_LOST_MS // 2,
+            and heard_ms < made_ms < heard_ms + limits.MODULE_LOST_MS // 2,
         )
         done = await run_sized(
             self._context.executor,
@@ -267,7 +252,7 @@ class JobCustomer:
             reply = await self._send_shared(task, node, header, parts)
             if reply is not None:
                 return reply
-        timeout_ms = wait_ms + task.limits.timeout_ms + self._compile_ms + PEER_TIMEOUT_MS
+        timeout_ms = wait_ms + task.limits.timeout_ms + self._compile_ms + limits.PEER_TIMEOUT_MS
         return await self._context.caller.call(node, RUN, header, parts, timeout_ms=timeout_ms)
 
     async def _send_shared(
@@ -281,10 +266,10 @@ class JobCustomer:
             return await self._context.caller.call(
                 node, RUN, {**header, "patience_ms": PATIENCE_MS}, parts
             )
-        except JobUnfinished:
+        except errors.JobUnfinished:
             self._quick.failed(function)
             return None
-        except PeerSilent:
+        except errors.PeerSilent:
             self._quick.failed(function)
             raise
 

@@ -14,32 +14,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from xsc.base import errors, limits
 from xsc.base.clock import run_sized
 from xsc.base.encoding import Value
-from xsc.base.errors import (
-    ArgumentInvalid,
-    ClockSkewed,
-    JobUnfinished,
-    ModuleUnknown,
-    RateLimited,
-    RecordInvalid,
-    ReplayRefused,
-)
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_texts
-from xsc.base.limits import (
-    ARGUMENT_BYTES_MAX,
-    ARGUMENTS_MAX,
-    BATCH_CALL_BYTES_MAX,
-    BATCH_CALL_PARTS_MAX,
-    ENVIRONMENT_MAX,
-    FRAME_HEADER_BYTES_MAX,
-    INPUT_BYTES_MAX,
-    MIB,
-    MODULE_BYTES_MAX,
-    OUTPUT_BYTES_MAX,
-    REQUEST_WINDOW_MS,
-    TIMEOUT_MS_MAX,
-)
 from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound
 from xsc.base.room import Room
@@ -58,20 +36,20 @@ from xsc.terms.execution import Order
 from xsc.terms.lease import RunTerms
 from xsc.terms.pricing import run_steps
 
-INPUTS_HELD_BYTES_MAX = 256 * MIB
+INPUTS_HELD_BYTES_MAX = 256 * limits.MIB
 """Inputs, and modules that orders brought, of all jobs that a provider has taken and not ended."""
-INPUTS_HELD_A_PEER_BYTES_MAX = 128 * MIB
+INPUTS_HELD_A_PEER_BYTES_MAX = 128 * limits.MIB
 """The same of one customer."""
-assert INPUT_BYTES_MAX + MODULE_BYTES_MAX <= INPUTS_HELD_A_PEER_BYTES_MAX
+assert limits.INPUT_BYTES_MAX + limits.MODULE_BYTES_MAX <= INPUTS_HELD_A_PEER_BYTES_MAX
 assert INPUTS_HELD_A_PEER_BYTES_MAX < INPUTS_HELD_BYTES_MAX
 
 RUN = "compute.run"
 """The method by which an order is asked for."""
 HEADS = {
     # Arguments and names of files; paths of what the program leaves.
-    RUN: HeadBound(asked=3 * ARGUMENT_BYTES_MAX, answered=FRAME_HEADER_BYTES_MAX)
+    RUN: HeadBound(asked=3 * limits.ARGUMENT_BYTES_MAX, answered=limits.FRAME_HEADER_BYTES_MAX)
 }
-SHARED_ANSWER_BYTES_MAX = BATCH_CALL_BYTES_MAX // 2
+SHARED_ANSWER_BYTES_MAX = limits.BATCH_CALL_BYTES_MAX // 2
 _FUNCTION_CHARS_LOGGED = 64
 
 
@@ -149,15 +127,15 @@ class JobExecutor:
         )
         asked = order.record
         if asked.customer != caller or asked.provider != self._own:
-            raise RecordInvalid("the order is between other nodes")
+            raise errors.RecordInvalid("the order is between other nodes")
         known = self._orders.find((caller, asked.nonce))
         if known is None:
             known = await self._accept(order, header, parts)
         if known.order_id != order.id:
-            raise RecordInvalid("the nonce of this order was used for another one")
+            raise errors.RecordInvalid("the nonce of this order was used for another one")
         run = known.run
         if run is None:
-            raise ReplayRefused("this order was run, and its answer is no longer kept")
+            raise errors.ReplayRefused("this order was run, and its answer is no longer kept")
         patience_ms = None
         if header.get("patience_ms") is not None:
             patience_ms = take_int(header, "patience_ms", most=PATIENCE_MS)
@@ -180,9 +158,11 @@ class JobExecutor:
         given, references, brought = _received(header, parts)
         kept = self._modules.get(asked.module)
         if brought is None and kept is None:
-            raise ModuleUnknown("this provider does not have the module")
+            raise errors.ModuleUnknown("this provider does not have the module")
         brought_bytes = 0 if brought is None else len(brought)
-        given_bytes = min(asked.given_bytes, INPUT_BYTES_MAX) if references else given.size_bytes
+        given_bytes = (
+            min(asked.given_bytes, limits.INPUT_BYTES_MAX) if references else given.size_bytes
+        )
         calls = _calls(asked, given)
         steps = run_steps(asked.fuel_max, asked.memory_bytes_max, brought_bytes, calls)
         # Nothing is hashed, fetched or kept without a lease.
@@ -216,7 +196,7 @@ class JobExecutor:
             RateLimited: that would be more than its share, or than there is.
         """
         if not self._modules_held[customer, module] and not self._inputs.take(customer, size):
-            raise RateLimited("this node holds as much input of yours, or of all, as it may")
+            raise errors.RateLimited("this node holds as much input of yours, or of all, as it may")
         if module:
             self._modules_held[customer, module] += 1
         held.callback(self._release, customer, size, module)
@@ -239,18 +219,18 @@ class JobExecutor:
     ) -> GrantedOrder:
         """Return the content of an order; it must match the hashes that the order names."""
         check_price(asked, terms.price)
-        output_bytes = take_int(header, "output_bytes", most=OUTPUT_BYTES_MAX)
-        wait_ms = take_int(header, "wait_ms", most=TIMEOUT_MS_MAX)
+        output_bytes = take_int(header, "output_bytes", most=limits.OUTPUT_BYTES_MAX)
+        wait_ms = take_int(header, "wait_ms", most=limits.TIMEOUT_MS_MAX)
         module = await self._module(asked.module, brought)
         saved_bytes = len(module) if brought is None else 0
         if references:
             given, here = await self._fetcher.read(given, references, asked.given_bytes)
             saved_bytes += here
         if asked.given_bytes != len(module) + given.size_bytes:
-            raise RecordInvalid("module and input are not as long as the order says")
+            raise errors.RecordInvalid("module and input are not as long as the order says")
         digest = await run_sized(self._executor, given.size_bytes, input_hash, given, output_bytes)
         if digest != asked.input:
-            raise RecordInvalid("the input is not the one that the order names")
+            raise errors.RecordInvalid("the input is not the one that the order names")
         return GrantedOrder(
             module,
             given,
@@ -263,20 +243,20 @@ class JobExecutor:
 
     def _check_fresh(self, asked: Order) -> None:
         now_ms = self._clock.now_ms()
-        if abs(now_ms - asked.created_ms) > REQUEST_WINDOW_MS:
-            raise ClockSkewed(
+        if abs(now_ms - asked.created_ms) > limits.REQUEST_WINDOW_MS:
+            raise errors.ClockSkewed(
                 f"the order was made {now_ms - asked.created_ms} ms ago by this node's clock"
             )
         if asked.created_ms < self._started_ms:
-            raise ReplayRefused("the order was made before this node started")
+            raise errors.ReplayRefused("the order was made before this node started")
 
     async def _module(self, digest: bytes, brought: bytes | None) -> bytes:
         if (kept := self._modules.get(digest)) is not None:
             return kept
         if brought is None:
-            raise ModuleUnknown("this provider does not have the module any more")
+            raise errors.ModuleUnknown("this provider does not have the module any more")
         if await run_sized(self._executor, len(brought), digest_of, brought) != digest:
-            raise RecordInvalid("the module is not the one that the order names")
+            raise errors.RecordInvalid("the module is not the one that the order names")
         return brought
 
     async def _work(
@@ -320,19 +300,22 @@ async def _let_share(task: asyncio.Task[_Answer], patience_ms: int) -> None:
     if not task.done():
         await asyncio.wait([task], timeout=patience_ms / 1000)
     if not task.done():
-        raise JobUnfinished("the order still runs", hint="ask for it alone")
+        raise errors.JobUnfinished("the order still runs", hint="ask for it alone")
     if task.cancelled() or task.exception() is not None:
         return
     done = task.result()
-    if done.size_bytes > SHARED_ANSWER_BYTES_MAX or len(done.files) > BATCH_CALL_PARTS_MAX - 2:
-        raise JobUnfinished("the answer is too large to be shared", hint="ask for it alone")
+    if (
+        done.size_bytes > SHARED_ANSWER_BYTES_MAX
+        or len(done.files) > limits.BATCH_CALL_PARTS_MAX - 2
+    ):
+        raise errors.JobUnfinished("the answer is too large to be shared", hint="ask for it alone")
 
 
 def _calls(asked: Order, given: RunInput) -> int:
     try:
         return calls_of(asked.mode, given.args)
-    except ArgumentInvalid as fault:
-        raise RecordInvalid(fault.message) from None
+    except errors.ArgumentInvalid as fault:
+        raise errors.RecordInvalid(fault.message) from None
 
 
 def _received(
@@ -340,28 +323,28 @@ def _received(
 ) -> tuple[RunInput, list[tuple[str, bytes]], bytes | None]:
     """Return the input, references to more of it, and the module, if it is there, of a request."""
     environment: list[tuple[str, str]] = []
-    for item in take_list(header, "environment", most=ENVIRONMENT_MAX):
+    for item in take_list(header, "environment", most=limits.ENVIRONMENT_MAX):
         match item:
             case [str(name), str(text)]:
                 environment.append((name, text))
             case _:
-                raise RecordInvalid("the field 'environment' must hold pairs of texts")
+                raise errors.RecordInvalid("the field 'environment' must hold pairs of texts")
     names = take_texts(header, "files", most=FILES_MAX)
     referred = take_texts(header, "objects", most=FILES_MAX)
     with_module = take_bool(header, "module")
     bodies = [bytes(part.data) for part in parts]
     if len(bodies) != 1 + len(names) + len(referred) + with_module:
-        raise RecordInvalid("the request lacks a part or has one too many")
+        raise errors.RecordInvalid("the request lacks a part or has one too many")
     given = RunInput(
-        tuple(take_texts(header, "args", most=ARGUMENTS_MAX)),
+        tuple(take_texts(header, "args", most=limits.ARGUMENTS_MAX)),
         tuple(environment),
         bodies[0],
         tuple(zip(names, bodies[1 : 1 + len(names)], strict=True)),
     )
     try:
         check_input(given)
-    except ArgumentInvalid as fault:
-        raise RecordInvalid(fault.message) from None
+    except errors.ArgumentInvalid as fault:
+        raise errors.RecordInvalid(fault.message) from None
     first = 1 + len(names)
     references = list(zip(referred, bodies[first : first + len(referred)], strict=True))
     return given, references, bodies[-1] if with_module else None

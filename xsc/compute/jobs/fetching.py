@@ -10,14 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from xsc.base import errors
 from xsc.base.clock import Clock
-from xsc.base.errors import (
-    ArgumentInvalid,
-    CorruptionError,
-    InputUnavailable,
-    RecordInvalid,
-    UnavailableError,
-)
 from xsc.base.limits import INPUT_BYTES_MAX, PEER_TIMEOUT_MS
 from xsc.compute.ports import InputReader
 from xsc.compute.wasm.inputs import RunInput, check_input
@@ -45,7 +39,7 @@ class InputFetcher:
         try:
             await asyncio.wait([reading, late], return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
-                raise InputUnavailable("the input's shards do not come in time")
+                raise errors.InputUnavailable("the input's shards do not come in time")
             return reading.result()
         finally:
             for task in (reading, late):
@@ -61,14 +55,14 @@ class InputFetcher:
         for name, raw in references:
             try:
                 data, received = await self._inputs.read_reference(raw, left)
-            except (UnavailableError, CorruptionError) as fault:
-                raise InputUnavailable(fault.message) from None
+            except (errors.UnavailableError, errors.CorruptionError) as fault:
+                raise errors.InputUnavailable(fault.message) from None
             files.append((name, data))
             here += max(0, len(data) - received)
             left -= len(data)
         whole = RunInput(given.args, given.environment, given.stdin, tuple(sorted(files)))
         try:
             check_input(whole)
-        except ArgumentInvalid as fault:
-            raise RecordInvalid(fault.message) from None
+        except errors.ArgumentInvalid as fault:
+            raise errors.RecordInvalid(fault.message) from None
         return whole, here

@@ -17,16 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from xsc.base import limits
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import CreditExceeded
 from xsc.base.jobs import Mode
-from xsc.base.limits import (
-    AMOUNT_MAX,
-    BATCH_ITEMS_MAX,
-    COMPILE_MS_MAX,
-    MILLISECOND_FUEL,
-    SERVICE_RECORD_BYTES_MAX,
-)
 from xsc.compute.wasm.inputs import RunInput, output_hash
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.rows import batch_output
@@ -123,7 +117,7 @@ def open_order(receipt: ExecutionReceipt, network: bytes | None) -> Signed[Order
     if receipt.request is None:
         return open_signed(receipt.order, Order, network=network)
     deployment = open_signed(
-        receipt.order, Deployment, network=network, size_max=SERVICE_RECORD_BYTES_MAX
+        receipt.order, Deployment, network=network, size_max=limits.SERVICE_RECORD_BYTES_MAX
     )
     return standing_order(deployment, receipt.request, receipt.outcome.input)
 
@@ -136,13 +130,13 @@ def time_fuel(order: Order, trap: str | None, wall_ms: int = 0) -> int | None:
     """
     allowed_ms = {
         "time_exceeded": order.timeout_ms,
-        "compile_limit": min(wall_ms, COMPILE_MS_MAX),
+        "compile_limit": min(wall_ms, limits.COMPILE_MS_MAX),
         "worker_lost": order.timeout_ms,
         "cancelled": min(wall_ms, order.timeout_ms),
     }
     if trap not in allowed_ms:
         return None
-    return min(order.fuel_max, allowed_ms[trap] * MILLISECOND_FUEL)
+    return min(order.fuel_max, allowed_ms[trap] * limits.MILLISECOND_FUEL)
 
 
 def billed_steps(order: Order, outcome: Outcome, observed: Observed) -> int:
@@ -170,9 +164,9 @@ def check_price(order: Order, price: int) -> None:
     Raises:
         CreditExceeded: it is not.
     """
-    calls = BATCH_ITEMS_MAX if order.mode == "batch" else 0
+    calls = limits.BATCH_ITEMS_MAX if order.mode == "batch" else 0
     most = run_steps(order.fuel_max, order.memory_bytes_max, order.given_bytes, calls)
-    if compute_amount(price, most) > AMOUNT_MAX:
+    if compute_amount(price, most) > limits.AMOUNT_MAX:
         raise CreditExceeded("this run could cost more than can be written down")
 
 

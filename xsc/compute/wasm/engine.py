@@ -33,18 +33,10 @@ from wasmtime import _ffi as ffi
 from wasmtime._extern import wrap_extern
 from wasmtime._func import enter_wasm
 
+from xsc.base import limits
 from xsc.base.bounded import Bounded
 from xsc.base.encoding import encode, tagged_sha256
 from xsc.base.errors import ExportUnknown, ModuleInvalid, SandboxFailed, SignatureMismatch
-from xsc.base.limits import (
-    HOST_CALL_FUEL,
-    KIB,
-    LISTED_ENTRY_FUEL,
-    MIB,
-    MOVED_ENTRY_FUEL,
-    TABLE_ELEMENTS_MAX,
-    TABLES_MAX,
-)
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm import program as programs
 from xsc.compute.wasm import rows, wasi
@@ -53,9 +45,9 @@ from xsc.compute.wasm.program import PAGE_BYTES, Program
 from xsc.compute.wasm.sandbox import Bits, Job, SandboxResult
 from xsc.compute.wasm.signature import Signature
 
-STACK_BYTES = 512 * KIB
+STACK_BYTES = 512 * limits.KIB
 MODULES_COMPILED_MAX = 32
-MODULES_COMPILED_BYTES_MAX = 64 * MIB
+MODULES_COMPILED_BYTES_MAX = 64 * limits.MIB
 """Compiled modules that one worker keeps, and the bytes they came from: code is four times that."""
 
 ENGINE = f"wasmtime-py/{version('wasmtime')}"
@@ -79,7 +71,7 @@ _OPTIONS: dict[str, bool | int] = {
     "wasm_stack_switching": False,
     "wasm_wide_arithmetic": False,
     # Little address space: a worker's is bounded
-    "memory_reservation": 64 * MIB,
+    "memory_reservation": 64 * limits.MIB,
     "memory_guard_size": 64 * 1024,
     "memory_reservation_for_growth": 0,
     # The worker can open no file, and copy-on-write memory is one
@@ -94,11 +86,11 @@ ENGINE_CONFIG = tagged_sha256(
             "engine": ENGINE,
             "machine": platform.machine(),
             "options": dict(_OPTIONS),
-            "host_call_fuel": HOST_CALL_FUEL,
-            "listed_entry_fuel": LISTED_ENTRY_FUEL,
-            "moved_entry_fuel": MOVED_ENTRY_FUEL,
+            "host_call_fuel": limits.HOST_CALL_FUEL,
+            "listed_entry_fuel": limits.LISTED_ENTRY_FUEL,
+            "moved_entry_fuel": limits.MOVED_ENTRY_FUEL,
             "world": wasi.WORLD,
-            "table_elements": TABLE_ELEMENTS_MAX,
+            "table_elements": limits.TABLE_ELEMENTS_MAX,
         }
     ),
 )
@@ -229,9 +221,9 @@ class _Host:
 def _limit(store: wasmtime.Store, memory_bytes: int) -> None:
     store.set_limits(
         memory_size=memory_bytes,
-        table_elements=TABLE_ELEMENTS_MAX,
+        table_elements=limits.TABLE_ELEMENTS_MAX,
         instances=1,
-        tables=TABLES_MAX,
+        tables=limits.TABLES_MAX,
         memories=1,
     )
 
