@@ -23,8 +23,7 @@ from xsc.compute.jobs.streams import CANCEL, OUTPUT
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.sandbox import SandboxResult
 from xsc.compute.worker import frames
-from xsc.compute.worker.main import Worker
-from xsc.compute.worker.output_stream import OutputStream
+from xsc.compute.worker.main import OutputStream, Worker
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.identity.envelope import open_signed, sign
 from xsc.node.offline.verify import verify_file
@@ -155,7 +154,7 @@ class Broken:
 
 
 def test_what_was_written_before_a_failure_is_told_before_it():
-    given = frames.job_message(job_of(TALKER, "_start", mode="run"), stream=True)
+    given = frames.jobs_message([job_of(TALKER, "_start", mode="run")], stream=True)
     sink = io.BytesIO()
     Worker(Broken(), None, io.BytesIO(frames.to_frame(given)), sink).serve()
     said, kinds = sink.getvalue(), []
