@@ -25,6 +25,7 @@ from xsc.base.limits import (
     LEAF_BYTES,
     LEASES_A_CUSTOMER_MAX,
     OUTPUT_BYTES_MAX,
+    PEER_BODY_BYTES_MAX,
     SERVICE_RATES_MAX,
     SHARDS_MAX,
 )
@@ -45,6 +46,7 @@ Segment = Annotated[int, Field(ge=0, le=SEGMENT_MAX)]
 Generation = Annotated[int, Field(ge=0, le=GENERATION_MAX)]
 Nonce = Annotated[bytes, Field(min_length=16, max_length=16)]
 Name = Annotated[str, Field(max_length=64)]
+Most = Annotated[int, Field(ge=0, le=PEER_BODY_BYTES_MAX)]
 Prefix = Annotated[str, Field(max_length=1_024)]
 Section = Annotated[str, Field(max_length=64)]
 Cursor = tuple[Id32, Section, Count, Count, Count]
@@ -84,11 +86,11 @@ HEADERS: dict[str, dict[str, Any]] = {
         "shards": Many(PLACE, FRAME_PARTS_MAX - 1),
         "manifest": bool,
     },
-    "storage.get": {**OBJECT, "shards": Many(SHARD, GET_MAX)},
+    "storage.get": {**OBJECT, "shards": Many(SHARD, GET_MAX), "most": Most},
     "storage.have": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX)},
-    "storage.keep": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX)},
+    "storage.keep": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX), "most": Most},
     "storage.stat": {**OBJECT, "manifest": Id32},
-    "storage.find": {"locate": Id32, "manifest": Id32},
+    "storage.find": {"locate": Id32, "manifest": Id32, "most": Most},
     "storage.holds": {**OBJECT, "manifest": Id32, "roots": Many(Id32, SHARDS_MAX)},
     "storage.delete": {"order": Sealed("deletion_order")},
     "storage.guard": {
@@ -121,8 +123,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         "value": bytes,
     },
     "space.list": {"owner": Id32, "section": Section},
-    "space.records": {"owner": Id32, "paths": Many(Prefix, ASKED_RECORDS_MAX)},
-    "space.value": {"owner": Id32, "path": Prefix, "digest": Id32},
+    "space.records": {"owner": Id32, "paths": Many(Prefix, ASKED_RECORDS_MAX), "whole": bool},
     "space.grant": {"anew": bool},
     "health.ping": {"v": Count, "ping": Sealed("ping")},
     "compute.run": {
@@ -280,10 +281,8 @@ def _space_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
     known = forge.focus.get("space") or []
     if not known or forge.chance(0.1):
         return []
-    owner, path, digest = forge.rng.choice(known)
-    if "digest" in header:
-        header |= {"owner": owner, "path": path, "digest": digest or bytes(32)}
-    elif "paths" in header:
+    owner, path, _ = forge.rng.choice(known)
+    if "paths" in header:
         paths = [path for of, path, _ in known if of == owner]
         most = forge.rng.choice((1, 2, len(paths)))
         header |= {"owner": owner, "paths": forge.rng.sample(paths, min(most, len(paths)))}
@@ -345,7 +344,6 @@ PARTS: dict[str, Callable[[Forge, dict[str, Any]], list[bytes]]] = {
     "ledger.propose": _proposal,
     "space.list": _space_parts,
     "space.records": _space_parts,
-    "space.value": _space_parts,
     "peers.batch": _batch_parts,
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from xsc.base.bounded import FairBounded
+from xsc.base.bounded import Bounded
 from xsc.base.errors import NotFound, SpaceExhausted, StoreDamaged
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import COMPUTE_LEASE_MS, MIB, SERVICE_LOG_ROWS_MAX, SERVICE_RATE_MS
@@ -123,7 +123,7 @@ class ServiceRegistry:
         self,
         context: Context,
         state: KeyValue,
-        modules: FairBounded[bytes, bytes, bytes],
+        modules: Bounded[bytes, bytes],
         on_change: Callable[[], None],
     ) -> None:
         """Begin with nothing; `load` reads what was kept.

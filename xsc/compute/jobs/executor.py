@@ -19,7 +19,6 @@ from xsc.base.clock import run_sized
 from xsc.base.encoding import Value
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_texts
 from xsc.base.merkle import Part
-from xsc.base.peering import HeadBound
 from xsc.base.room import Room
 from xsc.compute.jobs.fetching import InputFetcher
 from xsc.compute.jobs.orders import AcceptedOrder, AcceptedOrders
@@ -45,10 +44,6 @@ assert INPUTS_HELD_A_PEER_BYTES_MAX < INPUTS_HELD_BYTES_MAX
 
 RUN = "compute.run"
 """The method by which an order is asked for."""
-HEADS = {
-    # Arguments and names of files; paths of what the program leaves.
-    RUN: HeadBound(asked=3 * limits.ARGUMENT_BYTES_MAX, answered=limits.FRAME_HEADER_BYTES_MAX)
-}
 SHARED_ANSWER_BYTES_MAX = limits.BATCH_CALL_BYTES_MAX // 2
 _FUNCTION_CHARS_LOGGED = 64
 

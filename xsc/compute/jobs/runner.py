@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from xsc.base.bounded import Bounded, FairBounded
+from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.jobs import JobResult, JobSpec, Verification
 from xsc.base.limits import COMPUTE_WAIT_MS, MIB
@@ -74,7 +74,7 @@ class JobRunner:
         self._entropy = entropy
         self._executor = executor
         self.sandbox = sandbox
-        self.modules: FairBounded[bytes, bytes, bytes] = FairBounded(MODULES_KEPT_BYTES_MAX)
+        self.modules: Bounded[bytes, bytes] = Bounded(size_max=MODULES_KEPT_BYTES_MAX)
         """In memory, by hash; each counts for the customer that brought it first."""
         self.limits = Limits()
         """Those of jobs that name none."""

@@ -7,21 +7,16 @@ keep it any more, the answer is `module_unknown`, and nothing was run.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import replace
 
+from xsc.api import endpoint, problems
 from xsc.api import jobs as api
-from xsc.api.endpoint import Id, Nothing
-from xsc.api.problems import problem
-from xsc.base.clock import run_sized
-from xsc.base.errors import ArgumentInvalid, XscError
-from xsc.base.ids import to_text
+from xsc.base import errors, ids
 from xsc.base.jobs import JobResult, StoredOutput
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.node.api.serving import Body
 from xsc.node.build import Node
-from xsc.node.jobs import name_of
 
 
 async def _brought(asked: api.Job, body: Body) -> tuple[bytes, bytes]:
@@ -37,29 +32,15 @@ async def _run(
 ) -> JobResult:
     """Run the job of a request; what a program writes goes to `output`, too."""
     spec = asked.spec(
-        await _module(node, asked.module, module),
+        await node.modules.find(asked.module, module),
         stdin,
-        on=None if asked.on is None else to_text(node.find(asked.on)),
+        on=None if asked.on is None else ids.to_text(node.find(asked.on)),
     )
     objects = await node.job_inputs.find(spec.inputs) if spec.inputs else ()
     done = await node.compute.run(spec, objects=objects, output=output)
     if spec.store is not None and done.trap is None:
         return replace(done, objects=await _store_outputs(node, spec.store, done.files))
     return done
-
-
-async def _module(node: Node, name: str | None, brought: bytes) -> bytes:
-    named = name_of(name, brought)
-    if named is not None:
-        return node.modules.get(named)
-    if node.modules.wants(brought):
-        executor = node.parts.executor
-        node.modules.keep(await run_sized(executor, len(brought), _sha256, brought), brought)
-    return brought
-
-
-def _sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
@@ -79,7 +60,7 @@ async def _store_outputs(
         try:
             done = await node.storage.put(_once(data), name=name, size_hint=len(data))
             capability = done.capability
-        except XscError as error:
+        except errors.XscError as error:
             fault = error
         told.append(StoredOutput(path, name, capability, len(data), fault))
     return tuple(told)
@@ -98,7 +79,7 @@ async def stream(node: Node, asked: api.Job, body: Body) -> AsyncGenerator[api.L
     """
     brought = await _brought(asked, body)
     if asked.mode != "run" or asked.verify is not None:
-        raise ArgumentInvalid("only a program that one node runs is shown while it runs")
+        raise errors.ArgumentInvalid("only a program that one node runs is shown while it runs")
     output = OutputBuffer(node.clock)
     running = asyncio.create_task(_run(node, asked, *brought, output))
     running.add_done_callback(lambda _: output.close())
@@ -108,8 +89,8 @@ async def stream(node: Node, asked: api.Job, body: Body) -> AsyncGenerator[api.L
             yield api.Line(stdout=piece) if number == 1 else api.Line(stderr=piece)
         try:
             done = await running
-        except XscError as error:
-            yield api.Line(problem=problem(error))
+        except errors.XscError as error:
+            yield api.Line(problem=problems.problem(error))
         else:
             yield api.Line(result=api.result_of(replace(done, stdout=b"", stderr=b"")))
     finally:
@@ -118,11 +99,11 @@ async def stream(node: Node, asked: api.Job, body: Body) -> AsyncGenerator[api.L
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def evidence(node: Node, _: Nothing) -> list[api.Evidence]:
+async def evidence(node: Node, _: endpoint.Nothing) -> list[api.Evidence]:
     """List contradictory receipts."""
     return node.evidence.list()
 
 
-async def evidence_record(node: Node, asked: Id) -> bytes:
+async def evidence_record(node: Node, asked: endpoint.Id) -> bytes:
     """Return one record of evidence."""
     return node.evidence.get(asked.id)
