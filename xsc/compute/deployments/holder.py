@@ -13,37 +13,22 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from xsc.base import errors
+from xsc.base import encoding, errors, fields, ids, limits, merkle
 from xsc.base.clock import run_sized
-from xsc.base.encoding import Value
-from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_str
-from xsc.base.ids import short
-from xsc.base.limits import (
-    FRAME_HEADER_BYTES_MAX,
-    KIB,
-    MIB,
-    SERVICE_LOG_ROWS_MAX,
-    SERVICE_PAGE_ROWS_MAX,
-    SERVICE_RATES_MAX,
-    SERVICE_RECORD_BYTES_MAX,
-)
-from xsc.base.merkle import Part
-from xsc.compute.deployments import rules, wagi
-from xsc.compute.deployments.pages import UNPAID_TRAPS, noted, row_of
+from xsc.base.peering import Handler
+from xsc.compute.deployments import pages, rules, wagi
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
 from xsc.compute.deployments.rules import fault_answer
 from xsc.compute.deployments.wagi import Response
 from xsc.compute.jobs.receipts import billed_steps, standing_order
 from xsc.compute.jobs.runner import NONCE_BYTES, GrantedOrder, JobRunner
-from xsc.compute.ports import Handler, ServiceBook
+from xsc.compute.ports import ServiceBook
+from xsc.compute.wasm import program, sandbox
 from xsc.compute.wasm.inputs import digest_of, input_hash
-from xsc.compute.wasm.program import read
-from xsc.compute.wasm.sandbox import trap_error
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed
+from xsc.terms import execution, lease
 from xsc.terms.deployment import Deployment
-from xsc.terms.execution import ServiceRequest
-from xsc.terms.lease import OWN_COMPUTE, RunTerms
 
 SERVICES_A_PEER_MAX = 8
 SERVICE_QUEUE_MAX = 64
@@ -52,15 +37,15 @@ SERVICE_WAIT_MS_MAX = 10_000
 """How long a request waits for its turn."""
 SERVICE_UNPAID_ROWS_MAX = 2048
 """Receipts that the owner has not fetched; beyond that the service does not run."""
-SERVICE_UNPAID_BYTES_MAX = 8 * MIB
+SERVICE_UNPAID_BYTES_MAX = 8 * limits.MIB
 """The same in bytes: each holds the deployment, whole."""
-SERVICE_PAGE_BYTES_MAX = 512 * KIB
+SERVICE_PAGE_BYTES_MAX = 512 * limits.KIB
 SERVICE_LEASE_WAIT_MS = 3_000
 """How long a request waits at a holder for the owner to bring another lease."""
 SERVICE_UNPAID_KEPT_MS = 24 * 3_600_000
 """How long a service is held whose owner says nothing."""
-assert SERVICE_UNPAID_ROWS_MAX + SERVICE_PAGE_ROWS_MAX < SERVICE_LOG_ROWS_MAX
-assert SERVICE_RECORD_BYTES_MAX + SERVICE_PAGE_BYTES_MAX < FRAME_HEADER_BYTES_MAX
+assert SERVICE_UNPAID_ROWS_MAX + limits.SERVICE_PAGE_ROWS_MAX < limits.SERVICE_LOG_ROWS_MAX
+assert limits.SERVICE_RECORD_BYTES_MAX + SERVICE_PAGE_BYTES_MAX < limits.FRAME_HEADER_BYTES_MAX
 
 _RETRY_S = 1
 _UNPAID_RETRY_S = 5
@@ -211,7 +196,7 @@ class ServiceHolder:
         module = await self._registry.module(record.module, record.owner)
         steps = rules.steps_of(record)
         lease_id, terms = await self._admitted(service, record, steps)
-        told = ServiceRequest(
+        told = execution.ServiceRequest(
             lease_id=lease_id,
             nonce=self._context.entropy.token(NONCE_BYTES),
             created_ms=self._clock.now_ms(),
@@ -222,15 +207,15 @@ class ServiceHolder:
         try:
             done = await self._runner.fulfil(order, granted, request=told)
             receipt = done.receipt.record
-            if receipt.outcome.trap in UNPAID_TRAPS:
-                raise trap_error(receipt.outcome.trap)
+            if receipt.outcome.trap in pages.UNPAID_TRAPS:
+                raise sandbox.trap_error(receipt.outcome.trap)
             used = billed_steps(order.record, receipt.outcome, receipt.observed)
         finally:
             self._book.used_compute(lease_id, steps, used)
         response = rules.answer_of(receipt.outcome, done.stdout)
-        row = noted(request, response.status, done.stderr, done.receipt.raw if paid else b"")
+        row = pages.noted(request, response.status, done.stderr, done.receipt.raw if paid else b"")
         number = max(service.last + 1, self._clock.now_ms())
-        row = replace(row_of(receipt, record.version, row), number=number)
+        row = replace(pages.row_of(receipt, record.version, row), number=number)
         if self._registry.get(service.key) is service:
             try:
                 self._registry.add(service, [row])
@@ -241,7 +226,7 @@ class ServiceHolder:
 
     async def _admitted(
         self, service: ServiceEntry, record: Deployment, steps: int
-    ) -> tuple[bytes, RunTerms]:
+    ) -> tuple[bytes, lease.RunTerms]:
         """Admit a request; return its lease and terms.
 
         It runs at a cleared rate of the owner that has room for it now, else under the lease for
@@ -260,7 +245,7 @@ class ServiceHolder:
                 return lease_id, terms
         until_ms = self._clock.monotonic_ms() + record.timeout_ms
         while True:
-            lease_id = service.lease_id if record.owner != self._own else OWN_COMPUTE
+            lease_id = service.lease_id if record.owner != self._own else lease.OWN_COMPUTE
             left_ms = max(0, until_ms - self._clock.monotonic_ms())
             try:
                 terms = self._book.compute_terms(lease_id, record.owner, steps)
@@ -295,27 +280,28 @@ class ServiceHolder:
             mine = service.key[0] == self._own
             if not mine and now_ms - service.heard_ms > SERVICE_UNPAID_KEPT_MS:
                 self._log.info(
-                    "compute.service_dropped", owner=short(service.key[0]), name=service.key[1]
+                    "compute.service_dropped", owner=ids.short(service.key[0]), name=service.key[1]
                 )
                 await self._registry.drop(service)
 
     async def _on_deploy(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        self, caller: bytes, header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         if not self._serving:
             raise errors.NotAllowed(
-                f"{short(self._own)} serves no requests", hint="its operator sets services_listen"
+                f"{ids.short(self._own)} serves no requests",
+                hint="its operator sets services_listen",
             )
         signed = open_signed(
-            take_bytes(header, "deployment"),
+            fields.take_bytes(header, "deployment"),
             Deployment,
             network=self._context.network,
             author=caller,
-            size_max=SERVICE_RECORD_BYTES_MAX,
+            size_max=limits.SERVICE_RECORD_BYTES_MAX,
         )
         record = signed.record
-        lease_id = take_bytes(header, "lease_id", size=32)
-        with_module = take_bool(header, "module")
+        lease_id = fields.take_bytes(header, "lease_id", size=32)
+        with_module = fields.take_bool(header, "module")
         if (record.owner, record.provider) != (caller, self._own):
             raise errors.RecordInvalid("the deployment is between other nodes")
         if len(parts) != with_module:
@@ -337,7 +323,7 @@ class ServiceHolder:
         return {"url": self._registry.url}, ()
 
     async def _accept(
-        self, service: ServiceEntry | None, signed: Signed[Deployment], parts: Sequence[Part]
+        self, service: ServiceEntry | None, signed: Signed[Deployment], parts: Sequence[merkle.Part]
     ) -> ServiceEntry:
         record = signed.record
         key = (record.owner, record.name)
@@ -358,13 +344,13 @@ class ServiceHolder:
             self._registry.check_room(key, record.module, len(module))
             if await run_sized(self._executor, len(module), digest_of, module) != record.module:
                 raise errors.RecordInvalid("the module is not the one that the deployment names")
-            rules.check_program(await self._executor.run(read, module))
+            rules.check_program(await self._executor.run(program.read, module))
         else:
             self._registry.check_room(key, record.module, 0)
             raise errors.ModuleUnknown("this node does not have the module")
         await self._runner.prepare(record.module, module, record.owner)
         await self._registry.keep(service, signed, module)
-        self._log.info("compute.service_held", owner=short(record.owner), name=record.name)
+        self._log.info("compute.service_held", owner=ids.short(record.owner), name=record.name)
         return service
 
     def _check_lease(self, lease_id: bytes, record: Deployment) -> None:
@@ -372,8 +358,8 @@ class ServiceHolder:
         steps = rules.steps_of(record)
         self._book.compute_terms(lease_id, record.owner, steps)
 
-    def _held(self, caller: bytes, header: dict[str, Value]) -> ServiceEntry:
-        service = self._registry.get((caller, take_str(header, "name")))
+    def _held(self, caller: bytes, header: dict[str, encoding.Value]) -> ServiceEntry:
+        service = self._registry.get((caller, fields.take_str(header, "name")))
         if service is None:
             raise errors.NotFound(
                 "this node holds no such service of yours", hint="deploy it again"
@@ -381,23 +367,23 @@ class ServiceHolder:
         return service
 
     async def _on_undeploy(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         service = self._held(caller, header)
         async with self._registry.changing.of(service.key):
             await self._registry.drop(service)
         return {}, ()
 
     async def _on_collect(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         service = self._held(caller, header)
-        lease_id = take_bytes(header, "lease_id", size=32)
+        lease_id = fields.take_bytes(header, "lease_id", size=32)
         rates = tuple(
-            take_bytes({"lease_id": each}, "lease_id", size=32)
-            for each in take_list(header, "rates", most=SERVICE_RATES_MAX)
+            fields.take_bytes({"lease_id": each}, "lease_id", size=32)
+            for each in fields.take_list(header, "rates", most=limits.SERVICE_RATES_MAX)
         )
-        after = take_int(header, "after", most=2**62)
+        after = fields.take_int(header, "after", most=2**62)
         # What the owner has, need not be kept here; and numbers grow from there on, whatever
         # the clock says after a restart.
         service.last = max(service.last, after)
@@ -407,7 +393,7 @@ class ServiceHolder:
         service.lease_id, service.rates = lease_id, rates
         service.called.set()  # who waits for another lease looks at the one that it has now
         rows = self._registry.store.rows(
-            service.key, most=SERVICE_PAGE_ROWS_MAX, size_max=SERVICE_PAGE_BYTES_MAX
+            service.key, most=limits.SERVICE_PAGE_ROWS_MAX, size_max=SERVICE_PAGE_BYTES_MAX
         )
         end_ms = self._book.end_ms(lease_id)
         left_ms = 0 if end_ms is None else max(0, end_ms - self._clock.now_ms())

@@ -11,10 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from xsc.base import errors
-from xsc.base.clock import run_sized
-from xsc.base.encoding import Value
-from xsc.base.ids import short
+from xsc.base import clock, encoding, errors, ids, merkle
 from xsc.base.limits import (
     LEASE_TIMEOUT_MS,
     PEER_TIMEOUT_MS,
@@ -22,16 +19,13 @@ from xsc.base.limits import (
     SERVICE_RATE_MS,
     SERVICE_RATES_MAX,
 )
-from xsc.base.merkle import Part, root_of
-from xsc.compute.deployments import rules
-from xsc.compute.deployments.pages import open_claims, plan_payment, read_page, url_in
+from xsc.compute.deployments import pages, rules
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry, least_rate
 from xsc.compute.deployments.store import LogRow, ServiceKey
 from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.ports import ServiceLeases
-from xsc.compute.wasm.inputs import digest_of
+from xsc.compute.wasm import inputs, program
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.program import read
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.terms.deployment import Deployment
@@ -101,8 +95,8 @@ class ServiceOwner:
         rules.check_concurrency(concurrency)
         if version is not None:
             rules.check_version(version)
-        rules.check_program(await self._executor.run(read, module))
-        digest = await run_sized(self._executor, len(module), digest_of, module)
+        rules.check_program(await self._executor.run(program.read, module))
+        digest = await clock.run_sized(self._executor, len(module), inputs.digest_of, module)
         key = (self._own, name)
         provider = self._own if on is None else on
         async with self._registry.changing.of(key):
@@ -110,7 +104,7 @@ class ServiceOwner:
             versions = {} if known is None else known.versions
             if known is not None and known.active.record.provider != provider:
                 raise errors.ArgumentInvalid(
-                    f"'{name}' is deployed at {short(known.active.record.provider)}",
+                    f"'{name}' is deployed at {ids.short(known.active.record.provider)}",
                     hint="undeploy it there first, or choose another name",
                 )
             self._registry.check_room(key, digest, len(module))
@@ -192,7 +186,7 @@ class ServiceOwner:
         except errors.PeerSilent as fault:
             return _not_told(provider, fault)
         except errors.XscError as fault:
-            warning = f"{short(provider)} is not paid for the last requests: {fault.message}"
+            warning = f"{ids.short(provider)} is not paid for the last requests: {fault.message}"
         try:
             await self._caller.call(
                 provider,
@@ -223,7 +217,7 @@ class ServiceOwner:
         """Have a peer hold a deployment, under a lease of its own."""
         record = signed.record
         await self._take_lease(service, record)
-        header: dict[str, Value] = {
+        header: dict[str, encoding.Value] = {
             "deployment": signed.raw,
             "lease_id": service.lease_id,
             "module": False,
@@ -233,15 +227,15 @@ class ServiceOwner:
                 record.provider, "service.deploy", header, timeout_ms=self._place_timeout_ms
             )
         except errors.ModuleUnknown:
-            root = await run_sized(self._executor, len(module), root_of, module)
+            root = await clock.run_sized(self._executor, len(module), merkle.root_of, module)
             reply = await self._caller.call(
                 record.provider,
                 "service.deploy",
                 {**header, "module": True},
-                [Part(module, root)],
+                [merkle.Part(module, root)],
                 timeout_ms=self._place_timeout_ms,
             )
-        service.url = url_in(reply.header)
+        service.url = pages.url_in(reply.header)
         service.fault, service.refuted, service.starved = "", False, False
 
     async def _take_lease(self, service: ServiceEntry, record: Deployment) -> None:
@@ -324,7 +318,7 @@ class ServiceOwner:
                 },
                 timeout_ms=SERVICE_COLLECT_TIMEOUT_MS,
             )
-            page = read_page(reply.header)
+            page = pages.read_page(reply.header)
             service.starved = page.starved
             service.lease_end_ms = self._clock.monotonic_ms() + page.lease_left_ms
             if service.url != page.url:
@@ -343,7 +337,7 @@ class ServiceOwner:
         provider = service.active.record.provider
         try:
             claims = await self._executor.run(
-                open_claims,
+                pages.open_claims,
                 rows,
                 after=service.last,
                 name=service.key[1],
@@ -353,11 +347,11 @@ class ServiceOwner:
             )
             leases = {claim.lease_id for claim in claims}
             terms = {lease: self._leases.price_and_room(lease, provider) for lease in leases}
-            paid = plan_payment(claims, terms, service.since)
+            paid = pages.plan_payment(claims, terms, service.since)
         except (errors.PeerError, errors.TooLarge) as fault:
             service.refuted = True
             raise errors.ReceiptInvalid(
-                f"a receipt of {short(provider)} is refused, "
+                f"a receipt of {ids.short(provider)} is refused, "
                 f"and the service no longer paid: {fault.message}"
             ) from None
         if len(paid) < len(claims):
@@ -378,6 +372,6 @@ class ServiceOwner:
 
 def _not_told(provider: bytes, fault: errors.XscError) -> str:
     return (
-        f"{short(provider)} was not told ({fault.message}): it stops within a "
+        f"{ids.short(provider)} was not told ({fault.message}): it stops within a "
         "minute, for nobody pays it, and drops the service after a day"
     )

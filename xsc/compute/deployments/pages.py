@@ -6,11 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from xsc.base.encoding import Value
-from xsc.base.errors import ReceiptInvalid, RecordInvalid
-from xsc.base.fields import take_bool, take_int, take_list, take_map, take_str
-from xsc.base.ids import to_text
-from xsc.base.limits import KIB, SERVICE_PAGE_ROWS_MAX, SERVICE_RECORD_BYTES_MAX
+from xsc.base import encoding, errors, fields, ids, limits
 from xsc.compute.deployments import wagi
 from xsc.compute.deployments.store import LogRow
 from xsc.compute.jobs.receipts import billed_steps, check_receipt, standing_order
@@ -18,7 +14,7 @@ from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.deployment import Deployment
 from xsc.terms.execution import ExecutionReceipt, Order
 
-SERVICE_NOTE_BYTES_MAX = 1 * KIB
+SERVICE_NOTE_BYTES_MAX = 1 * limits.KIB
 """Of what a request writes to standard error, the end that the log keeps."""
 
 _PATH_CHARS_MAX = 256
@@ -61,31 +57,31 @@ class ReceiptClaim:
         return billed_steps(self.order.record, self.receipt.outcome, self.receipt.observed)
 
 
-def read_page(header: Mapping[str, Value]) -> ReceiptPage:
+def read_page(header: Mapping[str, encoding.Value]) -> ReceiptPage:
     """Return the page of a reply.
 
     Raises:
         RecordInvalid: it is malformed.
     """
-    rows = take_list(header, "rows", most=SERVICE_PAGE_ROWS_MAX)
+    rows = fields.take_list(header, "rows", most=limits.SERVICE_PAGE_ROWS_MAX)
     return ReceiptPage(
-        tuple(LogRow.from_value(take_map({"row": item}, "row")) for item in rows),
-        take_bool(header, "more"),
-        take_bool(header, "starved"),
-        take_int(header, "lease_left_ms"),
+        tuple(LogRow.from_value(fields.take_map({"row": item}, "row")) for item in rows),
+        fields.take_bool(header, "more"),
+        fields.take_bool(header, "starved"),
+        fields.take_int(header, "lease_left_ms"),
         url_in(header),
     )
 
 
-def url_in(header: Mapping[str, Value]) -> str:
+def url_in(header: Mapping[str, encoding.Value]) -> str:
     """Return where a holder says that requests reach it, which is printed on terminals.
 
     Raises:
         RecordInvalid: it is no plain address.
     """
-    url = take_str(header, "url", most=_URL_CHARS_MAX)
+    url = fields.take_str(header, "url", most=_URL_CHARS_MAX)
     if url and not _URL.fullmatch(url):
-        raise RecordInvalid("the holder says that its services are at what is no address")
+        raise errors.RecordInvalid("the holder says that its services are at what is no address")
     return url
 
 
@@ -107,28 +103,28 @@ def open_claims(
     claims = []
     for row in rows:
         if row.number <= after:
-            raise ReceiptInvalid("its numbers do not grow")
+            raise errors.ReceiptInvalid("its numbers do not grow")
         if not _is_told(row):
-            raise ReceiptInvalid("it says of a request what none can have been")
+            raise errors.ReceiptInvalid("it says of a request what none can have been")
         after = row.number
         receipt = open_signed(
             row.receipt, ExecutionReceipt, network=network, author=provider
         ).record
         if receipt.request is None:
-            raise ReceiptInvalid("it is for no request of a service")
+            raise errors.ReceiptInvalid("it is for no request of a service")
         deployment = open_signed(
             receipt.order,
             Deployment,
             network=network,
             author=owner,
-            size_max=SERVICE_RECORD_BYTES_MAX,
+            size_max=limits.SERVICE_RECORD_BYTES_MAX,
         )
         signed = deployment.record
         if (signed.name, signed.provider) != (name, provider):
-            raise ReceiptInvalid("it is over the deployment of another service")
+            raise errors.ReceiptInvalid("it is over the deployment of another service")
         failed = receipt.outcome.trap is not None or receipt.outcome.exit_code
         if failed and row.status < 500:
-            raise ReceiptInvalid("it says that a request was answered which failed")
+            raise errors.ReceiptInvalid("it says that a request was answered which failed")
         order = standing_order(deployment, receipt.request, receipt.outcome.input)
         claims.append(ReceiptClaim(row_of(receipt, signed.version, row), receipt, order, signed))
     return claims
@@ -160,7 +156,7 @@ def plan_payment(
         if claim.receipt.outcome.trap in UNPAID_TRAPS:
             refusal = "it bills a run that its owner cancelled, or compiling"
         if refusal is not None:
-            raise ReceiptInvalid(refusal)
+            raise errors.ReceiptInvalid(refusal)
         if claim.steps > left.setdefault(claim.lease_id, room) and price:
             continue
         left[claim.lease_id] -= claim.steps
@@ -211,5 +207,5 @@ def row_of(receipt: ExecutionReceipt, version: str, noted: LogRow) -> LogRow:
         wall_ms=receipt.observed.wall_ms,
         amount_micro=receipt.amount_micro,
         trap=told.trap or "",
-        request_id=to_text(receipt.request.nonce),
+        request_id=ids.to_text(receipt.request.nonce),
     )

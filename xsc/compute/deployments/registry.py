@@ -8,14 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from xsc.base.bounded import Bounded
+from xsc.base import bounded, keyvalue, units
 from xsc.base.errors import NotFound, SpaceExhausted, StoreDamaged
-from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import COMPUTE_LEASE_MS, MIB, SERVICE_LOG_ROWS_MAX, SERVICE_RATE_MS
 from xsc.base.turns import Turns
-from xsc.base.units import ceil_div
-from xsc.compute.deployments import rules
-from xsc.compute.deployments.store import LogRow, ServiceKey, ServiceStore
+from xsc.compute.deployments import rules, store
 from xsc.compute.wasm.limits import Limits
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
@@ -38,7 +35,7 @@ def least_rate(record: Deployment) -> int:
     Of a request that may use more than one of the default limits, only so much: it can run without.
     """
     steps = min(rules.steps_of(record), Limits().steps)
-    return ceil_div(steps * 1_000, COMPUTE_LEASE_MS)
+    return units.ceil_div(steps * 1_000, COMPUTE_LEASE_MS)
 
 
 class RunRate:
@@ -56,7 +53,7 @@ class RunRate:
     def a_second(self, now_ms: int) -> int:
         """Return the fuel steps a second over the last SERVICE_RATE_MS."""
         steps = sum(ran for minute, ran in self._ran.items() if minute > self._before(now_ms))
-        return ceil_div(steps * 1_000, SERVICE_RATE_MS)
+        return units.ceil_div(steps * 1_000, SERVICE_RATE_MS)
 
     @staticmethod
     def _before(now_ms: int) -> int:
@@ -67,7 +64,7 @@ class RunRate:
 class ServiceEntry:
     """One service and its state."""
 
-    key: ServiceKey
+    key: store.ServiceKey
     versions: dict[str, Signed[Deployment]]
     since: int = 0
     """The generation of its first version: a removed service of the same name is another one."""
@@ -122,8 +119,8 @@ class ServiceRegistry:
     def __init__(
         self,
         context: Context,
-        state: KeyValue,
-        modules: Bounded[bytes, bytes],
+        state: keyvalue.KeyValue,
+        modules: bounded.Bounded[bytes, bytes],
         on_change: Callable[[], None],
     ) -> None:
         """Begin with nothing; `load` reads what was kept.
@@ -137,14 +134,14 @@ class ServiceRegistry:
         self._on_change = on_change
         self._clock = context.clock
         self._executor = context.executor
-        self.store = ServiceStore(state, context.network)
+        self.store = store.ServiceStore(state, context.network)
         self.url = ""
         """Where requests reach this node, once it listens."""
         self.changed = asyncio.Event()
         """Set when a service is deployed, moved or removed."""
-        self.changing: Turns[ServiceKey] = Turns()
+        self.changing: Turns[store.ServiceKey] = Turns()
         """Held while one service changes: over calls to peers, hence not one lock for all."""
-        self._services: dict[ServiceKey, ServiceEntry] = {}
+        self._services: dict[store.ServiceKey, ServiceEntry] = {}
         self._sizes: dict[bytes, int] = {}
         """The size in bytes of each kept module."""
         self._modules = modules
@@ -168,7 +165,7 @@ class ServiceRegistry:
             service.since = rules.first_generation(service.versions.values())
         self._sizes = self.store.modules()
 
-    def get(self, key: ServiceKey) -> ServiceEntry | None:
+    def get(self, key: store.ServiceKey) -> ServiceEntry | None:
         """Return a service, None where there is none."""
         return self._services.get(key)
 
@@ -176,7 +173,7 @@ class ServiceRegistry:
         """Return every service."""
         return list(self._services.values())
 
-    def new(self, key: ServiceKey, rows: int = 0, last: int = 0) -> ServiceEntry:
+    def new(self, key: store.ServiceKey, rows: int = 0, last: int = 0) -> ServiceEntry:
         """Return an entry that is not kept yet."""
         return ServiceEntry(key, {}, rows=rows, last=last, heard_ms=self._clock.monotonic_ms())
 
@@ -197,7 +194,7 @@ class ServiceRegistry:
         """Say whether a module of that SHA-256 is kept."""
         return digest in self._sizes
 
-    def check_room(self, key: ServiceKey, digest: bytes, size_bytes: int) -> None:
+    def check_room(self, key: store.ServiceKey, digest: bytes, size_bytes: int) -> None:
         """Return if there is room for a deployment and its module.
 
         Raises:
@@ -292,7 +289,7 @@ class ServiceRegistry:
             self._modules.put(digest, found, customer, len(found))
         return found
 
-    def add(self, service: ServiceEntry, rows: Sequence[LogRow]) -> None:
+    def add(self, service: ServiceEntry, rows: Sequence[store.LogRow]) -> None:
         """Add rows to the log; the oldest are dropped where there are too many."""
         self.store.add(service.key, rows)
         service.rows += len(rows)

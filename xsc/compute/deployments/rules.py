@@ -9,24 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from xsc.base import limits
-from xsc.base.errors import (
-    ArgumentInvalid,
-    ExportUnknown,
-    NotFound,
-    RecordInvalid,
-    TimeExceeded,
-    TooLarge,
-)
+from xsc.base import errors, limits
 from xsc.compute.deployments.wagi import Response, is_reserved, read_answer
 from xsc.compute.jobs.receipts import ENTRY
+from xsc.compute.wasm import sandbox, signature
 from xsc.compute.wasm.program import Program
-from xsc.compute.wasm.sandbox import trap_error
-from xsc.compute.wasm.signature import Signature
 from xsc.identity.envelope import Signed
+from xsc.terms import execution, pricing
 from xsc.terms.deployment import Deployment
-from xsc.terms.execution import Outcome
-from xsc.terms.pricing import run_steps
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -39,7 +29,7 @@ def check_name(name: str) -> str:
         ArgumentInvalid: it is none.
     """
     if not _NAME.fullmatch(name):
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             f"'{name[:80]}' is no name for a service",
             hint="1 to 63 small letters, digits and dashes, no dash at an end",
         )
@@ -53,7 +43,7 @@ def check_version(version: str) -> str:
         ArgumentInvalid: it is none.
     """
     if not _VERSION.fullmatch(version):
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             f"'{version[:80]}' is no name for a version",
             hint="1 to 64 letters, digits, dots, dashes, underscores and plus signs",
         )
@@ -69,14 +59,16 @@ def check_environment(environment: Mapping[str, str]) -> tuple[tuple[str, str], 
     """
     for name, value in environment.items():
         if not name or "=" in name or "\0" in name + value:
-            raise ArgumentInvalid(f"'{name[:60]}' is no variable that a program can be given")
+            raise errors.ArgumentInvalid(
+                f"'{name[:60]}' is no variable that a program can be given"
+            )
         if is_reserved(name):
-            raise ArgumentInvalid(
+            raise errors.ArgumentInvalid(
                 f"the variable {name[:60]} is set by each request", hint="choose another name"
             )
     size = sum(len(name.encode()) + len(value.encode()) + 2 for name, value in environment.items())
     if len(environment) > limits.ENVIRONMENT_MAX // 2 or size > limits.ARGUMENT_BYTES_MAX // 2:
-        raise TooLarge(
+        raise errors.TooLarge(
             f"the variables of a service are bounded to {limits.ENVIRONMENT_MAX // 2}, "
             f"{limits.ARGUMENT_BYTES_MAX // 2} bytes together"
         )
@@ -90,7 +82,7 @@ def check_concurrency(concurrency: int) -> int:
         ArgumentInvalid: out of range.
     """
     if not 1 <= concurrency <= limits.SERVICE_CONCURRENCY_MAX:
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             f"the concurrency must be from 1 to {limits.SERVICE_CONCURRENCY_MAX}, not {concurrency}"
         )
     return concurrency
@@ -102,8 +94,10 @@ def check_program(program: Program) -> None:
     Raises:
         ExportUnknown: it is no WASI command.
     """
-    if program.signature(ENTRY) != Signature((), ()):
-        raise ExportUnknown("the module is no WASI command: its _start takes or gives values")
+    if program.signature(ENTRY) != signature.Signature((), ()):
+        raise errors.ExportUnknown(
+            "the module is no WASI command: its _start takes or gives values"
+        )
 
 
 def check_received(record: Deployment) -> None:
@@ -114,10 +108,12 @@ def check_received(record: Deployment) -> None:
     """
     try:
         sorted_environment = check_environment(dict(record.environment))
-    except (ArgumentInvalid, TooLarge) as fault:
-        raise RecordInvalid(f"the deployment is refused: {fault.message}") from None
+    except (errors.ArgumentInvalid, errors.TooLarge) as fault:
+        raise errors.RecordInvalid(f"the deployment is refused: {fault.message}") from None
     if sorted_environment != record.environment:
-        raise RecordInvalid("the variables of the deployment are not sorted, or one is there twice")
+        raise errors.RecordInvalid(
+            "the variables of the deployment are not sorted, or one is there twice"
+        )
 
 
 def active_of(versions: Iterable[Signed[Deployment]]) -> Signed[Deployment]:
@@ -154,21 +150,20 @@ def to_roll_back(
     others = [signed for signed in versions.values() if signed is not active]
     if to is None:
         if not others:
-            raise NotFound(f"'{name}' has no other version than {active.record.version}")
+            raise errors.NotFound(f"'{name}' has no other version than {active.record.version}")
         return active_of(others)
     if to == active.record.version:
-        raise ArgumentInvalid(f"version {to} of '{name}' is the active one")
+        raise errors.ArgumentInvalid(f"version {to} of '{name}' is the active one")
     if to not in versions:
-        raise NotFound(
-            f"'{name}' has no version '{to[:64]}'",
-            hint=f"it has {', '.join(sorted(versions))}",
+        raise errors.NotFound(
+            f"'{name}' has no version '{to[:64]}'", hint=f"it has {', '.join(sorted(versions))}"
         )
     return versions[to]
 
 
 def steps_of(record: Deployment) -> int:
     """Return the most fuel steps that a request may be billed for."""
-    return run_steps(record.fuel_max, record.memory_bytes_max)
+    return pricing.run_steps(record.fuel_max, record.memory_bytes_max)
 
 
 def fault_answer(status: int, reason: str, *, retry_after_s: int = 0) -> Response:
@@ -179,11 +174,11 @@ def fault_answer(status: int, reason: str, *, retry_after_s: int = 0) -> Respons
     return Response(status, tuple(headers), f"{reason}\n".encode())
 
 
-def answer_of(outcome: Outcome, stdout: bytes) -> Response:
+def answer_of(outcome: execution.Outcome, stdout: bytes) -> Response:
     """Return what a run's output is to its caller."""
     if outcome.trap is not None:
-        fault = trap_error(outcome.trap)
-        status = 504 if isinstance(fault, TimeExceeded) else 502
+        fault = sandbox.trap_error(outcome.trap)
+        status = 504 if isinstance(fault, errors.TimeExceeded) else 502
         return fault_answer(status, f"the service failed: {fault.message} ({fault.code})")
     if outcome.exit_code:
         return fault_answer(502, f"the service failed: it exited with code {outcome.exit_code}")
@@ -200,7 +195,7 @@ def check_module_size(size_bytes: int) -> None:
         TooLarge: it is not.
     """
     if size_bytes > limits.MODULE_BYTES_MAX:
-        raise TooLarge(f"a module is bounded to {limits.MODULE_BYTES_MAX} bytes")
+        raise errors.TooLarge(f"a module is bounded to {limits.MODULE_BYTES_MAX} bytes")
 
 
 def is_same_version(a: Deployment, b: Deployment) -> bool:

@@ -14,26 +14,20 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from xsc.base import errors, limits
+from xsc.base import encoding, errors, fields, limits, merkle, room
 from xsc.base.clock import run_sized
-from xsc.base.encoding import Value
-from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_texts
-from xsc.base.merkle import Part
-from xsc.base.room import Room
-from xsc.compute.jobs.fetching import InputFetcher
-from xsc.compute.jobs.orders import AcceptedOrder, AcceptedOrders
+from xsc.base.peering import Handler
+from xsc.compute.jobs import fetching, orders, receipts
 from xsc.compute.jobs.output_buffer import OutputBuffer
-from xsc.compute.jobs.receipts import billed_steps, check_price
 from xsc.compute.jobs.runner import GrantedOrder, JobRunner
-from xsc.compute.ports import ComputeBook, Handler, InputReader
+from xsc.compute.ports import ComputeBook, InputReader
 from xsc.compute.wasm.inputs import FILES_MAX, RunInput, check_input, digest_of, input_hash
 from xsc.compute.wasm.rows import calls_of
 from xsc.compute.worker.quick import PATIENCE_MS
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed
+from xsc.terms import lease, pricing
 from xsc.terms.execution import Order
-from xsc.terms.lease import RunTerms
-from xsc.terms.pricing import run_steps
 
 INPUTS_HELD_BYTES_MAX = 256 * limits.MIB
 """Inputs, and modules that orders brought, of all jobs that a provider has taken and not ended."""
@@ -76,27 +70,22 @@ class JobExecutor:
     """Runs the orders of other nodes."""
 
     def __init__(
-        self,
-        context: Context,
-        *,
-        book: ComputeBook,
-        inputs: InputReader,
-        runner: JobRunner,
+        self, context: Context, *, book: ComputeBook, inputs: InputReader, runner: JobRunner
     ) -> None:
         self._own = context.key.node_id
         self._network = context.network
         self._clock = context.clock
         self._executor = context.executor
         self._book = book
-        self._fetcher = InputFetcher(inputs, context.clock)
-        self._inputs = Room(INPUTS_HELD_BYTES_MAX, INPUTS_HELD_A_PEER_BYTES_MAX)
+        self._fetcher = fetching.InputFetcher(inputs, context.clock)
+        self._inputs = room.Room(INPUTS_HELD_BYTES_MAX, INPUTS_HELD_A_PEER_BYTES_MAX)
         self._modules_held: Counter[tuple[bytes, bytes]] = Counter()
         """How many orders of a customer have a module, which counts once."""
         self._runner = runner
         self._modules = runner.modules
         self._log = context.log
         self._started_ms = context.clock.now_ms()
-        self._orders: AcceptedOrders[_Run] = AcceptedOrders()
+        self._orders: orders.AcceptedOrders[_Run] = orders.AcceptedOrders()
 
     async def stop(self) -> None:
         """Cancel running orders; they are not answered."""
@@ -115,10 +104,10 @@ class JobExecutor:
         return None if known is None or known.run is None else known.run.output
 
     async def _serve(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        self, caller: bytes, header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         order = open_signed(
-            take_bytes(header, "order"), Order, network=self._network, author=caller
+            fields.take_bytes(header, "order"), Order, network=self._network, author=caller
         )
         asked = order.record
         if asked.customer != caller or asked.provider != self._own:
@@ -133,21 +122,21 @@ class JobExecutor:
             raise errors.ReplayRefused("this order was run, and its answer is no longer kept")
         patience_ms = None
         if header.get("patience_ms") is not None:
-            patience_ms = take_int(header, "patience_ms", most=PATIENCE_MS)
+            patience_ms = fields.take_int(header, "patience_ms", most=PATIENCE_MS)
         header.clear()
         if patience_ms is not None:
             await _let_share(run.task, patience_ms)
         # The run goes on when the caller goes away: the same order finds it again.
         done = await asyncio.shield(run.task)
-        answer: dict[str, Value] = {
+        answer: dict[str, encoding.Value] = {
             "receipt": done.receipt,
             "files": [path for path, _ in done.files],
         }
         return answer, [done.stdout, done.stderr, *(data for _, data in done.files)]
 
     async def _accept(
-        self, order: Signed[Order], header: dict[str, Value], parts: Sequence[Part]
-    ) -> AcceptedOrder[_Run]:
+        self, order: Signed[Order], header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
+    ) -> orders.AcceptedOrder[_Run]:
         asked = order.record
         self._check_fresh(asked)
         given, references, brought = _received(header, parts)
@@ -159,7 +148,7 @@ class JobExecutor:
             min(asked.given_bytes, limits.INPUT_BYTES_MAX) if references else given.size_bytes
         )
         calls = _calls(asked, given)
-        steps = run_steps(asked.fuel_max, asked.memory_bytes_max, brought_bytes, calls)
+        steps = pricing.run_steps(asked.fuel_max, asked.memory_bytes_max, brought_bytes, calls)
         # Nothing is hashed, fetched or kept without a lease.
         terms = self._book.compute_terms(asked.lease_id, asked.customer, steps)
         with ExitStack() as held:
@@ -176,7 +165,7 @@ class JobExecutor:
             if asked.module not in self._modules:
                 module = granted.module
                 self._modules.put(asked.module, module, asked.customer, len(module))
-            output = OutputBuffer(self._clock) if take_bool(header, "stream") else None
+            output = OutputBuffer(self._clock) if fields.take_bool(header, "stream") else None
             task = asyncio.create_task(self._work(order, granted, steps, output))
             release = held.pop_all().close
         known = self._orders.add(slot, order.id, asked.created_ms, _Run(task, output))
@@ -206,16 +195,16 @@ class JobExecutor:
     async def _grant(  # noqa: PLR0917 - what a request brings, and what it is checked against
         self,
         asked: Order,
-        header: dict[str, Value],
+        header: dict[str, encoding.Value],
         given: RunInput,
         references: Sequence[tuple[str, bytes]],
         brought: bytes | None,
-        terms: RunTerms,
+        terms: lease.RunTerms,
     ) -> GrantedOrder:
         """Return the content of an order; it must match the hashes that the order names."""
-        check_price(asked, terms.price)
-        output_bytes = take_int(header, "output_bytes", most=limits.OUTPUT_BYTES_MAX)
-        wait_ms = take_int(header, "wait_ms", most=limits.TIMEOUT_MS_MAX)
+        receipts.check_price(asked, terms.price)
+        output_bytes = fields.take_int(header, "output_bytes", most=limits.OUTPUT_BYTES_MAX)
+        wait_ms = fields.take_int(header, "wait_ms", most=limits.TIMEOUT_MS_MAX)
         module = await self._module(asked.module, brought)
         saved_bytes = len(module) if brought is None else 0
         if references:
@@ -227,13 +216,7 @@ class JobExecutor:
         if digest != asked.input:
             raise errors.RecordInvalid("the input is not the one that the order names")
         return GrantedOrder(
-            module,
-            given,
-            output_bytes,
-            terms,
-            wait_ms,
-            saved_bytes,
-            brought=brought is not None,
+            module, given, output_bytes, terms, wait_ms, saved_bytes, brought=brought is not None
         )
 
     def _check_fresh(self, asked: Order) -> None:
@@ -265,7 +248,7 @@ class JobExecutor:
             waited_ms = self._clock.monotonic_ms() - arrived_ms
             done = await self._runner.fulfil(order, granted, output, waited_ms)
             outcome = done.receipt.record.outcome
-            used = billed_steps(asked, outcome, done.receipt.record.observed)
+            used = receipts.billed_steps(asked, outcome, done.receipt.record.observed)
         finally:
             self._book.used_compute(asked.lease_id, steps, used)
         self._log.info(
@@ -314,24 +297,24 @@ def _calls(asked: Order, given: RunInput) -> int:
 
 
 def _received(
-    header: dict[str, Value], parts: Sequence[Part]
+    header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
 ) -> tuple[RunInput, list[tuple[str, bytes]], bytes | None]:
     """Return the input, references to more of it, and the module, if it is there, of a request."""
     environment: list[tuple[str, str]] = []
-    for item in take_list(header, "environment", most=limits.ENVIRONMENT_MAX):
+    for item in fields.take_list(header, "environment", most=limits.ENVIRONMENT_MAX):
         match item:
             case [str(name), str(text)]:
                 environment.append((name, text))
             case _:
                 raise errors.RecordInvalid("the field 'environment' must hold pairs of texts")
-    names = take_texts(header, "files", most=FILES_MAX)
-    referred = take_texts(header, "objects", most=FILES_MAX)
-    with_module = take_bool(header, "module")
+    names = fields.take_texts(header, "files", most=FILES_MAX)
+    referred = fields.take_texts(header, "objects", most=FILES_MAX)
+    with_module = fields.take_bool(header, "module")
     bodies = [bytes(part.data) for part in parts]
     if len(bodies) != 1 + len(names) + len(referred) + with_module:
         raise errors.RecordInvalid("the request lacks a part or has one too many")
     given = RunInput(
-        tuple(take_texts(header, "args", most=limits.ARGUMENTS_MAX)),
+        tuple(fields.take_texts(header, "args", most=limits.ARGUMENTS_MAX)),
         tuple(environment),
         bodies[0],
         tuple(zip(names, bodies[1 : 1 + len(names)], strict=True)),

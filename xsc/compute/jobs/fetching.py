@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from xsc.base import errors
+from xsc.base import errors, limits
 from xsc.base.clock import Clock
-from xsc.base.limits import INPUT_BYTES_MAX, PEER_TIMEOUT_MS
 from xsc.compute.ports import InputReader
 from xsc.compute.wasm.inputs import RunInput, check_input
 
@@ -35,7 +34,7 @@ class InputFetcher:
             TooLarge: they have more than `size_max` bytes together.
         """
         reading = asyncio.ensure_future(self._read(given, references, size_max))
-        late = asyncio.ensure_future(self._clock.sleep_ms(PEER_TIMEOUT_MS))
+        late = asyncio.ensure_future(self._clock.sleep_ms(limits.PEER_TIMEOUT_MS))
         try:
             await asyncio.wait([reading, late], return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
@@ -51,7 +50,7 @@ class InputFetcher:
     ) -> tuple[RunInput, int]:
         files = list(given.files)
         here = 0
-        left = min(size_max, INPUT_BYTES_MAX) - sum(len(data) for _, data in files)
+        left = min(size_max, limits.INPUT_BYTES_MAX) - sum(len(data) for _, data in files)
         for name, raw in references:
             try:
                 data, received = await self._inputs.read_reference(raw, left)

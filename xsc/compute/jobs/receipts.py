@@ -17,24 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xsc.base import limits
-from xsc.base.encoding import tagged_sha256
-from xsc.base.errors import CreditExceeded
-from xsc.base.jobs import Mode
-from xsc.compute.wasm.inputs import RunInput, output_hash
+from xsc.base import encoding, errors, jobs, limits
+from xsc.compute.wasm import inputs, rows, sandbox
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.rows import batch_output
-from xsc.compute.wasm.sandbox import Job, SandboxResult, is_trap
 from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.deployment import Deployment
-from xsc.terms.execution import (
-    ExecutionReceipt,
-    Number,
-    Observed,
-    Order,
-    Outcome,
-    ServiceRequest,
-)
+from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome, ServiceRequest
 from xsc.terms.pricing import compute_amount, run_steps
 
 TIME_TRAPS = frozenset({"time_exceeded", "compile_limit", "worker_lost", "cancelled"})
@@ -44,22 +32,22 @@ ENTRY = "_start"
 
 
 def given_hash(
-    mode: Mode, stdout: bytes, stderr: bytes, files: Sequence[tuple[str, bytes]]
+    mode: jobs.Mode, stdout: bytes, stderr: bytes, files: Sequence[tuple[str, bytes]]
 ) -> bytes:
     """Return the hash of a run's output, as an outcome names it."""
     if mode == "batch":
-        return batch_output(stdout, stderr)
-    return output_hash(stdout, stderr, files)
+        return rows.batch_output(stdout, stderr)
+    return inputs.output_hash(stdout, stderr, files)
 
 
 def seed_of(nonce: bytes) -> bytes:
     """Return the seed of the program's random bytes, derived from the nonce."""
-    return tagged_sha256("compute-seed", nonce)
+    return encoding.tagged_sha256("compute-seed", nonce)
 
 
-def job_of(order: Order, module: bytes, given: RunInput, output_bytes: int) -> Job:
+def job_of(order: Order, module: bytes, given: inputs.RunInput, output_bytes: int) -> sandbox.Job:
     """Return the job that an order asks for; module and input must be those it names."""
-    return Job(
+    return sandbox.Job(
         module_hash=order.module,
         module=module,
         mode=order.mode,
@@ -167,12 +155,12 @@ def check_price(order: Order, price: int) -> None:
     calls = limits.BATCH_ITEMS_MAX if order.mode == "batch" else 0
     most = run_steps(order.fuel_max, order.memory_bytes_max, order.given_bytes, calls)
     if compute_amount(price, most) > limits.AMOUNT_MAX:
-        raise CreditExceeded("this run could cost more than can be written down")
+        raise errors.CreditExceeded("this run could cost more than can be written down")
 
 
 def make_receipt(
     order: Signed[Order],
-    result: SandboxResult,
+    result: sandbox.SandboxResult,
     *,
     price: int,
     started_ms: int,
@@ -246,7 +234,7 @@ def check_receipt(
     if same != (asked.module, asked.mode, asked.function, asked.arguments, asked.input):
         return "its outcome is of another run than the order asks for"
     if told.trap is not None:
-        if not is_trap(told.trap):
+        if not sandbox.is_trap(told.trap):
             return f"it names a trap that does not exist ('{told.trap[:40]}')"
         if told.results or told.exit_code is not None:
             return "it has results although the run was trapped"

@@ -9,24 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from xsc.base import jobs, work
 from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor, run_sized
-from xsc.base.jobs import JobResult, JobSpec, Verification
 from xsc.base.limits import COMPUTE_WAIT_MS, MIB
-from xsc.base.work import worked
+from xsc.compute.jobs import receipts, tasks
 from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
-from xsc.compute.jobs.receipts import job_of, make_receipt
 from xsc.compute.jobs.replies import Delivered, result_of
-from xsc.compute.jobs.tasks import Task, task_of
 from xsc.compute.ports import InputObject
 from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash
 from xsc.compute.wasm.limits import Limits, limits_of
 from xsc.compute.wasm.program import Program, read
 from xsc.compute.wasm.rows import calls_of
 from xsc.compute.wasm.sandbox import Job, Sandbox
-from xsc.identity.batch_signer import BatchSigner
+from xsc.identity import batch_signer, keys
 from xsc.identity.envelope import Signed
-from xsc.identity.keys import KeyPair
 from xsc.terms.execution import Order, ServiceRequest
 from xsc.terms.lease import OWN_COMPUTE, RunTerms
 
@@ -62,7 +59,7 @@ class JobRunner:
     def __init__(
         self,
         *,
-        key: KeyPair,
+        key: keys.KeyPair,
         network: bytes,
         clock: Clock,
         entropy: Entropy,
@@ -78,7 +75,7 @@ class JobRunner:
         """In memory, by hash; each counts for the customer that brought it first."""
         self.limits = Limits()
         """Those of jobs that name none."""
-        self._signer = BatchSigner(key, network)
+        self._signer = batch_signer.BatchSigner(key, network)
         self._programs: Bounded[bytes, Program] = Bounded(PROGRAMS_REMEMBERED_MAX)
 
     async def prepare(self, module_hash: bytes, module: bytes, customer: bytes) -> None:
@@ -86,8 +83,8 @@ class JobRunner:
         await self.sandbox.prepare(Job(module_hash, module, "run", customer=customer))
 
     async def read(
-        self, spec: JobSpec, objects: Sequence[InputObject], digest: bytes | None = None
-    ) -> Task:
+        self, spec: jobs.JobSpec, objects: Sequence[InputObject], digest: bytes | None = None
+    ) -> tasks.Task:
         """Return a job as a task; `digest` is its module's SHA-256 where that is known.
 
         Raises:
@@ -101,18 +98,18 @@ class JobRunner:
             self._programs.put(digest, program)
         spec = replace(spec, **asdict(limits_of(spec, self.limits)))
         if spec.mode != "batch":
-            return task_of(spec, program, digest, objects)
-        return await self._executor.run(task_of, spec, program, digest, objects)
+            return tasks.task_of(spec, program, digest, objects)
+        return await self._executor.run(tasks.task_of, spec, program, digest, objects)
 
     async def result(
-        self, task: Task, done: Delivered, verification: Verification | None = None
-    ) -> JobResult:
+        self, task: tasks.Task, done: Delivered, verification: jobs.Verification | None = None
+    ) -> jobs.JobResult:
         """Return the result of a task; that of a batch is read in a thread."""
         if task.mode != "batch":
             return result_of(task, done, verification)
         return await self._executor.run(result_of, task, done, verification)
 
-    async def run_here(self, task: Task, output: OutputBuffer | None) -> Delivered:
+    async def run_here(self, task: tasks.Task, output: OutputBuffer | None) -> Delivered:
         """Run a task of this node here, where nobody is paid."""
         task = await brought(task, task.objects)
         order = await self.order(task, self.own, OWN_COMPUTE)
@@ -121,7 +118,7 @@ class JobRunner:
         )
         return await self.fulfil(order, granted, output)
 
-    async def order(self, task: Task, provider: bytes, lease_id: bytes) -> Signed[Order]:
+    async def order(self, task: tasks.Task, provider: bytes, lease_id: bytes) -> Signed[Order]:
         """Return a signed order of this node for a task."""
         order = task.order(
             nonce=self._entropy.token(NONCE_BYTES),
@@ -160,7 +157,7 @@ class JobRunner:
         started_ms = self._clock.now_ms()
         began_ms = self._clock.monotonic_ms()
         job = replace(
-            job_of(order.record, granted.module, granted.given, granted.output_bytes),
+            receipts.job_of(order.record, granted.module, granted.given, granted.output_bytes),
             service=request is not None,
             # A service of this node is apart from its own runs; those of a peer share its place.
             customer=order.id if request and order.author == self.own else order.record.customer,
@@ -175,8 +172,8 @@ class JobRunner:
         wall_ms = self._clock.monotonic_ms() - began_ms
         if result.trap in ("cancelled", "compile_limit"):
             wall_ms = result.wall_ms
-        worked(1000 * result.wall_ms)
-        receipt = make_receipt(
+        work.worked(1000 * result.wall_ms)
+        receipt = receipts.make_receipt(
             order,
             result,
             price=granted.terms.price,
@@ -191,7 +188,7 @@ class JobRunner:
         return Delivered(signed, result.stdout, result.stderr, result.files)
 
 
-async def brought(task: Task, objects: Sequence[InputObject]) -> Task:
+async def brought(task: tasks.Task, objects: Sequence[InputObject]) -> tasks.Task:
     """Return a task with these of its objects read, as files of its input."""
     if not objects:
         return task

@@ -33,9 +33,7 @@ from wasmtime import _ffi as ffi
 from wasmtime._extern import wrap_extern
 from wasmtime._func import enter_wasm
 
-from xsc.base import limits
-from xsc.base.bounded import Bounded
-from xsc.base.encoding import encode, tagged_sha256
+from xsc.base import bounded, encoding, limits
 from xsc.base.errors import ExportUnknown, ModuleInvalid, SandboxFailed, SignatureMismatch
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm import program as programs
@@ -79,9 +77,9 @@ _OPTIONS: dict[str, bool | int] = {
     # A fork or a spawn after a parallel compile deadlocks
     "parallel_compilation": False,
 }
-ENGINE_CONFIG = tagged_sha256(
+ENGINE_CONFIG = encoding.tagged_sha256(
     "engine-config",
-    encode(
+    encoding.encode(
         {
             "engine": ENGINE,
             "machine": platform.machine(),
@@ -350,10 +348,7 @@ def new_engine() -> wasmtime.Engine:
 
 
 def translate(
-    engine: wasmtime.Engine,
-    module_hash: bytes,
-    source: bytes,
-    linked: Collection[str] = (),
+    engine: wasmtime.Engine, module_hash: bytes, source: bytes, linked: Collection[str] = ()
 ) -> tuple[About, wasmtime.Module]:
     """Compile a module here; `linked` as `xsc.compute.wasm.program.read` takes it.
 
@@ -410,7 +405,7 @@ class Machine:
         self._world = world
         self._engine = new_engine()
         self._watchdog = Watchdog(self._engine)
-        self._modules: Bounded[bytes, _Compiled] = Bounded(
+        self._modules: bounded.Bounded[bytes, _Compiled] = bounded.Bounded(
             MODULES_COMPILED_MAX,
             size_max=MODULES_COMPILED_BYTES_MAX,
             size_of=lambda compiled: compiled.source_bytes,
@@ -537,10 +532,7 @@ class Machine:
         return compiled
 
     def _run(
-        self,
-        job: Job,
-        compiled: _Compiled,
-        tell: Callable[[int, bytes], None] | None = None,
+        self, job: Job, compiled: _Compiled, tell: Callable[[int, bytes], None] | None = None
     ) -> SandboxResult:
         began = time.monotonic()
         check_call(job, compiled.program)
@@ -626,11 +618,7 @@ class _Run:
     """One run in its store."""
 
     def __init__(
-        self,
-        store: wasmtime.Store,
-        compiled: _Compiled,
-        state: wasi.Wasi | None,
-        job: Job,
+        self, store: wasmtime.Store, compiled: _Compiled, state: wasi.Wasi | None, job: Job
     ) -> None:
         self._store = store
         self._compiled = compiled

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from xsc.base import limits
-from xsc.base.errors import ArgumentInvalid
+from xsc.base import errors, limits
 from xsc.terms.pricing import run_steps
 
 _MOST = {
@@ -41,7 +40,7 @@ class Limits:
         for name, most in _MOST.items():
             if not 1 <= getattr(self, name) <= most:
                 value = getattr(self, name)
-                raise ArgumentInvalid(f"{name} must be from 1 to {most}, not {value}")
+                raise errors.ArgumentInvalid(f"{name} must be from 1 to {most}, not {value}")
 
     @property
     def steps(self) -> int:

@@ -17,9 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from xsc.base import errors
-from xsc.base.encoding import Value
-from xsc.base.jobs import Grant, Mode
+from xsc.base import encoding, errors, jobs
 from xsc.base.limits import COMPUTE_WAIT_MS
 from xsc.compute.wasm.limits import Limits
 from xsc.terms.quote import Tier
@@ -77,7 +75,7 @@ class Job:
     module_hash: bytes
     """SHA-256 of the module."""
     module: bytes
-    mode: Mode = "invoke"
+    mode: jobs.Mode = "invoke"
     function: str = "_start"
     arguments: tuple[Bits, ...] = ()
     """The numbers of an `invoke`."""
@@ -93,7 +91,7 @@ class Job:
     """What the program's random bytes follow from."""
     clock_ms: int = CLOCK_START_MS
     """Where the program's virtual clock starts."""
-    grants: tuple[Grant, ...] = ()
+    grants: tuple[jobs.Grant, ...] = ()
     """What it sees of this machine, instead of what follows from seed and clock."""
     customer: bytes = b""
     """Who asked: the queue is bounded for each customer as well."""
@@ -178,7 +176,7 @@ class Sandbox(Protocol):
     def keep_workers(self, count: Callable[[int], int]) -> None:
         """Start no call for now on so many of its workers, of which `count` is told the number."""
 
-    def describe(self) -> dict[str, Value]:
+    def describe(self) -> dict[str, encoding.Value]:
         """Return workers, running and queued jobs, engine and what confines the workers."""
 
 

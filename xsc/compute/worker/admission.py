@@ -18,10 +18,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from typing import Final, Generic, TypeVar
 
-from xsc.base.errors import RateLimited, SandboxFailed
-from xsc.base.limits import JOBS_QUEUED_A_PEER_MAX, MILLISECOND_FUEL, MODULE_LOST_MS, RUN_FUEL
-from xsc.base.tally import Tally
-from xsc.base.units import ceil_div
+from xsc.base import errors, limits, tally, units
 from xsc.compute.wasm.sandbox import Job
 from xsc.terms.quote import Tier
 
@@ -50,7 +47,7 @@ class FairQueue(Generic[T]):
         else:
             queue.append(item)
         self._weights[customer] = weight
-        self._balances.setdefault(customer, weight * RUN_FUEL)
+        self._balances.setdefault(customer, weight * limits.RUN_FUEL)
 
     def first(self) -> T:
         """Return the next item; the queue must not be empty."""
@@ -97,8 +94,8 @@ class FairQueue(Generic[T]):
 
     def _give(self) -> None:
         """Give all as many rounds as the first of those that wait need to have something."""
-        share = {each: self._weights.get(each, 1) * RUN_FUEL for each in self._balances}
-        rounds = min(ceil_div(1 - self._balances[each], share[each]) for each in self._queues)
+        share = {each: self._weights.get(each, 1) * limits.RUN_FUEL for each in self._balances}
+        rounds = min(units.ceil_div(1 - self._balances[each], share[each]) for each in self._queues)
         for each, balance in list(self._balances.items()):
             self._balances[each] = balance + rounds * share[each]
             if each not in self._queues and self._balances[each] >= 0:
@@ -160,8 +157,8 @@ class JobQueue(Generic[T]):
         """Charge a customer for a job that has ended; of fuel that is not known, for its time."""
         began_ms = self._begun_ms.pop(id(job), None)
         if began_ms is not None:
-            used = (now_ms - began_ms) * MILLISECOND_FUEL if fuel is None else fuel
-            self._spare.charge(job.customer, used + RUN_FUEL)
+            used = (now_ms - began_ms) * limits.MILLISECOND_FUEL if fuel is None else fuel
+            self._spare.charge(job.customer, used + limits.RUN_FUEL)
 
     def _of(self, job: Job) -> FairQueue[T]:
         return self._cleared if job.cleared else self._spare
@@ -182,8 +179,8 @@ class Admission:
     def __init__(self, own: bytes) -> None:
         self._own = own
         self._jobs: Counter[bytes] = Counter()
-        self._losses = Tally(WORKERS_LOST_A_PEER_MAX, WORKERS_LOST_MS)
-        self._lost_by = Tally(1, MODULE_LOST_MS)
+        self._losses = tally.Tally(WORKERS_LOST_A_PEER_MAX, WORKERS_LOST_MS)
+        self._lost_by = tally.Tally(1, limits.MODULE_LOST_MS)
         """Customers with the modules that ended a worker process."""
 
     def enter(self, job: Job, now_ms: int, wait_s: int) -> None:
@@ -198,19 +195,19 @@ class Admission:
             RateLimited: the customer has too many jobs, or lost too many workers.
             SandboxFailed: the module ended a worker process a short while ago.
         """
-        if self._jobs[job.customer] >= JOBS_QUEUED_A_PEER_MAX:
-            raise RateLimited(
-                f"{JOBS_QUEUED_A_PEER_MAX} jobs of this customer wait already",
+        if self._jobs[job.customer] >= limits.JOBS_QUEUED_A_PEER_MAX:
+            raise errors.RateLimited(
+                f"{limits.JOBS_QUEUED_A_PEER_MAX} jobs of this customer wait already",
                 retry_after_s=wait_s,
             )
         if wait_ms := self._losses.wait_ms(job.customer, now_ms):
-            raise RateLimited(
+            raise errors.RateLimited(
                 f"{WORKERS_LOST_A_PEER_MAX} runs of this customer ended with their worker "
                 f"within {WORKERS_LOST_MS // 1000} s: they were cancelled, or had to be killed",
                 retry_after_s=-(-wait_ms // 1000),
             )
         if not job.service and self._lost_by.wait_ms(job.customer + job.module_hash, now_ms):
-            raise SandboxFailed(
+            raise errors.SandboxFailed(
                 "the last run of this module ended with its worker process, a short while ago",
                 hint="run it on another node, or mend it",
             )

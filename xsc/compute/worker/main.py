@@ -15,8 +15,7 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO
 
-from xsc.base.encoding import Value
-from xsc.base.errors import XscError
+from xsc.base import encoding, errors
 from xsc.base.limits import STREAM_PIECE_BYTES
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm.engine import ENGINE, ENGINE_CONFIG, Machine, compile_module, new_engine
@@ -116,20 +115,20 @@ class Worker:
             for job in frames.jobs_of(message):
                 self._send(self._answer(job, message))
 
-    def _receive(self) -> dict[str, Value] | None:
+    def _receive(self) -> dict[str, encoding.Value] | None:
         prefix = self._source.read(frames.PREFIX_BYTES)
         if len(prefix) < frames.PREFIX_BYTES:
             return None
         return frames.from_frame(self._source.read(frames.length_of(prefix)))
 
-    def _send(self, message: dict[str, Value]) -> None:
+    def _send(self, message: dict[str, encoding.Value]) -> None:
         self._sink.write(frames.to_frame(message))
         self._sink.flush()
 
     def _say(self, stream: int, data: bytes) -> None:
         self._send(frames.output_message(stream, data))
 
-    def _answer(self, job: Job, message: dict[str, Value]) -> dict[str, Value]:
+    def _answer(self, job: Job, message: dict[str, encoding.Value]) -> dict[str, encoding.Value]:
         brought = message["code"]
         try:
             if not self._machine.has(job.module_hash):
@@ -141,7 +140,7 @@ class Worker:
                 self._send({"kind": "running"})
             tell = self._output.wrote if message["stream"] else None
             return frames.result_message(self._machine.run(job, tell=tell))
-        except XscError as error:
+        except errors.XscError as error:
             return frames.error_message(error)
         finally:
             self._output.flush()  # nothing of this job is told during the next

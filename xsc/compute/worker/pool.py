@@ -32,15 +32,10 @@ from xsc.base.limits import COMPILE_MS_DEFAULT, JOBS_QUEUED_MAX, KIB, RETRY_AFTE
 from xsc.base.log import Log
 from xsc.compute.wasm.code_format import MachineCode, message_of
 from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult, trap_error
-from xsc.compute.worker import frames
-from xsc.compute.worker.admission import Admission, JobQueue
-from xsc.compute.worker.code_cache import CodeCache
+from xsc.compute.worker import admission, code_cache, compiler, frames, mailbox, quick
 from xsc.compute.worker.compiler import COMMAND as JAIL
-from xsc.compute.worker.compiler import CompileBoundMet, Compiler
-from xsc.compute.worker.mailbox import MailboxClosed
 from xsc.compute.worker.process import SandboxProcess, WorkerProcesses
 from xsc.compute.worker.queue import QueuedCall, WorkerQueue
-from xsc.compute.worker.quick import QuickFunctions
 
 _NO_WORKER = "no sandbox worker is running"
 _UNCOUNTED = ("time_exceeded", "worker_lost")
@@ -60,7 +55,7 @@ class PoolSandbox:
         workers: int,
         clock: Clock,
         log: Log,
-        cache: CodeCache | None = None,
+        cache: code_cache.CodeCache | None = None,
         *,
         compile_ms: int = COMPILE_MS_DEFAULT,
         own: bytes = b"",
@@ -85,15 +80,15 @@ class PoolSandbox:
             none_left=lambda: _refuse(self._waiting.clear(), _NO_WORKER),
         )
         self._idle: list[SandboxProcess] = []
-        self._waiting: JobQueue[QueuedCall] = JobQueue()
+        self._waiting: admission.JobQueue[QueuedCall] = admission.JobQueue()
         self._kept: Callable[[int], int] = lambda _: 0
         self._in_spare_time: set[SandboxProcess] = set()
         """The workers that run jobs for now, or have them in their queues."""
         self._look_again: asyncio.TimerHandle | None = None
         self._queues: dict[SandboxProcess, WorkerQueue] = {}
-        self._quick = QuickFunctions()
-        self._admission = Admission(own)
-        self._compiler = Compiler(
+        self._quick = quick.QuickFunctions()
+        self._admission = admission.Admission(own)
+        self._compiler = compiler.Compiler(
             workers, clock, log, cache, limit_ms=compile_ms, own=own, command=jail
         )
         self._compiling = 0
@@ -142,7 +137,7 @@ class PoolSandbox:
             raise SandboxFailed("the sandbox is not running")
         try:
             await self._code(job)
-        except CompileBoundMet:
+        except compiler.CompileBoundMet:
             raise trap_error("compile_limit") from None
 
     async def run(self, job: Job, watch: OutputWatch | None = None) -> SandboxResult:
@@ -160,7 +155,7 @@ class PoolSandbox:
                 given = await self._alone(job, given, watch)
             if given.trap not in _UNCOUNTED:
                 fuel = given.fuel_used
-        except CompileBoundMet as met:
+        except compiler.CompileBoundMet as met:
             return self._workers.ended("compile_limit", met.took_ms)
         finally:
             self._admission.leave(job)
@@ -467,7 +462,7 @@ class PoolSandbox:
         if code is not None:
             try:
                 await worker.bring(job.module_hash, code.machine)
-            except MailboxClosed as fault:
+            except mailbox.MailboxClosed as fault:
                 raise await self._lost(worker, str(fault)) from None
             except asyncio.CancelledError:
                 self._kill(worker, job)

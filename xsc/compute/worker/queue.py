@@ -15,18 +15,15 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
-from xsc.base.encoding import Value
-from xsc.base.errors import RecordInvalid
-from xsc.base.limits import KILL_GRACE_MS
+from xsc.base import encoding, errors, limits
 from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult
-from xsc.compute.worker import frames
+from xsc.compute.worker import frames, quick
 from xsc.compute.worker.process import ProcessLost, SandboxProcess
-from xsc.compute.worker.quick import QUICK_MS
 
 QUEUE_CALLS_MAX = 16
 """Quick calls that a worker is given at once."""
 
-_STALL_S = QUICK_MS / 1000
+_STALL_S = quick.QUICK_MS / 1000
 
 
 class QueuedCall:
@@ -47,7 +44,7 @@ class QueuedCall:
         self.job = job
         self.alone = alone
         self.watch = watch
-        self.code: dict[str, Value] | None = None
+        self.code: dict[str, encoding.Value] | None = None
         """What announces the code that it brings."""
         self.loaded = False
         """Whether the worker has loaded that."""
@@ -153,7 +150,7 @@ class WorkerQueue:
 
     def _allowed_s(self) -> float:
         first = self._calls[0]
-        return first.way_s + (first.job.limits.timeout_ms + KILL_GRACE_MS) / 1000
+        return first.way_s + (first.job.limits.timeout_ms + limits.KILL_GRACE_MS) / 1000
 
     def ran_ms(self) -> int:
         """Return how long the first call has been at the head."""
@@ -200,9 +197,9 @@ class WorkerQueue:
                     answered += 1
             if self.worker.pipes.ended:
                 raise ProcessLost("it ended")
-        except (ProcessLost, RecordInvalid) as fault:
+        except (ProcessLost, errors.RecordInvalid) as fault:
             reason = str(fault)
-            if isinstance(fault, RecordInvalid):
+            if isinstance(fault, errors.RecordInvalid):
                 reason = f"it broke the protocol: {fault.message}"
             self._owner.broken(self, reason)
             return
@@ -213,7 +210,7 @@ class WorkerQueue:
             self._rest()
             self._owner.emptied(self)
 
-    def _is_answer(self, call: QueuedCall, message: dict[str, Value]) -> bool:
+    def _is_answer(self, call: QueuedCall, message: dict[str, encoding.Value]) -> bool:
         """Take a message about the first call; return whether it is the last one.
 
         Raises:
@@ -243,7 +240,7 @@ class WorkerQueue:
             self._timer = None
 
 
-def _settle(call: QueuedCall, worker: SandboxProcess, message: dict[str, Value]) -> None:
+def _settle(call: QueuedCall, worker: SandboxProcess, message: dict[str, encoding.Value]) -> None:
     """Resolve a call with its answer.
 
     Raises:

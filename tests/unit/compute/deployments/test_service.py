@@ -754,7 +754,7 @@ async def test_a_name_is_at_one_node(world):
 
 
 async def test_pages_of_receipts_are_fetched_to_the_end(world, monkeypatch):
-    monkeypatch.setattr(holder_module, "SERVICE_PAGE_ROWS_MAX", 2)
+    monkeypatch.setattr("xsc.base.limits.SERVICE_PAGE_ROWS_MAX", 2)
     await world.owner.deploy(on=world.holder.id)
     for _ in range(5):
         await world.holder.ask(world.owner)
