@@ -37,7 +37,6 @@ SHELL = {
     "xsc.compute.worker.compiler": "starts, watches and kills jails",
     "xsc.compute.worker.confine": "takes rights from the worker's process",
     "xsc.compute.wasm.engine": "runs wasmtime",
-    "xsc.compute.jobs.fetching": "reads inputs, in time",
     "xsc.compute.worker.jail": "the process that compiles one module",
     "xsc.compute.worker.queue": "gives quick calls to a worker and watches the time",
     "xsc.compute.worker.local": "the sandbox in this process",

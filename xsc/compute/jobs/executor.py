@@ -15,9 +15,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from xsc.base import encoding, errors, fields, limits, merkle, room
-from xsc.base.clock import run_sized
+from xsc.base.clock import Clock, run_sized
 from xsc.base.peering import Handler
-from xsc.compute.jobs import fetching, orders, receipts
+from xsc.compute.jobs import orders, receipts
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.jobs.runner import GrantedOrder, JobRunner
 from xsc.compute.ports import ComputeBook, InputReader
@@ -77,7 +77,7 @@ class JobExecutor:
         self._clock = context.clock
         self._executor = context.executor
         self._book = book
-        self._fetcher = fetching.InputFetcher(inputs, context.clock)
+        self._reader = inputs
         self._inputs = room.Room(INPUTS_HELD_BYTES_MAX, INPUTS_HELD_A_PEER_BYTES_MAX)
         self._modules_held: Counter[tuple[bytes, bytes]] = Counter()
         """How many orders of a customer have a module, which counts once."""
@@ -208,7 +208,9 @@ class JobExecutor:
         module = await self._module(asked.module, brought)
         saved_bytes = len(module) if brought is None else 0
         if references:
-            given, here = await self._fetcher.read(given, references, asked.given_bytes)
+            given, here = await read_objects(
+                self._reader, self._clock, given, references, asked.given_bytes
+            )
             saved_bytes += here
         if asked.given_bytes != len(module) + given.size_bytes:
             raise errors.RecordInvalid("module and input are not as long as the order says")
@@ -267,6 +269,57 @@ class JobExecutor:
             self._orders.drop(slot)
             return
         self._orders.ended(slot, task.result().size_bytes, self._clock.now_ms())
+
+
+async def read_objects(
+    reader: InputReader,
+    clock: Clock,
+    given: RunInput,
+    references: Sequence[tuple[str, bytes]],
+    size_max: int,
+) -> tuple[RunInput, int]:
+    """Return the input with its objects as files, and how many of their bytes were here.
+
+    The customer refers to objects of which this node holds shards; the others are fetched.
+
+    Raises:
+        InputUnavailable: one cannot be read from here, or not in time.
+        RecordInvalid: a reference is wrong, or objects and files make no input.
+        TooLarge: they have more than `size_max` bytes together.
+    """
+    reading = asyncio.ensure_future(_read_objects(reader, given, references, size_max))
+    late = asyncio.ensure_future(clock.sleep_ms(limits.PEER_TIMEOUT_MS))
+    try:
+        await asyncio.wait([reading, late], return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            raise errors.InputUnavailable("the input's shards do not come in time")
+        return reading.result()
+    finally:
+        for task in (reading, late):
+            task.cancel()
+        await asyncio.gather(reading, late, return_exceptions=True)
+
+
+async def _read_objects(
+    reader: InputReader, given: RunInput, references: Sequence[tuple[str, bytes]], size_max: int
+) -> tuple[RunInput, int]:
+    files = list(given.files)
+    here = 0
+    left = min(size_max, limits.INPUT_BYTES_MAX) - sum(len(data) for _, data in files)
+    for name, raw in references:
+        try:
+            data, received = await reader.read_reference(raw, left)
+        except (errors.UnavailableError, errors.CorruptionError) as fault:
+            raise errors.InputUnavailable(fault.message) from None
+        files.append((name, data))
+        here += max(0, len(data) - received)
+        left -= len(data)
+    whole = RunInput(given.args, given.environment, given.stdin, tuple(sorted(files)))
+    try:
+        check_input(whole)
+    except errors.ArgumentInvalid as fault:
+        raise errors.RecordInvalid(fault.message) from None
+    return whole, here
 
 
 async def _let_share(task: asyncio.Task[_Answer], patience_ms: int) -> None:

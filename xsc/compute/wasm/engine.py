@@ -335,10 +335,6 @@ def name_trap(trap: wasmtime.Trap) -> str:
     return _TRAPS.get(code, f"module_trapped: {code.name.lower().replace('_', ' ')}")
 
 
-def _quiet(_phase: str) -> None:
-    """Tell nobody."""
-
-
 def new_engine() -> wasmtime.Engine:
     """Return an engine of the one configuration."""
     config = wasmtime.Config()
@@ -432,13 +428,8 @@ class Machine:
             if job.module_hash not in self._modules:
                 self._compile(job)
 
-    def run(
-        self,
-        job: Job,
-        note: Callable[[str], None] = _quiet,
-        tell: Callable[[int, bytes], None] | None = None,
-    ) -> SandboxResult:
-        """Return what the job gave; `note` hears "compiling" and then "running" of a new module.
+    def run(self, job: Job, tell: Callable[[int, bytes], None] | None = None) -> SandboxResult:
+        """Return what the job gave.
 
         `tell` is given what the program writes, and to which stream.
 
@@ -449,9 +440,7 @@ class Machine:
         with self._lock:
             compiled = self._modules.get(job.module_hash)
             if compiled is None:
-                note("compiling")
                 compiled = self._compile(job)
-                note("running")
             if job.mode == "batch":
                 return self._run_batch(job, compiled)
             return self._run(job, compiled, tell)

@@ -102,7 +102,7 @@ class WorkerQueue:
             len(self._calls) < QUEUE_CALLS_MAX
             and not self._stalled
             and module_hash in self.worker.seen
-            and not any(call.alone for call in self._calls)
+            and not (self._calls and self._calls[0].alone)
         )
 
     def give(self, call: QueuedCall) -> None:
