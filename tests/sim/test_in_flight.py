@@ -58,7 +58,7 @@ def test_a_service_at_a_peer_answers_16_requests_at_once_beside_runs_of_its_owne
 
         async def ask():
             served = await holder.services.holder.answer(owner.key.node_id, "greet", request)
-            return served.answer.response.status
+            return served.response.status
 
         for _ in range(5):
             calls = asyncio.gather(*(invoke(world, 0, 1) for _ in range(16)))

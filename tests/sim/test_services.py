@@ -18,7 +18,7 @@ from xsc.identity.envelope import open_signed
 from xsc.market.choosing import STEP
 from xsc.node.offline.verify import verify_file
 from xsc.space.paths import UserSpacePaths
-from xsc.terms.deployment import ServiceReceipt
+from xsc.terms.execution import ExecutionReceipt
 
 SERVING = {"services_listen": "8080"}
 # The next lease is taken while the one before it is open, at a node that is used: it costs up
@@ -42,7 +42,7 @@ async def ask(world, at=1):
     request = Request("GET", "/fn/x/greet", "", "", "", [])
     owner = world.nodes[0].key.node_id
     served = await world.nodes[at].services.holder.answer(owner, "greet", request)
-    return served.answer.response
+    return served.response
 
 
 def rows(world):
@@ -268,7 +268,7 @@ def test_a_deployment_states_a_need_of_compute_and_runs_at_the_rate_that_it_is_g
         for _ in range(3):
             assert (await ask(world)).status == 200
         await world.until(lambda: len(rows(world)) == 3)
-        assert {receipt_of(world, row).lease_id for row in rows(world)} == {lease.entry.id}
+        assert {receipt_of(world, row).request.lease_id for row in rows(world)} == {lease.entry.id}
         assert {row.amount_micro for row in rows(world)} == {0}
         run = await owner.market.buyer.lease_compute(fuel_steps=10**8, on=holder.key.node_id)
         assert run.lease_id != lease.entry.id, "its rate is for what is deployed"
@@ -301,7 +301,7 @@ def test_a_need_of_compute_rises_and_falls_with_what_runs():
         for _ in range(160):
             assert (await ask(world)).status == 200
         await world.until(lambda: steps(0, "customer") == steps(1, "provider") == 3)
-        used = {receipt_of(world, row).lease_id for row in rows(world)}
+        used = {receipt_of(world, row).request.lease_id for row in rows(world)}
         assert len(used) > 1, "what ran beyond the rate ran for now"
         await world.until(lambda: steps(0, "customer") == steps(1, "provider") == 1, 15 * 60_000)
 
@@ -315,4 +315,4 @@ def service_at(holder, owner):
 def receipt_of(world, row):
     context = world.nodes[0].peers.context
     author = world.nodes[1].key.node_id
-    return open_signed(row.receipt, ServiceReceipt, network=context.network, author=author).record
+    return open_signed(row.receipt, ExecutionReceipt, network=context.network, author=author).record

@@ -9,21 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from xsc.base.peering import Caller, Handler, Reply
 from xsc.terms.lease import RunTerms
-
-__all__ = [
-    "Caller",
-    "ComputeBook",
-    "ComputeLease",
-    "ComputeLeases",
-    "Handler",
-    "InputObject",
-    "InputReader",
-    "Reply",
-    "ServiceBook",
-    "ServiceLeases",
-]
 
 
 class ComputeLease(Protocol):

@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xsc.base.encoding import Value
-from xsc.base.ids import from_text
-from xsc.base.jobs import JobResult, JobSpec
-from xsc.base.limits import COMPILE_MS_DEFAULT
-from xsc.compute.jobs.customer import JobCustomer
+from xsc.base import encoding, ids, jobs, limits
+from xsc.base.peering import Handler
+from xsc.compute.jobs import customer, output_buffer, quorum, replicated, runner
 from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.jobs.executor import JobExecutor
-from xsc.compute.jobs.output_buffer import OutputBuffer
-from xsc.compute.jobs.quorum import read_quorum
-from xsc.compute.jobs.replicated import ReplicatedRun
-from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.jobs.streams import RemoteOutput
-from xsc.compute.ports import ComputeBook, ComputeLeases, Handler, InputObject, InputReader
+from xsc.compute.ports import ComputeBook, ComputeLeases, InputObject, InputReader
 from xsc.compute.wasm.sandbox import Sandbox
 from xsc.identity.context import Context
 
@@ -37,11 +31,11 @@ class ComputeService:
         sandbox: Sandbox,
         evidence: EvidenceStore,
         inputs: InputReader,
-        compile_ms: int = COMPILE_MS_DEFAULT,
+        compile_ms: int = limits.COMPILE_MS_DEFAULT,
     ) -> None:
         """Put it together; `compile_ms` is how long others may compile a module for this node."""
         self._sandbox = sandbox
-        self.runner = JobRunner(
+        self.runner = runner.JobRunner(
             key=context.key,
             network=context.network,
             clock=context.clock,
@@ -51,12 +45,12 @@ class ComputeService:
         )
         self._job_executor = JobExecutor(context, book=book, inputs=inputs, runner=self.runner)
         self._streams = RemoteOutput(context.caller, context.clock, self._job_executor.output_of)
-        self._customer = JobCustomer(
+        self._customer = customer.JobCustomer(
             context,
             leases=leases,
             runner=self.runner,
             streams=self._streams,
-            replicated=ReplicatedRun(context, leases=leases, evidence=evidence),
+            replicated=replicated.ReplicatedRun(context, leases=leases, evidence=evidence),
             compile_ms=compile_ms,
         )
 
@@ -69,7 +63,7 @@ class ComputeService:
         await self._job_executor.stop()
         await self._sandbox.stop()
 
-    def describe(self) -> dict[str, Value]:
+    def describe(self) -> dict[str, encoding.Value]:
         """Return the sandbox's description of itself."""
         return self._sandbox.describe()
 
@@ -79,11 +73,11 @@ class ComputeService:
 
     async def run(
         self,
-        spec: JobSpec,
+        spec: jobs.JobSpec,
         *,
         objects: Sequence[InputObject] = (),
-        output: OutputBuffer | None = None,
-    ) -> JobResult:
+        output: output_buffer.OutputBuffer | None = None,
+    ) -> jobs.JobResult:
         """Run a job. What ended a run that began is the result's `trap`.
 
         Args:
@@ -102,10 +96,10 @@ class ComputeService:
             NoAgreement: providers contradict each other.
         """
         task = await self.runner.read(spec, objects)
-        on = None if spec.on is None else from_text(spec.on)
+        on = None if spec.on is None else ids.from_text(spec.on)
         verification = None
         if spec.verify is not None:
-            done, verification = await self._customer.verify(task, read_quorum(spec.verify))
+            done, verification = await self._customer.verify(task, quorum.read_quorum(spec.verify))
         elif spec.local or on == self.runner.own:
             done = await self.runner.run_here(task, output)
         else:

@@ -525,7 +525,7 @@ class Node:
             self._attending,
             leases=self._providers,
             book=self.market.granter,
-            sandbox=parts.sandbox,
+            runner=self.compute.runner,
             state=parts.stores.state,
             serving=bool(config.services_listen),
             compile_ms=config.compile_limit_ms,

@@ -1,8 +1,7 @@
-"""A service that an owner deploys at a node, and the receipt for one request of it.
+"""A service that an owner deploys at a node: a standing order for each request of it.
 
-The owner signs the deployment: it stands for an order of each request, which
-nobody could sign at the moment that it comes. The node that holds it signs a
-receipt over it for each request, where somebody pays (docs/design/services.md).
+Nobody could sign an order at the moment that a request comes. The node that holds the deployment
+signs an execution receipt over it for each request (docs/design/services.md).
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from pydantic import Field
 
 from xsc.base import limits
 from xsc.identity.envelope import Count, Id32, Record
-from xsc.terms.execution import Observed, Outcome
 
 ServiceName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 VersionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
@@ -43,23 +41,3 @@ class Deployment(Record):
     concurrency: Annotated[int, Field(gt=0, le=limits.SERVICE_CONCURRENCY_MAX)]
     """Requests that may run at once."""
     created_ms: Count
-
-
-class ServiceReceipt(Record):
-    """Signed by the node that holds a deployment, for one request."""
-
-    deployment: bytes
-    """The owner's signed deployment, whole."""
-    lease_id: Id32
-    number: Count
-    """Grows with each request of the service at that node."""
-    nonce: Annotated[bytes, Field(min_length=16, max_length=16)]
-    """What the program's random bytes follow from; in text the request's id."""
-    created_ms: Count
-    """Where the program's clock began."""
-    status: Annotated[int, Field(ge=200, le=599)]
-    """What the caller was answered with."""
-    outcome: Outcome
-    observed: Observed
-    amount_micro: Count
-    """The price of this request under the lease."""

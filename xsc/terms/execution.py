@@ -103,11 +103,22 @@ class Observed(Record):
     """The calls of a batch, each of which is billed beside its fuel; 0 for another job."""
 
 
+class ServiceRequest(Record):
+    """What makes an order of a deployment: one request of the service, as its holder ran it."""
+
+    lease_id: Id32
+    nonce: Annotated[bytes, Field(min_length=16, max_length=16)]
+    """In text the request's id."""
+    created_ms: Count
+
+
 class ExecutionReceipt(Record):
-    """Signed by the provider over the customer's signed order."""
+    """Signed by the provider over the customer's signed order, or its standing order."""
 
     order: bytes
-    """The customer's signed order, whole."""
+    """The customer's signed order, whole; or the signed deployment that stands for it."""
+    request: ServiceRequest | None
+    """Where that is a deployment."""
     outcome: Outcome
     observed: Observed
     amount_micro: Count

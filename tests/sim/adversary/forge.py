@@ -37,7 +37,6 @@ FRESH = {"nonce", "xid"}
 INSIDE = {
     ("lease", "request"): "lease_request",
     ("execution_receipt", "order"): "order",
-    ("service_receipt", "deployment"): "deployment",
     ("introduction", "record"): "address",
     ("settled_entry", "half"): "entry",
     ("settled_entry", "counter"): "entry",

@@ -154,7 +154,7 @@ class _TooLong:
 async def test_compiling_for_too_long_is_billed_for_the_time_that_it_took(world):
     """And not for what the job waited for a jail, which other modules had."""
     await world.provider.sandbox.stop()
-    world.provider.service.runner._sandbox = _TooLong(world.clock)
+    world.provider.service.runner.sandbox = _TooLong(world.clock)
     limits = Limits(fuel=FUEL_MAX // 2**20)
     done = await world.invoke(limits=limits, **there(world))
     assert done.trap.code == "compile_limit"
@@ -165,7 +165,7 @@ async def test_compiling_for_too_long_is_billed_for_the_time_that_it_took(world)
 @pytest.mark.parametrize("claimed_ms", [2 * COMPILE_MS_MAX, COMPILE_MS_MAX, 51])
 async def test_no_more_time_to_compile_is_paid_than_has_passed(world, claimed_ms):
     await world.provider.sandbox.stop()
-    world.provider.service.runner._sandbox = _TooLong(world.clock)
+    world.provider.service.runner.sandbox = _TooLong(world.clock)
 
     def claim(receipt):
         order = open_signed(receipt.order, Order, network=None).record

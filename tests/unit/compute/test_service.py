@@ -450,7 +450,7 @@ async def test_an_order_that_takes_longer_is_asked_for_alone_and_run_once(world)
     there = {"on": world.provider.key.node_id}
     await world.invoke(**there)
     world.wire.sent.clear()
-    slow = world.provider.service.runner._sandbox = Slow(InlineExecutor())
+    slow = world.provider.service.runner.sandbox = Slow(InlineExecutor())
     await slow.start()
     running = asyncio.create_task(world.invoke(**there))
     while len(world.wire.sent) < 2:
@@ -652,7 +652,7 @@ class Crashing(LocalSandbox):
 
 async def test_a_lost_worker_is_billed_once_for_a_module(world):
     there = {"on": world.provider.key.node_id, "limits": Limits(fuel=10**9, timeout_ms=20)}
-    world.provider.service.runner._sandbox = sandbox = Crashing(InlineExecutor())
+    world.provider.service.runner.sandbox = sandbox = Crashing(InlineExecutor())
     await sandbox.start()
     spending = world.customer.market.spending
     for moment in ("first", "later"):
@@ -674,7 +674,7 @@ async def test_a_lost_worker_is_billed_once_for_a_module(world):
 async def test_orders_from_before_a_loss_was_told_are_paid(world):
     """They were on their way, and the provider could not refuse them."""
     there = {"on": world.provider.key.node_id, "limits": Limits(fuel=10**9, timeout_ms=20)}
-    world.provider.service.runner._sandbox = sandbox = Crashing(InlineExecutor())
+    world.provider.service.runner.sandbox = sandbox = Crashing(InlineExecutor())
     await sandbox.start()
     await world.invoke("fib", "fib", ["5"], **there)
     tasks = [asyncio.create_task(world.invoke(**there)) for _ in range(3)]

@@ -10,14 +10,13 @@ import json
 
 from xsc.base.ids import to_text
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
-from xsc.space.paths import UserSpacePaths
-from xsc.space.port import Space
+from xsc.space import paths, port
 
 
 class ServiceListing:
     """Keeps the list in step with the own services."""
 
-    def __init__(self, registry: ServiceRegistry, space: Space) -> None:
+    def __init__(self, registry: ServiceRegistry, space: port.Space) -> None:
         self._registry = registry
         self._space = space
 
@@ -31,11 +30,11 @@ class ServiceListing:
     async def publish(self) -> None:
         """Write what the list lacks, and delete what is no service any more."""
         wanted = {
-            UserSpacePaths.service(service.key[1]): self._row(service)
+            paths.UserSpacePaths.service(service.key[1]): self._row(service)
             for service in self._registry.all()
             if service.key[0] == self._space.owner
         }
-        listed = {record.path for record in self._space.ls(UserSpacePaths.SERVICES)}
+        listed = {record.path for record in self._space.ls(paths.UserSpacePaths.SERVICES)}
         for path in listed - set(wanted):
             await self._space.rm(path)
         for path, value in wanted.items():

@@ -11,20 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from xsc.base.clock import run_sized
-from xsc.base.encoding import Value
-from xsc.base.errors import (
-    ArgumentInvalid,
-    LimitError,
-    ModuleUnknown,
-    NotFound,
-    PeerError,
-    PeerSilent,
-    ReceiptInvalid,
-    TooLarge,
-    XscError,
-)
-from xsc.base.ids import short
+from xsc.base import clock, encoding, errors, ids, merkle
 from xsc.base.limits import (
     LEASE_TIMEOUT_MS,
     PEER_TIMEOUT_MS,
@@ -32,17 +19,13 @@ from xsc.base.limits import (
     SERVICE_RATE_MS,
     SERVICE_RATES_MAX,
 )
-from xsc.base.merkle import Part, root_of
-from xsc.compute.deployments import rules
-from xsc.compute.deployments.pages import failures_in, open_claims, plan_payment, read_page, url_in
-from xsc.compute.deployments.rate import least
-from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
+from xsc.compute.deployments import pages, rules
+from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry, least_rate
 from xsc.compute.deployments.store import LogRow, ServiceKey
+from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.ports import ServiceLeases
-from xsc.compute.wasm.inputs import digest_of
+from xsc.compute.wasm import inputs, program
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.program import read
-from xsc.compute.wasm.sandbox import Sandbox
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.terms.deployment import Deployment
@@ -62,7 +45,7 @@ class ServiceOwner:
         registry: ServiceRegistry,
         *,
         leases: ServiceLeases,
-        sandbox: Sandbox,
+        runner: JobRunner,
         compile_ms: int,
     ) -> None:
         """`compile_ms`: how long others may compile a module for this node."""
@@ -74,7 +57,7 @@ class ServiceOwner:
         self._log = context.log
         self._registry = registry
         self._leases = leases
-        self._sandbox = sandbox
+        self._runner = runner
         self._began_ms = context.clock.monotonic_ms()
         self._place_timeout_ms = compile_ms + PEER_TIMEOUT_MS
 
@@ -112,17 +95,16 @@ class ServiceOwner:
         rules.check_concurrency(concurrency)
         if version is not None:
             rules.check_version(version)
-        rules.check_module_size(len(module))
-        rules.check_program(await self._executor.run(read, module))
-        digest = await run_sized(self._executor, len(module), digest_of, module)
+        rules.check_program(await self._executor.run(program.read, module))
+        digest = await clock.run_sized(self._executor, len(module), inputs.digest_of, module)
         key = (self._own, name)
         provider = self._own if on is None else on
         async with self._registry.changing.of(key):
             known = self._registry.get(key)
             versions = {} if known is None else known.versions
             if known is not None and known.active.record.provider != provider:
-                raise ArgumentInvalid(
-                    f"'{name}' is deployed at {short(known.active.record.provider)}",
+                raise errors.ArgumentInvalid(
+                    f"'{name}' is deployed at {ids.short(known.active.record.provider)}",
                     hint="undeploy it there first, or choose another name",
                 )
             self._registry.check_room(key, digest, len(module))
@@ -145,7 +127,7 @@ class ServiceOwner:
             if record.version in versions and not rules.is_same_version(
                 versions[record.version].record, record
             ):
-                raise ArgumentInvalid(
+                raise errors.ArgumentInvalid(
                     f"version {record.version} of '{name}' is another deployment already",
                     hint="choose another name for this version",
                 )
@@ -173,7 +155,7 @@ class ServiceOwner:
                 }
             )
             return await self._activate(
-                service.key, record, await self._registry.module(record.module)
+                service.key, record, await self._registry.module(record.module, self._own)
             )
 
     async def undeploy(self, name: str) -> str:
@@ -199,12 +181,12 @@ class ServiceOwner:
         try:
             if not service.refuted:
                 await self._collect(service)
-        except NotFound:
+        except errors.NotFound:
             return ""  # it is gone there already
-        except PeerSilent as fault:
+        except errors.PeerSilent as fault:
             return _not_told(provider, fault)
-        except XscError as fault:
-            warning = f"{short(provider)} is not paid for the last requests: {fault.message}"
+        except errors.XscError as fault:
+            warning = f"{ids.short(provider)} is not paid for the last requests: {fault.message}"
         try:
             await self._caller.call(
                 provider,
@@ -212,9 +194,9 @@ class ServiceOwner:
                 {"name": service.key[1]},
                 timeout_ms=SERVICE_COLLECT_TIMEOUT_MS,
             )
-        except NotFound:
+        except errors.NotFound:
             pass
-        except XscError as fault:
+        except errors.XscError as fault:
             return _not_told(provider, fault)
         return warning
 
@@ -224,7 +206,7 @@ class ServiceOwner:
         if record.provider != self._own:
             await self._place(service, signed, module)
         else:
-            await self._sandbox.prepare(rules.module_job(record, module))
+            await self._runner.prepare(record.module, module, self._own)
         await self._registry.keep(service, signed, module)
         self._log.info("compute.service_deployed", service=record.name, version=record.version)
         return service
@@ -235,7 +217,7 @@ class ServiceOwner:
         """Have a peer hold a deployment, under a lease of its own."""
         record = signed.record
         await self._take_lease(service, record)
-        header: dict[str, Value] = {
+        header: dict[str, encoding.Value] = {
             "deployment": signed.raw,
             "lease_id": service.lease_id,
             "module": False,
@@ -244,21 +226,21 @@ class ServiceOwner:
             reply = await self._caller.call(
                 record.provider, "service.deploy", header, timeout_ms=self._place_timeout_ms
             )
-        except ModuleUnknown:
-            root = await run_sized(self._executor, len(module), root_of, module)
+        except errors.ModuleUnknown:
+            root = await clock.run_sized(self._executor, len(module), merkle.root_of, module)
             reply = await self._caller.call(
                 record.provider,
                 "service.deploy",
                 {**header, "module": True},
-                [Part(module, root)],
+                [merkle.Part(module, root)],
                 timeout_ms=self._place_timeout_ms,
             )
-        service.url = url_in(reply.header)
+        service.url = pages.url_in(reply.header)
         service.fault, service.refuted, service.starved = "", False, False
 
     async def _take_lease(self, service: ServiceEntry, record: Deployment) -> None:
         """Take a lease under which two requests or more can be billed."""
-        steps = min(2 * rules.steps_of(record, record.fuel_max), _STEPS_MAX)
+        steps = min(2 * rules.steps_of(record), _STEPS_MAX)
         lease = await self._leases.lease_service(fuel_steps=steps, on=record.provider)
         service.lease_id = lease.lease_id
         # Until the holder says how much of it is left.
@@ -270,7 +252,7 @@ class ServiceOwner:
         if not service.lease_id or service.starved or left_ms < LEASE_TIMEOUT_MS:
             await self._take_lease(service, record)
         elif self._requests_left(service, record) < 2:
-            with suppress(LimitError):  # the present one serves on, fewer at once
+            with suppress(errors.LimitError):  # the present one serves on, fewer at once
                 await self._take_lease(service, record)
 
     def _requests_left(self, service: ServiceEntry, record: Deployment) -> int:
@@ -278,7 +260,7 @@ class ServiceOwner:
         known = self._leases.price_and_room(service.lease_id, record.provider)
         if known is None:
             return 2
-        return known[1] // rules.steps_of(record, record.fuel_max)
+        return known[1] // rules.steps_of(record)
 
     def rates(self, stated: Mapping[bytes, int]) -> dict[bytes, int]:
         """Return by holder the fuel steps a second that services of this node need there.
@@ -291,7 +273,7 @@ class ServiceOwner:
         for service in self._registry.all():
             record = service.active.record
             if record.provider != self._own and not service.refuted:
-                found[record.provider] += max(least(record), service.ran.a_second(now_ms))
+                found[record.provider] += max(least_rate(record), service.ran.a_second(now_ms))
         if self._clock.monotonic_ms() - self._began_ms >= SERVICE_RATE_MS:
             return found
         return {node: max(rate, stated.get(node, 0)) for node, rate in found.items()}
@@ -311,7 +293,7 @@ class ServiceOwner:
             async with self._registry.changing.of(service.key):
                 if self._registry.get(service.key) is service and not service.refuted:
                     await self._collect(service)
-        except XscError as fault:
+        except errors.XscError as fault:
             if service.fault != fault.message:
                 self._log.warning(
                     "compute.service_not_reached", service=service.key[1], reason=fault.message
@@ -336,7 +318,7 @@ class ServiceOwner:
                 },
                 timeout_ms=SERVICE_COLLECT_TIMEOUT_MS,
             )
-            page = read_page(reply.header)
+            page = pages.read_page(reply.header)
             service.starved = page.starved
             service.lease_end_ms = self._clock.monotonic_ms() + page.lease_left_ms
             if service.url != page.url:
@@ -355,7 +337,7 @@ class ServiceOwner:
         provider = service.active.record.provider
         try:
             claims = await self._executor.run(
-                open_claims,
+                pages.open_claims,
                 rows,
                 after=service.last,
                 name=service.key[1],
@@ -363,34 +345,33 @@ class ServiceOwner:
                 provider=provider,
                 network=self._context.network,
             )
-            leases = {claim.receipt.lease_id for claim in claims}
+            leases = {claim.lease_id for claim in claims}
             terms = {lease: self._leases.price_and_room(lease, provider) for lease in leases}
-            paid = plan_payment(claims, [row.number for row in rows], terms, service.since)
-        except (PeerError, TooLarge) as fault:
+            paid = pages.plan_payment(claims, terms, service.since)
+        except (errors.PeerError, errors.TooLarge) as fault:
             service.refuted = True
-            raise ReceiptInvalid(
-                f"a receipt of {short(provider)} is refused, "
+            raise errors.ReceiptInvalid(
+                f"a receipt of {ids.short(provider)} is refused, "
                 f"and the service no longer paid: {fault.message}"
             ) from None
         if len(paid) < len(claims):
             count = len(claims) - len(paid)
             self._log.warning("compute.receipts_not_paid", service=service.key[1], count=count)
-        self._registry.add(service, [claim.row for claim in paid], failures=failures_in(rows))
+        self._registry.add(service, [claim.row for claim in paid])
         service.last = max(service.last, rows[-1].number)
         for claim in paid:
-            lease_id = claim.receipt.lease_id
-            known = self._leases.price_and_room(lease_id, provider)
+            known = self._leases.price_and_room(claim.lease_id, provider)
             # A holder that says more than a rate can have run raises no need by that.
             if known is not None and claim.steps <= known[1]:
                 service.ran.note(claim.steps, self._clock.now_ms())
-            await self._leases.spent(lease_id, claim.steps)
+            await self._leases.spent(claim.lease_id, claim.steps)
         # The next call lets the holder forget these rows: row and payment must be on the disk.
         # The row comes first: a power loss in between loses a payment and never doubles one.
         await self._executor.run(self._registry.store.sync)
 
 
-def _not_told(provider: bytes, fault: XscError) -> str:
+def _not_told(provider: bytes, fault: errors.XscError) -> str:
     return (
-        f"{short(provider)} was not told ({fault.message}): it stops within a "
+        f"{ids.short(provider)} was not told ({fault.message}): it stops within a "
         "minute, for nobody pays it, and drops the service after a day"
     )

@@ -6,22 +6,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from xsc.base.encoding import Value
-from xsc.base.errors import ReceiptInvalid, RecordInvalid
-from xsc.base.fields import take_bool, take_int, take_list, take_map, take_str
-from xsc.base.ids import to_text
-from xsc.base.limits import KIB, SERVICE_PAGE_ROWS_MAX, SERVICE_RECORD_BYTES_MAX
-from xsc.compute.deployments import rules, wagi
+from xsc.base import encoding, errors, fields, ids, limits
+from xsc.compute.deployments import wagi
 from xsc.compute.deployments.store import LogRow
-from xsc.compute.wasm.sandbox import SandboxResult
-from xsc.identity.envelope import open_signed
-from xsc.terms.deployment import Deployment, ServiceReceipt
+from xsc.compute.jobs.receipts import billed_steps, check_receipt, standing_order
+from xsc.identity.envelope import Signed, open_signed
+from xsc.terms.deployment import Deployment
+from xsc.terms.execution import ExecutionReceipt, Order
 
-SERVICE_NOTE_BYTES_MAX = 1 * KIB
+SERVICE_NOTE_BYTES_MAX = 1 * limits.KIB
 """Of what a request writes to standard error, the end that the log keeps."""
 
 _PATH_CHARS_MAX = 256
 _URL_CHARS_MAX = 512
+UNPAID_TRAPS = ("cancelled", "compile_limit")
+"""How no request can end that is billed: its module was compiled when it was deployed."""
 _URL = re.compile(r"https?://[!-~]+")
 
 
@@ -40,43 +39,49 @@ class ReceiptPage:
 
 @dataclass(frozen=True, slots=True)
 class ReceiptClaim:
-    """A row of a page with its signed receipt and deployment, both verified."""
+    """A row of a page with its receipt, the order that it is for, and the deployment: verified."""
 
     row: LogRow
-    receipt: ServiceReceipt
+    receipt: ExecutionReceipt
+    order: Signed[Order]
     deployment: Deployment
+
+    @property
+    def lease_id(self) -> bytes:
+        """The lease under which it ran."""
+        return self.order.record.lease_id
 
     @property
     def steps(self) -> int:
         """The fuel steps that the receipt bills."""
-        return rules.steps_of(self.deployment, self.receipt.outcome.fuel_used)
+        return billed_steps(self.order.record, self.receipt.outcome, self.receipt.observed)
 
 
-def read_page(header: Mapping[str, Value]) -> ReceiptPage:
+def read_page(header: Mapping[str, encoding.Value]) -> ReceiptPage:
     """Return the page of a reply.
 
     Raises:
         RecordInvalid: it is malformed.
     """
-    rows = take_list(header, "rows", most=SERVICE_PAGE_ROWS_MAX)
+    rows = fields.take_list(header, "rows", most=limits.SERVICE_PAGE_ROWS_MAX)
     return ReceiptPage(
-        tuple(LogRow.from_value(take_map({"row": item}, "row")) for item in rows),
-        take_bool(header, "more"),
-        take_bool(header, "starved"),
-        take_int(header, "lease_left_ms"),
+        tuple(LogRow.from_value(fields.take_map({"row": item}, "row")) for item in rows),
+        fields.take_bool(header, "more"),
+        fields.take_bool(header, "starved"),
+        fields.take_int(header, "lease_left_ms"),
         url_in(header),
     )
 
 
-def url_in(header: Mapping[str, Value]) -> str:
+def url_in(header: Mapping[str, encoding.Value]) -> str:
     """Return where a holder says that requests reach it, which is printed on terminals.
 
     Raises:
         RecordInvalid: it is no plain address.
     """
-    url = take_str(header, "url", most=_URL_CHARS_MAX)
+    url = fields.take_str(header, "url", most=_URL_CHARS_MAX)
     if url and not _URL.fullmatch(url):
-        raise RecordInvalid("the holder says that its services are at what is no address")
+        raise errors.RecordInvalid("the holder says that its services are at what is no address")
     return url
 
 
@@ -95,32 +100,38 @@ def open_claims(
         ReceiptInvalid: a row or receipt breaks a rule.
         PeerError, TooLarge: a receipt or deployment cannot be read.
     """
-    refusal = rules.check_numbers(after, [row.number for row in rows])
-    if any(not _is_told(row) for row in rows):
-        refusal = "it says of a request what none can have been"
-    if refusal is not None:
-        raise ReceiptInvalid(refusal)
     claims = []
     for row in rows:
-        receipt = open_signed(row.receipt, ServiceReceipt, network=network, author=provider).record
+        if row.number <= after:
+            raise errors.ReceiptInvalid("its numbers do not grow")
+        if not _is_told(row):
+            raise errors.ReceiptInvalid("it says of a request what none can have been")
+        after = row.number
+        receipt = open_signed(
+            row.receipt, ExecutionReceipt, network=network, author=provider
+        ).record
+        if receipt.request is None:
+            raise errors.ReceiptInvalid("it is for no request of a service")
         deployment = open_signed(
-            receipt.deployment,
+            receipt.order,
             Deployment,
             network=network,
             author=owner,
-            size_max=SERVICE_RECORD_BYTES_MAX,
-        ).record
-        if (deployment.name, deployment.provider) != (name, provider):
-            raise ReceiptInvalid("it is over the deployment of another service")
-        claims.append(ReceiptClaim(row_of(receipt, deployment, row), receipt, deployment))
+            size_max=limits.SERVICE_RECORD_BYTES_MAX,
+        )
+        signed = deployment.record
+        if (signed.name, signed.provider) != (name, provider):
+            raise errors.ReceiptInvalid("it is over the deployment of another service")
+        failed = receipt.outcome.trap is not None or receipt.outcome.exit_code
+        if failed and row.status < 500:
+            raise errors.ReceiptInvalid("it says that a request was answered which failed")
+        order = standing_order(deployment, receipt.request, receipt.outcome.input)
+        claims.append(ReceiptClaim(row_of(receipt, signed.version, row), receipt, order, signed))
     return claims
 
 
 def plan_payment(
-    claims: Sequence[ReceiptClaim],
-    numbers: Sequence[int],
-    terms: Mapping[bytes, tuple[int, int] | None],
-    since: int,
+    claims: Sequence[ReceiptClaim], terms: Mapping[bytes, tuple[int, int] | None], since: int
 ) -> list[ReceiptClaim]:
     """Return the claims to pay: those under a known lease with room, of this service.
 
@@ -128,7 +139,6 @@ def plan_payment(
 
     Args:
         claims: of one page.
-        numbers: of its rows, as the holder sent them.
         terms: price a Gfuel and steps left under each lease, None where it is not known.
         since: the generation of the service's first version.
 
@@ -137,20 +147,19 @@ def plan_payment(
     """
     paid = []
     left: dict[bytes, int] = {}
-    for claim, number in zip(claims, numbers, strict=True):
-        receipt = claim.receipt
-        known = terms[receipt.lease_id]
+    for claim in claims:
+        known = terms[claim.lease_id]
         if known is None or claim.deployment.generation < since:
             continue
         price, room = known
-        refusal = rules.check_receipt(claim.deployment, receipt, price)
-        if refusal is None and receipt.number != number:
-            refusal = "it bears another number than its row"
+        refusal = check_receipt(claim.order, claim.receipt, price)
+        if claim.receipt.outcome.trap in UNPAID_TRAPS:
+            refusal = "it bills a run that its owner cancelled, or compiling"
         if refusal is not None:
-            raise ReceiptInvalid(refusal)
-        if claim.steps > left.setdefault(receipt.lease_id, room) and price:
+            raise errors.ReceiptInvalid(refusal)
+        if claim.steps > left.setdefault(claim.lease_id, room) and price:
             continue
-        left[receipt.lease_id] -= claim.steps
+        left[claim.lease_id] -= claim.steps
         paid.append(claim)
     return paid
 
@@ -159,51 +168,44 @@ def _is_told(row: LogRow) -> bool:
     """Say whether the fields that no receipt covers are what a holder notes of a request."""
     return (
         row.method in wagi.METHODS
+        and 200 <= row.status < 600
         and len(row.path) <= _PATH_CHARS_MAX
         and len(row.note) <= SERVICE_NOTE_BYTES_MAX
     )
 
 
-def failures_in(rows: Sequence[LogRow]) -> int:
-    """Return how many rows are of requests that failed."""
-    return sum(1 for row in rows if row.status >= 500)
-
-
-def noted(request: wagi.Request, result: SandboxResult, receipt: bytes) -> LogRow:
+def noted(request: wagi.Request, status: int, stderr: bytes, receipt: bytes) -> LogRow:
     """Return a row with what no receipt says; `row_of` puts in the rest."""
-    note = result.stderr[-SERVICE_NOTE_BYTES_MAX:].decode("utf-8", "replace")
-    path = request.raw_path[:_PATH_CHARS_MAX]
     return LogRow(
         number=0,
         at_ms=0,
         request_id="",
         version="",
         method=request.method,
-        path=path,
-        status=0,
+        path=request.raw_path[:_PATH_CHARS_MAX],
+        status=status,
         fuel_used=0,
         memory_peak_bytes=0,
         wall_ms=0,
         amount_micro=0,
         trap="",
-        note=note,
+        note=stderr[-SERVICE_NOTE_BYTES_MAX:].decode("utf-8", "replace"),
         receipt=receipt,
     )
 
 
-def row_of(receipt: ServiceReceipt, deployment: Deployment, noted: LogRow) -> LogRow:
+def row_of(receipt: ExecutionReceipt, version: str, noted: LogRow) -> LogRow:
     """Return the row of a receipt: what is billed is taken from it, the rest from `noted`."""
+    assert receipt.request is not None
     told = receipt.outcome
     return replace(
         noted,
-        number=receipt.number,
-        at_ms=receipt.created_ms,
-        version=deployment.version,
-        status=receipt.status,
+        at_ms=receipt.request.created_ms,
+        version=version,
         fuel_used=told.fuel_used,
         memory_peak_bytes=told.memory_peak_bytes,
         wall_ms=receipt.observed.wall_ms,
         amount_micro=receipt.amount_micro,
         trap=told.trap or "",
-        request_id=to_text(receipt.nonce),
+        request_id=ids.to_text(receipt.request.nonce),
     )

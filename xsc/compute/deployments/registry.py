@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
-from xsc.base.bounded import Bounded
+from xsc.base import bounded, keyvalue, units
 from xsc.base.errors import NotFound, SpaceExhausted, StoreDamaged
-from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import MIB, SERVICE_LOG_ROWS_MAX
+from xsc.base.limits import COMPUTE_LEASE_MS, MIB, SERVICE_LOG_ROWS_MAX, SERVICE_RATE_MS
 from xsc.base.turns import Turns
-from xsc.compute.deployments import rules
-from xsc.compute.deployments.gate import RequestGate
-from xsc.compute.deployments.rate import RunRate
-from xsc.compute.deployments.store import LogRow, ServiceKey, ServiceStore
+from xsc.compute.deployments import rules, store
+from xsc.compute.wasm.limits import Limits
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.terms.deployment import Deployment
@@ -27,22 +26,55 @@ SERVICE_MODULES_BYTES_MAX = 512 * MIB
 """Modules of all services on the disk."""
 SERVICE_MODULES_A_PEER_BYTES_MAX = 128 * MIB
 """The same of one peer's services, all kept versions."""
-SERVICE_MODULES_WARM_BYTES_MAX = 64 * MIB
-"""Modules of services in memory."""
+_MINUTE_MS: Final = 60_000
+
+
+def least_rate(record: Deployment) -> int:
+    """Return the fuel steps a second with which a request fits into a minute of a rate.
+
+    Of a request that may use more than one of the default limits, only so much: it can run without.
+    """
+    steps = min(rules.steps_of(record), Limits().steps)
+    return units.ceil_div(steps * 1_000, COMPUTE_LEASE_MS)
+
+
+class RunRate:
+    """Counts the fuel steps that requests of a service took, by minutes."""
+
+    def __init__(self) -> None:
+        self._ran = Counter[int]()
+
+    def note(self, steps: int, now_ms: int) -> None:
+        """Count a request that was paid now."""
+        self._ran[now_ms // _MINUTE_MS] += steps
+        for minute in [each for each in self._ran if each <= self._before(now_ms)]:
+            del self._ran[minute]
+
+    def a_second(self, now_ms: int) -> int:
+        """Return the fuel steps a second over the last SERVICE_RATE_MS."""
+        steps = sum(ran for minute, ran in self._ran.items() if minute > self._before(now_ms))
+        return units.ceil_div(steps * 1_000, SERVICE_RATE_MS)
+
+    @staticmethod
+    def _before(now_ms: int) -> int:
+        return (now_ms - SERVICE_RATE_MS) // _MINUTE_MS
 
 
 @dataclass(eq=False, slots=True)
 class ServiceEntry:
     """One service and its state."""
 
-    key: ServiceKey
+    key: store.ServiceKey
     versions: dict[str, Signed[Deployment]]
     since: int = 0
     """The generation of its first version: a removed service of the same name is another one."""
     rows: int = 0
     last: int = 0
     """The number of the newest row."""
-    gate: RequestGate = field(default_factory=RequestGate)
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    """A request that runs holds one of the active deployment's `concurrency`."""
+    running: int = 0
+    waiting: int = 0
     called: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the owner calls, which may bring another lease; who waits for one clears it."""
     told: asyncio.Event = field(default_factory=asyncio.Event)
@@ -68,6 +100,13 @@ class ServiceEntry:
     failures: int = 0
     refused: int = 0
 
+    def take(self, versions: dict[str, Signed[Deployment]]) -> None:
+        """Take other versions; what runs keeps the place that it has."""
+        before = self.active.record.concurrency if self.versions else 0
+        self.versions = versions
+        if self.active.record.concurrency != before:
+            self.turns = asyncio.Semaphore(self.active.record.concurrency)
+
     @property
     def active(self) -> Signed[Deployment]:
         """The active deployment."""
@@ -78,26 +117,34 @@ class ServiceRegistry:
     """Finds, keeps and drops services; shared by the owner's and the holder's side."""
 
     def __init__(
-        self, context: Context, state: KeyValue, on_change: Callable[[], None] = lambda: None
+        self,
+        context: Context,
+        state: keyvalue.KeyValue,
+        modules: bounded.Bounded[bytes, bytes],
+        on_change: Callable[[], None],
     ) -> None:
-        """`on_change`: called when a service is deployed, moved or removed."""
+        """Begin with nothing; `load` reads what was kept.
+
+        Args:
+            context, state: what it uses.
+            modules: those in memory, shared with jobs.
+            on_change: called when a service is deployed, moved or removed.
+        """
         self._own = context.key.node_id
         self._on_change = on_change
         self._clock = context.clock
         self._executor = context.executor
-        self.store = ServiceStore(state, context.network)
+        self.store = store.ServiceStore(state, context.network)
         self.url = ""
         """Where requests reach this node, once it listens."""
         self.changed = asyncio.Event()
         """Set when a service is deployed, moved or removed."""
-        self.changing: Turns[ServiceKey] = Turns()
+        self.changing: Turns[store.ServiceKey] = Turns()
         """Held while one service changes: over calls to peers, hence not one lock for all."""
-        self._services: dict[ServiceKey, ServiceEntry] = {}
+        self._services: dict[store.ServiceKey, ServiceEntry] = {}
         self._sizes: dict[bytes, int] = {}
         """The size in bytes of each kept module."""
-        self._warm: Bounded[bytes, bytes] = Bounded(
-            size_max=SERVICE_MODULES_WARM_BYTES_MAX, size_of=len
-        )
+        self._modules = modules
         self._writing = asyncio.Lock()
         """Held while it is decided which modules are written and dropped; never over a call."""
 
@@ -113,12 +160,12 @@ class ServiceRegistry:
             if service is None:
                 rows, last = self.store.numbers(key)
                 service = self._services[key] = self.new(key, rows, last)
-            service.versions[signed.record.version] = signed
+            service.take({**service.versions, signed.record.version: signed})
         for service in self._services.values():
             service.since = rules.first_generation(service.versions.values())
         self._sizes = self.store.modules()
 
-    def get(self, key: ServiceKey) -> ServiceEntry | None:
+    def get(self, key: store.ServiceKey) -> ServiceEntry | None:
         """Return a service, None where there is none."""
         return self._services.get(key)
 
@@ -126,7 +173,7 @@ class ServiceRegistry:
         """Return every service."""
         return list(self._services.values())
 
-    def new(self, key: ServiceKey, rows: int = 0, last: int = 0) -> ServiceEntry:
+    def new(self, key: store.ServiceKey, rows: int = 0, last: int = 0) -> ServiceEntry:
         """Return an entry that is not kept yet."""
         return ServiceEntry(key, {}, rows=rows, last=last, heard_ms=self._clock.monotonic_ms())
 
@@ -147,7 +194,7 @@ class ServiceRegistry:
         """Say whether a module of that SHA-256 is kept."""
         return digest in self._sizes
 
-    def check_room(self, key: ServiceKey, digest: bytes, size_bytes: int) -> None:
+    def check_room(self, key: store.ServiceKey, digest: bytes, size_bytes: int) -> None:
         """Return if there is room for a deployment and its module.
 
         Raises:
@@ -195,9 +242,9 @@ class ServiceRegistry:
             await self._executor.run(self.store.keep, signed, new, dropped)
             self._sizes[record.module] = len(module)
             service.since = service.since or record.generation
-            service.versions = versions
+            service.take(versions)
             self._services[service.key] = service
-            self._warm.put(record.module, module)
+            self._modules.put(record.module, module, record.owner, len(module))
             self._drop_modules()
             self.changed.set()
             self._on_change()
@@ -223,15 +270,14 @@ class ServiceRegistry:
         for digest in set(self._sizes) - used:
             self.store.drop_module(digest)
             del self._sizes[digest]
-            self._warm.pop(digest)
 
-    async def module(self, digest: bytes) -> bytes:
-        """Return a kept module.
+    async def module(self, digest: bytes, customer: bytes) -> bytes:
+        """Return a kept module, which counts for a customer while it is in memory.
 
         Raises:
             NotFound, StoreDamaged: it is gone or damaged.
         """
-        found = self._warm.get(digest)
+        found = self._modules.get(digest)
         if found is None:
             try:
                 found = await self._executor.run(self.store.module, digest)
@@ -240,15 +286,15 @@ class ServiceRegistry:
             except (NotFound, StoreDamaged):
                 self._sizes.pop(digest, None)  # so the deployment that brings it again writes it
                 raise
-            self._warm.put(digest, found)
+            self._modules.put(digest, found, customer, len(found))
         return found
 
-    def add(self, service: ServiceEntry, rows: Sequence[LogRow], *, failures: int) -> None:
+    def add(self, service: ServiceEntry, rows: Sequence[store.LogRow]) -> None:
         """Add rows to the log; the oldest are dropped where there are too many."""
         self.store.add(service.key, rows)
         service.rows += len(rows)
         service.requests += len(rows)
-        service.failures += failures
+        service.failures += sum(row.status >= 500 for row in rows)
         if rows:
             service.last = rows[-1].number
         if service.rows > SERVICE_LOG_ROWS_MAX:

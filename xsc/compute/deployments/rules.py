@@ -1,45 +1,25 @@
-"""Services: names, versions, what a request costs, and what a receipt must say.
+"""Services: names, versions, and what a caller is answered.
 
-A deployment stands for an order of each request: its limits bound a request as
-an order's bound a run, and a request is billed as a run is (`xsc.compute.jobs.receipts`).
+A deployment stands for an order of each request, which is billed as one
+(`xsc.compute.jobs.receipts`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
-from xsc.base.errors import (
-    ArgumentInvalid,
-    ExportUnknown,
-    NotFound,
-    RecordInvalid,
-    TimeExceeded,
-    TooLarge,
-    XscError,
-)
-from xsc.base.limits import (
-    ARGUMENT_BYTES_MAX,
-    ENVIRONMENT_MAX,
-    MODULE_BYTES_MAX,
-    SERVICE_CONCURRENCY_MAX,
-)
+from xsc.base import errors, limits
 from xsc.compute.deployments.wagi import Response, is_reserved, read_answer
-from xsc.compute.jobs.receipts import seed_of, time_fuel
-from xsc.compute.wasm.inputs import RunInput, input_hash, output_hash
-from xsc.compute.wasm.limits import Limits
+from xsc.compute.jobs.receipts import ENTRY
+from xsc.compute.wasm import sandbox, signature
 from xsc.compute.wasm.program import Program
-from xsc.compute.wasm.sandbox import Job, SandboxResult, is_trap, trap_error
-from xsc.compute.wasm.signature import Signature
 from xsc.identity.envelope import Signed
-from xsc.terms.deployment import Deployment, ServiceReceipt
-from xsc.terms.execution import Observed, Outcome
-from xsc.terms.pricing import compute_amount, run_steps
+from xsc.terms import execution, pricing
+from xsc.terms.deployment import Deployment
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
-ENTRY = "_start"
 
 
 def check_name(name: str) -> str:
@@ -49,7 +29,7 @@ def check_name(name: str) -> str:
         ArgumentInvalid: it is none.
     """
     if not _NAME.fullmatch(name):
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             f"'{name[:80]}' is no name for a service",
             hint="1 to 63 small letters, digits and dashes, no dash at an end",
         )
@@ -63,7 +43,7 @@ def check_version(version: str) -> str:
         ArgumentInvalid: it is none.
     """
     if not _VERSION.fullmatch(version):
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             f"'{version[:80]}' is no name for a version",
             hint="1 to 64 letters, digits, dots, dashes, underscores and plus signs",
         )
@@ -79,16 +59,18 @@ def check_environment(environment: Mapping[str, str]) -> tuple[tuple[str, str], 
     """
     for name, value in environment.items():
         if not name or "=" in name or "\0" in name + value:
-            raise ArgumentInvalid(f"'{name[:60]}' is no variable that a program can be given")
+            raise errors.ArgumentInvalid(
+                f"'{name[:60]}' is no variable that a program can be given"
+            )
         if is_reserved(name):
-            raise ArgumentInvalid(
+            raise errors.ArgumentInvalid(
                 f"the variable {name[:60]} is set by each request", hint="choose another name"
             )
     size = sum(len(name.encode()) + len(value.encode()) + 2 for name, value in environment.items())
-    if len(environment) > ENVIRONMENT_MAX // 2 or size > ARGUMENT_BYTES_MAX // 2:
-        raise TooLarge(
-            f"the variables of a service are bounded to {ENVIRONMENT_MAX // 2}, "
-            f"{ARGUMENT_BYTES_MAX // 2} bytes together"
+    if len(environment) > limits.ENVIRONMENT_MAX // 2 or size > limits.ARGUMENT_BYTES_MAX // 2:
+        raise errors.TooLarge(
+            f"the variables of a service are bounded to {limits.ENVIRONMENT_MAX // 2}, "
+            f"{limits.ARGUMENT_BYTES_MAX // 2} bytes together"
         )
     return tuple(sorted(environment.items()))
 
@@ -99,9 +81,9 @@ def check_concurrency(concurrency: int) -> int:
     Raises:
         ArgumentInvalid: out of range.
     """
-    if not 1 <= concurrency <= SERVICE_CONCURRENCY_MAX:
-        raise ArgumentInvalid(
-            f"the concurrency must be from 1 to {SERVICE_CONCURRENCY_MAX}, not {concurrency}"
+    if not 1 <= concurrency <= limits.SERVICE_CONCURRENCY_MAX:
+        raise errors.ArgumentInvalid(
+            f"the concurrency must be from 1 to {limits.SERVICE_CONCURRENCY_MAX}, not {concurrency}"
         )
     return concurrency
 
@@ -112,8 +94,10 @@ def check_program(program: Program) -> None:
     Raises:
         ExportUnknown: it is no WASI command.
     """
-    if program.signature(ENTRY) != Signature((), ()):
-        raise ExportUnknown("the module is no WASI command: its _start takes or gives values")
+    if program.signature(ENTRY) != signature.Signature((), ()):
+        raise errors.ExportUnknown(
+            "the module is no WASI command: its _start takes or gives values"
+        )
 
 
 def check_received(record: Deployment) -> None:
@@ -124,10 +108,12 @@ def check_received(record: Deployment) -> None:
     """
     try:
         sorted_environment = check_environment(dict(record.environment))
-    except (ArgumentInvalid, TooLarge) as fault:
-        raise RecordInvalid(f"the deployment is refused: {fault.message}") from None
+    except (errors.ArgumentInvalid, errors.TooLarge) as fault:
+        raise errors.RecordInvalid(f"the deployment is refused: {fault.message}") from None
     if sorted_environment != record.environment:
-        raise RecordInvalid("the variables of the deployment are not sorted, or one is there twice")
+        raise errors.RecordInvalid(
+            "the variables of the deployment are not sorted, or one is there twice"
+        )
 
 
 def active_of(versions: Iterable[Signed[Deployment]]) -> Signed[Deployment]:
@@ -164,177 +150,42 @@ def to_roll_back(
     others = [signed for signed in versions.values() if signed is not active]
     if to is None:
         if not others:
-            raise NotFound(f"'{name}' has no other version than {active.record.version}")
+            raise errors.NotFound(f"'{name}' has no other version than {active.record.version}")
         return active_of(others)
     if to == active.record.version:
-        raise ArgumentInvalid(f"version {to} of '{name}' is the active one")
+        raise errors.ArgumentInvalid(f"version {to} of '{name}' is the active one")
     if to not in versions:
-        raise NotFound(
-            f"'{name}' has no version '{to[:64]}'",
-            hint=f"it has {', '.join(sorted(versions))}",
+        raise errors.NotFound(
+            f"'{name}' has no version '{to[:64]}'", hint=f"it has {', '.join(sorted(versions))}"
         )
     return versions[to]
 
 
-def job_of(
-    signed: Deployment, module: bytes, given: RunInput, *, nonce: bytes, clock_ms: int, queue: bytes
-) -> Job:
-    """Return the job for one request; `queue` is whom its place in the queue counts for."""
-    return Job(
-        module_hash=signed.module,
-        module=module,
-        mode="run",
-        function=ENTRY,
-        args=given.args,
-        environment=given.environment,
-        stdin=given.stdin,
-        limits=limits_of(signed),
-        seed=seed_of(nonce),
-        clock_ms=clock_ms,
-        customer=queue,
-        service=True,
-    )
+def steps_of(record: Deployment) -> int:
+    """Return the most fuel steps that a request may be billed for."""
+    return pricing.run_steps(record.fuel_max, record.memory_bytes_max)
 
 
-def module_job(record: Deployment, module: bytes) -> Job:
-    """Return a job that stands for the module alone, to be compiled."""
-    return Job(record.module, module, "run", ENTRY, customer=record.owner)
-
-
-def limits_of(record: Deployment) -> Limits:
-    """Return the limits of one request."""
-    return Limits(
-        record.fuel_max, record.memory_bytes_max, record.timeout_ms, record.output_bytes_max
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceAnswer:
-    """What the caller of a service is answered."""
-
-    response: Response
-    reason: str = ""
-    """Why it is not what the program wrote."""
-
-
-def fault_answer(status: int, reason: str, *, retry_after_s: int = 0) -> ServiceAnswer:
+def fault_answer(status: int, reason: str, *, retry_after_s: int = 0) -> Response:
     """Return the answer that says in one sentence what went wrong."""
     headers = [("Content-Type", "text/plain; charset=utf-8")]
     if retry_after_s:
         headers.append(("Retry-After", str(retry_after_s)))
-    return ServiceAnswer(Response(status, tuple(headers), f"{reason}\n".encode()), reason)
+    return Response(status, tuple(headers), f"{reason}\n".encode())
 
 
-def answer_of(result: SandboxResult) -> ServiceAnswer:
+def answer_of(outcome: execution.Outcome, stdout: bytes) -> Response:
     """Return what a run's output is to its caller."""
-    if result.trap is not None:
-        fault: XscError = trap_error(result.trap)
-        status = 504 if isinstance(fault, TimeExceeded) else 502
+    if outcome.trap is not None:
+        fault = sandbox.trap_error(outcome.trap)
+        status = 504 if isinstance(fault, errors.TimeExceeded) else 502
         return fault_answer(status, f"the service failed: {fault.message} ({fault.code})")
-    if result.exit_code:
-        return fault_answer(502, f"the service failed: it exited with code {result.exit_code}")
-    read = read_answer(result.stdout)
+    if outcome.exit_code:
+        return fault_answer(502, f"the service failed: it exited with code {outcome.exit_code}")
+    read = read_answer(stdout)
     if isinstance(read, str):
         return fault_answer(502, f"the service {read}")
-    return ServiceAnswer(read)
-
-
-def fuel_of(record: Deployment, result: SandboxResult) -> int:
-    """Return the fuel of a request's run."""
-    by_time = time_fuel(record, result.trap)
-    return result.fuel_used if by_time is None else by_time
-
-
-def steps_of(record: Deployment, fuel: int) -> int:
-    """Return the fuel steps that a request is billed for whose run used that much fuel."""
-    return run_steps(fuel, record.memory_bytes_max)
-
-
-def make_receipt(
-    signed: Signed[Deployment],
-    given: RunInput,
-    result: SandboxResult,
-    *,
-    lease_id: bytes,
-    price: int,
-    number: int,
-    nonce: bytes,
-    created_ms: int,
-    wall_ms: int,
-    status: int,
-) -> ServiceReceipt:
-    """Return the receipt for one request, to be signed by the node that ran it."""
-    record = signed.record
-    fuel_used = fuel_of(record, result)
-    return ServiceReceipt(
-        deployment=signed.raw,
-        lease_id=lease_id,
-        number=number,
-        nonce=nonce,
-        created_ms=created_ms,
-        status=status,
-        outcome=Outcome(
-            module=record.module,
-            mode="run",
-            function=ENTRY,
-            arguments=(),
-            input=input_hash(given, record.output_bytes_max),
-            results=(),
-            output=output_hash(result.stdout, result.stderr, result.files),
-            exit_code=result.exit_code,
-            trap=result.trap,
-            fuel_used=fuel_used,
-            memory_peak_bytes=result.memory_peak_bytes,
-            engine=result.engine,
-            engine_config=result.engine_config,
-        ),
-        observed=Observed(
-            started_ms=created_ms, wall_ms=wall_ms, saved_bytes=0, compiled_bytes=0, calls=0
-        ),
-        amount_micro=compute_amount(price, steps_of(record, fuel_used)),
-    )
-
-
-def check_receipt(deployment: Deployment, receipt: ServiceReceipt, price: int | None) -> str | None:
-    """Return the first rule that a receipt breaks, or None.
-
-    Args:
-        deployment: what the receipt is over; both authors are the caller's to check.
-        receipt: what the provider signed.
-        price: the lease's price a Gfuel; None where it is not at hand.
-    """
-    told = receipt.outcome
-    if (told.module, told.mode, told.function) != (deployment.module, "run", ENTRY):
-        return "its outcome is of another run than the deployment allows"
-    if told.arguments or told.results:
-        return "a program's run has an exit code, and neither numbers nor results"
-    if (told.trap is None) == (told.exit_code is None):
-        return "a run has either an exit code or a trap"
-    if told.trap is not None and not is_trap(told.trap):
-        return f"it names a trap that does not exist ('{told.trap[:40]}')"
-    if (told.trap is not None or told.exit_code) and receipt.status < 500:
-        return "it says that a request was answered which failed"
-    if told.fuel_used != (time_fuel(deployment, told.trap) or told.fuel_used):
-        return "it was ended for its time, and bills another fuel than that time costs"
-    if receipt.observed.saved_bytes or receipt.observed.compiled_bytes:
-        return "it says that bytes were saved or compiled, and a request brings none"
-    if told.fuel_used > deployment.fuel_max:
-        return "it bills more fuel than the deployment allows"
-    if told.memory_peak_bytes > deployment.memory_bytes_max:
-        return "it reports more memory than the deployment allows"
-    steps = steps_of(deployment, told.fuel_used)
-    if price is not None and receipt.amount_micro != compute_amount(price, steps):
-        return "its amount does not follow from the fuel and the lease's price"
-    return None
-
-
-def check_numbers(after: int, numbers: Sequence[int]) -> str | None:
-    """Return what is wrong with the numbers of a page of receipts: none is billed twice."""
-    for number in numbers:
-        if number <= after:
-            return "its numbers do not grow"
-        after = number
-    return None
+    return read
 
 
 def check_module_size(size_bytes: int) -> None:
@@ -343,8 +194,8 @@ def check_module_size(size_bytes: int) -> None:
     Raises:
         TooLarge: it is not.
     """
-    if size_bytes > MODULE_BYTES_MAX:
-        raise TooLarge(f"a module is bounded to {MODULE_BYTES_MAX} bytes")
+    if size_bytes > limits.MODULE_BYTES_MAX:
+        raise errors.TooLarge(f"a module is bounded to {limits.MODULE_BYTES_MAX} bytes")
 
 
 def is_same_version(a: Deployment, b: Deployment) -> bool:

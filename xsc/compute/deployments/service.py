@@ -11,21 +11,12 @@ import asyncio
 from collections.abc import Callable
 
 from xsc.api.services import WAIT_MS_MAX, Service, State
-from xsc.base.errors import NotFound, StoreDamaged
-from xsc.base.ids import to_text
-from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import (
-    COMPILE_MS_DEFAULT,
-    RECORD_BYTES_MAX,
-    SERVICE_COLLECT_MS,
-    SERVICE_LOG_ROWS_MAX,
-)
-from xsc.compute.deployments.holder import ServiceHolder
+from xsc.base import errors, ids, keyvalue, limits
+from xsc.base.peering import Handler
+from xsc.compute.deployments import holder, registry, store
 from xsc.compute.deployments.owner import ServiceOwner
-from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
-from xsc.compute.deployments.store import LogRow
-from xsc.compute.ports import Handler, ServiceBook, ServiceLeases
-from xsc.compute.wasm.sandbox import Sandbox
+from xsc.compute.jobs.runner import JobRunner
+from xsc.compute.ports import ServiceBook, ServiceLeases
 from xsc.identity.context import Context
 
 
@@ -38,28 +29,28 @@ class DeploymentService:
         *,
         leases: ServiceLeases,
         book: ServiceBook,
-        sandbox: Sandbox,
-        state: KeyValue,
+        runner: JobRunner,
+        state: keyvalue.KeyValue,
         serving: bool,
-        compile_ms: int = COMPILE_MS_DEFAULT,
+        compile_ms: int = limits.COMPILE_MS_DEFAULT,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         """Put it together.
 
         Args:
-            context, leases, book, sandbox, state: what it consists of.
+            context, leases, book, runner, state: what it consists of.
             serving: whether this node listens for requests, and so takes services of peers.
             compile_ms: how long others may compile a module for this node.
             on_change: called when a service is deployed, moved or removed.
         """
         self._own = context.key.node_id
         self._clock = context.clock
-        self.registry = ServiceRegistry(context, state, on_change)
+        self.registry = registry.ServiceRegistry(context, state, runner.modules, on_change)
         self.owner = ServiceOwner(
-            context, self.registry, leases=leases, sandbox=sandbox, compile_ms=compile_ms
+            context, self.registry, leases=leases, runner=runner, compile_ms=compile_ms
         )
-        self.holder = ServiceHolder(
-            context, self.registry, book=book, sandbox=sandbox, serving=serving
+        self.holder = holder.ServiceHolder(
+            context, self.registry, book=book, runner=runner, serving=serving
         )
 
     async def start(self) -> None:
@@ -81,23 +72,25 @@ class DeploymentService:
     async def run(self) -> None:
         """Pay and watch services at peers, and drop those whose owner stays silent; no end."""
         while True:
-            await self._clock.sleep_ms(SERVICE_COLLECT_MS)
+            await self._clock.sleep_ms(limits.SERVICE_COLLECT_MS)
             await self.owner.look_after_all()
             await self.holder.drop_silent()
 
     async def module(self, digest: bytes) -> bytes | None:
         """Return the module of that SHA-256 where a service that is held here has it whole."""
         try:
-            return await self.registry.module(digest) if self.registry.has_module(digest) else None
-        except (NotFound, StoreDamaged):
-            return None
+            if self.registry.has_module(digest):
+                return await self.registry.module(digest, self._own)
+        except (errors.NotFound, errors.StoreDamaged):
+            pass
+        return None
 
     def views(self) -> list[Service]:
         """Return all services, own ones first, by name."""
         found = sorted(self.registry.all(), key=lambda each: (each.key[0] != self._own, each.key))
         return [self.view(service) for service in found]
 
-    def view(self, service: ServiceEntry) -> Service:
+    def view(self, service: registry.ServiceEntry) -> Service:
         """Return a service as the node's owner sees it."""
         record = service.active.record
         newest = sorted(
@@ -105,7 +98,7 @@ class DeploymentService:
         )
         here = record.provider == self._own
         base = self.registry.url if here else service.url
-        owner = to_text(record.owner)
+        owner = ids.to_text(record.owner)
         state: State = "placed"
         if here:
             state = "serving" if self.registry.url else "off"
@@ -120,8 +113,8 @@ class DeploymentService:
             url=f"{base}/fn/{owner}/{record.name}" if base else "",
             state=state,
             fault=service.fault,
-            running=service.gate.running,
-            waiting=service.gate.waiting,
+            running=service.running,
+            waiting=service.waiting,
             requests=service.requests,
             failures=service.failures,
             refused=service.refused,
@@ -129,7 +122,7 @@ class DeploymentService:
 
     async def log_rows(
         self, name: str, *, after: int | None, most: int, wait_ms: int = 0
-    ) -> list[LogRow]:
+    ) -> list[store.LogRow]:
         """Return rows of an own service's log, in order.
 
         Args:
@@ -143,15 +136,15 @@ class DeploymentService:
         """
         service = self.registry.mine(name)
         told = service.told
-        most = min(most, SERVICE_LOG_ROWS_MAX)
+        most = min(most, limits.SERVICE_LOG_ROWS_MAX)
 
-        def found() -> list[LogRow]:
+        def found() -> list[store.LogRow]:
             return self.registry.store.rows(
                 service.key,
                 after=after or 0,
                 newest=after is None,
                 most=most,
-                size_max=SERVICE_LOG_ROWS_MAX * RECORD_BYTES_MAX,
+                size_max=limits.SERVICE_LOG_ROWS_MAX * limits.RECORD_BYTES_MAX,
             )
 
         rows = found()

@@ -16,15 +16,13 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from xsc.api.services import Served
+from xsc.base import errors, fields, limits
 from xsc.base.encoding import Value, decode, encode
-from xsc.base.errors import RecordInvalid, SignatureInvalid, StoreDamaged, TooLarge
-from xsc.base.fields import take_bytes, take_int, take_str
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import MIB, RECORD_BYTES_MAX, SERVICE_RECORD_BYTES_MAX
 from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.deployment import Deployment
 
-MODULE_PIECE_BYTES = MIB
+MODULE_PIECE_BYTES = limits.MIB
 _HELD: Final = b"services/held/"
 _MODULE: Final = b"services/module/"
 _LOG: Final = b"services/log/"
@@ -50,12 +48,12 @@ class LogRow(Served):
             RecordInvalid: it is none, or of another version.
         """
         if not isinstance(value, dict) or value.get("v") != _ROW_VERSION:
-            raise RecordInvalid("this is no row of a service's log that is known here")
+            raise errors.RecordInvalid("this is no row of a service's log that is known here")
         if set(value) != {"v", *_FIELDS}:
-            raise RecordInvalid("a row of a service's log has other fields than it should")
-        numbers = {name: take_int(value, name) for name in _NUMBERS}
-        texts = {name: take_str(value, name, most=4096) for name in _TEXTS}
-        return cls(**numbers, **texts, receipt=take_bytes(value, "receipt"))  # type: ignore[arg-type]
+            raise errors.RecordInvalid("a row of a service's log has other fields than it should")
+        numbers = {name: fields.take_int(value, name) for name in _NUMBERS}
+        texts = {name: fields.take_str(value, name, most=4096) for name in _TEXTS}
+        return cls(**numbers, **texts, receipt=fields.take_bytes(value, "receipt"))  # type: ignore[arg-type]
 
 
 _NUMBERS = (
@@ -106,10 +104,10 @@ class ServiceStore:
         for _, raw in self._state.scan(_HELD, prefix_end(_HELD)):
             try:
                 signed = open_signed(
-                    raw, Deployment, network=self._network, size_max=SERVICE_RECORD_BYTES_MAX
+                    raw, Deployment, network=self._network, size_max=limits.SERVICE_RECORD_BYTES_MAX
                 )
-            except (RecordInvalid, SignatureInvalid, TooLarge) as fault:
-                raise StoreDamaged(
+            except (errors.RecordInvalid, errors.SignatureInvalid, errors.TooLarge) as fault:
+                raise errors.StoreDamaged(
                     f"a deployment that was kept is damaged: {fault.message}"
                 ) from None
             found.append(signed)
@@ -149,7 +147,7 @@ class ServiceStore:
         if not module:
             return None
         if hashlib.sha256(module).digest() != digest:
-            raise StoreDamaged("the module of a service is damaged", hint="deploy it again")
+            raise errors.StoreDamaged("the module of a service is damaged", hint="deploy it again")
         return module
 
     def modules(self) -> dict[bytes, int]:
@@ -227,7 +225,7 @@ class ServiceStore:
             if len(found) == most or (found and size > size_max):
                 break
             try:
-                found.append(LogRow.from_value(decode(raw, size_max=RECORD_BYTES_MAX)))
-            except (RecordInvalid, TooLarge) as fault:
-                raise StoreDamaged(f"a service's log is damaged: {fault.message}") from None
+                found.append(LogRow.from_value(decode(raw, size_max=limits.RECORD_BYTES_MAX)))
+            except (errors.RecordInvalid, errors.TooLarge) as fault:
+                raise errors.StoreDamaged(f"a service's log is damaged: {fault.message}") from None
         return found[::-1] if newest else found

@@ -10,38 +10,18 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from xsc.base import clock, errors, jobs, limits, merkle
 from xsc.base.bounded import Bounded
-from xsc.base.clock import run_sized
 from xsc.base.encoding import Value
-from xsc.base.errors import (
-    InputUnavailable,
-    JobUnfinished,
-    LeaseExhausted,
-    ModuleUnknown,
-    PeerSilent,
-    RateLimited,
-    SandboxFailed,
-    XscError,
-)
-from xsc.base.jobs import Verification
-from xsc.base.limits import (
-    MODULE_LOST_MS,
-    MODULES_REMEMBERED_MAX,
-    PEER_TIMEOUT_MS,
-    PROVIDERS_TRIED_MAX,
-)
-from xsc.base.merkle import Part, root_of
+from xsc.base.peering import Reply
+from xsc.compute.jobs import locality, output_buffer, receipts, tasks
 from xsc.compute.jobs.executor import RUN
-from xsc.compute.jobs.locality import ModuleHolders, referred_to, saved_max
-from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.jobs.quorum import Quorum
-from xsc.compute.jobs.receipts import billed_steps
 from xsc.compute.jobs.replicated import ReplicatedRun, ReplicatedTask
 from xsc.compute.jobs.replies import Asked, Delivered, read_reply
 from xsc.compute.jobs.runner import JobRunner, brought
 from xsc.compute.jobs.streams import RemoteOutput, settle_output
-from xsc.compute.jobs.tasks import Task, message_of
-from xsc.compute.ports import ComputeLease, ComputeLeases, InputObject, Reply
+from xsc.compute.ports import ComputeLease, ComputeLeases, InputObject
 from xsc.compute.worker.quick import PATIENCE_MS, QuickFunctions
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
@@ -55,8 +35,8 @@ RATE_PAUSE_MS = 100
 class _Purchase:
     """A task that is being bought."""
 
-    task: Task
-    output: OutputBuffer | None
+    task: tasks.Task
+    output: output_buffer.OutputBuffer | None
     """Where to show what it writes."""
     until_ms: int
     """Until when it may wait for its turn, by the steady clock."""
@@ -83,12 +63,14 @@ class JobCustomer:
         self._streams = streams
         self._replicated = replicated
         self._compile_ms = compile_ms
-        self._holders = ModuleHolders()
+        self._holders = locality.ModuleHolders()
         self._quick = QuickFunctions()
-        self._lost: Bounded[tuple[bytes, bytes], int] = Bounded(MODULES_REMEMBERED_MAX)
+        self._lost: Bounded[tuple[bytes, bytes], int] = Bounded(limits.MODULES_REMEMBERED_MAX)
         """When this node heard of a lost worker, by provider and module."""
 
-    async def buy(self, task: Task, on: bytes | None, output: OutputBuffer | None) -> Delivered:
+    async def buy(
+        self, task: tasks.Task, on: bytes | None, output: output_buffer.OutputBuffer | None
+    ) -> Delivered:
         """Run a task on that node, or on the best of the market, and pay for it.
 
         Raises:
@@ -97,11 +79,11 @@ class JobCustomer:
         """
         now = self._context.clock.monotonic_ms
         ordered: dict[bytes, Signed[Order]] = {}
-        last: XscError | None = None
+        last: errors.XscError | None = None
         # As a rule, a module that some provider has need not be paid for again.
         compiling = not self._holders.of(task.module_hash)
         purchase = _Purchase(task, output, now() + task.wait_ms)
-        for _ in range(PROVIDERS_TRIED_MAX):
+        for _ in range(limits.PROVIDERS_TRIED_MAX):
             steps_max = task.steps(compiling=compiling)
             lease = await self._leases.lease_compute(
                 fuel_steps=steps_max,
@@ -117,31 +99,31 @@ class JobCustomer:
             order = ordered[lease.lease_id]
             try:
                 done = await self._bought(purchase, lease, order, steps_max)
-            except (PeerSilent, SandboxFailed, RateLimited) as fault:
+            except (errors.PeerSilent, errors.SandboxFailed, errors.RateLimited) as fault:
                 self._context.log.warning(
                     "compute.order_not_run", provider=lease.node.hex(), reason=fault.code
                 )
                 last = fault
                 if output is not None and output.size_bytes:
                     break  # another run would not begin with the output that was shown
-                if isinstance(fault, RateLimited) and task.wait_ms:
+                if isinstance(fault, errors.RateLimited) and task.wait_ms:
                     if now() >= purchase.until_ms:
                         break
                     await self._context.clock.sleep_ms(RATE_PAUSE_MS)
-            except LeaseExhausted as fault:
+            except errors.LeaseExhausted as fault:
                 if compiling or lease.node not in purchase.module_sent_to:
                     # Another one is taken: this one is over by the provider's clock, or spent.
                     await self._leases.refused(lease.lease_id)
                 compiling, last = True, fault
             else:
                 receipt = done.receipt.record
-                steps = billed_steps(order.record, receipt.outcome, receipt.observed)
+                steps = receipts.billed_steps(order.record, receipt.outcome, receipt.observed)
                 await self._leases.spent(lease.lease_id, steps)
                 return done
         assert last is not None
         raise last
 
-    async def verify(self, task: Task, quorum: Quorum) -> tuple[Delivered, Verification]:
+    async def verify(self, task: tasks.Task, quorum: Quorum) -> tuple[Delivered, jobs.Verification]:
         """Run a task on several providers, and pay those that agree.
 
         Raises:
@@ -167,7 +149,7 @@ class JobCustomer:
         """Return what a provider delivers; where it gives nothing, the run is not under way."""
         try:
             return await self._ask(purchase, lease, order)
-        except XscError:
+        except errors.XscError:
             self._leases.unused(lease.lease_id, steps_max)
             raise
 
@@ -194,19 +176,19 @@ class JobCustomer:
         self, purchase: _Purchase, lease: ComputeLease, order: Signed[Order]
     ) -> Delivered:
         task, node = purchase.task, lease.node
-        referred = referred_to(node, task.objects)
+        referred = locality.referred_to(node, task.objects)
         with_module = False
         reply: Reply | None = None
         while reply is None:
             try:
                 reply = await self._send(purchase, node, order, referred, with_module=with_module)
-            except ModuleUnknown:
+            except errors.ModuleUnknown:
                 self._holders.forget(task.module_hash, node)
                 if with_module:
                     raise
                 with_module = True
                 purchase.module_sent_to.add(node)
-            except InputUnavailable:
+            except errors.InputUnavailable:
                 if not referred:
                     raise
                 referred = []
@@ -218,13 +200,13 @@ class JobCustomer:
             node,
             lease.price,
             module_sent=node in purchase.module_sent_to,
-            saved_max=saved_max(node, referred, 0 if with_module else len(task.module)),
+            saved_max=locality.saved_max(node, referred, 0 if with_module else len(task.module)),
             cancelled=purchase.output is not None and purchase.output.cancelled.is_set(),
             passed_ms=now_ms - made_ms,
             lost_before=heard_ms is not None
-            and heard_ms < made_ms < heard_ms + MODULE_LOST_MS // 2,
+            and heard_ms < made_ms < heard_ms + limits.MODULE_LOST_MS // 2,
         )
-        done = await run_sized(
+        done = await clock.run_sized(
             self._context.executor,
             sum(map(len, reply.parts)),
             read_reply,
@@ -255,23 +237,23 @@ class JobCustomer:
         task = purchase.task
         wait_ms = max(0, purchase.until_ms - self._context.clock.monotonic_ms())
         here = [item for item in task.objects if item not in referred]
-        header, bodies = message_of(
+        header, bodies = tasks.message_of(
             await brought(task, here),
             order.raw,
             with_module=with_module,
             streamed=purchase.output is not None,
             wait_ms=wait_ms,
         )
-        parts = await run_sized(self._context.executor, sum(map(len, bodies)), _bind, bodies)
+        parts = await clock.run_sized(self._context.executor, sum(map(len, bodies)), _bind, bodies)
         if not with_module:
             reply = await self._send_shared(task, node, header, parts)
             if reply is not None:
                 return reply
-        timeout_ms = wait_ms + task.limits.timeout_ms + self._compile_ms + PEER_TIMEOUT_MS
+        timeout_ms = wait_ms + task.limits.timeout_ms + self._compile_ms + limits.PEER_TIMEOUT_MS
         return await self._context.caller.call(node, RUN, header, parts, timeout_ms=timeout_ms)
 
     async def _send_shared(
-        self, task: Task, node: bytes, header: dict[str, Value], parts: Sequence[Part]
+        self, task: tasks.Task, node: bytes, header: dict[str, Value], parts: Sequence[merkle.Part]
     ) -> Reply | None:
         """Return the reply to a quick order, which may share its request; None: send it alone."""
         function = (task.module_hash, task.function)
@@ -281,13 +263,13 @@ class JobCustomer:
             return await self._context.caller.call(
                 node, RUN, {**header, "patience_ms": PATIENCE_MS}, parts
             )
-        except JobUnfinished:
+        except errors.JobUnfinished:
             self._quick.failed(function)
             return None
-        except PeerSilent:
+        except errors.PeerSilent:
             self._quick.failed(function)
             raise
 
 
-def _bind(bodies: Sequence[bytes]) -> list[Part]:
-    return [Part(body, root_of(body)) for body in bodies]
+def _bind(bodies: Sequence[bytes]) -> list[merkle.Part]:
+    return [merkle.Part(body, merkle.root_of(body)) for body in bodies]

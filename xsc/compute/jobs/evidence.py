@@ -9,9 +9,7 @@ DISSENTS_KEPT_MAX.
 from __future__ import annotations
 
 from xsc.api.jobs import Evidence
-from xsc.base.errors import NotFound
-from xsc.base.ids import to_text
-from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base import errors, ids, keyvalue
 from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.execution import Dissent, ExecutionReceipt
 
@@ -32,21 +30,21 @@ def differing(first: ExecutionReceipt, second: ExecutionReceipt) -> tuple[str, .
 class EvidenceStore:
     """The dissents of one node."""
 
-    def __init__(self, network: bytes, state: KeyValue) -> None:
+    def __init__(self, network: bytes, state: keyvalue.KeyValue) -> None:
         self._network = network
         self._state = state
 
     def keep(self, dissent: Signed[Dissent]) -> None:
         """Store a dissent, synced."""
         key = _ROOT + dissent.record.found_ms.to_bytes(8, "big") + dissent.id
-        keys = [kept for kept, _ in self._state.scan(_ROOT, prefix_end(_ROOT))]
+        keys = [kept for kept, _ in self._state.scan(_ROOT, keyvalue.prefix_end(_ROOT))]
         over = max(0, len(keys) + 1 - DISSENTS_KEPT_MAX)
-        old: list[Change] = [(kept, None) for kept in keys[:over]]
+        old: list[keyvalue.Change] = [(kept, None) for kept in keys[:over]]
         self._state.write([(key, dissent.raw), *old], sync=True)
 
     def list(self) -> list[Evidence]:
         """Return all dissents, the oldest first."""
-        return [self._opened(raw) for _, raw in self._state.scan(_ROOT, prefix_end(_ROOT))]
+        return [self._opened(raw) for _, raw in self._state.scan(_ROOT, keyvalue.prefix_end(_ROOT))]
 
     def get(self, beginning: str) -> bytes:
         """Return the signed record whose id, as text, begins so.
@@ -56,11 +54,11 @@ class EvidenceStore:
         """
         found = [
             raw
-            for key, raw in self._state.scan(_ROOT, prefix_end(_ROOT))
-            if to_text(key[len(_ROOT) + 8 :]).startswith(beginning)
+            for key, raw in self._state.scan(_ROOT, keyvalue.prefix_end(_ROOT))
+            if ids.to_text(key[len(_ROOT) + 8 :]).startswith(beginning)
         ]
         if len(found) != 1:
-            raise NotFound(
+            raise errors.NotFound(
                 f"{'no' if not found else 'more than one'} evidence has that id",
                 hint="`xsc compute evidence` lists it",
             )

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from xsc.base import errors, limits
 from xsc.base.bounded import Bounded
-from xsc.base.errors import TooLarge
-from xsc.base.limits import INPUT_BYTES_MAX, LOCALITY_BYTES_LEAST, MODULES_REMEMBERED_MAX
 from xsc.compute.ports import InputObject
 from xsc.compute.wasm.inputs import RunInput, check_input
 
@@ -20,7 +19,7 @@ class ModuleHolders:
     """Remembers which nodes ran a module lately, and so have it."""
 
     def __init__(self) -> None:
-        self._known: Bounded[bytes, dict[bytes, None]] = Bounded(MODULES_REMEMBERED_MAX)
+        self._known: Bounded[bytes, dict[bytes, None]] = Bounded(limits.MODULES_REMEMBERED_MAX)
 
     def note(self, module: bytes, node: bytes) -> None:
         """Take note that a node has a module, by its hash."""
@@ -48,8 +47,8 @@ def check_objects(given: RunInput, objects: Sequence[InputObject]) -> None:
     names = [*given.files, *((item.name, b"") for item in objects)]
     check_input(RunInput(given.args, given.environment, given.stdin, tuple(sorted(names))))
     files_bytes = sum(len(data) for _, data in given.files)
-    if files_bytes + sum(item.size_bytes for item in objects) > INPUT_BYTES_MAX:
-        raise TooLarge(f"the input files are over {INPUT_BYTES_MAX} bytes together")
+    if files_bytes + sum(item.size_bytes for item in objects) > limits.INPUT_BYTES_MAX:
+        raise errors.TooLarge(f"the input files are over {limits.INPUT_BYTES_MAX} bytes together")
 
 
 def referred_to(node: bytes, objects: Sequence[InputObject]) -> list[InputObject]:
@@ -65,7 +64,7 @@ def spared(
     for item in objects:
         for node, saving in item.spared.items():
             found[node] = found.get(node, 0) + saving
-    return {node: saving for node, saving in found.items() if saving >= LOCALITY_BYTES_LEAST}
+    return {node: saving for node, saving in found.items() if saving >= limits.LOCALITY_BYTES_LEAST}
 
 
 def saved_max(node: bytes, referred: Sequence[InputObject], module_bytes: int) -> int:

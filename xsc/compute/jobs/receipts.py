@@ -16,41 +16,38 @@ second run need not reproduce them. It must reproduce everything else of an outc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
-from xsc.base.encoding import tagged_sha256
-from xsc.base.errors import CreditExceeded
-from xsc.base.jobs import Mode
-from xsc.base.limits import AMOUNT_MAX, BATCH_ITEMS_MAX, COMPILE_MS_MAX, MILLISECOND_FUEL
-from xsc.compute.wasm.inputs import RunInput, output_hash
+from xsc.base import encoding, errors, jobs, limits
+from xsc.compute.wasm import inputs, rows, sandbox
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.rows import batch_output
-from xsc.compute.wasm.sandbox import Job, SandboxResult, is_trap
-from xsc.identity.envelope import Signed
-from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
+from xsc.identity.envelope import Signed, open_signed
+from xsc.terms.deployment import Deployment
+from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome, ServiceRequest
 from xsc.terms.pricing import compute_amount, run_steps
 
 TIME_TRAPS = frozenset({"time_exceeded", "compile_limit", "worker_lost", "cancelled"})
 """Traps that depend on the provider's machine: a second run need not reproduce them."""
+ENTRY = "_start"
+"""The function of a WASI command."""
 
 
 def given_hash(
-    mode: Mode, stdout: bytes, stderr: bytes, files: Sequence[tuple[str, bytes]]
+    mode: jobs.Mode, stdout: bytes, stderr: bytes, files: Sequence[tuple[str, bytes]]
 ) -> bytes:
     """Return the hash of a run's output, as an outcome names it."""
     if mode == "batch":
-        return batch_output(stdout, stderr)
-    return output_hash(stdout, stderr, files)
+        return rows.batch_output(stdout, stderr)
+    return inputs.output_hash(stdout, stderr, files)
 
 
 def seed_of(nonce: bytes) -> bytes:
     """Return the seed of the program's random bytes, derived from the nonce."""
-    return tagged_sha256("compute-seed", nonce)
+    return encoding.tagged_sha256("compute-seed", nonce)
 
 
-def job_of(order: Order, module: bytes, given: RunInput, output_bytes: int) -> Job:
+def job_of(order: Order, module: bytes, given: inputs.RunInput, output_bytes: int) -> sandbox.Job:
     """Return the job that an order asks for; module and input must be those it names."""
-    return Job(
+    return sandbox.Job(
         module_hash=order.module,
         module=module,
         mode=order.mode,
@@ -68,19 +65,52 @@ def job_of(order: Order, module: bytes, given: RunInput, output_bytes: int) -> J
     )
 
 
-class RunLimits(Protocol):
-    """An order, or a deployment, which stands for one."""
+def standing_order(
+    signed: Signed[Deployment], request: ServiceRequest, given: bytes
+) -> Signed[Order]:
+    """Return the order that a deployment stands for, of one request.
 
-    @property
-    def fuel_max(self) -> int:
-        """Most fuel of a run."""
+    Args:
+        signed: what the owner signed.
+        request: what the holder says of the request.
+        given: the hash of what the program is given (`input_hash`).
+    """
+    record = signed.record
+    order = Order(
+        nonce=request.nonce,
+        lease_id=request.lease_id,
+        customer=record.owner,
+        provider=record.provider,
+        module=record.module,
+        mode="run",
+        function=ENTRY,
+        arguments=(),
+        input=given,
+        fuel_max=record.fuel_max,
+        memory_bytes_max=record.memory_bytes_max,
+        timeout_ms=record.timeout_ms,
+        created_ms=request.created_ms,
+        grants=(),
+        given_bytes=0,
+    )
+    return Signed(order, signed.author, signed.network, signed.id, signed.raw)
 
-    @property
-    def timeout_ms(self) -> int:
-        """Most wall time of a run."""
+
+def open_order(receipt: ExecutionReceipt, network: bytes | None) -> Signed[Order]:
+    """Return the order that a receipt is for, signed by whom it names as its author.
+
+    Raises:
+        PeerError, TooLarge: it cannot be read.
+    """
+    if receipt.request is None:
+        return open_signed(receipt.order, Order, network=network)
+    deployment = open_signed(
+        receipt.order, Deployment, network=network, size_max=limits.SERVICE_RECORD_BYTES_MAX
+    )
+    return standing_order(deployment, receipt.request, receipt.outcome.input)
 
 
-def time_fuel(order: RunLimits, trap: str | None, wall_ms: int = 0) -> int | None:
+def time_fuel(order: Order, trap: str | None, wall_ms: int = 0) -> int | None:
     """Return the billed fuel of a run of which only the time is known, else None.
 
     One that the customer cancelled, or whose module was compiled for too long, is billed for
@@ -88,13 +118,13 @@ def time_fuel(order: RunLimits, trap: str | None, wall_ms: int = 0) -> int | Non
     """
     allowed_ms = {
         "time_exceeded": order.timeout_ms,
-        "compile_limit": min(wall_ms, COMPILE_MS_MAX),
+        "compile_limit": min(wall_ms, limits.COMPILE_MS_MAX),
         "worker_lost": order.timeout_ms,
         "cancelled": min(wall_ms, order.timeout_ms),
     }
     if trap not in allowed_ms:
         return None
-    return min(order.fuel_max, allowed_ms[trap] * MILLISECOND_FUEL)
+    return min(order.fuel_max, allowed_ms[trap] * limits.MILLISECOND_FUEL)
 
 
 def billed_steps(order: Order, outcome: Outcome, observed: Observed) -> int:
@@ -122,15 +152,15 @@ def check_price(order: Order, price: int) -> None:
     Raises:
         CreditExceeded: it is not.
     """
-    calls = BATCH_ITEMS_MAX if order.mode == "batch" else 0
+    calls = limits.BATCH_ITEMS_MAX if order.mode == "batch" else 0
     most = run_steps(order.fuel_max, order.memory_bytes_max, order.given_bytes, calls)
-    if compute_amount(price, most) > AMOUNT_MAX:
-        raise CreditExceeded("this run could cost more than can be written down")
+    if compute_amount(price, most) > limits.AMOUNT_MAX:
+        raise errors.CreditExceeded("this run could cost more than can be written down")
 
 
 def make_receipt(
     order: Signed[Order],
-    result: SandboxResult,
+    result: sandbox.SandboxResult,
     *,
     price: int,
     started_ms: int,
@@ -138,12 +168,13 @@ def make_receipt(
     saved_bytes: int = 0,
     compiled_bytes: int = 0,
     calls: int = 0,
+    request: ServiceRequest | None = None,
 ) -> ExecutionReceipt:
     """Return the receipt for the result of an order, to be signed by the provider.
 
     `saved_bytes` is what it did not have to receive, `compiled_bytes` what it received and had
     to compile; both together are at most what the order says that there is. `calls` are those
-    of a batch.
+    of a batch. `request` is the request where a deployment stands for the order.
     """
     asked = order.record
     observed = Observed(
@@ -172,6 +203,7 @@ def make_receipt(
     )
     return ExecutionReceipt(
         order=order.raw,
+        request=request,
         outcome=outcome,
         observed=observed,
         amount_micro=bill(asked, outcome, observed, price),
@@ -202,7 +234,7 @@ def check_receipt(
     if same != (asked.module, asked.mode, asked.function, asked.arguments, asked.input):
         return "its outcome is of another run than the order asks for"
     if told.trap is not None:
-        if not is_trap(told.trap):
+        if not sandbox.is_trap(told.trap):
             return f"it names a trap that does not exist ('{told.trap[:40]}')"
         if told.results or told.exit_code is not None:
             return "it has results although the run was trapped"

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xsc.base.errors import ReceiptInvalid, RecordInvalid
-from xsc.base.fields import take_bytes, take_texts
-from xsc.base.ids import node_text
+from xsc.base import errors, fields, ids, limits
 from xsc.base.jobs import JobItem, JobResult, Verification
-from xsc.base.limits import OUTPUT_FILES_MAX
+from xsc.base.peering import Reply
 from xsc.compute.jobs.receipts import check_compiled, check_receipt, given_hash
 from xsc.compute.jobs.tasks import Task
-from xsc.compute.ports import Reply
-from xsc.compute.wasm import rows
-from xsc.compute.wasm.inputs import is_output_path
-from xsc.compute.wasm.sandbox import is_trap, trap_error
-from xsc.compute.wasm.values import format_bits, format_number
+from xsc.compute.wasm import inputs, rows, sandbox, values
 from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.execution import ExecutionReceipt, Order
 
@@ -56,18 +50,18 @@ def read_reply(task: Task, asked: Asked, reply: Reply, network: bytes) -> Delive
         ReceiptInvalid: it breaks a rule.
         RecordInvalid, SignatureInvalid: the receipt cannot be read.
     """
-    raw = take_bytes(reply.header, "receipt")
-    names = take_texts(reply.header, "files", most=OUTPUT_FILES_MAX)
+    raw = fields.take_bytes(reply.header, "receipt")
+    names = fields.take_texts(reply.header, "files", most=limits.OUTPUT_FILES_MAX)
     if len(reply.parts) != 2 + len(names):
-        raise ReceiptInvalid("the provider's answer lacks a part")
-    if not all(map(is_output_path, names)) or len(set(names)) != len(names):
-        raise ReceiptInvalid("the provider returned a file that no program can have left")
+        raise errors.ReceiptInvalid("the provider's answer lacks a part")
+    if not all(map(inputs.is_output_path, names)) or len(set(names)) != len(names):
+        raise errors.ReceiptInvalid("the provider returned a file that no program can have left")
     bodies = [bytes(part) for part in reply.parts]
     receipt = open_signed(raw, ExecutionReceipt, network=network, author=asked.provider)
     done = Delivered(receipt, bodies[0], bodies[1], tuple(zip(names, bodies[2:], strict=True)))
     broken = _broken_rule(task, asked, done)
     if broken is not None:
-        raise ReceiptInvalid(f"the provider's receipt is refused: {broken}")
+        raise errors.ReceiptInvalid(f"the provider's receipt is refused: {broken}")
     return done
 
 
@@ -78,6 +72,8 @@ def _broken_rule(task: Task, asked: Asked, done: Delivered) -> str | None:
     broken = check_receipt(asked.order, receipt, asked.price, results=task.results, output=output)
     if broken is not None:
         return broken
+    if receipt.request is not None:
+        return "it is for a request of a service"
     if trap == "cancelled" and not asked.cancelled:
         return "nobody has cancelled it"
     if trap in ("cancelled", "compile_limit") and observed.wall_ms > asked.passed_ms:
@@ -111,10 +107,10 @@ def _rows(task: Task, done: Delivered) -> tuple[list[rows.ResultRow], int]:
             done.stderr,
             fuel=task.limits.fuel,
             timeout_ms=task.limits.timeout_ms,
-            is_trap=is_trap,
+            is_trap=sandbox.is_trap,
         )
-    except RecordInvalid as fault:
-        raise ReceiptInvalid(f"the batch's results are refused: {fault.message}") from None
+    except errors.RecordInvalid as fault:
+        raise errors.ReceiptInvalid(f"the batch's results are refused: {fault.message}") from None
 
 
 def result_of(task: Task, done: Delivered, verification: Verification | None) -> JobResult:
@@ -126,16 +122,16 @@ def result_of(task: Task, done: Delivered, verification: Verification | None) ->
     if is_batch and outcome.trap is None:
         items = tuple(
             JobItem(
-                tuple(format_bits(kind, bits) for kind, bits in row.results),
+                tuple(values.format_bits(kind, bits) for kind, bits in row.results),
                 row.fuel_used,
-                trap_error(row.trap) if row.trap is not None else None,
+                sandbox.trap_error(row.trap) if row.trap is not None else None,
                 done.receipt.raw,
             )
             for row in _rows(task, done)[0]
         )
     return JobResult(
         mode=task.mode,
-        results=tuple(format_number(number) for number in outcome.results),
+        results=tuple(values.format_number(number) for number in outcome.results),
         items=items,
         exit_code=outcome.exit_code,
         stdout=b"" if is_batch else done.stdout,
@@ -144,8 +140,8 @@ def result_of(task: Task, done: Delivered, verification: Verification | None) ->
         fuel_used=outcome.fuel_used,
         memory_peak_bytes=outcome.memory_peak_bytes,
         wall_ms=receipt.observed.wall_ms,
-        provider=node_text(done.receipt.author),
-        trap=trap_error(outcome.trap) if outcome.trap is not None else None,
+        provider=ids.node_text(done.receipt.author),
+        trap=sandbox.trap_error(outcome.trap) if outcome.trap is not None else None,
         receipt=done.receipt.raw,
         saved_bytes=receipt.observed.saved_bytes,
         compiled_bytes=receipt.observed.compiled_bytes,

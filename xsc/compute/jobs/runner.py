@@ -9,31 +9,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from xsc.base import jobs, work
 from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor, run_sized
-from xsc.base.jobs import JobResult, JobSpec, Verification
-from xsc.base.limits import COMPUTE_WAIT_MS
-from xsc.base.work import worked
+from xsc.base.limits import COMPUTE_WAIT_MS, MIB
+from xsc.compute.jobs import receipts, tasks
 from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
-from xsc.compute.jobs.receipts import job_of, make_receipt
 from xsc.compute.jobs.replies import Delivered, result_of
-from xsc.compute.jobs.tasks import Task, task_of
 from xsc.compute.ports import InputObject
 from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash
 from xsc.compute.wasm.limits import Limits, limits_of
 from xsc.compute.wasm.program import Program, read
 from xsc.compute.wasm.rows import calls_of
-from xsc.compute.wasm.sandbox import Sandbox
-from xsc.identity.batch_signer import BatchSigner
+from xsc.compute.wasm.sandbox import Job, Sandbox
+from xsc.identity import batch_signer, keys
 from xsc.identity.envelope import Signed
-from xsc.identity.keys import KeyPair
-from xsc.terms.execution import Order
+from xsc.terms.execution import Order, ServiceRequest
 from xsc.terms.lease import OWN_COMPUTE, RunTerms
 
 PROGRAMS_REMEMBERED_MAX = 32
 """Modules whose declarations a customer need not read again."""
-
-_NONCE_BYTES = 16
+MODULES_KEPT_BYTES_MAX = 256 * MIB
+"""Modules in memory, of jobs and services."""
+NONCE_BYTES = 16
 FREE = RunTerms(price=0, tier="mutual", cleared=False)
 """The terms of what a node runs for itself."""
 
@@ -61,7 +59,7 @@ class JobRunner:
     def __init__(
         self,
         *,
-        key: KeyPair,
+        key: keys.KeyPair,
         network: bytes,
         clock: Clock,
         entropy: Entropy,
@@ -72,15 +70,21 @@ class JobRunner:
         self._clock = clock
         self._entropy = entropy
         self._executor = executor
-        self._sandbox = sandbox
+        self.sandbox = sandbox
+        self.modules: Bounded[bytes, bytes] = Bounded(size_max=MODULES_KEPT_BYTES_MAX)
+        """In memory, by hash; each counts for the customer that brought it first."""
         self.limits = Limits()
         """Those of jobs that name none."""
-        self._signer = BatchSigner(key, network)
+        self._signer = batch_signer.BatchSigner(key, network)
         self._programs: Bounded[bytes, Program] = Bounded(PROGRAMS_REMEMBERED_MAX)
 
+    async def prepare(self, module_hash: bytes, module: bytes, customer: bytes) -> None:
+        """Have a module compiled before its first run; errors as `Sandbox.prepare` names them."""
+        await self.sandbox.prepare(Job(module_hash, module, "run", customer=customer))
+
     async def read(
-        self, spec: JobSpec, objects: Sequence[InputObject], digest: bytes | None = None
-    ) -> Task:
+        self, spec: jobs.JobSpec, objects: Sequence[InputObject], digest: bytes | None = None
+    ) -> tasks.Task:
         """Return a job as a task; `digest` is its module's SHA-256 where that is known.
 
         Raises:
@@ -94,18 +98,18 @@ class JobRunner:
             self._programs.put(digest, program)
         spec = replace(spec, **asdict(limits_of(spec, self.limits)))
         if spec.mode != "batch":
-            return task_of(spec, program, digest, objects)
-        return await self._executor.run(task_of, spec, program, digest, objects)
+            return tasks.task_of(spec, program, digest, objects)
+        return await self._executor.run(tasks.task_of, spec, program, digest, objects)
 
     async def result(
-        self, task: Task, done: Delivered, verification: Verification | None = None
-    ) -> JobResult:
+        self, task: tasks.Task, done: Delivered, verification: jobs.Verification | None = None
+    ) -> jobs.JobResult:
         """Return the result of a task; that of a batch is read in a thread."""
         if task.mode != "batch":
             return result_of(task, done, verification)
         return await self._executor.run(result_of, task, done, verification)
 
-    async def run_here(self, task: Task, output: OutputBuffer | None) -> Delivered:
+    async def run_here(self, task: tasks.Task, output: OutputBuffer | None) -> Delivered:
         """Run a task of this node here, where nobody is paid."""
         task = await brought(task, task.objects)
         order = await self.order(task, self.own, OWN_COMPUTE)
@@ -114,10 +118,10 @@ class JobRunner:
         )
         return await self.fulfil(order, granted, output)
 
-    async def order(self, task: Task, provider: bytes, lease_id: bytes) -> Signed[Order]:
+    async def order(self, task: tasks.Task, provider: bytes, lease_id: bytes) -> Signed[Order]:
         """Return a signed order of this node for a task."""
         order = task.order(
-            nonce=self._entropy.token(_NONCE_BYTES),
+            nonce=self._entropy.token(NONCE_BYTES),
             lease_id=lease_id,
             customer=self.own,
             provider=provider,
@@ -139,25 +143,37 @@ class JobRunner:
         granted: GrantedOrder,
         output: OutputBuffer | None = None,
         waited_ms: int = 0,
+        request: ServiceRequest | None = None,
     ) -> Delivered:
-        """Run an order and sign its receipt; `waited_ms` counts towards how long it may wait."""
+        """Run an order and sign its receipt.
+
+        Args:
+            order: of a customer, or the one that a deployment stands for.
+            granted: what it brings, and its terms.
+            output: shows what the program writes.
+            waited_ms: counts towards how long it may wait.
+            request: the request that it is for, where a deployment stands for it.
+        """
         started_ms = self._clock.now_ms()
         began_ms = self._clock.monotonic_ms()
         job = replace(
-            job_of(order.record, granted.module, granted.given, granted.output_bytes),
+            receipts.job_of(order.record, granted.module, granted.given, granted.output_bytes),
+            service=request is not None,
+            # A service of this node is apart from its own runs; those of a peer share its place.
+            customer=order.id if request and order.author == self.own else order.record.customer,
             tier=granted.terms.tier,
             cleared=granted.terms.cleared,
             wait_ms=max(0, granted.wait_ms - waited_ms),
         )
         if output is None:
-            result = await self._sandbox.run(job)
+            result = await self.sandbox.run(job)
         else:
-            result = await run_streamed(self._sandbox, job, output)
+            result = await run_streamed(self.sandbox, job, output)
         wall_ms = self._clock.monotonic_ms() - began_ms
         if result.trap in ("cancelled", "compile_limit"):
             wall_ms = result.wall_ms
-        worked(1000 * result.wall_ms)
-        receipt = make_receipt(
+        work.worked(1000 * result.wall_ms)
+        receipt = receipts.make_receipt(
             order,
             result,
             price=granted.terms.price,
@@ -166,12 +182,13 @@ class JobRunner:
             saved_bytes=granted.saved_bytes,
             compiled_bytes=len(granted.module) if granted.brought and result.compiled else 0,
             calls=calls_of(order.record.mode, granted.given.args),
+            request=request,
         )
         signed = await self._signer.sign(receipt)
         return Delivered(signed, result.stdout, result.stderr, result.files)
 
 
-async def brought(task: Task, objects: Sequence[InputObject]) -> Task:
+async def brought(task: tasks.Task, objects: Sequence[InputObject]) -> tasks.Task:
     """Return a task with these of its objects read, as files of its input."""
     if not objects:
         return task

@@ -14,14 +14,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from xsc.base import encoding, merkle
 from xsc.base.clock import Clock
-from xsc.base.encoding import Value
 from xsc.base.errors import ReceiptInvalid, XscError
 from xsc.base.fields import take_bool, take_bytes, take_int
 from xsc.base.limits import OUTPUT_BYTES_MAX, PEER_TIMEOUT_MS, STREAM_PIECE_BYTES
-from xsc.base.merkle import Part
+from xsc.base.peering import Caller, Handler
 from xsc.compute.jobs.output_buffer import OutputBuffer
-from xsc.compute.ports import Caller, Handler
 
 STREAM_WAIT_MS = 2_000
 """How long a provider holds a question for more output."""
@@ -50,8 +49,8 @@ class RemoteOutput:
         return {OUTPUT: self._on_output, CANCEL: self._on_cancel}
 
     async def _on_output(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         output = self._find(caller, take_bytes(header, "nonce", size=_NONCE_BYTES))
         stdout = take_int(header, "stdout", most=OUTPUT_BYTES_MAX)
         stderr = take_int(header, "stderr", most=OUTPUT_BYTES_MAX)
@@ -74,8 +73,8 @@ class RemoteOutput:
         return {"known": True, "done": done}, pieces
 
     async def _on_cancel(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         output = self._find(caller, take_bytes(header, "nonce", size=_NONCE_BYTES))
         if output is not None:
             output.cancel()
@@ -90,7 +89,7 @@ class RemoteOutput:
     async def _follow(self, node: bytes, nonce: bytes, output: OutputBuffer, most: int) -> None:
         at, failed = [0, 0], 0
         while failed < STREAM_TRIES_MAX and sum(at) <= most:
-            header: dict[str, Value] = {
+            header: dict[str, encoding.Value] = {
                 "nonce": nonce,
                 "stdout": at[0],
                 "stderr": at[1],

@@ -6,17 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from xsc.base.encoding import Value
-from xsc.base.errors import ArgumentInvalid, TooLarge
+from xsc.base import encoding, errors
 from xsc.base.jobs import Grant, JobSpec, Mode
 from xsc.base.limits import FRAME_HEADER_BYTES_MAX, LOCALITY_BYTES_LEAST, PEER_BODY_BYTES_MAX
 from xsc.compute.jobs.locality import check_objects, spared
 from xsc.compute.ports import InputObject
-from xsc.compute.wasm import rows
-from xsc.compute.wasm.inputs import RunInput
+from xsc.compute.wasm import inputs, rows, values
 from xsc.compute.wasm.limits import Limits, limits_of
 from xsc.compute.wasm.program import Program
-from xsc.compute.wasm.values import parse_arguments
 from xsc.terms.execution import Number, Order
 from xsc.terms.pricing import run_steps
 
@@ -31,7 +28,7 @@ class Task:
     module_hash: bytes
     mode: Mode
     function: str
-    given: RunInput
+    given: inputs.RunInput
     limits: Limits
     arguments: tuple[Number, ...] = ()
     results: tuple[str, ...] = ()
@@ -126,28 +123,28 @@ def task_of(spec: JobSpec, program: Program, digest: bytes, objects: Sequence[In
     )
     signature = program.signature(spec.function)
     if spec.mode == "invoke":
-        numbers = parse_arguments(spec.arguments, spec.function, signature)
-        return made(RunInput(), arguments=numbers, results=signature.results)
+        numbers = values.parse_arguments(spec.arguments, spec.function, signature)
+        return made(inputs.RunInput(), arguments=numbers, results=signature.results)
     if spec.mode == "run":
         env = tuple(sorted(spec.env.items()))
-        given = RunInput(spec.arguments, env, spec.stdin)
+        given = inputs.RunInput(spec.arguments, env, spec.stdin)
         check_objects(given, objects)
         return made(given, objects=tuple(objects))
     calls = rows.read_lines(spec.stdin)
     if not signature.callable:
-        parse_arguments((), spec.function, signature)  # says why
+        values.parse_arguments((), spec.function, signature)  # says why
     rows.check_size(len(calls), signature, limits.output_bytes)
     fuel = limits.fuel if spec.item_fuel is None else spec.item_fuel
     if not 1 <= fuel <= limits.fuel:
-        raise ArgumentInvalid(f"the fuel of one call must be from 1 to {limits.fuel}")
+        raise errors.ArgumentInvalid(f"the fuel of one call must be from 1 to {limits.fuel}")
     table = rows.table_of(calls, spec.function, signature)
-    given = RunInput(args=rows.Shape(len(calls), fuel).texts(), stdin=table)
+    given = inputs.RunInput(args=rows.Shape(len(calls), fuel).texts(), stdin=table)
     return made(given, row=signature.results)
 
 
 def message_of(
     task: Task, order: bytes, *, with_module: bool, streamed: bool, wait_ms: int
-) -> tuple[dict[str, Value], list[bytes]]:
+) -> tuple[dict[str, encoding.Value], list[bytes]]:
     """Return the header and the parts that ask a provider for an order.
 
     The objects that are left in the task are sent as references, all else as it is.
@@ -155,7 +152,7 @@ def message_of(
     Raises:
         TooLarge: no message can hold them.
     """
-    header: dict[str, Value] = {
+    header: dict[str, encoding.Value] = {
         "order": order,
         "args": list(task.given.args),
         "environment": [[name, text] for name, text in task.given.environment],
@@ -169,7 +166,7 @@ def message_of(
     parts = [task.given.stdin, *(data for _, data in task.given.files)]
     parts += [item.reference for item in task.objects]
     if sum(map(len, parts)) + len(task.module) + _ROOM_BYTES > PEER_BODY_BYTES_MAX:
-        raise TooLarge(
+        raise errors.TooLarge(
             f"module and input are over {PEER_BODY_BYTES_MAX - _ROOM_BYTES} bytes together",
             hint="run it on this node with --local",
         )

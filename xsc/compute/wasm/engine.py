@@ -33,18 +33,8 @@ from wasmtime import _ffi as ffi
 from wasmtime._extern import wrap_extern
 from wasmtime._func import enter_wasm
 
-from xsc.base.bounded import Bounded
-from xsc.base.encoding import encode, tagged_sha256
+from xsc.base import bounded, encoding, limits
 from xsc.base.errors import ExportUnknown, ModuleInvalid, SandboxFailed, SignatureMismatch
-from xsc.base.limits import (
-    HOST_CALL_FUEL,
-    KIB,
-    LISTED_ENTRY_FUEL,
-    MIB,
-    MOVED_ENTRY_FUEL,
-    TABLE_ELEMENTS_MAX,
-    TABLES_MAX,
-)
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm import program as programs
 from xsc.compute.wasm import rows, wasi
@@ -53,9 +43,9 @@ from xsc.compute.wasm.program import PAGE_BYTES, Program
 from xsc.compute.wasm.sandbox import Bits, Job, SandboxResult
 from xsc.compute.wasm.signature import Signature
 
-STACK_BYTES = 512 * KIB
+STACK_BYTES = 512 * limits.KIB
 MODULES_COMPILED_MAX = 32
-MODULES_COMPILED_BYTES_MAX = 64 * MIB
+MODULES_COMPILED_BYTES_MAX = 64 * limits.MIB
 """Compiled modules that one worker keeps, and the bytes they came from: code is four times that."""
 
 ENGINE = f"wasmtime-py/{version('wasmtime')}"
@@ -79,7 +69,7 @@ _OPTIONS: dict[str, bool | int] = {
     "wasm_stack_switching": False,
     "wasm_wide_arithmetic": False,
     # Little address space: a worker's is bounded
-    "memory_reservation": 64 * MIB,
+    "memory_reservation": 64 * limits.MIB,
     "memory_guard_size": 64 * 1024,
     "memory_reservation_for_growth": 0,
     # The worker can open no file, and copy-on-write memory is one
@@ -87,18 +77,18 @@ _OPTIONS: dict[str, bool | int] = {
     # A fork or a spawn after a parallel compile deadlocks
     "parallel_compilation": False,
 }
-ENGINE_CONFIG = tagged_sha256(
+ENGINE_CONFIG = encoding.tagged_sha256(
     "engine-config",
-    encode(
+    encoding.encode(
         {
             "engine": ENGINE,
             "machine": platform.machine(),
             "options": dict(_OPTIONS),
-            "host_call_fuel": HOST_CALL_FUEL,
-            "listed_entry_fuel": LISTED_ENTRY_FUEL,
-            "moved_entry_fuel": MOVED_ENTRY_FUEL,
+            "host_call_fuel": limits.HOST_CALL_FUEL,
+            "listed_entry_fuel": limits.LISTED_ENTRY_FUEL,
+            "moved_entry_fuel": limits.MOVED_ENTRY_FUEL,
             "world": wasi.WORLD,
-            "table_elements": TABLE_ELEMENTS_MAX,
+            "table_elements": limits.TABLE_ELEMENTS_MAX,
         }
     ),
 )
@@ -229,9 +219,9 @@ class _Host:
 def _limit(store: wasmtime.Store, memory_bytes: int) -> None:
     store.set_limits(
         memory_size=memory_bytes,
-        table_elements=TABLE_ELEMENTS_MAX,
+        table_elements=limits.TABLE_ELEMENTS_MAX,
         instances=1,
-        tables=TABLES_MAX,
+        tables=limits.TABLES_MAX,
         memories=1,
     )
 
@@ -345,10 +335,6 @@ def name_trap(trap: wasmtime.Trap) -> str:
     return _TRAPS.get(code, f"module_trapped: {code.name.lower().replace('_', ' ')}")
 
 
-def _quiet(_phase: str) -> None:
-    """Tell nobody."""
-
-
 def new_engine() -> wasmtime.Engine:
     """Return an engine of the one configuration."""
     config = wasmtime.Config()
@@ -358,10 +344,7 @@ def new_engine() -> wasmtime.Engine:
 
 
 def translate(
-    engine: wasmtime.Engine,
-    module_hash: bytes,
-    source: bytes,
-    linked: Collection[str] = (),
+    engine: wasmtime.Engine, module_hash: bytes, source: bytes, linked: Collection[str] = ()
 ) -> tuple[About, wasmtime.Module]:
     """Compile a module here; `linked` as `xsc.compute.wasm.program.read` takes it.
 
@@ -418,7 +401,7 @@ class Machine:
         self._world = world
         self._engine = new_engine()
         self._watchdog = Watchdog(self._engine)
-        self._modules: Bounded[bytes, _Compiled] = Bounded(
+        self._modules: bounded.Bounded[bytes, _Compiled] = bounded.Bounded(
             MODULES_COMPILED_MAX,
             size_max=MODULES_COMPILED_BYTES_MAX,
             size_of=lambda compiled: compiled.source_bytes,
@@ -445,13 +428,8 @@ class Machine:
             if job.module_hash not in self._modules:
                 self._compile(job)
 
-    def run(
-        self,
-        job: Job,
-        note: Callable[[str], None] = _quiet,
-        tell: Callable[[int, bytes], None] | None = None,
-    ) -> SandboxResult:
-        """Return what the job gave; `note` hears "compiling" and then "running" of a new module.
+    def run(self, job: Job, tell: Callable[[int, bytes], None] | None = None) -> SandboxResult:
+        """Return what the job gave.
 
         `tell` is given what the program writes, and to which stream.
 
@@ -462,9 +440,7 @@ class Machine:
         with self._lock:
             compiled = self._modules.get(job.module_hash)
             if compiled is None:
-                note("compiling")
                 compiled = self._compile(job)
-                note("running")
             if job.mode == "batch":
                 return self._run_batch(job, compiled)
             return self._run(job, compiled, tell)
@@ -545,10 +521,7 @@ class Machine:
         return compiled
 
     def _run(
-        self,
-        job: Job,
-        compiled: _Compiled,
-        tell: Callable[[int, bytes], None] | None = None,
+        self, job: Job, compiled: _Compiled, tell: Callable[[int, bytes], None] | None = None
     ) -> SandboxResult:
         began = time.monotonic()
         check_call(job, compiled.program)
@@ -634,11 +607,7 @@ class _Run:
     """One run in its store."""
 
     def __init__(
-        self,
-        store: wasmtime.Store,
-        compiled: _Compiled,
-        state: wasi.Wasi | None,
-        job: Job,
+        self, store: wasmtime.Store, compiled: _Compiled, state: wasi.Wasi | None, job: Job
     ) -> None:
         self._store = store
         self._compiled = compiled

@@ -8,23 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from xsc.base.errors import ArgumentInvalid
-from xsc.base.limits import (
-    FUEL_DEFAULT,
-    FUEL_MAX,
-    MEMORY_BYTES_DEFAULT,
-    MEMORY_BYTES_MAX,
-    OUTPUT_BYTES_MAX,
-    TIMEOUT_MS_DEFAULT,
-    TIMEOUT_MS_MAX,
-)
+from xsc.base import errors, limits
 from xsc.terms.pricing import run_steps
 
 _MOST = {
-    "fuel": FUEL_MAX,
-    "memory_bytes": MEMORY_BYTES_MAX,
-    "timeout_ms": TIMEOUT_MS_MAX,
-    "output_bytes": OUTPUT_BYTES_MAX,
+    "fuel": limits.FUEL_MAX,
+    "memory_bytes": limits.MEMORY_BYTES_MAX,
+    "timeout_ms": limits.TIMEOUT_MS_MAX,
+    "output_bytes": limits.OUTPUT_BYTES_MAX,
 }
 
 
@@ -36,20 +27,20 @@ class Limits:
         ArgumentInvalid: a limit is out of its range.
     """
 
-    fuel: int = FUEL_DEFAULT
+    fuel: int = limits.FUEL_DEFAULT
     """Units of fuel, about one an instruction; host calls are charged as well."""
-    memory_bytes: int = MEMORY_BYTES_DEFAULT
+    memory_bytes: int = limits.MEMORY_BYTES_DEFAULT
     """Linear memory; whole pages of 64 KiB are given out, rounded down."""
-    timeout_ms: int = TIMEOUT_MS_DEFAULT
+    timeout_ms: int = limits.TIMEOUT_MS_DEFAULT
     """Wall time of the run; compiling has a bound of its own."""
-    output_bytes: int = OUTPUT_BYTES_MAX
+    output_bytes: int = limits.OUTPUT_BYTES_MAX
     """Standard output, standard error and output files, together."""
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():
             if not 1 <= getattr(self, name) <= most:
                 value = getattr(self, name)
-                raise ArgumentInvalid(f"{name} must be from 1 to {most}, not {value}")
+                raise errors.ArgumentInvalid(f"{name} must be from 1 to {most}, not {value}")
 
     @property
     def steps(self) -> int:

@@ -17,21 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from xsc.base.encoding import Value
-from xsc.base.errors import (
-    Cancelled,
-    CompileLimit,
-    FuelExhausted,
-    MemoryExceeded,
-    ModuleTrapped,
-    OutputTooLarge,
-    StackExhausted,
-    TimeExceeded,
-    WorkerLost,
-    XscError,
-    from_code,
-)
-from xsc.base.jobs import Grant, Mode
+from xsc.base import encoding, errors, jobs
 from xsc.base.limits import COMPUTE_WAIT_MS
 from xsc.compute.wasm.limits import Limits
 from xsc.terms.quote import Tier
@@ -41,36 +27,44 @@ Bits = tuple[str, bytes]
 CLOCK_START_MS = 1_767_225_600_000
 """2026-01-01T00:00Z: where the virtual clock starts unless the job says otherwise."""
 
-_TRAPS: dict[str, tuple[type[XscError], str, str]] = {
+_TRAPS: dict[str, tuple[type[errors.XscError], str, str]] = {
     "fuel_exhausted": (
-        FuelExhausted,
+        errors.FuelExhausted,
         "the program used all of its fuel",
         "give it more with --fuel",
     ),
     "memory_exceeded": (
-        MemoryExceeded,
+        errors.MemoryExceeded,
         "the program needs more memory than it was given",
         "give it more with --memory",
     ),
     "time_exceeded": (
-        TimeExceeded,
+        errors.TimeExceeded,
         "the program ran longer than it was allowed to",
         "give it more time with --timeout",
     ),
-    "stack_exhausted": (StackExhausted, "the program nests calls deeper than the stack allows", ""),
-    "output_too_large": (OutputTooLarge, "the program wrote more than it was allowed to", ""),
+    "stack_exhausted": (
+        errors.StackExhausted,
+        "the program nests calls deeper than the stack allows",
+        "",
+    ),
+    "output_too_large": (
+        errors.OutputTooLarge,
+        "the program wrote more than it was allowed to",
+        "",
+    ),
     "compile_limit": (
-        CompileLimit,
+        errors.CompileLimit,
         "compiling the module takes more time or memory than is allowed",
         "a node allows what its setting `compile_limit` says",
     ),
     "worker_lost": (
-        WorkerLost,
+        errors.WorkerLost,
         "the program ended the process that ran it, or the machine had no memory left for it",
         "run it on another node: this one refuses the module for a while",
     ),
-    "cancelled": (Cancelled, "the run was cancelled", ""),
-    "module_trapped": (ModuleTrapped, "the program failed by itself", ""),
+    "cancelled": (errors.Cancelled, "the run was cancelled", ""),
+    "module_trapped": (errors.ModuleTrapped, "the program failed by itself", ""),
 }
 
 
@@ -81,7 +75,7 @@ class Job:
     module_hash: bytes
     """SHA-256 of the module."""
     module: bytes
-    mode: Mode = "invoke"
+    mode: jobs.Mode = "invoke"
     function: str = "_start"
     arguments: tuple[Bits, ...] = ()
     """The numbers of an `invoke`."""
@@ -97,7 +91,7 @@ class Job:
     """What the program's random bytes follow from."""
     clock_ms: int = CLOCK_START_MS
     """Where the program's virtual clock starts."""
-    grants: tuple[Grant, ...] = ()
+    grants: tuple[jobs.Grant, ...] = ()
     """What it sees of this machine, instead of what follows from seed and clock."""
     customer: bytes = b""
     """Who asked: the queue is bounded for each customer as well."""
@@ -182,15 +176,15 @@ class Sandbox(Protocol):
     def keep_workers(self, count: Callable[[int], int]) -> None:
         """Start no call for now on so many of its workers, of which `count` is told the number."""
 
-    def describe(self) -> dict[str, Value]:
+    def describe(self) -> dict[str, encoding.Value]:
         """Return workers, running and queued jobs, engine and what confines the workers."""
 
 
-def trap_error(trap: str) -> XscError:
+def trap_error(trap: str) -> errors.XscError:
     """Return the error that a trap stands for, ready to be raised."""
     code, _, reason = trap.partition(": ")
     if code not in _TRAPS:
-        return from_code(code, reason or f"the run ended with {code}")
+        return errors.from_code(code, reason or f"the run ended with {code}")
     kind, sentence, hint = _TRAPS[code]
     return kind(f"{sentence}: {reason}" if reason else sentence, hint=hint)
 

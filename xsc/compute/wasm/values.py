@@ -12,9 +12,7 @@ import struct
 from collections.abc import Sequence
 from typing import cast
 
-from xsc.base.errors import SignatureMismatch
-from xsc.base.limits import ARGUMENTS_MAX
-from xsc.base.numerals import FORMATS, format_float, parse_float, parse_integer
+from xsc.base import errors, limits, numerals
 from xsc.compute.wasm.signature import Signature
 from xsc.terms.execution import WIDTHS, Number, NumberType
 
@@ -35,11 +33,11 @@ def parse_bits(text: str, kind: str) -> bytes | None:
     if kind not in WIDTHS:
         return None
     width = WIDTHS[kind]
-    if kind in FORMATS:
-        bits = parse_float(text, kind)
+    if kind in numerals.FORMATS:
+        bits = numerals.parse_float(text, kind)
     else:
         # Signed or unsigned: a WebAssembly integer has no sign of its own.
-        bits = parse_integer(text, -(1 << width * 8 - 1), (1 << width * 8) - 1)
+        bits = numerals.parse_integer(text, -(1 << width * 8 - 1), (1 << width * 8) - 1)
     if bits is None:
         return None
     return (bits % (1 << width * 8)).to_bytes(width, "little")
@@ -53,13 +51,13 @@ def parse_arguments(texts: Sequence[str], name: str, signature: Signature) -> tu
             shows the signature.
     """
     if not signature.callable:
-        raise SignatureMismatch(
+        raise errors.SignatureMismatch(
             f"{signature.show(name)} cannot be called with numbers alone, "
-            f"{ARGUMENTS_MAX} in and {ARGUMENTS_MAX} out at most"
+            f"{limits.ARGUMENTS_MAX} in and {limits.ARGUMENTS_MAX} out at most"
         )
     if len(texts) != len(signature.params):
         count = len(signature.params)
-        raise SignatureMismatch(
+        raise errors.SignatureMismatch(
             f"{signature.show(name)} takes {count} argument{'' if count == 1 else 's'}, "
             f"{len(texts)} given"
         )
@@ -67,7 +65,7 @@ def parse_arguments(texts: Sequence[str], name: str, signature: Signature) -> tu
     for position, (text, kind) in enumerate(zip(texts, signature.params, strict=True), 1):
         number = parse_number(text, kind)
         if number is None:
-            raise SignatureMismatch(
+            raise errors.SignatureMismatch(
                 f"argument {position} of {signature.show(name)} must be an {kind}, "
                 f"not '{text[:40]}'"
             )
@@ -82,15 +80,15 @@ def format_number(number: Number) -> str:
 
 def format_bits(kind: str, raw: bytes) -> str:
     """Return the text of a number's type and bits."""
-    if kind in FORMATS:
-        return format_float(kind, int.from_bytes(raw, "little"))
+    if kind in numerals.FORMATS:
+        return numerals.format_float(kind, int.from_bytes(raw, "little"))
     return str(int.from_bytes(raw, "little", signed=True))
 
 
 def to_python(number: Number) -> int | float:
     """Return a number as Python's own: integers signed; a NaN loses its payload."""
     text = format_number(number)
-    if number.type not in FORMATS:
+    if number.type not in numerals.FORMATS:
         return int(text)
     if "nan" in text:
         return math.nan

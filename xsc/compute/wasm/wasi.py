@@ -661,12 +661,7 @@ class Wasi:
                 raise Refused(Errno.ROFS)
             if how & _TRUNCATE:
                 self._tree.resize(node, 0)
-            handle = OpenFile(
-                node,
-                readable=bool(rights & _READ),
-                writable=writes,
-                flags=flags,
-            )
+            handle = OpenFile(node, readable=bool(rights & _READ), writable=writes, flags=flags)
             node.opens += 1
         number = next(i for i in range(_FIRST_FREE, OPEN_FILES_MAX * 2) if i not in self._fds)
         self._fds[number] = handle

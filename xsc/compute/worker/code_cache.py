@@ -15,12 +15,11 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from xsc.base.bounded import Bounded
-from xsc.base.limits import GIB
+from xsc.base import bounded, limits
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm.code_format import MachineCode
 
-CODE_CACHE_BYTES_MAX = 1 * GIB
+CODE_CACHE_BYTES_MAX = 1 * limits.GIB
 CODE_CACHE_FILES_MAX = 4096
 
 _SUFFIX = ".code"
@@ -41,7 +40,7 @@ class CodeCache:
         self._key = key
         self._bytes_max = bytes_max
         self._lock = threading.Lock()
-        self._sizes: Bounded[str, int] | None = None
+        self._sizes: bounded.Bounded[str, int] | None = None
         self._usable = True
 
     def get(self, module_hash: bytes, config: bytes) -> MachineCode | None:
@@ -85,9 +84,9 @@ class CodeCache:
             sizes = self._opened()
             return {"files": len(sizes), "bytes": sizes.size}
 
-    def _opened(self) -> Bounded[str, int]:
+    def _opened(self) -> bounded.Bounded[str, int]:
         if self._sizes is None:
-            self._sizes = Bounded(
+            self._sizes = bounded.Bounded(
                 CODE_CACHE_FILES_MAX, size_max=self._bytes_max, size_of=lambda size: size
             )
             try:

@@ -12,23 +12,14 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from xsc.base.bounded import Bounded
+from xsc.base import bounded, encoding, fields, limits, room, tally, turns, work
 from xsc.base.clock import Clock
-from xsc.base.encoding import Value
 from xsc.base.errors import CompileLimit, RateLimited, RecordInvalid, SandboxFailed
-from xsc.base.fields import take_int
-from xsc.base.limits import KILL_GRACE_MS, MIB, RETRY_AFTER_S_MAX, WORKER_FRAME_BYTES_MAX
 from xsc.base.log import Log
-from xsc.base.room import Room
-from xsc.base.tally import Rate
-from xsc.base.turns import Turns
-from xsc.base.work import worked
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm.code_format import MachineCode
 from xsc.compute.wasm.sandbox import Job
-from xsc.compute.worker import frames
-from xsc.compute.worker.code_cache import CodeCache
-from xsc.compute.worker.process import ABORTS, ProcessLost, SandboxProcess, spawn
+from xsc.compute.worker import code_cache, frames, process
 
 COMPILE_MS_A_PEER_MAX = 300_000
 """What one customer may have compiled within COMPILE_SHARE_MS, whoever pays: what takes long to
@@ -37,13 +28,13 @@ COMPILE_SHARE_MS = 3_600_000
 COMPILES_QUEUED_MAX = 64
 """Modules that wait to be compiled, or are."""
 COMPILES_QUEUED_A_PEER_MAX = 8
-CODE_KEPT_BYTES_MAX = 64 * MIB
+CODE_KEPT_BYTES_MAX = 64 * limits.MIB
 """Code that is kept in memory where there is no directory for it."""
 
 COMMAND = (sys.executable, "-I", "-m", "xsc.compute.worker.jail")
 _BOMB_MS = 600_000
 _BOMBS_MAX = 256
-_BOUND_MET = (*ABORTS, -signal.SIGXCPU, -signal.SIGKILL)
+_BOUND_MET = (*process.ABORTS, -signal.SIGXCPU, -signal.SIGKILL)
 
 
 class CompileBoundMet(Exception):
@@ -61,7 +52,7 @@ class Compiler:
         jails: int,
         clock: Clock,
         log: Log,
-        cache: CodeCache | None,
+        cache: code_cache.CodeCache | None,
         *,
         limit_ms: int,
         own: bytes = b"",
@@ -73,26 +64,26 @@ class Compiler:
         self._limit_ms = limit_ms
         self._command = (*command, str(limit_ms))
         self._jails = asyncio.Semaphore(jails)
-        self._turns: Turns[bytes] = Turns()
+        self._turns: turns.Turns[bytes] = turns.Turns()
         """By customer: one module of each is compiled at a time."""
         self._own = own
         each = COMPILES_QUEUED_A_PEER_MAX
-        self._queued = Room(COMPILES_QUEUED_MAX, each, small=each)
+        self._queued = room.Room(COMPILES_QUEUED_MAX, each, small=each)
         """Of all places others leave a share free, so that this node has its own."""
         self._under_way: dict[tuple[bytes, bytes], asyncio.Task[MachineCode]] = {}
-        self._bombs: Bounded[bytes, int] = Bounded(_BOMBS_MAX)
+        self._bombs: bounded.Bounded[bytes, int] = bounded.Bounded(_BOMBS_MAX)
         """When each module that went over the bounds may be tried again."""
-        self._kept: Bounded[tuple[bytes, bytes], MachineCode] = Bounded(
+        self._kept: bounded.Bounded[tuple[bytes, bytes], MachineCode] = bounded.Bounded(
             size_max=CODE_KEPT_BYTES_MAX, size_of=lambda code: len(code.machine)
         )
-        self._idle: list[SandboxProcess] = []
+        self._idle: list[process.SandboxProcess] = []
         self._compiled = 0
-        self._taken = Rate(COMPILE_MS_A_PEER_MAX, COMPILE_SHARE_MS, own)
+        self._taken = tally.Rate(COMPILE_MS_A_PEER_MAX, COMPILE_SHARE_MS, own)
 
     async def start(self) -> None:
         """Have a jail ready: starting one takes longer than most modules."""
         if not self._idle:
-            self._idle.append(await spawn(self._command, "jail"))
+            self._idle.append(await process.spawn(self._command, "jail"))
 
     async def stop(self) -> None:
         """Kill every jail."""
@@ -104,7 +95,7 @@ class Compiler:
         self._idle.clear()
         self._kept.clear()
 
-    def describe(self) -> dict[str, Value]:
+    def describe(self) -> dict[str, encoding.Value]:
         """Return how many modules were compiled, and how many are under way."""
         return {"compiled": self._compiled, "compiling": len(self._under_way)}
 
@@ -148,7 +139,7 @@ class Compiler:
                 f"{COMPILE_MS_A_PEER_MAX // 1000} s within {COMPILE_SHARE_MS // 60_000} minutes "
                 "were taken to compile modules of this customer",
                 hint="modules that are compiled already can be run",
-                retry_after_s=min(-(-wait_ms // 1000), RETRY_AFTER_S_MAX),
+                retry_after_s=min(-(-wait_ms // 1000), limits.RETRY_AFTER_S_MAX),
             )
 
     def _done(
@@ -200,11 +191,11 @@ class Compiler:
         is one less then, and a new one is the last that is tried.
         """
         ready = bool(self._idle)
-        jail = self._idle.pop() if ready else await spawn(self._command, "jail")
+        jail = self._idle.pop() if ready else await process.spawn(self._command, "jail")
         began_ms = self._clock.monotonic_ms()
         try:
             raw = await self._in_jail(jail, job)
-        except ProcessLost as fault:
+        except process.ProcessLost as fault:
             await jail.kill()
             self._log.warning("compute.jail_lost", reason=str(fault))
             if ready:
@@ -220,24 +211,24 @@ class Compiler:
         finally:
             ended_ms = self._clock.monotonic_ms()
             self._taken.note(job.customer, ended_ms - began_ms, ended_ms)
-            worked(1000 * (ended_ms - began_ms))
+            work.worked(1000 * (ended_ms - began_ms))
         self._idle.append(jail)
         return raw
 
-    async def _in_jail(self, jail: SandboxProcess, job: Job) -> bytes:
+    async def _in_jail(self, jail: process.SandboxProcess, job: Job) -> bytes:
         """Return what the process said that compiled the module in this jail."""
         try:
-            async with asyncio.timeout((self._limit_ms + KILL_GRACE_MS) / 1000):
+            async with asyncio.timeout((self._limit_ms + limits.KILL_GRACE_MS) / 1000):
                 await jail.send({"hash": job.module_hash, "module": job.module})
                 message = await jail.receive()
-                size = take_int(message, "size", most=2 * WORKER_FRAME_BYTES_MAX)
+                size = fields.take_int(message, "size", most=2 * limits.WORKER_FRAME_BYTES_MAX)
                 raw = await jail.receive_bytes(size)
         except TimeoutError:
             raise self._bomb(job) from None
         except RecordInvalid as fault:
-            raise ProcessLost(fault.message) from None
+            raise process.ProcessLost(fault.message) from None
         status = message.get("status")
-        if status in _BOUND_MET or size > WORKER_FRAME_BYTES_MAX:
+        if status in _BOUND_MET or size > limits.WORKER_FRAME_BYTES_MAX:
             raise self._bomb(job)
         if status != 0:
             raise _failed(f"status {status!r}")

@@ -1,11 +1,9 @@
 """What the pool and its workers say to each other: length-prefixed canonical CBOR.
 
-    pool → worker   job, with code where the worker has not got it; code where it asks for
-                    it, or that there is none. Its bytes lie in the worker's mailbox
-    worker → pool   hello once; then code wanted where it has forgotten it, "running" when
-                    it is loaded, and at last result or error, for each job
-    pool → worker   calls, several in one message; worker → pool   for each an answer (a
-                    result where there is more to tell), an error, or code wanted
+    pool → worker   jobs; one alone with its code, whose bytes lie in the worker's mailbox
+    worker → pool   hello once; then for each job "running" where code came and was loaded,
+                    what it writes where that is asked for, and at last result, error, or
+                    code wanted where the worker has forgotten it
     pool → jail     module;  jail → pool   hello, then code or error
 
 The pool believes a worker's frames no more than a peer's: they are decoded
@@ -15,12 +13,11 @@ strictly, because a program that breaks out of the engine could write them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid, XscError, from_code
-from xsc.base.fields import take_bytes, take_int, take_list, take_str
-from xsc.base.jobs import Grant, Mode
+from xsc.base.fields import take_bytes, take_int
 from xsc.base.limits import (
     ARGUMENTS_MAX,
     OUTPUT_BYTES_MAX,
@@ -30,7 +27,7 @@ from xsc.base.limits import (
 )
 from xsc.compute.wasm.inputs import is_output_path
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.sandbox import Bits, Job, SandboxResult
+from xsc.compute.wasm.sandbox import Job, SandboxResult
 
 PREFIX_BYTES = 4
 
@@ -85,154 +82,72 @@ def error_of(message: dict[str, Value]) -> XscError:
     return from_code(str(code), str(text), str(message.get("hint", "")))
 
 
-def job_message(
-    job: Job, *, stream: bool = False, code: dict[str, Value] | None = None
+def jobs_message(
+    jobs: Sequence[Job], *, stream: bool = False, code: dict[str, Value] | None = None
 ) -> dict[str, Value]:
-    """Return a job as a message; its module stays here.
+    """Return jobs as a message; their modules stay here.
 
     Args:
-        code: what announces its code, which the worker has not got and finds in its mailbox.
+        jobs: several only where they are calls that the worker has the code for.
+        stream: whether the worker tells what the program writes.
+        code: what announces the code of the one job's module, which lies in the mailbox.
     """
+    return {"kind": "jobs", "jobs": list(map(_job_value, jobs)), "stream": stream, "code": code}
+
+
+def _job_value(job: Job) -> list[Value]:
     limits = job.limits
-    return {
-        "kind": "job",
-        "hash": job.module_hash,
-        "mode": job.mode,
-        "function": job.function,
-        "arguments": _pairs(job.arguments),
-        "args": list(job.args),
-        "environment": _pairs(job.environment),
-        "stdin": job.stdin,
-        "files": _pairs(job.files),
-        "limits": [limits.fuel, limits.memory_bytes, limits.timeout_ms, limits.output_bytes],
-        "seed": job.seed,
-        "clock": job.clock_ms,
-        "grants": list(job.grants),
-        "stream": stream,
-        "code": code,
-    }
+    return [
+        job.module_hash,
+        job.mode,
+        job.function,
+        _pairs(job.arguments),
+        list(job.args),
+        _pairs(job.environment),
+        job.stdin,
+        _pairs(job.files),
+        [limits.fuel, limits.memory_bytes, limits.timeout_ms, limits.output_bytes],
+        job.seed,
+        job.clock_ms,
+        list(job.grants),
+    ]
 
 
-def job_of(message: dict[str, Value]) -> Job:
-    """Return the job of the pool's own message, without its module.
+def jobs_of(message: dict[str, Value]) -> list[Job]:
+    """Return the jobs of the pool's own message, without their modules.
 
     Only a worker reads this, and only from the pool: the shape is not checked again.
     """
-    fields = cast("dict[str, object]", message)
-    fuel, memory_bytes, timeout_ms, output_bytes = cast("list[int]", fields["limits"])
+    return [_job_of(cast("list[Any]", item)) for item in cast("list[Value]", message["jobs"])]
+
+
+def _job_of(item: list[Any]) -> Job:
+    module_hash, mode, function, arguments, args, environment, stdin, files, limits, *rest = item
+    seed, clock_ms, grants = rest
     return Job(
-        module_hash=cast("bytes", fields["hash"]),
+        module_hash=module_hash,
         module=b"",
-        mode=cast("Mode", fields["mode"]),
-        function=cast("str", fields["function"]),
-        arguments=tuple((kind, bits) for kind, bits in cast("list[Bits]", fields["arguments"])),
-        args=tuple(cast("list[str]", fields["args"])),
-        environment=tuple(
-            (name, text) for name, text in cast("list[tuple[str, str]]", fields["environment"])
-        ),
-        stdin=cast("bytes", fields["stdin"]),
-        files=tuple((name, data) for name, data in cast("list[Bits]", fields["files"])),
-        limits=Limits(fuel, memory_bytes, timeout_ms, output_bytes),
-        seed=cast("bytes", fields["seed"]),
-        clock_ms=cast("int", fields["clock"]),
-        grants=tuple(cast("list[Grant]", fields["grants"])),
+        mode=mode,
+        function=function,
+        arguments=_tuples(arguments),
+        args=tuple(args),
+        environment=_tuples(environment),
+        stdin=stdin,
+        files=_tuples(files),
+        limits=Limits(*limits),
+        seed=seed,
+        clock_ms=clock_ms,
+        grants=tuple(grants),
     )
 
 
+def _tuples(pairs: list[list[Any]]) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, value) for name, value in pairs)
+
+
 def may_call(job: Job) -> bool:
-    """Say whether a job is no more than a call with numbers, which `calls_message` carries."""
+    """Say whether a job is a call with numbers alone, which may be sent with others."""
     return job.mode == "invoke" and not (job.stdin or job.files or job.args or job.environment)
-
-
-def calls_message(jobs: Sequence[Job]) -> dict[str, Value]:
-    """Return several calls as one message."""
-    return {
-        "kind": "calls",
-        "calls": [
-            [
-                job.module_hash,
-                job.function,
-                _pairs(job.arguments),
-                job.limits.fuel,
-                job.limits.memory_bytes,
-                job.limits.timeout_ms,
-                job.limits.output_bytes,
-                job.seed,
-                job.clock_ms,
-                list(job.grants),
-            ]
-            for job in jobs
-        ],
-    }
-
-
-def calls_of(message: dict[str, Value]) -> list[Job]:
-    """Return the jobs of the pool's own message, as `job_of` does."""
-    jobs = []
-    for item in cast("list[list[object]]", message["calls"]):
-        module_hash, function, arguments, *limits, seed, clock_ms, grants = item
-        jobs.append(
-            Job(
-                module_hash=cast("bytes", module_hash),
-                module=b"",
-                function=cast("str", function),
-                arguments=tuple((kind, bits) for kind, bits in cast("list[Bits]", arguments)),
-                limits=Limits(*cast("list[int]", limits)),
-                seed=cast("bytes", seed),
-                clock_ms=cast("int", clock_ms),
-                grants=tuple(cast("list[Grant]", grants)),
-            )
-        )
-    return jobs
-
-
-def answer_message(result: SandboxResult) -> dict[str, Value]:
-    """Return the result of a call as a message: a short one, where nothing was written."""
-    if result.stdout or result.stderr or result.files or result.exit_code is not None:
-        return result_message(result)
-    return {
-        "kind": "answer",
-        "told": [
-            _pairs(result.results),
-            result.trap,
-            result.fuel_used,
-            result.memory_peak_bytes,
-            result.wall_ms,
-        ],
-    }
-
-
-def result_of_answer(
-    message: dict[str, Value], job: Job, engine: str, engine_config: bytes
-) -> SandboxResult:
-    """Return the result that a short answer tells, held against the job's limits.
-
-    Raises:
-        RecordInvalid: it is malformed, or says that a limit was passed.
-    """
-    match message.get("told"):
-        case [list(results), str() | None as trap, int(fuel), int(memory), int(wall_ms)]:
-            if (
-                len(results) > ARGUMENTS_MAX
-                or not 0 <= fuel <= job.limits.fuel
-                or not 0 <= memory <= job.limits.memory_bytes
-                or wall_ms < 0
-            ):
-                raise RecordInvalid("a worker reports more than the job allows")
-            return SandboxResult(
-                tuple(map(named_bytes, results)),
-                None,
-                trap,
-                fuel,
-                memory,
-                b"",
-                b"",
-                (),
-                engine,
-                engine_config,
-                wall_ms,
-            )
-    raise RecordInvalid("a worker's answer is malformed")
 
 
 def output_message(stream: int, data: bytes) -> dict[str, Value]:
@@ -256,17 +171,14 @@ def result_message(result: SandboxResult) -> dict[str, Value]:
     """Return a result as a message."""
     return {
         "kind": "result",
-        "results": _pairs(result.results),
-        "exit_code": result.exit_code,
-        "trap": result.trap,
-        "fuel": result.fuel_used,
-        "memory": result.memory_peak_bytes,
-        "stdout": result.stdout,
-        "stderr": result.stderr,
-        "files": _pairs(result.files),
-        "engine": result.engine,
-        "config": result.engine_config,
-        "wall": result.wall_ms,
+        "told": [
+            _pairs(result.results),
+            result.exit_code,
+            result.trap,
+            [result.fuel_used, result.memory_peak_bytes, result.wall_ms],
+            [result.stdout, result.stderr],
+            _pairs(result.files),
+        ],
     }
 
 
@@ -282,34 +194,52 @@ def named_bytes(value: Value) -> tuple[str, bytes]:
     raise RecordInvalid("a worker reports something that is no named bytes")
 
 
-def result_of(message: dict[str, Value], job: Job) -> SandboxResult:
+def result_of(
+    message: dict[str, Value], job: Job, engine: str, engine_config: bytes
+) -> SandboxResult:
     """Return the result that a worker reports, held against the job's limits.
 
     Raises:
         RecordInvalid: it is malformed, or says that a limit was passed.
     """
-    code = message.get("exit_code")
-    trap = message.get("trap")
-    files = tuple(named_bytes(item) for item in take_list(message, "files", most=OUTPUT_FILES_MAX))
-    result = SandboxResult(
-        results=tuple(
-            named_bytes(item) for item in take_list(message, "results", most=ARGUMENTS_MAX)
-        ),
-        exit_code=None if code is None else take_int(message, "exit_code", most=2**32 - 1),
-        trap=None if trap is None else take_str(message, "trap"),
-        fuel_used=take_int(message, "fuel", most=job.limits.fuel),
-        memory_peak_bytes=take_int(message, "memory", most=job.limits.memory_bytes),
-        stdout=take_bytes(message, "stdout"),
-        stderr=take_bytes(message, "stderr"),
-        files=files,
-        engine=take_str(message, "engine"),
-        engine_config=take_bytes(message, "config", size=32),
-        wall_ms=take_int(message, "wall"),
-    )
-    output = len(result.stdout) + len(result.stderr) + sum(len(data) for _, data in files)
-    if output > min(job.limits.output_bytes, OUTPUT_BYTES_MAX):
-        raise RecordInvalid("a worker reports more output than the job allows")
-    names = [name for name, _ in files]
+    match message.get("told"):
+        case [
+            list(results),
+            int() | None as code,
+            str() | None as trap,
+            [int(fuel), int(memory_bytes), int(wall_ms)],
+            [bytes(stdout), bytes(stderr)],
+            list(files),
+        ]:
+            pass
+        case _:
+            raise RecordInvalid("a worker's result is malformed")
+    left = tuple(map(named_bytes, files))
+    size = len(stdout) + len(stderr) + sum(len(data) for _, data in left)
+    if (
+        bool in map(type, (code, fuel, memory_bytes, wall_ms))
+        or len(results) > ARGUMENTS_MAX
+        or not 0 <= (code or 0) < 2**32
+        or not 0 <= fuel <= job.limits.fuel
+        or not 0 <= memory_bytes <= job.limits.memory_bytes
+        or wall_ms < 0
+        or len(left) > OUTPUT_FILES_MAX
+        or size > min(job.limits.output_bytes, OUTPUT_BYTES_MAX)
+    ):
+        raise RecordInvalid("a worker reports more than the job allows")
+    names = [name for name, _ in left]
     if not all(map(is_output_path, names)) or names != sorted(set(names)):
         raise RecordInvalid("a worker reports a file that no program can have left")
-    return result
+    return SandboxResult(
+        tuple(map(named_bytes, results)),
+        code,
+        trap,
+        fuel,
+        memory_bytes,
+        stdout,
+        stderr,
+        left,
+        engine,
+        engine_config,
+        wall_ms,
+    )

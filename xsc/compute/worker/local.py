@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from xsc.base.clock import Executor
-from xsc.base.encoding import Value
-from xsc.base.errors import SandboxFailed
+from xsc.base import clock, encoding, errors
 from xsc.compute.wasm.engine import ENGINE, ENGINE_CONFIG, Machine
 from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult
 
@@ -20,7 +18,7 @@ from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult
 class LocalSandbox:
     """Runs jobs through an executor, one at a time."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: clock.Executor) -> None:
         self._executor = executor
         self._machine: Machine | None = None
         self._jobs = 0
@@ -39,13 +37,13 @@ class LocalSandbox:
     async def prepare(self, job: Job) -> None:
         """Compile a module; errors as `Sandbox.prepare` names them."""
         if self._machine is None:
-            raise SandboxFailed("the sandbox is not running")
+            raise errors.SandboxFailed("the sandbox is not running")
         await self._executor.run(self._machine.prepare, job)
 
     async def run(self, job: Job, watch: OutputWatch | None = None) -> SandboxResult:
         """Return what the job gave; errors as `Sandbox.run` names them."""
         if self._machine is None:
-            raise SandboxFailed("the sandbox is not running")
+            raise errors.SandboxFailed("the sandbox is not running")
         self._jobs += 1
         compiled = not self._machine.has(job.module_hash)
         try:
@@ -63,7 +61,7 @@ class LocalSandbox:
     def keep_workers(self, count: Callable[[int], int]) -> None:
         """Do nothing: it has no workers."""
 
-    def describe(self) -> dict[str, Value]:
+    def describe(self) -> dict[str, encoding.Value]:
         """Return what runs, and that nothing confines it."""
         return {
             "workers": 0,

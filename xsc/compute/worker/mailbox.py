@@ -97,12 +97,7 @@ class Inbox:
     def __init__(self, reader: int) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.mmap.restype = ctypes.c_void_p
-        libc.mmap.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_size_t,
-            *[ctypes.c_int] * 3,
-            ctypes.c_int64,
-        ]
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
         # `mmap.mmap` gives no address of what can only be read.
         address = libc.mmap(
             None, WORKER_FRAME_BYTES_MAX, mmap.PROT_READ, mmap.MAP_SHARED, reader, 0

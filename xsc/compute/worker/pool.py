@@ -9,7 +9,7 @@ module of another, and nothing is compiled for a job that gets no worker.
 
 At most JOBS_QUEUED_MAX jobs wait for spare time, and as many at cleared rates;
 JOBS_QUEUED_A_PEER_MAX of one customer (`xsc.compute.worker.admission`). Jobs at cleared rates come
-first, and customers take turns (`xsc.compute.worker.fair_queue`). As many whole workers as the
+first, and customers take turns (`xsc.compute.worker.admission`). As many whole workers as the
 cleared rates come to start nothing else. A worker that already has the module is preferred.
 
 Quick calls are queued on a busy worker instead of waiting for a free one
@@ -27,28 +27,23 @@ from dataclasses import replace
 
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value
-from xsc.base.errors import RateLimited, SandboxFailed, XscError
-from xsc.base.limits import COMPILE_MS_DEFAULT, JOBS_QUEUED_MAX, RETRY_AFTER_S_MAX
+from xsc.base.errors import RateLimited, SandboxFailed
+from xsc.base.limits import COMPILE_MS_DEFAULT, JOBS_QUEUED_MAX, KIB, RETRY_AFTER_S_MAX
 from xsc.base.log import Log
-from xsc.compute.wasm.code_format import MachineCode
+from xsc.compute.wasm.code_format import MachineCode, message_of
 from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult, trap_error
-from xsc.compute.worker import frames
-from xsc.compute.worker.admission import Admission
-from xsc.compute.worker.code_cache import CodeCache
+from xsc.compute.worker import admission, code_cache, compiler, frames, mailbox, quick
 from xsc.compute.worker.compiler import COMMAND as JAIL
-from xsc.compute.worker.compiler import CompileBoundMet, Compiler
-from xsc.compute.worker.conversation import NotBegun, converse
-from xsc.compute.worker.fair_queue import JobQueue
-from xsc.compute.worker.process import ProcessLost, SandboxProcess
+from xsc.compute.worker.process import SandboxProcess, WorkerProcesses
 from xsc.compute.worker.queue import QueuedCall, WorkerQueue
-from xsc.compute.worker.quick import QuickFunctions
-from xsc.compute.worker.workers import WorkerProcesses
 
 _NO_WORKER = "no sandbox worker is running"
 _UNCOUNTED = ("time_exceeded", "worker_lost")
 """How runs end whose fuel is not known."""
 _LOOK_AGAIN_S = 1
 """A worker that was kept for a cleared rate may be free for others by then."""
+_TRANSFER_BYTES_A_MS = 100 * KIB
+"""The deadline is extended by the time that input and code take to reach the worker."""
 COMMAND = (sys.executable, "-I", "-m", "xsc.compute.worker.main")
 
 
@@ -60,7 +55,7 @@ class PoolSandbox:
         workers: int,
         clock: Clock,
         log: Log,
-        cache: CodeCache | None = None,
+        cache: code_cache.CodeCache | None = None,
         *,
         compile_ms: int = COMPILE_MS_DEFAULT,
         own: bytes = b"",
@@ -85,15 +80,15 @@ class PoolSandbox:
             none_left=lambda: _refuse(self._waiting.clear(), _NO_WORKER),
         )
         self._idle: list[SandboxProcess] = []
-        self._waiting: JobQueue[QueuedCall] = JobQueue()
+        self._waiting: admission.JobQueue[QueuedCall] = admission.JobQueue()
         self._kept: Callable[[int], int] = lambda _: 0
         self._in_spare_time: set[SandboxProcess] = set()
         """The workers that run jobs for now, or have them in their queues."""
         self._look_again: asyncio.TimerHandle | None = None
         self._queues: dict[SandboxProcess, WorkerQueue] = {}
-        self._quick = QuickFunctions()
-        self._admission = Admission(own)
-        self._compiler = Compiler(
+        self._quick = quick.QuickFunctions()
+        self._admission = admission.Admission(own)
+        self._compiler = compiler.Compiler(
             workers, clock, log, cache, limit_ms=compile_ms, own=own, command=jail
         )
         self._compiling = 0
@@ -142,7 +137,7 @@ class PoolSandbox:
             raise SandboxFailed("the sandbox is not running")
         try:
             await self._code(job)
-        except CompileBoundMet:
+        except compiler.CompileBoundMet:
             raise trap_error("compile_limit") from None
 
     async def run(self, job: Job, watch: OutputWatch | None = None) -> SandboxResult:
@@ -160,7 +155,7 @@ class PoolSandbox:
                 given = await self._alone(job, given, watch)
             if given.trap not in _UNCOUNTED:
                 fuel = given.fuel_used
-        except CompileBoundMet as met:
+        except compiler.CompileBoundMet as met:
             return self._workers.ended("compile_limit", met.took_ms)
         finally:
             self._admission.leave(job)
@@ -389,6 +384,7 @@ class PoolSandbox:
 
     def broken(self, queue: WorkerQueue, reason: str) -> None:
         """Replace a worker that ended; only the call that it was running fails."""
+        ran_ms = queue.ran_ms()
         calls = queue.clear()
         for call in calls[:1]:
             self._admission.note_lost(call.job, self._clock.monotonic_ms())
@@ -400,7 +396,7 @@ class PoolSandbox:
                 if call.done.done():
                     continue
                 if self._workers.running:
-                    call.done.set_result(self._workers.ended("worker_lost", 0))
+                    call.done.set_result(self._workers.ended("worker_lost", ran_ms))
                 else:
                     call.done.set_exception(fault)
 
@@ -425,15 +421,22 @@ class PoolSandbox:
     ) -> SandboxResult:
         """Run a job on a worker of its own: the given one, or any."""
         until_ms = self._clock.monotonic_ms() + job.wait_ms
-        code, compiled = None, False
-        if worker is None:
-            if not (self._idle and self._may_start(job)):
-                self._check_queue(job)
-            worker = await self._acquire(job, until_ms)
-        while worker.pipes.ended or (code is None and job.module_hash not in worker.seen):
+        code, compiled, first = None, False, False
+        if worker is None and not (self._idle and self._may_start(job)):
+            self._check_queue(job)
+        while True:
+            if worker is None:
+                worker = await self._acquire(job, until_ms, first=first)
             if worker.pipes.ended:  # it ended while idle: not because of this job
                 await self._lost(worker, "it ended while it was idle")
-                worker = await self._acquire(job, until_ms)
+                worker = None
+                continue
+            if job.module_hash in worker.seen or code is not None:
+                brought = None if job.module_hash in worker.seen else code
+                result = await self._run_on(worker, job, brought, watch)
+                if result is not None:
+                    return replace(result, compiled=True) if compiled else result
+                worker, first = None, True
                 continue
             try:
                 code = await self._compiler.kept(job.module_hash, self._workers.config)
@@ -443,45 +446,41 @@ class PoolSandbox:
             if code is None:
                 # It is its turn, so it runs once it is compiled; others have the worker meanwhile.
                 self._release(worker)
+                worker, first = None, True
                 self._compiling += 1  # it counts as waiting
                 try:
                     code, compiled = await self._code(job, watch)
                 finally:
                     self._compiling -= 1
-                worker = await self._acquire(job, until_ms, first=True)
-        if job.module_hash in worker.seen:
-            code = None
-        result = await self._run_on(worker, job, code, watch)
-        return replace(result, compiled=True) if compiled else result
 
     async def _run_on(
         self, worker: SandboxProcess, job: Job, code: MachineCode | None, watch: OutputWatch | None
-    ) -> SandboxResult:
+    ) -> SandboxResult | None:
+        """Return the result of a job on a free worker; None where that has lost the code."""
+        call = QueuedCall(job, alone=True, watch=watch)
+        size = len(job.stdin) + sum(len(data) for _, data in job.files)
+        if code is not None:
+            try:
+                await worker.bring(job.module_hash, code.machine)
+            except mailbox.MailboxClosed as fault:
+                raise await self._lost(worker, str(fault)) from None
+            except asyncio.CancelledError:
+                self._kill(worker, job)
+                raise
+            call.code = message_of(code)
+            size += len(code.machine)
+        call.way_s = size / _TRANSFER_BYTES_A_MS / 1000
+        if watch is not None:
+            watch.began()
+        self._queues[worker].give(call)
         began_ms = self._clock.monotonic_ms()
         try:
-            if watch is not None:
-                watch.began()
-            result = await converse(worker, job, code, watch, lambda: self._code(job, watch))
-        except (ProcessLost, TimeoutError, asyncio.CancelledError) as fault:
-            ended_ms = self._clock.monotonic_ms()
-            if not isinstance(fault, ProcessLost):
-                self._kill(worker, job)
-                if isinstance(fault, asyncio.CancelledError):
-                    raise
-                return self._workers.ended("time_exceeded", ended_ms - began_ms)
-            lost = await self._lost(worker, str(fault))
-            if isinstance(fault, NotBegun) or not self._workers.running:
-                raise lost from None
-            self._admission.note_lost(job, self._clock.monotonic_ms())
-            return self._workers.ended("worker_lost", ended_ms - began_ms)
-        except (XscError, CompileBoundMet):
-            self._release(worker)
-            raise
+            given = await self._turn_of(call, 0)
         finally:
             took_ms = self._clock.monotonic_ms() - began_ms
             self._job_ms = (3 * self._job_ms + took_ms) // 4
-        self._release(worker)
-        return result
+        assert not isinstance(given, SandboxProcess)
+        return given
 
 
 def _refuse(waiting: Iterable[QueuedCall], why: str) -> None:

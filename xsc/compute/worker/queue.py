@@ -15,35 +15,43 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
-from xsc.base.encoding import Value
-from xsc.base.errors import RecordInvalid
-from xsc.base.limits import KILL_GRACE_MS
-from xsc.compute.wasm.sandbox import Job, SandboxResult
-from xsc.compute.worker import frames
+from xsc.base import encoding, errors, limits
+from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult
+from xsc.compute.worker import frames, quick
 from xsc.compute.worker.process import ProcessLost, SandboxProcess
-from xsc.compute.worker.quick import QUICK_MS
 
 QUEUE_CALLS_MAX = 16
 """Quick calls that a worker is given at once."""
 
-_STALL_S = QUICK_MS / 1000
+_STALL_S = quick.QUICK_MS / 1000
 
 
 class QueuedCall:
     """A job that waits for a worker, or in a worker's queue.
 
-    `done` yields its result; or the free worker to run it on alone, None for any worker.
+    `done` yields its result; or the free worker to run it on alone; None where that has not got
+    the code.
 
     Args:
         job: the job.
-        alone: whether it is to have a worker of its own, and no place in a worker's queue.
+        alone: whether it is to have a worker of its own, and no place behind others.
+        watch: sees what its program writes.
     """
 
-    __slots__ = ("alone", "done", "job", "queue")
+    __slots__ = ("alone", "code", "done", "job", "left", "loaded", "queue", "watch", "way_s")
 
-    def __init__(self, job: Job, *, alone: bool = False) -> None:
+    def __init__(self, job: Job, *, alone: bool = False, watch: OutputWatch | None = None) -> None:
         self.job = job
         self.alone = alone
+        self.watch = watch
+        self.code: dict[str, encoding.Value] | None = None
+        """What announces the code that it brings."""
+        self.loaded = False
+        """Whether the worker has loaded that."""
+        self.way_s = 0.0
+        """How long what it brings takes to reach the worker."""
+        self.left = job.limits.output_bytes
+        """How much may still be told of what it writes."""
         loop = asyncio.get_running_loop()
         self.done: asyncio.Future[SandboxResult | SandboxProcess | None] = loop.create_future()
         self.queue: WorkerQueue | None = None
@@ -94,19 +102,25 @@ class WorkerQueue:
             len(self._calls) < QUEUE_CALLS_MAX
             and not self._stalled
             and module_hash in self.worker.seen
+            and not (self._calls and self._calls[0].alone)
         )
 
     def give(self, call: QueuedCall) -> None:
         """Queue a call; the worker must be free, or run calls of this queue already."""
         call.queue = self
         self._calls.append(call)
-        self._unsent.append(call.job)
+        if call.alone:
+            streams = call.watch is not None
+            message = frames.jobs_message([call.job], stream=streams, code=call.code)
+            self.worker.pipes.write(frames.to_frame(message))
+        else:
+            self._unsent.append(call.job)
         if len(self._calls) == 1:
             self.worker.pipes.hear = self._heard
             self._begin()
             if self.worker.pipes.ended:
                 self._loop.call_soon(self._heard)
-        if not self._sending:
+        if self._unsent and not self._sending:
             self._sending = True
             self._loop.call_soon(self._send)
 
@@ -132,10 +146,15 @@ class WorkerQueue:
         self._sending = False
         if self._unsent:
             jobs, self._unsent = self._unsent, []
-            self.worker.pipes.write(frames.to_frame(frames.calls_message(jobs)))
+            self.worker.pipes.write(frames.to_frame(frames.jobs_message(jobs)))
 
     def _allowed_s(self) -> float:
-        return (self._calls[0].job.limits.timeout_ms + KILL_GRACE_MS) / 1000
+        first = self._calls[0]
+        return first.way_s + (first.job.limits.timeout_ms + limits.KILL_GRACE_MS) / 1000
+
+    def ran_ms(self) -> int:
+        """Return how long the first call has been at the head."""
+        return int(1000 * (self._loop.time() - self._began_s))
 
     def _begin(self) -> None:
         """Start the deadline of the first call."""
@@ -173,14 +192,14 @@ class WorkerQueue:
             while (message := self.worker.heard()) is not None:
                 if not self._calls:
                     raise ProcessLost("it broke the protocol: it answers what nobody asked")
-                _settle(self._calls[0], self.worker, message)
-                self._calls.popleft()
-                answered += 1
+                if self._is_answer(self._calls[0], message):
+                    self._calls.popleft()
+                    answered += 1
             if self.worker.pipes.ended:
                 raise ProcessLost("it ended")
-        except (ProcessLost, RecordInvalid) as fault:
+        except (ProcessLost, errors.RecordInvalid) as fault:
             reason = str(fault)
-            if isinstance(fault, RecordInvalid):
+            if isinstance(fault, errors.RecordInvalid):
                 reason = f"it broke the protocol: {fault.message}"
             self._owner.broken(self, reason)
             return
@@ -191,6 +210,28 @@ class WorkerQueue:
             self._rest()
             self._owner.emptied(self)
 
+    def _is_answer(self, call: QueuedCall, message: dict[str, encoding.Value]) -> bool:
+        """Take a message about the first call; return whether it is the last one.
+
+        Raises:
+            RecordInvalid, ProcessLost: it is none that the worker may say now.
+        """
+        kind = message.get("kind")
+        if kind == "running" and call.code is not None and not call.loaded:
+            self.worker.empty_mailbox()
+            call.loaded, call.way_s = True, 0
+            self._begin()
+            return False
+        if kind == "output" and call.watch is not None:
+            stream, data = frames.output_of(message)
+            if not 0 < len(data) <= call.left:
+                raise ProcessLost("it broke the protocol: it wrote nothing, or more than it may")
+            call.left -= len(data)
+            call.watch.wrote(stream, data)
+            return False
+        _settle(call, self.worker, message)
+        return True
+
     def _rest(self) -> None:
         self._stalled = False
         self.worker.pipes.hear = None
@@ -199,7 +240,7 @@ class WorkerQueue:
             self._timer = None
 
 
-def _settle(call: QueuedCall, worker: SandboxProcess, message: dict[str, Value]) -> None:
+def _settle(call: QueuedCall, worker: SandboxProcess, message: dict[str, encoding.Value]) -> None:
     """Resolve a call with its answer.
 
     Raises:
@@ -207,20 +248,20 @@ def _settle(call: QueuedCall, worker: SandboxProcess, message: dict[str, Value])
     """
     done = call.done
     match message.get("kind"):
-        case "answer":
-            result = frames.result_of_answer(message, call.job, worker.engine, worker.config)
         case "result":
-            result = frames.result_of(message, call.job)
+            result = frames.result_of(message, call.job, worker.engine, worker.config)
+            watch = call.watch
+            if watch is not None and not watch.finish(result.stdout, result.stderr):
+                raise ProcessLost("it broke the protocol: it takes back what it wrote")
+            if not done.done():
+                done.set_result(result)
         case "error":
+            worker.empty_mailbox()  # it may be the code that it refuses
             if not done.done():
                 done.set_exception(frames.error_of(message))
-            return
-        case "code_wanted":
+        case "code_wanted" if call.code is None:
             worker.seen.discard(call.job.module_hash)
             if not done.done():
                 done.set_result(None)
-            return
         case other:
             raise ProcessLost(f"it broke the protocol: it said {other!r}")
-    if not done.done():
-        done.set_result(result)

@@ -20,9 +20,8 @@ from typing import Self, TypedDict, Unpack
 
 from xsc.base.limits import COMPILE_MS_MAX
 from xsc.base.log import SilentLog
-from xsc.compute.wasm.inputs import RunInput, check_input
+from xsc.compute.wasm import inputs, program
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.program import read
 from xsc.compute.wasm.sandbox import CLOCK_START_MS, Job, SandboxResult, trap_error
 from xsc.compute.wasm.values import parse_arguments, to_python
 from xsc.compute.worker.pool import PoolSandbox
@@ -179,13 +178,9 @@ class ComputeRuntime:
             return self._loop
 
     def _call_job(
-        self,
-        module: bytes,
-        function: str,
-        args: Sequence[int | float | str],
-        options: CallOptions,
+        self, module: bytes, function: str, args: Sequence[int | float | str], options: CallOptions
     ) -> Job:
-        signature = read(module).signature(function)
+        signature = program.read(module).signature(function)
         texts = [arg if isinstance(arg, str) else repr(arg) for arg in args]
         numbers = parse_arguments(texts, function, signature)
         return Job(
@@ -199,14 +194,14 @@ class ComputeRuntime:
         )
 
     def _run_job(self, module: bytes, args: Sequence[str], options: ProgramOptions) -> Job:
-        given = RunInput(
+        given = inputs.RunInput(
             tuple(args),
             tuple(sorted(options.get("env", {}).items())),
             options.get("stdin", b""),
             tuple(sorted(options.get("files", {}).items())),
         )
-        check_input(given)
-        read(module).signature("_start")
+        inputs.check_input(given)
+        program.read(module).signature("_start")
         return Job(
             hashlib.sha256(module).digest(),
             module,

@@ -123,7 +123,7 @@ class ServiceListener:
         try:
             served = await self._served(request, source)
             request_id = served.request_id
-            if not held.take(len(served.answer.response.body)):
+            if not held.take(len(served.response.body)):
                 raise _Refused(503, _BUSY, retry_after_s=1)
         except _Refused as refused:
             served = Served(refused.answer, request_id)
@@ -223,7 +223,7 @@ class ServiceListener:
         return bytes(await bounds.read_body(request.content, None, self._progress_ms, take))
 
     async def _write(self, request: web.BaseRequest, served: Served) -> web.StreamResponse:
-        told = served.answer.response
+        told = served.response
         response = web.Response(status=told.status)
         for name, value in told.headers:
             response.headers.add(name, value)

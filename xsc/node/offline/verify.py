@@ -11,7 +11,6 @@ from xsc.allocation.clearing_record import Clearing, check_clearing
 from xsc.base import errors, limits, units
 from xsc.base.ids import short, to_text
 from xsc.base.text import count_of, cut, printable
-from xsc.compute.deployments.rules import check_receipt as check_service_receipt
 from xsc.compute.jobs import evidence, quorum, receipts
 from xsc.compute.wasm.values import format_number
 from xsc.identity.envelope import R, Signed, kind_of, open_signed
@@ -24,8 +23,8 @@ from xsc.space.record import SpaceRecord
 from xsc.storage.repair.departures import check_proof
 from xsc.terms import quote, slot, storage_receipt
 from xsc.terms.clearing import ClearingProof, SpaceValue
-from xsc.terms.deployment import Deployment, ServiceReceipt
-from xsc.terms.execution import Dissent, ExecutionReceipt, Order
+from xsc.terms.deployment import Deployment
+from xsc.terms.execution import Dissent, ExecutionReceipt, Order, Outcome
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
 from xsc.terms.voucher import LeaseCount, Voucher
 
@@ -162,8 +161,9 @@ def _open_execution(
     """
     signed = _open(raw, ExecutionReceipt, network=network)
     receipt = signed.record
-    order = _open(receipt.order, Order, "customer", network=signed.network)
+    order = receipts.open_order(receipt, signed.network)
     asked = order.record
+    _require(order.author == asked.customer, "the order is not signed by its customer")
     _require(signed.author == asked.provider, "the receipt is not signed by the order's provider")
     price = _price_of(asked, signed, lease)
     if price is None:
@@ -214,6 +214,8 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
     _is_of(module, outcome.module)
     if module is not None:
         _keeps(receipts.check_compiled(receipt, len(module)))
+    if receipt.request is not None:
+        return _request(signed, outcome)
     call = f"{outcome.function}({', '.join(format_number(n) for n in outcome.arguments)})"
     if outcome.mode == "batch":
         call = f"a batch of calls of {outcome.function}"
@@ -295,23 +297,16 @@ def _deployment(raw: bytes) -> str:
     )
 
 
-def _service_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> str:
-    signed = _open(raw, ServiceReceipt)
-    receipt, outcome = signed.record, signed.record.outcome
-    record = _open(receipt.deployment, Deployment, "owner", network=signed.network).record
-    _require(
-        signed.author == record.provider, "the receipt is not signed by the deployment's provider"
-    )
-    price = None
-    if lease is not None:
-        parties, at_ms = (record.owner, record.provider), receipt.created_ms
-        price = _lease_price(lease, signed.network, receipt.lease_id, parties, at_ms)
-    _keeps(check_service_receipt(record, receipt, price))
-    _is_of(module, outcome.module)
+def _request(signed: Signed[ExecutionReceipt], outcome: Outcome) -> str:
+    """Return what a receipt for a request of a service proves."""
+    receipt = signed.record
+    assert receipt.request is not None
+    record = _open(receipt.order, Deployment, "owner", network=signed.network).record
+    ended = f"ended by {outcome.trap}" if outcome.trap else f"exited with {outcome.exit_code}"
     return (
-        f"service receipt: {short(signed.author)} answered request {to_text(receipt.nonce)} to "
-        f"version {record.version} of '{record.name}' of {short(record.owner)} with "
-        f"{receipt.status}, {outcome.fuel_used} fuel, "
+        f"execution receipt: {short(signed.author)} answered request "
+        f"{to_text(receipt.request.nonce)} to version {record.version} of '{record.name}' of "
+        f"{short(record.owner)}: it {ended}, {outcome.fuel_used} fuel, "
         f"{units.format_credits(receipt.amount_micro)} credits"
     )
 
@@ -382,20 +377,15 @@ _CHECKS: Final[Mapping[str, Callable[[bytes], str]]] = {
     entry.SettledEntry.KIND: audit.verify_settled,
     provenance.ProvenanceRecord.KIND: _provenance,
 }
-_RUNS: Final[Mapping[str, Callable[[bytes, bytes | None, bytes | None], str]]] = {
-    ExecutionReceipt.KIND: _execution_receipt,
-    ServiceReceipt.KIND: _service_receipt,
-}
-"""Of these the module and the lease can be given, too."""
 
 
 def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = None) -> str:
     """Return, in one line for people, what a signed record proves.
 
     Args:
-        raw: the bytes of an execution, service, storage or deletion receipt, dissent, deployment,
+        raw: the bytes of an execution, storage or deletion receipt, dissent, deployment,
             lease, lease count, quote, voucher, clearing, provenance or exported ledger entry.
-        module: a module that an execution or service receipt must be about.
+        module: a module that an execution receipt must be about.
         lease: the lease that such a receipt must be under, and billed by.
 
     Raises:
@@ -408,10 +398,10 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
             if fault.hint:  # it is of a newer version
                 raise
             raise errors.ProofInvalid("this is no signed record, so it proves nothing") from None
-        if kind in _RUNS:
-            return _RUNS[kind](raw, module, lease)
+        if kind == ExecutionReceipt.KIND:
+            return _execution_receipt(raw, module, lease)
         _require(kind in _CHECKS, f"a record of kind '{kind[:40]}' is nothing that can be verified")
-        _require(lease is None, "a lease goes with a service receipt or an execution receipt alone")
+        _require(lease is None, "a lease goes with an execution receipt alone")
         return _CHECKS[kind](raw)
 
 

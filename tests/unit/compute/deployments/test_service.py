@@ -42,18 +42,21 @@ from xsc.base.merkle import Part, root_of
 from xsc.base.units import ceil_div
 from xsc.compute.deployments import holder as holder_module
 from xsc.compute.deployments import registry as registry_module
-from xsc.compute.deployments.gate import SERVICE_QUEUE_MAX
 from xsc.compute.deployments.holder import (
+    SERVICE_QUEUE_MAX,
     SERVICE_UNPAID_KEPT_MS,
     SERVICE_UNPAID_ROWS_MAX,
     SERVICES_A_PEER_MAX,
 )
 from xsc.compute.deployments.pages import SERVICE_NOTE_BYTES_MAX
 from xsc.compute.deployments.registry import SERVICE_VERSIONS_KEPT, SERVICES_MAX
-from xsc.compute.deployments.rules import check_receipt, steps_of, to_roll_back
+from xsc.compute.deployments.rules import steps_of, to_roll_back
 from xsc.compute.deployments.service import DeploymentService
 from xsc.compute.deployments.store import LogRow
-from xsc.compute.deployments.wagi import Request
+from xsc.compute.deployments.wagi import Request, input_of
+from xsc.compute.jobs.receipts import check_receipt, open_order
+from xsc.compute.jobs.replay import AGREES, judge, replay_job
+from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.sandbox import SandboxResult
 from xsc.compute.worker.local import LocalSandbox
@@ -61,9 +64,10 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
-from xsc.terms.deployment import Deployment, ServiceReceipt
-from xsc.terms.execution import Observed
+from xsc.terms.deployment import Deployment
+from xsc.terms.execution import ExecutionReceipt, Observed
 from xsc.terms.lease import OWN_COMPUTE, RunTerms
+from xsc.terms.pricing import run_steps
 
 LIMITS = Limits(fuel=50_000_000)
 PRICE = PRICE_FUEL  # a micro-credit a unit of fuel
@@ -148,19 +152,20 @@ class Node:
         self.key = KeyPair(name * 32)
         self.market = ServiceMarket()
         self.disk = disk or Disk()
+        entropy = SeededEntropy(name + bytes([len(wire.services)]))
+        caller = wire.caller(self.key.node_id)
         self.services = DeploymentService(
-            Context(
-                self.key,
-                network,
-                clock,
-                SeededEntropy(name + bytes([len(wire.services)])),
-                InlineExecutor(),
-                wire.caller(self.key.node_id),
-                SilentLog(),
-            ),
+            Context(self.key, network, clock, entropy, InlineExecutor(), caller, SilentLog()),
             leases=self.market,
             book=self.market,
-            sandbox=sandbox,
+            runner=JobRunner(
+                key=self.key,
+                network=network,
+                clock=clock,
+                entropy=entropy,
+                executor=InlineExecutor(),
+                sandbox=sandbox,
+            ),
             state=self.disk,
             serving=serving,
         )
@@ -233,7 +238,7 @@ async def world(network, sandbox):
 
 
 def body(served):
-    return served.answer.response.body
+    return served.response.body
 
 
 # At the own node
@@ -253,9 +258,9 @@ async def test_a_service_answers_and_its_log_says_what_each_request_took(world):
 
 async def test_what_is_not_there_is_404(world):
     served = await world.owner.ask(name="nothing")
-    assert served.answer.response.status == 404
+    assert served.response.status == 404
     await world.owner.deploy(on=world.holder.id)
-    assert (await world.owner.ask()).answer.response.status == 404
+    assert (await world.owner.ask()).response.status == 404
     assert not world.owner.services.holder.holds(world.owner.id, "greet")
 
 
@@ -279,7 +284,7 @@ async def test_a_service_that_misbehaves_is_named_in_one_sentence(world, path, s
         limits = Limits(fuel=30_000_000, output_bytes=16 << 20)
     await world.owner.deploy("bad", "misbehave", limits=limits)
     served = await world.owner.ask(name="bad", path=path)
-    assert served.answer.response.status == status
+    assert served.response.status == status
     if path != "/head":
         assert reason in body(served)
     assert body(served).count(b"\n") == 1
@@ -304,7 +309,7 @@ async def test_time_is_504_and_billed_as_time(world):
     task = asyncio.create_task(owner.ask())
     await until(lambda: held.jobs)
     held.ends[0].set_result(result(b"", exit_code=None, trap="time_exceeded"))
-    assert (await task).answer.response.status == 504
+    assert (await task).response.status == 504
     (row,) = await owner.rows()
     assert row.fuel_used == 5 * 4_000_000
 
@@ -474,13 +479,13 @@ async def test_no_more_run_at_once_than_the_deployment_says(world):
     await until(lambda: len(held.jobs) == 2)
     await until(lambda: owner.services.views()[0].waiting == SERVICE_QUEUE_MAX)
     assert (len(held.jobs), owner.services.views()[0].running) == (2, 2)
-    refused = (await owner.ask()).answer.response
+    refused = (await owner.ask()).response
     assert refused.status == 429
     assert dict(refused.headers)["Retry-After"] == "1"
     for number in range(len(tasks)):
         await until(lambda number=number: len(held.ends) > number)
         held.ends[number].set_result(result())
-    assert {served.answer.response.status for served in await asyncio.gather(*tasks)} == {200}
+    assert {served.response.status for served in await asyncio.gather(*tasks)} == {200}
     view = owner.services.views()[0]
     assert (view.requests, view.refused, view.running) == (2 + SERVICE_QUEUE_MAX, 1, 0)
 
@@ -526,7 +531,7 @@ async def test_what_did_not_run_says_whether_to_try_again(world, fault, status):
     task = asyncio.create_task(owner.ask())
     await until(lambda: held.jobs)
     held.ends[0].set_exception(fault)
-    response = (await task).answer.response
+    response = (await task).response
     assert response.status == status
     assert ("Retry-After" in dict(response.headers)) == (status == 503)
     assert await owner.rows() == []
@@ -536,7 +541,7 @@ async def test_what_did_not_run_says_whether_to_try_again(world, fault, status):
 async def test_a_head_that_no_program_takes_is_refused(world):
     await world.owner.deploy()
     served = await world.owner.ask(query="x" * 70_000)
-    assert served.answer.response.status == 431
+    assert served.response.status == 431
 
 
 # The log
@@ -611,7 +616,7 @@ async def test_damage_is_found(world, table):
 
     async def read():
         again = await world.again(world.owner, b"o")
-        await again.services.registry.module(next(iter(again.services.registry._sizes)))
+        await again.services.registry.module(next(iter(again.services.registry._sizes)), again.id)
 
     with pytest.raises(StoreDamaged):
         await read()
@@ -641,16 +646,27 @@ async def test_a_peer_holds_it_and_is_paid_for_each_request(world):
     assert world.holder.market.reserved == 0
     for row in rows:
         receipt = open_signed(
-            row.receipt, ServiceReceipt, network=world.network, author=world.holder.id
+            row.receipt, ExecutionReceipt, network=world.network, author=world.holder.id
         ).record
-        signed = open_signed(
-            receipt.deployment, Deployment, network=world.network, author=world.owner.id
-        )
-        assert check_receipt(signed.record, receipt, PRICE) is None
+        order = open_order(receipt, world.network)
+        assert order.author == order.record.customer == world.owner.id
+        assert check_receipt(order, receipt, PRICE) is None
     # What was fetched goes from the holder with the next word.
     await world.owner.look_after()
     assert len(list(world.holder.disk.scan(b"services/log/", b"services/log0"))) == 0
     assert len(await world.owner.rows()) == 3
+
+
+async def test_a_request_is_run_again_like_any_job(world):
+    await world.owner.deploy(on=world.holder.id, environment={"GREETING": "Ahoj"})
+    await world.holder.ask(world.owner, query="name=you")
+    await world.owner.look_after()
+    (row,) = await world.owner.rows()
+    receipt = open_signed(row.receipt, ExecutionReceipt, network=world.network).record
+    order = open_order(receipt, world.network).record
+    given = input_of(asked(query="name=you"), {"GREETING": "Ahoj"})
+    again = await world.sandbox.run(replay_job(order, wasm("greet"), given, LIMITS.output_bytes))
+    assert judge(order, receipt.outcome, again, given) == AGREES
 
 
 async def test_requests_run_at_the_cleared_rates_of_their_owner_and_beyond_those_for_now(world):
@@ -662,7 +678,7 @@ async def test_requests_run_at_the_cleared_rates_of_their_owner_and_beyond_those
         node.market.rates = {small: 1, large: room}
     await world.owner.look_after()
     for _ in range(4):
-        assert (await world.holder.ask(world.owner)).answer.response.status == 200
+        assert (await world.holder.ask(world.owner)).response.status == 200
     await world.owner.look_after()
     spent = world.owner.market.spending
     leases = [lease for lease, _ in spent]
@@ -738,7 +754,7 @@ async def test_a_name_is_at_one_node(world):
 
 
 async def test_pages_of_receipts_are_fetched_to_the_end(world, monkeypatch):
-    monkeypatch.setattr(holder_module, "SERVICE_PAGE_ROWS_MAX", 2)
+    monkeypatch.setattr("xsc.base.limits.SERVICE_PAGE_ROWS_MAX", 2)
     await world.owner.deploy(on=world.holder.id)
     for _ in range(5):
         await world.holder.ask(world.owner)
@@ -755,7 +771,7 @@ async def test_receipts_outlive_restarts_of_both_and_are_paid_once(world, monkey
     await world.owner.look_after()
     holder = await world.again(world.holder, b"h")
     owner = await world.again(world.owner, b"o")
-    assert (await holder.ask(owner)).answer.response.status == 503  # nobody pays yet
+    assert (await holder.ask(owner)).response.status == 503  # nobody pays yet
     await owner.look_after()
     assert body(await holder.ask(owner)) == b"Hello, world!\n"
     await owner.look_after()
@@ -780,7 +796,7 @@ async def test_numbers_grow_also_where_the_holder_starts_again_with_another_time
 
 def steps(world):
     record = world.owner.services.registry.get((world.owner.id, "greet")).active.record
-    return steps_of(record, record.fuel_max)
+    return steps_of(record)
 
 
 async def served_by(world, held, **limits):
@@ -801,7 +817,7 @@ async def test_requests_wait_for_the_fuel_that_others_of_their_owner_hold(world)
         assert len(held.jobs) == min(16, number + 3)
         held.ends[number].set_result(result())
     answers = await asyncio.gather(*asking)
-    assert [each.answer.response.status for each in answers] == [200] * 16
+    assert [each.response.status for each in answers] == [200] * 16
     assert world.holder.market.reserved == 0
     assert world.holder.services.views()[0].state == "serving"
 
@@ -812,15 +828,15 @@ async def test_a_request_waits_for_fuel_no_longer_than_it_may_run(world):
     world.holder.market.room = steps(world)
     runs = asyncio.create_task(world.holder.ask(world.owner))
     await until(lambda: held.jobs)
-    late = (await world.holder.ask(world.owner)).answer.response
+    late = (await world.holder.ask(world.owner)).response
     assert (late.status, dict(late.headers)["Retry-After"]) == (503, "1")
     held.ends[0].set_result(result())
-    assert (await runs).answer.response.status == 200
+    assert (await runs).response.status == 200
     # Who waited in vain took nothing along.
     after = asyncio.create_task(world.holder.ask(world.owner))
     await until(lambda: len(held.jobs) == 2)
     held.ends[1].set_result(result())
-    assert (await after).answer.response.status == 200
+    assert (await after).response.status == 200
 
 
 def each_with_its_room(world, rooms):
@@ -855,7 +871,7 @@ async def test_a_new_lease_wakes_the_request_that_waits_for_one(world, running):
     for end in held.ends:
         end.set_result(result())
     answers = await asyncio.gather(*asking)
-    assert [each.answer.response.status for each in answers] == [200] * 3
+    assert [each.response.status for each in answers] == [200] * 3
     assert world.holder.market.reserved == 0
 
 
@@ -878,7 +894,7 @@ async def test_without_a_lease_nothing_runs(world, monkeypatch):
     monkeypatch.setattr(holder_module, "SERVICE_LEASE_WAIT_MS", 20)
     await world.owner.deploy(on=world.holder.id)
     world.holder.market.room = 0
-    response = (await world.holder.ask(world.owner)).answer.response
+    response = (await world.holder.ask(world.owner)).response
     assert (response.status, dict(response.headers)["Retry-After"]) == (503, "5")
     assert world.holder.services.views()[0].state == "unpaid"
     # The owner hears of it and takes another lease.
@@ -906,11 +922,11 @@ async def test_a_lease_that_ends_is_followed_by_another(world):
 async def test_an_owner_that_fetches_nothing_is_served_no_more(world, monkeypatch):
     monkeypatch.setattr(holder_module, "SERVICE_UNPAID_ROWS_MAX", 3)
     await world.owner.deploy(on=world.holder.id)
-    statuses = [(await world.holder.ask(world.owner)).answer.response.status for _ in range(5)]
+    statuses = [(await world.holder.ask(world.owner)).response.status for _ in range(5)]
     assert statuses == [200, 200, 200, 503, 503]
     await world.owner.look_after()
     await world.owner.look_after()
-    assert (await world.holder.ask(world.owner)).answer.response.status == 200
+    assert (await world.holder.ask(world.owner)).response.status == 200
 
 
 async def test_a_service_whose_owner_says_nothing_is_dropped(world):
@@ -969,7 +985,7 @@ async def test_a_holder_that_bills_more_than_its_lease_has_room_for_is_paid_for_
     for _ in range(3):
         await world.holder.ask(world.owner)
     record = world.owner.services.registry.get((world.owner.id, "greet")).active.record
-    world.owner.market.room = 2 * steps_of(record, 100_000)
+    world.owner.market.room = 2 * run_steps(100_000, record.memory_bytes_max)
     await world.owner.look_after()
     assert len(world.owner.market.spending) == 2
     assert len(await world.owner.rows()) == 2
@@ -981,12 +997,14 @@ async def test_a_holder_with_always_more_to_tell_keeps_no_other_waiting(world):
     await world.holder.ask(world.owner)
     key = world.owner.id, "greet"
     (row,) = world.holder.services.registry.store.rows(key, most=9, size_max=10**6)
-    receipt = open_signed(row.receipt, ServiceReceipt, network=None).record
-    rows = []
-    for more in range(1, 2_000):
-        told = receipt.model_copy(update={"number": row.number + more, "lease_id": b"\7" * 32})
-        signed = sign(told, world.holder.key, world.network)
-        rows.append(replace(row, number=told.number, receipt=signed.raw).to_value())
+    receipt = open_signed(row.receipt, ExecutionReceipt, network=None).record
+    request = receipt.request.model_copy(update={"lease_id": b"\7" * 32})
+    told = receipt.model_copy(update={"request": request})
+    signed = sign(told, world.holder.key, world.network)
+    rows = [
+        replace(row, number=row.number + more, receipt=signed.raw).to_value()
+        for more in range(1, 2_000)
+    ]
 
     def next_row(answer):
         nonlocal calls
@@ -1162,10 +1180,10 @@ async def test_receipts_that_nobody_fetches_take_so_many_bytes(world, monkeypatc
     monkeypatch.setattr(holder_module, "SERVICE_UNPAID_BYTES_MAX", 3_500)
     await world.owner.deploy(on=world.holder.id, environment={"V": "v" * 1_500})
     answers = [await world.holder.ask(owner=world.owner) for _ in range(4)]
-    assert [each.answer.response.status for each in answers] == [200, 200, 503, 503]
+    assert [each.response.status for each in answers] == [200, 200, 503, 503]
     await world.owner.look_after()
     await world.owner.look_after()  # with this word the holder may forget them
-    assert (await world.holder.ask(owner=world.owner)).answer.response.status == 200
+    assert (await world.holder.ask(owner=world.owner)).response.status == 200
 
 
 @pytest.mark.parametrize(
@@ -1207,7 +1225,13 @@ async def test_a_stranger_gets_at_nothing(world, method):
 
 RECEIPT_LIES = {
     "another amount": {"amount_micro": 1},
-    "a request answered that failed": {"status": 200, "outcome": {"exit_code": 1}},
+    "a request answered that failed": {"outcome": {"exit_code": 1}},
+    "a run that somebody cancelled": {
+        "status": 502,
+        "outcome": {"exit_code": None, "trap": "cancelled"},
+    },
+    "another mode": {"outcome": {"mode": "invoke"}},
+    "no request": {"request": None},
     "another module": {"outcome": {"module": b"\7" * 32}},
     "another function": {"outcome": {"function": "other"}},
     "more fuel": {
@@ -1225,9 +1249,8 @@ RECEIPT_LIES = {
     "bytes saved": {
         "observed": Observed(started_ms=1, wall_ms=1, saved_bytes=1, compiled_bytes=0, calls=0)
     },
-    "a number that came before": {"number": 1},
     "another's signature": {"key": KeyPair(b"x" * 32)},
-    "another's deployment": {"deployment": b"x"},
+    "another's deployment": {"order": b"x"},
 }
 
 
@@ -1237,8 +1260,9 @@ async def test_a_receipt_that_breaks_a_rule_is_not_paid_nor_any_after_it(world, 
     await world.holder.ask(world.owner)
     name = world.owner.id, "greet"
     (row,) = world.holder.services.registry.store.rows(name, most=9, size_max=10**6)
-    receipt = open_signed(row.receipt, ServiceReceipt, network=None).record
+    receipt = open_signed(row.receipt, ExecutionReceipt, network=None).record
     changed = dict(RECEIPT_LIES[lie])
+    row = replace(row, status=changed.pop("status", 200))
     key = changed.pop("key", world.holder.key)
     if "outcome" in changed:
         changed["outcome"] = receipt.outcome.model_copy(update=changed["outcome"])
@@ -1252,6 +1276,20 @@ async def test_a_receipt_that_breaks_a_rule_is_not_paid_nor_any_after_it(world, 
     sent = len(world.wire.sent)
     await world.owner.look_after()
     assert len(world.wire.sent) == sent
+
+
+async def test_no_row_of_a_page_is_paid_twice(world):
+    await world.owner.deploy(on=world.holder.id)
+    await world.holder.ask(world.owner)
+
+    def twice(answer):
+        rows = answer.header.get("rows", [])
+        return replace(answer, header={**answer.header, "rows": rows * 2})
+
+    world.wire.tap = twice
+    await world.owner.look_after()
+    assert "its numbers do not grow" in world.owner.services.views()[0].fault
+    assert world.owner.market.spending == []
 
 
 async def test_a_receipt_under_a_lease_that_is_forgotten_is_not_paid(world):

@@ -29,8 +29,11 @@ from xsc.base.limits import (
     PEER_TIMEOUT_MS,
 )
 from xsc.base.merkle import Part, root_of
-from xsc.compute.jobs.executor import INPUTS_HELD_A_PEER_BYTES_MAX, INPUTS_HELD_BYTES_MAX
-from xsc.compute.jobs.fetching import InputFetcher
+from xsc.compute.jobs.executor import (
+    INPUTS_HELD_A_PEER_BYTES_MAX,
+    INPUTS_HELD_BYTES_MAX,
+    read_objects,
+)
 from xsc.compute.jobs.locality import ModuleHolders, check_objects, spared
 from xsc.compute.wasm.inputs import FILES_MAX, RunInput, input_hash
 from xsc.compute.wasm.limits import Limits
@@ -252,7 +255,7 @@ async def test_a_customer_that_goes_away_leaves_no_more_than_its_share(world, st
             return await super().run(job, watch)
 
     provider = world.provider.service._job_executor
-    provider._runner._sandbox = sandbox = Slow(InlineExecutor())
+    provider._runner.sandbox = sandbox = Slow(InlineExecutor())
     await sandbox.start()
     size = INPUTS_HELD_A_PEER_BYTES_MAX // 5
     module = wasm("upper")
@@ -360,8 +363,7 @@ async def test_a_read_that_is_given_up_leaves_nothing_running(world):
             finally:
                 ended.set()
 
-    fetching = InputFetcher(Slow(), world.clock)
-    reading = asyncio.create_task(fetching.read(RunInput(), [("a", b"")], 10))
+    reading = asyncio.create_task(read_objects(Slow(), world.clock, RunInput(), [("a", b"")], 10))
     await begun.wait()
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)

@@ -23,8 +23,7 @@ from xsc.compute.jobs.streams import CANCEL, OUTPUT
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.sandbox import SandboxResult
 from xsc.compute.worker import frames
-from xsc.compute.worker.main import Worker
-from xsc.compute.worker.output_stream import OutputStream
+from xsc.compute.worker.main import OutputStream, Worker
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.identity.envelope import open_signed, sign
 from xsc.node.offline.verify import verify_file
@@ -155,7 +154,7 @@ class Broken:
 
 
 def test_what_was_written_before_a_failure_is_told_before_it():
-    given = frames.job_message(job_of(TALKER, "_start", mode="run"), stream=True)
+    given = frames.jobs_message([job_of(TALKER, "_start", mode="run")], stream=True)
     sink = io.BytesIO()
     Worker(Broken(), None, io.BytesIO(frames.to_frame(given)), sink).serve()
     said, kinds = sink.getvalue(), []
@@ -192,8 +191,8 @@ class Stuck:
 
 
 def stuck(world, node):
-    node.service.runner._sandbox = Stuck(node.sandbox, world.clock)
-    return node.service.runner._sandbox
+    node.service.runner.sandbox = Stuck(node.sandbox, world.clock)
+    return node.service.runner.sandbox
 
 
 def watched(world, output, **how):
@@ -297,7 +296,7 @@ async def test_output_that_is_taken_back_is_refused(world):
         return answer
 
     world.wire.tap = lie
-    stuck_in = world.provider.service.runner._sandbox
+    stuck_in = world.provider.service.runner.sandbox
     gate = asyncio.Event()
 
     class Slow:
@@ -309,7 +308,7 @@ async def test_output_that_is_taken_back_is_refused(world):
             await gate.wait()
             return await stuck_in.run(job, watch)
 
-    world.provider.service.runner._sandbox = Slow()
+    world.provider.service.runner.sandbox = Slow()
     output = OutputBuffer(world.clock)
     running = watched(world, output, on=world.provider.key.node_id)
     await until(world, lambda: output.size_bytes)
@@ -403,7 +402,7 @@ async def test_no_other_provider_is_asked_once_something_was_shown(world):
             await self.gate.wait()
             raise SandboxFailed("the worker is gone")
 
-    world.provider.service.runner._sandbox = Dying()
+    world.provider.service.runner.sandbox = Dying()
     output = OutputBuffer(world.clock)
     running = watched(world, output)
     await until(world, lambda: output.size_bytes)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from xsc.base.clock import ManualClock
 from xsc.base.limits import RUN_FUEL
-from xsc.compute.worker.fair_queue import WEIGHTS, FairQueue, JobQueue
+from xsc.compute.worker.admission import WEIGHTS, FairQueue, JobQueue
 
 CUSTOMERS = st.sampled_from([b"a", b"b", b"c"])
 A_MS = 1_000_000

@@ -230,10 +230,11 @@ async def test_a_worker_whose_module_cannot_be_brought_again_takes_the_next_job(
 ASKS_NOT = """
 import sys
 from xsc.compute.worker import main as worker
-def asked(self, module_hash, brought, load=worker.Worker._load):
-    assert brought is not None, "it had to ask"
-    load(self, module_hash, brought)
-worker.Worker._load = asked
+def answered(self, job, message, answer=worker.Worker._answer):
+    told = answer(self, job, message)
+    assert told["kind"] != "code_wanted", "it had to ask"
+    return told
+worker.Worker._answer = answered
 worker.main()
 """
 
@@ -336,9 +337,8 @@ os.read(0, 1)
 """
 
 
-TOO_MUCH_FUEL = """frames.to_frame({"kind": "result", "results": [], "files": [],
-"fuel": 2**62, "memory": 0, "stdout": b"", "stderr": b"", "engine": "", "config": bytes(32),
-"wall": 0})"""
+TOO_MUCH_FUEL = """frames.to_frame({"kind": "result",
+"told": [[], None, None, [2**62, 0, 0], [b"", b""], []]})"""
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,9 @@ TOO_MUCH_FUEL = """frames.to_frame({"kind": "result", "results": [], "files": []
         'b"\\xff" * 4',
         'b"\\0\\0\\0\\1\\xff"',
         'frames.to_frame({"kind": "result"})',
-        'frames.to_frame({"kind": "phase", "phase": "running"}) * 9',
+        'frames.to_frame({"kind": "running"}) * 2',
+        'frames.to_frame({"kind": "code_wanted"})',
+        'frames.to_frame({"kind": "running"}) + frames.to_frame({"kind": "code_wanted"})',
         TOO_MUCH_FUEL,
     ],
 )
@@ -360,9 +362,8 @@ async def test_a_worker_that_breaks_the_protocol_is_ended(answer):
 
 
 SAID = 'frames.to_frame(frames.output_message({stream}, b"{data}"))'
-RESULT = """frames.to_frame({"kind": "result", "results": [], "files": [], "exit_code": 0,
-"fuel": 1, "memory": 0, "stdout": b"ab", "stderr": b"", "engine": "", "config": bytes(32),
-"wall": 0})"""
+RESULT = """frames.to_frame({"kind": "result",
+"told": [[], 0, None, [1, 0, 0], [b"ab", b""], []]})"""
 
 
 @pytest.mark.parametrize(

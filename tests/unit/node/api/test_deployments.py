@@ -13,7 +13,6 @@ from xsc.base.errors import ArgumentInvalid, ConfigInvalid, PeerUnknown
 from xsc.base.limits import STDIN_BYTES_MAX
 from xsc.base.room import Room
 from xsc.compute.deployments.holder import Served
-from xsc.compute.deployments.rules import ServiceAnswer
 from xsc.compute.deployments.wagi import Request, Response
 from xsc.net.transport import bounds, http
 from xsc.node.api import deployments
@@ -58,7 +57,7 @@ class Node:
             await asyncio.shield(work)
         finally:
             self.left.set()
-        return Served(ServiceAnswer(self.response), "id")
+        return Served(self.response, "id")
 
 
 class End:
