@@ -31,7 +31,6 @@ from xsc.client.calls import DeployOptions, Show
 from xsc.client.calls import follow as rows_of
 from xsc.client.core import Document
 from xsc.client.files import (
-    check_target,
     make_directory,
     place_in,
     read_file,
@@ -88,7 +87,7 @@ job_options = options.together(
     option("--timeout", "timeout_ms", type=options.RUN_TIME, help="Most time it may take."),
     option("--on", type=options.PEER, metavar="NODE", help="Let this node run it, and no other."),
     option("--local", is_flag=True, help="Run it on this machine, without the market."),
-    option("--receipt", type=options.PATH, help="Write the receipt there."),
+    option("--receipt", type=options.TARGET, help="Write the receipt there."),
 )
 """Of everything that runs a module: those of `JobOptions`, and `receipt`."""
 
@@ -124,8 +123,6 @@ def invoke(
     printed as one line of JSON, and one receipt stands for all.
     """
     _refuse_options(ctx, (str(module), function, *arguments))
-    if receipt is not None:
-        check_target(receipt)
     code = read_module(module)
     if batch is not None:
         if arguments:
@@ -181,16 +178,10 @@ def run(
     such a code itself is named on standard error. With --json the two are never
     alike: only the program's code is printed as exit_code.
     """
-    if receipt is not None:
-        check_target(receipt)
     if out is not None:
         make_directory(out)
     code = read_module(module)
-    given = (
-        b""
-        if stdin is None
-        else options.read_given(stdin, "standard input", limits.STDIN_BYTES_MAX)
-    )
+    given = options.read_given(stdin, "standard input", limits.STDIN_BYTES_MAX)
     calls = settings.calls()
     objects = {name: one_object(calls, target) for name, target in (inputs or {}).items()}
     spec = JobSpec.run(code, arguments, env, given, objects, store, **how)
@@ -349,8 +340,7 @@ def verify(
         raise ArgumentInvalid("with --batch there is no other input than its lines")
     raw = read_file(receipt, "receipt", limits.PEER_BODY_BYTES_MAX)
     code = read_module(module)
-    source = stdin if batch is None else batch
-    text = b"" if source is None else read_file(source, "standard input", limits.STDIN_BYTES_MAX)
+    text = options.read_given(batch or stdin, "standard input", limits.STDIN_BYTES_MAX)
     files = {
         name: read_file(Path(path), "input", limits.INPUT_BYTES_MAX)
         for name, path in (inputs or {}).items()
@@ -370,7 +360,7 @@ def verify(
 
 @compute.command()
 @argument("evidence_id", metavar="[ID]", required=False)
-@option("-o", "--output", type=options.PATH, help="Write the record ID there.")
+@option("-o", "--output", type=options.TARGET, help="Write the record ID there.")
 def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -> None:
     """List receipts of two providers for one order that cannot both be true.
 

@@ -301,7 +301,7 @@ def doctor(settings: Settings) -> int:
 @node.command()
 @option("--status", "what", flag_value="status", help="Say how far it is, and no more.")
 @option("--cancel", "what", flag_value="cancel", help="Stay after all.")
-@option("--proof", type=options.PATH, help="Where the proof goes.  [drain.proof in the home]")
+@option("--proof", type=options.TARGET, help="Where the proof goes.  [drain.proof in the home]")
 def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     """Move all that the node holds for others to other nodes, so that it can leave.
 
@@ -315,8 +315,6 @@ def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     if what == "cancel":
         settings.view(calls.ask(api.home.STAY), "the node stays; what has moved stays where it is")
         return 0
-    if proof is not None:
-        check_target(proof)
     answer = calls.ask(api.home.DRAIN) if what == "status" else _drained(calls)
     if answer["state"] != "staying" and (what is None or proof is not None):
         with calls.download(api.home.PROOF) as download:
@@ -618,7 +616,7 @@ def identity() -> None:
 
 
 @identity.command()
-@argument("file", type=options.PATH)
+@argument("file", type=options.TARGET)
 @option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the copy.")
 def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
     """Write a copy of the node's key to FILE, readable by its owner only.
@@ -629,7 +627,6 @@ def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
     from xsc.node.home.folder import read_identity
     from xsc.node.system import SystemEntropy
 
-    check_target(file)
     opened_by = _key_passphrase(settings.home)
     key = read_identity(settings.home, opened_by)
     locked_by = _new_passphrase(ask=True) if passphrase else opened_by

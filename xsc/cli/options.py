@@ -97,7 +97,6 @@ class Settings:
 
     def save(self, endpoint: Endpoint[Q, bytes], asked: Q, path: Path) -> None:
         """Write what the node answers to a file, and print as JSON what was written."""
-        check_target(path)
         with self.calls().download(endpoint, asked) as download:
             size = write_whole(path, download.blocks())
         self.view({"file": str(path), "size_bytes": size})
@@ -282,8 +281,8 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
 class _File(Parsed):
     """A file or directory, which the shell completes."""
 
-    def __init__(self) -> None:
-        super().__init__("FILE", _path)
+    def __init__(self, read: Callable[[str], Path]) -> None:
+        super().__init__("FILE", read)
 
     def shell_complete(
         self,
@@ -326,6 +325,12 @@ def _path(text: str) -> Path:
     if not text:
         raise ArgumentInvalid("an empty text names no file or directory")
     return Path(text)
+
+
+def _target(text: str) -> Path:
+    path = _path(text)
+    check_target(path)
+    return path
 
 
 def _nothing(_: Calls) -> Iterable[str]:
@@ -452,13 +457,15 @@ def object_of(text: str) -> str | Named:
     return Named(text)
 
 
-def read_given(path: Path, what: str, size_max: int) -> bytes:
-    """Return a file, or standard input where it is -, which must fit in memory.
+def read_given(path: Path | None, what: str, size_max: int) -> bytes:
+    """Return a file, standard input where it is -, or nothing; it must fit in memory.
 
     Raises:
         ArgumentInvalid: it cannot be read.
         TooLarge: it has more than `size_max` bytes.
     """
+    if path is None:
+        return b""
     if path == STREAM:
         return read_bounded(sys.stdin.buffer, what, size_max)
     return read_file(path, what, size_max)
@@ -501,8 +508,10 @@ RANGE = Parsed("FIRST-LAST", check_range)
 PAIR = Parsed("NAME=VALUE", _pair)
 INPUT = Parsed("NAME=CAP", _input)
 DIRECTORY = Parsed("DIR", _directory)
-PATH = _File()
-MODULE = _Module()
+PATH = _File(_path)
+TARGET = _File(_target)
+"""A file that is written."""
+MODULE = _Module(_path)
 
 
 def table(what: str, *declared: str, **how: Any) -> Callable[[F], F]:  # noqa: ANN401 - click's own
@@ -527,5 +536,5 @@ def table(what: str, *declared: str, **how: Any) -> Callable[[F], F]:  # noqa: A
     return option(*declared, multiple=True, callback=read, **how)
 
 
-output_option = option("-o", "--output", type=PATH, required=True, help="File to write.")
+output_option = option("-o", "--output", type=TARGET, required=True, help="File to write.")
 """Of commands that write one file."""
