@@ -204,7 +204,7 @@ async def intake(
         await owner.store.sign_head()
         replica.wire.sync = owner.sync
         of = owner.key.node_id
-        replica.sync.subscribe(of, "")
+        replica.sync.subscribe({(of, "")})
         begun = time.perf_counter()
         following = asyncio.create_task(replica.sync.follow(of))
         while await replica.store.cursor(of, "") < count:  # noqa: ASYNC110 - nothing tells of it

@@ -50,7 +50,7 @@ class Play(Circle):
     def start(self, member):
         others = [other for other in self.members if other is not member]
         for other in others:
-            member.sync.subscribe(other.id, "a")
+            member.subscribe(other.id, "a")
         member.follow(*others)
         self.running[member.id] = asyncio.create_task(member.sync.run())
 
@@ -187,7 +187,7 @@ def test_fifty_nodes_converge_while_they_write_for_ten_minutes(followed_count):
                 followed += [(member, other), (other, member)]
         for member, other in followed:
             for prefix in ("nodes", "allocation"):
-                member.sync.subscribe(other.id, prefix)
+                member.subscribe(other.id, prefix)
             member.follow(other)
         running = [asyncio.create_task(member.sync.run()) for member in members]
         await asyncio.gather(*map(write, members))

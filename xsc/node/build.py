@@ -522,7 +522,6 @@ class Node:
             compile_ms=config.compile_limit_ms,
         )
         self.compute.runner.limits = Limits(config.fuel, config.memory_bytes, config.timeout_ms)
-        self.modules = jobs.Modules()
         self.job_inputs = jobs.JobInputs(self.storage, parts.executor)
         self.services = DeploymentService(
             self._attending,
@@ -534,6 +533,7 @@ class Node:
             compile_ms=config.compile_limit_ms,
             on_change=self.commitments.stir,
         )
+        self.modules = jobs.Modules(parts.executor, self.services)
         self.listing = ServiceListing(self.services.registry, self.space)
 
     def _make_programs(self) -> None:

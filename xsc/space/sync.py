@@ -9,8 +9,7 @@ docs/design/space.md, S1 to S10.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -162,15 +161,13 @@ class SpaceSync:
         self._full: set[bytes] = set()
         """Owners for whose records there was no room, which is logged once."""
         self._held: dict[bytes, _Held] = {}
-        self._subscribed: dict[Subscription, None] = {}
-        self._sections: Counter[Followed] = Counter()
-        """What the subscriptions need, and how many need it."""
+        self._subscribed: set[Subscription] = set()
+        self._sections: set[Followed] = set()
+        """What the subscriptions need."""
         self._places: dict[Followed, dict[bytes, Cursor]] = {}
         """By section and replica, how far that has told."""
-        self._followed: dict[bytes, bool] = {}
-        """Peers, and whether each answered last."""
-        self._faults: dict[bytes, str] = {}
-        """Of the peers that did not answer last, as the log has it."""
+        self._followed: dict[bytes, str | None] = {}
+        """By peer, the code of the error by which it did not answer last; None where it did."""
         self._recent = set[Followed]()
         """What was subscribed to or fetched since the last eviction."""
         self._evicted_ms = clock.monotonic_ms()
@@ -386,33 +383,28 @@ class SpaceSync:
         """Return owner, prefix and proven sequence of each subscription."""
         return [(*at, await self._store.cursor(*at)) for at in sorted(self._subscribed)]
 
-    def subscribe(self, owner: bytes, prefix: str) -> None:
-        """Follow what an owner has under a prefix, from now on and over restarts of the peer.
+    def subscribe(self, wanted: Collection[Subscription]) -> None:
+        """Follow what is wanted, and nothing else, from now on and over restarts of the peers.
 
-        Raises:
-            RateLimited: too many subscriptions.
+        What would be too much is not followed; what is followed already comes first.
         """
-        if owner == self._store.owner or (owner, prefix) in self._subscribed:
+        subscribed, sections = set[Subscription](), set[Followed]()
+        for owner, prefix in sorted(wanted, key=lambda it: (it not in self._subscribed, it)):
+            needed = {(owner, section) for section in sections_of(prefix)}
+            if owner == self._store.owner:
+                continue
+            if len(sections | needed) > CURSORS_MAX:
+                self._log.warning("space.not_followed", peer=short(owner), code=RateLimited.code)
+                break
+            subscribed.add((owner, prefix))
+            sections |= needed
+        if subscribed == self._subscribed:
             return
-        needed = {(owner, section) for section in sections_of(prefix)}
-        if len(self._sections) + len(needed - self._sections.keys()) > CURSORS_MAX:
-            raise RateLimited(f"more than {CURSORS_MAX} sections would be followed")
-        self._subscribed[owner, prefix] = None
-        self._sections.update(needed)
-        self._recent |= needed
-        self._plan_again()
-
-    def unsubscribe(self, owner: bytes, prefix: str) -> None:
-        """Follow it no longer; no request asks for it any more."""
-        if (owner, prefix) not in self._subscribed:
-            return
-        del self._subscribed[owner, prefix]
-        for followed in {(owner, section) for section in sections_of(prefix)}:
-            self._sections[followed] -= 1
-            if not self._sections[followed]:
-                del self._sections[followed]
-                self._failed.pop(followed, None)
-                self._places.pop(followed, None)
+        for followed in self._sections - sections:
+            self._failed.pop(followed, None)
+            self._places.pop(followed, None)
+        self._subscribed, self._sections = subscribed, sections
+        self._recent |= sections
         self._plan_again()
 
     async def evict(self) -> None:
@@ -442,12 +434,12 @@ class SpaceSync:
         """Return what a peer is asked for, by the plan of now."""
         if self._sources is None:
             self._sources = {}
-            up = [other for other, answers in self._followed.items() if answers]
+            up = self.followed(answering=True)
             for followed in self._sections:
                 owner = followed[0]
                 failed = self._failed.get(followed, set())
                 sources = [owner]
-                if not self._followed.get(owner, False) or owner in failed:
+                if not self._answers(owner) or owner in failed:
                     sources += relays_of(owner, up, failed)
                 for source in sources:
                     self._sources.setdefault(source, []).append(followed)
@@ -481,7 +473,7 @@ class SpaceSync:
     async def follow(self, peer: bytes) -> None:
         """Ask a peer for what is subscribed to, until cancelled."""
         assert peer not in self._followed, "one task follows a peer"
-        self._followed[peer] = True
+        self._followed[peer] = None
         self._plan_again()
         malformed = 0
         try:
@@ -493,39 +485,39 @@ class SpaceSync:
                     continue
                 try:
                     brought = await self._ask(peer, wanted, plan)
-                    answers, malformed = True, 0
+                    malformed = 0
                     self._note(peer, None)
                 except XscError as fault:
-                    answers = brought = False
+                    brought = False
                     self._note(peer, fault.code)
                     if not isinstance(fault, UnavailableError):
                         self._hold_against(peer, fault)
                     malformed = malformed + 1 if isinstance(fault, MALFORMED) else 0
-                if answers != self._followed[peer]:
-                    self._followed[peer] = answers
-                    self._plan_again()
                 pause_ms = self._spend(peer, 0)
-                if not answers or not brought:
+                if not brought:
                     retry_ms = RETRY_MS << min(max(0, malformed - 1), 10)
                     pause_ms = max(pause_ms, min(retry_ms, RETRY_MS_MAX))
                 if pause_ms:  # what is overwritten meanwhile is not sent
                     await self._clock.sleep_ms(pause_ms)
         finally:
             del self._followed[peer]
-            self._faults.pop(peer, None)
             self._store.asked.pop(peer, None)
             self._plan_again()
 
+    def _answers(self, peer: bytes) -> bool:
+        return peer in self._followed and self._followed[peer] is None
+
     def _note(self, peer: bytes, code: str | None) -> None:
-        """Log whether a peer answers, where that has changed: it is asked every RETRY_MS."""
-        if self._faults.get(peer) == code:
+        """Note whether a peer answers, and log it where that has changed: it is asked again."""
+        before, self._followed[peer] = self._followed[peer], code
+        if code == before:
             return
         if code is None:
-            del self._faults[peer]
             self._log.info("space.followed_again", peer=short(peer))
         else:
-            self._faults[peer] = code
             self._log.info("space.not_followed", peer=short(peer), code=code)
+        if code is None or before is None:
+            self._plan_again()
 
     async def _ask(self, peer: bytes, wanted: Sequence[Followed], plan: asyncio.Event) -> bool:
         """Hold one request at a peer, and store what it answers; give up for another plan.
@@ -596,7 +588,7 @@ class SpaceSync:
 
     def followed(self, *, answering: bool) -> list[bytes]:
         """Return the peers that are followed and answered the last time, or did not."""
-        return [peer for peer, answers in self._followed.items() if answers == answering]
+        return [peer for peer, code in self._followed.items() if (code is None) == answering]
 
     async def seek(self, peer: bytes, owners: Sequence[bytes]) -> None:
         """Ask a peer once where other owners are.
@@ -833,7 +825,7 @@ class SpaceSync:
 
     def is_followed(self, owner: bytes, path: str) -> bool:
         """Say whether what an owner has at a path comes here by itself now."""
-        return self._followed.get(owner, False) and (owner, section_of(path)) in self._sections
+        return self._answers(owner) and (owner, section_of(path)) in self._sections
 
     async def fetch(self, owner: bytes, path: str) -> bool:
         """Ask an owner for its newest record at a path, and say whether it has any.

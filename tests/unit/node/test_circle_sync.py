@@ -43,8 +43,8 @@ class Friend(Member):
         self.node.net.roster.on_change(lambda peer, what: self.update())
 
     def update(self):
+        self.sync.subscribe({(peer, UserSpacePaths.NODES) for peer in self.node.net.peers()})
         for peer in set(self.node.net.peers()) - set(self.tasks):
-            self.sync.subscribe(peer, UserSpacePaths.NODES)
             self.tasks[peer] = asyncio.create_task(self.sync.follow(peer))
 
     def start(self):
@@ -245,7 +245,7 @@ async def test_so_many_friends_are_asked_for_so_many_at_a_time():
     up = [bytes([1, number]) * 16 for number in range(2 * SEEK_FRIENDS)]
     down = [bytes([2, number]) * 16 for number in range(2 * SOUGHT_MAX)]
     ada.sync.seek = seek
-    ada.sync._followed = dict.fromkeys(up, True) | dict.fromkeys(down, False)
+    ada.sync._followed = dict.fromkeys(up) | dict.fromkeys(down, "peer_silent")
     task = asyncio.create_task(ada.circle.seek())
     await settle()
     for turns in (1, 2):

@@ -102,6 +102,7 @@ class Member:
         self.begin()
 
     def begin(self):
+        self.wanted = set()
         network, clock = self.node.net.network, self.node.clock
         self.store = SpaceStore(self.db, InlineExecutor(), clock, self.node.key, network)
         self.space = SpaceService(self.store, clock)
@@ -136,6 +137,14 @@ class Member:
             answer = answer_in(reply.parts[0])
             self.received.extend((peer, sent.raw) for sent in answer.records)
         return reply
+
+    def subscribe(self, owner, prefix):
+        self.wanted.add((owner, prefix))
+        self.sync.subscribe(self.wanted)
+
+    def unsubscribe(self, owner, prefix):
+        self.wanted.discard((owner, prefix))
+        self.sync.subscribe(self.wanted)
 
     def follow(self, *others):
         for other in others:
@@ -185,7 +194,7 @@ async def circle():
 
 async def test_what_is_put_is_told_at_once_and_without_a_clock(circle):
     ada, bea, *_ = circle.members
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     watch = bea.space.watch("a", ada.id)
@@ -200,7 +209,7 @@ async def test_what_nobody_subscribes_to_is_never_fetched(circle):
     ada, bea, *_ = circle.members
     await ada.space.put("a/x", b"1")
     await ada.space.put("ab", b"2")
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await ada.head()
     assert bea.has(ada, "a/x") == b"1"
@@ -213,7 +222,7 @@ async def test_a_deeper_subscription_takes_its_section_whole(circle):
     """Else nobody could say whether a replica hides something below the prefix."""
     ada, bea, *_ = circle.members
     await ada.store.put({"a/x/y": b"1", "a/z": b"2", "b": b"3"})
-    bea.sync.subscribe(ada.id, "a/x")
+    bea.subscribe(ada.id, "a/x")
     bea.follow(ada)
     await ada.head()
     assert {record.path for record in bea.space.ls("", ada.id)} == {"a/x/y", "a/z"}
@@ -224,7 +233,7 @@ async def test_a_change_wakes_only_who_asked_for_its_path(circle, monkeypatch):
     """A node has a request of each peer, and most of what it writes concerns few of them."""
     ada, bea, cid, _ = circle.members
     for member, prefix in ((bea, "a"), (cid, "b")):
-        member.sync.subscribe(ada.id, prefix)
+        member.subscribe(ada.id, prefix)
         member.follow(ada)
     await ada.head()
     looked = []
@@ -243,7 +252,7 @@ async def test_a_change_wakes_only_who_asked_for_its_path(circle, monkeypatch):
 
 async def test_a_peer_that_is_silent_is_logged_once_and_once_when_it_is_back(circle):
     ada, bea, *_ = circle.members
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.cut.add(ada.id)
     bea.follow(ada)
     for _ in range(5):
@@ -258,18 +267,18 @@ async def test_a_peer_that_is_silent_is_logged_once_and_once_when_it_is_back(cir
 
 async def test_unsubscribing_ends_the_traffic(circle):
     ada, bea, *_ = circle.members
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await ada.space.put("a", b"1")
     await settle()
-    bea.sync.unsubscribe(ada.id, "a")
+    bea.unsubscribe(ada.id, "a")
     await settle()
     received = len(bea.received)
     await ada.space.put("a", b"2")
     await ada.head()
     assert bea.has(ada, "a") == b"1"
     assert len(bea.received) == received
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     await settle()
     assert bea.has(ada, "a") == b"2"
 
@@ -277,7 +286,7 @@ async def test_unsubscribing_ends_the_traffic(circle):
 async def test_who_comes_back_fetches_exactly_what_is_missing(circle):
     ada, bea, *_ = circle.members
     await ada.store.put({f"a/p{number}": b"old" for number in range(300)})
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await ada.head()
     assert len(bea.received) == 300
@@ -287,7 +296,7 @@ async def test_who_comes_back_fetches_exactly_what_is_missing(circle):
     await ada.head()
     bea.received.clear()
     bea.begin()
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     assert len(bea.received) == 101
@@ -299,7 +308,7 @@ async def test_an_answer_with_more_records_than_fit_comes_in_several(circle, mon
     monkeypatch.setattr(syncs, "PAGE_RECORDS", 7)
     ada, bea, *_ = circle.members
     await ada.store.put({f"a/p{number}": b"" for number in range(30)})
-    bea.sync.subscribe(ada.id, "")
+    bea.subscribe(ada.id, "")
     bea.follow(ada)
     await ada.head()
     assert len(bea.space.ls("a", ada.id)) == 30
@@ -314,7 +323,7 @@ async def test_an_answer_for_many_subscriptions_has_no_more_records_than_for_one
     ada, bea, *_ = circle.members
     await ada.store.put({f"a{number}/{of}": b"" for number in range(6) for of in range(3)})
     for number in range(6):
-        bea.sync.subscribe(ada.id, f"a{number}")
+        bea.subscribe(ada.id, f"a{number}")
     answers = []
     honest = ada.handlers["space.next"]
 
@@ -386,12 +395,12 @@ async def test_what_is_no_longer_subscribed_to_goes_after_a_day(circle):
     await ada.space.put("a/x", b"1")
     await ada.space.put("b", b"2")
     for prefix in ("a", "b"):
-        bea.sync.subscribe(ada.id, prefix)
+        bea.subscribe(ada.id, prefix)
     bea.follow(ada)
     await ada.head()
     await bea.leave()
-    bea.sync.unsubscribe(ada.id, "a")
-    bea.sync.unsubscribe(ada.id, "a")
+    bea.unsubscribe(ada.id, "a")
+    bea.unsubscribe(ada.id, "a")
     circle.clock.advance_to(circle.clock.now_ms() + UNSUBSCRIBED_KEPT_MS)
     await bea.sync.evict()
     assert bea.has(ada, "a/x") == b"1"
@@ -410,7 +419,7 @@ async def test_a_tombstone_goes_once_all_known_subscribers_have_passed_it(circle
     ada, bea, cid, _ = circle.members
     await ada.space.put("a/x", b"1")
     for member in (bea, cid):
-        member.sync.subscribe(ada.id, "a")
+        member.subscribe(ada.id, "a")
         member.follow(ada)
         ada.follow(member)
     await ada.head()
@@ -460,7 +469,7 @@ async def test_replicas_of_an_owner_that_forks_agree_on_what_its_head_is_over(ci
         if other.id < mine.id:
             break
     for member in (bea, cid, dan):
-        member.sync.subscribe(ada.id, "a")
+        member.subscribe(ada.id, "a")
     await cid.space.take(ada.id, [(other, b"1")])
     await ada.store.sign_head()
     bea.follow(ada)
@@ -478,7 +487,7 @@ async def test_two_that_cannot_reach_each_other_converge_through_a_third(circle)
     ada, bea, cid, _ = circle.members
     ada.cut, bea.cut = {bea.id}, {ada.id}
     for member in (bea, cid):
-        member.sync.subscribe(ada.id, "a")
+        member.subscribe(ada.id, "a")
         member.follow(ada, cid if member is bea else bea)
     await ada.space.put("a/x", b"1")
     await ada.head()
@@ -495,7 +504,7 @@ async def test_a_replica_that_hides_records_holds_the_cursor_back_and_another_is
     ada, bea, cid, dan = circle.members
     relays = (cid, dan)
     for relay in relays:
-        relay.sync.subscribe(ada.id, "a")
+        relay.subscribe(ada.id, "a")
         relay.follow(ada)
     await ada.store.put({f"a/p{number}": b"" for number in range(157)})
     await ada.head()
@@ -517,7 +526,7 @@ async def test_a_replica_that_hides_records_holds_the_cursor_back_and_another_is
 
     liar.store.page, liar.store.listing = hiding, lying
     bea.cut, ada.cut = {ada.id}, {bea.id}
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(liar)
     await settle()
     assert await bea.store.cursor(ada.id, "a") == 0
@@ -531,7 +540,7 @@ async def test_a_replica_that_hides_records_holds_the_cursor_back_and_another_is
 async def test_who_lacks_tombstones_is_repaired_from_a_listing(circle):
     ada, bea, *_ = circle.members
     await ada.store.put({"a/x": b"1", "a/y": b"2", "a/z": b"3"})
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     await bea.leave()  # before any head
@@ -541,7 +550,7 @@ async def test_who_lacks_tombstones_is_repaired_from_a_listing(circle):
     await ada.store.compact()
     bea.begin()
     watch = bea.space.watch("a/x", ada.id)
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     assert {record.path for record in bea.space.ls("a", ada.id)} == {"a/y", "a/z"}
@@ -552,7 +561,7 @@ async def test_who_lacks_tombstones_is_repaired_from_a_listing(circle):
 
 async def test_heads_are_the_sign_of_life(circle):
     ada, bea, *_ = circle.members
-    bea.sync.subscribe(ada.id, "nodes")
+    bea.subscribe(ada.id, "nodes")
     bea.follow(ada)
     running = asyncio.create_task(ada.sync.run())
     for _ in range(3):
@@ -582,7 +591,7 @@ async def test_large_values_are_fetched_when_they_are_read(circle):
     ada, bea, cid, _ = circle.members
     large = bytes(VALUE_INLINE_BYTES_MAX + 1)
     await ada.space.put("a", large)
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     assert bea.has(ada, "a") is None
@@ -599,7 +608,7 @@ async def test_large_values_that_a_schema_checks_come_with_their_records(circle)
     large = bytes(VALUE_INLINE_BYTES_MAX + 1)
     for member in (bea, cid):
         member.space.register_schema("a/*", refuses_ones)
-        member.sync.subscribe(ada.id, "a")
+        member.subscribe(ada.id, "a")
     await ada.space.put("a/x", large)
     await ada.space.put("b", large)
     cid.cut = {ada.id}
@@ -620,7 +629,7 @@ async def test_a_large_value_that_is_replaced_while_it_is_fetched_costs_nothing(
     ada, bea, *_ = circle.members
     large = bytes(VALUE_INLINE_BYTES_MAX + 1)
     bea.space.register_schema("a/*", refuses_ones)
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     answer = ada.handlers["space.records"]
 
     async def replaced(caller, header, parts):
@@ -652,7 +661,7 @@ async def test_a_node_that_lost_its_disk_goes_on_above_what_its_peers_have(circl
     await ada.store.put({"a/x": b"1", "a/large": large, "b": b"2"})
     await ada.store.put({"a/x": b"3", "b": None})
     for member, prefix in ((bea, "a"), (cid, "b")):
-        member.sync.subscribe(ada.id, prefix)
+        member.subscribe(ada.id, prefix)
         member.follow(ada)
     await ada.head()
     await bea.sync.load(ada.id, ada.id, "a/large")
@@ -685,7 +694,7 @@ async def test_a_head_of_a_part_shows_sequences_of_the_rest(circle):
     ada, bea, *_ = circle.members
     await ada.store.put({"a": b"1"})
     await ada.store.put({"b": b"2"})
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await ada.head()
     ada.db = MemoryKeyValue()
@@ -700,9 +709,9 @@ async def test_a_record_that_its_owner_had_deleted_is_not_recovered(circle):
     ada, bea, cid, dan = circle.members
     await ada.store.put({"a/x": b"1", "a/y": b"2", "b": b"3"})
     for member in (bea, cid):
-        member.sync.subscribe(ada.id, "a")
+        member.subscribe(ada.id, "a")
         member.follow(ada)
-    dan.sync.subscribe(ada.id, "")
+    dan.subscribe(ada.id, "")
     dan.follow(ada)
     await ada.head()
     for member in (cid, dan):
@@ -740,8 +749,8 @@ async def test_what_only_one_peer_shows_is_recovered_at_a_new_sequence(circle):
     ada, bea, cid, _ = circle.members
     large = bytes(VALUE_INLINE_BYTES_MAX + 1)
     await ada.store.put({"a/x": b"1", "b": large})
-    bea.sync.subscribe(ada.id, "a")
-    cid.sync.subscribe(ada.id, "b")
+    bea.subscribe(ada.id, "a")
+    cid.subscribe(ada.id, "b")
     for member in (bea, cid):
         member.follow(ada)
     await ada.head()
@@ -773,7 +782,7 @@ async def test_what_only_one_peer_shows_is_recovered_at_a_new_sequence(circle):
 async def test_a_value_that_no_peer_has_is_recovered_as_a_record_alone(circle):
     ada, bea, *_ = circle.members
     await ada.store.put({"a/large": bytes(VALUE_INLINE_BYTES_MAX + 1)})
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     ada.db = MemoryKeyValue()
@@ -810,7 +819,7 @@ async def test_a_false_answer_is_blamed_and_nothing_is_stored(circle):
         answer_bytes([Sent(ada.id, b"", None)]),
         answer_bytes([Sent(ada.id, mine.raw, b"other")]),
     ]
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     for number, raw in enumerate(false, 1):
         ada.handlers["space.next"] = answering(raw)
         bea.follow(ada)
@@ -839,7 +848,7 @@ async def test_a_record_without_its_small_value_is_refused_and_taken_with_it(cir
     await ada.space.put("a", value)
     honest = dict(ada.handlers)
     watch = bea.space.watch("a", ada.id)
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     for method in ("space.next", "space.records"):
         ada.handlers[method] = without_values(ada.handlers[method])
     bea.follow(ada)
@@ -858,7 +867,7 @@ async def test_a_record_without_its_small_value_is_refused_and_taken_with_it(cir
 async def test_an_owner_recovers_no_record_without_its_small_value(circle):
     ada, bea, *_ = circle.members
     await ada.space.put("a", b"1")
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     bea.handlers["space.next"] = without_values(bea.handlers["space.next"])
@@ -880,14 +889,14 @@ async def test_a_refused_record_keeps_no_head_of_the_same_answer_back(circle):
     for member in (ada, cid):
         await member.space.put("a", b"1")
         await member.store.sign_head()
-    bea.sync.subscribe(ada.id, "a")
-    bea.sync.subscribe(cid.id, "a")
+    bea.subscribe(ada.id, "a")
+    bea.subscribe(cid.id, "a")
     bea.space.register_schema("a", refuses_twos)
     await cid.space.put("a", b"2")
     await cid.store.sign_head()
     dan = circle.members[3]
     for member in (ada, cid):
-        dan.sync.subscribe(member.id, "a")
+        dan.subscribe(member.id, "a")
     dan.follow(ada, cid)
     await settle()
     bea.cut = {ada.id, cid.id}
@@ -915,8 +924,8 @@ async def test_a_date_too_far_ahead_is_held_against_the_owner_and_costs_nothing_
         Sent(cid.id, mine.raw, b"1"),
     ]
     raw = answer_bytes(records, [head_of(ada, 1, ahead_ms)])
-    bea.sync.subscribe(ada.id, "a")
-    bea.sync.subscribe(cid.id, "a")
+    bea.subscribe(ada.id, "a")
+    bea.subscribe(cid.id, "a")
     bea.cut = {ada.id}
     cid.handlers["space.next"] = answering(raw)
     bea.follow(cid)
@@ -942,7 +951,7 @@ async def test_old_heads_again_and_again_keep_nobody_busy(circle):
         return {}, [answer_bytes([], heads)]
 
     ada.handlers["space.next"] = again
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     assert len(asked) == 2  # they were new once
@@ -960,7 +969,7 @@ async def test_heads_of_one_answer_are_proven_once_a_section_and_cost_what_is_co
     for number in range(rows):
         await ada.space.put(f"a/p{number}", b"v")
     bea.follow(ada)
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     await settle()
     heads = [head_of(ada, 1, now_ms + number, digest=bytes(32)) for number in range(9)]
     proven, spent = [], []
@@ -1000,7 +1009,7 @@ async def test_a_head_with_many_sections_counts_as_many_records(circle, monkeypa
     monkeypatch.setattr(bea.sync, "_spend", noting(spent))
     await ada.space.put_all({f"p{number}": b"v" for number in range(300)})
     head = await ada.store.sign_head()
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     assert await bea.store.cursor(ada.id, "a") == head.record.sequence
@@ -1016,7 +1025,7 @@ async def test_a_small_value_that_is_checked_counts_by_its_size(circle, monkeypa
     bea.space.register_schema("a/checked", lambda owner, value: None)
     await ada.space.put("a/free", bytes(3 * CHECKED_BYTES_A_RECORD))
     await ada.space.put("a/checked", bytes(3 * CHECKED_BYTES_A_RECORD))
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     assert spent == [1, 1, 3]
@@ -1025,7 +1034,7 @@ async def test_a_small_value_that_is_checked_counts_by_its_size(circle, monkeypa
 async def test_a_listing_of_an_older_head_than_the_one_that_failed_repairs_nothing(circle):
     ada, bea, cid, _ = circle.members
     await ada.space.put("a", b"1")
-    cid.sync.subscribe(ada.id, "a")
+    cid.subscribe(ada.id, "a")
     cid.follow(ada)
     await ada.head()
     head, ids = await ada.store.listing(ada.id, A)
@@ -1037,7 +1046,7 @@ async def test_a_listing_of_an_older_head_than_the_one_that_failed_repairs_nothi
     cid.handlers["space.next"] = answering(answer_bytes([], [head]))
     cid.handlers["space.list"] = answering(old)
     bea.cut = {ada.id}
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(cid)
     await settle()
     assert bea.sync._failed == {(ada.id, A): {cid.id}}
@@ -1055,7 +1064,7 @@ async def test_a_peer_that_answers_at_once_with_nothing_keeps_nobody_busy(circle
         return {}, [answer_bytes([said], more=True)]
 
     ada.handlers["space.next"] = again
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     assert len(asked) == 2  # it was new once
@@ -1105,10 +1114,12 @@ async def test_subscriptions_are_bounded(circle, monkeypatch):
     monkeypatch.setattr(syncs, "CURSORS_MAX", 2)
     ada, bea, *_ = circle.members
     for path in ("a", "b", "b"):
-        bea.sync.subscribe(ada.id, path)
-    bea.sync.subscribe(bea.id, "own")  # which needs none
-    with pytest.raises(RateLimited):
-        bea.sync.subscribe(ada.id, "c")
+        bea.subscribe(ada.id, path)
+    bea.subscribe(bea.id, "own")  # which needs none
+    assert bea.log.warnings == []
+    bea.subscribe(ada.id, "A")
+    assert [event for event, _ in bea.log.warnings] == ["space.not_followed"]
+    assert {prefix for _, prefix, _ in await bea.sync.cursors()} == {"a", "b"}
 
 
 # Floods
@@ -1122,7 +1133,7 @@ async def test_an_owner_that_writes_without_end_is_taken_at_a_pace_and_others_at
     ada, bea, cid, _ = circle.members
     bea.begin()
     for other in (ada, cid):
-        bea.sync.subscribe(other.id, "a")
+        bea.subscribe(other.id, "a")
     bea.follow(ada, cid)
     await settle()
     for value in range(100):
@@ -1154,7 +1165,7 @@ async def test_malformed_answers_are_asked_for_again_ever_later(circle):
         return {}, [encode([[0] * 1_000, [], False])]
 
     ada.handlers["space.next"] = handler
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     for _ in range(200):
@@ -1243,7 +1254,7 @@ async def test_a_peer_that_asks_for_everything_waits_and_others_do_not(circle, m
     at_once = answered()
     assert at_once <= 3
     assert {type(one.exception()) for one in asked if one.done()} <= {type(None), RateLimited}
-    cid.sync.subscribe(ada.id, "a")
+    cid.subscribe(ada.id, "a")
     cid.follow(ada)
     await ada.space.put("a", b"1")
     await settle()
@@ -1282,7 +1293,7 @@ async def test_a_record_with_a_large_stamp_counts_as_many(circle, monkeypatch, l
 
     monkeypatch.setattr(syncs, "STAMP_BYTES_A_RECORD", 1)
     ada.handlers["space.next"] = again
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     assert min(len(asked), 2) == times
@@ -1298,7 +1309,7 @@ async def test_a_relay_is_blamed_for_a_value_that_the_owner_did_not_write(circle
     ada, bea, cid, _ = circle.members
     await ada.space.put("a", b"1")
     bea.space.register_schema("a", refuses_twos)
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.cut = {ada.id}
     raw = ada.space.get("a").signed.raw
     cid.handlers["space.next"] = answering(answer_bytes([Sent(ada.id, raw, b"2")]))
@@ -1315,7 +1326,7 @@ async def test_nobody_is_blamed_when_this_node_has_no_room_and_others_go_on(circ
         await ada.space.put(f"a/{number}", b"x" * 1_500)
     await cid.space.put("a", b"1")
     for member in (ada, cid):
-        bea.sync.subscribe(member.id, "a")
+        bea.subscribe(member.id, "a")
         bea.follow(member)
         await member.head()
     for _ in range(3):
@@ -1339,7 +1350,7 @@ async def test_a_full_disk_is_nobodys_fault(circle):
         raise SpaceExhausted("the disk is full")
 
     bea.db.write = full
-    bea.sync.subscribe(ada.id, "a")
+    bea.subscribe(ada.id, "a")
     bea.follow(ada)
     for _ in range(3):
         await circle.pass_ms(RETRY_MS)

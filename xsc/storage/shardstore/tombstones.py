@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from xsc.base.bounded import FairBounded
+from xsc.base.bounded import Bounded
 
 TOMBSTONES_MAX = 16_384
 """Deleted objects of which a host takes nothing that was under way meanwhile."""
@@ -22,7 +22,7 @@ class Tombstones:
     """Objects by customer, in the order in which they ended."""
 
     def __init__(self, most: int = TOMBSTONES_MAX) -> None:
-        self._known: FairBounded[bytes, tuple[bytes, bytes], Literal[True]] = FairBounded(most)
+        self._known: Bounded[tuple[bytes, bytes], Literal[True]] = Bounded(most)
 
     def __len__(self) -> int:
         return len(self._known)
