@@ -18,14 +18,8 @@ from click import option
 
 from xsc import api
 from xsc.api.ranges import check_range
-from xsc.base import units
+from xsc.base import limits, units
 from xsc.base.errors import ArgumentInvalid, TooLarge, XscError
-from xsc.base.limits import (
-    FUEL_MAX,
-    MEMORY_BYTES_MAX,
-    SERVICE_CONCURRENCY_MAX,
-    TIMEOUT_MS_MAX,
-)
 from xsc.cli import show
 from xsc.client.files import check_target, read_bounded, read_file, write_whole
 
@@ -35,7 +29,7 @@ if TYPE_CHECKING:
     from xsc.api.endpoint import Endpoint
     from xsc.client.calls import Calls
     from xsc.client.core import Document
-    from xsc.client.targets import Named
+    from xsc.client.targets import Meant
 
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V", bound="Callable[[Document], str | int | None]")
@@ -446,7 +440,7 @@ def _warn_of_list() -> None:
     )
 
 
-def object_of(text: str) -> str | Named:
+def object_of(text: str) -> Meant:
     """Return a capability, or else the name of an own object, or of what is in a directory."""
     if text == "-" or text.startswith(("@", "xsc:")):
         return _capability(text)
@@ -480,7 +474,7 @@ def _word(path: Path, place: str) -> str:
         raise ArgumentInvalid(f"{place} does not hold a capability") from None
 
 
-def _input(text: str) -> tuple[str, str | Named]:
+def _input(text: str) -> tuple[str, Meant]:
     name, value = _pair(text)
     return name, object_of(value)
 
@@ -495,11 +489,11 @@ WHOLE = Parsed("N", _whole)
 SIZE = _sizes()
 DURATION = _durations()
 FUEL = Parsed("N", _fuel)
-RUN_FUEL = Parsed("N", _within(_fuel, FUEL_MAX, str))
-RUN_MEMORY = _sizes(MEMORY_BYTES_MAX)
-RUN_TIME = _durations(TIMEOUT_MS_MAX)
-RUN_WAIT = _durations(TIMEOUT_MS_MAX, 0)
-CONCURRENCY = Parsed("N", _within(_whole, SERVICE_CONCURRENCY_MAX, str))
+RUN_FUEL = Parsed("N", _within(_fuel, limits.FUEL_MAX, str))
+RUN_MEMORY = _sizes(limits.MEMORY_BYTES_MAX)
+RUN_TIME = _durations(limits.TIMEOUT_MS_MAX)
+RUN_WAIT = _durations(limits.TIMEOUT_MS_MAX, 0)
+CONCURRENCY = Parsed("N", _within(_whole, limits.SERVICE_CONCURRENCY_MAX, str))
 SHARE = Parsed("SHARE", units.parse_share_ppm)
 CREDITS = Parsed("CREDITS", units.parse_credits)
 SURVIVE = Parsed("WHAT", _survive)
