@@ -90,11 +90,9 @@ SHELL = {
     "xsc.net.joining": "calls the issuer of an invitation",
     "xsc.net.service": "calls peers, and lets small calls wait for each other",
     "xsc.net.transport.tls": "makes certificates, and shows them to who comes",
-    "xsc.programs.ports": "declares what runs programs",
     "xsc.programs.running": "runs the frames of a program as values change",
     "xsc.programs.service": "keeps programs and their modules, begins and ends them",
     "xsc.programs.why": "asks peers for their records",
-    "xsc.space.cell_sync": "follows records, runs propagators",
     "xsc.space.following": "begins and ends a task for each peer",
     "xsc.space.intervals": "asks for an interval",
     "xsc.space.service": "writes values together, tells watchers, signs heads in time",
@@ -413,7 +411,6 @@ SUPERVISORS = {
     "xsc.cli.main": "a bug prints one sentence and exits 1",
     "xsc.node.tasks": "a background task that fails is logged and started again",
     "xsc.node.api.app": "a bug answers 500 and is logged, the node goes on",
-    "xsc.space.cell_sync": "what a user's function raises is the error of its propagator",
 }
 
 

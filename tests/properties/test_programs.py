@@ -24,10 +24,10 @@ from xsc.programs.document import parse, resolve
 from xsc.programs.frame import Execution, Fault
 from xsc.programs.functions import BUILT_IN, Functions
 from xsc.programs.numbers import to_space
-from xsc.programs.proof import check_record, rerun, value_in
 from xsc.programs.runtime import create_runtime_state, hot_swap
 from xsc.programs.state import StateBuffer
 from xsc.programs.values import SlotMeta, ValueStore
+from xsc.programs.why import check_record, rerun, value_in
 from xsc.space.paths import UserSpacePaths
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -355,7 +355,7 @@ async def check_replay(history, functions):
             for record in records_of(node, program)
             if record.frame == result.frame
         }
-        assert records.keys() == {ran.computation for ran in result.executed}
+        assert records.keys() == {ran.step.id for ran in result.executed}
         wanted = naive(graph, values)
         for name, record in records.items():
             assert rerun(record, Functions(), {}) == (True, "")

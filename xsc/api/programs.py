@@ -26,7 +26,7 @@ class Register(Model):
     activate: bool = False
 
 
-State = Literal["registered", "active", "backing_off", "oscillates", "failed"]
+State = Literal["registered", "active", "stopped", "backing_off", "oscillates", "failed"]
 
 
 class Program(Model):
@@ -35,24 +35,24 @@ class Program(Model):
     id: str
     hash: str
     state: State
-    frame: int
-    fault: str
+    frame: int = 0
+    fault: str = ""
     """Why it does not run on, or ''."""
-    publications: int
+    publications: int = 0
     """Frames that wrote something, since the node started or it was activated."""
-    built_in: bool
+    built_in: bool = False
     """Whether it comes with XSC, which runs it by itself."""
 
 
 class Results(Program):
     """What a program computed last."""
 
-    variables: dict[str, str | None]
+    variables: dict[str, str | None] = field(default_factory=dict)
     """As text; null without a value that counts."""
-    outputs: dict[str, str | None]
-    errors: dict[str, str]
+    outputs: dict[str, str | None] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
     """By computation or variable."""
-    stale: list[str]
+    stale: list[str] = field(default_factory=list)
     """Computations whose inputs are missing."""
 
 
@@ -105,6 +105,10 @@ LIST = listing("/v1/programs", Nothing, Program, "List the programs.")
 SHOW = get("/v1/programs/{hash}", Hash, Results, "Show what a program computed last.")
 ACTIVATE = post("/v1/programs/{hash}/activate", Hash, Results, "Run a program.")
 DEACTIVATE = post("/v1/programs/{hash}/deactivate", Hash, Results, "Run a program no more.")
+EXEC = post("/v1/programs/{hash}/exec", Hash, Results, "Run a frame of an active program now.")
+STOP = post(
+    "/v1/programs/{hash}/stop", Hash, Results, "Stop a program until the node starts again."
+)
 SET = Endpoint(
     "PUT", "/v1/programs/{hash}/variables/{name}", Set, Results, "Give a variable a value."
 )

@@ -76,10 +76,27 @@ def _shown(value: str | None) -> str:
     return "-" if value is None else text.cut(value, SHOWN_CHARS_MAX)
 
 
+@asks(program, api.programs.STOP)
+@_hash
+def stop(_: Document) -> None:
+    """Stop a program until the node starts again, or `activate`."""
+
+
+@asks(program, api.programs.EXEC, name="exec")
+@_hash
+def exec_(answer: Document) -> None:
+    """Compute what has changed now, and show the results."""
+    _show(answer)
+
+
 @asks(program, api.programs.SHOW)
 @_hash
 def results(answer: Document) -> None:
     """Show what a program read and computed last."""
+    _show(answer)
+
+
+def _show(answer: Document) -> None:
     show.note(f"{answer['id']}: {answer['state']}, frame {answer['frame']}")
     if answer["fault"]:
         show.note(answer["fault"])

@@ -517,6 +517,14 @@ class Programs(_Face):
         """Run a program no more; what it published stays."""
         await self._ask(api.programs.DEACTIVATE, api.programs.Hash(hash=program))
 
+    async def execute(self, program: str) -> Document:
+        """Run a frame of an active program now; return the results."""
+        return await self._ask(api.programs.EXEC, api.programs.Hash(hash=program))
+
+    async def stop(self, program: str) -> None:
+        """Stop a program until the node starts again, or `activate`."""
+        await self._ask(api.programs.STOP, api.programs.Hash(hash=program))
+
     async def set_variable(self, program: str, name: str, value: str) -> Document:
         """Give a variable of kind `value` or `local` a value; return the results."""
         asked = api.programs.Set(hash=program, name=name, value=value)

@@ -49,10 +49,10 @@ from xsc.net.service import PeerNet
 from xsc.net.transport.port import Transport
 from xsc.node import circle, directory, jobs, programs, tasks
 from xsc.node.config import Config
-from xsc.programs import functions, recorder
+from xsc.programs import functions, provenance
 from xsc.programs import running as programs_running
-from xsc.programs.service import ComputeRuntimeManager
-from xsc.space import cell_sync, following, intervals, paths, sync
+from xsc.programs.service import CellSyncManager, ComputeRuntimeManager
+from xsc.space import following, intervals, paths, sync
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.storage.catalogue.heads import DirectoryHeadStore
@@ -332,8 +332,6 @@ class Node:
             clock=context.clock,
             log=context.log,
         )
-        self.cells = cell_sync.CellSyncManager(self.space, context.log, self.following.update)
-        self.following.also = self.cells.subscriptions
         self.circle = circle.CircleSync(
             self.peers,
             self.space,
@@ -545,7 +543,7 @@ class Node:
                 peers=self.following,
                 find=self.find,
                 sandbox=programs.Exports(self.compute.runner),
-                recorder=recorder.Recorder(self.space, self.key, network),
+                recorder=provenance.Recorder(self.space, self.key, network),
                 clock=parts.clock,
                 log=parts.log,
             ),
@@ -554,6 +552,7 @@ class Node:
             start=self.tasks.start,
             functions=functions.Functions(),
         )
+        self.cells = CellSyncManager(self.programs, self.space)
 
     def _answer_peers(self) -> None:
         """Have the services answer what peers ask once they are served, and what this node asks."""
@@ -670,7 +669,6 @@ class Node:
         self.allocator.program = self.programs.serve(programs.ALLOCATION, [own], [again])
         self.tasks.once("interval", self.intervals.get)
         self.tasks.start("space", self.sync.run)
-        self.tasks.start("cells", self.cells.run)
         self.tasks.start("space_compact", self._compact_space)
         self.tasks.start("health", self.health.run)
         self.tasks.start("commitment", self.commitments.run)

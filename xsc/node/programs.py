@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Final
 
 from xsc.base import errors, jobs
+from xsc.base.text import cut
 from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.wasm import sandbox, values
-from xsc.programs.frame import Call, Fault
+from xsc.programs.frame import Call, Fault, Given
 from xsc.programs.functions import Function
-from xsc.terms.execution import Number
 
 ALLOCATION: Final = b"""
 id = "allocation"
@@ -46,33 +46,39 @@ def allocation_function(state_of: Callable[[bytes, bytes], bytes]) -> Function:
 
 
 class Exports:
-    """Calls exports of modules for programs: jobs of this node that run here, with receipts."""
+    """Runs modules for programs: jobs of this node that run here, with receipts."""
 
     def __init__(self, runner: JobRunner) -> None:
         self._runner = runner
 
-    async def call(self, module: bytes, call: Call) -> tuple[tuple[Number, ...] | Fault, bytes]:
-        """Return the results of an export, or why there are none, and the receipt if there is one.
+    async def call(self, module: bytes, call: Call) -> tuple[Given | Fault, bytes]:
+        """Return what a module gives, or why there is nothing, and the receipt if there is one.
 
         The run is bounded by the fuel, memory and time that the call names.
         """
         asked = call.call
         assert isinstance(asked.module, bytes), "a resolved program names modules by hash"
+        limits: jobs.LimitOptions = {
+            "fuel": asked.fuel,
+            "memory_bytes": asked.memory_bytes,
+            "timeout_ms": asked.timeout_ms,
+        }
+        if isinstance(call.given, bytes):
+            spec = jobs.JobSpec.run(module, stdin=call.given, **limits)
+        else:
+            numbers = [values.format_number(number) for number in call.given]
+            spec = jobs.JobSpec.invoke(module, asked.export, numbers, **limits)
         try:
-            spec = jobs.JobSpec.invoke(
-                module,
-                asked.export,
-                [values.format_number(number) for number in call.arguments],
-                fuel=asked.fuel,
-                memory_bytes=asked.memory_bytes,
-                timeout_ms=asked.timeout_ms,
-            )
             task = await self._runner.read(spec, (), asked.module)
-            receipt = (await self._runner.run_here(task, None)).receipt
+            done = await self._runner.run_here(task, None)
         except errors.XscError as fault:
             return Fault(f"{fault.code}: {fault.message}"), b""
+        receipt = done.receipt
         outcome = receipt.record.outcome
         if outcome.trap is not None:
             trap = sandbox.trap_error(outcome.trap)
             return Fault(f"{trap.code}: {trap.message}"), receipt.raw
-        return outcome.results, receipt.raw
+        if outcome.exit_code:
+            said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            return Fault(cut(f"the filter ends with {outcome.exit_code}: {said}", 200)), receipt.raw
+        return done.stdout if asked.is_filter else outcome.results, receipt.raw

@@ -6,15 +6,18 @@ go wrong in every frame is refused here (docs/design/programs.md, C1 to C7).
 
 from __future__ import annotations
 
+import dataclasses
+import graphlib
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from xsc.base.errors import ProgramInvalid
-from xsc.programs.document import Computation, Document, ModuleCall, Program, Variable
+from xsc.base.ids import short
+from xsc.programs import limits
+from xsc.programs.document import Computation, Document, ModuleCall, Output, Program, Variable
 from xsc.programs.functions import Function, Functions
-from xsc.programs.limits import PROGRAM_VALUES_BYTES_MAX, STATE_CELLS_MAX
-from xsc.programs.numbers import Value, exported_type, size_max, storage_of
+from xsc.programs.numbers import EXPORTED, Value, size_max, storage_of
 from xsc.programs.state import Const, ConstPool, StateCellLayout, StateLayout
 from xsc.programs.values import SlotMeta
 from xsc.space.paths import is_systems
@@ -26,6 +29,15 @@ class Slot:
 
     slot: int
     type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """An input of a step: its parameter, and the variable that is read."""
+
+    param: str
+    variable: Variable
+    slot: Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +59,18 @@ class Step:
     function: Function | ModuleCall
     bound: str
     """What the type variable of a function stands for."""
-    inputs: tuple[tuple[str, Slot], ...]
+    inputs: tuple[Read, ...]
     outputs: tuple[Published, ...]
+
+    @property
+    def merges(self) -> bool:
+        """Whether it merges what the sources of a cell say."""
+        return isinstance(self.function, Function) and self.function.merges
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it is that of a cell, and not in the document."""
+        return "." in self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +101,18 @@ def state_key(variable: str) -> tuple[str, str]:
 def order(depends: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
     """Return ids so that each follows all that it depends on; of several, the least first.
 
-    What is in a circle, or depends on one, is left out.
+    Raises:
+        CycleError: some depend on each other; its second argument is the circle, backwards.
     """
-    waits = {name: set(others) for name, others in depends.items()}
-    readers: dict[str, list[str]] = {name: [] for name in waits}
-    for name, others in waits.items():
-        for other in others:
-            readers[other].append(name)
-    ready = [name for name, others in waits.items() if not others]
+    sorter = graphlib.TopologicalSorter(depends)
+    sorter.prepare()
+    ready, found = list(sorter.get_ready()), []
     heapq.heapify(ready)
-    found = []
     while ready:
-        name = heapq.heappop(ready)
-        found.append(name)
-        for reader in readers[name]:
-            waits[reader].discard(name)
-            if not waits[reader]:
-                heapq.heappush(ready, reader)
+        found.append(heapq.heappop(ready))
+        sorter.done(found[-1])
+        for name in sorter.get_ready():
+            heapq.heappush(ready, name)
     return tuple(found)
 
 
@@ -151,18 +168,13 @@ class _Compiler:
                     raise self.fault(message, "computations", name, "inputs", param)
                 if self.variables[read].kind == "derived":
                     depends[name].add(self.variables[read].computation)
-        found = order(depends)
-        if len(found) < len(depends):
-            # Whoever is behind a circle is not in it: follow one that waits until it repeats.
-            left = depends.keys() - set(found)
-            path = [min(left)]
-            while path[-1] not in path[:-1]:
-                path.append(min(depends[path[-1]] & left))
-            circle = path[path.index(path[-1]) :]
-            raise self.fault(
-                f"depends on itself: {' < '.join(circle)}", "computations", min(circle)
-            )
-        return found
+        try:
+            return order(depends)
+        except graphlib.CycleError as fault:
+            circle = fault.args[1][:0:-1]
+            first = circle.index(min(circle))
+            named = " < ".join([*circle[first:], *circle[:first], circle[first]])
+            raise self.fault(f"depends on itself: {named}", "computations", min(circle)) from None
 
     def step(self, computation: Computation) -> Step:
         types = {param: self.slots[name].type for param, name in computation.inputs.items()}
@@ -173,8 +185,9 @@ class _Compiler:
             function, bound, results = call, "", []
             ordered = tuple(sorted(types))
             for param, type_ in types.items():
-                if exported_type(type_) is None:
-                    raise self.fault(f"a module takes no {type_}", *at, "inputs", param)
+                if not call.is_filter and type_ not in EXPORTED:
+                    message = f"a module takes no {type_} by an export"
+                    raise self.fault(message, *at, "inputs", param)
             wanted = {output.result for output in computation.outputs}
             if wanted != set(range(len(wanted))):
                 raise self.fault("the results of a module are used from 0 on", *at, "outputs")
@@ -190,8 +203,10 @@ class _Compiler:
         for output in computation.outputs:
             place = (*at, "outputs", output.name)
             if isinstance(function, ModuleCall):
-                if exported_type(output.type) is None:
+                if not function.is_filter and output.type not in EXPORTED:
                     raise self.fault("a module's output needs a type of numbers", *place)
+                if not output.type:
+                    raise self.fault("a module's output needs a type", *place)
                 type_ = output.type
             else:
                 if output.result:
@@ -215,7 +230,10 @@ class _Compiler:
             slot = self.slot(type_)
             self.outputs[computation.id, output.name] = slot
             outputs.append(Published(output.name, slot, output.path, output.local, output.result))
-        inputs = tuple((param, self.slots[computation.inputs[param]]) for param in ordered)
+        inputs = tuple(
+            Read(param, self.variables[name], self.slots[name])
+            for param, name in ((param, computation.inputs[param]) for param in ordered)
+        )
         return Step(computation.id, function, bound, inputs, tuple(outputs))
 
     def claim(self, what: str, name: str, place: tuple[str, ...]) -> None:
@@ -238,11 +256,9 @@ class _Compiler:
             node, role = state_key(name)
             cells.append(StateCellLayout(name, kind, sizes[kind], variable.size, node, role, name))
             sizes[kind] += variable.size
-        if sum(sizes.values()) > STATE_CELLS_MAX:
-            message = (
-                f"local variables keep {sum(sizes.values())} values, {STATE_CELLS_MAX} at most"
-            )
-            raise self.fault(message, "variables")
+        if sum(sizes.values()) > limits.STATE_CELLS_MAX:
+            kept, most = sum(sizes.values()), limits.STATE_CELLS_MAX
+            raise self.fault(f"local variables keep {kept} values, {most} at most", "variables")
         layout = StateLayout(tuple(cells), sizes["f64"], sizes["f32"], sizes["i32"])
         return layout, ConstPool(index, {kind: tuple(pool) for kind, pool in pools.items()})
 
@@ -262,13 +278,12 @@ class _Compiler:
             steps.append(self.step(self.computations[name]))
             for variable in derived.get(name, ()):
                 self.slots[variable.name] = self.outputs[name, variable.output]
-        if self.values_bytes > PROGRAM_VALUES_BYTES_MAX:
+        if self.values_bytes > limits.PROGRAM_VALUES_BYTES_MAX:
             message = (
                 f"variables and outputs can take {self.values_bytes} bytes, "
-                f"{PROGRAM_VALUES_BYTES_MAX} at most"
+                f"{limits.PROGRAM_VALUES_BYTES_MAX} at most"
             )
             raise self.fault(message, "variables")
-        check_schedule([slot.slot for _, slot in entering.values()], steps)
         layout, constants = self.state()
         return CompiledProgram(
             program,
@@ -281,21 +296,30 @@ class _Compiler:
         )
 
 
-def check_schedule(entering: Iterable[int], steps: Sequence[Step]) -> None:
-    """Refuse a schedule that reads a slot before it is written, or writes one twice.
+def without_cells(document: Document) -> Document:
+    """Return a document in which cells are what they stand for.
 
-    Raises:
-        ProgramInvalid: the message names step and slot.
+    Each is the output of a computation that merges subscriptions, one to each source.
     """
-    written = set(entering)
-    for step in steps:
-        for _, slot in step.inputs:
-            if slot.slot not in written:
-                raise ProgramInvalid(f"'{step.id}' reads slot {slot.slot} before it is written")
-        for output in step.outputs:
-            if output.slot.slot in written:
-                raise ProgramInvalid(f"'{step.id}' is the second to write slot {output.slot.slot}")
-            written.add(output.slot.slot)
+    variables, computations = [], list(document.computations)
+    for variable in document.variables:
+        name = variable.name
+        if variable.kind != "cell":
+            variables.append(variable)
+            continue
+        read = {}
+        for source in variable.sources or (None,):
+            label = "own" if source is None else short(source)  # type: ignore[arg-type]
+            read[label] = f"{name}.{label}"
+            part = {"name": read[label], "kind": "subscription", "owner": source, "sources": ()}
+            variables.append(dataclasses.replace(variable, **part))  # type: ignore[arg-type]
+        merged = f"{name}.merge"
+        variables.append(Variable(name, "derived", computation=merged, output=merged))
+        outputs = (Output(merged),)
+        computations.append(Computation(merged, f"merge.{variable.merge}", read, outputs))
+    return dataclasses.replace(
+        document, variables=tuple(variables), computations=tuple(computations)
+    )
 
 
 def compile_program(
@@ -311,4 +335,4 @@ def compile_program(
     Raises:
         ProgramInvalid: the message names line and path.
     """
-    return _Compiler(program.document, functions, built_in).compile(program)
+    return _Compiler(without_cells(program.document), functions, built_in).compile(program)

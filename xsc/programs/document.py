@@ -11,43 +11,42 @@ import dataclasses
 import hashlib
 import json
 import re
+import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
+from xsc.base import limits as base_limits
 from xsc.base.encoding import Value as Encodable
 from xsc.base.encoding import encode, tagged_sha256
 from xsc.base.errors import ArgumentInvalid, ProgramInvalid, TooLarge
 from xsc.base.ids import TEXT_CHARS, from_text, to_text
-from xsc.base.limits import (
-    FUEL_DEFAULT,
-    FUEL_MAX,
-    MEMORY_BYTES_DEFAULT,
-    MEMORY_BYTES_MAX,
-    PROGRAM_DOCUMENT_BYTES_MAX,
-    TIMEOUT_MS_DEFAULT,
-    TIMEOUT_MS_MAX,
-)
-from xsc.programs.limits import (
-    COMPUTATIONS_MAX,
-    DEBOUNCE_MS_MAX,
-    DESCRIPTION_CHARS_MAX,
-    FETCH_MS_MAX,
-    INPUTS_MAX,
-    NAME_CHARS_MAX,
-    OUTPUTS_MAX,
-    RING_MAX,
-    VARIABLES_MAX,
-)
-from xsc.programs.numbers import SCALARS, TYPES, Value, check_value, parse_value, to_record
-from xsc.programs.text import Form, KeyPath, Lines, fault_at, lines_of, read_tree
+from xsc.programs import limits
+from xsc.programs.numbers import NUMBERS, SCALARS, TYPES, Value, check_value, parse_value, to_record
 from xsc.space.paths import fault_of
 
-IDENTIFIER: Final = re.compile(rf"[A-Za-z_][A-Za-z0-9_-]{{0,{NAME_CHARS_MAX - 1}}}")
+Form: TypeAlias = Literal["toml", "json"]
+KeyPath: TypeAlias = tuple[str, ...]
+Lines: TypeAlias = Mapping[KeyPath, int]
+"""By key, the line where it stands."""
+
+IDENTIFIER: Final = re.compile(rf"[A-Za-z_][A-Za-z0-9_-]{{0,{limits.NAME_CHARS_MAX - 1}}}")
 STATE_TYPES: Final = ("f64", "f32", "i32")
 """What a local variable may be: what state cells hold."""
 DEBOUNCE_MS: Final = 100
+FILTER: Final = "_start"
+"""The export by which a WASI program is run."""
 WAIT_MS: Final = 100
+_LISTS = tuple(type_ for type_ in TYPES if type_ not in SCALARS)
+MERGE_RULES: Final[Mapping[str, tuple[str, ...]]] = {
+    "last": TYPES,
+    "min": NUMBERS,
+    "max": NUMBERS,
+    "counter": NUMBERS,
+    "union": _LISTS,
+    "interval": tuple(f"[{number}]" for number in NUMBERS),
+}
+"""Which types each rule merges into one value of a cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ class Variable:
     """
 
     name: str
-    kind: Literal["value", "subscription", "fetch", "local", "derived", "given"]
+    kind: Literal["value", "subscription", "fetch", "cell", "local", "derived", "given"]
     type: str = ""
     default: Value | None = None
     """The value of kind `value`; else what holds while nothing else does."""
@@ -71,6 +70,15 @@ class Variable:
     """How many values a local variable keeps; more than one make a list."""
     computation: str = ""
     output: str = ""
+    merge: str = ""
+    """The rule of a cell; also of a subscription to what one source of a cell says."""
+    sources: tuple[str | bytes, ...] = ()
+    """The nodes that say what a cell is, as `owner`; the own one alone where there are none."""
+
+    @property
+    def nodes(self) -> tuple[str | bytes, ...]:
+        """The nodes that it names, by name until they are resolved."""
+        return self.sources if self.owner is None else (self.owner,)
 
     @property
     def value_type(self) -> str:
@@ -80,13 +88,22 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class ModuleCall:
-    """An export of a module, and its limits. A name until it is resolved to the module's hash."""
+    """A module, and its limits. A name until it is resolved to the module's hash.
+
+    It is called by an export. That of a WASI program is a filter: it reads its inputs on stdin,
+    and writes its results on stdout.
+    """
 
     module: str | bytes
-    export: str
-    fuel: int = FUEL_DEFAULT
-    memory_bytes: int = MEMORY_BYTES_DEFAULT
-    timeout_ms: int = TIMEOUT_MS_DEFAULT
+    export: str = FILTER
+    fuel: int = base_limits.FUEL_DEFAULT
+    memory_bytes: int = base_limits.MEMORY_BYTES_DEFAULT
+    timeout_ms: int = base_limits.TIMEOUT_MS_DEFAULT
+
+    @property
+    def is_filter(self) -> bool:
+        """Whether it is a WASI program."""
+        return self.export == FILTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +148,7 @@ class Document:
     @property
     def owners(self) -> frozenset[str]:
         """Names of nodes that are to be resolved."""
-        return frozenset(v.owner for v in self.variables if isinstance(v.owner, str))
-
-    @property
-    def modules(self) -> frozenset[str]:
-        """Names of modules that are to be resolved."""
-        calls = (c.function for c in self.computations)
-        return frozenset(
-            call.module
-            for call in calls
-            if isinstance(call, ModuleCall) and isinstance(call.module, str)
-        )
+        return frozenset(n for v in self.variables for n in v.nodes if isinstance(n, str))
 
     def fault(self, path: KeyPath, message: str) -> ProgramInvalid:
         """Return the error for a key: its line where it is known, its path, and what is wrong."""
@@ -169,8 +176,8 @@ class _Table:
             return default
         value = self.left.pop(key)
         if type(value) is not wanted:
-            names = {str: "a text", int: "an integer", dict: "a table", bool: "true or false"}
-            raise self.fault(f"must be {names[wanted]}", key)
+            names = {str: "a text", int: "an integer", dict: "a table", list: "a list"}
+            raise self.fault(f"must be {names.get(wanted, 'true or false')}", key)
         return value
 
     def integer(self, key: str, default: int | None, least: int, most: int) -> int:
@@ -181,8 +188,10 @@ class _Table:
 
     def text(self, key: str, default: str | None = None) -> str:
         value: str = self.take(key, str, default)
-        if len(value) > DESCRIPTION_CHARS_MAX or not value.isprintable():
-            raise self.fault(f"must be a line of at most {DESCRIPTION_CHARS_MAX} characters", key)
+        if len(value) > limits.DESCRIPTION_CHARS_MAX or not value.isprintable():
+            raise self.fault(
+                f"must be a line of at most {limits.DESCRIPTION_CHARS_MAX} characters", key
+            )
         return value
 
     def name(self, key: str, default: str | None = None) -> str:
@@ -223,20 +232,20 @@ class _Table:
         tables = []
         for name in sorted(found):
             if not IDENTIFIER.fullmatch(name):
-                raise self.fault(_no_identifier(name), key, name[:NAME_CHARS_MAX])
+                raise self.fault(_no_identifier(name), key, name[: limits.NAME_CHARS_MAX])
             tables.append(_Table(self.lines, (*self.path, key, name), found[name]))
         return tables
 
     def end(self) -> None:
         """Refuse what was not taken."""
         for key in sorted(self.left):
-            raise self.fault("is no key of this table", key[:NAME_CHARS_MAX])
+            raise self.fault("is no key of this table", key[: limits.NAME_CHARS_MAX])
 
 
 def _no_identifier(value: str) -> str:
     return (
         f"'{value[:40]}' is no identifier: a letter or _, then letters, digits, _ and -, "
-        f"{NAME_CHARS_MAX} at most"
+        f"{limits.NAME_CHARS_MAX} at most"
     )
 
 
@@ -247,10 +256,9 @@ def parse(raw: bytes, form: Form) -> Document:
         TooLarge: over PROGRAM_DOCUMENT_BYTES_MAX.
         ProgramInvalid: anything else that is wrong; the message names line and path.
     """
-    if len(raw) > PROGRAM_DOCUMENT_BYTES_MAX:
-        raise TooLarge(
-            f"a document of {len(raw)} bytes is over its bound of {PROGRAM_DOCUMENT_BYTES_MAX}"
-        )
+    most = base_limits.PROGRAM_DOCUMENT_BYTES_MAX
+    if len(raw) > most:
+        raise TooLarge(f"a document of {len(raw)} bytes is over its bound of {most}")
     try:
         text = raw.decode().replace("\r\n", "\n")
     except UnicodeDecodeError:
@@ -260,18 +268,18 @@ def parse(raw: bytes, form: Form) -> Document:
     top = _Table(lines, (), found)
     document = Document(
         top.name("id"),
-        tuple(map(_variable, top.tables("variables", VARIABLES_MAX))),
-        tuple(map(_computation, top.tables("computations", COMPUTATIONS_MAX))),
+        tuple(map(_variable, top.tables("variables", limits.VARIABLES_MAX))),
+        tuple(map(_computation, top.tables("computations", limits.COMPUTATIONS_MAX))),
         top.text("version", ""),
         top.text("description", ""),
-        top.integer("debounce_ms", DEBOUNCE_MS, 0, DEBOUNCE_MS_MAX),
+        top.integer("debounce_ms", DEBOUNCE_MS, 0, limits.DEBOUNCE_MS_MAX),
         lines,
     )
     top.end()
     if not document.computations:
         raise fault_at(lines, ("computations",), "a program has at least one computation")
-    if sum(len(computation.outputs) for computation in document.computations) > OUTPUTS_MAX:
-        raise fault_at(lines, ("computations",), f"more than {OUTPUTS_MAX} outputs")
+    if sum(len(computation.outputs) for computation in document.computations) > limits.OUTPUTS_MAX:
+        raise fault_at(lines, ("computations",), f"more than {limits.OUTPUTS_MAX} outputs")
     return document
 
 
@@ -293,12 +301,14 @@ def _variable(table: _Table) -> Variable:
             table.value("default", type_),
             table.space_path("path"),
             _owner(table),
-            table.integer("wait_ms", WAIT_MS, 0, FETCH_MS_MAX) if kind == "fetch" else 0,
+            table.integer("wait_ms", WAIT_MS, 0, limits.FETCH_MS_MAX) if kind == "fetch" else 0,
         )
+    elif kind == "cell":
+        variable = _cell(table, name)
     elif kind == "local":
         type_ = table.type("type", STATE_TYPES)
         zero = table.value("default", type_, check_value(type_, 0))
-        size = table.integer("size", 1, 1, RING_MAX)
+        size = table.integer("size", 1, 1, limits.RING_MAX)
         variable = Variable(name, "local", type_, zero, size=size)
     elif kind == "given":
         variable = Variable(name, "given", table.type("type", TYPES))
@@ -306,22 +316,38 @@ def _variable(table: _Table) -> Variable:
         computation, output = table.name("computation"), table.name("output")
         variable = Variable(name, "derived", computation=computation, output=output)
     else:
-        kinds = "value, subscription, fetch, local, derived"
+        kinds = "value, subscription, fetch, cell, local, derived"
         raise table.fault(f"'{kind[:40]}' is no kind: {kinds}", "kind")
     table.end()
     return variable
 
 
+def _cell(table: _Table, name: str) -> Variable:
+    type_ = table.type("type", TYPES)
+    merge = table.text("merge", "last")
+    if type_ not in MERGE_RULES.get(merge, ()):
+        if merge in MERGE_RULES:
+            raise table.fault(f"'{merge}' merges no {type_}, but {', '.join(MERGE_RULES[merge])}")
+        raise table.fault(f"'{merge[:40]}' is no merge rule: {', '.join(MERGE_RULES)}", "merge")
+    listed = table.take("sources", list, [])
+    if len(listed) > limits.INPUTS_MAX:
+        raise table.fault(f"{len(listed)} are more than {limits.INPUTS_MAX}", "sources")
+    sources = tuple(_node(table, source, "sources") for source in listed)
+    path = table.space_path("path")
+    return Variable(name, "cell", type_, path=path, merge=merge, sources=sources)
+
+
 def _owner(table: _Table) -> str | bytes | None:
-    if "owner" not in table.left:
-        return None
-    owner = table.text("owner")
-    if len(owner) == TEXT_CHARS:
-        try:
-            return from_text(owner)
-        except ArgumentInvalid as fault:
-            raise table.fault(fault.message, "owner") from None
-    return owner
+    return _node(table, table.text("owner"), "owner") if "owner" in table.left else None
+
+
+def _node(table: _Table, node: object, key: str) -> str | bytes:
+    if not isinstance(node, str):
+        raise table.fault("must be names of nodes", key)
+    try:
+        return from_text(node) if len(node) == TEXT_CHARS else node
+    except ArgumentInvalid as fault:
+        raise table.fault(fault.message, key) from None
 
 
 def _computation(table: _Table) -> Computation:
@@ -332,14 +358,14 @@ def _computation(table: _Table) -> Computation:
         else table.text("function")
     )
     inputs = table.take("inputs", dict, {})
-    if len(inputs) > INPUTS_MAX:
-        raise table.fault(f"{len(inputs)} are more than {INPUTS_MAX}", "inputs")
+    if len(inputs) > limits.INPUTS_MAX:
+        raise table.fault(f"{len(inputs)} are more than {limits.INPUTS_MAX}", "inputs")
     for param, variable in inputs.items():
         if not IDENTIFIER.fullmatch(param):
             raise table.fault(_no_identifier(param), "inputs")
         if not isinstance(variable, str):
             raise table.fault("must be the name of a variable", "inputs", param)
-    outputs = tuple(map(_output, table.tables("outputs", OUTPUTS_MAX)))
+    outputs = tuple(map(_output, table.tables("outputs", limits.OUTPUTS_MAX)))
     table.end()
     return Computation(table.path[-1], function, dict(sorted(inputs.items())), outputs)
 
@@ -347,10 +373,12 @@ def _computation(table: _Table) -> Computation:
 def _module(table: _Table) -> ModuleCall:
     call = ModuleCall(
         table.text("module"),
-        table.text("export"),
-        table.integer("fuel", FUEL_DEFAULT, 1, FUEL_MAX),
-        table.integer("memory_bytes", MEMORY_BYTES_DEFAULT, 1, MEMORY_BYTES_MAX),
-        table.integer("timeout_ms", TIMEOUT_MS_DEFAULT, 1, TIMEOUT_MS_MAX),
+        table.text("export", FILTER),
+        table.integer("fuel", base_limits.FUEL_DEFAULT, 1, base_limits.FUEL_MAX),
+        table.integer(
+            "memory_bytes", base_limits.MEMORY_BYTES_DEFAULT, 1, base_limits.MEMORY_BYTES_MAX
+        ),
+        table.integer("timeout_ms", base_limits.TIMEOUT_MS_DEFAULT, 1, base_limits.TIMEOUT_MS_MAX),
     )
     table.end()
     return call
@@ -364,10 +392,10 @@ def _output(table: _Table) -> Output:
         raise table.fault("must be true", "memory")
     output = Output(
         table.path[-1],
-        table.type("type", SCALARS, ""),
+        table.type("type", TYPES, ""),
         table.space_path("path") if places == ["path"] else "",
         table.name("local") if places == ["local"] else "",
-        table.integer("result", 0, 0, OUTPUTS_MAX),
+        table.integer("result", 0, 0, limits.OUTPUTS_MAX),
     )
     table.end()
     return output
@@ -389,19 +417,20 @@ def resolve(
     Args:
         document: as `parse` returns it.
         nodes: the node id of each name in `document.owners`.
-        modules: the bytes of each module in `document.modules`.
+        modules: the bytes of each module by its name.
 
     Raises:
         ProgramInvalid: a name that is not among them.
     """
+    for name in sorted(document.owners - nodes.keys()):
+        raise document.fault(naming(document, name), f"no node is known as '{name}'")
     variables = []
     for variable in document.variables:
-        owner = variable.owner
-        if isinstance(owner, str):
-            if owner not in nodes:
-                place = ("variables", variable.name, "owner")
-                raise document.fault(place, f"no node is known as '{owner}'")
-            variable = dataclasses.replace(variable, owner=nodes[owner])  # noqa: PLW2901
+        found = [nodes[node] if isinstance(node, str) else node for node in variable.nodes]
+        if variable.kind == "cell":
+            variable = dataclasses.replace(variable, sources=tuple(sorted(set(found))))  # noqa: PLW2901
+        elif found:
+            variable = dataclasses.replace(variable, owner=found[0])  # noqa: PLW2901
         variables.append(variable)
     computations = []
     for computation in document.computations:
@@ -420,6 +449,12 @@ def resolve(
     return Program(resolved, tagged_sha256("program", encode(canonical(resolved))))
 
 
+def naming(document: Document, node: str) -> KeyPath:
+    """Return the key of a document that names a node."""
+    variable = next(one for one in document.variables if node in one.nodes)
+    return "variables", variable.name, "sources" if variable.kind == "cell" else "owner"
+
+
 def portable(raw: bytes, form: Form, program: Program) -> bytes:
     """Return the JSON of a document that was resolved, with ids and hashes in place of names.
 
@@ -432,15 +467,17 @@ def portable(raw: bytes, form: Form, program: Program) -> bytes:
     for variable in program.document.variables:
         if isinstance(variable.owner, bytes):
             found["variables"][variable.name]["owner"] = to_text(variable.owner)
+        if variable.sources:
+            ids = [to_text(source) for source in variable.sources if isinstance(source, bytes)]
+            found["variables"][variable.name]["sources"] = ids
     for computation in program.document.computations:
         call = computation.function
         if isinstance(call, ModuleCall) and isinstance(call.module, bytes):
             found["computations"][computation.id]["function"]["module"] = call.module.hex()
     kept = json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
-    if len(kept) > PROGRAM_DOCUMENT_BYTES_MAX:
-        raise TooLarge(
-            f"as JSON, the document has {len(kept)} bytes; {PROGRAM_DOCUMENT_BYTES_MAX} at most"
-        )
+    most = base_limits.PROGRAM_DOCUMENT_BYTES_MAX
+    if len(kept) > most:
+        raise TooLarge(f"as JSON, the document has {len(kept)} bytes; {most} at most")
     return kept
 
 
@@ -452,7 +489,9 @@ def canonical(document: Document) -> Encodable:
         },
         "computations": {
             computation.id: {
-                "function": _canonical_call(computation.function),
+                "function": computation.function
+                if isinstance(computation.function, str)
+                else dataclasses.asdict(computation.function),
                 "inputs": dict(computation.inputs),
                 "outputs": {
                     output.name: _filled(dataclasses.asdict(output) | {"name": None})
@@ -466,14 +505,115 @@ def canonical(document: Document) -> Encodable:
 
 def _filled(keys: dict[str, Encodable]) -> dict[str, Encodable]:
     """Return the keys that say something, so that a default and its absence are the same."""
-    return {key: value for key, value in keys.items() if value not in ("", None)}
+    return {key: value for key, value in keys.items() if value not in ("", None, [])}
 
 
 def _canonical_variable(variable: Variable) -> Encodable:
     default = variable.default
     kept: Encodable = None if default is None else [to_record(variable.type, default)]
-    return _filled(dataclasses.asdict(variable) | {"name": None, "default": kept})
+    keys = {"name": None, "default": kept, "sources": list(variable.sources)}
+    return _filled(dataclasses.asdict(variable) | keys)
 
 
-def _canonical_call(call: str | ModuleCall) -> Encodable:
-    return call if isinstance(call, str) else dataclasses.asdict(call)
+# The text: the tree that it holds, within bounds, and the lines of its keys
+
+_TOML_BLOCK: Final = re.compile(r'("""|\'\'\').*?\1', re.DOTALL)
+_TOML_KEY: Final = re.compile(
+    r"""(\[?)((?:[\w-]++|"[^"\n]*+"|'[^'\n]*+'|[ \t]*+\.[ \t]*+)++)[ \t]*+([]=])"""
+)
+_TOML_PART: Final = re.compile(r"""[\w-]+|"[^"\n]*"|'[^'\n]*'""")
+_JSON_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|\n', re.DOTALL)
+
+
+def fault_at(lines: Lines, path: KeyPath, message: str) -> ProgramInvalid:
+    """Return the error for a key: its line where it is known, its path, and what is wrong."""
+    for length in range(len(path), 0, -1):
+        if line := lines.get(path[:length]):
+            return ProgramInvalid(f"line {line}: {'.'.join(path)}: {message}")
+    return ProgramInvalid(f"{'.'.join(path)}: {message}" if path else message)
+
+
+def _toml_lines(text: str) -> dict[KeyPath, int]:
+    found: dict[KeyPath, int] = {}
+    table: KeyPath = ()
+    blank = _TOML_BLOCK.sub(lambda block: '""' + "\n" * block[0].count("\n"), text)
+    for number, line in enumerate(blank.split("\n"), 1):
+        match = _TOML_KEY.match(line.lstrip())
+        if match is None:
+            continue
+        parts = tuple(part.strip("\"'") for part in _TOML_PART.findall(match[2]))
+        if match[1] and match[3] == "]":
+            table = parts
+            found.setdefault(table, number)
+        elif not match[1] and match[3] == "=":
+            found.setdefault(table + parts, number)
+    return found
+
+
+def _json_lines(text: str) -> dict[KeyPath, int]:
+    found: dict[KeyPath, int] = {}
+    stack: list[str] = []
+    number, last = 1, ""
+    for mark in _JSON_TOKEN.findall(text):
+        if mark == "\n":
+            number += 1
+        elif mark in "{[":
+            stack.append("")
+        elif mark in "}]":
+            stack.pop()
+        elif mark == ":":
+            stack[-1] = json.loads(last, strict=False)
+            found.setdefault(tuple(stack), number)
+        last = mark if mark != "\n" else last
+    return found
+
+
+def lines_of(text: str, form: Form) -> Lines:
+    """Return the lines of tables and keys of a text that parses."""
+    return _toml_lines(text) if form == "toml" else _json_lines(text)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ProgramInvalid(f"the key '{twice[: limits.NAME_CHARS_MAX]}' is there twice")
+    return found
+
+
+def read_tree(text: str, form: Form) -> object:
+    """Return what a text holds: tables, lists and values.
+
+    Raises:
+        ProgramInvalid: it is not of its form, nested too deeply, or has a key twice.
+    """
+    if form == "toml":
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.count(".") > limits.LINE_DOTS_MAX:
+                raise ProgramInvalid(f"line {number} has more than {limits.LINE_DOTS_MAX} dots")
+    deep = ProgramInvalid(f"nested deeper than {limits.DOCUMENT_DEPTH_MAX} levels")
+    try:
+        found = tomllib.loads(text) if form == "toml" else json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise deep from None
+    except ValueError as fault:
+        raise ProgramInvalid(f"not {form.upper()}: {fault}") from None
+    if not _depth_fits(found):
+        raise deep
+    return found
+
+
+def _depth_fits(found: object) -> bool:
+    level: list[object] = [found]
+    for _ in range(limits.DOCUMENT_DEPTH_MAX + 1):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        level = inner
+        if not level:
+            return True
+    return False

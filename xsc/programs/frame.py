@@ -12,28 +12,14 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from xsc.base import errors
 from xsc.base.encoding import Value as Encodable
 from xsc.base.encoding import decode, encode
-from xsc.base.errors import (
-    ArgumentInvalid,
-    ProgramInvalid,
-    RecordInvalid,
-    StoreDamaged,
-    XscError,
-)
+from xsc.programs import limits, numbers
 from xsc.programs.compile import CompiledProgram, Published, Slot, Step, state_key
 from xsc.programs.document import ModuleCall, Variable
-from xsc.programs.limits import GIVEN_BYTES_MAX
-from xsc.programs.numbers import (
-    Value,
-    check_value,
-    from_number,
-    from_record,
-    from_space,
-    same,
-    to_number,
-    to_record,
-)
+from xsc.programs.functions import fault_of_said
+from xsc.programs.numbers import Value, check_value, same
 from xsc.programs.runtime import RuntimeState, create_runtime_state
 from xsc.programs.state import SavedCell
 from xsc.space.limits import VALUE_BYTES_MAX as SPACE_VALUE_BYTES_MAX
@@ -43,36 +29,37 @@ from xsc.terms.execution import Number
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why there is no value: one sentence."""
+    """Why there is no value: one sentence, or nothing where a source of a cell is silent."""
 
     message: str
 
 
+Given: TypeAlias = "tuple[Number, ...] | bytes"
+"""What a module is given, or gives: numbers of an export, or the canonical bytes of a filter."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A module's export that a frame needs to be called."""
+    """A module that a frame needs to be called: an export with numbers, or a filter with bytes."""
 
     computation: str
     call: ModuleCall
-    arguments: tuple[Number, ...]
+    given: Given
 
 
 Calls: TypeAlias = tuple[Call, ...]
-Results: TypeAlias = "Sequence[tuple[Number, ...] | Fault]"
+Results: TypeAlias = "Sequence[Given | Fault]"
 """One for each call, in their order."""
-
-
-Flags: TypeAlias = "dict[str, tuple[bool, bool, str | None]]"
-"""By computation: whether it must run, is stale, and what it failed with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """A computation that ran: its inputs and what it gave, by parameter and by output."""
+    """A computation that ran: its inputs in the order of its step, and what it gave."""
 
-    computation: str
-    inputs: Mapping[str, Value]
-    outputs: Mapping[str, Value]
+    step: Step
+    inputs: tuple[Value | None, ...]
+    """None for a source of a cell that says nothing."""
+    outputs: tuple[Value, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,32 +76,52 @@ class FrameResult:
 
 
 def external_value(variable: Variable, raw: bytes | None) -> Value | Fault:
-    """Return the value of a subscription or fetch: of a record's bytes, or where there is none."""
+    """Return the value of a variable: of a record's bytes, or where there is none."""
     if raw is None:
         if variable.default is not None:
             return variable.default
         if variable.kind == "given":
             return Fault("the node has not given it yet")
+        if variable.merge:
+            return Fault("")
         return Fault(f"there is no value at '{variable.path}', and no default")
     try:
-        return from_space(variable.type, raw)
-    except ArgumentInvalid as fault:
+        value = numbers.from_space(variable.type, raw)
+    except errors.ArgumentInvalid as fault:
         return Fault(f"the value at '{variable.path}': {fault.message}")
+    wrong = fault_of_said(variable.merge, value)
+    return Fault(f"the value at '{variable.path}': {wrong}") if wrong else value
 
 
-def saved_values(raw: bytes) -> list[tuple[str, Encodable]]:
-    """Return type and record of each value in what is kept of a variable or computation.
+def given_to(call: ModuleCall, inputs: Iterable[tuple[str, Value]]) -> Given:
+    """Return the inputs of a module, types and values in their order, as it takes them."""
+    if call.is_filter:
+        return encode([numbers.to_record(type_, value) for type_, value in inputs])
+    return tuple(numbers.to_number(type_, value) for type_, value in inputs)
+
+
+def results_in(found: Given) -> Sequence[Any]:
+    """Return the results that a module gave, one by one.
 
     Raises:
-        TooLarge, RecordInvalid: the bytes are of no such thing.
+        TooLarge, RecordInvalid, ArgumentInvalid: a filter wrote something else than a list.
     """
-    found: Any = decode(raw, size_max=SPACE_VALUE_BYTES_MAX)
-    try:
-        if isinstance(found[0], str):
-            return [(found[0], record) for record in found[1]]
-        return [(str(type_), record) for type_, record in found[1]]
-    except (IndexError, KeyError, TypeError, ValueError):
-        raise RecordInvalid("nothing that is kept of a program") from None
+    if isinstance(found, tuple):
+        return found
+    results = decode(found, size_max=SPACE_VALUE_BYTES_MAX)
+    if not isinstance(results, list):
+        raise errors.ArgumentInvalid("the filter gives no list of results")
+    return results
+
+
+def result_as(type_: str, result: Any) -> Value:  # noqa: ANN401
+    """Return one result of a module as a value.
+
+    Raises:
+        ArgumentInvalid: it is none of the type.
+    """
+    read = numbers.from_number if isinstance(result, Number) else numbers.from_record
+    return read(type_, result)
 
 
 @dataclass(slots=True)
@@ -134,9 +141,11 @@ class Execution:
     _bad: set[int] = field(default_factory=set)
     """Slots whose value does not count."""
     _had: set[int] = field(default_factory=set)
+    _digests: dict[int, bytes] = field(default_factory=dict)
+    """Of slots that had a value in the last written frame, and are not read again yet."""
     _changed: set[str] = field(default_factory=set)
     _pushes: dict[str, Value] = field(default_factory=dict)
-    _readers: dict[int, list[str]] = field(default_factory=dict)
+    _readers: dict[int, list[Step]] = field(default_factory=dict)
     _reads: dict[str, frozenset[int]] = field(default_factory=dict)
     """The slots that each computation reads; `_gives`, those that it writes."""
     _gives: dict[str, frozenset[int]] = field(default_factory=dict)
@@ -148,15 +157,14 @@ class Execution:
         execution = cls(program, runtime or create_runtime_state(program))
         for step in program.steps:
             execution._dirty.add(step.id)
-            execution._reads[step.id] = frozenset(slot.slot for _, slot in step.inputs)
+            execution._reads[step.id] = frozenset(read.slot.slot for read in step.inputs)
             execution._gives[step.id] = frozenset(output.slot.slot for output in step.outputs)
-            for _, slot in step.inputs:
-                execution._readers.setdefault(slot.slot, []).append(step.id)
-        for name, (variable, slot) in program.variables.items():
+            for read in step.inputs:
+                execution._readers.setdefault(read.slot.slot, []).append(step)
+        for name, (variable, _) in program.variables.items():
             missing = external_value(variable, None)
             if isinstance(missing, Fault):
-                execution._bad.add(slot.slot)
-                execution.errors[name] = missing.message
+                execution._fail(name, missing)
         return execution
 
     def frame(
@@ -177,7 +185,7 @@ class Execution:
         given = externals or {}
         for name in given:
             if name not in self.program.variables:
-                raise ArgumentInvalid(f"no variable '{name}' that can be set")
+                raise errors.ArgumentInvalid(f"no variable '{name}' that can be set")
         frame = self.runtime.begin_frame()
         self._enter(given)
         left: Iterable[Step] = self.program.steps
@@ -188,9 +196,9 @@ class Execution:
             calls = tuple(self._call(step) for step in needed)
             results = yield calls
             if len(results) != len(calls):
-                raise ArgumentInvalid(f"{len(results)} results for {len(calls)} calls")
+                raise errors.ArgumentInvalid(f"{len(results)} results for {len(calls)} calls")
             for step, result in zip(needed, results, strict=True):
-                self._settle(step, self._inputs(step), _outputs_of_call(step, result))
+                self._settle(step, self._inputs(step), _results_of(step, result))
         return self._end(frame)
 
     def run(self, externals: Mapping[str, Value | Fault] | None = None) -> FrameResult:
@@ -199,14 +207,11 @@ class Execution:
         Raises:
             ProgramInvalid: it calls one.
         """
-        frame = self.frame(externals)
         try:
-            next(frame)
+            next(self.frame(externals))
         except StopIteration as done:
-            found: FrameResult = done.value
-            return found
-        frame.close()
-        raise ProgramInvalid("the program calls a module, which needs a sandbox")
+            return done.value  # type: ignore[no-any-return]
+        raise errors.ProgramInvalid("the program calls a module, which needs a sandbox")
 
     def value(self, name: str) -> Value | None:
         """Return what a variable is; None while it has no value, or none that counts."""
@@ -217,172 +222,192 @@ class Execution:
         found = (o.slot for step in self.program.steps for o in step.outputs if o.name == name)
         return self._read(next(found, None))
 
-    def flags(self) -> Flags:
-        """Return of each computation whether it must run, is stale, and what it failed with."""
-        return {
-            step.id: (step.id in self._dirty, step.id in self.stale, self.errors.get(step.id))
-            for step in self.program.steps
-        }
-
     def waits(self) -> bool:
         """Say whether a frame would run something though nothing new enters."""
         for step in self.program.steps:
-            if step.id in self._dirty and self._bad.isdisjoint(self._reads[step.id]):
+            if step.id in self._dirty and not self._lacks(step):
                 return True
-        for name, (variable, slot) in self.program.variables.items():
-            if variable.kind == "local" and slot.slot in self._readers:
-                kept = self.runtime.state.read(state_key(name))
-                value: Any = kept if variable.size > 1 else kept[0]
-                if slot.slot not in self._had or not same(slot.type, self._at(slot), value):
-                    return True
-        return False
+        return any(
+            slot.slot in self._readers and self._differs(slot, self._cell(variable))
+            for variable, slot in self.program.variables.values()
+            if variable.kind == "local"
+        )
 
-    def save_variable(self, name: str) -> bytes:
-        """Return what is kept of a variable: its value as it last entered, and its cell."""
-        variable, slot = self.program.variables[name]
-        value = [to_record(slot.type, self._at(slot))] if slot.slot in self._had else []
-        cell = None
-        if variable.kind == "local":
-            cell = self.runtime.state.save()[state_key(name)].bits
-        return encode([slot.type, value, self.errors.get(name), cell])
+    # What is kept
 
-    def save_step(self, step: Step) -> bytes:
-        """Return what is kept of a computation: its outputs, and how it stands."""
-        outputs: list[Encodable] = [
-            [output.slot.type, to_record(output.slot.type, self._at(output.slot))]
-            for output in step.outputs
-            if output.slot.slot in self._had
+    def save(self) -> bytes:
+        """Return what a restart needs, but values: cells, the hashes of values, and how it stands.
+
+        Values are kept where they are read again: those of the space by their owners, outputs at
+        their own paths.
+        """
+        cells = self.runtime.state.save()
+        program = self.program
+        outputs = {o.name: o.slot for step in program.steps for o in step.outputs}
+        inputs = {name: slot for name, (_, slot) in program.variables.items()}
+        missing: list[Encodable] = [
+            name for name, (_, slot) in program.variables.items() if slot.slot in self._bad
         ]
-        flags = [step.id in self._dirty, step.id in self.stale, self.errors.get(step.id)]
-        return encode([self.runtime.frame_id, outputs, *flags])
+        stale: list[Encodable] = [*sorted(self.stale)]
+        dirty: list[Encodable] = [*sorted(self._dirty)]
+        return encode(
+            {
+                "cells": {key[0]: saved.bits for key, saved in cells.items()},
+                "inputs": self._hashes(inputs),
+                "outputs": self._hashes(outputs),
+                "errors": dict(self.errors),
+                "missing": missing,
+                "stale": stale,
+                "dirty": dirty,
+            }
+        )
 
-    def go_on(self, kept: Callable[[str], bytes | None]) -> Flags:
-        """Go on from what the last written frame has kept, before the first frame.
+    def _hashes(self, slots: Mapping[str, Slot]) -> dict[str, Encodable]:
+        found: dict[str, Encodable] = {}
+        for name, slot in slots.items():
+            if slot.slot in self._had:
+                found[name] = numbers.digest_of(numbers.value_bytes(slot.type, self._at(slot)))
+            elif slot.slot in self._digests:
+                found[name] = self._digests[slot.slot]
+        return found
+
+    def restore(self, raw: bytes, kept: Callable[[str], bytes | None]) -> bytes:
+        """Go on from what was kept, before the first frame: nothing runs that had run.
 
         Args:
+            raw: the number of the frame, and what `save` returned, which is returned.
             kept: returns what is at a path of the own space.
-
-        Returns:
-            How the computations stood in that frame; nothing where there was none.
-
-        Raises:
-            StoreDamaged: what was kept is not of this program.
-        """
-        program = self.program
-        variables = {n: kept(UserSpacePaths.variable(program.hash, n)) for n in program.variables}
-        steps = {s.id: kept(UserSpacePaths.result(program.hash, s.id)) for s in program.steps}
-        self.restore(
-            {name: raw for name, raw in variables.items() if raw is not None},
-            {name: raw for name, raw in steps.items() if raw is not None},
-        )
-        return self.flags() if any(steps.values()) else {}
-
-    def restore(self, variables: Mapping[str, bytes], steps: Mapping[str, bytes]) -> None:
-        """Go on from what was kept, before the first frame: nothing runs that had run.
 
         Raises:
             StoreDamaged: what was kept is not of this program.
         """
         try:
-            for name, raw in variables.items():
-                self._restore_variable(name, decode(raw))
-            for step in self.program.steps:
-                if step.id in steps:
-                    self._restore_step(step, decode(steps[step.id]))
-        except (ArgumentInvalid, RecordInvalid, KeyError, TypeError, ValueError) as fault:
-            raise StoreDamaged(f"what was kept of the program is damaged: {fault}") from None
+            found: Any = decode(raw, size_max=SPACE_VALUE_BYTES_MAX)
+            self.runtime.frame_id, saved = int(found[0]), bytes(found[1])
+            self._restore(decode(saved, size_max=SPACE_VALUE_BYTES_MAX), kept)
+        except (errors.XscError, LookupError, TypeError, ValueError) as fault:
+            raise errors.StoreDamaged(f"what was kept of the program is damaged: {fault}") from None
+        return saved
 
-    def _restore_variable(self, name: str, kept: Any) -> None:  # noqa: ANN401
-        variable, slot = self.program.variables[name]
-        type_, value, fault, cell = kept
-        if type_ != slot.type:
-            raise ValueError(f"{name} is a {type_}")
-        for record in value:
-            self._restore_slot(slot, record)
-        if fault is None:
-            self._bad.discard(slot.slot)
-            self.errors.pop(name, None)
-        else:
-            self._bad.add(slot.slot)
-            self.errors[name] = str(fault)
-        if variable.kind == "local":
-            saved = {state_key(name): SavedCell(variable.type, cell)}
-            if not self.runtime.state.restore(saved):
-                raise ValueError(f"{name} has another size")
+    def _restore(self, state: Any, kept: Callable[[str], bytes | None]) -> None:  # noqa: ANN401
+        self.errors = dict(state["errors"])
+        self.stale, self._dirty = set(state["stale"]), set(state["dirty"])
+        self._bad = {self.program.variables[name][1].slot for name in state["missing"]}
+        for name, (variable, slot) in self.program.variables.items():
+            if digest := state["inputs"].get(name):
+                self._digests[slot.slot] = digest
+            if variable.kind == "local":
+                saved = SavedCell(variable.type, state["cells"][name])
+                if not self.runtime.state.restore({state_key(name): saved}):
+                    raise ValueError(f"{name} has another size")
+                self.keep(name, self._cell(variable))
+        for step in self.program.steps:
+            for output in step.outputs:
+                if digest := state["outputs"].get(output.name):
+                    self._digests[output.slot.slot] = digest
+                    raw = kept(place_of(self.program, output))
+                    if raw is None or not self._take(output.slot, raw):
+                        self._dirty.add(step.id)
+            if step.id in self.stale or step.id in self.errors:
+                self._bad |= self._gives[step.id]
 
-    def _restore_step(self, step: Step, kept: Any) -> None:  # noqa: ANN401
-        frame, outputs, dirty, stale, error = kept
-        for output, (type_, record) in zip(step.outputs, outputs, strict=bool(outputs)):
-            if type_ != output.slot.type:
-                raise ValueError(f"{output.name} is a {type_}")
-            self._restore_slot(output.slot, record)
-        self.runtime.frame_id = max(self.runtime.frame_id, int(frame))
-        if not dirty:
-            self._dirty.discard(step.id)
-        if stale:
-            self.stale.add(step.id)
-        if error is not None:
-            self.errors[step.id] = str(error)
-        if stale or error is not None:
-            self._mark_bad(step)
+    def _take(self, slot: Slot, raw: bytes) -> bool:
+        """Take in an output that was written; False where something else is at its path."""
+        try:
+            value = numbers.from_space(slot.type, raw)
+        except errors.ArgumentInvalid:
+            return False
+        return not self._differs(slot, value) and self._put(slot, value)
 
-    def _restore_slot(self, slot: Slot, record: Encodable) -> None:
-        self.runtime.values.write(slot.slot, from_record(slot.type, record))
+    def keep(self, name: str, value: Value | Fault) -> bool:
+        """Say whether a variable is what it was in the last written frame; then it is read so."""
+        _, slot = self.program.variables[name]
+        if isinstance(value, Fault):
+            return self.errors.get(name, "") == value.message and slot.slot in self._bad
+        if slot.slot in self._bad or self._differs(slot, value):
+            return False
+        return self._put(slot, value)
+
+    def _put(self, slot: Slot, value: Value) -> bool:
+        """Put a value into its slot outside of any frame."""
+        self.runtime.values.clear()
+        self.runtime.values.write(slot.slot, value)
         self._had.add(slot.slot)
+        return True
+
+    # A frame
 
     def _at(self, slot: Slot) -> Value:
         return self.runtime.values.read(slot.slot)  # type: ignore[no-any-return]
 
+    def _cell(self, variable: Variable) -> Value:
+        """Return what a local variable keeps now."""
+        kept = self.runtime.state.read(state_key(variable.name))
+        return kept if variable.size > 1 else kept[0]
+
     def _read(self, slot: Slot | None) -> Value | None:
         if slot is None or slot.slot in self._bad or slot.slot not in self._had:
             return None
-        return self.runtime.values.read(slot.slot)  # type: ignore[no-any-return]
+        return self._at(slot)
+
+    def _differs(self, slot: Slot, value: Value) -> bool:
+        """Say whether a checked value has other bits than the last one of its slot."""
+        if slot.slot in self._had:
+            return not same(slot.type, self._at(slot), value)
+        known = self._digests.get(slot.slot)
+        return known is None or known != numbers.digest_of(numbers.value_bytes(slot.type, value))
 
     def _write(self, slot: Slot, value: Value) -> bool:
         """Write a checked value; say whether its bits changed."""
-        number, values = slot.slot, self.runtime.values
-        changed = number not in self._had or not same(slot.type, values.read(number), value)
-        values.write(number, value)
-        self._had.add(number)
+        changed = self._differs(slot, value)
+        self.runtime.values.write(slot.slot, value)
+        self._had.add(slot.slot)
         if changed:
-            self._dirty.update(self._readers.get(number, ()))
+            self._dirty.update(step.id for step in self._readers.get(slot.slot, ()))
         return changed
+
+    def _fail(self, name: str, fault: Fault) -> None:
+        """Note that a variable has no value that counts."""
+        slot = self.program.variables[name][1].slot
+        if slot not in self._bad:
+            self._bad.add(slot)
+            self._stir(slot)
+        self.errors.pop(name, None)
+        if fault.message:
+            self.errors[name] = fault.message
+
+    def _stir(self, slot: int) -> None:
+        """Have the rules run again of cells of which a source came or went."""
+        self._dirty.update(step.id for step in self._readers.get(slot, ()) if step.merges)
 
     def _enter(self, given: Mapping[str, Value | Fault]) -> None:
         for name, (variable, slot) in self.program.variables.items():
-            value: Any = given.get(name)
-            if variable.kind == "local":
-                if value is not None and not isinstance(value, Fault):
-                    try:
+            value = given.get(name)
+            try:
+                if variable.kind == "local":
+                    if value is not None and not isinstance(value, Fault):
                         self.runtime.state.push(state_key(name), value)
-                    except ArgumentInvalid as fault:
-                        value = Fault(fault.message)
-                if not isinstance(value, Fault):
-                    kept = self.runtime.state.read(state_key(name))
-                    value = kept if variable.size > 1 else kept[0]
-            elif variable.kind == "given" and isinstance(value, bytes):
-                # Larger than a program may make or read one: the node bounds it.
-                if len(value) <= GIVEN_BYTES_MAX:
-                    self._write(slot, value)
-                    self._bad.discard(slot.slot)
-                    self.errors.pop(name, None)
+                    value = self._cell(variable)
+                elif value is None and slot.slot not in self._had | self._bad:
+                    value = variable.default
+                if value is None:
                     continue
-                value = Fault(f"{len(value)} bytes are over the bound of {GIVEN_BYTES_MAX}")
-            elif value is None and slot.slot not in self._had and slot.slot not in self._bad:
-                value = variable.default
-            if value is None:
+                if isinstance(value, Fault):
+                    self._fail(name, value)
+                    continue
+                self._write(slot, _checked(variable, slot, value))
+            except errors.ArgumentInvalid as fault:
+                self._fail(name, Fault(fault.message))
                 continue
-            if not isinstance(value, Fault):
-                try:
-                    self._write(slot, check_value(slot.type, value))
-                except ArgumentInvalid as fault:
-                    value = Fault(fault.message)
-            if isinstance(value, Fault):
-                self._bad.add(slot.slot)
-                self.errors[name] = value.message
-            else:
+            self.errors.pop(name, None)
+            if slot.slot in self._bad:
                 self._bad.discard(slot.slot)
-                self.errors.pop(name, None)
+                self._stir(slot.slot)
+
+    def _lacks(self, step: Step) -> bool:
+        """Say whether a computation lacks an input; the rule of a cell lacks one without any."""
+        reads = self._reads[step.id]
+        return reads <= self._bad if step.merges else not self._bad.isdisjoint(reads)
 
     def _run(self, steps: Iterable[Step]) -> tuple[list[Step], list[Step]]:
         """Run what can run; return steps whose modules must be called, and those that wait."""
@@ -393,7 +418,7 @@ class Execution:
             slots = self._reads[step.id]
             if not pending.isdisjoint(slots):
                 waiting.append(step)
-            elif not self._bad.isdisjoint(slots):
+            elif self._lacks(step):
                 self.stale.add(step.id)
                 if self.errors.pop(step.id, None) is not None:
                     # What it failed with is forgotten with its error, so it must run again.
@@ -404,7 +429,7 @@ class Execution:
                 if step.id in self.stale:
                     # Its inputs are back, and are what it ran with.
                     self.stale.discard(step.id)
-                    self._mark_good(step)
+                    self._bad -= self._gives[step.id]
                 continue
             elif isinstance(step.function, ModuleCall):
                 needed.append(step)
@@ -418,48 +443,40 @@ class Execution:
     def _mark_bad(self, step: Step) -> None:
         self._bad |= self._gives[step.id]
 
-    def _mark_good(self, step: Step) -> None:
-        self._bad -= self._gives[step.id]
-
-    def _inputs(self, step: Step) -> list[Value]:
-        read = self.runtime.values.read
-        return [read(slot.slot) for _, slot in step.inputs]
+    def _inputs(self, step: Step) -> tuple[Value | None, ...]:
+        return tuple(self._read(read.slot) for read in step.inputs)
 
     def _call(self, step: Step) -> Call:
-        numbers = tuple(
-            to_number(slot.type, value)
-            for (_, slot), value in zip(step.inputs, self._inputs(step), strict=True)
-        )
         assert isinstance(step.function, ModuleCall)
-        return Call(step.id, step.function, numbers)
+        inputs = [(read.slot.type, self._at(read.slot)) for read in step.inputs]
+        return Call(step.id, step.function, given_to(step.function, inputs))
 
-    def _compute(self, step: Step, inputs: Sequence[Value]) -> list[Value] | Fault:
+    def _compute(self, step: Step, inputs: Sequence[Value | None]) -> list[Value] | Fault:
         assert not isinstance(step.function, ModuleCall)
         try:
-            value = step.function.run(step.bound, *inputs)
+            value = step.function.run(step.bound, *(one for one in inputs if one is not None))
             return [check_value(output.slot.type, value) for output in step.outputs]
-        except (XscError, ArithmeticError, LookupError, TypeError, ValueError) as fault:
+        except (errors.XscError, ArithmeticError, LookupError, TypeError, ValueError) as fault:
             return Fault(str(fault) or type(fault).__name__)
 
-    def _settle(self, step: Step, inputs: Sequence[Value], found: list[Value] | Fault) -> None:
+    def _settle(
+        self, step: Step, inputs: tuple[Value | None, ...], found: list[Value] | Fault
+    ) -> None:
         """Record what a computation gave, and write it."""
         self._dirty.discard(step.id)
         self.stale.discard(step.id)
         if isinstance(found, Fault):
             self.errors[step.id] = found.message
-            self._mark_bad(step)
+            self._bad |= self._gives[step.id]
             return
         self.errors.pop(step.id, None)
-        self._mark_good(step)
-        given = {name: value for (name, _), value in zip(step.inputs, inputs, strict=True)}
-        outputs = {}
+        self._bad -= self._gives[step.id]
         for output, value in zip(step.outputs, found, strict=True):
-            outputs[output.name] = value
             if self._write(output.slot, value):
                 self._changed.add(output.name)
             if output.local:
                 self._pushes[output.local] = value
-        self._executed[step.id] = Executed(step.id, given, outputs)
+        self._executed[step.id] = Executed(step, inputs, tuple(found))
 
     def _end(self, frame: int) -> FrameResult:
         """Keep what local variables are from the next frame on: all at once, or nothing."""
@@ -479,17 +496,30 @@ class Execution:
         return result
 
 
-def _outputs_of_call(step: Step, found: tuple[Number, ...] | Fault) -> list[Value] | Fault:
+def _checked(variable: Variable, slot: Slot, value: Value) -> Value:
+    if variable.kind == "given" and isinstance(value, bytes):
+        # Larger than a program may make or read one: the node bounds it.
+        if len(value) > limits.GIVEN_BYTES_MAX:
+            raise errors.ArgumentInvalid(
+                f"{len(value)} bytes are over the bound of {limits.GIVEN_BYTES_MAX}"
+            )
+        return value
+    return check_value(slot.type, value)
+
+
+def place_of(program: CompiledProgram, output: Published) -> str:
+    """Return where the value of an output is kept: at its own path, or below the program's."""
+    return output.path or UserSpacePaths.result(program.hash, output.name)
+
+
+def _results_of(step: Step, found: Given | Fault) -> list[Value] | Fault:
     if isinstance(found, Fault):
         return found
     wanted = 1 + max((output.result for output in step.outputs), default=-1)
-    if len(found) != wanted:
-        return Fault(f"the module gives {len(found)} results, and {wanted} are named")
     try:
-        return [_result(output, found) for output in step.outputs]
-    except ArgumentInvalid as fault:
+        results = results_in(found)
+        if len(results) != wanted:
+            return Fault(f"the module gives {len(results)} results, and {wanted} are named")
+        return [result_as(output.slot.type, results[output.result]) for output in step.outputs]
+    except errors.XscError as fault:
         return Fault(fault.message)
-
-
-def _result(output: Published, found: tuple[Number, ...]) -> Value:
-    return from_number(output.slot.type, found[output.result])

@@ -1,4 +1,4 @@
-"""Functions that computations call: their types, and the twelve that every node has.
+"""Functions that computations call: their types, and those that every node has.
 
 A function is pure and gives one value. `T` in a signature stands for one type, the same at
 every place. The hash of a function is that of its name, version and types: who changes what a
@@ -16,9 +16,20 @@ from xsc.base.encoding import Value as Encodable
 from xsc.base.encoding import encode, tagged_sha256
 from xsc.base.errors import ArgumentInvalid, ProgramInvalid
 from xsc.programs.limits import VALUE_BYTES_MAX
-from xsc.programs.numbers import FLOATS, NUMBERS, SCALARS, TYPES, Value, format_value, same, to_f32
+from xsc.programs.numbers import (
+    FLOATS,
+    NUMBERS,
+    SCALARS,
+    TYPES,
+    Scalar,
+    Value,
+    format_value,
+    same,
+    to_f32,
+    value_bytes,
+)
 
-_VARIABLES: Final = {"T": SCALARS, "N": NUMBERS}
+_VARIABLES: Final = {"T": SCALARS, "N": NUMBERS, "V": TYPES}
 """What a type variable may stand for."""
 
 
@@ -35,6 +46,8 @@ class Function:
     params: Mapping[str, str]
     result: str
     run: Callable[..., Value]
+    merges: bool = False
+    """Whether it merges what the sources of a cell say, and leaves out those that say nothing."""
 
     @property
     def hash(self) -> bytes:
@@ -73,7 +86,7 @@ class Function:
             wanted, given = self.params.get(name) or self.params["*"], types[name]
             variable = wanted.strip("[]")
             if variable in _VARIABLES:
-                inner = given.strip("[]")
+                inner = given if variable == "V" else given.strip("[]")
                 fits = wanted.replace(variable, inner) == given and inner in _VARIABLES[variable]
                 fits = fits and bound in {"", inner}
                 bound = inner
@@ -117,8 +130,30 @@ def _join(items: tuple[str, ...], between: str) -> str:
     return between.join(items)
 
 
-def _bool(value: bool) -> int:
-    return 1 if value else 0
+def fault_of_said(merge: str, value: Value) -> str:
+    """Return why a merge rule can take nothing of what a source says, or ''."""
+    if merge != "interval":
+        return ""
+    fits = isinstance(value, tuple) and len(value) == 2 and value[0] <= value[1]  # type: ignore[operator]
+    return "" if fits else "an interval is a list of its least and its greatest number"
+
+
+def _union(type_: str, *said: tuple[Scalar, ...]) -> Value:
+    members = {value_bytes(type_, item): item for items in said for item in items}
+    return tuple(members[key] for key in sorted(members))
+
+
+def _meet(_: str, *said: Any) -> Value:  # noqa: ANN401
+    low, high = max(one[0] for one in said), min(one[1] for one in said)
+    if low > high:
+        raise ArgumentInvalid(
+            f"the sources contradict each other: at least {low}, and at most {high}"
+        )
+    return low, high
+
+
+def _merge(rule: str, type_: str, run: Callable[..., Value]) -> Function:
+    return Function(f"merge.{rule}", 1, {"*": type_}, type_, run, merges=True)
 
 
 _XY: Final = {"x": "N", "y": "N"}
@@ -127,8 +162,8 @@ BUILT_IN: Final = (
     Function("math.subtract", 1, _XY, "N", lambda t, x, y: _fit(t, x - y)),
     Function("math.multiply", 1, _XY, "N", lambda t, x, y: _fit(t, x * y)),
     Function("math.divide", 1, _XY, "N", _divide),
-    Function("compare.equal", 1, {"x": "T", "y": "T"}, "i32", lambda t, x, y: _bool(same(t, x, y))),
-    Function("compare.less", 1, {"x": "T", "y": "T"}, "i32", lambda _, x, y: _bool(x < y)),
+    Function("compare.equal", 1, {"x": "T", "y": "T"}, "i32", lambda t, x, y: int(same(t, x, y))),
+    Function("compare.less", 1, {"x": "T", "y": "T"}, "i32", lambda _, x, y: int(x < y)),
     Function(
         "compare.choose",
         1,
@@ -147,6 +182,12 @@ BUILT_IN: Final = (
         lambda _, items, between: _join(items, between),
     ),
     Function("text.of", 1, {"value": "T"}, "text", format_value),
+    _merge("last", "V", lambda _, said: said),
+    _merge("min", "N", lambda _, *said: min(said)),
+    _merge("max", "N", lambda _, *said: max(said)),
+    _merge("counter", "N", lambda t, *said: _sum(t, said)),
+    _merge("union", "[T]", _union),
+    _merge("interval", "[N]", _meet),
 )
 
 

@@ -37,8 +37,8 @@ NUMBERS: Final = (*FLOATS, *INTEGERS)
 SCALARS: Final = (*NUMBERS, "text", "bytes")
 TYPES: Final = (*SCALARS, *(f"[{scalar}]" for scalar in SCALARS))
 """All types; `[T]` is a list of T."""
-_EXPORTED: Final = {"f64": "f64", "f32": "f32", "i32": "i32", "u32": "i32", "integer": "i64"}
-"""The WebAssembly type in which a module takes and gives a value."""
+EXPORTED: Final = {"f64": "f64", "f32": "f32", "i32": "i32", "u32": "i32", "integer": "i64"}
+"""The WebAssembly type in which an export takes and gives a value; no other is taken."""
 _BIG = 2**53
 
 
@@ -336,14 +336,9 @@ def to_space(type_: str, value: Value) -> bytes:
     return value if isinstance(value, bytes) else format_value(type_, value).encode()
 
 
-def exported_type(type_: str) -> str | None:
-    """Return the WebAssembly type in which a module takes a value; None where it takes none."""
-    return _EXPORTED.get(type_)
-
-
 def to_number(type_: str, value: Value) -> Number:
     """Return a value as an argument of a module: an integer as i64, u32 as the bits of an i32."""
-    wasm = _EXPORTED[type_]
+    wasm = EXPORTED[type_]
     if type_ in FLOATS:
         bits = to_bits(type_, value)[::-1]  # type: ignore[arg-type]
     else:
@@ -358,7 +353,7 @@ def from_number(type_: str, number: Number) -> Value:
     Raises:
         ArgumentInvalid: the result is of another WebAssembly type.
     """
-    if number.type != _EXPORTED.get(type_):
+    if number.type != EXPORTED.get(type_):
         raise ArgumentInvalid(f"the module gives an {number.type}, which is no {type_}")
     if type_ in FLOATS:
         return as_float(struct.unpack(FLOATS[type_], number.bits[::-1])[0], type_)

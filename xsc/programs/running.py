@@ -8,31 +8,64 @@ and provenance in one write of the space. What changes meanwhile is read by the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from xsc.api.programs import Results, State
 from xsc.base.clock import Clock
-from xsc.base.errors import NotFound, XscError
+from xsc.base.encoding import encode
+from xsc.base.errors import NotFound, StoreDamaged, XscError
 from xsc.base.ids import to_text
 from xsc.base.log import Log
 from xsc.identity.envelope import Signed
+from xsc.programs import limits
 from xsc.programs.compile import CompiledProgram
 from xsc.programs.document import ModuleCall, Variable
-from xsc.programs.evaluations import evaluations_of
-from xsc.programs.frame import Call, Execution, Fault, FrameResult, external_value
-from xsc.programs.limits import BACK_OFF_MS, BACK_OFF_MS_MAX, GIVEN_BYTES_MAX, OWN_FRAMES_MAX
-from xsc.programs.numbers import Value, format_value, same
-from xsc.programs.pace import Pace
-from xsc.programs.ports import Peers, Recorder, Sandbox
+from xsc.programs.frame import (
+    Call,
+    Execution,
+    Fault,
+    FrameResult,
+    Given,
+    external_value,
+    place_of,
+)
+from xsc.programs.numbers import Value, format_value, to_space
+from xsc.programs.provenance import Recorder, Sources
 from xsc.programs.runtime import RuntimeState
-from xsc.programs.writes import Writes
+from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change, Entry, SpaceRecord
-from xsc.terms.execution import Number
 
 LOAD_MS = 10_000
 """How long a frame waits for a large value of a peer, which does not come with its record."""
+HOUR_MS = 3_600_000
+
+
+class Peers(Protocol):
+    """Who is followed, and for what."""
+
+    def watch(self, owner: bytes, prefix: str) -> None:
+        """Follow a prefix of a peer until `unwatch`."""
+
+    def unwatch(self, owner: bytes, prefix: str) -> None:
+        """End one `watch`."""
+
+    async def read(self, owner: bytes, path: str) -> Entry:
+        """Return what is at a path of a peer, asked for there, or raise NotFound."""
+
+
+class Sandbox(Protocol):
+    """Runs modules."""
+
+    async def call(self, module: bytes, call: Call) -> tuple[Given | Fault, bytes]:
+        """Return what a module gives, or why there is nothing, and the receipt if there is one.
+
+        The run is bounded by the fuel, memory and time that the call names.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +82,77 @@ class Ports:
     log: Log
 
 
-class RunningProgram:
-    """A program between its activation and its deactivation.
+@dataclass(slots=True)
+class Pace:
+    """The writes of one program within the last hour, by a clock that never goes back.
+
+    Beyond a number of them it backs off, each pause twice the last, so that programs that feed
+    each other do not keep two nodes busy for ever.
+    """
+
+    _written_ms: deque[int] = field(
+        default_factory=lambda: deque(maxlen=limits.PUBLICATIONS_AN_HOUR_MAX)
+    )
+    _doublings: int = 0
+
+    def pause_ms(self, now_ms: int) -> int:
+        """Return how long the program must still wait for its next frame."""
+        written = self._written_ms
+        if len(written) < limits.PUBLICATIONS_AN_HOUR_MAX or written[0] <= now_ms - HOUR_MS:
+            self._doublings = 0
+            return 0
+        pause_ms = min(limits.BACK_OFF_MS << self._doublings, limits.BACK_OFF_MS_MAX)
+        return max(0, written[-1] + pause_ms - now_ms)
+
+    def wrote(self, now_ms: int) -> None:
+        """Count a write."""
+        written = self._written_ms
+        full = len(written) == limits.PUBLICATIONS_AN_HOUR_MAX
+        if full and written[0] > now_ms - HOUR_MS:
+            self._doublings = min(self._doublings + 1, 20)
+        written.append(now_ms)
+
+
+class Writes(dict[str, "bytes | None"]):
+    """The values of one write of the own space, by path; None deletes.
+
+    It is the only place that knows where a program's values go.
+    """
+
+    def register_program(self, program: bytes, document: bytes) -> None:
+        """Keep the definition of a program."""
+        self[UserSpacePaths.program(program)] = document
+
+    def activate_program(self, program: bytes, document_id: str) -> None:
+        """Mark a program as active."""
+        self[UserSpacePaths.active_program(program)] = document_id.encode()
+
+    def write_variable(self, program: bytes, variable: Variable, value: Value) -> None:
+        """Keep what a variable was given; what is too large for that is not kept."""
+        raw = to_space(variable.type, value)
+        path = UserSpacePaths.variable(program, variable.name)
+        self[path] = raw if len(raw) <= limits.VALUE_BYTES_MAX else None
+
+    def write_state(self, program: bytes, frame: int, saved: bytes) -> None:
+        """Keep how a program stands after a frame (`Execution.save`)."""
+        self[UserSpacePaths.state(program)] = encode([frame, saved])
+
+    def write_output(self, path: str, type_: str, value: Value) -> None:
+        """Publish an output as text, at its declared path, or keep it where it has none."""
+        self[path] = to_space(type_, value)
+
+    def write_provenance(self, written: Mapping[str, bytes]) -> None:
+        """Keep where outputs came from, as the recorder returned it: values by path."""
+        self.update(written)
+
+    def register_subscription(self, path: str, programs: Iterable[bytes]) -> None:
+        """List at a path which programs subscribe to something; without any, no more."""
+        names = sorted(map(to_text, programs))
+        self[path] = json.dumps(names).encode() if names else None
+
+
+class Frames:
+    """The frames of one program, and what is kept of them in the own space.
 
     Raises:
         StoreDamaged: what was kept of it does not fit it.
@@ -59,86 +161,256 @@ class RunningProgram:
     def __init__(
         self,
         program: CompiledProgram,
-        ports: Ports,
-        modules: Mapping[bytes, bytes],
+        space: Space,
+        recorder: Recorder,
         swapped: RuntimeState | None = None,
     ) -> None:
         self.program = program
         self.fault = ""
-        """Why it does not run on, though it is active."""
-        self.oscillates = False
+        """Why it does not run, or ''."""
         self.publications = 0
+        self.space = space
+        self.recorder = recorder
+        self._saved: bytes | None = None
+        """How it stood when it was written last."""
+        self._saving = b""
+        self.execution: Execution
+        self._begin(swapped)
+
+    def _begin(self, swapped: RuntimeState | None = None) -> None:
+        """Go on from what the last written frame has kept."""
+        self.execution = Execution.begin(self.program, swapped)
+        raw = self._kept(UserSpacePaths.state(self.program.hash))
+        self._saved = None if raw is None else self.execution.restore(raw, self._kept)
+        for name, (variable, _) in self.program.variables.items():
+            if variable.kind == "given":
+                given = self._kept(UserSpacePaths.variable(self.program.hash, name))
+                self.execution.keep(name, external_value(variable, given))
+
+    def _kept(self, path: str) -> bytes | None:
+        try:
+            return self.space.get(path).value
+        except NotFound:
+            return None
+
+    def frame_writes(
+        self,
+        result: FrameResult,
+        given: Mapping[str, Value],
+        sources: Sources,
+        receipts: Mapping[str, bytes],
+    ) -> dict[str, bytes | None]:
+        """Return what is to be written of a frame, by path: all together, or nothing.
+
+        Args:
+            result: of the frame.
+            given: values that the user or the node gave to variables.
+            sources: what other variables were read from.
+            receipts: of modules, by computation.
+        """
+        program, writes = self.program, Writes()
+        for name, value in given.items():
+            variable, _ = program.variables[name]
+            if variable.kind != "local":
+                writes.write_variable(program.hash, variable, value)
+        for path, raw in list(writes.items()):
+            if raw == self._kept(path):
+                del writes[path]
+        self._saving = self.execution.save()
+        if self._saving != self._saved:
+            writes.write_state(program.hash, result.frame, self._saving)
+        for ran in result.executed:
+            for output, value in zip(ran.step.outputs, ran.outputs, strict=True):
+                if output.name in result.changed:
+                    writes.write_output(place_of(program, output), output.slot.type, value)
+        if result.executed:
+            writes.write_provenance(self.recorder.record(program, result, sources, receipts))
+        return writes
+
+    def wrote(self) -> None:
+        """Go on from what was written."""
+        self._saved = self._saving
+        self.publications += 1
+
+    def undo(self, fault: str = "") -> None:
+        """Begin again from what was written last; `fault` says why it was not written."""
+        self.recorder.forget(self.program.hash)
+        self._begin()
+        self.fault = self.fault or fault
+
+    def shown(self, *, state: State, built_in: bool, bytes_max: int) -> Results:
+        """Return what it computed last, as text; of longer bytes their number."""
+
+        def text(type_: str, value: Value | None) -> str | None:
+            if isinstance(value, bytes) and len(value) > bytes_max:
+                return f"({len(value)} bytes)"
+            return None if value is None else format_value(type_, value)
+
+        program, execution = self.program, self.execution
+        outputs = {o.name: o for step in program.steps for o in step.outputs if not step.is_hidden}
+        return Results(
+            id=program.program.document.id,
+            hash=to_text(program.hash),
+            state=state,
+            frame=execution.runtime.frame_id,
+            fault=self.fault,
+            publications=self.publications,
+            built_in=built_in,
+            variables={
+                name: text(slot.type, execution.value(name))
+                for name, slot in sorted(program.names.items())
+            },
+            outputs={
+                name: text(output.slot.type, execution.output(name))
+                for name, output in sorted(outputs.items())
+            },
+            errors=dict(sorted(execution.errors.items())),
+            stale=sorted(execution.stale),
+        )
+
+
+class ServedProgram(Frames):
+    """A program that comes with XSC: the service whose rule it is asks for its frames.
+
+    Its variables are given or local, and it calls no module. The service gives it all that it
+    reads, and writes what a frame gives together with its own values.
+    """
+
+    def __init__(self, program: CompiledProgram, space: Space, recorder: Recorder) -> None:
+        self._is_damaged = False
+        self._result: FrameResult | None = None
+        self._given: Mapping[str, Value] = {}
+        super().__init__(program, space, recorder)
+
+    def _begin(self, swapped: RuntimeState | None = None) -> None:
+        try:
+            super()._begin(swapped)
+        except StoreDamaged as fault:
+            self._is_damaged, self.fault = True, f"{fault.code}: {fault.message}"
+        self._result = None
+
+    def run(self, given: Mapping[str, Value]) -> dict[str, Value] | None:
+        """Run a frame, and return its outputs by name; None where it fails, and `fault` says why.
+
+        Args:
+            given: values of variables.
+        """
+        if self._is_damaged:
+            return None
+        self._given, self._result = given, self.execution.run(given)
+        if errors := self.execution.errors:
+            name, message = min(errors.items())
+            self._begin()  # the next frame runs what this one did, too
+            self.fault = f"{name}: {message}"
+            return None
+        self.fault = ""
+        names = [output.name for step in self.program.steps for output in step.outputs]
+        return {name: self.execution.output(name) for name in names}  # type: ignore[misc]
+
+    def writes(self) -> dict[str, bytes | None]:
+        """Return what is to be written of the last frame, by path.
+
+        Call `wrote` once it is written, and `undo` where it was not.
+        """
+        assert self._result is not None, "a frame was run"
+        return self.frame_writes(self._result, self._given, {}, {})
+
+    def results(self) -> Results:
+        """Return what it computed last, as text."""
+        state: State = "failed" if self.fault else "active"
+        return self.shown(state=state, built_in=True, bytes_max=limits.INPUT_INLINE_BYTES_MAX)
+
+
+class RunningProgram(Frames):
+    """A program between its activation and its deactivation."""
+
+    def __init__(
+        self,
+        program: CompiledProgram,
+        ports: Ports,
+        modules: Mapping[bytes, bytes],
+        swapped: RuntimeState | None = None,
+    ) -> None:
+        self.oscillates = False
         self._ports = ports
         self._modules = modules
         self._pace = Pace()
         self._lock = asyncio.Lock()
         self._woken = asyncio.Event()
         self._told = asyncio.Event()
-        self._pending: set[str] = set()
+        self._pending: dict[str, Change | None] = {}
+        """Variables that have changed, with the change where it brought the value."""
         self._set: dict[str, Value] = {}
         self._sources: dict[str, tuple[bytes, Signed[SpaceRecord]]] = {}
         """Of each variable that had a value at the last frame: the owner and the record of it."""
         self._outside = True
         """Whether something else than its own outputs has changed since the last frame."""
         self._own_frames = 0
-        self._own_frames_max = OWN_FRAMES_MAX + max(
-            (variable.size for variable, _ in program.variables.values()), default=1
-        )
+        variables = [variable for variable, _ in program.variables.values()]
+        longest = max((variable.size for variable in variables), default=1)
+        self._own_frames_max = limits.OWN_FRAMES_MAX + longest
         self._writing: Mapping[str, bytes | None] = {}
-        self._fetched = [
-            variable for variable, _ in program.variables.values() if variable.kind == "fetch"
-        ]
-        self.subscribed: dict[tuple[bytes, str], list[str]] = {}
-        """Variables by owner and path."""
-        for variable, _ in program.variables.values():
-            if variable.kind == "subscription":
-                key = (self._owner(variable), variable.path)
-                self.subscribed.setdefault(key, []).append(variable.name)
-        self._begin(swapped)
+        self._owner = ports.space.owner
+        self._fetched = [variable.name for variable in variables if variable.kind == "fetch"]
+        self.subscribed = subscriptions_of(program, self._owner)
+        self._last: dict[str, list[str]] = {}
+        """The sources of each cell that is what was said last: subscriptions by cell."""
+        for variable in variables:
+            if variable.merge == "last":
+                cell = variable.name.partition(".")[0]
+                self._last.setdefault(cell, []).append(variable.name)
+        super().__init__(program, ports.space, ports.recorder, swapped)
 
-    def _owner(self, variable: Variable) -> bytes:
-        return variable.owner if isinstance(variable.owner, bytes) else self._ports.space.owner
+    def _owner_of(self, variable: Variable) -> bytes:
+        return variable.owner if isinstance(variable.owner, bytes) else self._owner
 
     def _begin(self, swapped: RuntimeState | None = None) -> None:
         """Go on from what the last frame wrote; what has changed since is pending."""
-        program = self.program
-        execution = self.execution = Execution.begin(program, swapped)
-        self._flags = execution.go_on(self._kept)
-        for names in self.subscribed.values():
-            for name in names:
-                variable, slot = program.variables[name]
-                entry = self._have(variable)
-                found = external_value(variable, entry.value if entry else None)
-                old = execution.errors.get(name) or execution.value(name)
-                if isinstance(found, Fault):
-                    equal = old == found.message
-                else:
-                    equal = old is not None and name not in execution.errors
-                    equal = equal and same(slot.type, old, found)  # type: ignore[arg-type]
-                if equal:
-                    self._note_source(variable, entry)
-                else:
-                    self._pending.add(name)
-        if self._pending or execution.waits():
+        super()._begin(swapped)
+        read: dict[str, Entry | Fault | None] = {
+            name: self._have(variable)
+            for name, (variable, _) in self.program.variables.items()
+            if variable.kind not in {"local", "given"}
+        }
+        for name, value in self._values_of(read).items():
+            variable, _ = self.program.variables[name]
+            if not self.execution.keep(name, value) and variable.kind == "subscription":
+                self._pending[name] = None
+        if self._pending or self.execution.waits():
             self._outside = True
             self._woken.set()
 
-    def _note_source(self, variable: Variable, entry: Entry | None) -> None:
-        self._sources.pop(variable.name, None)
-        if entry is not None and entry.value is not None:
-            self._sources[variable.name] = self._owner(variable), entry.signed
-
-    def _kept(self, path: str) -> bytes | None:
-        try:
-            return self._ports.space.get(path).value
-        except NotFound:
-            return None
-
     def _have(self, variable: Variable) -> Entry | None:
+        path = variable.path
+        if variable.kind == "value":
+            path = UserSpacePaths.variable(self.program.hash, variable.name)
         try:
-            return self._ports.space.get(variable.path, self._owner(variable))
+            return self.space.get(path, self._owner_of(variable))
         except NotFound:
             return None
+
+    def _values_of(self, read: Mapping[str, Entry | Fault | None]) -> dict[str, Value | Fault]:
+        """Return the values of variables by what was read, and note where they are from."""
+        found: dict[str, Value | Fault] = {}
+        for name, entry in read.items():
+            variable, _ = self.program.variables[name]
+            self._sources.pop(name, None)
+            if isinstance(entry, Fault):
+                found[name] = entry
+                continue
+            raw = None if entry is None else entry.value
+            found[name] = external_value(variable, raw)
+            if entry is not None and raw is not None:
+                self._sources[name] = self._owner_of(variable), entry.signed
+        for parts in self._last.values():
+            said = {
+                name: self._sources[name][1]
+                for name in parts
+                if name in found and not isinstance(found[name], Fault)
+            }
+            for name in said.keys() - {latest(said)}:
+                found[name] = Fault("")
+        return found
 
     # What others see
 
@@ -155,25 +427,16 @@ class RunningProgram:
 
     def results(self) -> Results:
         """Return what it computed last, as text."""
-        return shown_of(
-            self.execution,
-            state=self.state,
-            fault=self.fault,
-            publications=self.publications,
-            built_in=False,
-        )
+        return self.shown(state=self.state, built_in=False, bytes_max=limits.GIVEN_BYTES_MAX)
 
     async def changed(self) -> None:
         """Return after the next frame, or when it comes to another state."""
         await self._told.wait()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Wake who waits for a change: there was one, or there is none any more."""
         self._told.set()
         self._told = asyncio.Event()
-
-    def end(self) -> None:
-        """Wake who waits for a change: there is none any more."""
-        self._tell()
 
     # What changes
 
@@ -183,12 +446,15 @@ class RunningProgram:
         if names is None:
             return
         own = (
-            change.owner == self._ports.space.owner
+            change.owner == self._owner
             and change.path in self._writing
             and self._writing[change.path] == change.value
         )
         self._outside = self._outside or not own
-        self._pending.update(names)
+        for name in names:
+            # What a cell is that says what was said last, is seen from all its sources.
+            self._pending.update(dict.fromkeys(self._last.get(name.partition(".")[0], ())))
+            self._pending[name] = change if change.loaded else None
         self._woken.set()
 
     async def set_variable(self, name: str, value: Value) -> FrameResult:
@@ -201,7 +467,7 @@ class RunningProgram:
     async def run(self) -> None:
         """Run frames as values change, until cancelled."""
         clock = self._ports.clock
-        retry_ms = BACK_OFF_MS
+        retry_ms = limits.BACK_OFF_MS
         while True:
             await self._woken.wait()
             pause_ms = self._pace.pause_ms(clock.monotonic_ms())
@@ -209,19 +475,19 @@ class RunningProgram:
                 self._ports.log.info(
                     "program.backs_off", program=self.program.hash, pause_ms=pause_ms
                 )
-                self._tell()
+                self.tell()
             await clock.sleep_ms(max(self.program.program.document.debounce_ms, pause_ms))
             try:
                 await self._execute(by_hand=False)
-                retry_ms = BACK_OFF_MS
+                retry_ms = limits.BACK_OFF_MS
             except XscError as fault:
                 self.fault = f"{fault.code}: {fault.message}"
                 self._ports.log.warning(
                     "program.failed", program=self.program.hash, code=fault.code
                 )
-                self._tell()
+                self.tell()
                 await clock.sleep_ms(retry_ms)
-                retry_ms = min(2 * retry_ms, BACK_OFF_MS_MAX)
+                retry_ms = min(2 * retry_ms, limits.BACK_OFF_MS_MAX)
 
     async def execute(self) -> FrameResult:
         """Run a frame now, over all that has changed.
@@ -247,40 +513,36 @@ class RunningProgram:
                     "its own outputs alone; it goes on when another input changes"
                 )
                 self._ports.log.warning("program.oscillates", program=self.program.hash)
-                self._tell()
+                self.tell()
                 return None
-            pending, self._pending = self._pending, set()
+            pending, self._pending = self._pending, {}
             given, self._set = self._set, {}
             self._outside = False
             try:
                 result = await self._frame(pending, given)
             except BaseException:
                 # What was not written did not happen: the next frame begins from what was.
-                self._pending |= pending
+                self._pending = pending | self._pending
                 self._set = given | self._set
                 self._outside = True
                 self._woken.set()
-                self._ports.recorder.forget(self.program.hash)
-                self._begin()
+                self.undo()
                 raise
             self.fault = ""
             if result.again:
                 self._woken.set()
-        self._tell()
+        self.tell()
         return result
 
-    async def _frame(self, pending: set[str], given: Mapping[str, Value]) -> FrameResult:
-        externals: dict[str, Value | Fault] = dict(given)
-        read = [self.program.variables[name][0] for name in sorted(pending)] + self._fetched
-        for variable, entry in zip(read, await asyncio.gather(*map(self._read, read)), strict=True):
-            fault = entry if isinstance(entry, Fault) else None
-            found = entry if isinstance(entry, Entry) else None
-            self._note_source(variable, found)
-            externals[variable.name] = fault or external_value(
-                variable, found.value if found else None
-            )
+    async def _frame(
+        self, pending: Mapping[str, Change | None], given: Mapping[str, Value]
+    ) -> FrameResult:
+        changes = dict(pending) | dict.fromkeys(self._fetched)
+        names = sorted(changes)
+        entries = await asyncio.gather(*(self._read(name, changes[name]) for name in names))
+        read = dict(zip(names, entries, strict=True))
+        frame = self.execution.frame({**self._values_of(read), **given})
         receipts: dict[str, bytes] = {}
-        frame = self.execution.frame(externals)
         results = None
         try:
             while True:
@@ -292,24 +554,31 @@ class RunningProgram:
                 results = [found for found, _ in done]
         except StopIteration as stopped:
             result: FrameResult = stopped.value
-        await self._write(externals, result, receipts)
+        self._writing = self.frame_writes(result, given, self._sources, receipts)
+        if self._writing:
+            try:
+                await self.space.put_all(self._writing)
+            finally:
+                self._writing = {}
+            self._pace.wrote(self._ports.clock.monotonic_ms())
+            self.wrote()
         return result
 
-    async def _call(self, call: Call) -> tuple[tuple[Number, ...] | Fault, bytes]:
+    async def _call(self, call: Call) -> tuple[Given | Fault, bytes]:
         assert isinstance(call.call.module, bytes), "a resolved program names modules by hash"
         return await self._ports.sandbox.call(self._modules[call.call.module], call)
 
-    async def _read(self, variable: Variable) -> Entry | Fault | None:
+    async def _read(self, name: str, change: Change | None) -> Entry | Fault | None:
         """Return the newest record for a variable; None where there is none."""
-        owner, own = self._owner(variable), self._ports.space.owner
-        if variable.kind == "subscription" or owner == own:
+        variable, _ = self.program.variables[name]
+        owner, wait_ms = self._owner_of(variable), variable.wait_ms
+        if variable.kind != "fetch" or owner == self._owner:
+            if change is not None:
+                return None if change.signed is None else Entry(change.signed, change.value)
             entry = self._have(variable)
-            whole = entry is None or entry.value is not None
-            if whole or entry is None or entry.signed.record.digest is None:
+            if entry is None or entry.value is not None or entry.signed.record.digest is None:
                 return entry
             wait_ms = LOAD_MS
-        else:
-            wait_ms = variable.wait_ms
         asked = asyncio.ensure_future(self._ports.peers.read(owner, variable.path))
         late = asyncio.ensure_future(self._ports.clock.sleep_ms(wait_ms))
         try:
@@ -326,67 +595,32 @@ class RunningProgram:
             return Fault(f"the value at '{variable.path}' is not on this node")
         return entry
 
-    async def _write(
-        self, externals: Mapping[str, object], result: FrameResult, receipts: Mapping[str, bytes]
-    ) -> None:
-        program, execution, writes = self.program, self.execution, Writes()
-        entered = {
-            name
-            for name, (variable, _) in program.variables.items()
-            if name in externals or variable.kind == "local" or not self._flags
-        }
-        writes.write_frame(execution, result, entered, self._flags, self._kept)
-        if result.executed:
-            made = evaluations_of(program, result, self._sources, receipts)
-            writes.write_provenance(self._ports.recorder.record(program, made))
-        if writes.values:
-            self._writing = writes.values
-            try:
-                await self._ports.space.put_all(writes.values)
-            finally:
-                self._writing = {}
-            self._pace.wrote(self._ports.clock.monotonic_ms())
-            self.publications += 1
-        self._flags = execution.flags()
+
+def latest(said: Mapping[str, Signed[SpaceRecord]]) -> str | None:
+    """Return which of several records was written last; None where there is none.
+
+    Only those count that no other follows by its stamp. Of several, concurrent ones, the last by
+    date counts, then the one with the greater id. Comparing two at a time would not do: with
+    skewed clocks three can each be later than the next.
+    """
+    ends = [
+        (signed.record.written_ms, signed.id, name)
+        for name, signed in said.items()
+        if not any(
+            signed.record.causality.before(other.record.causality) for other in said.values()
+        )
+    ]
+    return max(ends)[2] if ends else None
 
 
-def shown_of(
-    execution: Execution,
-    *,
-    state: State,
-    fault: str,
-    publications: int,
-    built_in: bool,
-    bytes_max: int = GIVEN_BYTES_MAX,
-) -> Results:
-    """Return what a program computed last, as text; of longer bytes their number."""
-
-    def text(type_: str, value: Value | None) -> str | None:
-        if isinstance(value, bytes) and len(value) > bytes_max:
-            return f"({len(value)} bytes)"
-        return None if value is None else format_value(type_, value)
-
-    program = execution.program
-    outputs = {o.name: o for step in program.steps for o in step.outputs}
-    return Results(
-        id=program.program.document.id,
-        hash=to_text(program.hash),
-        state=state,
-        frame=execution.runtime.frame_id,
-        fault=fault,
-        publications=publications,
-        built_in=built_in,
-        variables={
-            name: text(slot.type, execution.value(name))
-            for name, slot in sorted(program.names.items())
-        },
-        outputs={
-            name: text(output.slot.type, execution.output(name))
-            for name, output in sorted(outputs.items())
-        },
-        errors=dict(sorted(execution.errors.items())),
-        stale=sorted(execution.stale),
-    )
+def subscriptions_of(program: CompiledProgram, own: bytes) -> dict[tuple[bytes, str], list[str]]:
+    """Return the variables of a program that follow something, by owner and path."""
+    found: dict[tuple[bytes, str], list[str]] = {}
+    for name, (variable, _) in program.variables.items():
+        if variable.kind == "subscription":
+            owner = variable.owner if isinstance(variable.owner, bytes) else own
+            found.setdefault((owner, variable.path), []).append(name)
+    return found
 
 
 def modules_of(program: CompiledProgram) -> frozenset[bytes]:

@@ -8,43 +8,40 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import fields
-from typing import Literal
+from typing import Any
 
-from xsc.api.programs import Program, Results
+from xsc.api.programs import Program, Results, State
+from xsc.base import errors
 from xsc.base.clock import Executor
-from xsc.base.errors import (
-    ArgumentInvalid,
-    NotFound,
-    PeerUnknown,
-    ProgramInvalid,
-    SpaceExhausted,
-    StoreDamaged,
-    TooLarge,
-    XscError,
-)
 from xsc.base.ids import from_text, short, to_text
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import MODULE_BYTES_MAX
+from xsc.programs import limits
 from xsc.programs.compile import CompiledProgram, compile_program
-from xsc.programs.document import Document, parse, portable, resolve
-from xsc.programs.frame import Call, Fault, FrameResult
+from xsc.programs.document import Document, Form, naming, parse, portable, resolve
+from xsc.programs.frame import Call, Fault, FrameResult, Given
 from xsc.programs.functions import Function, Functions
-from xsc.programs.limits import PROGRAM_MODULES_BYTES_MAX, PROGRAMS_MAX
-from xsc.programs.numbers import parse_value
-from xsc.programs.ports import Start
-from xsc.programs.running import Ports, RunningProgram, modules_of
+from xsc.programs.numbers import Value, check_value, parse_value, to_space
+from xsc.programs.running import (
+    Ports,
+    RunningProgram,
+    ServedProgram,
+    Writes,
+    modules_of,
+    subscriptions_of,
+)
 from xsc.programs.runtime import RuntimeState, hot_swap
-from xsc.programs.served import ServedProgram
-from xsc.programs.text import Form
 from xsc.programs.why import Step, replay
-from xsc.programs.writes import Writes
 from xsc.space.paths import UserSpacePaths
+from xsc.space.port import Space
 from xsc.space.record import Change
-from xsc.terms.execution import Number
 
 MODULE = b"programs/module/"
+Start = Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]]
+"""Runs a named loop in the background until its task is cancelled."""
 
 
 class ComputeRuntimeManager:
@@ -100,11 +97,12 @@ class ComputeRuntimeManager:
         for record in rows:
             program = from_text(record.path.rpartition("/")[2])
             try:
-                compiled = self._compile(parse(self._document(program), "json"))
+                document = self._space.get(record.path).value or b""
+                compiled = self._compile(parse(document, "json"))
                 if compiled.hash != program:
-                    raise StoreDamaged("its document has another hash")
+                    raise errors.StoreDamaged("its document has another hash")
                 self._registered[program] = compiled
-            except XscError as fault:
+            except errors.XscError as fault:
                 self._failed[program] = f"{fault.code}: {fault.message}"
                 self._ports.log.warning("program.not_read", program=program, code=fault.code)
         active = sorted(self._space.ls(UserSpacePaths.ACTIVE), key=lambda record: record.sequence)
@@ -134,9 +132,6 @@ class ComputeRuntimeManager:
         self._served[program.hash] = served
         return served
 
-    def _document(self, program: bytes) -> bytes:
-        return self._space.get(UserSpacePaths.program(program)).value or b""
-
     def _compile(
         self,
         document: Document,
@@ -149,7 +144,8 @@ class ComputeRuntimeManager:
 
     def _heard(self, change: Change) -> None:
         for program in self._readers.get((change.owner, change.path), ()):
-            self._running[program].heard(change)
+            if program in self._running:
+                self._running[program].heard(change)
 
     # The registry
 
@@ -171,7 +167,7 @@ class ComputeRuntimeManager:
         given = dict(modules or {})
         for name, module in given.items():
             if len(module) > MODULE_BYTES_MAX:
-                raise TooLarge(
+                raise errors.TooLarge(
                     f"the module '{name}' is over its bound of {MODULE_BYTES_MAX} bytes",
                     hint="build it smaller: without debug information, optimised for size",
                 )
@@ -179,32 +175,25 @@ class ComputeRuntimeManager:
         for name in document.owners:
             try:
                 nodes[name] = self._ports.find(name)
-            except (PeerUnknown, ArgumentInvalid) as fault:
-                variable = next(v for v in document.variables if v.owner == name)
-                place = ("variables", variable.name, "owner")
-                raise document.fault(place, fault.message) from None
+            except (errors.PeerUnknown, errors.ArgumentInvalid) as fault:
+                raise document.fault(naming(document, name), fault.message) from None
         compiled = self._compile(document, nodes, given)
         kept = portable(raw, form, compiled.program)
-        for variable in compiled.program.document.variables:
-            self._check_place(compiled, variable.name)
+        for (owner, path), names in subscriptions_of(compiled, self._space.owner).items():
+            try:
+                self._listed_at(owner, path)
+            except errors.ArgumentInvalid as fault:
+                place = ("variables", names[0].partition(".")[0], "path")
+                raise document.fault(place, fault.message) from None
         async with self._lock:
             await self._keep(compiled, kept, given)
         return compiled.hash
 
-    def _check_place(self, compiled: CompiledProgram, name: str) -> None:
-        """Refuse a path whose subscription could not be listed: it would be too long."""
-        variable = next(v for v in compiled.program.document.variables if v.name == name)
-        if variable.kind != "subscription":
-            return
-        owner = variable.owner
-        try:
-            if isinstance(owner, bytes) and owner != self._space.owner:
-                UserSpacePaths.peer_subscription(owner, variable.path)
-            else:
-                UserSpacePaths.local_subscription(variable.path)
-        except ArgumentInvalid as fault:
-            place = ("variables", name, "path")
-            raise compiled.program.document.fault(place, fault.message) from None
+    def _listed_at(self, owner: bytes, path: str) -> str:
+        """Return where it is listed who subscribes to a path."""
+        if owner == self._space.owner:
+            return UserSpacePaths.local_subscription(path)
+        return UserSpacePaths.peer_subscription(owner, path)
 
     async def _keep(
         self, compiled: CompiledProgram, kept: bytes, modules: Mapping[str, bytes]
@@ -213,12 +202,12 @@ class ComputeRuntimeManager:
         if program in self._registered:
             return
         dropped = None
-        if len(self._registered) + len(self._failed.keys() - {program}) >= PROGRAMS_MAX:
-            idle = (old for old in self._registered if old not in self._running)
+        if len(self._registered) + len(self._failed.keys() - {program}) >= limits.PROGRAMS_MAX:
+            idle = (old for old in self._registered if not self._is_marked(old))
             dropped = next(idle, None) or next(iter(self._failed), None)
             if dropped is None:
-                raise SpaceExhausted(
-                    f"{PROGRAMS_MAX} programs are active, which is all that a node runs",
+                raise errors.SpaceExhausted(
+                    f"{limits.PROGRAMS_MAX} programs are active, which is all that a node runs",
                     hint="deactivate one: xsc program deactivate HASH",
                 )
         needed = modules_of(compiled)
@@ -229,10 +218,9 @@ class ComputeRuntimeManager:
         have = {
             digest: raw for digest, raw in {**self._modules, **brought}.items() if digest in needed
         }
-        if sum(map(len, have.values())) > PROGRAM_MODULES_BYTES_MAX:
-            raise SpaceExhausted(
-                f"the modules of all programs take more than {PROGRAM_MODULES_BYTES_MAX} bytes"
-            )
+        most = limits.PROGRAM_MODULES_BYTES_MAX
+        if sum(map(len, have.values())) > most:
+            raise errors.SpaceExhausted(f"the modules of all programs take more than {most} bytes")
         # Modules first: a program is never registered without them.
         added = [(MODULE + d, raw) for d, raw in have.items() if d not in self._modules]
         if added:
@@ -241,9 +229,10 @@ class ComputeRuntimeManager:
         writes = Writes()
         writes.register_program(program, kept)
         if dropped is not None:
-            self._forget_kept(writes, dropped)
-            writes.delete(UserSpacePaths.program(dropped))
-        await self._space.put_all(writes.values)
+            writes[UserSpacePaths.program(dropped)] = None
+            for kept_at in (UserSpacePaths.kept, UserSpacePaths.program_provenance):
+                writes.update({record.path: None for record in self._space.ls(kept_at(dropped))})
+        await self._space.put_all(writes)
         if dropped is not None:
             self._ports.recorder.forget(dropped)
             self._registered.pop(dropped, None)
@@ -257,12 +246,6 @@ class ComputeRuntimeManager:
         self._registered[program] = compiled
         self._failed.pop(program, None)
 
-    def _forget_kept(self, writes: Writes, program: bytes) -> None:
-        """Delete what was kept of a program from frame to frame."""
-        for prefix in (UserSpacePaths.kept(program), UserSpacePaths.program_provenance(program)):
-            for record in self._space.ls(prefix):
-                writes.delete(record.path)
-
     async def activate(self, program: bytes) -> None:
         """Run a registered program from now on. Other versions of it go on until deactivated.
 
@@ -274,14 +257,15 @@ class ComputeRuntimeManager:
             compiled = self._get(program)
             if program in self._running:
                 return
-            running = RunningProgram(compiled, self._ports, self._modules, self._swapped(compiled))
+            swapped = self._swapped(compiled)
+            running = RunningProgram(compiled, self._ports, self._modules, swapped)
             writes = Writes()
             writes.activate_program(program, compiled.program.document.id)
-            for name, (variable, _) in compiled.variables.items():
-                if variable.kind == "local":  # what it took over from another version
-                    writes.write_variable(program, name, running.execution.save_variable(name))
-            self._list_subscriptions(writes, running, program, active=True)
-            await self._space.put_all(writes.values)
+            if swapped is not None:
+                frame = running.execution.runtime.frame_id
+                writes.write_state(program, frame, running.execution.save())
+            self._list_subscriptions(writes, program, active=True)
+            await self._space.put_all(writes)
             self._run(program, running)
 
     def _swapped(self, compiled: CompiledProgram) -> RuntimeState | None:
@@ -295,34 +279,29 @@ class ComputeRuntimeManager:
 
     def _get(self, program: bytes) -> CompiledProgram:
         if program in self._served:
-            raise ArgumentInvalid("the program comes with XSC, which runs it by itself")
+            raise errors.ArgumentInvalid("the program comes with XSC, which runs it by itself")
         if program in self._failed:
-            raise ProgramInvalid(f"the program cannot run here: {self._failed[program]}")
+            raise errors.ProgramInvalid(f"the program cannot run here: {self._failed[program]}")
         try:
             return self._registered[program]
         except KeyError:
-            raise NotFound(
+            raise errors.NotFound(
                 f"no program {short(program)} is registered",
                 hint="register it: xsc program register",
             ) from None
 
-    def _list_subscriptions(
-        self, writes: Writes, running: RunningProgram, program: bytes, *, active: bool
-    ) -> None:
-        for owner, path in running.subscribed:
+    def _list_subscriptions(self, writes: Writes, program: bytes, *, active: bool) -> None:
+        for owner, path in subscriptions_of(self._registered[program], self._space.owner):
             readers = self._readers.get((owner, path), set())
             listed = readers | {program} if active else readers - {program}
-            if owner == self._space.owner:
-                writes.register_local_subscription(path, listed)
-            else:
-                writes.register_peer_subscription(owner, path, listed)
+            writes.register_subscription(self._listed_at(owner, path), listed)
 
     def _run(self, program: bytes, running: RunningProgram | None = None) -> None:
         try:
             running = running or RunningProgram(
                 self._registered[program], self._ports, self._modules
             )
-        except StoreDamaged as fault:
+        except errors.StoreDamaged as fault:
             self._failed[program] = f"{fault.code}: {fault.message}"
             self._ports.log.warning("program.not_read", program=program, code=fault.code)
             return
@@ -340,28 +319,46 @@ class ComputeRuntimeManager:
             NotFound: it is not active.
         """
         async with self._lock:
-            running = self._active(program)
+            if not self._is_marked(program):
+                self._active(program)
             writes = Writes()
-            writes.delete(UserSpacePaths.active_program(program))
-            self._list_subscriptions(writes, running, program, active=False)
-            await self._space.put_all(writes.values)
-            await self.stop(program)
+            writes[UserSpacePaths.active_program(program)] = None
+            self._list_subscriptions(writes, program, active=False)
+            await self._space.put_all(writes)
+            await self._end(program)
+            for key in subscriptions_of(self._registered[program], self._space.owner):
+                readers = self._readers.get(key, set())
+                readers.discard(program)
+                if not readers:
+                    self._readers.pop(key, None)
 
     async def stop(self, program: bytes) -> None:
-        """End a program until it is started again, or the node is; it stays active."""
-        running = self._active(program)
+        """End a program until it is activated again, or the node starts; it stays active.
+
+        Raises:
+            NotFound: it does not run.
+        """
+        async with self._lock:
+            self._active(program)
+            await self._end(program)
+
+    async def _end(self, program: bytes) -> None:
+        running = self._running.get(program)
+        if running is None:
+            return  # it was stopped
         task = self._tasks.pop(program)
         task.cancel()
         await asyncio.wait([task])
         del self._running[program]
         for owner, path in running.subscribed:
-            readers = self._readers[owner, path]
-            readers.discard(program)
-            if not readers:
-                del self._readers[owner, path]
             if owner != self._space.owner:
                 self._ports.peers.unwatch(owner, path)
-        running.end()
+        running.tell()
+
+    def _is_marked(self, program: bytes) -> bool:
+        """Say whether a program is active, though it may have been stopped."""
+        marked = self._space.ls(UserSpacePaths.active_program(program))
+        return program in self._registered and bool(marked)
 
     async def start(
         self, raw: bytes, form: Form, modules: Mapping[str, bytes] | None = None
@@ -373,11 +370,11 @@ class ComputeRuntimeManager:
 
     def _active(self, program: bytes) -> RunningProgram:
         if program in self._served:
-            raise ArgumentInvalid("the program comes with XSC, which runs it by itself")
+            raise errors.ArgumentInvalid("the program comes with XSC, which runs it by itself")
         try:
             return self._running[program]
         except KeyError:
-            raise NotFound(
+            raise errors.NotFound(
                 f"no program {short(program)} is active", hint="activate it: xsc program activate"
             ) from None
 
@@ -391,7 +388,7 @@ class ComputeRuntimeManager:
         found = {program for program in known if to_text(program).startswith(text)}
         if len(text) < 4 or len(found) != 1:
             many = "more than one program" if len(text) >= 4 and found else "no program"
-            raise NotFound(
+            raise errors.NotFound(
                 f"{many} has a hash that begins with '{text[:60]}'",
                 hint="list them: xsc program ls",
             )
@@ -418,7 +415,7 @@ class ComputeRuntimeManager:
         running = self._active(program)
         variable, _ = running.program.variables.get(name, (None, None))
         if variable is None or variable.kind not in {"value", "local"}:
-            raise ArgumentInvalid(f"no variable '{name[:64]}' that can be set")
+            raise errors.ArgumentInvalid(f"no variable '{name[:64]}' that can be set")
         return await running.set_variable(name, parse_value(variable.type, text))
 
     def get_results(self, program: bytes) -> Results:
@@ -434,7 +431,7 @@ class ComputeRuntimeManager:
         if program in self._failed:
             return self._row(program, "failed", fault=self._failed[program])
         self._get(program)
-        return self._row(program, "registered")
+        return self._row(program, "stopped" if self._is_marked(program) else "registered")
 
     async def changed(self, program: bytes) -> None:
         """Return after the next frame of an active program, or once it is none any more.
@@ -443,32 +440,19 @@ class ComputeRuntimeManager:
             NotFound: it is not active, or the node stops.
         """
         if self._ended:
-            raise NotFound("the node stops")
+            raise errors.NotFound("the node stops")
         await self._active(program).changed()
 
     def end_watches(self) -> None:
         """Wake all who wait for a change: the node stops."""
         self._ended = True
         for running in self._running.values():
-            running.end()
+            running.tell()
 
-    def _row(
-        self, program: bytes, state: Literal["registered", "failed"], fault: str = ""
-    ) -> Results:
+    def _row(self, program: bytes, state: State, fault: str = "") -> Results:
         compiled = self._registered.get(program)
-        return Results(
-            id=compiled.program.document.id if compiled else "",
-            hash=to_text(program),
-            state=state,
-            frame=0,
-            variables={},
-            outputs={},
-            errors={},
-            stale=[],
-            fault=fault,
-            publications=0,
-            built_in=False,
-        )
+        id_ = compiled.program.document.id if compiled else ""
+        return Results(id=id_, hash=to_text(program), state=state, fault=fault)
 
     def status(self) -> list[Program]:
         """Return a row for each program: those of XSC, then in the order of their registration."""
@@ -481,26 +465,130 @@ class ComputeRuntimeManager:
         found = [self.get_results(program) for program in programs]
         return [Program(**{name: getattr(row, name) for name in names}) for row in found]
 
-    def subscriptions(self) -> list[dict[str, object]]:
-        """Return what active programs subscribe to, and which do."""
-        return [
-            {"owner": to_text(owner), "path": path, "programs": sorted(map(to_text, readers))}
-            for (owner, path), readers in sorted(self._readers.items())
-        ]
-
-    def module(self, digest: bytes) -> bytes | None:
-        """Return the bytes of a module that a registered program calls."""
-        return self._modules.get(digest)
-
-    def compiled(self, program: bytes) -> CompiledProgram | None:
-        """Return a registered program."""
-        return self._registered.get(program)
-
     async def rerun(self, root: Step) -> None:
         """Run again all functions and modules behind a value, and note what they give."""
         await replay(root, self._again, self._call_again, self._executor)
 
-    async def _call_again(self, call: Call) -> tuple[Number, ...] | Fault | None:
+    async def _call_again(self, call: Call) -> Given | Fault | None:
         digest = call.call.module
-        module = self.module(digest) if isinstance(digest, bytes) else None
+        module = self._modules.get(digest) if isinstance(digest, bytes) else None
         return None if module is None else (await self._ports.sandbox.call(module, call))[0]
+
+
+# Cells and propagators for code inside of a node: programs made from a few arguments
+
+
+class SyncedCell:
+    """One value out of what its sources say; a program of its own keeps it."""
+
+    def __init__(
+        self, manager: CellSyncManager, name: str, type_: str, merge: str, sources: Iterable[str]
+    ) -> None:
+        self.name = name
+        path = UserSpacePaths.cell(name)
+        self.variable: dict[str, Any] = {"kind": "cell", "type": type_, "path": path}
+        self.variable |= {"merge": merge, "sources": list(sources)}
+        """As it stands in the document of a program."""
+        self.program = b""
+        self._manager = manager
+
+    def strongest(self) -> Value | None:
+        """Return what the sources come to; None where they contradict each other or say nothing."""
+        text = self._manager.programs.get_results(self.program).variables[self.name]
+        return None if text is None else parse_value(self.variable["type"], text)
+
+    async def load_strongest(self) -> Value | None:
+        """Return the same, with what is too large to have come by itself loaded from its owner."""
+        await self._manager.programs.execute(self.program)
+        return self.strongest()
+
+    async def update(self, value: Value) -> None:
+        """Say something as this node; it counts where this node is one of the sources.
+
+        Raises:
+            ArgumentInvalid: no value of the cell's type.
+        """
+        raw = to_space(self.variable["type"], check_value(self.variable["type"], value))
+        await self._manager.space.put(self.variable["path"], raw)
+
+
+class CarriedCell(SyncedCell):
+    """A cell that holds the names of other cells, which are read when they are asked for."""
+
+    def children(self) -> list[str]:
+        """Return the names."""
+        found = self.strongest()
+        return [str(name) for name in found] if isinstance(found, tuple) else []
+
+    async def child(self, name: str, type_: str, merge: str = "last") -> SyncedCell:
+        """Return one of the cells, with the sources of this one."""
+        cell = SyncedCell(self._manager, name, type_, merge, self.variable["sources"])
+        return await self._manager.follow(cell)
+
+
+class CellSyncManager:
+    """The cells and propagators that code of one node made."""
+
+    def __init__(self, programs: ComputeRuntimeManager, space: Space) -> None:
+        self.programs = programs
+        self.space = space
+
+    async def cell(
+        self, name: str, type_: str, merge: str = "last", sources: Iterable[bytes] = ()
+    ) -> SyncedCell:
+        """Return a cell that is followed; this node is its only source where none are given.
+
+        Raises:
+            ProgramInvalid: no such name, type or rule.
+        """
+        return await self.follow(SyncedCell(self, name, type_, merge, map(to_text, sources)))
+
+    async def carried(self, name: str, sources: Iterable[bytes] = ()) -> CarriedCell:
+        """Return a cell of the names of cells: all that its sources name."""
+        cell = CarriedCell(self, name, "[text]", "union", map(to_text, sources))
+        await self.follow(cell)
+        return cell
+
+    async def follow(self, cell: SyncedCell) -> SyncedCell:
+        """Begin to follow a cell, and return it."""
+        outputs = {"strongest": {"memory": True}}
+        cell.program = await self._start(f"cell-{cell.name}", "merge.last", {"said": cell}, outputs)
+        return cell
+
+    async def unfollow(self, cell: SyncedCell) -> None:
+        """Follow a cell no longer."""
+        await self.programs.deactivate(cell.program)
+
+    async def register_propagator(
+        self, name: str, function: str, inputs: Mapping[str, SyncedCell], output: SyncedCell
+    ) -> bytes:
+        """Compute a cell from others whenever they change; return the hash of the program.
+
+        Args:
+            name: of the program.
+            function: one of this node's; its name alone leaves the node.
+            inputs: cells by the parameter of the function.
+            output: where this node says what the function gives.
+
+        Raises:
+            ProgramInvalid: no such function, or types that do not fit.
+        """
+        outputs = {"said": {"path": output.variable["path"]}}
+        return await self._start(name, function, inputs, outputs)
+
+    async def _start(
+        self,
+        id_: str,
+        function: str,
+        inputs: Mapping[str, SyncedCell],
+        outputs: Mapping[str, Mapping[str, object]],
+    ) -> bytes:
+        named = {param: cell.name for param, cell in inputs.items()}
+        document = {
+            "id": id_,
+            "variables": {cell.name: cell.variable for cell in inputs.values()},
+            "computations": {
+                "propagator": {"function": function, "inputs": named, "outputs": outputs}
+            },
+        }
+        return await self.programs.start(json.dumps(document).encode(), "json")

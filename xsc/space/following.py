@@ -79,8 +79,6 @@ class Following:
         self._start = start
         self._clock = clock
         self._log = log
-        self.also: Callable[[], set[Subscription]] = set
-        """Returns owner and prefix of what is followed beside that; of peers alone."""
         self._begun = False
         self._recognised = asyncio.Event()
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
@@ -124,7 +122,6 @@ class Following:
         for peer in peers:
             weights = self._standing.weight_ppm(peer), self._standing.their_weight_ppm(peer)
             wanted |= {(peer, prefix) for prefix in prefixes_of(*weights)}
-        wanted |= {each for each in self.also() if each[0] in self._tasks}
         self._sync.subscribe(wanted)
 
     def _follow(self, peer: bytes) -> asyncio.Task[None]:

@@ -74,8 +74,6 @@ DEBOUNCE_MS = 100
 """How long a value that may wait does so, for others to be written with it."""
 WATCHES_MAX = 256
 SCHEMAS_MAX = 256
-CELLS_MAX = 10_000
-PROPAGATORS_MAX = 256
 
 GRANTS_A_PEER_MAX = 4
 GRANTS_MS = 24 * 3_600_000

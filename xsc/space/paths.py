@@ -119,7 +119,6 @@ class UserSpacePaths:
     NODES = "nodes"
     ADDRESS = "nodes/address"
     MEMBERS = "nodes/members"
-    PROPAGATORS = "nodes/propagators"
     PROVENANCE = "compute/provenance"
     INTERVAL = "causality/interval"
     GRANTS = "causality/grants"
@@ -167,9 +166,14 @@ class UserSpacePaths:
         return _made("compute", to_text(program), "variables", name)
 
     @staticmethod
-    def result(program: bytes, computation: str) -> str:
-        """Return where the result of a computation of a program is."""
-        return _made("compute", to_text(program), "results", computation)
+    def state(program: bytes) -> str:
+        """Return where it is kept how a program stands."""
+        return _made("compute", to_text(program), "state")
+
+    @staticmethod
+    def result(program: bytes, output: str) -> str:
+        """Return where an output of a program is that has no path of its own."""
+        return _made("compute", to_text(program), "results", output)
 
     @staticmethod
     def provenance(program: bytes, event: bytes) -> str:

@@ -11,7 +11,7 @@ import base64
 import binascii
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Self, TypeAlias, TypeVar
 
 from pydantic import Field, model_validator
@@ -122,6 +122,8 @@ class Change:
     """None where the path was deleted, or the value is not loaded."""
     loaded: bool = True
     """False where there is a value, too large to come beside its record."""
+    signed: Signed[SpaceRecord] | None = field(default=None, compare=False, repr=False)
+    """The record; None where its owner has it no more, and left no tombstone."""
 
 
 def value_digest(value: bytes) -> bytes:

@@ -221,7 +221,7 @@ class SpaceService:
             record = signed.record
             if record.path in told:
                 loaded = value is not None or record.digest is None
-                self.tell(Change(owner, record.path, record.sequence, value, loaded))
+                self.tell(Change(owner, record.path, record.sequence, value, loaded, signed))
         return Taken(taken.paths, refused + taken.refused)
 
     # Watching

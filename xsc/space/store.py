@@ -680,6 +680,7 @@ class SpaceStore:
                 )
         self._clock = clock
         batch = _Batch(self._db)
+        changes = []
         try:
             for start in range(0, len(records), JOINT_RECORDS_MAX):
                 group = records[start : start + JOINT_RECORDS_MAX]
@@ -687,24 +688,16 @@ class SpaceStore:
                     is_taken = table.takes(signed)
                     assert is_taken, "an own sequence is above all others"
                     path = signed.record.path
-                    self._stage(batch, table, signed, values.get(path), again=path not in values)
+                    value, again = values.get(path), path not in values
+                    self._stage(batch, table, signed, value, again=again)
+                    number = signed.record.sequence
+                    changes.append(Change(self.owner, path, number, value, not again, signed))
         except XscError:
             self._tables.pop(self.owner, None)
             raise
         batch.set(CLOCK, self._kept_clock())
         await self._commit(self.owner, batch)
-        self._told(
-            [
-                Change(
-                    self.owner,
-                    record.path,
-                    record.sequence,
-                    values.get(record.path),
-                    record.path in values,
-                )
-                for record in records
-            ]
-        )
+        self._told(changes)
         return {record.path: record.sequence for record in records}
 
     def _last(self, table: OwnerTable) -> int:

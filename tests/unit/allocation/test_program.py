@@ -13,13 +13,13 @@ from xsc.allocation.program import parts_of, state_of
 from xsc.base.clock import InlineExecutor
 from xsc.identity.keys import KeyPair
 from xsc.node.programs import ALLOCATION, allocation_function
-from xsc.programs import frame
+from xsc.programs import limits
 from xsc.programs.compile import compile_program
 from xsc.programs.document import parse, resolve
 from xsc.programs.functions import Functions
 from xsc.programs.limits import VALUE_BYTES_MAX
-from xsc.programs.recorder import Recorder
-from xsc.programs.served import ServedProgram
+from xsc.programs.provenance import Recorder
+from xsc.programs.running import ServedProgram
 from xsc.programs.why import Why, replay, steps_of
 from xsc.space import table as tables
 from xsc.space.paths import UserSpacePaths
@@ -105,7 +105,7 @@ async def test_where_the_program_fails_nothing_is_granted_and_that_is_said_once(
     node, peers, monkeypatch
 ):
     with monkeypatch.context() as broken:
-        broken.setattr(frame, "GIVEN_BYTES_MAX", 10)
+        broken.setattr(limits, "GIVEN_BYTES_MAX", 10)
         await node.space.put(UserSpacePaths.COMMITMENT, offering())
         for number in range(1, 4):
             await node.needs(peers[0], need_of(20, number))
@@ -221,8 +221,8 @@ async def test_a_restart_changes_nothing_and_keeps_the_damping(node, peers, alic
 
 async def test_where_what_was_kept_is_damaged_what_was_granted_stays(node, peers, alice, network):
     await play(node, *peers)
-    gathered = UserSpacePaths.variable(node.program.program.hash, "gathered")
-    await node.space.put_all({gathered: b"nonsense"})
+    state = UserSpacePaths.state(node.program.program.hash)
+    await node.space.put_all({state: b"nonsense"})
     again = Serving(alice, network, *peers, db=node.db)
     assert again.allocator.program.fault.startswith("store_damaged: ")
     before, again.sequences = node.published(), node.sequences
@@ -287,7 +287,7 @@ async def test_a_state_that_the_rule_does_not_give_is_found(node, peers, monkeyp
 async def test_what_is_gathered_is_kept_up_to_its_bound_and_replayed_so_far(
     node, peers, monkeypatch
 ):
-    monkeypatch.setattr("xsc.programs.provenance.INPUT_INLINE_BYTES_MAX", 100)
+    monkeypatch.setattr("xsc.programs.limits.INPUT_INLINE_BYTES_MAX", 100)
     await play(node, *peers)
     kept = UserSpacePaths.variable(node.program.program.hash, "gathered")
     assert node.space.ls(kept)
@@ -295,7 +295,7 @@ async def test_what_is_gathered_is_kept_up_to_its_bound_and_replayed_so_far(
     assert root.verified
     assert root.replayed, (root.note, root.large.keys())
     assert root.large.keys() == {"gathered", "last"}
-    monkeypatch.setattr("xsc.programs.writes.VALUE_BYTES_MAX", 100)
+    monkeypatch.setattr("xsc.programs.limits.VALUE_BYTES_MAX", 100)
     await node.needs(peers[0], need_of(4, 9))
     await node.allocator.allocate()
     assert not node.space.ls(kept)
@@ -308,14 +308,14 @@ async def test_what_is_gathered_is_kept_up_to_its_bound_and_replayed_so_far(
 async def test_a_walk_checks_so_many_parts(node, peers, monkeypatch):
     await play(node, *peers)
     with monkeypatch.context() as bounded:
-        bounded.setattr("xsc.programs.why.WHY_PARTS_MAX", 2)
+        bounded.setattr("xsc.programs.limits.WHY_PARTS_MAX", 2)
         root = await node.why()
         assert not root.verified
         assert any(one.note == "not followed: over 2 values" for one in steps_of(root))
-    monkeypatch.setattr("xsc.programs.provenance.INPUT_INLINE_BYTES_MAX", 100)
+    monkeypatch.setattr("xsc.programs.limits.INPUT_INLINE_BYTES_MAX", 100)
     await node.needs(peers[0], need_of(4, 9))
     await node.allocator.allocate()
-    monkeypatch.setattr("xsc.programs.why.WHY_LARGE_BYTES_MAX", 100)
+    monkeypatch.setattr("xsc.programs.limits.WHY_LARGE_BYTES_MAX", 100)
     root = await node.why(replayed=True)
     assert (root.verified, root.replayed, root.large) == (True, None, {})
 

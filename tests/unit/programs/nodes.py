@@ -13,9 +13,10 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed
 from xsc.identity.keys import KeyPair
 from xsc.programs.functions import Functions
-from xsc.programs.recorder import Recorder
+from xsc.programs.provenance import ProvenanceRecord, Recorder
 from xsc.programs.running import Ports
 from xsc.programs.service import ComputeRuntimeManager
+from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceRecord
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
@@ -24,14 +25,18 @@ NETWORK = b"n" * 32
 
 
 class Noting:
-    """The recorder, which keeps beside what computations did."""
+    """The recorder, which keeps beside the records that it made."""
 
     def __init__(self, real):
         self.real, self.made = real, []
 
-    def record(self, program, evaluations):
-        self.made.extend(evaluations)
-        return self.real.record(program, evaluations)
+    def record(self, program, *frame):
+        written = self.real.record(program, *frame)
+        prefix = UserSpacePaths.program_provenance(program.hash)
+        for path, raw in written.items():
+            if path.startswith(prefix):
+                self.made.append(open_signed(raw, ProvenanceRecord, network=NETWORK).record)
+        return written
 
     def forget(self, program):
         self.real.forget(program)
@@ -96,12 +101,11 @@ class ProgramNode:
         if change.owner == other.id and any(
             owner == other.id and change.path == path for owner, path in self.watched
         ):
-            self.tasks.append(asyncio.create_task(self.take(other, change.path)))
+            self.tasks.append(asyncio.create_task(self.take(other, change)))
 
-    async def take(self, other, path):
-        entry = other.space.get(path)
-        signed = open_signed(entry.signed.raw, SpaceRecord, network=NETWORK, author=other.id)
-        await self.space.take(other.id, [(signed, entry.value)])
+    async def take(self, other, change):
+        signed = open_signed(change.signed.raw, SpaceRecord, network=NETWORK, author=other.id)
+        await self.space.take(other.id, [(signed, change.value)])
 
     async def run(self, text, form="toml", **modules):
         raw = text if isinstance(text, bytes) else text.encode()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from xsc.base.errors import NotFound
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
-from xsc.programs.evaluations import evaluations_of
 from xsc.programs.frame import Execution, external_value
 from xsc.programs.numbers import to_space
-from xsc.programs.recorder import Recorder
+from xsc.programs.provenance import Recorder
 from xsc.programs.why import Why
 from xsc.space.itc import event_bytes
 from xsc.space.record import Entry, SpaceRecord, value_digest
@@ -21,6 +20,7 @@ class MemorySpace:
 
     def __init__(self, key):
         self.key = key
+        self.owner = key.node_id
         self.entries = {}
         self.sequence = 0
 
@@ -80,12 +80,11 @@ class Runner:
                 if entry is not None:
                     sources[name] = (owner, entry.signed)
         result = execution.run(externals)
-        evaluations = evaluations_of(program, result, sources, {})
-        written = self.recorder.record(program, evaluations)
-        for evaluation in evaluations:
-            for output in evaluation.outputs:
+        written = self.recorder.record(program, result, sources, {})
+        for ran in result.executed:
+            for output, value in zip(ran.step.outputs, ran.outputs, strict=True):
                 if output.path and output.name in result.changed:
-                    written[output.path] = to_space(output.type, output.value)
+                    written[output.path] = to_space(output.slot.type, value)
         self.space.write(written)
         return result
 

@@ -15,8 +15,6 @@ from tests.unit.programs.documents import (
     sub,
 )
 from xsc.base.errors import ProgramInvalid
-from xsc.programs.compile import Published, Slot, Step, check_schedule
-from xsc.programs.functions import Functions
 from xsc.programs.limits import (
     DEBOUNCE_MS_MAX,
     FETCH_MS_MAX,
@@ -27,28 +25,6 @@ from xsc.programs.limits import (
     VALUE_BYTES_MAX,
 )
 from xsc.programs.numbers import size_max
-
-ADD = Functions().get("math.add")
-
-
-def step(name, inputs, outputs):
-    return Step(
-        name,
-        ADD,
-        "i32",
-        tuple((f"p{slot}", Slot(slot, "i32")) for slot in inputs),
-        tuple(Published(f"o{slot}", Slot(slot, "i32"), "", "", 0) for slot in outputs),
-    )
-
-
-def test_a_schedule_that_reads_before_it_writes_or_writes_twice_is_refused():
-    check_schedule([0], [step("a", [0], [1]), step("b", [0, 1], [2])])
-    with pytest.raises(ProgramInvalid, match="'b' reads slot 2 before it is written"):
-        check_schedule([0], [step("b", [2], [3]), step("a", [0], [2])])
-    with pytest.raises(ProgramInvalid, match="'b' is the second to write slot 1"):
-        check_schedule([0], [step("a", [0], [1]), step("b", [0], [1])])
-    with pytest.raises(ProgramInvalid, match="second to write slot 0"):
-        check_schedule([0], [step("a", [0], [0])])
 
 
 def test_a_local_variable_has_one_writer_of_its_own_type():
@@ -130,7 +106,7 @@ def test_a_module_takes_its_inputs_in_the_order_of_their_names():
         {"one": sub(), "two": sub("f64")},
         {"run": call(MODULE, {"b": "one", "a": "two"}, r={**MEMORY, "type": "i32"})},
     )
-    assert [(name, slot.type) for name, slot in program.steps[0].inputs] == [
+    assert [(read.param, read.slot.type) for read in program.steps[0].inputs] == [
         ("a", "f64"),
         ("b", "i32"),
     ]

@@ -14,8 +14,10 @@ from tests.unit.programs.documents import (
     local,
     sub,
 )
+from xsc.base.encoding import encode
 from xsc.base.errors import ArgumentInvalid, ProgramInvalid
-from xsc.programs.frame import Execution, Fault
+from xsc.programs.frame import Execution, Fault, place_of
+from xsc.programs.numbers import to_space
 from xsc.programs.runtime import hot_swap
 from xsc.terms.execution import Number
 
@@ -30,7 +32,7 @@ CHAIN = (
 
 
 def ran(result):
-    return [item.computation for item in result.executed]
+    return [item.step.id for item in result.executed]
 
 
 def test_only_what_depends_on_a_change_runs():
@@ -120,11 +122,20 @@ def test_a_frame_waits_while_a_local_variable_has_another_value_than_was_read():
 
 
 def kept_of(running):
-    """What is kept of a program, and how it stands."""
-    program = running.program
-    variables = {name: running.save_variable(name) for name in program.variables}
-    steps = {step.id: running.save_step(step) for step in program.steps}
-    return variables, steps
+    """What is kept of a program, by path, as a frame writes it."""
+    kept = {"state": encode([running.runtime.frame_id, running.save()])}
+    for step in running.program.steps:
+        for output in step.outputs:
+            value = (
+                running.runtime.values.read(output.slot.slot) if ran_once(running, output) else None
+            )
+            if value is not None:
+                kept[place_of(running.program, output)] = to_space(output.slot.type, value)
+    return kept
+
+
+def ran_once(running, output):
+    return output.slot.slot in running._had
 
 
 @pytest.mark.parametrize("frames", range(1, 7))
@@ -145,11 +156,16 @@ def test_a_program_goes_on_from_what_was_kept_of_it(frames):
     )
     changes = [{"a": 1}, {"b": 1}, {"a": 2**30}, {"b": Fault("gone")}, {"a": 5}, {"b": 2}, {"a": 6}]
     running, again = execution(*parts), execution(*parts)
+    last = {}
     for change in changes[:frames]:
         running.run(change)
-    again.restore(*kept_of(running))
-    assert kept_of(again) == kept_of(running)
-    assert (again.flags(), again.waits()) == (running.flags(), running.waits())
+        last |= change
+    kept = kept_of(running)
+    again.restore(kept["state"], kept.get)
+    for name, value in last.items():
+        assert again.keep(name, value)
+    assert kept_of(again) == kept
+    assert (again.waits(), again.output("n")) == (running.waits(), running.output("n"))
     for change in changes[frames:]:
         assert again.run(change) == running.run(change)
     assert kept_of(again) == kept_of(running)
@@ -165,7 +181,7 @@ def test_a_frame_stops_for_the_calls_of_modules_and_goes_on_with_their_results()
     )
     frame = running.frame()
     (needed,) = next(frame)
-    assert (needed.computation, needed.arguments) == ("m", (Number(type="i32", bits=b"\3\0\0\0"),))
+    assert (needed.computation, needed.given) == ("m", (Number(type="i32", bits=b"\3\0\0\0"),))
     with pytest.raises(StopIteration) as done:
         frame.send([(Number(type="i32", bits=b"\7\0\0\0"),)])
     assert ran(done.value.value) == ["m", "t"]

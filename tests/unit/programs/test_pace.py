@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xsc.programs.limits import BACK_OFF_MS, BACK_OFF_MS_MAX, PUBLICATIONS_AN_HOUR_MAX
-from xsc.programs.pace import HOUR_MS, Pace
+from xsc.programs.running import HOUR_MS, Pace
 
 
 def worn(now_ms=0):

@@ -13,6 +13,7 @@ from tests.settle import settle
 from tests.unit.programs.documents import EXAMPLE, MEMORY, call, derived, local, sub
 from tests.unit.programs.nodes import ProgramNode, document
 from tests.unit.space.test_store import Journal
+from xsc.base.encoding import encode
 from xsc.base.errors import (
     ArgumentInvalid,
     NotFound,
@@ -22,7 +23,7 @@ from xsc.base.errors import (
     TooLarge,
 )
 from xsc.base.ids import to_text
-from xsc.programs import service as services
+from xsc.programs import limits
 from xsc.programs.frame import Fault
 from xsc.programs.functions import BUILT_IN
 from xsc.programs.limits import (
@@ -115,7 +116,7 @@ class Turns:
     async def call(self, module, call):
         await self.go.wait()
         self.go.clear()
-        return call.arguments[:1], b""
+        return call.given[:1], b""
 
 
 ECHO = document(
@@ -269,7 +270,6 @@ async def test_subscriptions_are_listed_in_the_space(node):
     assert node.get(UserSpacePaths.local_subscription("demo/a")) == listed
     assert node.get(UserSpacePaths.peer_subscription(bob.id, "demo/b")) == listed
     assert node.watched == [(bob.id, "demo/b")]
-    assert {row["path"] for row in node.manager.subscriptions()} == {"demo/a", "demo/b"}
     await bob.put("demo/b", "9")
     await node.pass_ms(100)
     assert node.get("demo/total") == "9"
@@ -423,6 +423,111 @@ async def test_a_restart_in_the_middle_changes_no_result(node):
     assert replace(found, publications=0) == replace(wanted, publications=0)
     assert node.get("demo/sum") == whole.get("demo/sum") == "42"
     await whole.end()
+    await node.end()
+
+
+async def test_a_restart_runs_a_frame_only_where_an_input_has_another_hash(node):
+    """It read and wrote every variable and result again; now one record has their hashes."""
+    node = ProgramNode(db=Journal())
+    program = await play(node, ["5", "6"])
+    kept = {record.path for record in node.space.ls(UserSpacePaths.kept(program))}
+    results = UserSpacePaths.result(program, "twice")
+    assert kept == {UserSpacePaths.state(program), results}, "what has a path is kept there alone"
+    frame, writes = node.manager.get_results(program).frame, len(node.db.writes)
+    node = await node.again()
+    await node.pass_ms(HOUR_MS)
+    assert node.manager.get_results(program).frame == frame
+    assert len(node.db.writes) == writes
+    await node.end()
+    await node.put("demo/a", "9")  # while the program does not run
+    node = await node.again()
+    await node.pass_ms(1_000)
+    assert node.get("demo/sum") == "40"
+    await node.put("demo/sum", "1")  # by hand: it is computed anew, and not published over that
+    node = await node.again()
+    await node.pass_ms(1_000)
+    assert (node.outputs(program)["sum"], node.get("demo/sum")) == ("40", "1")
+    await node.end()
+
+
+async def test_a_change_that_arrives_is_not_read_again(node, monkeypatch):
+    await node.run(SUM, "json")
+    await node.pass_ms(100)
+    read, get = [], node.space.get
+    monkeypatch.setattr(node.space, "get", lambda *at: read.append(at[0]) or get(*at))
+    await node.put("demo/a", "4")
+    await node.pass_ms(100)
+    assert "demo/a" not in read
+    assert node.get("demo/total") == "4"
+
+
+async def test_a_program_is_stopped_until_it_is_activated_or_the_node_starts(node):
+    program = await node.run(SUM, "json")
+    await node.pass_ms(100)
+    await node.manager.stop(program)
+    assert node.manager.get_results(program).state == "stopped"
+    await node.put("demo/a", "5")
+    await node.pass_ms(1_000)
+    assert node.get("demo/total") == "0"
+    for refused in (node.manager.stop, node.manager.execute):
+        with pytest.raises(NotFound, match="is active"):
+            await refused(program)
+    await node.manager.activate(program)
+    await node.pass_ms(100)
+    assert node.get("demo/total") == "5"
+    await asyncio.gather(
+        node.manager.stop(program), node.manager.stop(program), return_exceptions=True
+    )
+    node = await node.again()
+    assert node.manager.get_results(program).state == "active"
+    await node.manager.stop(program)
+    await node.manager.deactivate(program)
+    assert node.manager.get_results(program).state == "registered"
+    assert not node.has(UserSpacePaths.local_subscription("demo/a"))
+    await node.end()
+
+
+FILTER = document(
+    {
+        "words": sub("[text]", path="demo/words", default=["a"]),
+        "raw": sub("bytes", path="demo/raw", default="ff"),
+        "half": sub("f64", path="demo/half", default=0.5),
+    },
+    {
+        "f": call(
+            {"module": "m"},
+            {"a": "words", "b": "raw", "c": "half"},
+            text={"path": "demo/text", "type": "text"},
+            words={"memory": True, "type": "[bytes]", "result": 1},
+        )
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (encode(["é", [b"x", b""]]), None),
+        (encode(["é"]), "the module gives 1 results, and 2 are named"),
+        (encode({"a": 1}), "the filter gives no list of results"),
+        (encode([b"x", [b"x"]]), "b'x' is no text: a value is not changed to fit"),
+        (b"\xa0\xa0", "not canonical CBOR"),
+        (b"", "not canonical CBOR"),
+    ],
+)
+async def test_a_filter_takes_and_gives_text_bytes_and_lists(answer, error):
+    node = ProgramNode(sandbox=(sandbox := Modules(answer)))
+    program = await node.run(FILTER, "json", m=b"\0asm")
+    await node.pass_ms(100)
+    ((_, made),) = sandbox.calls
+    assert made.given == encode([["a"], b"\xff", bytes.fromhex("3fe0000000000000")])
+    shown = node.manager.get_results(program)
+    if error is None:
+        assert shown.outputs == {"text": "é", "words": '["78", ""]'}
+        assert {record.function for record in node.recorder.made} == {"_start"}
+    else:
+        assert shown.outputs == {"text": None, "words": None}
+        assert error in shown.errors["f"]
     await node.end()
 
 
@@ -688,7 +793,7 @@ async def test_no_program_publishes_where_xsc_writes(node, first):
 async def test_the_programs_of_a_node_are_bounded_and_the_oldest_inactive_one_goes(
     node, monkeypatch
 ):
-    monkeypatch.setattr(services, "PROGRAMS_MAX", 3)
+    monkeypatch.setattr(limits, "PROGRAMS_MAX", 3)
 
     def numbered(number):
         return document(
@@ -706,13 +811,14 @@ async def test_the_programs_of_a_node_are_bounded_and_the_oldest_inactive_one_go
     assert not node.has(UserSpacePaths.program(programs[1]))
     for program in (programs[2], fourth):
         await node.manager.activate(program)
+    await node.manager.stop(fourth)  # which is active all the same
     with pytest.raises(SpaceExhausted, match="3 programs are active"):
         await node.manager.register(numbered(4), "json")
 
 
 async def test_the_modules_of_a_node_are_bounded(node, monkeypatch):
     assert PROGRAM_MODULES_BYTES_MAX == 64 * 2**20
-    monkeypatch.setattr(services, "PROGRAM_MODULES_BYTES_MAX", 10)
+    monkeypatch.setattr(limits, "PROGRAM_MODULES_BYTES_MAX", 10)
     text = document({"one": ONE}, {"f": call(module(), {"x": "one"}, o=MEMORY | {"type": "i32"})})
     await node.manager.register(text, "json", {"m": bytes(6)})
     with pytest.raises(SpaceExhausted, match="modules"):
@@ -724,13 +830,15 @@ async def test_the_modules_of_a_node_are_bounded(node, monkeypatch):
 async def test_what_was_kept_and_does_not_fit_is_shown_and_does_not_run(node):
     program = await node.run(SUM, "json")
     await node.pass_ms(100)
-    await node.put(UserSpacePaths.variable(program, "a"), "nonsense")
+    await node.put(UserSpacePaths.state(program), "nonsense")
     node = await node.again()
     shown = node.manager.get_results(program)
     assert shown.state == "failed"
     assert shown.fault.startswith("store_damaged: ")
     with pytest.raises(ProgramInvalid, match="cannot run here"):
         await node.manager.activate(program)
+    await node.manager.deactivate(program)
+    assert not node.has(UserSpacePaths.active_program(program))
     await node.end()
 
 

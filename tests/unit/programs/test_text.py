@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from xsc.base.errors import ProgramInvalid
+from xsc.programs.document import fault_at, lines_of, read_tree
 from xsc.programs.limits import DOCUMENT_DEPTH_MAX, LINE_DOTS_MAX
-from xsc.programs.text import fault_at, lines_of, read_tree
 
 TOML = '''# a = 1
 id = "p"  # [not.a.table]

@@ -15,25 +15,21 @@ from xsc.base.ids import short, to_text
 from xsc.identity.envelope import open_signed, read_claimed, sign
 from xsc.identity.keys import KeyPair
 from xsc.node.offline.verify import verify_file
-from xsc.programs import proof
+from xsc.programs import why
 from xsc.programs.functions import BUILT_IN, Function, Functions
 from xsc.programs.limits import WHY_DEPTH_MAX
-from xsc.programs.numbers import digest_of, value_bytes
-from xsc.programs.proof import check_record
+from xsc.programs.numbers import digest_of, to_space, value_bytes
 from xsc.programs.provenance import (
-    Evaluation,
-    Input,
     Link,
-    Output,
     ProvenanceInput,
+    ProvenanceOutput,
     ProvenanceRecord,
     Source,
     event_of,
-    make_records,
-    published_of,
 )
-from xsc.programs.why import Why, replay, shown, steps_of
+from xsc.programs.why import Why, check_record, replay, shown, steps_of
 from xsc.space.paths import UserSpacePaths
+from xsc.space.record import value_digest
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 
 TWICE = compiled(
@@ -265,7 +261,7 @@ async def test_any_byte_that_is_flipped_is_found():
 
 
 async def test_the_law_of_flipped_bytes_finds_a_check_without_a_signature(monkeypatch):
-    monkeypatch.setattr(proof, "open_signed", read_claimed)
+    monkeypatch.setattr(why, "open_signed", read_claimed)
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
         await check_flips()
 
@@ -348,7 +344,7 @@ async def test_replay_finds_a_result_that_the_function_does_not_give():
 
 
 def published(value):
-    return published_of(Output("out", "i32", value))
+    return value_digest(to_space("i32", value))
 
 
 async def test_replay_says_what_it_cannot_prove():
@@ -438,7 +434,7 @@ async def test_a_chain_is_followed_deeper_than_it_is_shown():
 @pytest.mark.parametrize("name", ["WHY_LINKS_MAX", "WHY_READS_MAX"])
 async def test_a_walk_ends_at_its_bounds(name, monkeypatch):
     _, bob, _ = await pair()
-    monkeypatch.setattr(f"xsc.programs.why.{name}", 2)
+    monkeypatch.setattr(f"xsc.programs.limits.{name}", 2)
     root = await bob.why("next/out/t")
     assert root.verified is False
 
@@ -494,19 +490,29 @@ def receipt_of(node, *, order=(), outcome=(), by=None, customer=None, network=NE
 
 def of_module(node, receipt):
     """Return the signed record of a module's add(1, 2) = 3."""
-    inputs = tuple(Input(n, "i32", v, Source(kind="value")) for n, v in (("x", 1), ("y", 2)))
-    evaluation = Evaluation(
+    inputs = tuple(
+        ProvenanceInput(name=name, source=Source(kind="value"), parents=(), **said("i32", value))
+        for name, value in (("x", 1), ("y", 2))
+    )
+    output = ProvenanceOutput(
+        name="out", path="", published=None, local="", result=0, **said("i32", 3)
+    )
+    record = ProvenanceRecord(
         program=b"p" * 32,
         frame=1,
         computation="sum",
         function="add",
         version=MODULE,
         inputs=inputs,
-        outputs=(Output("out", "i32", 3),),
+        output=output,
         receipt=receipt,
     )
-    (record,) = make_records(evaluation, {})
     return sign(record, node.key, NETWORK).raw
+
+
+def said(type_, value):
+    raw = value_bytes(type_, value)
+    return {"type": type_, "digest": digest_of(raw), "value": raw}
 
 
 MALLORY = KeyPair(b"m" * 32)

@@ -9,7 +9,6 @@ from xsc.base.encoding import decode, encode
 from xsc.base.errors import ArgumentInvalid, ClockSkewed, RecordInvalid, SignatureInvalid, TooLarge
 from xsc.identity.envelope import Record, open_signed, sign, sign_jointly
 from xsc.identity.keys import KeyPair, network_id
-from xsc.space.cells import Propagator
 from xsc.space.domain import Grant
 from xsc.space.itc import event_bytes
 from xsc.space.limits import FUTURE_MS_MAX, VALUE_BYTES_MAX
@@ -25,9 +24,7 @@ from xsc.space.record import (
 )
 
 GOLDEN = vectors("space")
-KINDS: dict[str, type[Record]] = {
-    kind.KIND: kind for kind in (Grant, Propagator, SpaceHead, SpaceRecord)
-}
+KINDS: dict[str, type[Record]] = {kind.KIND: kind for kind in (Grant, SpaceHead, SpaceRecord)}
 NOW_MS = 1_700_000_000_000
 VALUE = b"what it says"
 

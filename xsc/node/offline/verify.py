@@ -19,7 +19,7 @@ from xsc.ledger import audit, entry
 from xsc.market.lease import check_grant, run_price
 from xsc.market.pricing import why
 from xsc.programs import numbers, provenance
-from xsc.programs.proof import check_record, value_in
+from xsc.programs.why import check_record, value_in
 from xsc.space.record import SpaceRecord
 from xsc.storage.repair.departures import check_proof
 from xsc.terms import quote, slot, storage_receipt

@@ -66,6 +66,20 @@ async def deactivate(node: Node, asked: api.Hash) -> api.Results:
     return node.programs.get_results(program)
 
 
+async def exec_(node: Node, asked: api.Hash) -> api.Results:
+    """Run a frame of an active program now."""
+    program = node.programs.find(asked.hash)
+    await node.programs.execute(program)
+    return node.programs.get_results(program)
+
+
+async def stop(node: Node, asked: api.Hash) -> api.Results:
+    """Stop a program until the node starts again, or it is activated."""
+    program = node.programs.find(asked.hash)
+    await node.programs.stop(program)
+    return node.programs.get_results(program)
+
+
 async def set_(node: Node, asked: api.Set) -> api.Results:
     """Give a variable a value."""
     program = node.programs.find(asked.hash)
