@@ -18,33 +18,28 @@ import click
 from click import argument, option
 
 from xsc import api
-from xsc.api import serial
-from xsc.api.endpoint import Id
+from xsc.api import endpoint, serial
 from xsc.api.jobs import result_of
-from xsc.base import limits
-from xsc.base.errors import EXIT_INTERRUPTED, EXIT_PARTLY, ArgumentInvalid
+from xsc.base import errors, limits, units
 from xsc.base.jobs import JobOptions, JobResult, JobSpec, Verification
-from xsc.base.units import format_credits, format_size
 from xsc.cli import options, show
 from xsc.cli.options import Group, ProgramCommand, Settings, asks
+from xsc.client import core, targets
 from xsc.client.calls import DeployOptions, Show
 from xsc.client.calls import follow as rows_of
-from xsc.client.core import Document
 from xsc.client.files import (
-    check_target,
     make_directory,
     place_in,
     read_file,
     read_module,
     write_whole,
 )
-from xsc.client.targets import Named, one_object
 
 _NUMBER = re.compile(r"-(\.?[0-9]|inf|nan).*", re.IGNORECASE | re.DOTALL)
 EXIT_MAX = 255
 _LIKE_OURS = (
-    *range(options.PROGRAM_EXIT_BASE, options.PROGRAM_EXIT_BASE + EXIT_PARTLY + 1),
-    EXIT_INTERRUPTED,
+    *range(options.PROGRAM_EXIT_BASE, options.PROGRAM_EXIT_BASE + errors.EXIT_PARTLY + 1),
+    errors.EXIT_INTERRUPTED,
 )
 """Codes by which XSC says that it failed itself, where it passes those of programs on."""
 ROWS_SHOWN = 20
@@ -88,7 +83,7 @@ job_options = options.together(
     option("--timeout", "timeout_ms", type=options.RUN_TIME, help="Most time it may take."),
     option("--on", type=options.PEER, metavar="NODE", help="Let this node run it, and no other."),
     option("--local", is_flag=True, help="Run it on this machine, without the market."),
-    option("--receipt", type=options.PATH, help="Write the receipt there."),
+    option("--receipt", type=options.TARGET, help="Write the receipt there."),
 )
 """Of everything that runs a module: those of `JobOptions`, and `receipt`."""
 
@@ -124,17 +119,15 @@ def invoke(
     printed as one line of JSON, and one receipt stands for all.
     """
     _refuse_options(ctx, (str(module), function, *arguments))
-    if receipt is not None:
-        check_target(receipt)
     code = read_module(module)
     if batch is not None:
         if arguments:
-            raise ArgumentInvalid("with --batch the arguments come from its lines alone")
+            raise errors.ArgumentInvalid("with --batch the arguments come from its lines alone")
         lines = options.read_given(batch, "standard input", limits.STDIN_BYTES_MAX)
         spec = JobSpec.batch(code, function, lines, item_fuel, **how)
         return _show_batch(settings, _run_job(settings, spec, receipt))
     if item_fuel is not None:
-        raise ArgumentInvalid("--item-fuel bounds the lines of a --batch, and there is none")
+        raise errors.ArgumentInvalid("--item-fuel bounds the lines of a --batch, and there is none")
     spec = JobSpec.invoke(code, function, arguments, **how)
     done = _run_job(settings, spec, receipt)
     _view(settings, done)
@@ -169,7 +162,7 @@ def run(
     arguments: tuple[str, ...],
     stdin: Path | None,
     env: Mapping[str, str] | None,
-    inputs: Mapping[str, str | Named] | None,
+    inputs: Mapping[str, str | targets.Meant] | None,
     out: Path | None,
     store: str | None,
     receipt: Path | None,
@@ -181,18 +174,12 @@ def run(
     such a code itself is named on standard error. With --json the two are never
     alike: only the program's code is printed as exit_code.
     """
-    if receipt is not None:
-        check_target(receipt)
     if out is not None:
         make_directory(out)
     code = read_module(module)
-    given = (
-        b""
-        if stdin is None
-        else options.read_given(stdin, "standard input", limits.STDIN_BYTES_MAX)
-    )
+    given = options.read_given(stdin, "standard input", limits.STDIN_BYTES_MAX)
     calls = settings.calls()
-    objects = {name: one_object(calls, target) for name, target in (inputs or {}).items()}
+    objects = {name: targets.one_object(calls, target) for name, target in (inputs or {}).items()}
     spec = JobSpec.run(code, arguments, env, given, objects, store, **how)
     # Of what several nodes write, nothing can be believed before they agree.
     shown = None if settings.json or spec.verify is not None else _show_output
@@ -208,7 +195,7 @@ def run(
     _view(settings, done)
     _tell(done)
     if _tell_stored(done):
-        return options.PROGRAM_EXIT_BASE + EXIT_PARTLY
+        return options.PROGRAM_EXIT_BASE + errors.EXIT_PARTLY
     exit_code = done.exit_code
     assert exit_code is not None
     if exit_code in _LIKE_OURS:
@@ -291,9 +278,9 @@ def _tell(done: JobResult) -> None:
     told = f"ran on {show.short(done.provider)} in {done.wall_ms}ms: {done.fuel_used} fuel, "
     told += f"{done.memory_peak_bytes} bytes of memory"
     if done.saved_bytes:
-        told += f"; {format_size(done.saved_bytes)} of module and input were there already"
+        told += f"; {units.format_size(done.saved_bytes)} of module and input were there already"
     if done.compiled_bytes:
-        told += f"; compiling {format_size(done.compiled_bytes)} is billed"
+        told += f"; compiling {units.format_size(done.compiled_bytes)} is billed"
     show.detail(told)
 
 
@@ -346,11 +333,10 @@ def verify(
     compared, and 0 means that at least one is false.
     """
     if batch is not None and (arguments or stdin or env or inputs):
-        raise ArgumentInvalid("with --batch there is no other input than its lines")
+        raise errors.ArgumentInvalid("with --batch there is no other input than its lines")
     raw = read_file(receipt, "receipt", limits.PEER_BODY_BYTES_MAX)
     code = read_module(module)
-    source = stdin if batch is None else batch
-    text = b"" if source is None else read_file(source, "standard input", limits.STDIN_BYTES_MAX)
+    text = options.read_given(batch or stdin, "standard input", limits.STDIN_BYTES_MAX)
     files = {
         name: read_file(Path(path), "input", limits.INPUT_BYTES_MAX)
         for name, path in (inputs or {}).items()
@@ -358,7 +344,7 @@ def verify(
     from xsc.node.offline.compute import Given, replay_file
 
     given = Given(arguments, env or {}, text, files, item_fuel)
-    answer: Document = replay_file(raw, code, given)
+    answer: core.Document = replay_file(raw, code, given)
     settings.view(answer)
     for row in answer.get("providers", [answer]):
         who = f"{show.short(row['provider'])} " if "provider" in row else ""
@@ -370,7 +356,7 @@ def verify(
 
 @compute.command()
 @argument("evidence_id", metavar="[ID]", required=False)
-@option("-o", "--output", type=options.PATH, help="Write the record ID there.")
+@option("-o", "--output", type=options.TARGET, help="Write the record ID there.")
 def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -> None:
     """List receipts of two providers for one order that cannot both be true.
 
@@ -378,9 +364,9 @@ def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -
     without a node, and `xsc compute verify` says whose receipt is wrong.
     """
     if (evidence_id is None) != (output is None):
-        raise ArgumentInvalid("ID and --output go together")
+        raise errors.ArgumentInvalid("ID and --output go together")
     if evidence_id is not None and output is not None:
-        settings.save(api.jobs.EVIDENCE_RECORD, Id(id=evidence_id), output)
+        settings.save(api.jobs.EVIDENCE_RECORD, endpoint.Id(id=evidence_id), output)
         return
     answer = settings.ask(api.jobs.EVIDENCE)
     settings.view(answer)
@@ -423,7 +409,7 @@ def deploy(
 
 
 @asks(compute, api.services.LIST, name="ls")
-def services(answer: Document) -> None:
+def services(answer: core.Document) -> None:
     """List services: one's own, and those that are held for peers."""
     show.rows(
         answer["services"],
@@ -461,13 +447,13 @@ def logs(settings: Settings, *, name: str, follow: bool, count: int) -> None:
         _show_row(row)
 
 
-def _show_row(row: Document) -> None:
+def _show_row(row: core.Document) -> None:
     ended = f"  {row['trap']}" if row["trap"] else ""
     show.line(
         f"{show.moment(row['at_ms'])}  {row['request_id']}  {row['version']}  {row['status']}  "
         f"{row['method']} {row['path'] or '/'}  {row['fuel_used']} fuel  "
-        f"{format_size(row['memory_peak_bytes'])}  {row['wall_ms']}ms  "
-        f"{format_credits(row['amount_micro'])} credits{ended}"
+        f"{units.format_size(row['memory_peak_bytes'])}  {row['wall_ms']}ms  "
+        f"{units.format_credits(row['amount_micro'])} credits{ended}"
     )
     for line in row["note"].splitlines():
         show.line(f"    {line}")
@@ -476,7 +462,7 @@ def _show_row(row: Document) -> None:
 @asks(compute, api.services.ROLLBACK)
 @argument("name", type=options.SERVICE)
 @option("--to", metavar="V", help="The version to go back to.  [the one before]")
-def rollback(answer: Document) -> str:
+def rollback(answer: core.Document) -> str:
     """Go back to a version of a service; requests that run end with theirs."""
     show.detail(f"version {answer['version']} is active")
     if answer["state"] == "off":
@@ -489,7 +475,7 @@ def rollback(answer: Document) -> str:
 
 @asks(compute, api.services.UNDEPLOY)
 @argument("name", type=options.SERVICE)
-def undeploy(answer: Document) -> None:
+def undeploy(answer: core.Document) -> None:
     """Remove a service, all of its versions and its log."""
     if answer["warning"]:
         show.warn(answer["warning"])

@@ -25,9 +25,8 @@ import click
 from click import option
 
 from xsc import api
-from xsc.base import errors
+from xsc.base import errors, text
 from xsc.base.errors import ArgumentInvalid, ConfigInvalid, HomeLocked, NodeUnreachable
-from xsc.base.text import count_of
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings
 from xsc.client.calls import Calls
@@ -244,7 +243,7 @@ def down(settings: Settings, directory: Path) -> None:
         running = _running(homes)
         _stop(running)
     stopped = [home.name for home in running]
-    settings.view({"stopped": stopped}, f"stopped {count_of(len(stopped), 'node')}")
+    settings.view({"stopped": stopped}, f"stopped {text.count_of(len(stopped), 'node')}")
 
 
 @devnet.command()
@@ -348,9 +347,7 @@ def _peers(home: Path) -> list[Document]:
 def introduce(homes: list[Path]) -> None:
     """Let all pairs that do not know each other directly exchange an invitation."""
     ids = {home: Calls(home).ask(api.status.STATUS)["id"] for home in homes}
-    known = {
-        home: {row["id"] for row in _peers(home) if row["introducer"] is None} for home in homes
-    }
+    known = {home: {row["id"] for row in _peers(home) if not row["introducer"]} for home in homes}
     for host, guest in combinations(homes, 2):
         if ids[guest] in known[host] and ids[host] in known[guest]:
             continue

@@ -19,8 +19,7 @@ import click
 
 from xsc import __version__
 from xsc.base.errors import EXIT_INTERRUPTED, ArgumentInvalid, XscError, unwritable
-from xsc.cli import show
-from xsc.cli.options import Group, Settings
+from xsc.cli import options, show
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -68,7 +67,7 @@ class _Commands(Mapping[str, click.Command]):
         return len(_COMMANDS)
 
 
-class _Root(Group):
+class _Root(options.Group):
     def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
@@ -162,11 +161,11 @@ def main(arguments: list[str]) -> int:
     """Carry out one call of the command line; return its exit code."""
     # Decided before anything is read, so that a call that cannot be read is answered as asked.
     before = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    settings = Settings(json="--json" in before)
+    settings = options.Settings(json="--json" in before)
     return _close_output(_carry_out(arguments, settings), as_json=settings.json)
 
 
-def _carry_out(arguments: list[str], settings: Settings) -> int:
+def _carry_out(arguments: list[str], settings: options.Settings) -> int:
     try:
         code = cli.main(arguments, prog_name="xsc", standalone_mode=False, obj=settings)
         return code if isinstance(code, int) else 0
@@ -191,7 +190,7 @@ def _carry_out(arguments: list[str], settings: Settings) -> int:
         return _fail(bug, settings)
 
 
-def _fail(error: XscError, settings: Settings) -> int:
+def _fail(error: XscError, settings: options.Settings) -> int:
     show.error(error, as_json=settings.json)
     return settings.exit_base + error.exit_code
 

@@ -13,9 +13,7 @@ from click import argument, option
 
 from xsc import api
 from xsc.api.endpoint import Id
-from xsc.base import units
-from xsc.base.errors import ArgumentInvalid, NotFound
-from xsc.base.limits import EPOCH_MS, MFUEL
+from xsc.base import errors, limits, units
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
 from xsc.client.calls import Calls, code_text
@@ -33,7 +31,7 @@ _slot = argument("id", metavar="ID", type=options.Parsed("ID", str, _own_slots))
 
 def _amount(kind: str, quantity: int) -> str:
     """Return a quantity of what is traded: bytes, or fuel times 64 MiB steps in millions."""
-    return units.format_size(quantity) if kind == "storage" else f"{quantity // MFUEL} M"
+    return units.format_size(quantity) if kind == "storage" else f"{quantity // limits.MFUEL} M"
 
 
 @click.group(cls=Group)
@@ -54,11 +52,11 @@ def _quantity(text: str) -> options.Fields:
     if found := _RATE.fullmatch(text):
         return options.Fields(quantity=int(found[1]) * _TIMES[found[2]], unit="fuel_per_s")
     if not re.search("[A-Za-z]", text):
-        raise ArgumentInvalid(f"'{text}' has no unit", hint=_EXAMPLES)
+        raise errors.ArgumentInvalid(f"'{text}' has no unit", hint=_EXAMPLES)
     try:
         return options.Fields(quantity=units.parse_size(text), unit="bytes")
-    except ArgumentInvalid:
-        raise ArgumentInvalid(f"'{text}' is no quantity", hint=_EXAMPLES) from None
+    except errors.ArgumentInvalid:
+        raise errors.ArgumentInvalid(f"'{text}' is no quantity", hint=_EXAMPLES) from None
 
 
 def _offered(text: str) -> options.Fields:
@@ -83,7 +81,7 @@ def _moment(text: str) -> int:
     except (ValueError, OverflowError):
         moment_ms = -1
     if moment_ms < 0:
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             f"'{text}' is no time",
             hint="write for example now, +2h, 2027-03-01 or 2027-03-01T20:00+01:00",
         )
@@ -248,9 +246,9 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
         return
     priced = given.keys() & {"size_bytes", "fuel"}
     if not priced:
-        raise ArgumentInvalid("nothing is to be priced", hint="say --size or --fuel")
+        raise errors.ArgumentInvalid("nothing is to be priced", hint="say --size or --fuel")
     if kind is not None and priced != {"size_bytes" if kind == "storage" else "fuel"}:
-        raise ArgumentInvalid(f"that is no {kind}", hint="leave the kind out to price both")
+        raise errors.ArgumentInvalid(f"that is no {kind}", hint="leave the kind out to price both")
     said = api.market.Estimate(**{**given, "code": code_text(asked["code"])})
     found = settings.ask(api.market.ESTIMATE, said)
     settings.view(found)
@@ -269,7 +267,7 @@ def _show_cost(asked: api.market.Estimate, found: Document) -> None:
         coded = f"{units.format_size(found['coded_bytes'])} coded {found['code']}"
         pairs += [
             ("stored", f"{units.format_size(size)}, which is {coded}"),
-            ("for", units.format_duration(found["hours"] * EPOCH_MS)),
+            ("for", units.format_duration(found["hours"] * limits.EPOCH_MS)),
             ("price", f"{_price('storage', found['storage_price_micro'])} at most"),
             ("storage", f"{units.format_credits(found['storage_micro'])} credits"),
         ]
@@ -352,18 +350,16 @@ def why(settings: Settings, some_id: str) -> None:
     what both sides have signed; what a need was granted, from the clearing
     records of its providers, recomputed first.
     """
+    calls, lease_id = settings.calls(), api.market.LeaseId(id=some_id)
+    answer = calls.ask(api.market.WHY, Id(id=some_id))
     try:
-        with settings.calls().download(
-            api.market.LEASE, api.market.LeaseId(id=some_id)
-        ) as download:
-            raw = b"".join(download.blocks())
-    except (ArgumentInvalid, NotFound):  # a name need not look like the id of a lease
-        answer = settings.ask(api.market.WHY, Id(id=some_id))
+        with calls.download(api.market.LEASE, lease_id) as download:
+            raw = b"".join(download)
+    except (errors.ArgumentInvalid, errors.NotFound):  # a name need not look like the id of a lease
         settings.view(answer)
         explain(answer)
     else:
-        passed_over = settings.ask(api.market.WHY, Id(id=some_id))["passed_over"]
-        _show_price(settings, raw, passed_over)
+        _show_price(settings, raw, answer["passed_over"])
 
 
 def _show_price(settings: Settings, raw: bytes, passed_over: list[Document]) -> None:

@@ -15,11 +15,9 @@ import click
 from click import argument, option
 
 from xsc import api
-from xsc.base import errors
+from xsc.base import errors, ids, units
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
-from xsc.base.ids import to_text
 from xsc.base.text import count_of
-from xsc.base.units import format_credits, format_duration, format_level, format_size
 from xsc.cli import options, show
 from xsc.cli.options import Command, Group, Settings, asks
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls
@@ -94,7 +92,7 @@ def recover(
     node_id, done = recover_home(
         settings.home, text, peers, network=network, name=name, passphrase=passphrase
     )
-    unproven = {to_text(peer): amount for peer, amount in sorted(done.unproven.items())}
+    unproven = {ids.to_text(peer): amount for peer, amount in sorted(done.unproven.items())}
     answer: Document = {
         "id": node_id,
         "home": str(settings.home),
@@ -103,7 +101,7 @@ def recover(
         "objects": done.found.objects,
         "entries": done.entries,
         "incarnation": done.incarnation,
-        "silent": [to_text(peer) for peer in done.silent],
+        "silent": [ids.to_text(peer) for peer in done.silent],
         "unproven": [{"peer": peer, "amount_micro": due} for peer, due in unproven.items()],
         "lost": list(done.found.lost),
     }
@@ -113,7 +111,7 @@ def recover(
     for peer, due in unproven.items():
         who = "it owed" if due > 0 else "it was owed"
         show.warn(
-            f"unproven with {show.short(peer)}: {who} {format_credits(abs(due))} credits "
+            f"unproven with {show.short(peer)}: {who} {units.format_credits(abs(due))} credits "
             "more than any entry that was shown"
         )
     settings.view(answer, node_id)
@@ -182,12 +180,12 @@ def _start_in_background(settings: Settings, overrides: dict[str, str], passphra
 
 
 def _sizes(text: str, part: Document, *names: str) -> str:
-    return text.format(*(format_size(part[f"{name}_bytes"]) for name in names))
+    return text.format(*(units.format_size(part[f"{name}_bytes"]) for name in names))
 
 
 def _slots(answer: Document, kind: str, unit: str) -> str:
     offered, granted = (
-        format_level(kind, answer[kind][f"{what}_{unit}"]) for what in ("offered", "granted")
+        units.format_level(kind, answer[kind][f"{what}_{unit}"]) for what in ("offered", "granted")
     )
     return f"{offered} offered, {granted} granted of it"
 
@@ -211,7 +209,7 @@ def status(answer: Document) -> None:
         "storage_slots compute_slots",
         API="api_url",
         peers_at=lambda answer: ", ".join(answer["addresses"]) or answer["peer_url"],
-        up_for=lambda answer: format_duration(answer["uptime_s"] * 1000),
+        up_for=lambda answer: units.format_duration(answer["uptime_s"] * 1000),
         peers=("peers", "{healthy} of {known} answer".format_map),
         storage=("storage", lambda part: _sizes(_STORAGE, part, "used", "reserved", "capacity")),
         traffic=("traffic", lambda part: _sizes(_TRAFFIC, part, "sent", "received")),
@@ -261,8 +259,8 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     show.fields(
         answer,
         "bodies held counted index damaged space",
-        held=("bytes_held", format_size),
-        counted=("bytes_counted", format_size),
+        held=("bytes_held", units.format_size),
+        counted=("bytes_counted", units.format_size),
         damaged=lambda answer: str(len(answer["damaged"])),
         space=("space_records", "{} records".format),
     )
@@ -301,7 +299,7 @@ def doctor(settings: Settings) -> int:
 @node.command()
 @option("--status", "what", flag_value="status", help="Say how far it is, and no more.")
 @option("--cancel", "what", flag_value="cancel", help="Stay after all.")
-@option("--proof", type=options.PATH, help="Where the proof goes.  [drain.proof in the home]")
+@option("--proof", type=options.TARGET, help="Where the proof goes.  [drain.proof in the home]")
 def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     """Move all that the node holds for others to other nodes, so that it can leave.
 
@@ -315,8 +313,6 @@ def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     if what == "cancel":
         settings.view(calls.ask(api.home.STAY), "the node stays; what has moved stays where it is")
         return 0
-    if proof is not None:
-        check_target(proof)
     answer = calls.ask(api.home.DRAIN) if what == "status" else _drained(calls)
     if answer["state"] != "staying" and (what is None or proof is not None):
         with calls.download(api.home.PROOF) as download:
@@ -331,7 +327,7 @@ def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
         peers_told="{peers_told} of {peers}".format_map,
         released=partial(_so_much, which="released"),
         left=partial(_so_much, which="left"),
-        owed_to_it=lambda answer: f"{format_credits(answer['owed_micro'])} credits",
+        owed_to_it=lambda answer: f"{units.format_credits(answer['owed_micro'])} credits",
     )
     for line in _drain_warnings(answer):
         show.warn(line)
@@ -374,11 +370,11 @@ def _drained(calls: Calls) -> Document:
 
 def _so_much(answer: Document, which: str) -> str:
     objects = count_of(answer[f"{which}_objects"], "object")
-    return f"{objects}, {format_size(answer[f'{which}_bytes'])}"
+    return f"{objects}, {units.format_size(answer[f'{which}_bytes'])}"
 
 
 def _stays(row: Document) -> str:
-    size = format_size(row["size_bytes"])
+    size = units.format_size(row["size_bytes"])
     return (
         f"object {row['object'][:16]} of {show.short(row['owner'])}, {size}, stays: {row['reason']}"
     )
@@ -485,7 +481,7 @@ def backup(
     answer = {
         "file": str(file),
         "size_bytes": size,
-        "id": to_text(reader.head.node),
+        "id": ids.to_text(reader.head.node),
         "created_ms": reader.head.created_ms,
         "identity": identity,
         "bodies": bodies,
@@ -570,7 +566,7 @@ def restore(
         "newer_objects": done.found.newer,
         "deleted_objects": done.found.gone,
         "newer_entries": done.newer_entries,
-        "silent": [to_text(peer) for peer in done.silent],
+        "silent": [ids.to_text(peer) for peer in done.silent],
         "lost": list(done.found.lost),
     }
     _tell(settings, brought, since)
@@ -589,7 +585,7 @@ def _tell(settings: Settings, found: Brought | None, since: Document | None) -> 
     kept: Document | None = None
     if found is not None:
         kept = {
-            "id": to_text(found.head.node),
+            "id": ids.to_text(found.head.node),
             "created_ms": found.head.created_ms,
             **found.counts,
             "identity": found.head.identity,
@@ -600,7 +596,7 @@ def _tell(settings: Settings, found: Brought | None, since: Document | None) -> 
             of="created_ms",
             ledger=("entries", "{} entries".format),
             space=("space_records", "{} records".format),
-            shards=lambda kept: f"{kept['bodies']} ({format_size(kept['bodies_bytes'])})",
+            shards=lambda kept: f"{kept['bodies']} ({units.format_size(kept['bodies_bytes'])})",
             key=lambda kept: "in the backup" if kept["identity"] else "not in the backup",
         )
     settings.view({"home": str(settings.home), "backup": kept, "since": since})
@@ -618,7 +614,7 @@ def identity() -> None:
 
 
 @identity.command()
-@argument("file", type=options.PATH)
+@argument("file", type=options.TARGET)
 @option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the copy.")
 def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
     """Write a copy of the node's key to FILE, readable by its owner only.
@@ -629,7 +625,6 @@ def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
     from xsc.node.home.folder import read_identity
     from xsc.node.system import SystemEntropy
 
-    check_target(file)
     opened_by = _key_passphrase(settings.home)
     key = read_identity(settings.home, opened_by)
     locked_by = _new_passphrase(ask=True) if passphrase else opened_by
@@ -637,7 +632,7 @@ def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
         keyfile.write(file, keyfile.to_line(key, SystemEntropy(), locked_by))
     except OSError as fault:
         raise errors.unwritable(f"{file} cannot be written", fault) from None
-    node_id = to_text(key.node_id)
+    node_id = ids.to_text(key.node_id)
     settings.view({"id": node_id, "file": str(file), "locked": bool(locked_by)}, node_id)
     if not locked_by:
         show.say(f"{file} is not locked: whoever can read it can act as this node")

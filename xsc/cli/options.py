@@ -18,14 +18,8 @@ from click import option
 
 from xsc import api
 from xsc.api.ranges import check_range
-from xsc.base import units
+from xsc.base import limits, units
 from xsc.base.errors import ArgumentInvalid, TooLarge, XscError
-from xsc.base.limits import (
-    FUEL_MAX,
-    MEMORY_BYTES_MAX,
-    SERVICE_CONCURRENCY_MAX,
-    TIMEOUT_MS_MAX,
-)
 from xsc.cli import show
 from xsc.client.files import check_target, read_bounded, read_file, write_whole
 
@@ -35,7 +29,7 @@ if TYPE_CHECKING:
     from xsc.api.endpoint import Endpoint
     from xsc.client.calls import Calls
     from xsc.client.core import Document
-    from xsc.client.targets import Named
+    from xsc.client.targets import Meant
 
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V", bound="Callable[[Document], str | int | None]")
@@ -97,7 +91,6 @@ class Settings:
 
     def save(self, endpoint: Endpoint[Q, bytes], asked: Q, path: Path) -> None:
         """Write what the node answers to a file, and print as JSON what was written."""
-        check_target(path)
         with self.calls().download(endpoint, asked) as download:
             size = write_whole(path, download.blocks())
         self.view({"file": str(path), "size_bytes": size})
@@ -282,8 +275,8 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
 class _File(Parsed):
     """A file or directory, which the shell completes."""
 
-    def __init__(self) -> None:
-        super().__init__("FILE", _path)
+    def __init__(self, read: Callable[[str], Path]) -> None:
+        super().__init__("FILE", read)
 
     def shell_complete(
         self,
@@ -326,6 +319,12 @@ def _path(text: str) -> Path:
     if not text:
         raise ArgumentInvalid("an empty text names no file or directory")
     return Path(text)
+
+
+def _target(text: str) -> Path:
+    path = _path(text)
+    check_target(path)
+    return path
 
 
 def _nothing(_: Calls) -> Iterable[str]:
@@ -441,7 +440,7 @@ def _warn_of_list() -> None:
     )
 
 
-def object_of(text: str) -> str | Named:
+def object_of(text: str) -> Meant:
     """Return a capability, or else the name of an own object, or of what is in a directory."""
     if text == "-" or text.startswith(("@", "xsc:")):
         return _capability(text)
@@ -452,13 +451,15 @@ def object_of(text: str) -> str | Named:
     return Named(text)
 
 
-def read_given(path: Path, what: str, size_max: int) -> bytes:
-    """Return a file, or standard input where it is -, which must fit in memory.
+def read_given(path: Path | None, what: str, size_max: int) -> bytes:
+    """Return a file, standard input where it is -, or nothing; it must fit in memory.
 
     Raises:
         ArgumentInvalid: it cannot be read.
         TooLarge: it has more than `size_max` bytes.
     """
+    if path is None:
+        return b""
     if path == STREAM:
         return read_bounded(sys.stdin.buffer, what, size_max)
     return read_file(path, what, size_max)
@@ -473,7 +474,7 @@ def _word(path: Path, place: str) -> str:
         raise ArgumentInvalid(f"{place} does not hold a capability") from None
 
 
-def _input(text: str) -> tuple[str, str | Named]:
+def _input(text: str) -> tuple[str, Meant]:
     name, value = _pair(text)
     return name, object_of(value)
 
@@ -488,11 +489,11 @@ WHOLE = Parsed("N", _whole)
 SIZE = _sizes()
 DURATION = _durations()
 FUEL = Parsed("N", _fuel)
-RUN_FUEL = Parsed("N", _within(_fuel, FUEL_MAX, str))
-RUN_MEMORY = _sizes(MEMORY_BYTES_MAX)
-RUN_TIME = _durations(TIMEOUT_MS_MAX)
-RUN_WAIT = _durations(TIMEOUT_MS_MAX, 0)
-CONCURRENCY = Parsed("N", _within(_whole, SERVICE_CONCURRENCY_MAX, str))
+RUN_FUEL = Parsed("N", _within(_fuel, limits.FUEL_MAX, str))
+RUN_MEMORY = _sizes(limits.MEMORY_BYTES_MAX)
+RUN_TIME = _durations(limits.TIMEOUT_MS_MAX)
+RUN_WAIT = _durations(limits.TIMEOUT_MS_MAX, 0)
+CONCURRENCY = Parsed("N", _within(_whole, limits.SERVICE_CONCURRENCY_MAX, str))
 SHARE = Parsed("SHARE", units.parse_share_ppm)
 CREDITS = Parsed("CREDITS", units.parse_credits)
 SURVIVE = Parsed("WHAT", _survive)
@@ -501,8 +502,10 @@ RANGE = Parsed("FIRST-LAST", check_range)
 PAIR = Parsed("NAME=VALUE", _pair)
 INPUT = Parsed("NAME=CAP", _input)
 DIRECTORY = Parsed("DIR", _directory)
-PATH = _File()
-MODULE = _Module()
+PATH = _File(_path)
+TARGET = _File(_target)
+"""A file that is written."""
+MODULE = _Module(_path)
 
 
 def table(what: str, *declared: str, **how: Any) -> Callable[[F], F]:  # noqa: ANN401 - click's own
@@ -527,5 +530,5 @@ def table(what: str, *declared: str, **how: Any) -> Callable[[F], F]:  # noqa: A
     return option(*declared, multiple=True, callback=read, **how)
 
 
-output_option = option("-o", "--output", type=PATH, required=True, help="File to write.")
+output_option = option("-o", "--output", type=TARGET, required=True, help="File to write.")
 """Of commands that write one file."""

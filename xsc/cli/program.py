@@ -8,8 +8,7 @@ import click
 from click import argument, option
 
 from xsc import api
-from xsc.base.errors import ProofInvalid
-from xsc.base.text import cut
+from xsc.base import errors, text
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
 from xsc.client.calls import FSCK_TIMEOUT_S, read_document
@@ -74,7 +73,7 @@ def _line(found: Document) -> str:
 
 
 def _shown(value: str | None) -> str:
-    return "-" if value is None else cut(value, SHOWN_CHARS_MAX)
+    return "-" if value is None else text.cut(value, SHOWN_CHARS_MAX)
 
 
 @asks(program, api.programs.STOP)
@@ -144,7 +143,7 @@ def why(settings: Settings, at: str, *, replay: bool) -> None:
     for step in steps:
         steps += step["inputs"]
     if any(step["replayed"] is False for step in steps):
-        raise ProofInvalid("a second run gives something else")
+        raise errors.ProofInvalid("a second run gives something else")
 
 
 def _told(step: Document) -> str:

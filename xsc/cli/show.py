@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from xsc.base import units
-from xsc.base.errors import XscError
+from xsc.base import errors, units
 from xsc.base.text import printable
 
 if TYPE_CHECKING:
@@ -78,19 +77,15 @@ def warn(text: str) -> None:
     say(f"warning: {text}")
 
 
-def error(fault: XscError, *, as_json: bool) -> None:
+def error(fault: errors.XscError, *, as_json: bool) -> None:
     """Print an error on standard error: a sentence and a hint, or a problem document."""
-    code = "bug" if type(fault) is XscError else fault.code
+    code = "bug" if type(fault) is errors.XscError else fault.code
     if as_json:
         from xsc.api import serial
         from xsc.api.problems import problem
 
-        document = {
-            **serial.document(problem(fault)),
-            "code": code,
-            "title": code.replace("_", " "),
-        }
-        click.echo(_json_of(document), err=True)
+        named_so = {"code": code, "title": code.replace("_", " ")}
+        click.echo(_json_of(serial.document(problem(fault)) | named_so), err=True)
         return
     say(f"error: {fault.message} ({code})")
     if fault.hint:
@@ -151,9 +146,8 @@ def fields(answer: Document, names: str, **cells: Cell) -> None:
 
 
 def _text_of(row: Document, name: str, cells: Mapping[str, Cell]) -> str:
-    cell = cells.get(name) or next(
-        (f"{name}_{unit}" for unit in _FORMS if f"{name}_{unit}" in row), name
-    )
+    with_units = (f"{name}_{unit}" for unit in _FORMS)
+    cell = cells.get(name) or next((key for key in with_units if key in row), name)
     if callable(cell):
         return cell(row)
     if isinstance(cell, tuple):

@@ -17,16 +17,24 @@ import click
 from click import argument, option
 
 from xsc import api
-from xsc.base import errors
-from xsc.base.limits import GIB
+from xsc.base import errors, limits, units
+from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
 from xsc.base.text import count_of
-from xsc.base.units import format_credits, format_size
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions, code_text
 from xsc.client.core import Document, Progress
 from xsc.client.files import check_target, make_directory, write_whole
-from xsc.client.targets import Named, Target, objects_of, one_object, read_tree, resolve, survey
+from xsc.client.targets import (
+    Meant,
+    Named,
+    Target,
+    objects_of,
+    one_object,
+    read_tree,
+    resolve,
+    survey,
+)
 from xsc.client.tree import SUFFIX, Node, tree_id
 
 
@@ -76,7 +84,7 @@ def put(
     if recursive:
         return _put_tree(settings, calls, file, reread=reread, **how)
     if reread:
-        raise errors.ArgumentInvalid("--reread goes with -r")
+        raise ArgumentInvalid("--reread goes with -r")
     if name is not None:
         _check_name(name)
     if file == options.STREAM:
@@ -98,15 +106,15 @@ def put(
 def _check_name(name: str) -> None:
     """Refuse a name by which the object could not be read again."""
     if name == "":
-        raise errors.ArgumentInvalid(
+        raise ArgumentInvalid(
             "a name must not be empty", hint="leave --name out to use the file's name"
         )
     if name.endswith(SUFFIX):
-        raise errors.ArgumentInvalid(
+        raise ArgumentInvalid(
             "a name that ends in / is a directory's", hint="store a directory with -r"
         )
     if name == "-" or name.startswith(("@", "xsc:")):
-        raise errors.ArgumentInvalid(
+        raise ArgumentInvalid(
             f"'{name}' could not be read again by that name",
             hint="commands take @FILE, - and xsc:… for capabilities",
         )
@@ -116,21 +124,21 @@ def _check_kind(file: Path) -> None:
     with suppress(OSError):  # whoever opens it says what is wrong
         if file.is_dir():
             hint = f"store all of it: xsc store put -r {file}"
-            raise errors.ArgumentInvalid(f"{file} is a directory, not a file", hint=hint)
+            raise ArgumentInvalid(f"{file} is a directory, not a file", hint=hint)
         if file.is_fifo():  # opening one waits for whoever writes, perhaps for ever
             hint = f"xsc store put - < {file}"
-            raise errors.ArgumentInvalid(f"{file} is a pipe, not a regular file", hint=hint)
+            raise ArgumentInvalid(f"{file} is a pipe, not a regular file", hint=hint)
 
 
 def _say_before(stored_bytes: int) -> None:
     if stored_bytes:
-        show.say(f"going on: {format_size(stored_bytes)} were stored before")
+        show.say(f"going on: {units.format_size(stored_bytes)} were stored before")
 
 
 def _say_where(stored: Document) -> None:
     hosts = len({row["node"] for row in stored["hosts"]})
     where = (
-        f"stored {format_size(stored['size_bytes'])} on {count_of(hosts, 'node')}, "
+        f"stored {units.format_size(stored['size_bytes'])} on {count_of(hosts, 'node')}, "
         f"survives the loss of {stored['survives']}"
     )
     if sys.stderr.isatty():
@@ -146,14 +154,14 @@ def _storing(
     calls: Calls, name: str, code: tuple[int, int] | None, size_bytes: int | None
 ) -> AbstractContextManager[Progress]:
     """Watch what is stored; before more than a GiB, say what that costs a month."""
-    if size_bytes is not None and size_bytes > GIB:
+    if size_bytes is not None and size_bytes > limits.GIB:
         with suppress(errors.XscError):  # of what is wrong the put itself tells
             asked = api.market.Estimate(size_bytes=size_bytes, code=code_text(code))
             found = calls.ask(api.market.ESTIMATE, asked)
+            coded, cost = found["coded_bytes"], units.format_credits(found["storage_micro"])
             show.note(
-                f"{format_size(size_bytes)}, {format_size(found['coded_bytes'])} coded "
-                f"{found['code']}, cost about {format_credits(found['storage_micro'])} credits in "
-                "30 days at the prices quoted now"
+                f"{units.format_size(size_bytes)}, {units.format_size(coded)} coded "
+                f"{found['code']}, cost about {cost} credits in 30 days at the prices quoted now"
             )
     return show.progress(f"storing {name}", size_bytes)
 
@@ -167,7 +175,7 @@ def _put_tree(
     given, code = how.get("name"), how.get("code")
     name = (folder.absolute().name if given is None else given).rstrip("/")
     if not name:
-        raise errors.ArgumentInvalid("the directory needs a name", hint="give one with --name")
+        raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
     stored = put_tree(
         calls,
         folder,
@@ -180,9 +188,9 @@ def _put_tree(
         watch=partial(_storing, calls, name, code),
     )
     sent = f"sent {stored['sent_files']} of {stored['files']} files"
-    show.detail(f"{sent}, {format_size(stored['sent_bytes'])}")
+    show.detail(f"{sent}, {units.format_size(stored['sent_bytes'])}")
     settings.view(stored, stored["capability"])
-    return errors.EXIT_PARTLY if stored["left_out"] else 0
+    return EXIT_PARTLY if stored["left_out"] else 0
 
 
 @store.command()
@@ -194,7 +202,7 @@ def _put_tree(
 @object_options
 def get(
     settings: Settings,
-    cap: str | Named,
+    cap: Meant,
     output: Path,
     part: str | None,
     version: int | None,
@@ -210,9 +218,9 @@ def get(
     to standard output as it arrives, and the exit code says whether it was all.
     """
     if output == options.STREAM and settings.json:
-        raise errors.ArgumentInvalid("--json and -o - both want standard output")
+        raise ArgumentInvalid("--json and -o - both want standard output")
     if recursive and (output == options.STREAM or part is not None):
-        raise errors.ArgumentInvalid("a directory goes whole, and to the disk: -o DIR")
+        raise ArgumentInvalid("a directory goes whole, and to the disk: -o DIR")
     calls = settings.calls()
     if recursive:
         _get_tree(settings, calls, cap, output, version)
@@ -221,7 +229,7 @@ def get(
         check_target(output)
     found = resolve(calls, cap, version)
     if found.kind == "directory":
-        raise errors.ArgumentInvalid(
+        raise ArgumentInvalid(
             f"{found.name} is a directory", hint="get -r fetches all of it, NAME/PATH one file"
         )
     if found.kind == "empty file":
@@ -236,7 +244,7 @@ def get(
             size = _write(output, download.blocks(progress))
     if output != options.STREAM:
         settings.view({"file": str(output), "size_bytes": size})
-        show.detail(f"fetched {format_size(size)} to {output}")
+        show.detail(f"fetched {units.format_size(size)} to {output}")
 
 
 def _write(output: Path, blocks: Iterable[bytes]) -> int:
@@ -249,7 +257,7 @@ def _write(output: Path, blocks: Iterable[bytes]) -> int:
     return 0
 
 
-def _directory(calls: Calls, target: str | Named, version: int | None) -> Target:
+def _directory(calls: Calls, target: Meant, version: int | None) -> Target:
     """Return what is meant, which is a directory as far as a name says it.
 
     Raises:
@@ -257,14 +265,12 @@ def _directory(calls: Calls, target: str | Named, version: int | None) -> Target
     """
     found = resolve(calls, target, version)
     if isinstance(target, Named) and found.kind != "directory":
-        raise errors.ArgumentInvalid(
-            f"{target.name} is a file, not a directory", hint="leave -r out"
-        )
+        raise ArgumentInvalid(f"{target.name} is a file, not a directory", hint="leave -r out")
     return found
 
 
 def _get_tree(
-    settings: Settings, calls: Calls, target: str | Named, output: Path, version: int | None
+    settings: Settings, calls: Calls, target: Meant, output: Path, version: int | None
 ) -> None:
     from xsc.client.folders import get_tree
 
@@ -275,7 +281,7 @@ def _get_tree(
     files = sum(node.kind == "file" for node in tree.nodes)
     size = sum(node.size_bytes for node in tree.nodes)
     settings.view({"directory": str(output), "files": files, "size_bytes": size})
-    show.detail(f"fetched {files} files, {format_size(size)}, to {output}")
+    show.detail(f"fetched {files} files, {units.format_size(size)}, to {output}")
 
 
 @store.command("ls")
@@ -302,7 +308,7 @@ def listing(
         _show_tree(settings, calls, options.object_of(prefix), version)
         return
     if version is not None:
-        raise errors.ArgumentInvalid("--version goes with -r", hint="--versions shows all of them")
+        raise ArgumentInvalid("--version goes with -r", hint="--versions shows all of them")
     answer = calls.objects(prefix, versions=versions or ending)
     soon = [row for row in answer["objects"] if row.get("ending")]
     if ending:
@@ -364,7 +370,7 @@ def _show_placement(answer: Document, *, deep: bool = False) -> None:
     follow that are not whole, the worst first.
     """
     about, checked = answer.get("tree"), "survives" in answer
-    pairs = [("size", format_size(answer["size_bytes"]))]
+    pairs = [("size", units.format_size(answer["size_bytes"]))]
     if about is not None:
         whole = f", {about['not_whole']} of them not whole" if about["not_whole"] else ""
         pairs.append(("files", f"{about['files']}{whole}"))
@@ -378,7 +384,7 @@ def _show_placement(answer: Document, *, deep: bool = False) -> None:
     if checked:
         pairs += _worth(answer)
     if deep:
-        pairs.append(("read", format_size(answer["read_bytes"])))
+        pairs.append(("read", units.format_size(answer["read_bytes"])))
     show.pairs([*pairs, ("leases until", _until(answer.get("ends_ms")))])
     for end in answer.get("ending", []):
         until = "not known" if end["ends_ms"] is None else show.moment(end["ends_ms"])
@@ -432,7 +438,7 @@ def _domains(answer: Document) -> str:
 
 @store.command()
 @object_options
-def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
+def stat(settings: Settings, cap: Meant, version: int | None) -> None:
     """Ask an object's hosts which of its shards they still hold.
 
     Of a directory all files are asked about, and the worst is shown. A
@@ -450,7 +456,7 @@ def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
 @store.command()
 @option("--deep", is_flag=True, help="Read every shard and verify it.")
 @object_options
-def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bool) -> int:
+def check(settings: Settings, cap: Meant, version: int | None, *, deep: bool) -> int:
     """Say what an object's placement is worth: what it survives, and for how long.
 
     Of a directory all files are looked at, and the worst is shown.
@@ -483,14 +489,14 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
             f"it was to survive the loss of {answer['contract']}; it is moved back by itself "
             "once there are peers for it"
         )
-        return errors.EXIT_PARTLY
+        return EXIT_PARTLY
     return 0
 
 
 @store.command()
 @argument("cap", metavar="[CAP|NAME]", type=options.OBJECT, required=False)
 @version_option
-def repair(settings: Settings, cap: str | Named | None, version: int | None) -> int:
+def repair(settings: Settings, cap: Meant | None, version: int | None) -> int:
     """Rebuild the lost shards of an object now; without CAP, of all objects.
 
     Of a directory those of all its files. The node does the same by itself.
@@ -524,7 +530,7 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
     left = sum(len(answer["left"]) for answer in answers)
     said = f"{count_of(moved, 'shard')} moved, {left} left"
     settings.view({"objects": answers} if several else answers[0], said)
-    return errors.EXIT_PARTLY if left else 0
+    return EXIT_PARTLY if left else 0
 
 
 @store.command()
@@ -538,7 +544,7 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
 @option("--version", type=options.WHOLE, help="That version of the name alone.  [all]")
 @option("-y", "--yes", is_flag=True, help="Delete a directory without asking.")
 def rm(
-    settings: Settings, cap: str | Named, receipts: Path | None, version: int | None, *, yes: bool
+    settings: Settings, cap: Meant, receipts: Path | None, version: int | None, *, yes: bool
 ) -> int:
     """Delete an object at all of its hosts; with a NAME, all its versions.
 
@@ -570,12 +576,10 @@ def rm(
     settings.view(answer, f"deleted at {count_of(len(answer['confirmed']), 'node')}")
     for host in answer["unconfirmed"]:
         show.warn(f"{show.short(host)} has not confirmed that it deleted its shards")
-    return errors.EXIT_PARTLY if answer["unconfirmed"] else 0
+    return EXIT_PARTLY if answer["unconfirmed"] else 0
 
 
-def _to_delete(
-    calls: Calls, target: str | Named, version: int | None
-) -> tuple[str | Named, Sequence[str]]:
+def _to_delete(calls: Calls, target: Meant, version: int | None) -> tuple[Meant, Sequence[str]]:
     """Return what is meant, a directory with its slash, and the capabilities of its versions.
 
     There are none of a directory of which only files are left, because deleting it broke off.
@@ -593,7 +597,7 @@ def _to_delete(
     if version is None and calls.parts(tree_id(folder.name)):
         return folder, ()
     resolve(calls, target, version)
-    raise errors.ArgumentInvalid(
+    raise ArgumentInvalid(
         f"{target.name} lies in a stored directory, and goes with it",
         hint="store the directory again without it: xsc store put -r DIR",
     )
@@ -636,16 +640,14 @@ def _merged(answers: Sequence[Document]) -> Document:
 @option("--read", is_flag=True, help="Whoever has it may read the object.")
 @option("--verify", is_flag=True, help="It may be checked, not read.")
 @object_options
-def share(
-    settings: Settings, cap: str | Named, version: int | None, *, read: bool, verify: bool
-) -> None:
+def share(settings: Settings, cap: Meant, version: int | None, *, read: bool, verify: bool) -> None:
     """Print the capability of an object to give to somebody: to read it, or to check it.
 
     What only checks finds the object and says which shards its hosts hold; it
     opens nothing. What was given cannot be taken back.
     """
     if read == verify:
-        raise errors.ArgumentInvalid(
+        raise ArgumentInvalid(
             "a capability is to read, or only to check"
             if read
             else "it must be said what the capability is for",
@@ -674,7 +676,7 @@ def gc(answer: Document) -> int:
         leases_over="expired_bytes",
         uploads_given_up="leftover_bytes",
         deletions=("deletions_confirmed", "{} completed".format),
-        room_returned=lambda answer: f"about {format_size(answer['reclaimed_bytes'])}",
+        room_returned=lambda answer: f"about {units.format_size(answer['reclaimed_bytes'])}",
     )
     if answer["deletions_given_up"]:
         ended = count_of(answer["deletions_given_up"], "deletion")
@@ -683,13 +685,13 @@ def gc(answer: Document) -> int:
         return 0
     still = count_of(answer["deletions_open"], "deletion")
     show.warn(f"{still} not confirmed by every host yet")
-    return errors.EXIT_PARTLY
+    return EXIT_PARTLY
 
 
 _LETTERS = {"directory": "d", "file": "-", "link": "l"}
 
 
-def _show_tree(settings: Settings, calls: Calls, target: str | Named, version: int | None) -> None:
+def _show_tree(settings: Settings, calls: Calls, target: Meant, version: int | None) -> None:
     """List what is in a stored directory."""
     found = _directory(calls, target, version)
     tree = read_tree(calls, found.capability)
@@ -718,7 +720,7 @@ def _cells(node: Node) -> list[str]:
     is_link = node.kind == "link"
     return [
         _LETTERS[node.kind] + ("" if is_link else f"{node.mode:04o}"),
-        format_size(node.size_bytes) if node.kind == "file" else "-",
+        units.format_size(node.size_bytes) if node.kind == "file" else "-",
         show.moment(node.mtime_ns // 1_000_000),
         os.fsdecode(node.path) + (f" -> {os.fsdecode(node.target)}" if is_link else ""),
     ]
@@ -734,7 +736,7 @@ def _confirm_removal(calls: Calls, name: str, version: int | None, *, yes: bool)
         return
     what = f"all of {name}" if version is None else f"version {version} of {name}"
     if not sys.stdin.isatty():
-        raise errors.ArgumentInvalid(f"{what} is to be deleted, a directory", hint="--yes says so")
+        raise ArgumentInvalid(f"{what} is to be deleted, a directory", hint="--yes says so")
     files = len(calls.parts(tree_id(name)))
     if not click.confirm(f"Delete {what}, a directory of {files} stored files?", err=True):
-        raise errors.ArgumentInvalid("it was not confirmed, and nothing was deleted")
+        raise ArgumentInvalid("it was not confirmed, and nothing was deleted")

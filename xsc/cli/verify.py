@@ -10,8 +10,7 @@ from typing import cast
 import click
 from click import argument, option
 
-from xsc.base.errors import LimitError, PeerError, ProofInvalid
-from xsc.base.limits import PEER_BODY_BYTES_MAX
+from xsc.base import errors, limits
 from xsc.cli import options
 from xsc.cli.options import Command, Settings
 from xsc.client.files import opened, read_bounded, read_file, read_module
@@ -37,7 +36,7 @@ def verify(settings: Settings, file: Path, module: Path | None, lease: Path | No
     from xsc.node.offline.verify import verify_drain, verify_file
 
     code = None if module is None else read_module(module)
-    agreed = None if lease is None else read_file(lease, "lease", PEER_BODY_BYTES_MAX)
+    agreed = None if lease is None else read_file(lease, "lease", limits.PEER_BODY_BYTES_MAX)
     try:
         with _opened(file) as source:
             # A drain proof may be of any size, and is read piece by piece.
@@ -45,9 +44,9 @@ def verify(settings: Settings, file: Path, module: Path | None, lease: Path | No
                 proved = verify_drain(source.read)
             else:
                 proved = verify_file(
-                    read_bounded(source, "file", PEER_BODY_BYTES_MAX), code, agreed
+                    read_bounded(source, "file", limits.PEER_BODY_BYTES_MAX), code, agreed
                 )
-    except (PeerError, LimitError) as fault:
+    except (errors.PeerError, errors.LimitError) as fault:
         # A record that a peer would be blamed for is, in a file, simply no proof.
-        raise ProofInvalid(fault.message, hint=fault.hint) from None
+        raise errors.ProofInvalid(fault.message, hint=fault.hint) from None
     settings.view({"ok": True, "text": proved}, proved)

@@ -17,9 +17,7 @@ from typing import Any, BinaryIO, Literal, TypedDict, TypeVar, Unpack
 from xsc import api
 from xsc.api.endpoint import Id
 from xsc.api.ranges import UNIT
-from xsc.base.errors import ModuleUnknown, NodeUnreachable, UploadChanged
-from xsc.base.jobs import JobResult, JobSpec, LimitOptions
-from xsc.base.limits import MODULE_NAMED_BYTES_LEAST, PROGRAM_DOCUMENT_BYTES_MAX, TIMEOUT_MS_MAX
+from xsc.base import errors, jobs, limits
 from xsc.client.core import (
     ANSWER_TIMEOUT_S,
     Core,
@@ -62,7 +60,7 @@ class PutOptions(TypedDict, total=False):
     """Return once so many peers have the list of names that a recovery knows this one."""
 
 
-class DeployOptions(LimitOptions, total=False):
+class DeployOptions(jobs.LimitOptions, total=False):
     """What is said of a service beside its module and name: also what a request may use."""
 
     version: str | None
@@ -102,10 +100,10 @@ def _named_first(module: bytes, send: Callable[[str | None, bytes], Document]) -
         module: sent where it is small, or where the node does not have it.
         send: given the name of the module where it is named, and the bytes to send.
     """
-    if len(module) >= MODULE_NAMED_BYTES_LEAST:
+    if len(module) >= limits.MODULE_NAMED_BYTES_LEAST:
         try:
             return send(hashlib.sha256(module).hexdigest(), b"")
-        except ModuleUnknown:
+        except errors.ModuleUnknown:
             pass  # nothing was done
     return send(None, module)
 
@@ -139,7 +137,7 @@ def read_document(path: Path) -> tuple[bytes, Form, dict[str, bytes]]:
         ArgumentInvalid: a file cannot be read.
         TooLarge: the document or a module is over its bound.
     """
-    raw = read_file(path, "document", PROGRAM_DOCUMENT_BYTES_MAX)
+    raw = read_file(path, "document", limits.PROGRAM_DOCUMENT_BYTES_MAX)
     form: Form = "json" if path.suffix == ".json" else "toml"
     modules = {}
     for name in _modules(raw, form):
@@ -237,7 +235,7 @@ class Calls(Core):
 
             try:
                 return send()
-            except UploadChanged:
+            except errors.UploadChanged:
                 # Other content under the same size and time; what was stored of it is gone.
                 source.seek(0)
                 return send()
@@ -257,7 +255,7 @@ class Calls(Core):
         download = self.download(api.objects.GET, asked)
         if part is not None and download.part is None:
             download.close()
-            raise NodeUnreachable("the node did not send a range")
+            raise errors.NodeUnreachable("the node did not send a range")
         return download
 
     def get(self, capability: str, path: Path, watch: Watch = unwatched) -> int:
@@ -322,7 +320,7 @@ class Calls(Core):
 
     # Jobs
 
-    def job(self, spec: JobSpec, show: Show | None = None) -> JobResult:
+    def job(self, spec: jobs.JobSpec, show: Show | None = None) -> jobs.JobResult:
         """Run a job; what ended it before its end is the result's `trap`.
 
         Args:
@@ -333,8 +331,8 @@ class Calls(Core):
 
         def send(module: str | None, brought: bytes) -> Document:
             asked = api.jobs.request_of(spec, module, len(brought))
-            job_ms = min(spec.timeout_ms or TIMEOUT_MS_MAX, TIMEOUT_MS_MAX)
-            waits_ms = min(spec.wait_ms, TIMEOUT_MS_MAX)
+            job_ms = min(spec.timeout_ms or limits.TIMEOUT_MS_MAX, limits.TIMEOUT_MS_MAX)
+            waits_ms = min(spec.wait_ms, limits.TIMEOUT_MS_MAX)
             return self._send_job(
                 asked, (brought, spec.stdin), (job_ms + waits_ms) / 1000 + JOB_GRACE_S, show
             )

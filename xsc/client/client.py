@@ -18,9 +18,8 @@ from typing import Any, Self, TypeVar, Unpack
 
 from xsc import api
 from xsc.api.endpoint import Endpoint, Id
-from xsc.base.errors import ArgumentInvalid
+from xsc.base import errors, limits
 from xsc.base.jobs import JobItem, JobOptions, JobResult, JobSpec
-from xsc.base.limits import BATCH_ITEMS_MAX
 from xsc.client.calls import (
     FSCK_TIMEOUT_S,
     Calls,
@@ -319,8 +318,8 @@ class Node(_Face):
             SignatureMismatch: a set of arguments is wrong; nothing of its batch was run.
             XscError: as `invoke`, where a batch as a whole was ended.
         """
-        if not 1 <= batch <= BATCH_ITEMS_MAX:
-            raise ArgumentInvalid(f"a batch has from 1 to {BATCH_ITEMS_MAX} calls")
+        if not 1 <= batch <= limits.BATCH_ITEMS_MAX:
+            raise errors.ArgumentInvalid(f"a batch has from 1 to {limits.BATCH_ITEMS_MAX} calls")
         code = _code(module)
 
         def work(lines: bytes) -> tuple[JobItem, ...]:
@@ -632,7 +631,7 @@ def _finished(done: JobResult, receipt: Path | str | None = None) -> JobResult:
 
 def _line(arguments: Sequence[str]) -> str:
     if any(len(text.split()) != 1 for text in arguments):
-        raise ArgumentInvalid("an argument is empty or holds a space: it can be no number")
+        raise errors.ArgumentInvalid("an argument is empty or holds a space: it can be no number")
     return " ".join(arguments) + "\n"
 
 

@@ -28,9 +28,8 @@ from typing import Any, BinaryIO, Self, TypeVar
 from urllib.parse import urlsplit
 
 from xsc import api
-from xsc.api import proof, serial
+from xsc.api import proof, ranges, serial
 from xsc.api.endpoint import Endpoint, Id, written
-from xsc.api.ranges import read_content_range
 from xsc.base.errors import ArgumentInvalid, HomeInvalid, NodeUnreachable, XscError, from_code
 
 BLOCK_BYTES = 1024 * 1024
@@ -527,7 +526,7 @@ class Download(_Stream):
         length = self._response.getheader("Content-Length", "")
         self.size_bytes: int | None = int(length) if length.isdigit() else None
         """How many bytes come."""
-        self.part = read_content_range(self._response.getheader("Content-Range", ""))
+        self.part = ranges.read_content_range(self._response.getheader("Content-Range", ""))
         """Where they begin and how long the whole is, where a range was asked for."""
         self._request_id = self._response.getheader("XSC-Request-Id", "")
 

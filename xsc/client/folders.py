@@ -27,11 +27,9 @@ from typing import Any, BinaryIO
 
 from xsc.base.errors import ArgumentInvalid, ObjectUnknown, UploadChanged, unwritable
 from xsc.base.limits import KIB, MIB, READ_TOGETHER_MAX, TREE_DEPTH_MAX
+from xsc.client import core, files, targets
 from xsc.client import tree as trees
 from xsc.client.calls import Calls, side_by_side
-from xsc.client.core import BLOCK_BYTES, Document, Progress, Watch, unwatched
-from xsc.client.files import object_id, upload_id
-from xsc.client.targets import read_tree
 
 SMALL_BYTES = 64 * KIB
 """Files up to this size are fetched many in one call."""
@@ -119,7 +117,7 @@ class _Exactly(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Return at most so many of them."""
-        block = self._file.read(min(self._left, BLOCK_BYTES if size < 0 else size))
+        block = self._file.read(min(self._left, core.BLOCK_BYTES if size < 0 else size))
         self._left -= len(block)
         self.hasher.update(block)
         return block
@@ -131,7 +129,7 @@ class _Exactly(io.RawIOBase):
 
 def _hash(file: BinaryIO, size_bytes: int) -> bytes:
     source = _Exactly(file, size_bytes)
-    while source.read(BLOCK_BYTES):
+    while source.read(core.BLOCK_BYTES):
         pass
     return source.hasher.digest()
 
@@ -145,7 +143,7 @@ class _Storing:
     name: str
     options: str
     how: dict[str, Any]
-    progress: Progress
+    progress: core.Progress
     parts: dict[bytes, str]
     """The capabilities of contents that are stored."""
     under_way: dict[bytes, threading.Lock] = field(default_factory=dict)
@@ -177,7 +175,7 @@ class _Storing:
         """Store a content, unless it changes meanwhile."""
         size = node.size_bytes
         path = Path(os.fsdecode(node.path))
-        resume = upload_id(path, file, trees.tree_id(self.name), part.hex())
+        resume = files.upload_id(path, file, trees.tree_id(self.name), part.hex())
         file.seek(0)
         source = _Exactly(file, size)
         try:
@@ -209,8 +207,8 @@ def put_tree(
     survive: str = "",
     code: tuple[int, int] | None = None,
     reread: bool = False,
-    watch: Watch = unwatched,
-) -> Document:
+    watch: core.Watch = core.unwatched,
+) -> core.Document:
     """Store a directory under a name; what is stored of it already is not sent again.
 
     A call that was killed is gone on with by the same call. Returned is what `xsc store put -r
@@ -293,7 +291,7 @@ def _newest(calls: Calls, full: str) -> tuple[trees.Tree | None, str]:
     except ObjectUnknown:
         return None, ""
     try:
-        return read_tree(calls, capability), capability
+        return targets.read_tree(calls, capability), capability
     except ArgumentInvalid:
         return None, ""  # a file was stored under such a name
 
@@ -321,7 +319,7 @@ def get_tree(
     *,
     warn: Warn,
     path: bytes = b"",
-    watch: Watch = unwatched,
+    watch: core.Watch = core.unwatched,
 ) -> trees.Tree:
     """Write a stored directory to the disk, where nothing may stand yet; return it.
 
@@ -339,7 +337,7 @@ def get_tree(
         ArgumentInvalid: something stands there, or it cannot be written.
         RecordInvalid: the directory would lead out of its place.
     """
-    tree = read_tree(calls, capability)
+    tree = targets.read_tree(calls, capability)
     if path:
         tree = tree.at(path)
     if os.path.lexists(folder):
@@ -349,7 +347,7 @@ def get_tree(
         raise ArgumentInvalid(f"there is no directory {parent}")
     partial = folder.with_name(folder.name + ".part")
     try:
-        with _workshop(partial, object_id(capability + path.hex())):
+        with _workshop(partial, files.object_id(capability + path.hex())):
             root, incoming = partial / "tree", partial / "incoming"
             _make_directories(root, tree)
             missing = [node for node in tree.nodes if not _is_there(root, node)]
@@ -519,7 +517,7 @@ def _finish(root: Path, tree: trees.Tree) -> None:
 # Looking after
 
 
-def clean(calls: Calls, full: str) -> list[Document]:
+def clean(calls: Calls, full: str) -> list[core.Document]:
     """Delete the files that no version of a directory needs any more; return what became of each.
 
     Those that are newer than its newest version may belong to a put under way, and stay.
@@ -528,7 +526,7 @@ def clean(calls: Calls, full: str) -> list[Document]:
         versions = calls.named(full)
     except ObjectUnknown:
         versions = []
-    needed = trees.references(read_tree(calls, capability) for capability in versions)
+    needed = trees.references(targets.read_tree(calls, capability) for capability in versions)
     rows = calls.objects(full, versions=True)["objects"]
     newest_ms = max((row["created_ms"] for row in rows if row["name"] == full), default=None)
     return remove_all(
@@ -542,7 +540,7 @@ def clean(calls: Calls, full: str) -> list[Document]:
     )
 
 
-def remove_all(calls: Calls, capabilities: Sequence[str]) -> list[Document]:
+def remove_all(calls: Calls, capabilities: Sequence[str]) -> list[core.Document]:
     """Delete objects at all of their hosts; return what became of each.
 
     Several at once: a deletion is on the disks of six hosts before they confirm it, and those

@@ -38,6 +38,10 @@ class Named:
     name: str
 
 
+Meant: TypeAlias = str | Named
+"""A capability, or a name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What a capability or a name stands for."""
@@ -54,7 +58,7 @@ class Target:
     """The whole directory, where it was read to find the path."""
 
 
-def resolve(calls: Calls, target: str | Named, version: int | None = None) -> Target:
+def resolve(calls: Calls, target: Meant, version: int | None = None) -> Target:
     """Return what a capability or a name stands for.
 
     A name is that of an object, or of a directory with or without its slash, or of a
@@ -120,7 +124,7 @@ def _inside(calls: Calls, capability: str, folder: str, path: str) -> Target:
 
 
 def one_object(
-    calls: Calls, target: str | Named, version: int | None = None, *, whole: bool = False
+    calls: Calls, target: Meant, version: int | None = None, *, whole: bool = False
 ) -> str:
     """Return the capability of the one object that is meant.
 
