@@ -33,7 +33,6 @@ from xsc.base.limits import (
     STORED_OVERHEAD_BYTES_A_PEER_MAX,
 )
 from xsc.base.log import SilentLog
-from xsc.base.merkle import root_of
 from xsc.base.peering import HeadBound
 from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult
 from xsc.compute.worker import frames
@@ -52,7 +51,6 @@ from xsc.space import messages as space_messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.bodies import RecordBody, ShardBody
 from xsc.storage.transfer.get import roots_of
 from xsc.terms.pricing import WORTH, compute_amount, fuel_steps, slot_amount
 from xsc.terms.slot import NeedSlot
@@ -275,7 +273,7 @@ class Oracle:
         ):
             if raw not in self._bodies:
                 body = formats.decode_body(raw)
-                whole = not isinstance(body, ShardBody) or root_of(body.data) == body.root
+                whole = not body.is_shard or body.is_whole
                 self._bodies[raw] = body, whole
             found.append((*self._bodies[raw], len(key) + len(raw)))
         return found
@@ -292,12 +290,11 @@ class Oracle:
         for index in nodes:
             there = set()
             for body, whole, _ in self.bodies(index):
-                if body.locate != kept.locate or not whole or not counts(index, body):
+                locate, _ = formats.owner_of(body.index_key)
+                if locate != kept.locate or not whole or not counts(index, body):
                     continue
-                if isinstance(body, RecordBody):
-                    if kept.manifest.inline is not None and (
-                        body.manifest_hash == kept.manifest_hash
-                    ):
+                if not body.is_shard:
+                    if kept.manifest.inline is not None and (body.proof == kept.manifest_hash):
                         found.add(index)
                 elif body.segment in segments and (
                     (body.column, body.root) in enumerate(roots_of(kept.manifest, body.segment))
@@ -485,12 +482,12 @@ class Oracle:
         """What an honest host has of an honest customer goes when that customer says so."""
         for index in self.honest():
             now = {
-                (body.customer, body.locate, body.segment, body.column)
+                (*formats.owner_of(body.index_key), *formats.column_of_key(body.index_key)[:2])
                 for body, _, _ in self.bodies(index)
-                if isinstance(body, ShardBody) and body.customer != self.foe
+                if body.is_shard and formats.owner_of(body.index_key)[1] != self.foe
             }
             own = self.world.key(index).node_id
-            for customer, locate, segment, column in self.there.get(index, set()) - now:
+            for locate, customer, segment, column in self.there.get(index, set()) - now:
                 expect(
                     customer == own or (index, customer, locate) in self.ended,
                     "dropped",

@@ -12,14 +12,13 @@ from xsc.base.errors import HomeInvalid
 from xsc.base.ids import ID_BYTES, to_text
 from xsc.base.keyvalue import KeyValue
 from xsc.base.log import SilentLog
-from xsc.db.group import GroupCommit
 from xsc.db.leveldb import salvage
 from xsc.identity.keys import network_id
 from xsc.node.home import folder as homes
 from xsc.node.home.stores import open_stores
 from xsc.space import fsck
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.fsck import Damage
+from xsc.storage.shardstore.bodies import Damage
 from xsc.storage.shardstore.store import StorageNode
 
 CAPACITY_BYTES = 2**62
@@ -103,7 +102,6 @@ async def _check(folder: Path, network: str, *, deep: bool, kept: Path | None) -
             capacity_bytes=CAPACITY_BYTES,
             bodies=stores.bodies,
             index=stores.index,
-            commit=GroupCommit(stores.bodies, executor).commit,
             executor=executor,
             log=SilentLog(),
         )

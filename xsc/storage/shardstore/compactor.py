@@ -1,8 +1,11 @@
-"""Returns the space of deleted bodies to the disk, in slices beside all else."""
+"""Returns the space of deleted bodies to the disk, in slices beside all else.
+
+LevelDB compacts in a thread of its own: no write waits for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 
 from xsc.base.clock import Executor
 from xsc.base.errors import SpaceExhausted, StoreDamaged
@@ -10,46 +13,33 @@ from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import GONE_BYTES_MAX
 from xsc.base.log import Log
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.bodies import IndexEntry
-from xsc.storage.shardstore.committer import Committer
-from xsc.storage.shardstore.damage import DamagedBodies
-from xsc.storage.shardstore.fsck import Damage
+from xsc.storage.shardstore.bodies import Damage
 from xsc.storage.shardstore.index import ShardIndex, drop_in_batches
-from xsc.storage.shardstore.reclaim import DeadSpace, Slice, live_by_bucket
+from xsc.storage.shardstore.reclaim import DeadSpace, live_by_bucket
+from xsc.storage.shardstore.writer import ShardWriter
 
 
 class Compactor:
-    """Counts dead bytes, and compacts the slices that `reclaim` plans."""
+    """Compacts the slices that `reclaim` plans."""
 
     def __init__(
         self,
         *,
         bodies: KeyValue,
         index: ShardIndex,
-        damaged: DamagedBodies,
-        committer: Committer,
+        dead: DeadSpace,
+        writer: ShardWriter,
         executor: Executor,
         log: Log,
     ) -> None:
         self._bodies = bodies
         self._index = index
-        self._damaged = damaged
-        self._committer = committer
+        self._dead = dead
+        self._writer = writer
         self._executor = executor
         self._log = log
-        self._dead = DeadSpace()
-        self._gone_bytes = 0
         self.missing = range(0)
         """Sequences of bodies that the disk has lost with the end of a log."""
-
-    def note_dead(self, entries: Sequence[IndexEntry]) -> None:
-        """Take note that bodies were deleted."""
-        for entry in entries:
-            self._dead.bury(entry.sequence, entry.held_bytes)
-
-    def note_gone(self, size_bytes: int) -> None:
-        """Take note that a note of a deletion was written, of that size."""
-        self._gone_bytes += size_bytes
 
     def _disk_bytes(self, low: int, high: int) -> int:
         prefix = formats.BODIES
@@ -58,10 +48,11 @@ class Compactor:
 
     async def survey(self) -> int:
         """Find what was deleted and not reclaimed before this start; return all dead bytes."""
-        await self._executor.run(self._survey)
+        lost = await self._executor.run(self._survey)
+        await self._writer.look(self._writer.note_damage, lost)
         return self._dead.size_bytes
 
-    def _survey(self) -> None:
+    def _survey(self) -> list[Damage]:
         lost: list[Damage] = []
 
         def entries() -> Iterator[tuple[int, int]]:
@@ -71,8 +62,7 @@ class Compactor:
                 yield entry.sequence, entry.size_bytes
 
         self._dead.survey(live_by_bucket(entries()), self._disk_bytes)
-        for damage in self._committer.still_held(lost):
-            self._damaged.note(damage)
+        return lost
 
     async def compact(
         self, pause: Callable[[], Awaitable[None]] | None = None, *, everything: bool = False
@@ -83,45 +73,42 @@ class Compactor:
             pause: awaited between two slices, so that writers come first.
             everything: also where little is dead.
         """
-        if self._gone_bytes > GONE_BYTES_MAX:
-            before, self._gone_bytes = self._gone_bytes, 0
-            if not await self._executor.run(self._drop_gone):
-                self._gone_bytes += before
-        planned = await self._executor.run(self._plan, everything)
+        if self._dead.gone_bytes > GONE_BYTES_MAX:
+            await self._drop_gone()
+        planned = await self._executor.run(self._dead.plan, self._disk_bytes, everything=everything)
         for number, piece in enumerate(planned):
             if number and pause is not None:
                 await pause()
             # What is deleted in there from now on is for the next round.
             self._dead.done(piece)
+            start = formats.sequenced(formats.BODIES, piece.low)
+            stop = formats.sequenced(formats.BODIES, piece.high)
             try:
-                await self._executor.run(
-                    self._bodies.compact,
-                    formats.sequenced(formats.BODIES, piece.low),
-                    formats.sequenced(formats.BODIES, piece.high),
-                )
+                await self._executor.run(self._bodies.compact, start, stop)
             except (StoreDamaged, SpaceExhausted) as fault:
                 # For example an unreadable block: the dead bytes beside it are not reclaimed.
                 self._log.error("storage.not_reclaimed", low=piece.low, reason=fault.message)
         return len(planned)
 
-    def _drop_gone(self) -> bool:
-        """Drop the notes of deletions that the index on the disk knows; return if it could.
+    async def _drop_gone(self) -> None:
+        """Drop the notes of deletions that the index on the disk knows.
 
         Else a customer that stores and deletes again and again would fill the disk for free.
         """
         try:
-            mark = self._index.mark()
-            assert mark is not None, "the start wrote it"
-            stop = formats.sequenced(formats.GONE, mark + 1)
-            # All that the mark speaks of, and the mark itself.
-            self._index.sync()
-            drop_in_batches(self._bodies, formats.GONE, stop)
-            self._bodies.compact(formats.GONE, stop)
+            stop = await self._writer.look(self._dropped_gone)
+            await self._executor.run(self._bodies.compact, formats.GONE, stop)
         except (StoreDamaged, SpaceExhausted) as fault:
             # They are dropped the next time, or by the next start.
             self._log.error("storage.notes_not_dropped", reason=fault.message)
-            return False
-        return True
 
-    def _plan(self, everything: bool) -> list[Slice]:
-        return self._dead.plan(self._disk_bytes, everything=everything)
+    def _dropped_gone(self) -> bytes:
+        """Drop them, and return the key behind the last one."""
+        mark = self._index.mark()
+        assert mark is not None, "the start wrote it"
+        stop = formats.sequenced(formats.GONE, mark + 1)
+        # All that the mark speaks of, and the mark itself.
+        self._index.sync()
+        drop_in_batches(self._bodies, formats.GONE, stop)
+        self._dead.gone_bytes = 0
+        return stop

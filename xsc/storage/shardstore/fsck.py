@@ -12,29 +12,13 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
 from xsc.base.errors import StoreDamaged
 from xsc.base.ids import to_text
 from xsc.base.keyvalue import KeyValue
-from xsc.base.merkle import root_of
-from xsc.storage.object.manifest import hash_of
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.bodies import Body, IndexEntry, ShardBody
-from xsc.storage.shardstore.scan import Gaps, readable
-
-Reason: TypeAlias = Literal["unreadable", "gone", "mismatch"]
-"""The database fails its checksum or holds no body; holds nothing; or holds other bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A body that cannot be given back: its owner has to store it anew."""
-
-    key: bytes
-    """In the index."""
-    entry: IndexEntry
-    reason: str
+from xsc.storage.shardstore.bodies import Damage, IndexEntry
+from xsc.storage.shardstore.replay import Gaps, readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +43,6 @@ class StoreAudit:
         return not (self.damaged or self.unreadable or self.index_faults)
 
 
-def is_whole(body: Body) -> bool:
-    """Say whether a body has the root or hashes that it names."""
-    if isinstance(body, ShardBody):
-        return root_of(body.data) == body.root
-    return hash_of(body.sealed) == body.manifest_hash
-
-
 def _print(key: bytes, entry: IndexEntry) -> int:
     """Return a fingerprint that tells entries apart, within this process."""
     return hash((key, entry))
@@ -77,7 +54,7 @@ class Scanned:
 
     sequences: array[int] = field(default_factory=lambda: array("Q"))
     prints: array[int] = field(default_factory=lambda: array("q"))
-    bad: dict[int, Reason] = field(default_factory=dict)
+    bad: dict[int, str] = field(default_factory=dict)
     gaps: Gaps = field(default_factory=Gaps)
 
 
@@ -92,7 +69,7 @@ def scan_bodies(store: KeyValue, before: int, *, deep: bool) -> Scanned:
         except StoreDamaged:
             found.bad[sequence] = "unreadable"
             continue
-        if deep and not is_whole(body):
+        if deep and not body.is_whole:
             found.bad[sequence] = "mismatch"
         found.sequences.append(sequence)
         found.prints.append(_print(body.index_key, formats.entry_of(body, sequence)))

@@ -164,8 +164,7 @@ class ShardIndex:
 
     def column(self, locate: bytes, generation: int, segment: int, column: int) -> Iterator[Put]:
         """Yield the shards of a column of a segment, one for each customer that stored it."""
-        prefix = formats.shards_prefix(locate, generation, segment) + bytes([column])
-        return self.under(prefix)
+        return self.under(formats.column_prefix(locate, generation, segment, column))
 
     def records(self, locate: bytes) -> Iterator[Put]:
         """Yield the records of an object, one for each customer that stored it."""
@@ -174,7 +173,7 @@ class ShardIndex:
     def owned(self, locate: bytes, customer: bytes, chosen: Choose | None) -> list[Put]:
         """Return up to DELETE_BATCH entries of a customer of an object, those that are chosen."""
         mine: list[Put] = []
-        for prefix in (formats.locate_prefix(locate), formats.RECORDS + locate):
+        for prefix in (formats.SHARDS + locate, formats.RECORDS + locate):
             for key, raw in self._store.scan(prefix, prefix_end(prefix)):
                 if not key.endswith(customer):
                     continue
@@ -195,7 +194,7 @@ class ShardIndex:
             return False
         return all(
             entry.sequence < before
-            for key, entry in self.under(formats.locate_prefix(locate))
+            for key, entry in self.under(formats.SHARDS + locate)
             if key.endswith(customer)
         )
 

@@ -6,7 +6,7 @@ All of it runs in the executor.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import islice
 
 from xsc.base.errors import StoreDamaged
@@ -28,9 +28,7 @@ from xsc.storage.object.inventory import (
 )
 from xsc.storage.object.manifest import column_digest, hash_of
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.bodies import Body, IndexEntry, RecordBody, ShardBody
-from xsc.storage.shardstore.damage import DamagedBodies
-from xsc.storage.shardstore.fsck import Damage
+from xsc.storage.shardstore.bodies import Damage, IndexEntry
 from xsc.storage.shardstore.index import Put, ShardIndex
 
 
@@ -43,12 +41,14 @@ class ShardReader:
     """Reads bodies by their entries."""
 
     def __init__(
-        self, bodies: KeyValue, index: ShardIndex, damaged: DamagedBodies, log: Log
+        self, bodies: KeyValue, index: ShardIndex, damaged: Container[int], log: Log
     ) -> None:
         self._bodies = bodies
         self._index = index
         self._damaged = damaged
         self._log = log
+        self.met: list[Damage] = []
+        """Damage that reads met and that is not noted yet."""
 
     def wanted(self, locate: bytes, generation: int, wanted: Sequence[Wanted]) -> list[Put | None]:
         """Return the entries of shards, None of those that are not here."""
@@ -57,7 +57,7 @@ class ShardReader:
     def get(self, held: Sequence[Put | None], wanted: Sequence[Wanted]) -> list[FoundShard]:
         """Return the shards of entries, each verified against its root."""
         return [
-            FoundShard("missing") if item is None else self._read_shard(*item, want.span)
+            FoundShard("missing") if item is None else self._read(*item, want.span)
             for item, want in zip(held, wanted, strict=True)
         ]
 
@@ -67,38 +67,26 @@ class ShardReader:
                 return key, entry
         return None
 
-    def _body(self, entry: IndexEntry) -> Body | None:
-        """Return the body of an entry, unverified; None where it is gone or cannot be read."""
+    def _read(self, key: bytes, entry: IndexEntry, span: Span | None = None) -> FoundShard:
+        """Return the data of a body, or a span of a shard, verified; or what is wrong."""
         try:
-            # The caller checks the entry's hash, which is stronger than the store's sums.
-            key = formats.sequenced(formats.BODIES, entry.sequence)
-            raw = self._bodies.get(key, verify=False)
-            return None if raw is None else formats.decode_body(raw)
+            # The entry's root or hash is stronger than the store's sums.
+            body = self._bodies.get(formats.sequenced(formats.BODIES, entry.sequence), verify=False)
+            data = None if body is None else formats.decode_body(body).data
         except StoreDamaged as fault:
             self._log.error("storage.body_damaged", sequence=entry.sequence, reason=fault.message)
-            return None
-
-    def _read_shard(self, key: bytes, entry: IndexEntry, span: Span | None = None) -> FoundShard:
-        body = self._body(entry)
-        if isinstance(body, ShardBody):
-            found = cut_found(body.data, entry.proof, span)
-            if found is not None:
-                return found
-        return FoundShard("corrupt" if self._is_damage(key, entry, body) else "missing")
-
-    def _read_record(self, key: bytes, entry: IndexEntry) -> RecordBody | None:
-        body = self._body(entry)
-        if isinstance(body, RecordBody) and hash_of(body.sealed) == entry.proof:
-            return body
-        self._is_damage(key, entry, body)
-        return None
-
-    def _is_damage(self, key: bytes, entry: IndexEntry, body: Body | None) -> bool:
-        """Note that a body is damaged; False where it was deleted since its entry was read."""
+            data = None
+        if data is not None:
+            if key.startswith(formats.SHARDS):
+                found = cut_found(data, entry.proof, span)
+                if found is not None:
+                    return found
+            elif hash_of(data) == entry.proof:
+                return FoundShard("ok", data)
         if self._index.entry(key) != entry:
-            return False
-        self._damaged.note(Damage(key, entry, "unreadable" if body is None else "mismatch"))
-        return True
+            return FoundShard("missing")  # It was deleted since its entry was read.
+        self.met.append(Damage(key, entry, "unreadable" if data is None else "mismatch"))
+        return FoundShard("corrupt")
 
     def under_lease(
         self, keys: Sequence[bytes], lease_id: bytes, wanted: Sequence[Wanted]
@@ -121,17 +109,15 @@ class ShardReader:
 
     def readable(self, held: Sequence[tuple[Wanted, Put]]) -> list[tuple[Wanted, int]]:
         """Return those shards of entries that can be read, and their sizes."""
-        return [
-            (want, put[1].size_bytes) for want, put in held if self._read_shard(*put).state == "ok"
-        ]
+        return [(want, put[1].size_bytes) for want, put in held if self._read(*put).state == "ok"]
 
     def find(self, locate: bytes, manifest_hash: bytes) -> Buffer | None:
         """Return a sealed manifest, or None where no readable record has it."""
         for key, entry in self._index.records(locate):
             if entry.proof == manifest_hash:
-                body = self._read_record(key, entry)
-                if body is not None:
-                    return body.sealed
+                found = self._read(key, entry)
+                if found.state == "ok":
+                    return found.data
         return None
 
     def holds(
@@ -177,10 +163,11 @@ class ShardReader:
             roots.setdefault(group, []).append((segment, entry.proof))
             leases.setdefault(group, set()).add(entry.lease_id)
             sizes[customer, entry.lease_id] += entry.held_bytes
-            if entry.sequence not in self._damaged and entry.size_bytes <= budget:
+            bad = entry.sequence in self._damaged
+            if not bad and entry.size_bytes <= budget:
                 budget -= entry.size_bytes
-                self._read_shard(key, entry)
-            if entry.sequence in self._damaged:
+                bad = self._read(key, entry).state == "corrupt"
+            if bad:
                 damaged.setdefault(group, []).append(segment)
         columns = tuple(
             HeldColumn(
@@ -200,10 +187,10 @@ class ShardReader:
         for key, entry in held_records:
             customer = key[-ID_BYTES:]
             sizes[customer, entry.lease_id] += entry.held_bytes
-            if self._read_record(key, entry) is not None:
-                state = "ok"
+            found = self._read(key, entry).state
+            if found == "ok":
                 records.append(HeldRecord(customer, lease_id=entry.lease_id))
-            elif state == "missing" and entry.sequence in self._damaged:
-                state = "corrupt"
+            if state != "ok" and found != "missing":
+                state = found
         by_lease = tuple((*place, size) for place, size in sorted(sizes.items()))
         return HeldObject(columns, state, tuple(records), by_lease, until=until)

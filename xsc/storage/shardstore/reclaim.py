@@ -35,6 +35,8 @@ class DeadSpace:
 
     def __init__(self) -> None:
         self._dead: dict[int, int] = {}
+        self.gone_bytes = 0
+        """Size of the notes of deletions that were written and not dropped since."""
 
     @property
     def size_bytes(self) -> int:

@@ -29,7 +29,7 @@ from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import ObjectRecord, PutRequest
 from xsc.storage.object.receipts import expected_receipt, order_fault
 from xsc.storage.ports import ChargeRead, Leases
-from xsc.storage.shardstore.bodies import bodies_of
+from xsc.storage.shardstore.bodies import Body, record_key, shard_key
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.shardstore.writer import Write
 from xsc.terms.storage_receipt import (
@@ -107,25 +107,25 @@ class ShardServer:
             LeaseExhausted, SpaceExhausted: it has none.
         """
         size = request.held_bytes
-        bodies = bodies_of(
-            customer=caller,
-            lease_id=request.lease_id,
-            locate=request.locate,
-            generation=request.generation,
-            shards=request.shards,
-            record=record,
-        )
+        lease_id, locate = request.lease_id, request.locate
+        bodies = []
+        for segment, shard in request.shards:
+            key = shard_key(locate, request.generation, segment, shard.column, caller)
+            bodies.append(Body(key, lease_id, shard.root, shard.data))
+        if record is not None:
+            key = record_key(locate, caller)
+            bodies.append(Body(key, lease_id, record.manifest_hash, record.sealed))
 
         # Told also where the caller has given up: the lease must learn what was stored.
         def settle(held: Mapping[bytes, int]) -> None:
-            self._leases.stored(request.lease_id, size, held.get(request.lease_id, 0))
+            self._leases.stored(lease_id, size, held.get(lease_id, 0))
             # A record or a damaged shard may have lain under another lease before.
-            for lease_id, delta in held.items():
-                if lease_id != request.lease_id:
-                    self._leases.settle_use(lease_id, delta)
+            for other, delta in held.items():
+                if other != lease_id:
+                    self._leases.settle_use(other, delta)
 
         write = Write(bodies, settle)
-        self._leases.admit(request.lease_id, caller, size)
+        self._leases.admit(lease_id, caller, size)
         return write
 
     async def _on_put(
@@ -152,7 +152,7 @@ class ShardServer:
             else:
                 asked[number] = request, record
             header.clear()
-        stored = await self._node.store_together(writes)
+        stored = await self._node.writer.store_together(writes)
         for (number, (request, record)), held in zip(asked.items(), stored, strict=True):
             if isinstance(held, XscError):
                 outcomes[number] = held
@@ -192,7 +192,7 @@ class ShardServer:
         found = await self._node.get(locate, generation, wanted, charge=charge)
         shards = whole_of(wanted, found)
         request = PutRequest(lease_id, locate, generation, tuple(shards), None)
-        (held,) = await self._node.store_together([self._taken(request, None, caller)])
+        (held,) = await self._node.writer.store_together([self._taken(request, None, caller)])
         if isinstance(held, XscError):
             raise held
         signed = await self._signer.sign(self._receipt(caller, request, None))

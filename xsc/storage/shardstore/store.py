@@ -8,17 +8,17 @@ Laws (tests/unit/storage/shardstore/test_store.py):
 - `get` gives the bytes of the root that was asked for, or says why not;
 - only the customer that stored a body can replace or delete it.
 
-Bodies are appended and synced by the commit port, which concurrent writers
-share; the index follows unsynced and is caught up from its high-water mark at
-the start. Formats: `xsc.storage.shardstore.bodies`. docs/design/storage.md.
+Bodies are appended and synced, in batches; the index follows unsynced and is caught up
+from its high-water mark at the start. Formats: `xsc.storage.shardstore.bodies`.
+docs/design/storage.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import ParamSpec, TypeAlias, TypeVar
 
 from xsc.base.clock import Executor
 from xsc.base.errors import TooLarge, XscError
@@ -27,20 +27,18 @@ from xsc.base.limits import PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
 from xsc.base.log import Log
 from xsc.storage.object.erasure import Buffer
 from xsc.storage.object.inventory import ColumnPresence, FoundShard, HeldObject, Wanted
-from xsc.storage.ports import Commit
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.access import WriteAccess
-from xsc.storage.shardstore.bodies import Body
-from xsc.storage.shardstore.committer import Committer
+from xsc.storage.shardstore.bodies import Body, Damage
 from xsc.storage.shardstore.compactor import Compactor
-from xsc.storage.shardstore.damage import DamagedBodies
-from xsc.storage.shardstore.deleter import ShardDeleter
-from xsc.storage.shardstore.fsck import Damage, StoreAudit, compare, scan_bodies
+from xsc.storage.shardstore.fsck import StoreAudit, compare, scan_bodies
 from xsc.storage.shardstore.index import Put, ShardIndex, in_columns
 from xsc.storage.shardstore.reader import ShardReader, size_of
+from xsc.storage.shardstore.reclaim import DeadSpace
 from xsc.storage.shardstore.replay import Recovery, Replay
-from xsc.storage.shardstore.tombstones import Tombstones
-from xsc.storage.shardstore.writer import ShardWriter, Write
+from xsc.storage.shardstore.writer import Deletion, ShardWriter, Write
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Charge: TypeAlias = Callable[[int], None]
 """Told how many bytes are to be read, before the first is; raises to refuse it."""
@@ -60,7 +58,6 @@ class StorageNode:
         capacity_bytes: int,
         bodies: KeyValue,
         index: KeyValue,
-        commit: Commit,
         executor: Executor,
         log: Log,
     ) -> None:
@@ -68,58 +65,32 @@ class StorageNode:
         self._executor = executor
         self._log = log
         self._index = ShardIndex(index, log)
-        self._damaged = DamagedBodies(bodies, log)
-        self._access = WriteAccess()
-        self._tombstones = Tombstones()
+        self._damaged: dict[int, Damage] = {}
         self._reader = ShardReader(bodies, self._index, self._damaged, log)
-        self._committer = Committer(self._index, commit, executor)
-        self.compactor = Compactor(
+        dead = DeadSpace()
+        self.writer = ShardWriter(
+            capacity_bytes=capacity_bytes,
             bodies=bodies,
             index=self._index,
             damaged=self._damaged,
-            committer=self._committer,
+            dead=dead,
             executor=executor,
             log=log,
         )
-        self._writer = ShardWriter(
-            capacity_bytes=capacity_bytes,
+        self.compactor = Compactor(
+            bodies=bodies,
             index=self._index,
-            damaged=self._damaged,
-            access=self._access,
-            committer=self._committer,
-            compactor=self.compactor,
-            tombstones=self._tombstones,
+            dead=dead,
+            writer=self.writer,
             executor=executor,
-        )
-        self._deleter = ShardDeleter(
-            index=self._index,
-            damaged=self._damaged,
-            access=self._access,
-            committer=self._committer,
-            compactor=self.compactor,
-            executor=executor,
+            log=log,
         )
         self._started = False
-
-    @property
-    def capacity_bytes(self) -> int:
-        """Most bytes that are stored."""
-        return self._writer.capacity_bytes
 
     @property
     def used_bytes(self) -> int:
         """Bytes that the shards and object records held count for."""
         return self._index.used_bytes
-
-    @property
-    def reserved_bytes(self) -> int:
-        """Bytes that are being written."""
-        return self._writer.reserved_bytes
-
-    @property
-    def free_bytes(self) -> int:
-        """Bytes that can still be stored."""
-        return self._writer.free_bytes
 
     @property
     def usage(self) -> Mapping[bytes, int]:
@@ -134,8 +105,8 @@ class StorageNode:
         """
         replay = Replay(self._bodies, self._index, self._damaged, self._log)
         recovery = await self._executor.run(lambda: replay.run(rebuild=rebuild))
-        self._committer.next_sequence = replay.next_sequence
-        self.compactor.missing = replay.missing
+        self.writer.next_sequence = recovery.next_sequence
+        self.compactor.missing = recovery.missing
         self._started = True
         self._log.info(
             "storage.started",
@@ -147,42 +118,26 @@ class StorageNode:
         return recovery
 
     async def close(self) -> None:
-        """Note that the index is whole: the next start need not go through all of it.
+        """Wait for what is being written, and note that the index is whole.
+
+        The next start need not go through all of it then.
 
         Raises:
             SpaceExhausted, StoreDamaged: it cannot be noted.
         """
-        if not self._started:
-            return
-        async with self._access.quiet():
-            if not self._committer.is_behind:
-                await self._executor.run(self._index.note_closed)
-
-    # Storing
+        if self._started:
+            await self.writer.look(self.writer.note_closed)
 
     async def store(self, bodies: Sequence[Body]) -> int:
-        """Store as `store_together`; return how many bytes more are held in all."""
-        (held,) = await self.store_together([Write(bodies)])
+        """Store bodies of one object and customer; return how many bytes more are held in all.
+
+        Raises:
+            XscError: as `ShardWriter.store_together`.
+        """
+        (held,) = await self.writer.store_together([Write(bodies)])
         if isinstance(held, XscError):
             raise held
         return sum(held.values())
-
-    def store_together(
-        self, writes: Sequence[Write]
-    ) -> Coroutine[Any, Any, list[Mapping[bytes, int] | XscError]]:
-        """Store several writes, each all or none, in one write to the disk.
-
-        Returns for each, in order, how many bytes more are held under each lease: bodies that
-        are held already count nothing, and a body that replaces another leaves less under the
-        lease of that. Or why it was not stored, as one of these errors. Once begun, a cancelled
-        call goes on.
-
-            ShardMismatch: another shard or manifest is held in that place.
-            NotAllowed: the customer has deleted the object for good.
-            SpaceExhausted: no room; nothing of it was written.
-            StoreDamaged: the disk does not take it.
-        """
-        return self._writer.store_together(writes)
 
     # Reading
 
@@ -205,7 +160,15 @@ class StorageNode:
         if size > size_max:
             raise TooLarge(f"{size} bytes were asked for at once, at most {size_max} are given")
         charge(size)
-        return await self._executor.run(self._reader.get, held, wanted)
+        return await self._read(self._reader.get, held, wanted)
+
+    async def _read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what a read of bodies gives, once the damage that it met is noted."""
+        found = await self._executor.run(function, *args, **kwargs)
+        if self._reader.met:
+            met, self._reader.met = self._reader.met, []
+            await self.writer.look(self.writer.note_damage, met)
+        return found
 
     async def held_shards(
         self,
@@ -222,19 +185,17 @@ class StorageNode:
         Waits for those that are being written; reads at most STAT_READ_BYTES_MAX, and says
         nothing of what is behind that.
         """
-        prefixes = [
-            formats.shards_prefix(locate, generation, want.segment) + bytes([want.column])
+        keys = [
+            formats.shard_key(locate, generation, want.segment, want.column, customer)
             for want in wanted
         ]
-        keys = [prefix + customer for prefix in prefixes]
-        await self._access.until(lambda: self._access.is_unwritten(keys))
-        held = await self._executor.run(self._reader.under_lease, keys, lease_id, wanted)
+        held = await self.writer.look(self._reader.under_lease, keys, lease_id, wanted)
         charge(size_of(put for _, put in held))
-        return await self._executor.run(self._reader.readable, held)
+        return await self._read(self._reader.readable, held)
 
     async def find(self, locate: bytes, manifest_hash: bytes) -> Buffer | None:
         """Return a sealed manifest, or None where it is not held whole."""
-        return await self._executor.run(self._reader.find, locate, manifest_hash)
+        return await self._read(self._reader.find, locate, manifest_hash)
 
     async def holds(
         self, locate: bytes, generation: int, manifest_hash: bytes, roots: Sequence[bytes]
@@ -268,7 +229,7 @@ class StorageNode:
         page = await self._executor.run(self._reader.page, locate, generation, manifest_hash, after)
         shards, records, _ = page
         charge(min(size_of(shards), STAT_READ_BYTES_MAX) + size_of(records))
-        return await self._executor.run(self._reader.stat, *page)
+        return await self._read(self._reader.stat, *page)
 
     async def has_any(
         self, locate: bytes, customer: bytes, columns: frozenset[int] = frozenset()
@@ -279,44 +240,37 @@ class StorageNode:
 
     # Deleting
 
-    def delete(
+    async def delete(
         self, locate: bytes, customer: bytes, *, final: bool = False
-    ) -> Coroutine[Any, Any, dict[bytes, int]]:
-        """Delete all that a customer has of an object; return the bytes freed under each lease.
+    ) -> dict[bytes, int]:
+        """Delete all that a customer has of an object; see `ShardWriter.delete`."""
+        return await self.writer.delete(Deletion((locate, customer)), final=final)
 
-        Nothing to delete is no error: deleting is idempotent, and what others have stays.
-
-        Args:
-            locate: of the object.
-            customer: whose part of it.
-            final: also refuse puts of it that are under way.
-        """
-        if final:
-            self._tombstones.note(locate, customer)
-        return self._deleter.delete(locate, customer)
-
-    def trim(
+    async def trim(
         self, locate: bytes, customer: bytes, columns: frozenset[int]
-    ) -> Coroutine[Any, Any, dict[bytes, int]]:
+    ) -> dict[bytes, int]:
         """Delete what a customer has of some columns of an object; return as `delete`."""
-        return self._deleter.delete(locate, customer, in_columns(columns))
+        return await self.writer.delete(Deletion((locate, customer), in_columns(columns)))
 
-    def drop(
+    async def drop(
         self, locate: bytes, customer: bytes, leases: frozenset[bytes]
-    ) -> Coroutine[Any, Any, dict[bytes, int]]:
+    ) -> dict[bytes, int]:
         """Delete what a customer has of an object under some leases; return as `delete`."""
-        return self._deleter.delete(locate, customer, lambda _, entry: entry.lease_id in leases)
+        return await self.writer.delete(
+            Deletion((locate, customer), lambda _, entry: entry.lease_id in leases)
+        )
 
-    def drop_leftover(
-        self, locate: bytes, customer: bytes, before: int
-    ) -> Coroutine[Any, Any, dict[bytes, int]]:
+    async def drop_leftover(self, locate: bytes, customer: bytes, before: int) -> dict[bytes, int]:
         """Delete what a customer has of an object that never came whole; return as `delete`.
 
         Nothing is deleted where a record of the object is held, or a shard of that customer
         of the sequence `before` or above.
         """
-        return self._deleter.delete(
-            locate, customer, None, lambda: self._index.is_leftover(locate, customer, before)
+        return await self.writer.delete(
+            Deletion(
+                (locate, customer),
+                only_if=lambda: self._index.is_leftover(locate, customer, before),
+            )
         )
 
     # Enumerating
@@ -324,7 +278,7 @@ class StorageNode:
     @property
     def next_sequence(self) -> int:
         """The sequence of the next body: all that are held have lower ones."""
-        return self._committer.next_sequence
+        return self.writer.next_sequence
 
     async def entries(self, after: bytes, most: int) -> list[Put]:
         """Return up to `most` entries of the index behind a key, in order of keys."""
@@ -339,7 +293,7 @@ class StorageNode:
     @property
     def damaged(self) -> Sequence[Damage]:
         """Bodies known not to be readable any more, until they are stored anew or deleted."""
-        return self._damaged.all()
+        return tuple(self._damaged.values())
 
     async def audit(self, *, deep: bool = False) -> StoreAudit:
         """Compare index and totals with all bodies; what is damaged is noted for its owner.
@@ -350,15 +304,12 @@ class StorageNode:
         Raises:
             StoreDamaged: the index cannot be read; a start rebuilds it.
         """
-        async with self._access.quiet():
-            before, usage = self.next_sequence, dict(self.usage)
-            entries = self._index.snapshot()
+        before, usage, entries = await self.writer.look(
+            lambda: (self.next_sequence, dict(self.usage), self._index.snapshot())
+        )
         audit = await self._executor.run(_audited, self._bodies, before, usage, entries, deep)
-        async with self._access.quiet():
-            # What was deleted or stored anew since the scan of the index is no damage.
-            damaged = await self._executor.run(self._committer.still_held, audit.damaged)
-            for damage in damaged:
-                await self._executor.run(self._damaged.note, damage)
+        # What was deleted or stored anew since the scan of the index is no damage.
+        damaged = await self.writer.look(self.writer.note_damage, audit.damaged)
         return replace(audit, damaged=damaged)
 
 

@@ -7,34 +7,10 @@ import pytest
 from tests.unit.storage.shardstore.test_store import ALICE, BOB, LOCATE, Disk, record, shard
 from tests.unit.storage.world import World
 from xsc.base.errors import NotAllowed
-from xsc.base.limits import TOMBSTONES_MAX
 from xsc.base.merkle import Part, root_of
 from xsc.base.units import held_bytes
 from xsc.storage.object import messages
 from xsc.storage.object.erasure import StorageShard
-from xsc.storage.shardstore.tombstones import Tombstones
-
-
-def test_the_customer_that_ended_most_is_forgotten_first():
-    ended = Tombstones(most=4)
-    ended.note(b"first", ALICE)
-    for number in range(100):
-        ended.note(b"%d" % number, BOB)
-    assert len(ended) == 4
-    assert ended.has(b"first", ALICE)
-    assert not ended.has(b"first", BOB)
-    assert [number for number in range(100) if ended.has(b"%d" % number, BOB)] == [97, 98, 99]
-    ended.note(b"97", BOB)
-    ended.note(b"100", BOB)
-    assert not ended.has(b"98", BOB)
-    assert ended.has(b"97", BOB)
-
-
-def test_its_bound_holds_for_many_customers():
-    ended = Tombstones()
-    for number in range(TOMBSTONES_MAX + 100):
-        ended.note(LOCATE, number.to_bytes(32, "big"))
-    assert len(ended) == TOMBSTONES_MAX
 
 
 async def test_a_store_after_the_end_of_its_object_is_refused():
@@ -44,7 +20,7 @@ async def test_a_store_after_the_end_of_its_object_is_refused():
         await node.store([shard(), record()])
     await node.store([shard(customer=BOB)])
     await node.store([shard(locate=b"x" * 32)])
-    assert (node.used_bytes, node.reserved_bytes) == (held_bytes(8, 2), 0)
+    assert (node.used_bytes, node.writer.reserved_bytes) == (held_bytes(8, 2), 0)
 
 
 async def test_a_store_that_waits_for_the_deletion_is_refused_after_it():
@@ -56,7 +32,7 @@ async def test_a_store_that_waits_for_the_deletion_is_refused_after_it():
     assert await deleting
     with pytest.raises(NotAllowed):
         await waiting
-    assert (node.used_bytes, node.reserved_bytes) == (0, 0)
+    assert (node.used_bytes, node.writer.reserved_bytes) == (0, 0)
 
 
 async def test_what_is_deleted_to_be_stored_anew_may_come_back():
