@@ -23,24 +23,18 @@ import pytest
 from tests.e2e.conftest import Member, starting, wait_for
 from xsc.base.encoding import Value
 from xsc.base.ids import from_text, to_text
-from xsc.base.limits import (
-    ANSWERS_A_PEER_BYTES_MAX,
-    API_CONNECTIONS_MAX,
-    CONNECTIONS_AN_ADDRESS_MAX,
-    MIB,
-    NONCE_BYTES,
-    PEER_BODY_BYTES_MAX,
-    PEER_REQUESTS_IN_FLIGHT_MAX,
-    REQUEST_BODIES_A_PEER_BYTES_MAX,
-)
+from xsc.base.limits import MIB, NONCE_BYTES, PEER_BODY_BYTES_MAX, PEER_REQUESTS_IN_FLIGHT_MAX
 from xsc.base.merkle import Part, root_of
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.net.calls.costs import OTHER
 from xsc.net.calls.frame import Frame, pack_head, unpack
+from xsc.net.calls.quota import ANSWERS_A_PEER_BYTES_MAX, REQUEST_BODIES_A_PEER_BYTES_MAX
 from xsc.net.calls.signing import STAMP_BYTES, sign_request
 from xsc.net.peers import invitation
 from xsc.net.peers.roster import AddressRecord
+from xsc.net.transport.http import CONNECTIONS_AN_ADDRESS_MAX
+from xsc.node.daemon import API_CONNECTIONS_MAX
 from xsc.node.home.folder import read_identity
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_read

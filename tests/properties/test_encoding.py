@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import values
-from xsc.base.encoding import Value, decode, encode
+from xsc.base.encoding import RECORD_DEPTH_MAX, Value, decode, encode
 from xsc.base.errors import RecordInvalid
-from xsc.base.limits import RECORD_DEPTH_MAX
 
 
 def same(left: Value, right: Value) -> bool:

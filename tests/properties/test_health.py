@@ -7,8 +7,8 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.limits import BUCKET_MS, BUCKETS_KEPT, MISSES_TO_DOWN, PPM
-from xsc.health.detector import AvailabilityTester
+from xsc.base.limits import BUCKETS_KEPT, PPM
+from xsc.health.detector import BUCKET_MS, MISSES_TO_DOWN, AvailabilityTester
 from xsc.health.score import quality_ppm
 
 NODE = b"n" * 32

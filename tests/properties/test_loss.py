@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.limits import OVERLAPS_MAX
 from xsc.storage.object.durability import HostLabels
-from xsc.storage.object.loss import PPB, YEAR_MS, yearly_loss_ppb
+from xsc.storage.object.loss import OVERLAPS_MAX, PPB, YEAR_MS, yearly_loss_ppb
 
 DAY_MS = 86_400_000
 LIVES_MS = (2 * YEAR_MS, 5 * YEAR_MS, 3 * YEAR_MS)

@@ -7,8 +7,9 @@ import pytest
 from tests.sim.network import content, get, put, run
 from tests.sim.test_repair import agree
 from xsc.base.errors import XscError
-from xsc.base.limits import MIB, UPLOADS_INTERVAL_MS
+from xsc.base.limits import MIB
 from xsc.storage.transfer.journal import PREFIX
+from xsc.storage.transfer.resume import UPLOADS_INTERVAL_MS
 
 
 def lies(world):

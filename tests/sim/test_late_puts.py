@@ -5,8 +5,8 @@ import asyncio
 from tests.sim.network import content, run, store
 from tests.sim.test_repair import agree
 from xsc.base.errors import ArgumentInvalid, LeaseExhausted, SpaceExhausted
-from xsc.base.limits import BODY_OVERHEAD_BYTES, MIB, SEGMENT_BYTES
-from xsc.base.units import held_bytes
+from xsc.base.limits import MIB, SEGMENT_BYTES
+from xsc.base.units import BODY_OVERHEAD_BYTES, held_bytes
 from xsc.market.buyer import LeaseHandle
 from xsc.terms.lease import OWN_STORAGE
 

@@ -14,19 +14,14 @@ from xsc.base.errors import (
     Recovering,
 )
 from xsc.base.ids import to_text
-from xsc.base.limits import (
-    DIRECTORY_TOLD_MS_MAX,
-    EPOCH_MS,
-    HISTORY_TIMEOUT_MS,
-    LEDGER_HEAD_TIMEOUT_MS,
-    MIB,
-    PEER_TIMEOUT_MS,
-    STORAGE_QUESTION_TIMEOUT_MS,
-)
+from xsc.base.limits import EPOCH_MS, MIB, PEER_TIMEOUT_MS, STORAGE_QUESTION_TIMEOUT_MS
+from xsc.base.peering import HISTORY_TIMEOUT_MS
 from xsc.db.memory import MemoryKeyValue
+from xsc.ledger.exchange import LEDGER_HEAD_TIMEOUT_MS
 from xsc.ledger.incarnation import Noted
 from xsc.net.calls.server import read_horizons
 from xsc.node import directory as keeper
+from xsc.node.directory import DIRECTORY_TOLD_MS_MAX
 from xsc.node.home.recover import begin_signing, find_objects
 from xsc.storage.catalogue.directory import HeadBody, make_head
 from xsc.storage.catalogue.heads import HEAD_GET, HEAD_PUT, HEADS

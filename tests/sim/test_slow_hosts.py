@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.sim.network import content, get, put, run
-from xsc.base.limits import KIB, MIB, REPROBE_INTERVAL_MS
+from xsc.base.limits import KIB, MIB
+from xsc.storage.transfer.latency import REPROBE_INTERVAL_MS
 
 DELAY_MS = 10
 RATE = 20 * MIB

@@ -14,13 +14,8 @@ import pytest
 from tests.sim.network import SEEDS, content, get, put, run
 from xsc.base.ids import from_text
 from xsc.base.jobs import JobSpec
-from xsc.base.limits import (
-    HEDGE_BYTES_A_SECOND_MIN,
-    HEDGE_CEILING_MS,
-    KIB,
-    MIB,
-    SEGMENT_BYTES,
-)
+from xsc.base.limits import KIB, MIB, SEGMENT_BYTES
+from xsc.storage.transfer.latency import HEDGE_BYTES_A_SECOND_MIN, HEDGE_CEILING_MS
 
 DELAY_MS = 10
 RATE = 100 * MIB

@@ -7,7 +7,9 @@ from typing import Annotated
 from annotated_types import Ge, Le, MaxLen
 
 from xsc.api.endpoint import Endpoint, Key, Model, Nothing, listing, named, post
-from xsc.base.limits import INVITATION_TTL_MS, PPM
+from xsc.base.limits import PPM
+
+INVITATION_TTL_MS = 24 * 3_600_000
 
 
 class Spent(Model):

@@ -10,6 +10,8 @@ from xsc.api.endpoint import Endpoint, Key, Model, Nothing, listing, named, post
 from xsc.api.jobs import Brought
 from xsc.base import limits
 
+SERVICE_CONCURRENCY_DEFAULT = 4
+
 WAIT_MS_MAX = 30_000
 """How long a request for rows of a log may wait for the next one."""
 
@@ -20,7 +22,7 @@ class Deploy(Brought):
     name: Annotated[str, MaxLen(256)]
     version: Annotated[str, MaxLen(256)] | None = None
     concurrency: Annotated[int, Ge(1), Le(limits.SERVICE_CONCURRENCY_MAX)] = (
-        limits.SERVICE_CONCURRENCY_DEFAULT
+        SERVICE_CONCURRENCY_DEFAULT
     )
 
 

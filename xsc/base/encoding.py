@@ -29,7 +29,11 @@ import cbor2
 import libipld
 
 from xsc.base.errors import RecordInvalid, TooLarge
-from xsc.base.limits import CONTAINER_BYTES, RECORD_BYTES_MAX, RECORD_DEPTH_MAX
+from xsc.base.limits import RECORD_BYTES_MAX
+
+RECORD_DEPTH_MAX = 32
+CONTAINER_BYTES = 32
+"""A value has at most one list or map for so many bytes of its bound."""
 
 Value: TypeAlias = "bool | int | str | bytes | list[Value] | dict[str, Value] | None"
 """What can be encoded. Integers lie in -2^64 to 2^64 - 1."""

@@ -14,8 +14,11 @@ from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import PeerSilent, XscError
 from xsc.base.ids import short
-from xsc.base.limits import HEAD_BYTES_MAX, HISTORY_TIMEOUT_MS, PEER_TIMEOUT_MS
+from xsc.base.limits import HEAD_BYTES_MAX, PEER_TIMEOUT_MS
 from xsc.base.merkle import Part
+
+HISTORY_TIMEOUT_MS = 60_000
+"""For all pages of what one peer holds of a node that lost its disk: entries, or leases."""
 
 Answered: TypeAlias = "tuple[dict[str, Value], Sequence[bytes | memoryview]]"
 """Header and bodies of an answer."""

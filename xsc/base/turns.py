@@ -8,7 +8,10 @@ from contextlib import asynccontextmanager
 from typing import Final, Generic, ParamSpec, TypeVar
 
 from xsc.base.clock import Executor, run_sized
-from xsc.base.limits import WORK_INLINE_BYTES
+from xsc.base.limits import KIB
+
+WORK_INLINE_BYTES = 4 * KIB
+"""What a peer sent is decoded without waiting for its turn up to this size."""
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")

@@ -20,10 +20,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from xsc.base.errors import ArgumentInvalid, RecordInvalid, TooLarge
-from xsc.base.limits import TREE_BYTES_MAX, TREE_DEPTH_MAX, TREE_ENTRIES_MAX
+from xsc.base.limits import TREE_BYTES_MAX, TREE_DEPTH_MAX
 
 if TYPE_CHECKING:
     from xsc.base.encoding import Value
+
+TREE_ENTRIES_MAX = 2**17
+"""Files, directories and links of one stored directory."""
 
 MAGIC: Final = b"XSC tree 1\n"
 VERSION: Final = 1

@@ -14,9 +14,12 @@ from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import PeerSilent
 from xsc.base.ids import short
-from xsc.base.limits import ATTEND_FIRST_MS, ATTEND_LAST_MS
 from xsc.base.merkle import Part
 from xsc.base.peering import Caller, Reply
+
+ATTEND_FIRST_MS = 500
+"""After a call has taken that long, its peer is asked whether it is there; then more rarely."""
+ATTEND_LAST_MS = 4_000
 
 
 class Attended:

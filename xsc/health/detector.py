@@ -16,8 +16,14 @@ from typing import Literal, TypeAlias
 
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import LimitError, PeerError, StoreDamaged
-from xsc.base.limits import BUCKET_MS, BUCKETS_KEPT, MISSES_TO_DOWN, PPM, RESPONSES_KEPT
+from xsc.base.limits import BUCKETS_KEPT, PPM
 from xsc.health.score import trust_ppm
+
+RESPONSES_KEPT = 200
+"""Answers of a peer in this run whose mean time is expected of the next."""
+BUCKET_MS = 6 * 3_600_000
+MISSES_TO_DOWN = 2
+"""Probes missed in a row after which a peer is down; before that it is suspect."""
 
 State: TypeAlias = Literal["unknown", "up", "suspect", "down"]
 

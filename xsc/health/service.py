@@ -29,16 +29,7 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import (
-    ATTEND_TIMEOUT_MS,
-    NONCE_BYTES,
-    PPM,
-    PROBE_INTERVAL_MS,
-    PROBE_TIMEOUT_MS,
-    PROBED_BESIDE_MAX,
-    PROBES_IN_FLIGHT,
-    RESPONSE_EXPECTED_MS,
-)
+from xsc.base.limits import NONCE_BYTES, PPM, PROBE_TIMEOUT_MS, REQUEST_WINDOW_MS
 from xsc.base.merkle import Part
 from xsc.base.peering import Handler, Peers, Reply
 from xsc.base.turns import Turns
@@ -48,6 +39,16 @@ from xsc.health.schedule import due, wait_ms
 from xsc.health.score import quality_ppm
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
+
+PROBE_INTERVAL_MS = 5_000
+PROBED_BESIDE_MAX = 16
+"""So many other peers are asked, those heard last, before one counts as away."""
+PROBES_IN_FLIGHT = 64
+ATTEND_TIMEOUT_MS = 500
+"""How long it may take to say so; it is asked twice."""
+RESPONSE_EXPECTED_MS = 50
+"""What is assumed of a peer that has not answered yet."""
+assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
 
 PING = "health.ping"
 

@@ -34,10 +34,16 @@ from pydantic import (
 
 from xsc.base.encoding import Value, decode, domain, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid, SignatureInvalid
-from xsc.base.limits import RECORD_BYTES_MAX, RECORD_FIELDS_MAX, SIGNATURES_KEPT
+from xsc.base.limits import RECORD_BYTES_MAX
 from xsc.base.text import with_article
 from xsc.identity import joint
 from xsc.identity.keys import SIGNATURE_BYTES, KeyPair, verify
+
+SIGNATURES_KEPT = 8_192
+"""Verified signatures of records that a process remembers: a node looks at the records of its
+objects again and again."""
+RECORD_FIELDS_MAX = 64
+"""Of a record, and of each within it."""
 
 ENVELOPE_VERSION = 1
 JOINT_VERSION = 2

@@ -28,7 +28,6 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import LEDGER_CONFLICTS_KEPT
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.ledger.audit import ChainEnd, StoredRows, chain_end_bytes, conflict_bytes, replay, trusted
@@ -38,6 +37,9 @@ from xsc.ledger.recovery import Old
 from xsc.ledger.state import LedgerState, append
 from xsc.ledger.validation import Refusal, RefusalCode, check_own_next
 from xsc.terms.voucher import Voucher
+
+LEDGER_CONFLICTS_KEPT = 16
+"""Kept as evidence for each peer; one proves the point, more only fill the disk."""
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -17,11 +17,7 @@ from xsc.base.errors import LedgerDamaged, ReceiptInvalid, RecordInvalid, XscErr
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes
 from xsc.base.ids import short
 from xsc.base.keyvalue import Change
-from xsc.base.limits import (
-    LEDGER_HEAD_TIMEOUT_MS,
-    LEDGER_HISTORY_ITEMS_MAX,
-    LEDGER_RECORD_BYTES_MAX,
-)
+from xsc.base.limits import LEDGER_RECORD_BYTES_MAX
 from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound, History
 from xsc.identity.context import Context
@@ -53,6 +49,11 @@ from xsc.ledger.recovery import (
 )
 from xsc.ledger.state import take_old
 from xsc.ledger.statement import known_peers, note_accounts
+
+LEDGER_HISTORY_ITEMS_MAX = 64
+"""Entries in one page of a ledger's history."""
+LEDGER_HEAD_TIMEOUT_MS = 2_000
+"""How long a peer has to say where it has seen this node's chain end: a start waits for it."""
 
 HEAD: Final = "ledger.head"
 HISTORY: Final = "ledger.history"

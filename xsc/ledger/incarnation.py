@@ -19,13 +19,11 @@ from xsc.base.encoding import Value, decode, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid
 from xsc.base.fields import take_int, take_list
 from xsc.base.ids import ID_BYTES
-from xsc.base.limits import (
-    AMOUNT_MAX,
-    DIRECTORY_HEAD_BYTES_MAX,
-    LEDGER_RECORD_BYTES_MAX,
-    NOTED_ACCOUNTS_MAX,
-)
+from xsc.base.limits import AMOUNT_MAX, DIRECTORY_HEAD_BYTES_MAX, LEDGER_RECORD_BYTES_MAX
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
+
+NOTED_ACCOUNTS_MAX = 2**14
+"""Accounts of which the directory head says how they stand: half a head."""
 
 _VERSION = 1
 _NOTED_BYTES_MAX = DIRECTORY_HEAD_BYTES_MAX

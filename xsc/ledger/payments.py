@@ -26,7 +26,7 @@ from xsc.base.errors import ArgumentInvalid, ReceiptInvalid, RecordInvalid, Stor
 from xsc.base.fields import take_bool, take_int, take_opt_bytes
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import ACCOUNT_TIMEOUT_MS, AMOUNT_MAX, LEDGER_RETRY_MS
+from xsc.base.limits import AMOUNT_MAX, LEDGER_RETRY_MS
 from xsc.base.merkle import Part
 from xsc.base.peering import Handler
 from xsc.identity.context import Context
@@ -34,6 +34,9 @@ from xsc.identity.envelope import open_signed, sign
 from xsc.ledger import off_books
 from xsc.ledger.off_books import Payment
 from xsc.terms.voucher import Voucher, off_books_account
+
+ACCOUNT_TIMEOUT_MS = 2_000
+"""How long a peer has to say how an account stands: a person waits for it."""
 
 ACCOUNT: Final = "ledger.account"
 PAID: Final = b"ledger-paid/"

@@ -48,7 +48,6 @@ from xsc.base.limits import (
     PPM,
     PROBE_TIMEOUT_MS,
     STORAGE_QUESTION_TIMEOUT_MS,
-    SWEEP_INTERVAL_MS,
 )
 from xsc.base.log import Log
 from xsc.base.peering import HeadBound, Peers
@@ -104,6 +103,9 @@ from xsc.storage.sweeper import Sweeper
 from xsc.terms.pricing import Ladder
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP, AvailabilitySlot, EntitlementKey
+
+SWEEP_INTERVAL_MS = 3_600_000
+"""Between two rounds in which a host looks for what it need not keep."""
 
 RECLAIM_INTERVAL_MS = 10_000
 RECLAIM_PAUSE_MS = 20

@@ -12,7 +12,7 @@ from itertools import count
 
 from xsc.base.clock import Clock
 from xsc.base.errors import NotFound, PeerError, RateLimited, XscError
-from xsc.base.limits import INTRODUCED_A_PEER_MAX, SEEK_FRIENDS, SEEK_INTERVAL_MS, SOUGHT_MAX
+from xsc.base.limits import INTRODUCED_A_PEER_MAX, SOUGHT_MAX
 from xsc.net.peers import circle
 from xsc.net.peers.circle import Introduction
 from xsc.net.service import PeerNet
@@ -20,6 +20,11 @@ from xsc.space.paths import UserSpacePaths, is_under
 from xsc.space.record import Change
 from xsc.space.service import SpaceService
 from xsc.space.sync import SpaceSync
+
+SEEK_INTERVAL_MS = 5_000
+"""Between two questions where silent peers are."""
+SEEK_FRIENDS = 8
+"""Asked at a time; the next ones the next time."""
 
 ADDRESS = UserSpacePaths.ADDRESS
 MEMBERS = [UserSpacePaths.member(number) for number in range(INTRODUCED_A_PEER_MAX)]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from xsc.base.errors import HomeInvalid
 from xsc.base.ids import to_text
-from xsc.base.limits import API_CONNECTIONS_MAX, GIB, MIB, SERVICE_CONNECTIONS_MAX
+from xsc.base.limits import GIB, MIB, SERVICE_CONNECTIONS_MAX
 from xsc.base.units import format_credits, format_size
 from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.pool import PoolSandbox
@@ -51,6 +51,9 @@ from xsc.node.system import (
     raise_descriptors,
 )
 from xsc.terms.quote import UNITS
+
+API_CONNECTIONS_MAX = 512
+"""Connections from this machine to the API."""
 
 CAPACITY_AUTO_BYTES_MAX = 100 * GIB
 SHUTDOWN_TIMEOUT_MS = 10_000

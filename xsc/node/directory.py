@@ -23,15 +23,15 @@ from xsc.base.fields import take_bool
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
-    DIRECTORY_DELAY_MS,
-    DIRECTORY_INLINE_BYTES_MAX,
-    DIRECTORY_INTERVAL_MS,
-    DIRECTORY_TOLD_MS_MAX,
+    DIRECTORY_HEAD_BYTES_MAX,
     DIRECTORY_WAITED_MS,
     INCARNATION_GAP,
+    KIB,
     MIB,
     REMOVED_LISTED_MAX,
     STORAGE_QUESTION_TIMEOUT_MS,
+    SYNCED_A_PEER_BYTES_MAX,
+    SYNCED_MS,
 )
 from xsc.base.merkle import Part, root_of
 from xsc.identity.context import Context
@@ -50,6 +50,16 @@ from xsc.storage.catalogue.heads import HEAD_PUT, steps_of
 from xsc.storage.catalogue.names import HIDDEN
 from xsc.storage.object.durability import Contract
 from xsc.storage.service import StorageService
+
+DIRECTORY_INLINE_BYTES_MAX = 512 * KIB
+"""A larger directory is an object of its own."""
+DIRECTORY_DELAY_MS = 500
+"""Changes of the directory within this time are written together."""
+DIRECTORY_INTERVAL_MS = 5_000
+"""Least time between two writes of the directory, and between tries to tell peers."""
+DIRECTORY_TOLD_MS_MAX = 3_000
+"""How long a put waits for its name, and a stop for the last head."""
+assert SYNCED_A_PEER_BYTES_MAX > SYNCED_MS // DIRECTORY_INTERVAL_MS * DIRECTORY_HEAD_BYTES_MAX
 
 STATE = b"node/directory"
 OBJECT_NAME = f"{HIDDEN}directory"

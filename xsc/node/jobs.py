@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from xsc.base.bounded import Bounded
 from xsc.base.clock import Executor, run_sized
 from xsc.base.errors import ArgumentInvalid, ModuleUnknown, TooLarge
-from xsc.base.limits import (
-    INPUT_BYTES_MAX,
-    INPUT_HASHES_REMEMBERED_MAX,
-    MODULE_NAMED_BYTES_LEAST,
-    MODULES_NAMED_BYTES_MAX,
-)
+from xsc.base.limits import INPUT_BYTES_MAX, MIB, MODULE_BYTES_MAX, MODULE_NAMED_BYTES_LEAST
 from xsc.compute.wasm.inputs import digest_of
 from xsc.storage.service import StorageService
 from xsc.storage.transfer.locality import Referred
+
+INPUT_HASHES_REMEMBERED_MAX = 4096
+"""Objects whose size and SHA-256 a customer knows without reading them again."""
+MODULES_NAMED_BYTES_MAX = 128 * MIB
+"""Modules that a node keeps because jobs at its API brought them."""
+assert MODULE_BYTES_MAX <= MODULES_NAMED_BYTES_MAX
 
 
 def name_of(named: str | None, brought: bytes) -> bytes | None:

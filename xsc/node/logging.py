@@ -17,7 +17,11 @@ from typing import TextIO
 
 from xsc.base.clock import Clock
 from xsc.base.ids import short
-from xsc.base.limits import LOG_KINDS_MAX, LOG_LINES_MAX
+
+LOG_LINES_MAX = 120
+"""Log lines a minute of one event about one peer; the next one says how many were dropped."""
+LOG_KINDS_MAX = 4_096
+"""Kinds of lines that are counted apart within a minute."""
 
 LEVELS = ("debug", "info", "warning", "error")
 _SECRET = frozenset({"capability", "secret", "token", "passphrase", "name_of_object", "key"})

@@ -13,10 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
-from xsc.base.limits import DESCRIPTOR_SHARES, DESCRIPTORS_MAX, MIB
+from xsc.base.limits import MIB
 from xsc.base.log import Log
 from xsc.base.text import cause
 from xsc.base.work import worked
+
+DESCRIPTORS_MAX = 65_536
+"""Descriptors that a node asks the system for, if it lets it have so many."""
+DESCRIPTOR_SHARES = 16
+"""Each kind of connection gets one such part of the descriptors at most, and each of the three
+that come in another for those that are accepted at once; the databases have the rest."""
+assert DESCRIPTOR_SHARES >= 2 * (4 + 3)
 
 P = ParamSpec("P")
 T = TypeVar("T")

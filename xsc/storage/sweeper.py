@@ -22,13 +22,17 @@ from typing import Final
 
 from xsc.base.ids import short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import STORAGE_LEASE_MS, SWEEP_OBJECTS_MAX, SWEEP_PAUSE_MS, SWEEP_SLICE
+from xsc.base.limits import STORAGE_LEASE_MS, SWEEP_SLICE
 from xsc.identity.context import Context
 from xsc.storage.ports import Leases
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import Owner, decode_number, encode_number
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer import deletions
+
+SWEEP_PAUSE_MS = 20
+SWEEP_OBJECTS_MAX = 10_000
+"""Parts of objects dropped in one round."""
 
 MARKS: Final = b"storage/mark/"
 ORPHANS: Final = b"storage/orphan/"

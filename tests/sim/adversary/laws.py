@@ -19,21 +19,19 @@ from xsc.base.clock import Clock, InlineExecutor
 from xsc.base.errors import RecordInvalid, SandboxFailed
 from xsc.base.limits import (
     COMPILE_BYTE_FUEL,
-    CUSTODY_OBJECTS_A_PEER_MAX,
     EPOCH_MS,
     HEAD_BYTES_MAX,
-    HEAD_KIB_UNITS,
     KIB,
     LEASES_A_CUSTOMER_MAX,
-    ORDERS_REMEMBERED_A_PEER_MAX,
     PEER_REQUESTS_A_SECOND_MAX,
     PEER_REQUESTS_IN_FLIGHT_MAX,
     REQUEST_UNITS,
-    SERVICES_A_PEER_MAX,
     STORED_OVERHEAD_BYTES_A_PEER_MAX,
 )
 from xsc.base.log import SilentLog
 from xsc.base.peering import HeadBound
+from xsc.compute.deployments.holder import SERVICES_A_PEER_MAX
+from xsc.compute.jobs.orders import ORDERS_REMEMBERED_A_PEER_MAX
 from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult
 from xsc.compute.worker import frames
 from xsc.compute.worker.local import LocalSandbox
@@ -42,6 +40,7 @@ from xsc.identity.envelope import open_signed
 from xsc.market import lease as leases
 from xsc.market.lease import LeaseEntry
 from xsc.net.calls import batch, frame, server
+from xsc.net.calls.costs import HEAD_KIB_UNITS
 from xsc.net.calls.frame import LENGTH_BYTES, Reply, head_of, unpack
 from xsc.net.calls.server import OWN_BOUNDS
 from xsc.net.transport.memory import MemoryTransport
@@ -50,6 +49,7 @@ from xsc.node.build import HEADS
 from xsc.space import messages as space_messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.manifest import Manifest
+from xsc.storage.repair.custody import CUSTODY_OBJECTS_A_PEER_MAX
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.transfer.get import roots_of
 from xsc.terms.pricing import WORTH, compute_amount, fuel_steps, slot_amount

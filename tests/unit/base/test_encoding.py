@@ -11,14 +11,19 @@ import libipld
 import pytest
 
 from tests.strategies import vectors
-from xsc.base.encoding import _LINK, Value, _bytes_head, decode, domain, encode, tagged_sha256
-from xsc.base.errors import RecordInvalid, TooLarge
-from xsc.base.limits import (
+from xsc.base.encoding import (
+    _LINK,
     CONTAINER_BYTES,
-    FRAME_HEADER_BYTES_MAX,
-    RECORD_BYTES_MAX,
     RECORD_DEPTH_MAX,
+    Value,
+    _bytes_head,
+    decode,
+    domain,
+    encode,
+    tagged_sha256,
 )
+from xsc.base.errors import RecordInvalid, TooLarge
+from xsc.base.limits import FRAME_HEADER_BYTES_MAX, RECORD_BYTES_MAX
 
 GOLDEN = vectors("encoding")
 

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, RecordInvalid, TooLarge, XscError
 from xsc.client import tree as trees
-from xsc.client.tree import MAGIC, Node, Tree, pack, part_id, references, tree_id, unchanged, unpack
+from xsc.client.tree import (
+    MAGIC,
+    TREE_ENTRIES_MAX,
+    Node,
+    Tree,
+    pack,
+    part_id,
+    references,
+    tree_id,
+    unchanged,
+    unpack,
+)
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "tree.json").read_text())
 CAPABILITY = "xsc:r:" + "a" * 110
@@ -157,7 +168,7 @@ def test_bounds_are_met(monkeypatch):
     for act in (lambda: pack(TREE), lambda: unpack(bytes.fromhex(VECTORS["tree"]))):
         with pytest.raises(TooLarge):
             act()
-    assert limits.TREE_ENTRIES_MAX * 400 <= limits.TREE_BYTES_MAX
+    assert TREE_ENTRIES_MAX * 400 <= limits.TREE_BYTES_MAX
 
 
 def test_only_what_cannot_have_changed_is_not_read_again():

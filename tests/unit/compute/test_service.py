@@ -41,7 +41,6 @@ from xsc.base.ids import from_text, to_text
 from xsc.base.jobs import JobSpec
 from xsc.base.limits import (
     COMPILE_BYTE_FUEL,
-    INPUTS_HELD_A_PEER_BYTES_MAX,
     MIB,
     MILLISECOND_FUEL,
     MODULE_LOST_MS,
@@ -53,7 +52,7 @@ from xsc.base.limits import (
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
 from xsc.compute.jobs.evidence import EvidenceStore
-from xsc.compute.jobs.executor import SHARED_ANSWER_BYTES_MAX
+from xsc.compute.jobs.executor import INPUTS_HELD_A_PEER_BYTES_MAX, SHARED_ANSWER_BYTES_MAX
 from xsc.compute.service import ComputeService
 from xsc.compute.wasm.inputs import digest_of
 from xsc.compute.wasm.limits import Limits

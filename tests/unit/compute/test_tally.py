@@ -16,24 +16,20 @@ from hypothesis import strategies as st
 from tests.settle import until
 from tests.unit.compute.programs import SteadyClock, i32, i64, job
 from xsc.base.errors import RateLimited, SandboxFailed
-from xsc.base.limits import (
-    COMPILE_MS_A_PEER_MAX,
-    COMPILE_SHARE_MS,
-    COMPILES_QUEUED_A_PEER_MAX,
-    COMPILES_QUEUED_MAX,
-    FUEL_MAX,
-    JOBS_QUEUED_MAX,
-    MODULE_LOST_MS,
-    RETRY_AFTER_S_MAX,
-    WORKERS_LOST_A_PEER_MAX,
-    WORKERS_LOST_MS,
-)
+from xsc.base.limits import FUEL_MAX, JOBS_QUEUED_MAX, MODULE_LOST_MS, RETRY_AFTER_S_MAX
 from xsc.base.log import SilentLog
 from xsc.base.tally import Rate, Tally
 from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
 from xsc.compute.worker import admission
 from xsc.compute.worker import compiler as compilers
 from xsc.compute.worker import pool as pools
+from xsc.compute.worker.admission import WORKERS_LOST_A_PEER_MAX, WORKERS_LOST_MS
+from xsc.compute.worker.compiler import (
+    COMPILE_MS_A_PEER_MAX,
+    COMPILE_SHARE_MS,
+    COMPILES_QUEUED_A_PEER_MAX,
+    COMPILES_QUEUED_MAX,
+)
 from xsc.compute.worker.pool import PoolSandbox
 
 SPIN = job("endless", "spin", fuel=FUEL_MAX, timeout_ms=60_000)

@@ -7,8 +7,7 @@ import pytest
 from tests.settle import settle
 from xsc.base.clock import ManualClock
 from xsc.base.errors import PeerSilent, RateLimited
-from xsc.base.limits import ATTEND_FIRST_MS, ATTEND_LAST_MS
-from xsc.health.attending import Attended
+from xsc.health.attending import ATTEND_FIRST_MS, ATTEND_LAST_MS, Attended
 
 PEER = b"p" * 32
 

@@ -4,8 +4,8 @@ import pytest
 
 from xsc.base.encoding import encode
 from xsc.base.errors import StoreDamaged
-from xsc.base.limits import BUCKET_MS, BUCKETS_KEPT, MISSES_TO_DOWN, PPM, RESPONSES_KEPT
-from xsc.health.detector import AvailabilityTester
+from xsc.base.limits import BUCKETS_KEPT, PPM
+from xsc.health.detector import BUCKET_MS, MISSES_TO_DOWN, RESPONSES_KEPT, AvailabilityTester
 from xsc.health.score import trust_ppm
 
 NODE = b"n" * 32

@@ -15,10 +15,11 @@ from xsc.base.errors import (
     SignatureInvalid,
     StoreDamaged,
 )
-from xsc.base.limits import BUCKET_MS, BUCKETS_KEPT, PROBE_INTERVAL_MS, RESPONSE_EXPECTED_MS
+from xsc.base.limits import BUCKETS_KEPT
 from xsc.db.memory import MemoryKeyValue
+from xsc.health.detector import BUCKET_MS
 from xsc.health.messages import Ping, Pong
-from xsc.health.service import PING, HealthService
+from xsc.health.service import PING, PROBE_INTERVAL_MS, RESPONSE_EXPECTED_MS, HealthService
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair, network_id

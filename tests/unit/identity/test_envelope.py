@@ -10,11 +10,12 @@ from pydantic import Field, ValidationError
 from tests.strategies import vectors
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import RecordInvalid, SignatureInvalid, TooLarge
-from xsc.base.limits import RECORD_FIELDS_MAX, SIGNATURES_KEPT
 from xsc.base.text import with_article
 from xsc.identity import envelope as envelopes
 from xsc.identity import joint
 from xsc.identity.envelope import (
+    RECORD_FIELDS_MAX,
+    SIGNATURES_KEPT,
     Count,
     Id32,
     Record,

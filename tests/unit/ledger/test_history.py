@@ -4,8 +4,7 @@ import pytest
 
 from tests.unit.ledger.circle import Answer, Circle, collect
 from xsc.base.encoding import decode
-from xsc.base.limits import LEDGER_HISTORY_ITEMS_MAX
-from xsc.ledger.exchange import HISTORY
+from xsc.ledger.exchange import HISTORY, LEDGER_HISTORY_ITEMS_MAX
 from xsc.ledger.incarnation import Noted
 
 

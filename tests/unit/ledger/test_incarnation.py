@@ -16,14 +16,8 @@ from xsc.base.errors import (
     PeerSilent,
     RecordInvalid,
 )
-from xsc.base.limits import (
-    AMOUNT_MAX,
-    DIRECTORY_HEAD_BYTES_MAX,
-    HISTORY_TIMEOUT_MS,
-    INCARNATION_GAP,
-    NOTED_ACCOUNTS_MAX,
-    PEER_TIMEOUT_MS,
-)
+from xsc.base.limits import AMOUNT_MAX, DIRECTORY_HEAD_BYTES_MAX, INCARNATION_GAP, PEER_TIMEOUT_MS
+from xsc.base.peering import HISTORY_TIMEOUT_MS
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
@@ -31,6 +25,7 @@ from xsc.ledger import incarnation
 from xsc.ledger.entry import GENESIS, open_half, post_half
 from xsc.ledger.exchange import HEAD, HISTORY
 from xsc.ledger.incarnation import (
+    NOTED_ACCOUNTS_MAX,
     Incarnation,
     Noted,
     NotedAccount,

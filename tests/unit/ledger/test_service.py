@@ -17,10 +17,11 @@ from xsc.base.errors import (
     ReceiptInvalid,
     SignatureInvalid,
 )
-from xsc.base.limits import LEDGER_CONFLICTS_KEPT, LEDGER_RETRY_MS
+from xsc.base.limits import LEDGER_RETRY_MS
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.ledger.audit import verify_settled
+from xsc.ledger.chain import LEDGER_CONFLICTS_KEPT
 from xsc.ledger.entry import open_half
 from xsc.ledger.exchange import HEAD
 from xsc.ledger.proposals import PROPOSE

@@ -6,8 +6,8 @@ import socket
 import pytest
 
 from tests.settle import settle
-from xsc.base import limits
 from xsc.base.errors import ConfigInvalid
+from xsc.net.transport import http
 from xsc.net.transport.bounds import Gate
 from xsc.net.transport.http import Server
 
@@ -45,7 +45,7 @@ async def test_a_port_that_becomes_free_is_taken(port, holder):
 
 @pytest.mark.usefixtures("holder")
 async def test_a_port_that_stays_in_use_is_refused(port, monkeypatch):
-    monkeypatch.setattr(limits, "PORT_WAIT_MS", 100)
+    monkeypatch.setattr(http, "PORT_WAIT_MS", 100)
     with pytest.raises(ConfigInvalid, match="in use") as caught:
         await server().start("127.0.0.1", port, "api_listen")
     assert caught.value.hint == "set api_listen to a free port, or to port 0"

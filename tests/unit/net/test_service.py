@@ -32,16 +32,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import to_text
-from xsc.base.limits import (
-    ADDRESSES_A_PEER_MAX,
-    ADDRESSES_MS,
-    JOIN_BYTES_MAX,
-    KIB,
-    MIB,
-    REQUEST_WINDOW_MS,
-    SYNC_BYTES,
-    UNKNOWN_AN_ADDRESS_A_SECOND_MAX,
-)
+from xsc.base.limits import JOIN_BYTES_MAX, KIB, MIB, REQUEST_WINDOW_MS, SYNC_BYTES
 from xsc.base.merkle import Part
 from xsc.base.room import Room
 from xsc.db.memory import MemoryKeyValue
@@ -49,9 +40,10 @@ from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.net.calls.frame import pack_head
 from xsc.net.calls.problems import answer_of, error_of
-from xsc.net.calls.quota import Quota
+from xsc.net.calls.quota import UNKNOWN_AN_ADDRESS_A_SECOND_MAX, Quota
 from xsc.net.calls.server import UNKNOWN
 from xsc.net.calls.signing import sign_request
+from xsc.net.peers.introductions import ADDRESSES_A_PEER_MAX, ADDRESSES_MS
 from xsc.net.peers.invitation import from_string
 from xsc.net.peers.roster import AddressRecord
 from xsc.net.transport.memory import MemoryNetwork

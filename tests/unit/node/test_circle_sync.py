@@ -12,15 +12,10 @@ from tests.unit.net.peers.test_circle import address, introduction, key
 from tests.unit.space.test_sync import Member
 from xsc.base.clock import ManualClock
 from xsc.base.errors import RecordInvalid, SignatureInvalid
-from xsc.base.limits import (
-    ADDRESSES_A_PEER_MAX,
-    ADDRESSES_MS,
-    SEEK_FRIENDS,
-    SEEK_INTERVAL_MS,
-    SOUGHT_MAX,
-)
+from xsc.base.limits import SOUGHT_MAX
+from xsc.net.peers.introductions import ADDRESSES_A_PEER_MAX, ADDRESSES_MS
 from xsc.net.transport.memory import MemoryNetwork
-from xsc.node.circle import CircleSync
+from xsc.node.circle import SEEK_FRIENDS, SEEK_INTERVAL_MS, CircleSync
 from xsc.space.limits import HELD_REQUEST_MS_MAX, RETRY_MS
 from xsc.space.paths import UserSpacePaths
 

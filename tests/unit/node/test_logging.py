@@ -4,8 +4,7 @@ import io
 import json
 
 from xsc.base.clock import ManualClock
-from xsc.base.limits import LOG_KINDS_MAX, LOG_LINES_MAX
-from xsc.node.logging import JsonLog, SentenceLog
+from xsc.node.logging import LOG_KINDS_MAX, LOG_LINES_MAX, JsonLog, SentenceLog
 
 
 def lines(stream):

@@ -13,8 +13,8 @@ from tests.unit.compute.programs import wasm
 from tests.unit.node.test_routes import Api
 from xsc.api.jobs import RUN
 from xsc.base.errors import ArgumentInvalid, ExportUnknown, ModuleUnknown
-from xsc.base.limits import MIB, MODULE_BYTES_MAX, MODULE_NAMED_BYTES_LEAST, MODULES_NAMED_BYTES_MAX
-from xsc.node.jobs import Modules
+from xsc.base.limits import MIB, MODULE_BYTES_MAX, MODULE_NAMED_BYTES_LEAST
+from xsc.node.jobs import MODULES_NAMED_BYTES_MAX, Modules
 
 LARGE = wasm("add") + b"\0" + bytes([0x82, 0x80, 0x04, 1]) + b"x" + bytes(MODULE_NAMED_BYTES_LEAST)
 

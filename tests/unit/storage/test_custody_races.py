@@ -8,11 +8,10 @@ from tests.settle import settle, turns
 from tests.unit.storage.test_races import broken, play
 from tests.unit.storage.world import SETTINGS, content, finished, put
 from xsc.base.errors import RateLimited
-from xsc.base.limits import CUSTODY_SHARES
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.repair.assignment import ASSIGNED
 from xsc.storage.repair.custodian import GUARD, HEALED, custody_message
-from xsc.storage.repair.custody import IN_CUSTODY
+from xsc.storage.repair.custody import CUSTODY_SHARES, IN_CUSTODY
 from xsc.storage.transfer.put import Held
 
 LEASES = (b"a" * 32, b"b" * 32)

@@ -19,12 +19,7 @@ from tests.unit.storage.world import (
     put,
 )
 from xsc.base.errors import PeerSilent, RateLimited
-from xsc.base.limits import (
-    MIB,
-    REPORTS_AN_OBJECT_MAX,
-    SEGMENT_BYTES,
-    WATCHES_MAX,
-)
+from xsc.base.limits import MIB, SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.identity.envelope import sign
 from xsc.storage.catalogue.objects import MANIFESTS
@@ -34,7 +29,9 @@ from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.inventory import Span, Wanted
 from xsc.storage.object.manifest import expected_digest
 from xsc.storage.object.messages import ObjectRecord
+from xsc.storage.repair.copy_reports import REPORTS_AN_OBJECT_MAX
 from xsc.storage.repair.custodian import HEALED
+from xsc.storage.repair.node_watch import WATCHES_MAX
 from xsc.terms.storage_receipt import DeletionOrder
 
 LOCATE = b"l" * 32

@@ -6,7 +6,11 @@ import asyncio
 from collections import deque
 
 from xsc.base.errors import RateLimited
-from xsc.base.limits import SERVICE_QUEUE_MAX, SERVICE_WAIT_MS_MAX
+
+SERVICE_QUEUE_MAX = 64
+"""Requests that wait for one service."""
+SERVICE_WAIT_MS_MAX = 10_000
+"""How long a request waits for its turn."""
 
 
 class RequestGate:

@@ -30,17 +30,14 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_str
 from xsc.base.ids import short
 from xsc.base.limits import (
+    FRAME_HEADER_BYTES_MAX,
     HEAD_BYTES_MAX,
     KIB,
-    SERVICE_LEASE_WAIT_MS,
-    SERVICE_PAGE_BYTES_MAX,
+    MIB,
+    SERVICE_LOG_ROWS_MAX,
     SERVICE_PAGE_ROWS_MAX,
     SERVICE_RATES_MAX,
     SERVICE_RECORD_BYTES_MAX,
-    SERVICE_UNPAID_BYTES_MAX,
-    SERVICE_UNPAID_KEPT_MS,
-    SERVICE_UNPAID_ROWS_MAX,
-    SERVICES_A_PEER_MAX,
 )
 from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound
@@ -56,6 +53,19 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.terms.deployment import Deployment
 from xsc.terms.lease import OWN_COMPUTE, RunTerms
+
+SERVICES_A_PEER_MAX = 8
+SERVICE_UNPAID_ROWS_MAX = 2048
+"""Receipts that the owner has not fetched; beyond that the service does not run."""
+SERVICE_UNPAID_BYTES_MAX = 8 * MIB
+"""The same in bytes: each holds the deployment, whole."""
+SERVICE_PAGE_BYTES_MAX = 512 * KIB
+SERVICE_LEASE_WAIT_MS = 3_000
+"""How long a request waits at a holder for the owner to bring another lease."""
+SERVICE_UNPAID_KEPT_MS = 24 * 3_600_000
+"""How long a service is held whose owner says nothing."""
+assert SERVICE_UNPAID_ROWS_MAX + SERVICE_PAGE_ROWS_MAX < SERVICE_LOG_ROWS_MAX
+assert SERVICE_RECORD_BYTES_MAX + SERVICE_PAGE_BYTES_MAX < FRAME_HEADER_BYTES_MAX
 
 HEADS = {
     "service.deploy": HeadBound(asked=SERVICE_RECORD_BYTES_MAX + 4 * KIB),

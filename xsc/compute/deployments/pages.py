@@ -10,12 +10,15 @@ from xsc.base.encoding import Value
 from xsc.base.errors import ReceiptInvalid, RecordInvalid
 from xsc.base.fields import take_bool, take_int, take_list, take_map, take_str
 from xsc.base.ids import to_text
-from xsc.base.limits import SERVICE_NOTE_BYTES_MAX, SERVICE_PAGE_ROWS_MAX, SERVICE_RECORD_BYTES_MAX
+from xsc.base.limits import KIB, SERVICE_PAGE_ROWS_MAX, SERVICE_RECORD_BYTES_MAX
 from xsc.compute.deployments import rules, wagi
 from xsc.compute.deployments.store import LogRow
 from xsc.compute.wasm.sandbox import SandboxResult
 from xsc.identity.envelope import open_signed
 from xsc.terms.deployment import Deployment, ServiceReceipt
+
+SERVICE_NOTE_BYTES_MAX = 1 * KIB
+"""Of what a request writes to standard error, the end that the log keeps."""
 
 _PATH_CHARS_MAX = 256
 _URL_CHARS_MAX = 512

@@ -9,14 +9,7 @@ from dataclasses import dataclass, field
 from xsc.base.bounded import Bounded
 from xsc.base.errors import NotFound, SpaceExhausted, StoreDamaged
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import (
-    SERVICE_LOG_ROWS_MAX,
-    SERVICE_MODULES_A_PEER_BYTES_MAX,
-    SERVICE_MODULES_BYTES_MAX,
-    SERVICE_MODULES_WARM_BYTES_MAX,
-    SERVICE_VERSIONS_KEPT,
-    SERVICES_MAX,
-)
+from xsc.base.limits import MIB, SERVICE_LOG_ROWS_MAX
 from xsc.base.turns import Turns
 from xsc.compute.deployments import rules
 from xsc.compute.deployments.gate import RequestGate
@@ -25,6 +18,17 @@ from xsc.compute.deployments.store import LogRow, ServiceKey, ServiceStore
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.terms.deployment import Deployment
+
+SERVICES_MAX = 64
+"""Services that a node holds, its own and those of peers."""
+SERVICE_VERSIONS_KEPT = 16
+"""Versions of one service that can be gone back to."""
+SERVICE_MODULES_BYTES_MAX = 512 * MIB
+"""Modules of all services on the disk."""
+SERVICE_MODULES_A_PEER_BYTES_MAX = 128 * MIB
+"""The same of one peer's services, all kept versions."""
+SERVICE_MODULES_WARM_BYTES_MAX = 64 * MIB
+"""Modules of services in memory."""
 
 
 @dataclass(eq=False, slots=True)

@@ -19,14 +19,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from xsc.base.limits import (
-    ARGUMENT_BYTES_MAX,
-    ARGUMENTS_MAX,
-    ENVIRONMENT_MAX,
-    SERVICE_ANSWER_FIELDS_MAX,
-    SERVICE_ANSWER_HEAD_BYTES_MAX,
-)
+from xsc.base.limits import ARGUMENT_BYTES_MAX, ARGUMENTS_MAX, ENVIRONMENT_MAX, KIB
 from xsc.compute.wasm.inputs import RunInput
+
+SERVICE_ANSWER_HEAD_BYTES_MAX = 16 * KIB
+"""What a service may write before the empty line."""
+SERVICE_ANSWER_FIELDS_MAX = 64
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 _SOFTWARE = "WAGI/1"

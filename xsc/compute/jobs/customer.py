@@ -29,7 +29,6 @@ from xsc.base.limits import (
     MODULES_REMEMBERED_MAX,
     PEER_TIMEOUT_MS,
     PROVIDERS_TRIED_MAX,
-    RATE_PAUSE_MS,
 )
 from xsc.base.merkle import Part, root_of
 from xsc.compute.jobs.executor import RUN
@@ -47,6 +46,9 @@ from xsc.compute.worker.quick import PATIENCE_MS, QuickFunctions
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.terms.execution import Order
+
+RATE_PAUSE_MS = 100
+"""Before a provider that has too many requests of this node is asked again, within `--wait`."""
 
 
 @dataclass(slots=True)

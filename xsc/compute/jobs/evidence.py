@@ -12,9 +12,11 @@ from xsc.api.jobs import Evidence
 from xsc.base.errors import NotFound
 from xsc.base.ids import to_text
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import DISSENTS_KEPT_MAX
 from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.execution import Dissent, ExecutionReceipt
+
+DISSENTS_KEPT_MAX = 1024
+"""Evidence against providers; the oldest goes first."""
 
 _ROOT = b"compute/dissent/"
 

@@ -35,9 +35,8 @@ from xsc.base.limits import (
     ENVIRONMENT_MAX,
     FRAME_HEADER_BYTES_MAX,
     INPUT_BYTES_MAX,
-    INPUTS_HELD_A_PEER_BYTES_MAX,
-    INPUTS_HELD_BYTES_MAX,
-    MODULES_KEPT_BYTES_MAX,
+    MIB,
+    MODULE_BYTES_MAX,
     OUTPUT_BYTES_MAX,
     REQUEST_WINDOW_MS,
     TIMEOUT_MS_MAX,
@@ -59,6 +58,15 @@ from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.execution import Order
 from xsc.terms.lease import RunTerms
 from xsc.terms.pricing import run_steps
+
+INPUTS_HELD_BYTES_MAX = 256 * MIB
+"""Inputs, and modules that orders brought, of all jobs that a provider has taken and not ended."""
+INPUTS_HELD_A_PEER_BYTES_MAX = 128 * MIB
+"""The same of one customer."""
+MODULES_KEPT_BYTES_MAX = 256 * MIB
+"""Modules of customers that a provider keeps, so that each is sent once."""
+assert INPUT_BYTES_MAX + MODULE_BYTES_MAX <= INPUTS_HELD_A_PEER_BYTES_MAX
+assert INPUTS_HELD_A_PEER_BYTES_MAX < INPUTS_HELD_BYTES_MAX
 
 RUN = "compute.run"
 """The method by which an order is asked for."""

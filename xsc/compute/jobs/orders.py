@@ -15,13 +15,15 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 from xsc.base.bounded import FairBounded
 from xsc.base.errors import RateLimited
-from xsc.base.limits import (
-    ANSWER_COST_BYTES,
-    ANSWERS_KEPT_BYTES_MAX,
-    ORDERS_REMEMBERED_A_PEER_MAX,
-    ORDERS_REMEMBERED_MAX,
-    REQUEST_WINDOW_MS,
-)
+from xsc.base.limits import KIB, MIB, PEER_REQUESTS_A_SECOND_MAX, REQUEST_WINDOW_MS
+
+ORDERS_REMEMBERED_A_PEER_MAX = PEER_REQUESTS_A_SECOND_MAX * (REQUEST_WINDOW_MS // 1000 + 2)
+"""As many as its quota lets a customer bring, so that only orders dated ahead are refused by it."""
+ORDERS_REMEMBERED_MAX = 2 * ORDERS_REMEMBERED_A_PEER_MAX
+ANSWERS_KEPT_BYTES_MAX = 64 * MIB
+"""Answers to orders that are kept to be given again."""
+ANSWER_COST_BYTES = 2 * KIB
+"""What an answer counts beside its bytes: objects take more than what they say."""
 
 R = TypeVar("R")
 Slot: TypeAlias = tuple[bytes, bytes]

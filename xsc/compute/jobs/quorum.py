@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.base.limits import PROVIDERS_VERIFYING_MAX
 from xsc.compute.jobs.receipts import TIME_TRAPS
 from xsc.terms.execution import Order, Outcome
+
+PROVIDERS_VERIFYING_MAX = 9
+"""Providers that one order can be run by at once."""
 
 _Ballot: TypeAlias = "bytes | str"
 """The outcome's canonical bytes, or the trap of a run that was ended for its time."""

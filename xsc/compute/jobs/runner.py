@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.jobs import JobResult, JobSpec, Verification
-from xsc.base.limits import COMPUTE_WAIT_MS, PROGRAMS_REMEMBERED_MAX
+from xsc.base.limits import COMPUTE_WAIT_MS
 from xsc.base.work import worked
 from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
 from xsc.compute.jobs.receipts import job_of, make_receipt
@@ -29,6 +29,9 @@ from xsc.identity.envelope import Signed
 from xsc.identity.keys import KeyPair
 from xsc.terms.execution import Order
 from xsc.terms.lease import OWN_COMPUTE, RunTerms
+
+PROGRAMS_REMEMBERED_MAX = 32
+"""Modules whose declarations a customer need not read again."""
 
 _NONCE_BYTES = 16
 FREE = RunTerms(price=0, tier="mutual", cleared=False)

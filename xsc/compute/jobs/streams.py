@@ -18,17 +18,16 @@ from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import ReceiptInvalid, XscError
 from xsc.base.fields import take_bool, take_bytes, take_int
-from xsc.base.limits import (
-    OUTPUT_BYTES_MAX,
-    PEER_TIMEOUT_MS,
-    STREAM_PAUSE_MS,
-    STREAM_PIECE_BYTES,
-    STREAM_TRIES_MAX,
-    STREAM_WAIT_MS,
-)
+from xsc.base.limits import OUTPUT_BYTES_MAX, PEER_TIMEOUT_MS, STREAM_PIECE_BYTES
 from xsc.base.merkle import Part
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.ports import Caller, Handler
+
+STREAM_WAIT_MS = 2_000
+"""How long a provider holds a question for more output."""
+STREAM_PAUSE_MS = 50
+"""Before an order is asked about again that has not arrived yet."""
+STREAM_TRIES_MAX = 100
 
 OUTPUT = "compute.output"
 CANCEL = "compute.cancel"

@@ -38,12 +38,10 @@ from xsc.base.encoding import encode, tagged_sha256
 from xsc.base.errors import ExportUnknown, ModuleInvalid, SandboxFailed, SignatureMismatch
 from xsc.base.limits import (
     HOST_CALL_FUEL,
+    KIB,
     LISTED_ENTRY_FUEL,
     MIB,
-    MODULES_COMPILED_BYTES_MAX,
-    MODULES_COMPILED_MAX,
     MOVED_ENTRY_FUEL,
-    STACK_BYTES,
     TABLE_ELEMENTS_MAX,
     TABLES_MAX,
 )
@@ -54,6 +52,11 @@ from xsc.compute.wasm.code_format import About, MachineCode
 from xsc.compute.wasm.program import PAGE_BYTES, Program
 from xsc.compute.wasm.sandbox import Bits, Job, SandboxResult
 from xsc.compute.wasm.signature import Signature
+
+STACK_BYTES = 512 * KIB
+MODULES_COMPILED_MAX = 32
+MODULES_COMPILED_BYTES_MAX = 64 * MIB
+"""Compiled modules that one worker keeps, and the bytes they came from: code is four times that."""
 
 ENGINE = f"wasmtime-py/{version('wasmtime')}"
 _OPTIONS: dict[str, bool | int] = {

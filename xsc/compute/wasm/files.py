@@ -18,12 +18,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol, TypeAlias
 
-from xsc.base.limits import (
-    FILE_NAME_BYTES_MAX,
-    OUTPUT_FILES_MAX,
-    OUTPUT_PATH_BYTES_MAX,
-    SCRATCH_FILES_MAX,
-)
+from xsc.base.limits import FILE_NAME_BYTES_MAX, OUTPUT_FILES_MAX, OUTPUT_PATH_BYTES_MAX
+
+SCRATCH_FILES_MAX = 1_024
+"""Files, directories and links outside of /out; their bytes count as the program's memory."""
 
 _PATH_BYTES_MAX = 4096
 _LINKS_MAX = 32

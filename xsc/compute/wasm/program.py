@@ -20,17 +20,13 @@ from itertools import islice
 from typing import TypeVar
 
 from xsc.base.errors import ExportUnknown, ModuleInvalid
-from xsc.base.limits import (
-    EXPORTS_MAX,
-    FUNCTIONS_MAX,
-    MODULE_BYTES_MAX,
-    TABLE_ELEMENTS_MAX,
-    TABLES_MAX,
-)
+from xsc.base.limits import EXPORTS_MAX, MODULE_BYTES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX
 from xsc.base.text import cut
 from xsc.compute.wasm.signature import Signature
 from xsc.compute.wasm.wasi import MODULE as WASI
 from xsc.compute.wasm.wasi import SIGNATURES
+
+FUNCTIONS_MAX = 200_000
 
 T = TypeVar("T")
 

@@ -21,18 +21,15 @@ from dataclasses import dataclass
 
 from xsc.base.encoding import Value, decode, encode, tagged_sha256
 from xsc.base.errors import ArgumentInvalid, RecordInvalid, SignatureMismatch, TooLarge
-from xsc.base.limits import (
-    BATCH_ITEMS_MAX,
-    BATCH_TRAPS_BYTES_MAX,
-    BATCH_TRAPS_MAX,
-    FUEL_MAX,
-    MILLISECOND_FUEL,
-    STDIN_BYTES_MAX,
-)
+from xsc.base.limits import BATCH_ITEMS_MAX, FUEL_MAX, KIB, MILLISECOND_FUEL, STDIN_BYTES_MAX
 from xsc.base.merkle import root_of
 from xsc.compute.wasm.signature import Signature
 from xsc.compute.wasm.values import parse_arguments, parse_bits
 from xsc.terms.execution import WIDTHS
+
+BATCH_TRAPS_MAX = 256
+BATCH_TRAPS_BYTES_MAX = 64 * KIB
+"""Different traps that one batch can name."""
 
 Bits = tuple[str, bytes]
 HEAD_BYTES = 10

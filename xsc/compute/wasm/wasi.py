@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from xsc.base.limits import HOST_CALL_FUEL, LISTED_ENTRY_FUEL, MOVED_ENTRY_FUEL, OPEN_FILES_MAX
+from xsc.base.limits import HOST_CALL_FUEL, LISTED_ENTRY_FUEL, MOVED_ENTRY_FUEL
 from xsc.compute.wasm.files import (
     Directory,
     Errno,
@@ -40,6 +40,8 @@ from xsc.compute.wasm.files import (
     VolumeQuota,
 )
 from xsc.compute.wasm.signature import Signature
+
+OPEN_FILES_MAX = 256
 
 MODULE = "wasi_snapshot_preview1"
 WORLD = 3

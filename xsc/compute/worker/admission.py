@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections import Counter
 
 from xsc.base.errors import RateLimited, SandboxFailed
-from xsc.base.limits import (
-    JOBS_QUEUED_A_PEER_MAX,
-    MODULE_LOST_MS,
-    WORKERS_LOST_A_PEER_MAX,
-    WORKERS_LOST_MS,
-)
+from xsc.base.limits import JOBS_QUEUED_A_PEER_MAX, MODULE_LOST_MS
 from xsc.base.tally import Tally
 from xsc.compute.wasm.sandbox import Job
+
+WORKERS_LOST_A_PEER_MAX = 20
+"""Runs of one customer, within WORKERS_LOST_MS, that may end with their worker."""
+WORKERS_LOST_MS = 60_000
 
 
 class Admission:

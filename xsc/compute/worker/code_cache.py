@@ -16,9 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from xsc.base.bounded import Bounded
-from xsc.base.limits import CODE_CACHE_BYTES_MAX, CODE_CACHE_FILES_MAX
+from xsc.base.limits import GIB
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm.code_format import MachineCode
+
+CODE_CACHE_BYTES_MAX = 1 * GIB
+CODE_CACHE_FILES_MAX = 4096
 
 _SUFFIX = ".code"
 

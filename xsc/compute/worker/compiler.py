@@ -17,16 +17,7 @@ from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import CompileLimit, RateLimited, RecordInvalid, SandboxFailed
 from xsc.base.fields import take_int
-from xsc.base.limits import (
-    CODE_KEPT_BYTES_MAX,
-    COMPILE_MS_A_PEER_MAX,
-    COMPILE_SHARE_MS,
-    COMPILES_QUEUED_A_PEER_MAX,
-    COMPILES_QUEUED_MAX,
-    KILL_GRACE_MS,
-    RETRY_AFTER_S_MAX,
-    WORKER_FRAME_BYTES_MAX,
-)
+from xsc.base.limits import KILL_GRACE_MS, MIB, RETRY_AFTER_S_MAX, WORKER_FRAME_BYTES_MAX
 from xsc.base.log import Log
 from xsc.base.room import Room
 from xsc.base.tally import Rate
@@ -38,6 +29,16 @@ from xsc.compute.wasm.sandbox import Job
 from xsc.compute.worker import frames
 from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.process import ABORTS, ProcessLost, SandboxProcess, spawn
+
+COMPILE_MS_A_PEER_MAX = 300_000
+"""What one customer may have compiled within COMPILE_SHARE_MS, whoever pays: what takes long to
+compile may be small, and a bill goes by size."""
+COMPILE_SHARE_MS = 3_600_000
+COMPILES_QUEUED_MAX = 64
+"""Modules that wait to be compiled, or are."""
+COMPILES_QUEUED_A_PEER_MAX = 8
+CODE_KEPT_BYTES_MAX = 64 * MIB
+"""Code that is kept in memory where there is no directory for it."""
 
 COMMAND = (sys.executable, "-I", "-m", "xsc.compute.worker.jail")
 _BOMB_MS = 600_000

@@ -10,7 +10,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from xsc.base.limits import STREAM_FLUSH_MS, STREAM_PIECE_BYTES
+from xsc.base.limits import STREAM_PIECE_BYTES
+
+STREAM_FLUSH_MS = 20
+"""What a program writes within this time is shown together."""
 
 
 class OutputStream:

@@ -17,11 +17,14 @@ from typing import Protocol
 
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid
-from xsc.base.limits import KILL_GRACE_MS, QUEUE_CALLS_MAX
+from xsc.base.limits import KILL_GRACE_MS
 from xsc.compute.wasm.sandbox import Job, SandboxResult
 from xsc.compute.worker import frames
 from xsc.compute.worker.process import ProcessLost, SandboxProcess
 from xsc.compute.worker.quick import QUICK_MS
+
+QUEUE_CALLS_MAX = 16
+"""Quick calls that a worker is given at once."""
 
 _STALL_S = QUICK_MS / 1000
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 from typing import Literal
 
 from xsc.base.bounded import Bounded
-from xsc.base.limits import FUNCTIONS_REMEMBERED_MAX, MILLISECOND_FUEL
+from xsc.base.limits import MILLISECOND_FUEL
+
+FUNCTIONS_REMEMBERED_MAX = 1_024
+"""Functions of which a customer knows that they are quick."""
 
 QUICK_FUEL = MILLISECOND_FUEL
 """Most fuel of a quick run. Unlike time, fuel does not depend on the machine's load."""

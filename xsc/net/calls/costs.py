@@ -11,7 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from xsc.base.limits import HEAD_KIB_UNITS, KIB, REQUEST_UNITS, SIGNATURE_UNITS, SYNC_BYTES
+from xsc.base.limits import KIB, REQUEST_UNITS, SYNC_BYTES
+
+HEAD_KIB_UNITS = 650
+"""What each KiB of a head costs beside: four times what it takes to decode the worst one."""
+SIGNATURE_UNITS = 100
 
 _SLOT_MS: Final = 10_000
 _SLOTS: Final = 6

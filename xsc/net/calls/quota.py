@@ -10,10 +10,41 @@ from __future__ import annotations
 
 from xsc.base import limits
 from xsc.base.errors import RateLimited
+from xsc.base.limits import (
+    MIB,
+    PEER_BODY_BYTES_MAX,
+    PEER_REQUESTS_IN_FLIGHT_MAX,
+    SMALL_BODIES_BYTES,
+    SYNCED_A_PEER_BYTES_MAX,
+)
 from xsc.base.room import Room
 from xsc.base.tally import Rate
 from xsc.base.units import ceil_div
 from xsc.net.calls.costs import COSTS, OTHER, Spending
+
+SYNCED_BYTES_MAX = 16 * SYNCED_A_PEER_BYTES_MAX
+"""Bytes that all peers may have written and synced within SYNCED_MS, where nobody pays for it."""
+REQUESTS_IN_FLIGHT_MAX = 1_024
+"""Requests of all callers that are read, answered or written at once."""
+UNKNOWN_REQUESTS_A_SECOND_MAX = 100
+"""Requests of all callers together that are not known."""
+UNKNOWN_AN_ADDRESS_A_SECOND_MAX = 50
+"""The same, of one source: an IPv4 address, or the first 64 bits of one of IPv6."""
+UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX = 8
+UNKNOWN_IN_FLIGHT_MAX = 128
+"""Of all callers together that are not known."""
+REQUEST_BODIES_BYTES_MAX = 288 * MIB
+"""Bodies of requests that a node holds at once, of all callers; counted as they arrive."""
+REQUEST_BODIES_A_PEER_BYTES_MAX = 2 * PEER_BODY_BYTES_MAX
+"""The same, of one peer."""
+ANSWERS_BYTES_MAX = 12 * PEER_BODY_BYTES_MAX + SMALL_BODIES_BYTES
+"""Answers to all peers, from before they are made until they are written."""
+ANSWERS_A_PEER_BYTES_MAX = 4 * PEER_BODY_BYTES_MAX
+"""The same, to one peer."""
+assert REQUEST_BODIES_BYTES_MAX >= 4 * REQUEST_BODIES_A_PEER_BYTES_MAX + SMALL_BODIES_BYTES
+assert REQUEST_BODIES_A_PEER_BYTES_MAX >= PEER_BODY_BYTES_MAX
+assert ANSWERS_BYTES_MAX >= 3 * ANSWERS_A_PEER_BYTES_MAX + SMALL_BODIES_BYTES
+assert PEER_REQUESTS_IN_FLIGHT_MAX * 8 <= REQUESTS_IN_FLIGHT_MAX
 
 Caller = bytes | str
 """The id of a known peer, or the source of whoever is not known."""
@@ -141,29 +172,27 @@ class Quota:
         *,
         rate: int = limits.PEER_REQUESTS_A_SECOND_MAX,
         share: int = limits.PEER_REQUESTS_IN_FLIGHT_MAX,
-        in_flight_max: int = limits.REQUESTS_IN_FLIGHT_MAX,
-        unknown_rate: int = limits.UNKNOWN_REQUESTS_A_SECOND_MAX,
-        source_rate: int = limits.UNKNOWN_AN_ADDRESS_A_SECOND_MAX,
+        in_flight_max: int = REQUESTS_IN_FLIGHT_MAX,
+        unknown_rate: int = UNKNOWN_REQUESTS_A_SECOND_MAX,
+        source_rate: int = UNKNOWN_AN_ADDRESS_A_SECOND_MAX,
         bodies: Room | None = None,
         answers: Room | None = None,
     ) -> None:
         self._units = Rate(rate * limits.REQUEST_UNITS, 1000)
         self._synced = Rate(limits.SYNCED_A_PEER_BYTES_MAX, limits.SYNCED_MS)
-        self._all_synced = Rate(limits.SYNCED_BYTES_MAX, limits.SYNCED_MS)
+        self._all_synced = Rate(SYNCED_BYTES_MAX, limits.SYNCED_MS)
         self._sources = Rate(source_rate, 1000)
         self._unknown = Rate(unknown_rate, 1000)
         self._places = Room(in_flight_max, share)
-        self._unknown_places = Room(
-            limits.UNKNOWN_IN_FLIGHT_MAX, limits.UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX
-        )
+        self._unknown_places = Room(UNKNOWN_IN_FLIGHT_MAX, UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX)
         self.bodies = bodies or Room(
-            limits.REQUEST_BODIES_BYTES_MAX,
-            limits.REQUEST_BODIES_A_PEER_BYTES_MAX,
+            REQUEST_BODIES_BYTES_MAX,
+            REQUEST_BODIES_A_PEER_BYTES_MAX,
             small=limits.SMALL_BODIES_BYTES,
         )
         self.answers = answers or Room(
-            limits.ANSWERS_BYTES_MAX,
-            limits.ANSWERS_A_PEER_BYTES_MAX,
+            ANSWERS_BYTES_MAX,
+            ANSWERS_A_PEER_BYTES_MAX,
             small=limits.SMALL_BODIES_BYTES,
         )
         self.spending = Spending()

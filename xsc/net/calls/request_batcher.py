@@ -26,14 +26,13 @@ from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import PeerSilent, XscError
 from xsc.base.gather import Gather
-from xsc.base.limits import (
-    BATCH_BYTES_MAX,
-    BATCH_CALLS_MAX,
-    BATCH_WAITING_MAX,
-)
+from xsc.base.limits import BATCH_BYTES_MAX, BATCH_CALLS_MAX
 from xsc.base.merkle import Part
 from xsc.net.calls import batch
 from xsc.net.calls.frame import Reply
+
+BATCH_WAITING_MAX = 1_024
+"""Calls that wait for one peer; more go by themselves."""
 
 Send: TypeAlias = Callable[[bytes, str, dict[str, Value], Sequence[Part], int], Awaitable[Reply]]
 """Calls a peer: (peer, method, header, parts, timeout_ms) to its answer."""

@@ -19,9 +19,12 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field
 
-from xsc.base.limits import INTRODUCED_A_PEER_MAX, INTRODUCTION_HOPS_MAX, PEERS_MAX
+from xsc.base.limits import INTRODUCED_A_PEER_MAX, PEERS_MAX
 from xsc.identity.envelope import Count, Id32, Record, author_of
 from xsc.net.peers.roster import PeerInfo
+
+INTRODUCTION_HOPS_MAX = 2
+"""Between an introducer and whom it introduces: its own friends, and the friends of these."""
 
 T = TypeVar("T")
 _author_of = lru_cache(maxsize=PEERS_MAX)(author_of)

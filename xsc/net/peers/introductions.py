@@ -13,18 +13,21 @@ from functools import lru_cache
 
 from xsc.base.errors import RecordInvalid
 from xsc.base.ids import short
-from xsc.base.limits import (
-    ADDRESSES_A_PEER_MAX,
-    ADDRESSES_MS,
-    INTRODUCTIONS_A_PEER_MAX,
-    PEERS_MAX,
-)
+from xsc.base.limits import PEERS_MAX
 from xsc.base.tally import Tally
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, read_claimed, sign
 from xsc.net.peers import circle
 from xsc.net.peers.circle import Introduction, Member
 from xsc.net.peers.roster import AddressRecord, PeerInfo, Roster
+
+ADDRESSES_A_PEER_MAX = 16
+"""New records of where it is that a peer is heard with within ADDRESSES_MS; a start or a move
+makes one."""
+ADDRESSES_MS = 60_000
+INTRODUCTIONS_A_PEER_MAX = 64
+"""Times that the introductions of a peer are verified within ADDRESSES_MS: each is up to
+2 · INTRODUCED_A_PEER_MAX signatures."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,11 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import from_text, to_text
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import INVITATIONS_OPEN_MAX, JOIN_BYTES_MAX
+from xsc.base.limits import JOIN_BYTES_MAX
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.net.peers.roster import Addresses, Fingerprint, Name
+
+INVITATIONS_OPEN_MAX = 1_000
 
 SCHEME = "xsc1"
 SECRET_BYTES = 16

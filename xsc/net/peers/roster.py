@@ -17,14 +17,14 @@ from xsc.base.clock import Clock
 from xsc.base.errors import ArgumentInvalid, PeerUnknown, SpaceExhausted, StoreDamaged
 from xsc.base.ids import ID_BYTES, TEXT_CHARS, node_text, short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import (
-    PEER_ADDRESS_CHARS_MAX,
-    PEER_ADDRESSES_MAX,
-    PEER_NAME_CHARS_MAX,
-    PEERS_MAX,
-)
+from xsc.base.limits import PEERS_MAX
 from xsc.base.log import Log
 from xsc.identity.envelope import Count, Id32, Record
+
+PEER_NAME_CHARS_MAX = 64
+PEER_ADDRESSES_MAX = 12
+"""So many of PEER_ADDRESS_CHARS_MAX let an introduction travel beside its record in the space."""
+PEER_ADDRESS_CHARS_MAX = 255
 
 PREFIX = b"net/peer/"
 REMOVED = b"net/removed/"

@@ -19,14 +19,22 @@ from aiohttp.http_exceptions import BadHttpMessage
 
 from xsc.base import limits
 from xsc.base.errors import FrameInvalid
-from xsc.base.limits import KIB
+from xsc.base.limits import KIB, NO_PROGRESS_MS
 from xsc.base.turns import Turns
 from xsc.net.transport.addresses import source_of
 from xsc.net.transport.port import Buffer, Take, nothing
 
+ACCEPTED_AT_ONCE_MAX = 100
+"""Connections that are taken from the system before the first of them is counted."""
+PEER_HEADER_BYTES_MAX = 16 * KIB
+"""Half of what is held of a head: of its first line, or of its fields."""
+BODY_BYTES_A_SECOND_MIN = 16 * KIB
+"""What is due in a window, of a body and of an answer: slower ones are given up."""
+assert 128 * KIB <= BODY_BYTES_A_SECOND_MIN * NO_PROGRESS_MS // 1000
+
 HEAD_FIELDS_MAX: Final = 32
 """Of a request and of an answer; aiohttp bounds each line to 8 KiB."""
-HELD_BYTES_MAX: Final = 2 * limits.PEER_HEADER_BYTES_MAX
+HELD_BYTES_MAX: Final = 2 * PEER_HEADER_BYTES_MAX
 """Of what is not whole yet: a head with its first line, or what stands between bytes of a body."""
 PIECE_BYTES: Final = 128 * KIB
 """Written at once: the event loop copies what the socket does not take. The slowest body that is
@@ -142,7 +150,7 @@ async def read_body(
     parts: list[bytes | bytearray] = []
     come = 0
     loop = asyncio.get_running_loop()
-    flow = Flow(loop.time(), window_ms, limits.BODY_BYTES_A_SECOND_MIN)
+    flow = Flow(loop.time(), window_ms, BODY_BYTES_A_SECOND_MIN)
     try:
         if stream.is_eof() and stream.total_bytes == size_bytes:
             # A small one has come with its head.
@@ -223,7 +231,7 @@ async def write_answer(
     response: web.Response,
     body: Sequence[Buffer],
     window_ms: int,
-    bytes_a_second: int = limits.BODY_BYTES_A_SECOND_MIN,
+    bytes_a_second: int = BODY_BYTES_A_SECOND_MIN,
 ) -> web.StreamResponse:
     """Write an answer until the system has all of it; cut off who does not read it."""
     response.headers[hdrs.SERVER] = "xsc"
@@ -277,7 +285,7 @@ class Gate:
     """
 
     def __init__(self, *, most: int, share: int, idle_ms: int) -> None:
-        self.backlog = min(most, limits.ACCEPTED_AT_ONCE_MAX)
+        self.backlog = min(most, ACCEPTED_AT_ONCE_MAX)
         """What the listener is to accept at once: nothing is counted in between."""
         self._most = most
         self._share = share

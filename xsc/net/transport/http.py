@@ -23,6 +23,7 @@ from aiohttp.client_proto import ResponseHandler
 
 from xsc.base import limits
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited, TooLarge
+from xsc.base.limits import PEER_BODY_BYTES_MAX, PEER_REQUESTS_IN_FLIGHT_MAX, SMALL_BODIES_BYTES
 from xsc.base.room import Room
 from xsc.base.turns import Turns
 from xsc.identity.keys import KeyPair
@@ -39,6 +40,23 @@ from xsc.net.transport.bounds import (
 )
 from xsc.net.transport.port import Arrival, Buffer, Dropped, Handler, RawRequest, RawResponse, Take
 from xsc.net.transport.tls import Handshake, certificate_of, server_context
+
+PORT_WAIT_MS = 5_000
+"""How long a port that is still in use is waited for."""
+PORT_RETRY_MS = 50
+REPLIES_BYTES_MAX = 12 * PEER_BODY_BYTES_MAX + SMALL_BODIES_BYTES
+"""Answers of all peers that this node is receiving."""
+REPLIES_A_PEER_BYTES_MAX = 4 * PEER_BODY_BYTES_MAX
+"""The same, of one peer."""
+CONNECTIONS_MAX = 512
+"""Connections that a node serves its peers on at once."""
+CONNECTIONS_AN_ADDRESS_MAX = 256
+"""The same, from one source: an IPv4 address, or the first 64 bits of one of IPv6."""
+CONNECTIONS_OUT_MAX = 512
+"""Connections that a node has to its peers at once."""
+CONNECTIONS_TO_A_PEER_MAX = PEER_REQUESTS_IN_FLIGHT_MAX
+"""One request each: a long job must not keep a probe waiting."""
+assert REPLIES_BYTES_MAX >= 3 * REPLIES_A_PEER_BYTES_MAX + SMALL_BODIES_BYTES
 
 NO_PLACE = "it is no place for a peer: on this machine, or nobody's own"
 KEEP_ALIVE_MS = 20_000
@@ -110,7 +128,7 @@ class Connector(aiohttp.TCPConnector):
 
         super().__init__(
             limit=most,
-            limit_per_host=limits.CONNECTIONS_TO_A_PEER_MAX,
+            limit_per_host=CONNECTIONS_TO_A_PEER_MAX,
             keepalive_timeout=idle_ms / 1000,
             resolver=aiohttp.ThreadedResolver(),
             use_dns_cache=False,
@@ -230,7 +248,7 @@ class Server(web.Server):
             ConfigInvalid: it cannot be listened on.
         """
         loop = asyncio.get_running_loop()
-        until = loop.time() + limits.PORT_WAIT_MS / 1000
+        until = loop.time() + PORT_WAIT_MS / 1000
         while True:
             try:
                 self._listening = await loop.create_server(
@@ -244,7 +262,7 @@ class Server(web.Server):
                         f"{host}:{port} cannot be listened on: {fault.strerror}",
                         hint=f"set {setting} to {where}",
                     ) from None
-                await asyncio.sleep(limits.PORT_RETRY_MS / 1000)
+                await asyncio.sleep(PORT_RETRY_MS / 1000)
             else:
                 found: int = self._listening.sockets[0].getsockname()[1]
                 return found
@@ -306,27 +324,25 @@ class HttpTransport:
         progress_ms: int = limits.NO_PROGRESS_MS,
         idle_ms: int = KEEP_ALIVE_MS,
         stop_ms: int = STOP_MS,
-        connections_max: int = max(limits.CONNECTIONS_MAX, limits.CONNECTIONS_OUT_MAX),
+        connections_max: int = max(CONNECTIONS_MAX, CONNECTIONS_OUT_MAX),
         replies: Room | None = None,
     ) -> None:
         self._where = listen
         self._host, self._port = split(listen)
         self._certificate = None if is_loopback(self._host) else certificate_of(key)
         self._progress_ms = progress_ms
-        most = min(limits.CONNECTIONS_MAX, connections_max)
-        self._gate = Gate(
-            most=most, share=min(limits.CONNECTIONS_AN_ADDRESS_MAX, most), idle_ms=idle_ms
-        )
+        most = min(CONNECTIONS_MAX, connections_max)
+        self._gate = Gate(most=most, share=min(CONNECTIONS_AN_ADDRESS_MAX, most), idle_ms=idle_ms)
         self._stop_ms = stop_ms
         self._server: Server | None = None
         self._handshakes: set[asyncio.Task[None]] = set()
         self._bound_port: int | None = None
-        self._out_max = min(limits.CONNECTIONS_OUT_MAX, connections_max)
+        self._out_max = min(CONNECTIONS_OUT_MAX, connections_max)
         self._session: aiohttp.ClientSession | None = None
         self._turns: Turns[str] = Turns()
         self._replies = replies or Room(
-            limits.REPLIES_BYTES_MAX,
-            limits.REPLIES_A_PEER_BYTES_MAX,
+            REPLIES_BYTES_MAX,
+            REPLIES_A_PEER_BYTES_MAX,
             small=limits.SMALL_BODIES_BYTES,
         )
         self._handler: Handler | None = None

@@ -18,7 +18,7 @@ from aiohttp import hdrs, web
 
 from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, FrameInvalid, PeerUnknown
-from xsc.base.limits import KIB
+from xsc.base.limits import KIB, MIB, OUTPUT_BYTES_MAX, SMALL_BODIES_BYTES, STDIN_BYTES_MAX
 from xsc.base.room import Room
 from xsc.compute.deployments.holder import Served
 from xsc.compute.deployments.rules import fault_answer
@@ -28,6 +28,20 @@ from xsc.net.transport.bounds import Gate, read_body, write_answer
 from xsc.net.transport.http import Server, say_continue
 from xsc.net.transport.port import Buffer
 from xsc.node.build import Node
+
+SERVICE_CONNECTIONS_AN_ADDRESS_MAX = 256
+SERVICE_REQUESTS_AN_ADDRESS_MAX = 48
+"""Requests from one source that run, or wait for their turn, at once."""
+SERVICE_HEADER_BYTES_MAX = 16 * KIB
+SERVICE_HEADERS_MAX = 128
+SERVICE_BODIES_BYTES_MAX = 160 * MIB
+"""Bodies of requests and answers that are in memory at once; counted as they arrive."""
+SERVICE_BODIES_AN_ADDRESS_BYTES_MAX = 48 * MIB
+"""The same, of one source."""
+SERVICE_ANSWER_BYTES_A_SECOND_MIN = 64 * KIB
+"""An answer that is read slower is given up."""
+assert SERVICE_BODIES_AN_ADDRESS_BYTES_MAX >= STDIN_BYTES_MAX + OUTPUT_BYTES_MAX
+assert SERVICE_BODIES_BYTES_MAX >= 3 * SERVICE_BODIES_AN_ADDRESS_BYTES_MAX + SMALL_BODIES_BYTES
 
 PIECE_BYTES = 64 * KIB
 """Read at once."""
@@ -73,11 +87,11 @@ class ServiceListener:
     ) -> None:
         self._node = node
         self._progress_ms = progress_ms
-        share = min(limits.SERVICE_CONNECTIONS_AN_ADDRESS_MAX, connections_max)
+        share = min(SERVICE_CONNECTIONS_AN_ADDRESS_MAX, connections_max)
         self._gate = Gate(most=connections_max, share=share, idle_ms=progress_ms)
         self._room = room or Room(
-            limits.SERVICE_BODIES_BYTES_MAX,
-            limits.SERVICE_BODIES_AN_ADDRESS_BYTES_MAX,
+            SERVICE_BODIES_BYTES_MAX,
+            SERVICE_BODIES_AN_ADDRESS_BYTES_MAX,
             small=limits.SMALL_BODIES_BYTES,
         )
         self._under_way: Counter[str] = Counter()
@@ -93,9 +107,9 @@ class ServiceListener:
             self._serve,
             self._gate,
             cancel=True,
-            max_line_size=limits.SERVICE_HEADER_BYTES_MAX,
-            max_field_size=limits.SERVICE_HEADER_BYTES_MAX,
-            max_headers=limits.SERVICE_HEADERS_MAX,
+            max_line_size=SERVICE_HEADER_BYTES_MAX,
+            max_field_size=SERVICE_HEADER_BYTES_MAX,
+            max_headers=SERVICE_HEADERS_MAX,
             read_bufsize=PIECE_BYTES,
         )
         return await self._server.start(host, port, "services_listen")
@@ -135,7 +149,7 @@ class ServiceListener:
         with ExitStack() as taken:
             taken.callback(held.give)
             body = await self._body(request, held)
-            if self._under_way[source] >= limits.SERVICE_REQUESTS_AN_ADDRESS_MAX:
+            if self._under_way[source] >= SERVICE_REQUESTS_AN_ADDRESS_MAX:
                 raise _Refused(503, _MANY, retry_after_s=1)
             self._under_way[source] += 1
             taken.callback(self._ended, source)
@@ -155,8 +169,8 @@ class ServiceListener:
             _Refused: it is for no service that is held here.
         """
         size = sum(len(name) + len(value) + 4 for name, value in request.raw_headers)
-        if size > limits.SERVICE_HEADER_BYTES_MAX:
-            raise _Refused(431, f"the head is bounded to {limits.SERVICE_HEADER_BYTES_MAX} bytes")
+        if size > SERVICE_HEADER_BYTES_MAX:
+            raise _Refused(431, f"the head is bounded to {SERVICE_HEADER_BYTES_MAX} bytes")
         raw, _, query = request.raw_path.partition("?")
         parts = raw.split("/", 4)
         if len(parts) < 4 or parts[:2] != ["", "fn"] or not parts[2] or not parts[3]:
@@ -221,7 +235,7 @@ class ServiceListener:
             response.headers["XSC-Request-Id"] = served.request_id
         if told.status == 405:
             response.headers.setdefault(hdrs.ALLOW, ", ".join(METHODS))
-        rate = limits.SERVICE_ANSWER_BYTES_A_SECOND_MIN
+        rate = SERVICE_ANSWER_BYTES_A_SECOND_MIN
         return await write_answer(request, response, [told.body], self._progress_ms, rate)
 
 

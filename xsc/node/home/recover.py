@@ -23,12 +23,7 @@ from dataclasses import dataclass
 
 from xsc.base.errors import ArgumentInvalid, ObjectUnknown, PeerSilent, UnavailableError, XscError
 from xsc.base.ids import from_text, node_id_from_text, short
-from xsc.base.limits import (
-    DIRECTORY_BYTES_MAX,
-    RECOVERY_PARALLEL,
-    REQUEST_WINDOW_MS,
-    STORAGE_QUESTION_TIMEOUT_MS,
-)
+from xsc.base.limits import DIRECTORY_BYTES_MAX, REQUEST_WINDOW_MS, STORAGE_QUESTION_TIMEOUT_MS
 from xsc.identity.envelope import Signed
 from xsc.ledger.incarnation import Noted, open_noted
 from xsc.net.peers.invitation import SCHEME, from_string
@@ -44,6 +39,9 @@ from xsc.storage.catalogue.directory import (
 )
 from xsc.storage.catalogue.heads import HEAD_GET
 from xsc.storage.object.capability import parse_read
+
+RECOVERY_PARALLEL = 16
+"""Objects looked for at once by a recovery."""
 
 _PLACE = re.compile(r"([a-z2-7]{52})@([^@#\s]+)(?:#([a-z2-7]{52}))?")
 

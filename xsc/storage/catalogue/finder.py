@@ -10,7 +10,6 @@ from typing import Any, TypeVar, cast
 from xsc.base.clock import run_sized
 from xsc.base.errors import CorruptionError, ObjectUnknown, PeerUnknown, UnavailableError, XscError
 from xsc.base.ids import short
-from xsc.base.limits import FIND_GRACE_MS
 from xsc.identity.context import Context
 from xsc.storage.object.capability import VerifyCapability
 from xsc.storage.object.erasure import Buffer
@@ -19,6 +18,9 @@ from xsc.storage.object.manifest import Manifest, open_manifest
 from xsc.storage.object.placement import Placement
 from xsc.storage.transfer.get import Located, roots_of
 from xsc.storage.transfer.host_client import HostClient, stop_all
+
+FIND_GRACE_MS = 100
+"""How long others may still say what they hold, once enough is known to read the object."""
 
 T = TypeVar("T")
 

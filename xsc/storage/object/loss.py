@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
-from xsc.base.limits import OVERLAPS_MAX
 from xsc.base.units import ceil_div
 from xsc.storage.object.durability import HostLabels
+
+OVERLAPS_MAX = 8
+"""Failure domains that overlap others, up to which the yearly loss of an object is exact."""
 
 YEAR_MS: Final = 365 * 86_400_000
 PPB: Final = 1_000_000_000

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from xsc.base.limits import DEFAULT_LOSSES_MAX, SHARDS_MAX
+from xsc.base.limits import SHARDS_MAX
 from xsc.base.units import ceil_div, held_bytes
 from xsc.identity.envelope import Id32, Record
 from xsc.storage.object.durability import (
@@ -29,6 +29,9 @@ from xsc.storage.object.durability import (
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.manifest import ContractField, Manifest, expected_digest, segments_of
+
+DEFAULT_LOSSES_MAX = 2
+"""Nodes that an object must survive at most where no contract is asked for."""
 
 State = Literal["ok", "missing", "corrupt", "unreachable"]
 """A column's state: the worst of its segments."""

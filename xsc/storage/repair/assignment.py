@@ -23,7 +23,7 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import BATCH_CALLS_MAX, CUSTODIAN_RETRY_MS, CUSTODIANS
+from xsc.base.limits import BATCH_CALLS_MAX, CUSTODIANS
 from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Handler
 from xsc.base.turns import Turns, sliced
@@ -35,6 +35,9 @@ from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObj
 from xsc.storage.repair.repairer import Repairer
 from xsc.storage.transfer.deletions import was_ended
 from xsc.storage.transfer.host_client import HostClient, together
+
+CUSTODIAN_RETRY_MS = 600_000
+"""A node that refused custody is asked again after that."""
 
 ASSIGNED: Final = b"storage/told/"
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from xsc.base.limits import REPORTS_AN_OBJECT_MAX, REPORTS_MS
 from xsc.base.tally import Tally
+
+REPORTS_AN_OBJECT_MAX = 16
+"""How often within REPORTS_MS an owner reads all of an object because a peer reports copies."""
+REPORTS_MS = 24 * 3_600_000
 
 
 class CopyReports:

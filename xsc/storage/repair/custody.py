@@ -16,10 +16,10 @@ from xsc.base.errors import RateLimited, RecordInvalid, StoreDamaged, XscError
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import (
     CUSTODIANS_MAX,
-    CUSTODY_OBJECTS_A_PEER_MAX,
-    CUSTODY_ROW_BYTES_A_PEER_MAX,
-    CUSTODY_SHARES,
+    MIB,
     RECORD_BYTES_MAX,
+    SYNC_BYTES,
+    SYNCED_A_PEER_BYTES_MAX,
 )
 from xsc.base.units import format_size
 from xsc.identity.envelope import Id32, Record
@@ -27,6 +27,16 @@ from xsc.storage.object.capability import VerifyCapability, parse_verify
 from xsc.storage.object.inventory import HeldAt
 from xsc.storage.object.placement import Placement
 from xsc.storage.ports import Commit
+
+CUSTODY_SHARES = 4
+"""What a node keeps for all absent owners: so many times what it keeps for one (`guard_bytes`)."""
+CUSTODY_OBJECTS_A_PEER_MAX = 10_000
+"""Objects that a node has in custody for one peer."""
+CUSTODY_ROW_BYTES_A_PEER_MAX = 16 * MIB
+"""What it keeps on its disk of those: the row of one can have from 400 to 9 000 bytes."""
+assert (
+    SYNCED_A_PEER_BYTES_MAX > CUSTODY_OBJECTS_A_PEER_MAX * SYNC_BYTES + CUSTODY_ROW_BYTES_A_PEER_MAX
+)
 
 IN_CUSTODY: Final = b"storage/ward/"
 _ROW_BYTES_MAX: Final = 4 * RECORD_BYTES_MAX

@@ -23,12 +23,7 @@ from xsc.base.errors import NotAllowed, StoreDamaged, XscError
 from xsc.base.fields import take_bytes, take_int, take_str
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import (
-    DRAIN_LOOK_MS,
-    DRAIN_STUCK_LISTED,
-    STORAGE_QUESTION_TIMEOUT_MS,
-    SWEEP_SLICE,
-)
+from xsc.base.limits import STORAGE_QUESTION_TIMEOUT_MS, SWEEP_SLICE
 from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Handler
 from xsc.identity.context import Context
@@ -41,6 +36,11 @@ from xsc.storage.repair.peer_departures import Departures
 from xsc.storage.shardstore import bodies
 from xsc.storage.shardstore.store import StorageNode
 from xsc.terms.storage_receipt import DeletionOrder
+
+DRAIN_LOOK_MS = 2_000
+"""How often a node that leaves counts what it still holds; longer where counting takes long."""
+DRAIN_STUCK_LISTED = 100
+"""Objects of which a node that leaves says one by one why they stay."""
 
 LEAVING: Final = "storage.leaving"
 STAYS: Final = "storage.stays"

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from xsc.base.clock import Clock
-from xsc.base.limits import WATCHES_MAX
 from xsc.storage.repair.repair_rules import NodeHistory, is_gone, is_steady, observed
 from xsc.storage.transfer.host_client import HostClient
+
+WATCHES_MAX = 4_096
+"""Nodes of which it is remembered since when they are silent: peers, and what placements name."""
 
 
 class NodeWatch:

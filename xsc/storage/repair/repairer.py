@@ -20,7 +20,6 @@ from xsc.api.objects import Moved, Repaired
 from xsc.base.clock import rest
 from xsc.base.errors import XscError
 from xsc.base.ids import short
-from xsc.base.limits import REPAIRS_A_ROUND_MAX, REPAIRS_AT_ONCE, SURVEYS_AT_ONCE
 from xsc.base.turns import sliced
 from xsc.identity.context import Context
 from xsc.storage.catalogue.finder import ObjectFinder
@@ -44,6 +43,11 @@ from xsc.storage.repair.survey import (
 from xsc.storage.repair.surveyor import Surveyor
 from xsc.storage.transfer.host_client import HostClient, together
 from xsc.storage.transfer.recount import differences
+
+REPAIRS_AT_ONCE = 2
+REPAIRS_A_ROUND_MAX = 256
+"""Objects repaired before the order of urgency is made anew."""
+SURVEYS_AT_ONCE = 8
 
 
 class Repairer:

@@ -10,13 +10,16 @@ from collections.abc import Awaitable, Callable, Iterator
 from xsc.base.clock import Executor
 from xsc.base.errors import SpaceExhausted, StoreDamaged
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import GONE_BYTES_MAX
+from xsc.base.limits import MIB
 from xsc.base.log import Log
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import Damage
 from xsc.storage.shardstore.index import ShardIndex, drop_in_batches
 from xsc.storage.shardstore.reclaim import DeadSpace, live_by_bucket
 from xsc.storage.shardstore.writer import ShardWriter
+
+GONE_BYTES_MAX = 4 * MIB
+"""Notes of deletions that a shard store keeps until its index is synced: some 110 bytes a body."""
 
 
 class Compactor:

@@ -28,7 +28,7 @@ from xsc.base.clock import Executor
 from xsc.base.errors import NotAllowed, ShardMismatch, SpaceExhausted, XscError
 from xsc.base.gather import Gather
 from xsc.base.keyvalue import Change, KeyValue
-from xsc.base.limits import KIB, MIB, TOMBSTONES_MAX
+from xsc.base.limits import KIB, MIB
 from xsc.base.log import Log
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import Body, Damage, IndexEntry, Owner
@@ -38,6 +38,8 @@ from xsc.storage.shardstore.reclaim import DeadSpace
 P = ParamSpec("P")
 T = TypeVar("T")
 
+TOMBSTONES_MAX = 16_384
+"""Deleted objects of which a host takes nothing that was under way meanwhile."""
 GROUP_BYTES = 16 * MIB
 """A batch is closed once it holds this much; one larger write makes a batch of its own."""
 

@@ -22,13 +22,7 @@ from xsc.base.errors import (
 )
 from xsc.base.fields import take_bytes
 from xsc.base.ids import short
-from xsc.base.limits import (
-    MIB,
-    STAT_PAGES_MAX,
-    STAT_TIMEOUT_MS,
-    STORAGE_QUESTION_TIMEOUT_MS,
-    STORE_REQUEST_BYTES_MAX,
-)
+from xsc.base.limits import MIB, STORAGE_QUESTION_TIMEOUT_MS, STORE_REQUEST_BYTES_MAX
 from xsc.base.log import Log
 from xsc.base.peering import Reply
 from xsc.base.units import held_bytes
@@ -46,6 +40,10 @@ from xsc.storage.transfer import latency
 from xsc.storage.transfer.deletions import dropped_ms
 from xsc.storage.transfer.latency import LatencyEstimate
 from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, HeldShard, StorageReceipt
+
+STAT_PAGES_MAX = 1_024
+STAT_TIMEOUT_MS = 60_000
+"""For all pages of one stat."""
 
 T = TypeVar("T")
 VERIFIED_AT_ONCE_BYTES = MIB

@@ -15,13 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from xsc.base.limits import (
-    HEDGE_BYTES_A_SECOND_MIN,
-    HEDGE_CEILING_MS,
-    HEDGE_FLOOR_MS,
-    MIB,
-    REPROBE_INTERVAL_MS,
-)
+from xsc.base.limits import KIB, MIB
+
+HEDGE_FLOOR_MS = 50
+"""No shard is asked for a second time elsewhere before that."""
+HEDGE_CEILING_MS = 500
+"""Beside a host that has not answered after that long another is asked, whatever is expected of
+it; after longer where the answer is large: as long as HEDGE_BYTES_A_SECOND_MIN takes for it."""
+HEDGE_BYTES_A_SECOND_MIN = 512 * KIB
+REPROBE_INTERVAL_MS = 5_000
+"""A host that is asked last is asked for a shard beside the others that often, if it is silent."""
 
 LARGE_BYTES = 256 * 1024
 """From here on an answer tells of throughput; below, of delay."""

@@ -31,13 +31,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import short
-from xsc.base.limits import (
-    INLINE_BYTES_MAX,
-    OBJECT_BYTES_MAX,
-    PUT_ENDS_MS,
-    SEGMENT_BYTES,
-    SEGMENTS_IN_FLIGHT,
-)
+from xsc.base.limits import INLINE_BYTES_MAX, OBJECT_BYTES_MAX, SEGMENT_BYTES, SEGMENTS_IN_FLIGHT
 from xsc.base.merkle import root_of
 from xsc.base.refusals import refusal
 from xsc.base.units import held_bytes
@@ -88,6 +82,9 @@ from xsc.storage.transfer.journal import (
 )
 from xsc.storage.transfer.race import in_order, race
 from xsc.storage.transfer.resume import ResumeJournal
+
+PUT_ENDS_MS = 10_000
+"""How long segments may still be on their way whose client has gone."""
 
 UNKNOWN_SIZE_BYTES = 4 * SEGMENT_BYTES
 """Room asked for at first for a stream of unknown length; it grows as the stream does."""

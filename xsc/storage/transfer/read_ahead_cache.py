@@ -13,13 +13,15 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from xsc.base.limits import (
-    READ_AHEAD_BYTES,
-    READ_AHEAD_KEPT_MS,
-    READ_AHEAD_READS_MAX,
-    READ_AHEAD_TOTAL_BYTES_MAX,
-)
+from xsc.base.limits import MIB, READ_AHEAD_KEPT_MS
 from xsc.storage.object.erasure import Buffer
+
+READ_AHEAD_BYTES = 5 * MIB
+"""What a node gave last to a client that went away: more than sockets and the client hold."""
+READ_AHEAD_TOTAL_BYTES_MAX = 32 * MIB
+"""The same, of all reads; who began first loses it first."""
+READ_AHEAD_READS_MAX = 64
+"""Readers that went away of which something is kept."""
 
 ObjectKey: TypeAlias = tuple[bytes, bytes]
 """Locate id and manifest hash."""

@@ -14,7 +14,6 @@ from xsc.base.clock import Clock, Executor
 from xsc.base.errors import StoreDamaged, XscError
 from xsc.base.ids import short
 from xsc.base.keyvalue import Change, KeyValue
-from xsc.base.limits import UPLOAD_KEPT_MS, UPLOADS_INTERVAL_MS
 from xsc.base.turns import Turns
 from xsc.storage.object.capability import VerifyCapability, verify_key
 from xsc.storage.object.manifest import SealedSegment
@@ -22,6 +21,11 @@ from xsc.storage.ports import Commit
 from xsc.storage.transfer import journal
 from xsc.storage.transfer.host_client import HostClient
 from xsc.storage.transfer.journal import Head, Kept, KeptPlace
+
+UPLOAD_KEPT_MS = 24 * 3_600_000
+"""How long a put that broke off may still go on; then what it stored is deleted."""
+UPLOADS_INTERVAL_MS = 60_000
+"""How often puts that broke off are looked through."""
 
 
 class ResumeJournal:

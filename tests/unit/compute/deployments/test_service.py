@@ -34,21 +34,22 @@ from xsc.base.limits import (
     RUN_FUEL,
     SERVICE_COLLECT_MS,
     SERVICE_LOG_ROWS_MAX,
-    SERVICE_NOTE_BYTES_MAX,
     SERVICE_PAGE_ROWS_MAX,
-    SERVICE_QUEUE_MAX,
     SERVICE_RATE_MS,
-    SERVICE_UNPAID_KEPT_MS,
-    SERVICE_UNPAID_ROWS_MAX,
-    SERVICE_VERSIONS_KEPT,
-    SERVICES_A_PEER_MAX,
-    SERVICES_MAX,
 )
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
 from xsc.base.units import ceil_div
 from xsc.compute.deployments import holder as holder_module
 from xsc.compute.deployments import registry as registry_module
+from xsc.compute.deployments.gate import SERVICE_QUEUE_MAX
+from xsc.compute.deployments.holder import (
+    SERVICE_UNPAID_KEPT_MS,
+    SERVICE_UNPAID_ROWS_MAX,
+    SERVICES_A_PEER_MAX,
+)
+from xsc.compute.deployments.pages import SERVICE_NOTE_BYTES_MAX
+from xsc.compute.deployments.registry import SERVICE_VERSIONS_KEPT, SERVICES_MAX
 from xsc.compute.deployments.rules import check_receipt, steps_of, to_roll_back
 from xsc.compute.deployments.service import DeploymentService
 from xsc.compute.deployments.store import LogRow

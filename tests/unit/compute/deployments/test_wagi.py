@@ -6,13 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.limits import (
-    ARGUMENT_BYTES_MAX,
-    ARGUMENTS_MAX,
+from xsc.base.limits import ARGUMENT_BYTES_MAX, ARGUMENTS_MAX
+from xsc.compute.deployments.wagi import (
     SERVICE_ANSWER_FIELDS_MAX,
     SERVICE_ANSWER_HEAD_BYTES_MAX,
+    Request,
+    Response,
+    input_of,
+    is_reserved,
+    read_answer,
 )
-from xsc.compute.deployments.wagi import Request, Response, input_of, is_reserved, read_answer
 from xsc.compute.wasm.inputs import check_input
 
 ASKED = Request(

@@ -24,13 +24,12 @@ from xsc.base.errors import (
 from xsc.base.jobs import JobSpec
 from xsc.base.limits import (
     INPUT_BYTES_MAX,
-    INPUTS_HELD_A_PEER_BYTES_MAX,
-    INPUTS_HELD_BYTES_MAX,
     LOCALITY_BYTES_LEAST,
     MODULES_REMEMBERED_MAX,
     PEER_TIMEOUT_MS,
 )
 from xsc.base.merkle import Part, root_of
+from xsc.compute.jobs.executor import INPUTS_HELD_A_PEER_BYTES_MAX, INPUTS_HELD_BYTES_MAX
 from xsc.compute.jobs.fetching import InputFetcher
 from xsc.compute.jobs.locality import ModuleHolders, check_objects, spared
 from xsc.compute.wasm.inputs import FILES_MAX, RunInput, input_hash

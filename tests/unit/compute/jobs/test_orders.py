@@ -7,16 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base.errors import RateLimited
-from xsc.base.limits import (
+from xsc.base.limits import MIB, PEER_REQUESTS_A_SECOND_MAX, REQUEST_WINDOW_MS
+from xsc.compute.jobs.orders import (
     ANSWER_COST_BYTES,
     ANSWERS_KEPT_BYTES_MAX,
-    MIB,
     ORDERS_REMEMBERED_A_PEER_MAX,
     ORDERS_REMEMBERED_MAX,
-    PEER_REQUESTS_A_SECOND_MAX,
-    REQUEST_WINDOW_MS,
+    AcceptedOrders,
 )
-from xsc.compute.jobs.orders import AcceptedOrders
 
 NOW_MS = 1_700_000_000_000
 ALICE, BOB, CAROL = b"a" * 32, b"b" * 32, b"c" * 32

@@ -8,8 +8,14 @@ import pytest
 
 from tests.unit.compute.jobs.test_receipts import RESULT, an_order
 from xsc.base.errors import ArgumentInvalid
-from xsc.base.limits import PROVIDERS_VERIFYING_MAX
-from xsc.compute.jobs.quorum import Quorum, contradict, decide, read_quorum, same_content
+from xsc.compute.jobs.quorum import (
+    PROVIDERS_VERIFYING_MAX,
+    Quorum,
+    contradict,
+    decide,
+    read_quorum,
+    same_content,
+)
 from xsc.compute.jobs.receipts import make_receipt
 from xsc.identity.envelope import sign
 

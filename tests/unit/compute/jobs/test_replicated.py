@@ -20,8 +20,7 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import to_text
 from xsc.base.jobs import JobSpec
-from xsc.base.limits import DISSENTS_KEPT_MAX
-from xsc.compute.jobs.evidence import EvidenceStore
+from xsc.compute.jobs.evidence import DISSENTS_KEPT_MAX, EvidenceStore
 from xsc.compute.jobs.quorum import same_content
 from xsc.compute.jobs.receipts import check_receipt
 from xsc.compute.jobs.replay import why_not

@@ -6,8 +6,8 @@ import pytest
 
 from tests.unit.compute.programs import i32, job, job_of, wasm
 from xsc.base.errors import ExportUnknown
-from xsc.base.limits import FUEL_MAX, MODULES_COMPILED_MAX
-from xsc.compute.wasm.engine import ENGINE_CONFIG, Machine
+from xsc.base.limits import FUEL_MAX
+from xsc.compute.wasm.engine import ENGINE_CONFIG, MODULES_COMPILED_MAX, Machine
 
 
 @pytest.fixture

@@ -26,8 +26,6 @@ from xsc.base.jobs import JobSpec
 from xsc.base.limits import (
     BATCH_CALL_FUEL,
     BATCH_ITEMS_MAX,
-    BATCH_TRAPS_BYTES_MAX,
-    BATCH_TRAPS_MAX,
     COMPILE_BYTE_FUEL,
     FUEL_MAX,
     MILLISECOND_FUEL,
@@ -39,7 +37,14 @@ from xsc.compute.jobs.receipts import bill
 from xsc.compute.wasm import rows as batch
 from xsc.compute.wasm.inputs import RunInput, input_hash
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.rows import ResultRow, Shape, read_rows, run_all
+from xsc.compute.wasm.rows import (
+    BATCH_TRAPS_BYTES_MAX,
+    BATCH_TRAPS_MAX,
+    ResultRow,
+    Shape,
+    read_rows,
+    run_all,
+)
 from xsc.compute.wasm.sandbox import is_trap
 from xsc.compute.wasm.signature import Signature
 from xsc.identity.envelope import open_signed, sign

@@ -13,14 +13,12 @@ from xsc.base.limits import (
     LISTED_ENTRY_FUEL,
     MIB,
     MOVED_ENTRY_FUEL,
-    OPEN_FILES_MAX,
     OUTPUT_FILES_MAX,
     OUTPUT_PATH_BYTES_MAX,
-    SCRATCH_FILES_MAX,
 )
-from xsc.compute.wasm.files import Errno
+from xsc.compute.wasm.files import SCRATCH_FILES_MAX, Errno
 from xsc.compute.wasm.inputs import is_output_path
-from xsc.compute.wasm.wasi import SIGNATURES, Fault, ProgramExit, Wasi
+from xsc.compute.wasm.wasi import OPEN_FILES_MAX, SIGNATURES, Fault, ProgramExit, Wasi
 
 READ, WRITE = 1 << 1, 1 << 6
 CREATE, DIRECTORY, EXCLUSIVE, TRUNCATE = 1, 2, 4, 8

@@ -13,9 +13,10 @@ import pytest_asyncio
 from tests.settle import settle, until
 from tests.unit.compute.programs import SteadyClock, i32, job, job_of, wasm
 from xsc.base.errors import CompileLimit, ModuleInvalid, RateLimited, SandboxFailed
-from xsc.base.limits import FUEL_MAX, JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX, MODULES_COMPILED_MAX
+from xsc.base.limits import FUEL_MAX, JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX
 from xsc.base.log import SilentLog
 from xsc.compute.jobs.output_buffer import OutputBuffer
+from xsc.compute.wasm.engine import MODULES_COMPILED_MAX
 from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.pool import PoolSandbox
 

@@ -13,15 +13,11 @@ import pytest_asyncio
 from tests.settle import settle
 from tests.unit.compute.programs import SteadyClock, i32, job, job_of, wasm
 from xsc.base.errors import RateLimited, SandboxFailed, SignatureMismatch
-from xsc.base.limits import (
-    FUEL_MAX,
-    JOBS_QUEUED_A_PEER_MAX,
-    JOBS_QUEUED_MAX,
-    MODULES_COMPILED_MAX,
-    QUEUE_CALLS_MAX,
-)
+from xsc.base.limits import FUEL_MAX, JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX
 from xsc.base.log import SilentLog
+from xsc.compute.wasm.engine import MODULES_COMPILED_MAX
 from xsc.compute.worker.pool import PoolSandbox
+from xsc.compute.worker.queue import QUEUE_CALLS_MAX
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from xsc.base.limits import FUNCTIONS_REMEMBERED_MAX
-from xsc.compute.worker.quick import QUICK_FUEL, QUICK_MS, QuickFunctions
+from xsc.compute.worker.quick import FUNCTIONS_REMEMBERED_MAX, QUICK_FUEL, QUICK_MS, QuickFunctions
 
 ADD = (b"m" * 32, "add")
 

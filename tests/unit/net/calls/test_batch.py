@@ -30,13 +30,12 @@ from xsc.base.limits import (
     BATCH_CALL_BYTES_MAX,
     BATCH_CALL_PARTS_MAX,
     BATCH_CALLS_MAX,
-    BATCH_WAITING_MAX,
     PEER_TIMEOUT_MS,
 )
 from xsc.net.calls import batch
 from xsc.net.calls.frame import Reply
 from xsc.net.calls.quota import Quota
-from xsc.net.calls.request_batcher import GATHER_MS_MAX, HALVED_LEAST, half_of
+from xsc.net.calls.request_batcher import BATCH_WAITING_MAX, GATHER_MS_MAX, HALVED_LEAST, half_of
 from xsc.net.transport.memory import MemoryNetwork
 
 

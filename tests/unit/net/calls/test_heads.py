@@ -16,14 +16,13 @@ from xsc.base.errors import FrameInvalid, RateLimited, TooLarge
 from xsc.base.limits import (
     FRAME_HEADER_BYTES_MAX,
     HEAD_BYTES_MAX,
-    HEAD_KIB_UNITS,
     KIB,
     PEER_REQUESTS_IN_FLIGHT_MAX,
     REQUEST_UNITS,
-    WORK_INLINE_BYTES,
 )
 from xsc.base.peering import HeadBound
-from xsc.base.turns import PeerWork
+from xsc.base.turns import WORK_INLINE_BYTES, PeerWork
+from xsc.net.calls.costs import HEAD_KIB_UNITS
 from xsc.net.calls.frame import LENGTH_BYTES, pack_head
 from xsc.net.calls.quota import Quota
 from xsc.net.calls.server import JOIN, OWN_BOUNDS

@@ -10,26 +10,28 @@ from hypothesis import strategies as st
 
 from xsc.base.errors import RateLimited
 from xsc.base.limits import (
-    ANSWERS_A_PEER_BYTES_MAX,
     FRAME_HEADER_BYTES_MAX,
     KIB,
     MIB,
     PEER_BODY_BYTES_MAX,
     PEER_REQUESTS_A_SECOND_MAX,
     PEER_REQUESTS_IN_FLIGHT_MAX,
-    REQUEST_BODIES_A_PEER_BYTES_MAX,
     REQUEST_UNITS,
-    REQUESTS_IN_FLIGHT_MAX,
     SMALL_BODY_BYTES_MAX,
     SYNCED_A_PEER_BYTES_MAX,
-    SYNCED_BYTES_MAX,
     SYNCED_MS,
+)
+from xsc.net.calls.costs import COSTS, OTHER, Spent
+from xsc.net.calls.quota import (
+    ANSWERS_A_PEER_BYTES_MAX,
+    REQUEST_BODIES_A_PEER_BYTES_MAX,
+    REQUESTS_IN_FLIGHT_MAX,
+    SYNCED_BYTES_MAX,
     UNKNOWN_AN_ADDRESS_A_SECOND_MAX,
     UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX,
     UNKNOWN_REQUESTS_A_SECOND_MAX,
+    Quota,
 )
-from xsc.net.calls.costs import COSTS, OTHER, Spent
-from xsc.net.calls.quota import Quota
 
 A, B = b"a" * 32, b"b" * 32
 

@@ -20,20 +20,19 @@ from xsc.base.errors import (
     SignatureInvalid,
     XscError,
 )
-from xsc.base.limits import (
-    INTRODUCED_A_PEER_MAX,
-    INTRODUCTION_HOPS_MAX,
-    INTRODUCTIONS_A_PEER_MAX,
-    PEER_ADDRESS_CHARS_MAX,
-    PEER_ADDRESSES_MAX,
-    PEER_NAME_CHARS_MAX,
-    PEERS_MAX,
-)
+from xsc.base.limits import INTRODUCED_A_PEER_MAX, PEERS_MAX
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.net.peers import circle
-from xsc.net.peers.circle import Introduction, Member
-from xsc.net.peers.roster import AddressRecord, PeerInfo
+from xsc.net.peers.circle import INTRODUCTION_HOPS_MAX, Introduction, Member
+from xsc.net.peers.introductions import INTRODUCTIONS_A_PEER_MAX
+from xsc.net.peers.roster import (
+    PEER_ADDRESS_CHARS_MAX,
+    PEER_ADDRESSES_MAX,
+    PEER_NAME_CHARS_MAX,
+    AddressRecord,
+    PeerInfo,
+)
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.space.limits import VALUE_INLINE_BYTES_MAX
 

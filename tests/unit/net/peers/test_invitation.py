@@ -11,9 +11,16 @@ from hypothesis import strategies as st
 from tests.unit.net.nodes import HOUR_MS, Node
 from xsc.base.clock import ManualClock
 from xsc.base.errors import InvitationInvalid, PeerSilent, RateLimited, Unauthorized
-from xsc.base.limits import INVITATIONS_OPEN_MAX
 from xsc.db.memory import MemoryKeyValue
-from xsc.net.peers.invitation import KEPT_MS, PREFIX, Invitation, Invitations, Issued, from_string
+from xsc.net.peers.invitation import (
+    INVITATIONS_OPEN_MAX,
+    KEPT_MS,
+    PREFIX,
+    Invitation,
+    Invitations,
+    Issued,
+    from_string,
+)
 from xsc.net.transport.memory import MemoryNetwork
 
 SECRET = bytes(16)

@@ -9,17 +9,12 @@ from contextlib import suppress
 import pytest
 
 from tests.settle import until
-from xsc.base import limits
 from xsc.base.errors import PeerSilent, RateLimited
-from xsc.base.limits import (
-    PEER_BODY_BYTES_MAX,
-    REPLIES_A_PEER_BYTES_MAX,
-    REPLIES_BYTES_MAX,
-)
+from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.base.room import Room
 from xsc.identity.keys import KeyPair
-from xsc.net.transport import http
-from xsc.net.transport.http import HttpTransport
+from xsc.net.transport import bounds, http
+from xsc.net.transport.http import REPLIES_A_PEER_BYTES_MAX, REPLIES_BYTES_MAX, HttpTransport
 from xsc.net.transport.port import Dropped, RawRequest, RawResponse
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
@@ -151,7 +146,7 @@ async def test_an_answer_that_stops_is_given_up(ours, serve):
 
 
 async def test_an_answer_that_dribbles_is_given_up(ours, serve, monkeypatch):
-    monkeypatch.setattr(limits, "BODY_BYTES_A_SECOND_MIN", 10_000)
+    monkeypatch.setattr(bounds, "BODY_BYTES_A_SECOND_MIN", 10_000)
 
     async def talk(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
@@ -305,7 +300,7 @@ async def test_a_request_that_is_given_up_ends_its_connection(ours, serve):
 
 
 async def test_no_more_than_so_many_connections_to_one_end(ours, serve, monkeypatch):
-    monkeypatch.setattr(limits, "CONNECTIONS_TO_A_PEER_MAX", 3)
+    monkeypatch.setattr(http, "CONNECTIONS_TO_A_PEER_MAX", 3)
     there = await serve(answering)
     answers = await asyncio.gather(*(ask(ours, there) for _ in range(20)))
     assert [answer.status for answer in answers] == [200] * 20

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base.errors import FrameInvalid
-from xsc.base.limits import BODY_BYTES_A_SECOND_MIN, NO_PROGRESS_MS, PEER_BODY_BYTES_MAX
-from xsc.net.transport.bounds import Flow
+from xsc.base.limits import NO_PROGRESS_MS, PEER_BODY_BYTES_MAX
+from xsc.net.transport.bounds import BODY_BYTES_A_SECOND_MIN, Flow
 
 WINDOW_S = NO_PROGRESS_MS / 1000
 DUE = BODY_BYTES_A_SECOND_MIN * NO_PROGRESS_MS // 1000

@@ -8,13 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.settle import until
-from xsc.base.limits import (
-    CONNECTIONS_AN_ADDRESS_MAX,
-    CONNECTIONS_MAX,
-    SERVICE_CONNECTIONS_AN_ADDRESS_MAX,
-    SERVICE_CONNECTIONS_MAX,
-)
+from xsc.base.limits import SERVICE_CONNECTIONS_MAX
 from xsc.net.transport.bounds import Gate
+from xsc.net.transport.http import CONNECTIONS_AN_ADDRESS_MAX, CONNECTIONS_MAX
+from xsc.node.api.deployments import SERVICE_CONNECTIONS_AN_ADDRESS_MAX
 
 
 class Wire(asyncio.Transport):

@@ -19,23 +19,15 @@ from hypothesis import strategies as st
 
 from tests.settle import until
 from tests.unit.net.nodes import HOUR_MS, Node, RecordingLog, acquainted, part, take_all
-from xsc.base import limits
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited
-from xsc.base.limits import (
-    CONNECTIONS_AN_ADDRESS_MAX,
-    KIB,
-    MIB,
-    PEER_BODY_BYTES_MAX,
-    PEER_REQUESTS_A_SECOND_MAX,
-    REQUEST_UNITS,
-)
+from xsc.base.limits import KIB, MIB, PEER_BODY_BYTES_MAX, PEER_REQUESTS_A_SECOND_MAX, REQUEST_UNITS
 from xsc.identity.keys import KeyPair
 from xsc.net.peers.roster import AddressRecord
 from xsc.net.service import PeerNet
-from xsc.net.transport import bounds
+from xsc.net.transport import bounds, http
 from xsc.net.transport.addresses import split
-from xsc.net.transport.http import HttpTransport
+from xsc.net.transport.http import CONNECTIONS_AN_ADDRESS_MAX, HttpTransport
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.net.transport.port import Arrival, Dropped, RawRequest, RawResponse
 from xsc.net.transport.tls import certificate_of
@@ -139,7 +131,7 @@ async def test_a_body_that_stops_is_given_up(end):
 
 
 async def test_a_body_that_dribbles_is_given_up(end, monkeypatch):
-    monkeypatch.setattr(limits, "BODY_BYTES_A_SECOND_MIN", 1_000)
+    monkeypatch.setattr(bounds, "BODY_BYTES_A_SECOND_MIN", 1_000)
     size = 200
     reader, writer = await asyncio.open_connection("127.0.0.1", end.port)
     writer.write(POST.replace(b"10", b"%d" % size) + b"\r\n")
@@ -652,7 +644,7 @@ def test_the_certificate_follows_from_the_identity_alone():
 
 
 async def test_a_taken_port_is_named(end, monkeypatch):
-    monkeypatch.setattr(limits, "PORT_WAIT_MS", 100)
+    monkeypatch.setattr(http, "PORT_WAIT_MS", 100)
     taken = HttpTransport(listen=end.transport.addresses()[0], key=OTHER)
     with pytest.raises(ConfigInvalid, match="cannot be listened on"):
         await taken.serve(end.handler)

@@ -8,19 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.limits import (
+from xsc.base.limits import PEER_BODY_BYTES_MAX, SMALL_BODIES_BYTES
+from xsc.base.room import Room
+from xsc.net.calls.quota import (
     ANSWERS_A_PEER_BYTES_MAX,
     ANSWERS_BYTES_MAX,
-    PEER_BODY_BYTES_MAX,
-    REPLIES_A_PEER_BYTES_MAX,
-    REPLIES_BYTES_MAX,
     REQUEST_BODIES_A_PEER_BYTES_MAX,
     REQUEST_BODIES_BYTES_MAX,
-    SERVICE_BODIES_AN_ADDRESS_BYTES_MAX,
-    SERVICE_BODIES_BYTES_MAX,
-    SMALL_BODIES_BYTES,
 )
-from xsc.base.room import Room
+from xsc.net.transport.http import REPLIES_A_PEER_BYTES_MAX, REPLIES_BYTES_MAX
+from xsc.node.api.deployments import SERVICE_BODIES_AN_ADDRESS_BYTES_MAX, SERVICE_BODIES_BYTES_MAX
 
 TOTAL, SHARE, SMALL = 100, 40, 10
 STEPS = st.lists(

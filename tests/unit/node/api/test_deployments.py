@@ -9,19 +9,19 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.settle import until
-from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, ConfigInvalid, PeerUnknown
-from xsc.base.limits import (
-    SERVICE_HEADER_BYTES_MAX,
-    SERVICE_REQUESTS_AN_ADDRESS_MAX,
-    STDIN_BYTES_MAX,
-)
+from xsc.base.limits import STDIN_BYTES_MAX
 from xsc.base.room import Room
 from xsc.compute.deployments.holder import Served
 from xsc.compute.deployments.rules import ServiceAnswer
 from xsc.compute.deployments.wagi import Request, Response
+from xsc.net.transport import bounds, http
 from xsc.node.api import deployments
-from xsc.node.api.deployments import ServiceListener
+from xsc.node.api.deployments import (
+    SERVICE_HEADER_BYTES_MAX,
+    SERVICE_REQUESTS_AN_ADDRESS_MAX,
+    ServiceListener,
+)
 
 OWNER = b"o" * 32
 
@@ -372,7 +372,7 @@ async def test_a_body_that_stops_is_given_up_and_its_room_given_back(rest):
 
 
 async def test_a_body_that_dribbles_is_given_up(monkeypatch):
-    monkeypatch.setattr(limits, "BODY_BYTES_A_SECOND_MIN", 1_000)
+    monkeypatch.setattr(bounds, "BODY_BYTES_A_SECOND_MIN", 1_000)
     async with listening(progress_ms=100) as end:
         reader, writer = await asyncio.open_connection("127.0.0.1", end.port)
         writer.write(b"POST /fn/alice/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
@@ -476,6 +476,6 @@ async def test_who_goes_away_while_it_waits_gives_up_its_place(end):
 
 
 async def test_a_port_that_is_taken_is_named(end, monkeypatch):
-    monkeypatch.setattr(limits, "PORT_WAIT_MS", 100)
+    monkeypatch.setattr(http, "PORT_WAIT_MS", 100)
     with pytest.raises(ConfigInvalid, match="cannot be listened on"):
         await ServiceListener(Node()).start("127.0.0.1", end.port)

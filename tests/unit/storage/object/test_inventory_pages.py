@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.storage.shardstore.test_store import LEASE, LOCATE, OTHER, Disk
 from tests.unit.storage.world import World, content, put
 from xsc.base.errors import PeerSilent, RecordInvalid
-from xsc.base.limits import COLUMNS_MAX, MIB, SEGMENT_BYTES, STAT_PAGES_MAX
+from xsc.base.limits import COLUMNS_MAX, MIB, SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.base.units import held_bytes
 from xsc.storage.object import messages
@@ -20,6 +20,7 @@ from xsc.storage.object.inventory_pages import InventoryPages
 from xsc.storage.object.manifest import SealedSegment, build, expected_digest
 from xsc.storage.shardstore import reader as shards
 from xsc.storage.shardstore.bodies import Body, shard_key
+from xsc.storage.transfer.host_client import STAT_PAGES_MAX
 
 CUSTOMERS = [b"a" * 32, b"\xff" * 32]
 SEGMENTS = 5

@@ -1,7 +1,6 @@
 """Which custodian may delete a copy, and how often its reports cause a look."""
 
-from xsc.base.limits import REPORTS_AN_OBJECT_MAX, REPORTS_MS
-from xsc.storage.repair.copy_reports import CopyReports
+from xsc.storage.repair.copy_reports import REPORTS_AN_OBJECT_MAX, REPORTS_MS, CopyReports
 
 REF, OTHER, ONE, TWO = (bytes([number]) * 32 for number in range(4))
 

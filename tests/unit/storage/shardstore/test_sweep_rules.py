@@ -7,13 +7,22 @@ from hypothesis import strategies as st
 from tests.unit.storage.shardstore.test_store import BOB, LEASE, OTHER, Disk, record, shard
 from tests.unit.storage.world import Book
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
-from xsc.base.limits import STORAGE_LEASE_MS, SWEEP_OBJECTS_MAX
+from xsc.base.limits import STORAGE_LEASE_MS
 from xsc.base.log import SilentLog
 from xsc.base.units import held_bytes
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.storage import sweeper
-from xsc.storage.sweeper import MARKS, ORPHANS, Mark, Sweeper, ended, needless, older_than
+from xsc.storage.sweeper import (
+    MARKS,
+    ORPHANS,
+    SWEEP_OBJECTS_MAX,
+    Mark,
+    Sweeper,
+    ended,
+    needless,
+    older_than,
+)
 from xsc.terms.lease import OWN_STORAGE
 
 HOUR = 3_600_000

@@ -11,6 +11,21 @@ from xsc.base.merkle import Part, root_of
 from xsc.base.units import held_bytes
 from xsc.storage.object import messages
 from xsc.storage.object.erasure import StorageShard
+from xsc.storage.shardstore import writer
+
+
+async def test_nobody_makes_a_host_forget_what_others_have_ended(monkeypatch):
+    monkeypatch.setattr(writer, "TOMBSTONES_MAX", 4)
+    node = await Disk().node()
+    await node.delete(LOCATE, ALICE, final=True)
+    for number in range(100):
+        await node.delete(number.to_bytes(32, "big"), BOB, final=True)
+    with pytest.raises(NotAllowed):
+        await node.store([shard()])
+    for number in (97, 98, 99):
+        with pytest.raises(NotAllowed):
+            await node.store([shard(locate=number.to_bytes(32, "big"), customer=BOB)])
+    await node.store([shard(locate=(96).to_bytes(32, "big"), customer=BOB)])
 
 
 async def test_a_store_after_the_end_of_its_object_is_refused():

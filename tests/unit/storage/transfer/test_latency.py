@@ -6,16 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.limits import (
+from xsc.base.limits import KIB, MIB
+from xsc.storage.transfer.latency import (
+    BELIEVED_TIMES,
     HEDGE_BYTES_A_SECOND_MIN,
     HEDGE_CEILING_MS,
     HEDGE_FLOOR_MS,
-    KIB,
-    MIB,
     REPROBE_INTERVAL_MS,
-)
-from xsc.storage.transfer.latency import (
-    BELIEVED_TIMES,
     LatencyEstimate,
     answered,
     is_due,

@@ -19,7 +19,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import short
-from xsc.base.limits import SEGMENT_BYTES, STORE_REQUEST_BYTES_MAX, UPLOAD_KEPT_MS
+from xsc.base.limits import SEGMENT_BYTES, STORE_REQUEST_BYTES_MAX
 from xsc.identity.envelope import sign
 from xsc.node.system import ThreadExecutor
 from xsc.storage.object.capability import parse_verify
@@ -30,6 +30,7 @@ from xsc.storage.transfer import put as pipeline
 from xsc.storage.transfer.host_client import requests_of
 from xsc.storage.transfer.journal import ACK, HEAD, PREFIX, SEGMENT
 from xsc.storage.transfer.put import cut_stream
+from xsc.storage.transfer.resume import UPLOAD_KEPT_MS
 
 MIB = 2**20
 FOUR_SEGMENTS = 13 * MIB + 5

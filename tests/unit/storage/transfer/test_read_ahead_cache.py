@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.storage.world import World, content, get, put
-from xsc.base.limits import (
+from xsc.base.limits import READ_AHEAD_KEPT_MS
+from xsc.storage.transfer.read_ahead_cache import (
     READ_AHEAD_BYTES,
-    READ_AHEAD_KEPT_MS,
     READ_AHEAD_READS_MAX,
     READ_AHEAD_TOTAL_BYTES_MAX,
+    ReadAheadCache,
 )
-from xsc.storage.transfer.read_ahead_cache import ReadAheadCache
 
 MIB = 2**20
 ONE, OTHER = (b"l" * 32, b"m" * 32), (b"l" * 32, b"n" * 32)
