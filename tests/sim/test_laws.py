@@ -589,7 +589,9 @@ class Laws(RuleBasedStateMachine):
         ended = {kept.locate for kept in self.gone.values() if kept.owner not in self.lost}
         for index in self.up():
             for body in self.bodies.of(self.world.disks[index]):
-                assert body.locate not in ended, f"node-{index} keeps what was deleted"
+                assert formats.owner_of(body.index_key)[0] not in ended, (
+                    f"node-{index} keeps what was deleted"
+                )
         self._books_agree()
 
     def _books_agree(self) -> None:

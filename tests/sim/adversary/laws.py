@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 from tests.sim.network import World
@@ -273,8 +274,21 @@ class Oracle:
         ):
             if raw not in self._bodies:
                 body = formats.decode_body(raw)
-                whole = not body.is_shard or body.is_whole
-                self._bodies[raw] = body, whole
+                locate, customer = formats.owner_of(body.index_key)
+                segment, column, _ = (
+                    formats.column_of_key(body.index_key) if body.is_shard else (None, None, b"")
+                )
+                self._bodies[raw] = (
+                    SimpleNamespace(
+                        locate=locate,
+                        customer=customer,
+                        segment=segment,
+                        column=column,
+                        lease_id=body.lease_id,
+                        proof=body.proof,
+                    ),
+                    not body.is_shard or body.is_whole,
+                )
             found.append((*self._bodies[raw], len(key) + len(raw)))
         return found
 
@@ -290,14 +304,13 @@ class Oracle:
         for index in nodes:
             there = set()
             for body, whole, _ in self.bodies(index):
-                locate, _ = formats.owner_of(body.index_key)
-                if locate != kept.locate or not whole or not counts(index, body):
+                if body.locate != kept.locate or not whole or not counts(index, body):
                     continue
-                if not body.is_shard:
+                if body.column is None:
                     if kept.manifest.inline is not None and (body.proof == kept.manifest_hash):
                         found.add(index)
                 elif body.segment in segments and (
-                    (body.column, body.root) in enumerate(roots_of(kept.manifest, body.segment))
+                    (body.column, body.proof) in enumerate(roots_of(kept.manifest, body.segment))
                 ):
                     there.add((body.segment, body.column))
             found |= {
@@ -344,7 +357,7 @@ class Oracle:
     def _judge_deletion(self, host: int, customer: bytes, order: DeletionOrder) -> None:
         def goes(index: int, body: Any) -> bool:
             return (index, body.customer) == (host, customer) and (
-                not order.columns or getattr(body, "column", None) in order.columns
+                not order.columns or body.column in order.columns
             )
 
         for kept in self.kept:
@@ -482,12 +495,12 @@ class Oracle:
         """What an honest host has of an honest customer goes when that customer says so."""
         for index in self.honest():
             now = {
-                (*formats.owner_of(body.index_key), *formats.column_of_key(body.index_key)[:2])
+                (body.customer, body.locate, body.segment, body.column)
                 for body, _, _ in self.bodies(index)
-                if body.is_shard and formats.owner_of(body.index_key)[1] != self.foe
+                if body.column is not None and body.customer != self.foe
             }
             own = self.world.key(index).node_id
-            for locate, customer, segment, column in self.there.get(index, set()) - now:
+            for customer, locate, segment, column in self.there.get(index, set()) - now:
                 expect(
                     customer == own or (index, customer, locate) in self.ended,
                     "dropped",
