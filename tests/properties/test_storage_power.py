@@ -122,7 +122,7 @@ async def tell(story: Story) -> None:
     node = story.node
     await story.remove(
         [shard(1, locate=ELSEWHERE).index_key],
-        node.drop(ELSEWHERE, ALICE, frozenset([OTHER])),
+        node.writer.delete(ELSEWHERE, ALICE, lambda _, entry: entry.lease_id == OTHER),
     )
     await story.remove(
         [shard(0, locate=ELSEWHERE).index_key],

@@ -150,7 +150,7 @@ class Sweeper:
     async def _drop(self, owner: Owner, over: frozenset[bytes], cutoff: int | None) -> int:
         """Drop what lies under the leases; with a cutoff, all, if it still is a leftover."""
         if cutoff is None:
-            freed = await self._node.drop(*owner, over)
+            freed = await self._node.writer.delete(*owner, lambda _, entry: entry.lease_id in over)
         else:
             freed = await self._node.drop_leftover(*owner, cutoff)
         for lease_id, size in freed.items():

@@ -182,7 +182,7 @@ async def test_a_store_without_a_loss_has_none(tmp_path):
     for segment in range(10):
         await node.store([shard(segment=segment)])
     # The highest sequences are deleted: that is no loss, either.
-    await node.trim(LOCATE, ALICE, frozenset({0}))
+    await node.delete(LOCATE, ALICE, frozenset({0}))
     await node.store([shard(1)])
     await node.delete(LOCATE, ALICE)
     for store in stores:

@@ -14,7 +14,7 @@ from xsc.base.errors import StoreDamaged
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.log import Log
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.bodies import IndexEntry
+from xsc.storage.shardstore.bodies import IndexEntry, Owner
 
 Choose: TypeAlias = Callable[[bytes, IndexEntry], bool]
 """Says of a key and its entry whether it is selected."""
@@ -25,13 +25,17 @@ Drop: TypeAlias = tuple[bytes, int]
 
 DELETE_BATCH = 512
 """Bodies deleted in one write."""
+PASSED_MAX = 8 * DELETE_BATCH
+"""Entries that are looked at for it."""
 
 
 def in_columns(columns: frozenset[int]) -> Choose:
-    """Return what selects the shards of some columns."""
+    """Return what selects the shards of some columns; with none, everything."""
 
     def chosen(key: bytes, _: IndexEntry) -> bool:
-        return key.startswith(formats.SHARDS) and formats.column_of_key(key)[1] in columns
+        return not columns or (
+            key.startswith(formats.SHARDS) and formats.column_of_key(key)[1] in columns
+        )
 
     return chosen
 
@@ -170,32 +174,45 @@ class ShardIndex:
         """Yield the records of an object, one for each customer that stored it."""
         return self.under(formats.RECORDS + locate)
 
-    def owned(self, locate: bytes, customer: bytes, chosen: Choose | None) -> list[Put]:
-        """Return up to DELETE_BATCH entries of a customer of an object, those that are chosen."""
-        mine: list[Put] = []
-        for prefix in (formats.SHARDS + locate, formats.RECORDS + locate):
-            for key, raw in self._store.scan(prefix, prefix_end(prefix)):
-                if not key.endswith(customer):
-                    continue
-                entry = formats.decode_entry(raw)
-                if chosen is not None and not chosen(key, entry):
-                    continue
-                if len(mine) == DELETE_BATCH:
-                    return mine
-                mine.append((key, entry))
-        return mine
+    def of_object(self, locate: bytes, after: bytes = b"") -> Iterator[Put]:
+        """Yield the records of an object and then its shards, whoever stored them, behind a key."""
+        for prefix in (formats.RECORDS + locate, formats.SHARDS + locate):
+            yield from self.between(max(prefix, after + b"\0"), prefix_end(prefix))
 
-    def is_leftover(self, locate: bytes, customer: bytes, before: int) -> bool:
+    def owned(self, owner: Owner, chosen: Choose, after: bytes) -> tuple[list[Put], bytes]:
+        """Return entries of a customer of an object, those that are chosen, behind a key.
+
+        They are DELETE_BATCH at most, of PASSED_MAX entries of the object. Return also the key
+        behind which it is to be gone on, empty where nothing is left.
+        """
+        mine: list[Put] = []
+        for number, (key, entry) in enumerate(self.of_object(owner[0], after), 1):
+            if formats.owner_of(key) == owner and chosen(key, entry):
+                mine.append((key, entry))
+            if len(mine) == DELETE_BATCH or number == PASSED_MAX:
+                return mine, key
+        return mine, b""
+
+    def first_of(self, owner: Owner, chosen: Choose) -> tuple[bool, int]:
+        """Return whether a customer has an entry of an object that is chosen.
+
+        Return also how many entries were looked at.
+        """
+        passed = 0
+        for passed, (key, entry) in enumerate(self.of_object(owner[0]), 1):
+            if formats.owner_of(key) == owner and chosen(key, entry):
+                return True, passed
+        return False, passed
+
+    def is_leftover(self, owner: Owner, before: int) -> bool:
         """Return whether an object has no record, and a customer no shard of it from `before` on.
 
         `before` is a sequence.
         """
-        if any(True for _ in self.records(locate)):
-            return False
-        return all(
-            entry.sequence < before
-            for key, entry in self.under(formats.SHARDS + locate)
-            if key.endswith(customer)
+        return not any(
+            key.startswith(formats.RECORDS)
+            or (formats.owner_of(key) == owner and entry.sequence >= before)
+            for key, entry in self.of_object(owner[0])
         )
 
     # Changes

@@ -23,7 +23,7 @@ from typing import ParamSpec, TypeAlias, TypeVar
 from xsc.base.clock import Executor
 from xsc.base.errors import TooLarge, XscError
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
+from xsc.base.limits import KIB, PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
 from xsc.base.log import Log
 from xsc.storage.object.erasure import Buffer
 from xsc.storage.object.inventory import ColumnPresence, FoundShard, HeldObject, Wanted
@@ -35,8 +35,11 @@ from xsc.storage.shardstore.index import Put, ShardIndex, in_columns
 from xsc.storage.shardstore.reader import ShardReader, size_of
 from xsc.storage.shardstore.reclaim import DeadSpace
 from xsc.storage.shardstore.replay import Recovery, Replay
-from xsc.storage.shardstore.writer import Deletion, ShardWriter, Write
+from xsc.storage.shardstore.writer import ShardWriter, Write
 
+PASSED_BYTES = 12 * KIB
+"""What it costs to pass over an entry, once to look for it and once to delete it: as much as
+reading so much."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -232,33 +235,30 @@ class StorageNode:
         return await self._read(self._reader.stat, *page)
 
     async def has_any(
-        self, locate: bytes, customer: bytes, columns: frozenset[int] = frozenset()
+        self, locate: bytes, customer: bytes, columns: frozenset[int], *, charge: Charge = free
     ) -> bool:
         """Return whether a customer has anything of an object here, or of some columns of it."""
-        chosen = in_columns(columns) if columns else None
-        return bool(await self._executor.run(self._index.owned, locate, customer, chosen))
+        found, passed = await self._executor.run(
+            self._index.first_of, (locate, customer), in_columns(columns)
+        )
+        charge(passed * PASSED_BYTES)
+        return found
 
     # Deleting
 
     async def delete(
-        self, locate: bytes, customer: bytes, *, final: bool = False
+        self,
+        locate: bytes,
+        customer: bytes,
+        columns: frozenset[int] = frozenset(),
+        *,
+        final: bool = False,
     ) -> dict[bytes, int]:
-        """Delete all that a customer has of an object; see `ShardWriter.delete`."""
-        return await self.writer.delete(Deletion((locate, customer)), final=final)
+        """Delete all that a customer has of an object, or of some columns of it.
 
-    async def trim(
-        self, locate: bytes, customer: bytes, columns: frozenset[int]
-    ) -> dict[bytes, int]:
-        """Delete what a customer has of some columns of an object; return as `delete`."""
-        return await self.writer.delete(Deletion((locate, customer), in_columns(columns)))
-
-    async def drop(
-        self, locate: bytes, customer: bytes, leases: frozenset[bytes]
-    ) -> dict[bytes, int]:
-        """Delete what a customer has of an object under some leases; return as `delete`."""
-        return await self.writer.delete(
-            Deletion((locate, customer), lambda _, entry: entry.lease_id in leases)
-        )
+        Return as `ShardWriter.delete`.
+        """
+        return await self.writer.delete(locate, customer, in_columns(columns), final=final)
 
     async def drop_leftover(self, locate: bytes, customer: bytes, before: int) -> dict[bytes, int]:
         """Delete what a customer has of an object that never came whole; return as `delete`.
@@ -267,10 +267,10 @@ class StorageNode:
         of the sequence `before` or above.
         """
         return await self.writer.delete(
-            Deletion(
-                (locate, customer),
-                only_if=lambda: self._index.is_leftover(locate, customer, before),
-            )
+            locate,
+            customer,
+            lambda _, entry: entry.sequence < before,
+            only_if=lambda: self._index.is_leftover((locate, customer), before),
         )
 
     # Enumerating

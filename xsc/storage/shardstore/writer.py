@@ -75,10 +75,10 @@ class Deletion:
     """What a customer has of an object is to be deleted, in batches."""
 
     owner: Owner
-    chosen: Choose | None = None
-    """Selects entries; None: all."""
-    only_if: Callable[[], bool] | None = None
-    """Asked before anything is deleted; nothing is where it says no."""
+    chosen: Choose
+    only_if: Callable[[], bool]
+    after: bytes = b""
+    """The key in the index behind which it goes on."""
     freed: Counter[bytes] = field(default_factory=Counter)
     """Bytes freed under each lease."""
     more: bool = True
@@ -215,19 +215,30 @@ class ShardWriter:
         await asyncio.gather(*[self._gather.submit(None, write) for write in writes])
         return [write.outcome for write in writes]
 
-    async def delete(self, deletion: Deletion, *, final: bool = False) -> dict[bytes, int]:
+    async def delete(
+        self,
+        locate: bytes,
+        customer: bytes,
+        chosen: Choose = lambda *_: True,
+        *,
+        final: bool = False,
+        only_if: Callable[[], bool] = lambda: True,
+    ) -> dict[bytes, int]:
         """Delete what a customer has of an object; return the bytes freed under each lease.
 
         Nothing to delete is no error: deleting is idempotent, and what others have stays.
         A cancelled call goes on.
 
         Args:
-            deletion: what is to be deleted.
+            locate: of the object.
+            customer: whose part of it.
+            chosen: selects entries.
             final: also refuse puts of the object that are under way.
+            only_if: asked before anything is deleted; nothing is where it says no.
         """
+        deletion = Deletion((locate, customer), chosen, only_if)
         if final:
-            locate, customer = deletion.owner
-            self._ended.put((locate, customer), True, customer)
+            self._ended.put(deletion.owner, True, customer)
 
         async def run() -> dict[bytes, int]:
             while deletion.more:
@@ -327,10 +338,12 @@ class ShardWriter:
             if deletion.owner in doomed:
                 continue
             deletion.more = False
-            if deletion.only_if is None or deletion.only_if():
-                mine = self._index.owned(*deletion.owner, deletion.chosen)
+            if deletion.after or deletion.only_if():
+                mine, deletion.after = self._index.owned(
+                    deletion.owner, deletion.chosen, deletion.after
+                )
                 doomed[deletion.owner] = mine
-                deletion.more = len(mine) == DELETE_BATCH
+                deletion.more = bool(deletion.after)
                 for _, entry in mine:
                     deletion.freed[entry.lease_id] += entry.held_bytes
         puts = [put for mine in doomed.values() for put in mine]
