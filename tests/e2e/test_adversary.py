@@ -216,7 +216,7 @@ def test_answers_that_nobody_reads_take_a_bounded_share_of_memory(scene):
 def stored_at(raw: Raw, text: str) -> list[Wanted]:
     """Return the shards of an object, as its manifest at the host names them."""
     capability = parse_read(text).verify
-    asked = messages.find_message(capability.locate, capability.manifest_hash)
+    asked = messages.find_message(capability.locate, capability.manifest_hash, MIB)
     frame = raw.frame(messages.FIND, asked)
     sealed = messages.read_found([part.data for part in frame.parts])
     assert sealed is not None

@@ -7,8 +7,8 @@ from xsc.base.errors import PeerSilent, Recovering, ReplayRefused
 from xsc.base.limits import EPOCH_MS, MIB, REQUEST_WINDOW_MS
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed
-from xsc.net.calls.replay import ReplayGuard
 from xsc.net.calls.server import HORIZONS, read_horizons
+from xsc.net.calls.signing import ReplayGuard
 from xsc.net.peers.invitation import PREFIX as INVITATIONS
 from xsc.node.home.backup import (
     Brought,

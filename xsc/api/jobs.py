@@ -11,18 +11,7 @@ from annotated_types import Ge, Le, Len, MaxLen
 
 from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, absent, file, listing, named
 from xsc.api.problems import Problem
-from xsc.base import limits
-from xsc.base.errors import XscError, from_code
-from xsc.base.jobs import (
-    Grant,
-    JobItem,
-    JobOptions,
-    JobResult,
-    JobSpec,
-    Mode,
-    StoredOutput,
-    Verification,
-)
+from xsc.base import errors, jobs, limits
 
 Text = Annotated[str, MaxLen(65_536)]
 Fuel = Annotated[int, Ge(1), Le(limits.FUEL_MAX)]
@@ -45,7 +34,7 @@ class Brought(Model):
 class Job(Brought):
     """A job, in front of its module and its standard input."""
 
-    mode: Mode
+    mode: jobs.Mode
     function: Annotated[str, MaxLen(1024)] = "_start"
     arguments: Annotated[tuple[Text, ...], MaxLen(1024)] = ()
     inputs: Annotated[dict[str, str], MaxLen(limits.ARGUMENTS_MAX)] = field(default_factory=dict)
@@ -58,12 +47,12 @@ class Job(Brought):
     """Of a batch: most fuel of one call."""
     verify: Annotated[str, MaxLen(16)] | None = None
     """How many of how many providers must agree: "2of3"."""
-    grants: Annotated[tuple[Grant, ...], MaxLen(2)] = ()
+    grants: Annotated[tuple[jobs.Grant, ...], MaxLen(2)] = ()
     """What the program may see of the provider's world."""
     store: Annotated[str, MaxLen(1024)] | None = None
     """Store the files that a run leaves, named so and by their path."""
 
-    def spec(self, module: bytes, stdin: bytes, **own: Unpack[JobOptions]) -> JobSpec:
+    def spec(self, module: bytes, stdin: bytes, **own: Unpack[jobs.JobOptions]) -> jobs.JobSpec:
         """Return the job, with the module and the standard input that came with it.
 
         Args:
@@ -72,7 +61,7 @@ class Job(Brought):
             own: what the node puts in the place of what the request says.
         """
         told = {name: getattr(self, name) for name in _SAID}
-        return JobSpec(**{**told, **own, "module": module, "stdin": stdin})
+        return jobs.JobSpec(**{**told, **own, "module": module, "stdin": stdin})
 
 
 _SAID = [
@@ -81,7 +70,7 @@ _SAID = [
 """What a request says as its job does."""
 
 
-def request_of(spec: JobSpec, module: str | None, module_bytes: int) -> Job:
+def request_of(spec: jobs.JobSpec, module: str | None, module_bytes: int) -> Job:
     """Return the request for a job.
 
     Args:
@@ -124,7 +113,7 @@ class Ended(Model):
     receipt: bytes
     saved_bytes: int
     compiled_bytes: int
-    verification: Verification | None = absent(default=None)
+    verification: jobs.Verification | None = absent(default=None)
     """Where several providers ran it."""
     objects: list[StoredFile] | None = absent(default=None)
     """Where its files were to be stored."""
@@ -162,7 +151,7 @@ class Ran(Ended):
 Result = Invoked | Batched | Ran
 
 
-def result_of(done: JobResult) -> Result:
+def result_of(done: jobs.JobResult) -> Result:
     """Return a result as the API shows it: what jobs of its mode have."""
     kind = {"invoke": Invoked, "batch": Batched, "run": Ran}[done.mode]
     told = {each.name: getattr(done, each.name) for each in fields(kind)}
@@ -213,14 +202,16 @@ EVIDENCE = listing("/v1/compute/evidence", Nothing, Evidence, "List contradictor
 EVIDENCE_RECORD = file("/v1/compute/evidence/{id}", Id, "Return a record of evidence.")
 
 
-def read_result(mode: Mode, document: Mapping[str, Any]) -> JobResult:
+def read_result(mode: jobs.Mode, document: Mapping[str, Any]) -> jobs.JobResult:
     """Return the result of a document of the API for a job of that mode."""
     told = {**document, "trap": _error(document["trap"]), "receipt": b64decode(document["receipt"])}
     if mode == "invoke":
         told["results"] = tuple(told["results"])
     elif mode == "batch":
         told["items"] = tuple(
-            JobItem(tuple(row["results"]), row["fuel_used"], _error(row["trap"]), told["receipt"])
+            jobs.JobItem(
+                tuple(row["results"]), row["fuel_used"], _error(row["trap"]), told["receipt"]
+            )
             for row in told["items"]
         )
     else:
@@ -231,23 +222,23 @@ def read_result(mode: Mode, document: Mapping[str, Any]) -> JobResult:
     if "objects" in told:
         rows = told["objects"]
         told["objects"] = tuple(
-            StoredOutput(**{**row, "fault": _error(row["fault"])}) for row in rows
+            jobs.StoredOutput(**{**row, "fault": _error(row["fault"])}) for row in rows
         )
-    return JobResult(mode=mode, **told)
+    return jobs.JobResult(mode=mode, **told)
 
 
-def _verification(told: Mapping[str, Any]) -> Verification:
+def _verification(told: Mapping[str, Any]) -> jobs.Verification:
     """Return the value of a document: its lists are tuples again."""
     plain = {name: tuple(value) for name, value in told.items() if isinstance(value, list)}
     plain["receipts"] = tuple(map(b64decode, told["receipts"]))
-    return Verification(**{**told, **plain})
+    return jobs.Verification(**{**told, **plain})
 
 
-def _fault(error: XscError | None) -> Fault | None:
+def _fault(error: errors.XscError | None) -> Fault | None:
     if error is None:
         return None
     return Fault(code=error.code, detail=error.message, hint=error.hint)
 
 
-def _error(told: Mapping[str, str] | None) -> XscError | None:
-    return None if told is None else from_code(told["code"], told["detail"], told["hint"])
+def _error(told: Mapping[str, str] | None) -> errors.XscError | None:
+    return None if told is None else errors.from_code(told["code"], told["detail"], told["hint"])

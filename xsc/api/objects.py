@@ -10,9 +10,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
+from xsc.api import market, problems
 from xsc.api.endpoint import Endpoint, Id, Key, Model, get, header, listing, named, post
-from xsc.api.market import PassedOver
-from xsc.api.problems import Problem
 
 Version = Annotated[int, Ge(0), Le(2**63 - 1)]
 
@@ -60,7 +59,7 @@ class Stored(Model):
     survives_nodes: int
     survives: str
     warnings: list[str]
-    passed_over: tuple[PassedOver, ...]
+    passed_over: tuple[market.PassedOver, ...]
 
 
 class Get(Capability):
@@ -256,6 +255,18 @@ class Repaired(Model):
     """Columns of silent nodes whose grace is not over: they count as lost only after it."""
 
 
+class Together(Model):
+    """Small objects that are read in one call."""
+
+    capabilities: list[str]
+
+
+class Contents(Model):
+    """The content of each, in the same order."""
+
+    contents: list[bytes]
+
+
 class Removed(Model):
     """Which hosts confirmed a deletion."""
 
@@ -268,6 +279,7 @@ class Removed(Model):
 PUT = Endpoint("POST", "/v1/objects", Put, Stored, "Store a stream.", takes="bytes", status=201)
 LIST = listing("/v1/objects", Under, Object, "List the objects of this node.")
 NAMED = listing("/v1/objects/named", Versions, str, "Find versions of a name.", rows="capabilities")
+CONTENTS = post("/v1/objects/contents", Together, Contents, "Read small objects together.")
 RESTORE = post("/v1/objects/restore", Name, Restored, "Make an older version the newest.")
 PARTS = listing("/v1/objects/parts", Directory, Part, "List files of a directory.")
 UPLOAD = get("/v1/uploads/{id}", Id, Upload, "Say how much of a put is stored.")
@@ -276,4 +288,4 @@ REMOVE = Endpoint("DELETE", "/v1/object", Capability, Removed, "Delete an object
 STAT = get("/v1/object/stat", Capability, Stat, "Ask the hosts of an object.")
 CHECK = get("/v1/object/check", Check, Checked, "Say what a placement is worth.")
 REPAIR = post("/v1/object/repair", Capability, Repaired, "Repair an object now.")
-FAULT = get("/v1/requests/{id}", Id, Problem, "Say why an answer broke off.")
+FAULT = get("/v1/requests/{id}", Id, problems.Problem, "Say why an answer broke off.")

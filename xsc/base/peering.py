@@ -7,14 +7,13 @@ none of them knows the other, and so that it is said once.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import PeerSilent, XscError
 from xsc.base.ids import short
-from xsc.base.limits import HEAD_BYTES_MAX, PEER_TIMEOUT_MS
+from xsc.base.limits import PEER_TIMEOUT_MS
 from xsc.base.merkle import Part
 
 HISTORY_TIMEOUT_MS = 60_000
@@ -32,14 +31,6 @@ Outcome: TypeAlias = "Answered | XscError"
 """What came of one call of several."""
 GroupHandler: TypeAlias = Callable[[bytes, Sequence[Asked]], Awaitable[Sequence[Outcome]]]
 """Takes calls of one caller and method that came together; gives what came of each, in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeadBound:
-    """The most bytes of the headers of one method."""
-
-    asked: int = HEAD_BYTES_MAX
-    answered: int = HEAD_BYTES_MAX
 
 
 class Reply(Protocol):

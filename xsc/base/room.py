@@ -11,6 +11,8 @@ from collections import Counter, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from xsc.base.limits import SMALL_BODY_BYTES_MAX
+
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
@@ -109,3 +111,24 @@ class Room:
             else:
                 full = full or self._within_share(waiting.holder, waiting.size)
                 behind.add(waiting.holder)
+
+
+class Hold:
+    """What one transfer holds of a room: it takes more as it goes on, and gives all back."""
+
+    def __init__(self, room: Room, holder: Hashable) -> None:
+        self._room = room
+        self._holder = holder
+        self.size_bytes = 0
+
+    def take(self, size_bytes: int) -> bool:
+        """Take more, if there is enough; what is beyond SMALL_BODY_BYTES_MAX is large."""
+        large = self.size_bytes + size_bytes > SMALL_BODY_BYTES_MAX
+        taken = self._room.take(self._holder, size_bytes, large=large)
+        self.size_bytes += size_bytes if taken else 0
+        return taken
+
+    def give(self) -> None:
+        """Give all of it back."""
+        self._room.give(self._holder, self.size_bytes)
+        self.size_bytes = 0

@@ -222,6 +222,11 @@ class Calls(Core):
         """
         return fetch(lambda part: self.open(capability, part), capability, path, watch)
 
+    def read_together(self, capabilities: Sequence[str]) -> list[bytes]:
+        """Return all of some small objects, in one call."""
+        asked = api.objects.Together(capabilities=list(capabilities))
+        return list(map(b64decode, self.ask(api.objects.CONTENTS, asked)["contents"]))
+
     def objects(self, prefix: str = "", *, versions: bool = False) -> Document:
         """Return the objects that this node has stored: the newest of each name, or all."""
         asked = api.objects.Under(prefix=prefix, versions=versions)

@@ -20,11 +20,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from xsc.base.errors import ArgumentInvalid, ObjectUnknown, UploadChanged, unwritable
-from xsc.base.limits import TREE_DEPTH_MAX
+from xsc.base.limits import KIB, MIB, READ_TOGETHER_MAX, TREE_DEPTH_MAX
 from xsc.client.calls import Calls, side_by_side
 from xsc.client.core import BLOCK_BYTES, Document, Progress, Watch, unwatched
 from xsc.client.files import object_id, upload_id
@@ -42,6 +44,9 @@ from xsc.client.tree import (
     unchanged,
 )
 
+SMALL_BYTES = 64 * KIB
+"""Files up to this size are fetched many in one call."""
+TOGETHER_BYTES = MIB
 TRIES = 3
 """How often a file is read that changes while it is stored."""
 MODE_KEPT = 0o777
@@ -271,7 +276,8 @@ def put_tree(
                 waiting.append(node)
         with watch(sum(node.size_bytes for node in waiting)) as progress:
             storing = _Storing(calls, top, full, options, how, progress, parts)
-            nodes += _all_that_can_be(storing.store, waiting, left_out)
+            work = partial(_all_that_can_be, storing.store, left_out)
+            nodes += chain.from_iterable(side_by_side(work, [[node] for node in waiting]))
     finally:
         os.close(top)
     nodes.sort(key=lambda node: order(node.path))
@@ -305,22 +311,16 @@ def _newest(calls: Calls, full: str) -> tuple[Tree | None, str]:
 
 
 def _all_that_can_be(
-    work: Callable[[Node], Node], nodes: Sequence[Node], left_out: Warn
+    work: Callable[[Node], Node], left_out: Warn, nodes: Sequence[Node]
 ) -> list[Node]:
-    """Do something for several at once; return what came of it.
-
-    Raises:
-        Exception: the first that was met; what has not begun by then is not begun.
-    """
-
-    def tried(node: Node) -> Node | None:
+    """Do something for each; return what came of those with which the disk had no fault."""
+    done = []
+    for node in nodes:
         try:
-            return work(node)
+            done.append(work(node))
         except OSError as fault:
             left_out(f"{os.fsdecode(node.path)} is left out: {fault.strerror}")
-            return None
-
-    return [node for node in side_by_side(tried, nodes) if node is not None]
+    return done
 
 
 # Fetching
@@ -368,12 +368,25 @@ def get_tree(
             numbers = {node.path: number for number, node in enumerate(tree.nodes)}
             with watch(sum(node.size_bytes for node in missing)) as progress:
 
-                def fetch(node: Node) -> Node:
-                    _fetch(calls, root, incoming / str(numbers[node.path]), node, progress)
-                    return node
+                def fetch(group: Sequence[Node]) -> int:
+                    contents = _contents(calls, group)
 
-                fetched = _all_that_can_be(fetch, missing, warn)
-            if failed := len(missing) - len(fetched):
+                    def write(node: Node) -> Node:
+                        coming, content = incoming / str(numbers[node.path]), contents[node]
+                        if coming.is_symlink():
+                            coming.unlink()
+                        if content is not None:
+                            _write(coming, content)
+                            progress(len(content))
+                        elif node.capability is not None:
+                            calls.get(node.capability, coming, lambda _: nullcontext(progress))
+                        _put_in_place(coming, root, node)
+                        return node
+
+                    return len(_all_that_can_be(write, warn, group))
+
+                fetched = sum(side_by_side(fetch, list(_groups(missing))))
+            if failed := len(missing) - fetched:
                 raise ArgumentInvalid(f"{failed} files of the directory cannot be written")
             _finish(root, tree)
             root.rename(folder)
@@ -453,14 +466,41 @@ def _is_there(root: Path, node: Node) -> bool:
     )
 
 
-def _fetch(calls: Calls, root: Path, coming: Path, node: Node, progress: Progress) -> None:
-    if coming.is_symlink():
-        coming.unlink()
-    if node.capability is None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(coming, flags, 0o600))
-    else:
-        calls.get(node.capability, coming, lambda _: nullcontext(progress))
+def _groups(nodes: Sequence[Node]) -> Iterator[list[Node]]:
+    """Yield files that are fetched in one call: large ones alone, small ones together."""
+    group: list[Node] = []
+    size = 0
+    for node in nodes:
+        if node.size_bytes > SMALL_BYTES:
+            yield [node]
+            continue
+        if len(group) == READ_TOGETHER_MAX or size + node.size_bytes > TOGETHER_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(node)
+        size += node.size_bytes
+    if group:
+        yield group
+
+
+def _contents(calls: Calls, group: Sequence[Node]) -> dict[Node, bytes | None]:
+    """Return what small files hold; None of one that is to be fetched by itself."""
+    found: dict[Node, bytes | None] = {node: None if node.size_bytes else b"" for node in group}
+    small = [node for node in group if 0 < node.size_bytes <= SMALL_BYTES]
+    if small:
+        contents = calls.read_together([node.capability for node in small if node.capability])
+        found.update(zip(small, contents, strict=True))
+    return found
+
+
+def _write(coming: Path, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(coming, flags, 0o600), "wb") as file:
+        file.write(content)
+
+
+def _put_in_place(coming: Path, root: Path, node: Node) -> None:
+    """Give a file that has come its mode, time and name."""
     size = coming.stat().st_size
     if size != node.size_bytes:
         coming.unlink()

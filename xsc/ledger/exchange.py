@@ -17,9 +17,8 @@ from xsc.base.errors import LedgerDamaged, ReceiptInvalid, RecordInvalid, XscErr
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes
 from xsc.base.ids import short
 from xsc.base.keyvalue import Change
-from xsc.base.limits import LEDGER_RECORD_BYTES_MAX
 from xsc.base.merkle import Part
-from xsc.base.peering import HeadBound, History
+from xsc.base.peering import History
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.ledger.audit import ChainEnd, chain_end_bytes
@@ -57,9 +56,6 @@ LEDGER_HEAD_TIMEOUT_MS = 2_000
 
 HEAD: Final = "ledger.head"
 HISTORY: Final = "ledger.history"
-HEADS: Final = {
-    HISTORY: HeadBound(answered=(LEDGER_HISTORY_ITEMS_MAX + 1) * 3 * LEDGER_RECORD_BYTES_MAX)
-}
 
 
 @dataclass(frozen=True, slots=True)

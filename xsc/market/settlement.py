@@ -28,14 +28,11 @@ from xsc.base.limits import (
     BOOKINGS_ASKED_A_CUSTOMER_MAX,
     BOOKINGS_ASKED_MS,
     COUNT_LEASES_MAX,
-    KIB,
     LEASES_A_CUSTOMER_MAX,
-    RECORD_BYTES_MAX,
     SETTLE_LAST_MS,
     SETTLE_TIMEOUT_MS,
 )
 from xsc.base.merkle import Part
-from xsc.base.peering import HeadBound
 from xsc.base.tally import Tally
 from xsc.base.turns import Turns
 from xsc.identity.envelope import Signed, open_signed, sign
@@ -48,8 +45,6 @@ from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import LeaseCount, Voucher
 
 ACCOUNT: Final = "market.account"
-HEADS: Final = {ACCOUNT: HeadBound(answered=RECORD_BYTES_MAX + COUNT_LEASES_MAX * KIB)}
-"""The count, and after a lost disk all leases, of less than 1 KiB each."""
 _XID_BYTES: Final = 16
 
 

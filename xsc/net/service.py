@@ -1,32 +1,43 @@
-"""The peers of a node, and calls in both directions."""
+"""The peers of a node, and calls in both directions.
+
+Small calls share a request: while one is under way, others gather.
+
+When the request to a peer is answered, the small calls to it that have come
+meanwhile leave together, as one call of `peers.batch`; one that stays alone leaves
+as it is. Before each request calls wait for others a little: a quarter of the time that
+the last request took, and GATHER_MS_MAX at most. So signature, HTTP and the host's
+synced write are shared where there is more to do than one request at a time can
+carry, and where requests are quick nobody waits.
+
+Where all that is about leaves as one request, one node works and the other waits.
+Calls that cost both about the same (`halves`) therefore leave half at a time: while
+the peer works on one half, this node takes in the answers of the other.
+
+Each call keeps its own answer or error; only what keeps the whole request from
+being answered is the error of all its calls. docs/design/net.md
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 
+from xsc.base import encoding, errors, gather, keyvalue, limits, merkle, turns
 from xsc.base.clock import Clock, Entropy, Executor
-from xsc.base.encoding import Value, encode
-from xsc.base.errors import PeerBlocked
-from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import FRAME_HEADER_BYTES_MAX, PEER_TIMEOUT_MS
 from xsc.base.log import Log
-from xsc.base.merkle import Part
-from xsc.base.peering import HeadBound
-from xsc.base.turns import PeerWork
-from xsc.identity.context import Context
-from xsc.identity.keys import KeyPair, network_id
-from xsc.net.calls import batch
-from xsc.net.calls.frame import Reply
-from xsc.net.calls.quota import Quota
-from xsc.net.calls.request_batcher import RequestBatcher
-from xsc.net.calls.sender import RequestSender
-from xsc.net.calls.server import OWN_BOUNDS, RequestServer
+from xsc.identity import context, keys
+from xsc.net.calls import batch, frame, quota, sender, server
 from xsc.net.joining import Joining
-from xsc.net.peers.introductions import Introductions
-from xsc.net.peers.own_address import OwnAddress
-from xsc.net.peers.roster import PeerInfo, Roster
+from xsc.net.peers import introductions, own_address, roster
 from xsc.net.transport.port import Traffic, Transport
+
+BATCH_WAITING_MAX = 1_024
+"""Calls that wait for one peer; more go by themselves."""
+GATHER_MS_MAX = 2
+"""How long calls wait for others at most."""
+HALVED_LEAST = 2
+"""So many calls leave together where more could."""
 
 
 class PeerNet:
@@ -46,57 +57,40 @@ class PeerNet:
         name: what this node calls itself.
         advertise: addresses to tell others instead of the transport's own.
         accepts: whether friends of friends are taken as peers (`xsc.net.peers.circle`).
-        quota: of callers; the bounds of `limits` where none is given.
     """
 
     def __init__(
         self,
         *,
-        key: KeyPair,
+        key: keys.KeyPair,
         network_name: str,
         clock: Clock,
         entropy: Entropy,
         executor: Executor,
         transport: Transport,
-        store: KeyValue,
+        store: keyvalue.KeyValue,
         log: Log,
         name: str,
         advertise: Sequence[str] = (),
         accepts: bool = False,
-        quota: Quota | None = None,
     ) -> None:
-        network = network_id(network_name)
+        network = keys.network_id(network_name)
         self.network = network
-        self.context = Context(key, network, clock, entropy, executor, self, log)
+        self.context = context.Context(key, network, clock, entropy, executor, self, log)
         self._transport = transport
         self._tasks: set[asyncio.Task[None]] = set()
         self._batchers: dict[str, RequestBatcher] = {}
-        self.roster = Roster(store, own=key.node_id, own_name=name, clock=clock, log=log)
+        self.roster = roster.Roster(store, own=key.node_id, own_name=name, clock=clock, log=log)
         self.roster.on_change(self._peer_changed)
-        self.work = PeerWork(executor)
-        self.bounds = dict(OWN_BOUNDS)
-        """Of heads, by method; others have HeadBound()."""
+        self.work = turns.PeerWork(executor)
         self.traffic = Traffic()
-        self.sender = RequestSender(
-            key,
-            network,
-            clock=clock,
-            entropy=entropy,
-            transport=transport,
-            work=self.work,
-            bounds=self.bounds,
-            traffic=self.traffic,
+        self.sender = sender.RequestSender(
+            self.context, transport=transport, work=self.work, traffic=self.traffic
         )
-        self.server = RequestServer(
-            self.context,
-            self.roster,
-            store,
-            quota or Quota(),
-            work=self.work,
-            bounds=self.bounds,
-            traffic=self.traffic,
+        self.server = server.RequestServer(
+            self.context, self.roster, store, quota.Quota(), work=self.work, traffic=self.traffic
         )
-        self.own_address = OwnAddress(
+        self.own_address = own_address.OwnAddress(
             self.context,
             transport=transport,
             store=store,
@@ -104,10 +98,8 @@ class PeerNet:
             advertise=advertise,
             introducible=accepts,
         )
-        self.introductions = Introductions(
-            self.context,
-            roster=self.roster,
-            accepts=accepts,
+        self.introductions = introductions.Introductions(
+            self.context, roster=self.roster, accepts=accepts
         )
         self.joining = Joining(
             self.context,
@@ -132,7 +124,8 @@ class PeerNet:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._transport.close()
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Have something done that ends with this."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -142,38 +135,32 @@ class PeerNet:
         """Return every known peer that is not blocked, never this node."""
         return self.roster.peers()
 
-    def share(self, *methods: str, halves: bool = False, timeout_ms: int = PEER_TIMEOUT_MS) -> None:
-        """Let small calls of these methods share requests; they must be quick and answer little.
+    def share(
+        self, *methods: str, halves: bool = False, timeout_ms: int = limits.PEER_TIMEOUT_MS
+    ) -> None:
+        """Let small calls of these methods share requests; they must be quick.
 
-        What is shared by one call of this does not wait for what is by another.
+        A call whose answer may be large (`PeerServer.bound_answers`) goes by itself. What is shared
+        by one call of this does not wait for what is by another.
 
         Args:
             methods: whose calls.
-            halves: have only half of what is about leave at a time (the request batcher).
-            timeout_ms: how long each call may take.
+            halves: have only half of what is about leave at a time (see above).
+            timeout_ms: how long each call may take, also one that goes by itself.
         """
-        batcher = RequestBatcher(
-            self.context.clock, self.call_alone, self._spawn, halves=halves, timeout_ms=timeout_ms
-        )
+        batcher = RequestBatcher(self, halves=halves, timeout_ms=timeout_ms)
         self._batchers.update(dict.fromkeys(methods, batcher))
         self.server.allow_in_batches(methods)
-
-    def bound_heads(self, bounds: Mapping[str, HeadBound]) -> None:
-        """Let heads of these methods be larger, or only smaller, than others, both ways."""
-        assert not self.bounds.keys() & bounds.keys()
-        assert all(bound.asked <= FRAME_HEADER_BYTES_MAX for bound in bounds.values())
-        assert all(bound.answered <= FRAME_HEADER_BYTES_MAX for bound in bounds.values())
-        self.bounds.update(bounds)
 
     async def call(
         self,
         peer: bytes,
         method: str,
-        header: dict[str, Value],
-        parts: Sequence[Part] = (),
+        header: dict[str, encoding.Value],
+        parts: Sequence[merkle.Part] = (),
         *,
         timeout_ms: int | None = None,
-    ) -> Reply:
+    ) -> frame.Reply:
         """Return a peer's answer, or this node's own in process; its parts are not verified.
 
         Raises:
@@ -183,28 +170,31 @@ class PeerNet:
         """
         if peer == self.context.key.node_id:
             answer, bodies = await self.server.handlers[method](peer, dict(header), parts)
-            return Reply(answer, [memoryview(body) for body in bodies])
+            return frame.Reply(answer, [memoryview(body) for body in bodies])
         batcher = self._batchers.get(method) if timeout_ms is None else None
-        if batcher is not None and not batcher.is_full(peer):
-            call = batch.Call(method, encode(header), parts)
+        if batcher is None:
+            timeout_ms = timeout_ms or limits.PEER_TIMEOUT_MS
+            return await self.call_alone(peer, method, header, parts, timeout_ms)
+        if not batcher.is_full(peer) and self.server.answers_little(method, header):
+            call = batch.Call(method, encoding.encode(header), parts)
             if batch.may_share(call):
-                return await batcher.call(peer, self._callable(peer).name, call, header)
-        return await self.call_alone(peer, method, header, parts, timeout_ms or PEER_TIMEOUT_MS)
+                return await batcher.call(peer, call, header)
+        return await self.call_alone(peer, method, header, parts, batcher.timeout_ms)
 
-    def _callable(self, peer: bytes) -> PeerInfo:
+    def _callable(self, peer: bytes) -> roster.PeerInfo:
         info = self.roster.info(peer)
         if info.blocked:
-            raise PeerBlocked(f"the peer {info.name} is blocked here")
+            raise errors.PeerBlocked(f"the peer {info.name} is blocked here")
         return info
 
     async def call_alone(
         self,
         peer: bytes,
         method: str,
-        header: dict[str, Value],
-        parts: Sequence[Part],
+        header: dict[str, encoding.Value],
+        parts: Sequence[merkle.Part],
         timeout_ms: int,
-    ) -> Reply:
+    ) -> frame.Reply:
         """Return a peer's answer to a request of its own, as `call`."""
         return await self.sender.ask(self._callable(peer), method, header, parts, timeout_ms)
 
@@ -212,3 +202,110 @@ class PeerNet:
         if what in {"removed", "blocked"}:
             # What the replay guard saw of it stays, and what it owes.
             self.sender.answered_at.pop(peer, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    call: batch.Call
+    header: dict[str, encoding.Value]
+    """The call's, not encoded."""
+    deadline_ms: int
+
+    def size_bytes(self) -> int:
+        return self.call.size_bytes
+
+
+class RequestBatcher:
+    """Small calls to all peers: one request at a time to each, carrying what has gathered.
+
+    Args:
+        net: calls peers.
+        halves: whether only half of what is about leaves at a time.
+        timeout_ms: how long a call may take, its wait for others included.
+    """
+
+    def __init__(self, net: PeerNet, *, halves: bool, timeout_ms: int) -> None:
+        self._net = net
+        self._clock = net.context.clock
+        self.timeout_ms = timeout_ms
+        self._took_ms = 0
+        """Of the last request, to whichever peer."""
+        self._gather: gather.Gather[bytes, _Asked, frame.Reply] = gather.Gather(
+            self._fly,
+            most=half_of if halves else all_of,
+            size_of=_Asked.size_bytes,
+            size_max=limits.BATCH_BYTES_MAX,
+            pause=self._wait,
+            spawn=net.spawn,
+            stopped=lambda: errors.PeerSilent("this node was stopped, or failed at this"),
+        )
+
+    def is_full(self, peer: bytes) -> bool:
+        """Say whether no more calls may wait for a peer."""
+        return self._gather.waiting(peer) >= BATCH_WAITING_MAX
+
+    async def call(
+        self, peer: bytes, call: batch.Call, header: dict[str, encoding.Value]
+    ) -> frame.Reply:
+        """Return a peer's answer to a call that may share a request; `header` is not encoded.
+
+        Raises:
+            XscError: as PeerNet.call.
+        """
+        deadline_ms = self._clock.monotonic_ms() + self.timeout_ms
+        return await self._gather.submit(peer, _Asked(call, header, deadline_ms))
+
+    async def _wait(self) -> None:
+        await self._clock.sleep_ms(min(GATHER_MS_MAX, self._took_ms // 4))
+
+    async def _fly(
+        self, peer: bytes, group: Sequence[_Asked]
+    ) -> Sequence[frame.Reply | errors.XscError]:
+        """Send a batch as one request; return what each call was answered."""
+        # The oldest decides: no call may last longer than it would have alone.
+        first = group[0]
+        began_ms = self._clock.monotonic_ms()
+        left_ms = first.deadline_ms - began_ms
+        if left_ms <= 0:
+            raise errors.PeerSilent("the peer was busy for too long")
+        replies: list[frame.Reply | errors.XscError]
+        if len(group) == 1:
+            call = first.call
+            replies = [
+                await self._net.call_alone(peer, call.method, first.header, call.parts, left_ms)
+            ]
+        else:
+            header, parts = batch.pack_calls([asked.call for asked in group])
+            whole = await self._net.call_alone(peer, batch.METHOD, header, parts, left_ms)
+            name = self._net.roster.info(peer).name
+            answers = batch.unpack_answers(whole, len(group))
+            replies = [batch.outcome_of(answer, name) for answer in answers]
+            for number, answer in enumerate(answers):
+                if answer.status == batch.ALONE:
+                    replies[number] = await self._alone(peer, group[number])
+        self._took_ms = self._clock.monotonic_ms() - began_ms
+        return replies
+
+    async def _alone(self, peer: bytes, asked: _Asked) -> frame.Reply | errors.XscError:
+        """Send a call by itself whose answer was too large to travel with others."""
+        left_ms = max(1, asked.deadline_ms - self._clock.monotonic_ms())
+        call = asked.call
+        try:
+            return await self._net.call_alone(peer, call.method, asked.header, call.parts, left_ms)
+        except errors.XscError as fault:
+            return fault
+
+
+def all_of(waiting: int, answered: int) -> int:  # noqa: ARG001 (as `half_of`)
+    """Return how many calls may leave as one request."""
+    return limits.BATCH_CALLS_MAX
+
+
+def half_of(waiting: int, answered: int) -> int:
+    """Return how many calls may leave as one request: half of those that are about.
+
+    Args:
+        waiting: that could leave.
+        answered: whose request has just come back; as many are likely to follow them.
+    """
+    return min(limits.BATCH_CALLS_MAX, max(HALVED_LEAST, (waiting + answered + 1) // 2))

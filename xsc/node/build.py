@@ -8,39 +8,17 @@ before it; what it needs of a later one is bound late.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xsc.allocation.allocating import Allocator
-from xsc.allocation.commitments import Commitments
-from xsc.allocation.declaring import (
-    OBJECT_HOSTS,
-    Either,
-    need_of,
-    needed,
-    offered,
-    standing_need,
-    standing_slot,
-)
-from xsc.allocation.explaining import Explaining
-from xsc.allocation.program import state_of
-from xsc.allocation.published import standing
+from xsc.allocation import allocating, commitments, declaring, explaining, program, published
 from xsc.allocation.records import Records
 from xsc.api import home as api
 from xsc.api.problems import Problem
-from xsc.base.bounded import Bounded
+from xsc.base import bounded, errors, ids, keyvalue, peering
 from xsc.base.clock import Clock, Entropy, Executor
-from xsc.base.errors import (
-    LedgerDamaged,
-    PeerUnknown,
-    RecordInvalid,
-    SignatureInvalid,
-    XscError,
-)
-from xsc.base.ids import short, to_text
-from xsc.base.keyvalue import Stores
 from xsc.base.limits import (
     ALLOCATION_LOOK_MS,
     LEASE_TIMEOUT_MS,
@@ -50,11 +28,8 @@ from xsc.base.limits import (
     STORAGE_QUESTION_TIMEOUT_MS,
 )
 from xsc.base.log import Log
-from xsc.base.peering import HeadBound, Peers
-from xsc.compute.deployments import holder as deployments_holder
 from xsc.compute.deployments.listing import ServiceListing
 from xsc.compute.deployments.service import DeploymentService
-from xsc.compute.jobs import executor as jobs_executor
 from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.jobs.executor import RUN
 from xsc.compute.service import ComputeService
@@ -64,37 +39,24 @@ from xsc.db.group import GroupCommit
 from xsc.health.attending import Attended
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair
-from xsc.ledger import exchange as ledger_exchange
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
-from xsc.market import settlement
 from xsc.market.auction import Bid, reserve
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain
 from xsc.market.service import MarketService
 from xsc.net.service import PeerNet
 from xsc.net.transport.port import Transport
-from xsc.node.circle import CircleSync
+from xsc.node import circle, directory, jobs, programs, tasks
 from xsc.node.config import Config
-from xsc.node.directory import DirectoryKeeper
-from xsc.node.jobs import JobInputs, Modules
-from xsc.node.programs import ALLOCATION, Exports, allocation_function
-from xsc.node.tasks import Tasks
+from xsc.programs import functions, recorder
 from xsc.programs import running as programs_running
-from xsc.programs.functions import Functions
-from xsc.programs.recorder import Recorder
 from xsc.programs.service import ComputeRuntimeManager
-from xsc.space import sync as space_sync
-from xsc.space.cell_sync import CellSyncManager
-from xsc.space.following import Following
-from xsc.space.intervals import Intervals
-from xsc.space.paths import UserSpacePaths
+from xsc.space import cell_sync, following, intervals, paths, sync
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
-from xsc.space.sync import SpaceSync
 from xsc.storage.catalogue.heads import DirectoryHeadStore
-from xsc.storage.object import messages as storage_messages
-from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
+from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, FIND, GET, HOLDS, KEEP, PUT, STAT
 from xsc.storage.repair.custodian import GUARD, UNGUARD
 from xsc.storage.repair.peer_departures import Departures
 from xsc.storage.service import StorageService
@@ -116,15 +78,6 @@ DAY_MS = 86_400_000
 _OFFER_PAUSES_MS = (100, 200, 400, 800)
 """Between looks for what a peer offers that has published nothing yet."""
 SPACE_COMPACT_INTERVAL_MS = 6 * 3_600_000
-HEADS: Mapping[str, HeadBound] = {
-    **storage_messages.HEADS,
-    **settlement.HEADS,
-    **ledger_exchange.HEADS,
-    **jobs_executor.HEADS,
-    **deployments_holder.HEADS,
-    **space_sync.HEADS,
-}
-"""Of all methods that need larger heads than others, or wait with theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +88,7 @@ class Parts:
     entropy: Entropy
     executor: Executor
     transport: Transport
-    stores: Stores
+    stores: keyvalue.Stores
     sandbox: Sandbox
     log: Log
     disk_free_bytes: Callable[[], int]
@@ -197,7 +150,7 @@ def market_settings(config: Config) -> MarketSettings:
 class Providers:
     """Those who give capacity under leases, as storage's `Hosts` and compute's `ServiceLeases`."""
 
-    def __init__(self, market: MarketService, health: HealthService, peers: Peers) -> None:
+    def __init__(self, market: MarketService, health: HealthService, peers: peering.Peers) -> None:
         self.peers = peers.peers
         self.is_up = health.is_up
         self.response_ms = health.response_ms
@@ -248,22 +201,16 @@ class _Published:
     async def _fetch(self, node: bytes) -> None:
         try:
             async with asyncio.timeout(LEASE_TIMEOUT_MS / 1_000):
-                await self._node.following.read(node, UserSpacePaths.COMMITMENT, anew=True)
-        except (XscError, TimeoutError) as fault:
-            self._node.log.info("market.no_offer_heard", peer=short(node), fault=repr(fault))
+                await self._node.following.read(node, paths.UserSpacePaths.COMMITMENT, anew=True)
+        except (errors.XscError, TimeoutError) as fault:
+            self._node.log.info("market.no_offer_heard", peer=ids.short(node), fault=repr(fault))
 
 
 class Node:
     """The services of one node, connected: starts them in order, and stops them."""
 
     def __init__(
-        self,
-        config: Config,
-        key: KeyPair,
-        network: str,
-        parts: Parts,
-        *,
-        recovering: bool = False,
+        self, config: Config, key: KeyPair, network: str, parts: Parts, *, recovering: bool = False
     ) -> None:
         """Put the services together; nothing runs before `start`."""
         self.config = config
@@ -272,14 +219,14 @@ class Node:
         self.clock = parts.clock
         self.log = parts.log
         self.parts = parts
-        self.tasks = Tasks(parts.clock, parts.log)
+        self.tasks = tasks.Tasks(parts.clock, parts.log)
         self.started_ms = parts.clock.monotonic_ms()
         self.api_url = ""
         self.home = Path()
         """Where its files are, set by who starts it there."""
-        self.faults: Bounded[str, Problem] = Bounded(FAULTS_KEPT)
+        self.faults: bounded.Bounded[str, Problem] = bounded.Bounded(FAULTS_KEPT)
         """Why answers of the API broke off, by the ids of the requests."""
-        self.failed: asyncio.Future[XscError] = asyncio.get_running_loop().create_future()
+        self.failed: asyncio.Future[errors.XscError] = asyncio.get_running_loop().create_future()
         """Set once the node may not go on, and why."""
         self._make_net()
         self._make_ledger(recovering=recovering)
@@ -308,7 +255,6 @@ class Node:
             advertise=config.advertise,
             accepts=config.accept_peers == "introduced",
         )
-        self.peers.bound_heads(HEADS)
 
     def _make_ledger(self, *, recovering: bool) -> None:
         """Make the services that know how peers are, and what is owed."""
@@ -344,7 +290,7 @@ class Node:
             keep_ms=config.keep_days * DAY_MS,
         )
         self.space = SpaceService(self.space_store, context.clock)
-        self.commitments = Commitments(
+        self.commitments = commitments.Commitments(
             context,
             self.space,
             self.peers.roster,
@@ -357,7 +303,7 @@ class Node:
             site=config.site,
             owner=config.owner,
         )
-        self.sync = SpaceSync(
+        self.sync = sync.SpaceSync(
             self.space,
             self.space_store,
             self.peers,
@@ -366,7 +312,7 @@ class Node:
             blame=self._blame_replica,
             log=context.log,
         )
-        self.intervals = Intervals(
+        self.intervals = intervals.Intervals(
             self.space_store,
             self.peers,
             context.clock,
@@ -374,7 +320,7 @@ class Node:
             is_direct=self.peers.roster.is_direct,
             log=context.log,
         )
-        self.following = Following(
+        self.following = following.Following(
             self.space,
             self.sync,
             self.peers.roster,
@@ -384,9 +330,9 @@ class Node:
             clock=context.clock,
             log=context.log,
         )
-        self.cells = CellSyncManager(self.space, context.log, self.following.update)
+        self.cells = cell_sync.CellSyncManager(self.space, context.log, self.following.update)
         self.following.also = self.cells.subscriptions
-        self.circle = CircleSync(
+        self.circle = circle.CircleSync(
             self.peers,
             self.space,
             self.sync,
@@ -420,7 +366,7 @@ class Node:
             capacity=self.capacity,
             leaving=self.departures.leaving,
             needs=lambda: self.commitments.own.needs,
-            need_of=lambda who, kind, named: need_of(
+            need_of=lambda who, kind, named: declaring.need_of(
                 self.commitments.heard.of(who).commitment, kind, named
             ),
             on_need=self.commitments.stir,
@@ -447,7 +393,7 @@ class Node:
             once=self.tasks.once,
             report=self.health.report,
         )
-        self.allocator = Allocator(
+        self.allocator = allocating.Allocator(
             context,
             space=self.space,
             commitments=self.commitments,
@@ -461,7 +407,7 @@ class Node:
         )
         self._ports.granted = lambda: self.allocator.granted
         self._ports.received = self.allocator.offered
-        self.explaining = Explaining(
+        self.explaining = explaining.Explaining(
             context,
             records=records,
             heard=self.commitments.heard,
@@ -478,35 +424,35 @@ class Node:
         if kind == "storage":
             self.market.default_need.withdraw()
 
-    def _by_default(self, role: type[Either], kind: Kind) -> dict[str, Any]:
+    def _by_default(self, role: type[declaring.Either], kind: Kind) -> dict[str, Any]:
         """Return what this node offers or needs of a kind by default, at its prices of now.
 
         For what runs at a provider that its owner has chosen, it pays the most that it pays at all.
         """
         if role is AvailabilitySlot:
             level = 0 if self.config.offer == "none" else self.capacity.level(kind)
-            return offered(kind, level, self._posted(kind, None))
+            return declaring.offered(kind, level, self._posted(kind, None))
         if kind == "compute":
-            need = standing_need(self.commitments.own, kind)
+            need = declaring.standing_need(self.commitments.own, kind)
             parts = () if need is None else need.parts
             rates = self.services.owner.rates({node: steps * STEP[kind] for node, steps in parts})
-            return needed(kind, rates, self.config.compute_price_max_micro)
+            return declaring.needed(kind, rates, self.config.compute_price_max_micro)
         short_bytes, spread = self.market.default_need.short()
         held = self.market.default_need.held()
-        return needed(kind, held, self._storage_price(), short_bytes, spread)
+        return declaring.needed(kind, held, self._storage_price(), short_bytes, spread)
 
     def _storage_price(self) -> int:
         """Return what a put would pay at most now, by what peers offer by default."""
         heard, bids = self.commitments.heard, []
         for peer in self.peers.roster.peers():
             there = heard.of(peer)
-            slot = standing_slot(there.commitment, "storage")
+            slot = declaring.standing_slot(there.commitment, "storage")
             if slot is not None:
-                tier, _ = standing(there, heard.of(self.key.node_id))
+                tier, _ = published.standing(there, heard.of(self.key.node_id))
                 where = domain(slot.location, slot.owner, peer)
                 bids.append(Bid(peer, slot.ladder.rung(tier), PPM, where))
         own_price = self.market.headroom.pricing().unit_price("storage")
-        return reserve(bids, OBJECT_HOSTS, own_price, self.config.storage_price_max_micro)
+        return reserve(bids, declaring.OBJECT_HOSTS, own_price, self.config.storage_price_max_micro)
 
     async def _before_stand(self) -> bool:
         """Get an interval for what is published, and say whether there is anybody to tell."""
@@ -541,7 +487,7 @@ class Node:
             leftover_ms=config.leftover_after_ms,
         )
         self.heads = DirectoryHeadStore(context, parts.stores.state, self._state_commit.commit)
-        self.directory = DirectoryKeeper(
+        self.directory = directory.DirectoryKeeper(
             context,
             peers=self.peers,
             storage=self.storage,
@@ -573,8 +519,8 @@ class Node:
             compile_ms=config.compile_limit_ms,
         )
         self.compute.runner.limits = Limits(config.fuel, config.memory_bytes, config.timeout_ms)
-        self.modules = Modules()
-        self.job_inputs = JobInputs(self.storage, parts.executor)
+        self.modules = jobs.Modules()
+        self.job_inputs = jobs.JobInputs(self.storage, parts.executor)
         self.services = DeploymentService(
             self._attending,
             leases=self._providers,
@@ -595,15 +541,15 @@ class Node:
                 space=self.space,
                 peers=self.following,
                 find=self.find,
-                sandbox=Exports(self.compute.runner),
-                recorder=Recorder(self.space, self.key, network),
+                sandbox=programs.Exports(self.compute.runner),
+                recorder=recorder.Recorder(self.space, self.key, network),
                 clock=parts.clock,
                 log=parts.log,
             ),
             state=parts.stores.state,
             executor=parts.executor,
             start=self.tasks.start,
-            functions=Functions(),
+            functions=functions.Functions(),
         )
 
     def _answer_peers(self) -> None:
@@ -625,6 +571,8 @@ class Node:
         self.peers.server.bound_answers(ANSWER_BOUNDS)
         self.peers.share(PUT, GUARD)
         self.peers.share(DELETE, UNGUARD, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
+        self.peers.share(STAT, FIND, HOLDS, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
+        self.peers.share(GET, KEEP)
         self.peers.share(RUN, halves=True)
 
     def _custodian_for(self, peer: bytes) -> bool:
@@ -639,7 +587,7 @@ class Node:
         Raises:
             PeerUnknown: none, or more than one.
         """
-        own = to_text(self.key.node_id)
+        own = ids.to_text(self.key.node_id)
         if text == self.config.name or (len(text) >= 4 and own.startswith(text)):
             return self.key.node_id
         return self.peers.roster.find(text)
@@ -650,13 +598,13 @@ class Node:
             return self.config.name
         try:
             return self.peers.roster.info(node).name
-        except PeerUnknown:
-            return short(node)
+        except errors.PeerUnknown:
+            return ids.short(node)
 
     def peer_names(self) -> dict[str, str]:
         """Return the name of every known peer, and of this node, by short id."""
-        known = {short(peer): self.name_of(peer) for peer in self.peers.roster.all_peers()}
-        return known | {short(self.key.node_id): self.config.name}
+        known = {ids.short(peer): self.name_of(peer) for peer in self.peers.roster.all_peers()}
+        return known | {ids.short(self.key.node_id): self.config.name}
 
     async def join(self, invitation: str, name: str | None = None) -> bytes:
         """Become a peer of the node that issued an invitation, and get an interval from it.
@@ -704,7 +652,7 @@ class Node:
             self.peers.roster.on_change(self._peer_changed)
             self.health.on_change(self._health_changed)
             await self.peers.start()
-        except XscError:
+        except errors.XscError:
             await self.stop()
             raise
         for peer in self.peers.peers():
@@ -715,8 +663,8 @@ class Node:
         self.following.begin()
         await self.programs.open()
         # The allocation is a program, beside its rule.
-        own, again = map(allocation_function, (self.allocator.state_of, state_of))
-        self.allocator.program = self.programs.serve(ALLOCATION, [own], [again])
+        own, again = map(programs.allocation_function, (self.allocator.state_of, program.state_of))
+        self.allocator.program = self.programs.serve(programs.ALLOCATION, [own], [again])
         self.tasks.once("interval", self.intervals.get)
         self.tasks.start("space", self.space.run)
         self.tasks.start("cells", self.cells.run)
@@ -787,7 +735,7 @@ class Node:
             reclaimed_bytes=dead,
         )
 
-    def _fail(self, fault: XscError) -> None:
+    def _fail(self, fault: errors.XscError) -> None:
         """End the node, which may not go on: this home is an old copy."""
         if not self.failed.done():
             self.failed.set_result(fault)
@@ -796,7 +744,7 @@ class Node:
         """End the node where a peer that came back shows that this home is an old copy."""
         try:
             await self.ledger.confirm_head([peer])
-        except LedgerDamaged as fault:
+        except errors.LedgerDamaged as fault:
             self.log.error("node.home_is_an_old_copy", fault=fault.message)
             self._fail(fault)
 
@@ -816,8 +764,8 @@ class Node:
         if what == "removed":
             self.tasks.once("recognition", lambda: self.commitments.recognise(peer, 0))
 
-    def _blame_replica(self, peer: bytes, fault: XscError) -> None:
-        if isinstance(fault, RecordInvalid | SignatureInvalid):
+    def _blame_replica(self, peer: bytes, fault: errors.XscError) -> None:
+        if isinstance(fault, errors.RecordInvalid | errors.SignatureInvalid):
             self.health.report(peer, f"space: {fault.message}")
 
     def _health_changed(self, peer: bytes, up: bool) -> None:
@@ -859,7 +807,7 @@ class Node:
         ):
             try:
                 await close()
-            except XscError as fault:  # a full disk keeps nothing else open
+            except errors.XscError as fault:  # a full disk keeps nothing else open
                 self.log.warning("node.not_closed", reason=fault.message)
         self.parts.executor.close()
         self.parts.stores.close()

@@ -19,17 +19,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel
 
-from xsc.base import limits
+from xsc.base import limits, units
 from xsc.base.errors import ArgumentInvalid, ConfigInvalid
 from xsc.base.text import cause
-from xsc.base.units import (
-    format_duration,
-    format_size,
-    parse_credits,
-    parse_duration_ms,
-    parse_share_ppm,
-    parse_size,
-)
 from xsc.net.transport.addresses import is_loopback, is_unspecified, split
 from xsc.node.logging import LEVELS
 from xsc.storage.object.durability import Contract
@@ -115,8 +107,8 @@ def _between(parse: Callable[[str], int], least: str, most: str) -> Callable[[st
     return read
 
 
-_duration = partial(_between, parse_duration_ms)
-_size = partial(_between, parse_size)
+_duration = partial(_between, units.parse_duration_ms)
+_size = partial(_between, units.parse_size)
 _price: Final = _number(0, 10**12)
 
 
@@ -174,7 +166,7 @@ class Config(BaseModel, frozen=True, use_attribute_docstrings=True, arbitrary_ty
     storage_capacity_bytes: Annotated[int, Setting("storage_capacity", "auto", _capacity)]
     """bytes offered to others and itself; auto: half of the free disk at the first start, at
     most 100 GiB"""
-    disk_reserve_ppm: Annotated[int, Setting("disk_reserve", "5%", parse_share_ppm)]
+    disk_reserve_ppm: Annotated[int, Setting("disk_reserve", "5%", units.parse_share_ppm)]
     """share of the disk that is kept free"""
     compute_workers: Annotated[int, Setting("compute_workers", "2", _number(1, 256))]
     """sandbox workers: jobs that run at once"""
@@ -186,31 +178,34 @@ class Config(BaseModel, frozen=True, use_attribute_docstrings=True, arbitrary_ty
     fuel: Annotated[int, Setting("fuel", str(limits.FUEL_DEFAULT), _number(1, limits.FUEL_MAX))]
     """fuel limit of a job that names none"""
     memory_bytes: Annotated[
-        int, Setting("memory", "64MiB", _size("64KiB", format_size(limits.MEMORY_BYTES_MAX)))
+        int, Setting("memory", "64MiB", _size("64KiB", units.format_size(limits.MEMORY_BYTES_MAX)))
     ]
     """memory limit of a job that names none"""
     timeout_ms: Annotated[
-        int, Setting("timeout", "10s", _duration("1ms", format_duration(limits.TIMEOUT_MS_MAX)))
+        int,
+        Setting("timeout", "10s", _duration("1ms", units.format_duration(limits.TIMEOUT_MS_MAX))),
     ]
     """time limit of a job that names none"""
     compile_limit_ms: Annotated[
         int,
-        Setting("compile_limit", "20s", _duration("1s", format_duration(limits.COMPILE_MS_MAX))),
+        Setting(
+            "compile_limit", "20s", _duration("1s", units.format_duration(limits.COMPILE_MS_MAX))
+        ),
     ]
     """time limit for compiling a module, here for others, and elsewhere for this node"""
     storage_price_micro: Annotated[int, Setting("storage_price_gib_hour", "1370", _price)]
     """micro-credits a GiB and hour of an idle node"""
     compute_price_micro: Annotated[int, Setting("compute_price_gfuel", "278", _price)]
     """micro-credits a Gfuel (10^9 fuel, for each begun 64 MiB of memory) of an idle node"""
-    mutual_discount_ppm: Annotated[int, Setting("mutual_discount", "20%", parse_share_ppm)]
+    mutual_discount_ppm: Annotated[int, Setting("mutual_discount", "20%", units.parse_share_ppm)]
     """discount on the reserve for mutual peers"""
-    one_way_discount_ppm: Annotated[int, Setting("one_way_discount", "10%", parse_share_ppm)]
+    one_way_discount_ppm: Annotated[int, Setting("one_way_discount", "10%", units.parse_share_ppm)]
     """discount on the reserve for recognised peers"""
     storage_price_max_micro: Annotated[int, Setting("storage_price_max_gib_hour", "5480", _price)]
     """maximum in micro-credits that this node pays a GiB and hour"""
     compute_price_max_micro: Annotated[int, Setting("compute_price_max_gfuel", "1112", _price)]
     """maximum in micro-credits that this node pays a Gfuel"""
-    starter_credit_micro: Annotated[int, Setting("starter_credit", "300", parse_credits)]
+    starter_credit_micro: Annotated[int, Setting("starter_credit", "300", units.parse_credits)]
     """debt limit, in credits, of a new peer"""
     probe_interval_ms: Annotated[int, Setting("probe_interval", "5s", _duration("100ms", "1h"))]
     """time between probes of a peer"""
@@ -221,7 +216,9 @@ class Config(BaseModel, frozen=True, use_attribute_docstrings=True, arbitrary_ty
     storage_lease_ms: Annotated[
         int,
         Setting(
-            "storage_lease_term", "90d", _duration("30s", format_duration(limits.STORAGE_LEASE_MS))
+            "storage_lease_term",
+            "90d",
+            _duration("30s", units.format_duration(limits.STORAGE_LEASE_MS)),
         ),
     ]
     """how long leases of storage last that this node takes, and at most those that it
@@ -422,14 +419,15 @@ def check_capacity(
         ConfigInvalid: the disk can never have it.
     """
     room = held_bytes + max(0, free_bytes)
-    text = f"storage_capacity is {format_size(capacity_bytes)}, and the disk has"
+    text = f"storage_capacity is {units.format_size(capacity_bytes)}, and the disk has"
     if capacity_bytes > total_bytes:
         raise ConfigInvalid(
-            f"{text} {format_size(total_bytes)} in all",
-            hint=f"set storage_capacity to what it has room for: {format_size(room)}",
+            f"{text} {units.format_size(total_bytes)} in all",
+            hint=f"set storage_capacity to what it has room for: {units.format_size(room)}",
         )
     if capacity_bytes > room:
-        return f"{text} room for {format_size(room)}, of which {format_size(held_bytes)} are in use"
+        held = units.format_size(held_bytes)
+        return f"{text} room for {units.format_size(room)}, of which {held} are in use"
     return ""
 
 

@@ -15,55 +15,52 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Final
 
-from xsc.base.errors import HomeInvalid
-from xsc.base.ids import to_text
-from xsc.base.limits import GIB, MIB, SERVICE_CONNECTIONS_MAX
-from xsc.base.units import format_credits, format_size
-from xsc.compute.worker.code_cache import CodeCache
-from xsc.compute.worker.pool import PoolSandbox
+from xsc.api import endpoint, table
+from xsc.base import errors, ids, limits, units
+from xsc.compute.worker import code_cache, pool
 from xsc.identity import keyfile
 from xsc.net.peers.invitation import SCHEME, from_string
-from xsc.net.transport.addresses import split
-from xsc.net.transport.bounds import Gate
-from xsc.net.transport.http import HttpTransport
+from xsc.net.transport import addresses, bounds, http
 from xsc.net.transport.http import Server as HttpServer
-from xsc.node.api.app import KEEP_ALIVE_MS, OPEN, Reports, application
+from xsc.node import system
+from xsc.node.api import app, serving
 from xsc.node.api.deployments import ServiceListener
-from xsc.node.api.serving import Server
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
 from xsc.node.home import folder as homes
-from xsc.node.home.recover import Returned, begin_signing, find_objects, parse_place
-from xsc.node.home.stores import open_stores
+from xsc.node.home import recover, stores
 from xsc.node.logging import JsonLog, SentenceLog
-from xsc.node.routes.table import ANSWERS
-from xsc.node.system import (
-    READY,
-    STOPPING,
-    Supervisor,
-    SystemClock,
-    SystemEntropy,
-    ThreadExecutor,
-    connections_of_a_kind,
-    keep_freed_memory,
-    raise_descriptors,
-)
 from xsc.terms.quote import UNITS
 
 API_CONNECTIONS_MAX = 512
 """Connections from this machine to the API."""
 
-CAPACITY_AUTO_BYTES_MAX = 100 * GIB
+CAPACITY_AUTO_BYTES_MAX = 100 * limits.GIB
 SHUTDOWN_TIMEOUT_MS = 10_000
 """How long running requests of the API may take to end."""
 CANCEL_TIMEOUT_MS = 1_000
 WORK_THREADS = 8
 GARBAGE_THRESHOLD = 10_000
 """Containers made and not freed, after which Python looks for cycles among the newest."""
-FREED_BYTES_KEPT = 64 * MIB
+FREED_BYTES_KEPT = 64 * limits.MIB
 """Memory that the process keeps for its next buffers: those of a few segments."""
+
+_ROUTES: Final = {
+    subject: vars(import_module(subject.__name__.replace("xsc.api", "xsc.node.routes")))
+    for subject in table.SUBJECTS
+}
+ANSWERS: Final[serving.Answers] = {
+    each: routes.get(name.lower()) or routes[f"{name.lower()}_"]
+    for subject, routes in _ROUTES.items()
+    for name, each in vars(subject).items()
+    if isinstance(each, endpoint.Endpoint)
+}
+"""What answers each endpoint of `/v1`: of the module of its subject the function of its name, in
+small letters; with an underline behind it where that is a word of Python. None is missing."""
 
 
 def _open(path: Path, passphrase: str, flags: Mapping[str, str]) -> tuple[homes.Home, Config]:
@@ -80,7 +77,7 @@ def _open(path: Path, passphrase: str, flags: Mapping[str, str]) -> tuple[homes.
         free = homes.free_bytes(path, config.disk_reserve_ppm)
         capacity = min(CAPACITY_AUTO_BYTES_MAX, max(1, free // 2))
         homes.write_number(path / "capacity", capacity)
-    host, port = split(config.peer_listen)
+    host, port = addresses.split(config.peer_listen)
     known = homes.read_number(path / "peer.port")
     if port == 0 and known is not None and known < 65536:
         port = known
@@ -89,20 +86,20 @@ def _open(path: Path, passphrase: str, flags: Mapping[str, str]) -> tuple[homes.
 
 
 def _node(home: homes.Home, config: Config, log: JsonLog, *, recovering: bool = False) -> Node:
-    clock = SystemClock()
+    clock = system.SystemClock()
     parts = Parts(
         clock=clock,
-        entropy=SystemEntropy(),
-        executor=ThreadExecutor(WORK_THREADS),
-        transport=HttpTransport(
-            listen=config.peer_listen, key=home.key, connections_max=connections_of_a_kind()
+        entropy=system.SystemEntropy(),
+        executor=system.ThreadExecutor(WORK_THREADS),
+        transport=http.HttpTransport(
+            listen=config.peer_listen, key=home.key, connections_max=system.connections_of_a_kind()
         ),
-        stores=open_stores(home.databases, log),
-        sandbox=PoolSandbox(
+        stores=stores.open_stores(home.databases, log),
+        sandbox=pool.PoolSandbox(
             config.compute_workers,
             clock,
             log,
-            CodeCache(home.path / "cache", home.key.derive("compiled-code")),
+            code_cache.CodeCache(home.path / "cache", home.key.derive("compiled-code")),
             compile_ms=config.compile_limit_ms,
             own=home.key.node_id,
         ),
@@ -116,13 +113,13 @@ def banner(node: Node) -> list[str]:
     """Return what `xsc node start` prints: who the node is, where, and what it offers."""
     config = node.config
     offers = (
-        f"offers {format_size(node.capacity.free('storage'))} of storage from "
-        f"{format_credits(config.storage_price_micro)} credits a {UNITS['storage']}, "
+        f"offers {units.format_size(node.capacity.free('storage'))} of storage from "
+        f"{units.format_credits(config.storage_price_micro)} credits a {UNITS['storage']}, "
         f"{config.compute_workers} compute workers from "
-        f"{format_credits(config.compute_price_micro)} credits a {UNITS['compute']}"
+        f"{units.format_credits(config.compute_price_micro)} credits a {UNITS['compute']}"
     )
     return [
-        f"node {to_text(node.key.node_id)}",
+        f"node {ids.to_text(node.key.node_id)}",
         f"name {config.name}, network {node.network}",
         f"peers reach it at {', '.join(node.peers.own_address.addresses())}",
         offers if config.offer == "all" else "offers what is stated by xsc market offer alone",
@@ -165,8 +162,8 @@ async def _until_ended(node: Node, ended: asyncio.Event) -> None:
 
 async def serve(home: homes.Home, config: Config) -> None:
     """Run a node until the process is told to end."""
-    log = JsonLog(SystemClock(), config.log_level)
-    logging.getLogger().addHandler(Reports(log))
+    log = JsonLog(system.SystemClock(), config.log_level)
+    logging.getLogger().addHandler(app.Reports(log))
     fault = homes.capacity_fault(home.path, config.storage_capacity_bytes, config.disk_reserve_ppm)
     if fault:
         log.warning("storage.capacity_beyond_disk", fault=fault)
@@ -177,31 +174,31 @@ async def serve(home: homes.Home, config: Config) -> None:
     # and again, nor what requests make as often as for a small program.
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
-    most = connections_of_a_kind()
-    services = ServiceListener(node, connections_max=min(SERVICE_CONNECTIONS_MAX, most))
-    token = to_text(SystemEntropy().token(homes.TOKEN_BYTES))
+    most = system.connections_of_a_kind()
+    services = ServiceListener(node, connections_max=min(limits.SERVICE_CONNECTIONS_MAX, most))
+    token = ids.to_text(system.SystemEntropy().token(homes.TOKEN_BYTES))
     most = min(API_CONNECTIONS_MAX, most)
     node.home = home.path
     api = HttpServer(
-        application(Server(node, ANSWERS).routes(), token, log, node.peer_names),
-        Gate(most=most, share=most, idle_ms=KEEP_ALIVE_MS),
-        open_paths=OPEN,
+        app.application(serving.Server(node, ANSWERS).routes(), token, log, node.peer_names),
+        bounds.Gate(most=most, share=most, idle_ms=app.KEEP_ALIVE_MS),
+        open_paths=app.OPEN,
     )
-    supervisor = Supervisor(log)
+    supervisor = system.Supervisor(log)
     try:
-        host, port = split(config.api_listen)
+        host, port = addresses.split(config.api_listen)
         node.api_url = f"http://{host}:{await api.start(host, port, 'api_listen')}"
         if config.services_listen:
-            host, port = split(config.services_listen)
+            host, port = addresses.split(config.services_listen)
             found = f"http://{host}:{await services.start(host, port)}"
             node.services.registry.url = config.services_url.rstrip("/") or found
             node.services.registry.changed.set()
         _publish(node, home.path, token)
-        supervisor.tell(READY)
+        supervisor.tell(system.READY)
         assuring = asyncio.create_task(supervisor.assure())
         await _until_ended(node, ended)
         assuring.cancel()
-        supervisor.tell(STOPPING)
+        supervisor.tell(system.STOPPING)
     finally:
         homes.unpublish(home.path)
         api.end()
@@ -224,15 +221,15 @@ async def _come_back(
     places: Sequence[str] = (),
     *,
     without_silent: bool = False,
-) -> Returned:
+) -> recover.Returned:
     """Have a node that serves nobody ask its peers what it was; then its home is finished."""
     node = _node(home, config, log, recovering=True)
     try:
         recovering = homes.stage_of(home.path) == "recovering"
-        found = await find_objects(
+        found = await recover.find_objects(
             node, places, recovering=recovering, without_silent=without_silent
         )
-        done = await begin_signing(node, found)
+        done = await recover.begin_signing(node, found)
         homes.remember_port(home.path, node.peer_url)
     finally:
         await node.stop_recovering()
@@ -248,7 +245,7 @@ def recover_home(
     network: str | None,
     name: str | None,
     passphrase: str,
-) -> tuple[str, Returned]:
+) -> tuple[str, recover.Returned]:
     """Make a home of an exported key and bring back what its peers hold; return id and report.
 
     Args:
@@ -265,7 +262,7 @@ def recover_home(
     if identity is not None:
         keyfile.from_line(identity, passphrase)
     for place in places:
-        parse_place(place)  # before anything is written: a begun home takes no backup
+        recover.parse_place(place)  # before anything is written: a begun home takes no backup
     with homes.lock(path):
         begun = homes.stage_of(path) == "recovering"
         if identity is not None and not (begun and homes.has_key(path)):
@@ -279,15 +276,15 @@ def recover_home(
                 path, passphrase=passphrase, name=name, network=network, recover=identity
             )
         if homes.stage_of(path) != "recovering":
-            raise HomeInvalid(
+            raise errors.HomeInvalid(
                 f"no recovery was begun at {path}", hint="give the exported key file, too"
             )
         home, config = _open(path, passphrase, {})
-        log = SentenceLog(SystemClock())
-        return to_text(home.key.node_id), asyncio.run(_come_back(home, config, log, places))
+        log = SentenceLog(system.SystemClock())
+        return ids.to_text(home.key.node_id), asyncio.run(_come_back(home, config, log, places))
 
 
-def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> Returned:
+def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> recover.Returned:
     """Finish the restore of a home: ask its peers what its node signed since the backup.
 
     Raises:
@@ -295,11 +292,11 @@ def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> Retur
     """
     with homes.lock(path):
         if homes.stage_of(path) != "restored":
-            raise HomeInvalid(
+            raise errors.HomeInvalid(
                 f"no restore is to be finished at {path}", hint="give the backup, too"
             )
         home, config = _open(path, passphrase, {})
-        log = SentenceLog(SystemClock())
+        log = SentenceLog(system.SystemClock())
         return asyncio.run(_come_back(home, config, log, without_silent=without_silent))
 
 
@@ -317,11 +314,11 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
     with homes.lock(path):
         homes.check_whole(path)
         home, config = _open(path, passphrase, overrides)
-        log = JsonLog(SystemClock(), config.log_level)
+        log = JsonLog(system.SystemClock(), config.log_level)
         if homes.stage_of(path) is not None:
             done = asyncio.run(_come_back(home, config, log))
             _say(f"came back with {done.entries} ledger entries, from {done.peers} peers")
-        keep_freed_memory(FREED_BYTES_KEPT)
-        raise_descriptors()
+        system.keep_freed_memory(FREED_BYTES_KEPT)
+        system.raise_descriptors()
         asyncio.run(serve(home, config))
     return 0

@@ -10,19 +10,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from xsc.base import clock, limits
 from xsc.base.bounded import Bounded
-from xsc.base.clock import Executor, run_sized
 from xsc.base.errors import ArgumentInvalid, ModuleUnknown, TooLarge
-from xsc.base.limits import INPUT_BYTES_MAX, MIB, MODULE_BYTES_MAX, MODULE_NAMED_BYTES_LEAST
 from xsc.compute.wasm.inputs import digest_of
 from xsc.storage.service import StorageService
 from xsc.storage.transfer.locality import Referred
 
 INPUT_HASHES_REMEMBERED_MAX = 4096
 """Objects whose size and SHA-256 a customer knows without reading them again."""
-MODULES_NAMED_BYTES_MAX = 128 * MIB
+MODULES_NAMED_BYTES_MAX = 128 * limits.MIB
 """Modules that a node keeps because jobs at its API brought them."""
-assert MODULE_BYTES_MAX <= MODULES_NAMED_BYTES_MAX
+assert limits.MODULE_BYTES_MAX <= MODULES_NAMED_BYTES_MAX
 
 
 def name_of(named: str | None, brought: bytes) -> bytes | None:
@@ -49,7 +48,7 @@ class Modules:
     @staticmethod
     def wants(module: bytes) -> bool:
         """Say whether a module is large enough to be kept."""
-        return len(module) >= MODULE_NAMED_BYTES_LEAST
+        return len(module) >= limits.MODULE_NAMED_BYTES_LEAST
 
     def keep(self, digest: bytes, module: bytes) -> None:
         """Keep a module; those that were not used longest go."""
@@ -95,7 +94,7 @@ async def _content(storage: StorageService, capability: str) -> bytes:
 class JobInputs:
     """Finds the objects that jobs name."""
 
-    def __init__(self, storage: StorageService, executor: Executor) -> None:
+    def __init__(self, storage: StorageService, executor: clock.Executor) -> None:
         self._storage = storage
         self._executor = executor
         self._digests: Bounded[bytes, bytes] = Bounded(INPUT_HASHES_REMEMBERED_MAX)
@@ -110,8 +109,8 @@ class JobInputs:
         found: list[tuple[str, str, Referred]] = []
         for name, capability in sorted(capabilities.items()):
             found.append((name, capability, await self._storage.refer(capability)))
-        if sum(referred.size_bytes for _, _, referred in found) > INPUT_BYTES_MAX:
-            raise TooLarge(f"the inputs of one job are bounded to {INPUT_BYTES_MAX} bytes")
+        if sum(referred.size_bytes for _, _, referred in found) > limits.INPUT_BYTES_MAX:
+            raise TooLarge(f"the inputs of one job are bounded to {limits.INPUT_BYTES_MAX} bytes")
         return [await self._input(*each) for each in found]
 
     async def _input(self, name: str, capability: str, referred: Referred) -> StoredInput:
@@ -119,7 +118,7 @@ class JobInputs:
         digest = self._digests.get(referred.manifest_hash)
         if digest is None:
             content = await _content(self._storage, capability)
-            digest = await run_sized(self._executor, len(content), digest_of, content)
+            digest = await clock.run_sized(self._executor, len(content), digest_of, content)
             self._digests.put(referred.manifest_hash, digest)
         return StoredInput(
             name,

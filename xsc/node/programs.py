@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from xsc.base.errors import XscError
-from xsc.base.jobs import JobSpec
+from xsc.base import errors, jobs
 from xsc.compute.jobs.runner import JobRunner
-from xsc.compute.wasm.sandbox import trap_error
-from xsc.compute.wasm.values import format_number
+from xsc.compute.wasm import sandbox, values
 from xsc.programs.frame import Call, Fault
 from xsc.programs.functions import Function
 from xsc.terms.execution import Number
@@ -61,20 +59,20 @@ class Exports:
         asked = call.call
         assert isinstance(asked.module, bytes), "a resolved program names modules by hash"
         try:
-            spec = JobSpec.invoke(
+            spec = jobs.JobSpec.invoke(
                 module,
                 asked.export,
-                [format_number(number) for number in call.arguments],
+                [values.format_number(number) for number in call.arguments],
                 fuel=asked.fuel,
                 memory_bytes=asked.memory_bytes,
                 timeout_ms=asked.timeout_ms,
             )
             task = await self._runner.read(spec, (), asked.module)
             receipt = (await self._runner.run_here(task, None)).receipt
-        except XscError as fault:
+        except errors.XscError as fault:
             return Fault(f"{fault.code}: {fault.message}"), b""
         outcome = receipt.record.outcome
         if outcome.trap is not None:
-            trap = trap_error(outcome.trap)
+            trap = sandbox.trap_error(outcome.trap)
             return Fault(f"{trap.code}: {trap.message}"), receipt.raw
         return outcome.results, receipt.raw

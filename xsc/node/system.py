@@ -13,10 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
-from xsc.base.limits import MIB
+from xsc.base import limits, work
 from xsc.base.log import Log
 from xsc.base.text import cause
-from xsc.base.work import worked
 
 DESCRIPTORS_MAX = 65_536
 """Descriptors that a node asks the system for, if it lets it have so many."""
@@ -74,7 +73,7 @@ class ThreadExecutor:
         try:
             return await loop.run_in_executor(self._pool, timed)
         finally:
-            worked(sum(took_us))
+            work.worked(sum(took_us))
 
     def processor_us(self) -> int:
         """Return the processor time of the present thread."""
@@ -104,7 +103,7 @@ def keep_freed_memory(size_bytes: int) -> bool:
         return False
     # What is mapped by itself goes back whole; 32 MiB is the most that glibc takes here.
     done = [
-        mallopt(_MMAP_THRESHOLD, 32 * MIB),
+        mallopt(_MMAP_THRESHOLD, 32 * limits.MIB),
         mallopt(_TRIM_THRESHOLD, size_bytes),
         mallopt(_ARENA_MAX, 2),
     ]

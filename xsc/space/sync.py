@@ -30,10 +30,10 @@ from xsc.base.errors import (
 )
 from xsc.base.fields import take_bool, take_bytes, take_int, take_str, take_texts
 from xsc.base.ids import short
-from xsc.base.limits import FRAME_HEADER_BYTES_MAX, KIB, SOUGHT_MAX
+from xsc.base.limits import KIB, SOUGHT_MAX
 from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.base.peering import Answered, Caller, Handler, HeadBound, Reply
+from xsc.base.peering import Answered, Caller, Handler, Reply
 from xsc.identity.envelope import Signed
 from xsc.space.limits import (
     ANSWER_BYTES_MAX,
@@ -44,7 +44,6 @@ from xsc.space.limits import (
     LISTING_PARTS_MAX,
     PAGE_BYTES,
     PAGE_RECORDS,
-    PATH_BYTES_MAX,
     PROOF_ROWS_A_RECORD,
     RECORDS_A_SECOND_MAX,
     RECORDS_MAX,
@@ -84,11 +83,6 @@ from xsc.space.record import (
 from xsc.space.store import SpaceStore, Taken
 from xsc.space.table import Repair
 
-_PATHS_BYTES = ASKED_RECORDS_MAX * (PATH_BYTES_MAX + 8) + 4 * KIB
-HEADS = {
-    "space.next": HeadBound(asked=FRAME_HEADER_BYTES_MAX),
-    "space.records": HeadBound(asked=_PATHS_BYTES),
-}
 MALFORMED = (RecordInvalid, FrameInvalid, TooLarge, SignatureInvalid)
 """What a peer answered that no honest one does."""
 CURSORS_AT_ONCE = 32

@@ -5,6 +5,7 @@ Connects the parts of storage. The host's side is `xsc.storage.shardstore.server
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
@@ -15,7 +16,7 @@ from xsc.api import objects as shown
 from xsc.base.errors import NotAllowed, StoreDamaged, TooLarge, XscError
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import READ_AHEAD_KEPT_MS
+from xsc.base.limits import READ_AHEAD_KEPT_MS, READ_TOGETHER_MAX, SEGMENT_BYTES
 from xsc.base.peering import GroupHandler, Handler
 from xsc.base.turns import sliced
 from xsc.identity.context import Context
@@ -54,6 +55,8 @@ from xsc.storage.transfer.resume import ResumeJournals
 from xsc.terms.storage_receipt import DeletionReceipt
 
 T = TypeVar("T")
+READ_AT_ONCE = 32
+"""Small objects: of more, each would wait for its hosts so long that others are asked as well."""
 
 
 class StorageService:
@@ -151,6 +154,7 @@ class StorageService:
         self.custody_repairer = self._repairer(self.custodian, owners)
         self.resume_journals = ResumeJournals(client, state, commit)
         self.read_ahead = ReadAheadCache()
+        self._reading_together = asyncio.Semaphore(READ_AT_ONCE)
 
     def _repairer(self, objects: MaintainedObjects, watch: NodeWatch) -> Repairer:
         return Repairer(
@@ -328,6 +332,29 @@ class StorageService:
             name=None if entry is None else entry.name,
             search=partial(self._finder.search, read.verify),
         )
+
+    async def contents(self, capabilities: Sequence[str]) -> list[bytes]:
+        """Return all of some small objects: what they ask of the same hosts travels together.
+
+        Raises:
+            TooLarge: together they have more than a segment; nothing was fetched.
+            XscError: as `open` and `ObjectReader.stream`, of the first that cannot be read.
+        """
+        if len(capabilities) > READ_TOGETHER_MAX:
+            raise TooLarge(f"at most {READ_TOGETHER_MAX} objects are read together")
+
+        async def opened(capability: str) -> ObjectReader:
+            async with self._reading_together:
+                return await self.open(capability)
+
+        async def read(reader: ObjectReader) -> bytes:
+            async with self._reading_together:
+                return await reader.whole()
+
+        readers = await together(map(opened, capabilities))
+        if sum(reader.size_bytes for reader in readers) > SEGMENT_BYTES:
+            raise TooLarge(f"objects that are read together have at most {SEGMENT_BYTES} bytes")
+        return await together(map(read, readers))
 
     async def run_read_ahead(self) -> None:
         """Forget what readers that went away did not come back for, until cancelled."""

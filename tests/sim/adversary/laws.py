@@ -30,7 +30,6 @@ from xsc.base.limits import (
     STORED_OVERHEAD_BYTES_A_PEER_MAX,
 )
 from xsc.base.log import SilentLog
-from xsc.base.peering import HeadBound
 from xsc.compute.deployments.holder import SERVICES_A_PEER_MAX
 from xsc.compute.jobs.orders import ORDERS_REMEMBERED_A_PEER_MAX
 from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult
@@ -41,12 +40,10 @@ from xsc.identity.envelope import open_signed
 from xsc.market import lease as leases
 from xsc.market.lease import LeaseEntry
 from xsc.net.calls import batch, frame, server
-from xsc.net.calls.costs import HEAD_KIB_UNITS
+from xsc.net.calls.costs import COSTS, HEAD_KIB_UNITS, OTHER
 from xsc.net.calls.frame import LENGTH_BYTES, Reply, head_of, unpack
-from xsc.net.calls.server import OWN_BOUNDS
 from xsc.net.transport.memory import MemoryTransport
 from xsc.net.transport.port import Arrival, Handler, RawRequest, RawResponse
-from xsc.node.build import HEADS
 from xsc.space import messages as space_messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.manifest import Manifest
@@ -413,7 +410,7 @@ class Oracle:
                 return
         method = request.path.rsplit("/", 1)[-1]
         head = len(head_of(memoryview(b"".join(request.body)))) - LENGTH_BYTES
-        most = {**OWN_BOUNDS, **HEADS}.get(method, HeadBound()).asked
+        most = COSTS.get(method, OTHER).asked
         if head > most:
             self.over.append(f"{target} reads {method} with {head} bytes of header, above {most}")
 
@@ -592,7 +589,7 @@ class Oracle:
             node, now_ms = self.world.nodes[index], self.world.clock.now_ms()
             shares = {
                 "requests": (
-                    node.peers.server.quota.in_flight(self.foe),
+                    node.peers.server.quota.places.held(self.foe),
                     PEER_REQUESTS_IN_FLIGHT_MAX,
                 ),
                 "leases": (

@@ -25,6 +25,7 @@ from xsc.base.limits import (
     LEAF_BYTES,
     LEASES_A_CUSTOMER_MAX,
     OUTPUT_BYTES_MAX,
+    PEER_BODY_BYTES_MAX,
     SERVICE_RATES_MAX,
     SHARDS_MAX,
 )
@@ -45,6 +46,7 @@ Segment = Annotated[int, Field(ge=0, le=SEGMENT_MAX)]
 Generation = Annotated[int, Field(ge=0, le=GENERATION_MAX)]
 Nonce = Annotated[bytes, Field(min_length=16, max_length=16)]
 Name = Annotated[str, Field(max_length=64)]
+Most = Annotated[int, Field(ge=0, le=PEER_BODY_BYTES_MAX)]
 Prefix = Annotated[str, Field(max_length=1_024)]
 Section = Annotated[str, Field(max_length=64)]
 Cursor = tuple[Id32, Section, Count, Count, Count]
@@ -84,11 +86,11 @@ HEADERS: dict[str, dict[str, Any]] = {
         "shards": Many(PLACE, FRAME_PARTS_MAX - 1),
         "manifest": bool,
     },
-    "storage.get": {**OBJECT, "shards": Many(SHARD, GET_MAX)},
+    "storage.get": {**OBJECT, "shards": Many(SHARD, GET_MAX), "most": Most},
     "storage.have": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX)},
-    "storage.keep": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX)},
+    "storage.keep": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX), "most": Most},
     "storage.stat": {**OBJECT, "manifest": Id32},
-    "storage.find": {"locate": Id32, "manifest": Id32},
+    "storage.find": {"locate": Id32, "manifest": Id32, "most": Most},
     "storage.holds": {**OBJECT, "manifest": Id32, "roots": Many(Id32, SHARDS_MAX)},
     "storage.delete": {"order": Sealed("deletion_order")},
     "storage.guard": {

@@ -143,7 +143,8 @@ def test_what_is_no_file_is_left_out_and_said(store, source):
     assert (done["left_out"], told) == (1, ["pipe is no file, directory or link"])
 
 
-def test_a_get_that_broke_off_goes_on(store, source, tmp_path):
+def test_a_get_that_broke_off_goes_on(store, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "READ_TOGETHER_MAX", 1)
     put(store, source)
     store.breaks_after = 2
     with pytest.raises(NodeUnreachable):

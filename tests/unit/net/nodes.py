@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from xsc.base import limits
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.encoding import Value
 from xsc.base.merkle import Part, root_of
+from xsc.base.room import Room
+from xsc.base.tally import Rate
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair
+from xsc.net.calls import quota as quotas
 from xsc.net.calls.quota import Quota
 from xsc.net.service import PeerNet
 from xsc.net.transport.memory import MemoryNetwork, MemoryTransport
@@ -35,6 +39,21 @@ class RecordingLog:
 
     def names(self) -> list[str]:
         return [name for name, _ in self.events]
+
+
+def quota_of(
+    *,
+    rate: int = limits.PEER_REQUESTS_A_SECOND_MAX,
+    share: int = limits.PEER_REQUESTS_IN_FLIGHT_MAX,
+    most: int = quotas.REQUESTS_IN_FLIGHT_MAX,
+    unknown: int = quotas.UNKNOWN_REQUESTS_A_SECOND_MAX,
+) -> Quota:
+    """Return a quota with other bounds; a source has what all unknown callers have."""
+    quota = Quota()
+    quota.units = Rate(rate * limits.REQUEST_UNITS, 1000)
+    quota.places = Room(most, share)
+    quota.sources, quota.unknown = Rate(unknown, 1000), Rate(unknown, 1000)
+    return quota
 
 
 class Node:
@@ -80,8 +99,8 @@ class Node:
             log=self.log,
             name=self.name,
             accepts=self.accepts,
-            quota=quota,
         )
+        net.server.quota = quota or net.server.quota
         net.server.register({"test.echo": self._echo})
         net.roster.on_change(lambda peer, what: self.changes.append((peer, what)))
         return net

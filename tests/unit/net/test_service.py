@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.settle import settle, until
-from tests.unit.net.nodes import HOUR_MS, Node, acquainted, part
+from tests.unit.net.nodes import HOUR_MS, Node, acquainted, part, quota_of
 from xsc.base import limits
 from xsc.base.clock import ManualClock
 from xsc.base.errors import (
@@ -40,7 +40,7 @@ from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.net.calls.frame import pack_head
 from xsc.net.calls.problems import answer_of, error_of
-from xsc.net.calls.quota import UNKNOWN_AN_ADDRESS_A_SECOND_MAX, Quota
+from xsc.net.calls.quota import UNKNOWN_AN_ADDRESS_A_SECOND_MAX
 from xsc.net.calls.server import UNKNOWN
 from xsc.net.calls.signing import sign_request
 from xsc.net.peers.introductions import ADDRESSES_A_PEER_MAX, ADDRESSES_MS
@@ -268,7 +268,7 @@ async def test_a_cancelled_call_disturbs_no_other(nodes):
     gate.set()
     await until(lambda: len(bert.calls) >= 2)
     # The answer that nobody waits for takes its place along.
-    await until(lambda: not bert.net.server.quota.in_flight(anna.id))
+    await until(lambda: not bert.net.server.quota.places.held(anna.id))
 
 
 async def test_a_corrupted_answer_is_the_peers_fault(nodes, memory):
@@ -390,7 +390,7 @@ async def test_one_stranger_leaves_room_for_others_to_join(memory):
 
 async def test_unknown_callers_share_one_small_bucket_and_peers_do_not_feel_it(memory):
     anna = Node(memory, "anna")
-    bert = Node(memory, "bert", quota=Quota(unknown_rate=5, source_rate=5))
+    bert = Node(memory, "bert", quota=quota_of(unknown=5))
     await acquainted(anna, bert)
     bert.clock.advance_to(bert.clock.now_ms() + 1_000)
     anna.clock.advance_to(anna.clock.now_ms() + 1_000)
@@ -446,7 +446,7 @@ async def test_a_peer_can_call_again_soon_after_a_restart(nodes):
 
 async def test_every_flipped_byte_of_a_signed_request_is_refused(nodes):
     anna, bert = nodes
-    bert.net.server.quota = Quota(rate=10**6, unknown_rate=10**6, source_rate=10**6)
+    bert.net.server.quota = quota_of(rate=10**6, unknown=10**6)
     wire = Outsider(bert, anna.key)
     whole = wire.request(header={"a": "b"}, parts=[part(b"part")])
     for name, value in whole.headers.items():
@@ -497,7 +497,7 @@ async def test_parts_must_have_their_roots(nodes):
 
 async def test_a_peer_over_its_quota_is_told_and_others_are_not_touched(memory):
     anna, carl = Node(memory, "anna"), Node(memory, "carl")
-    bert = Node(memory, "bert", quota=Quota(rate=5))
+    bert = Node(memory, "bert", quota=quota_of(rate=5))
     await acquainted(anna, carl, bert)
     for _ in range(5):
         await anna.net.call(bert.id, "test.echo", {})
@@ -533,7 +533,8 @@ async def test_an_answer_counts_until_it_is_written(memory):
     """Whoever does not read gets no more made; others do, and all comes back in the end."""
     size = 1_000
     room = Room(5 * size, 2 * size)
-    anna, bert = Node(memory, "anna"), Node(memory, "bert", quota=Quota(answers=room))
+    anna, bert = Node(memory, "anna"), Node(memory, "bert")
+    bert.net.server.quota.answers = room
     carl = Node(memory, "carl")
     await acquainted(anna, bert, carl)
     made = []
@@ -558,18 +559,19 @@ async def test_an_answer_counts_until_it_is_written(memory):
     assert made == [anna.id] * 3 + [carl.id]
     for call in [*calls, other]:
         call.cancel()
-    await until(lambda: not bert.net.server.quota.in_flight(anna.id))
+    await until(lambda: not bert.net.server.quota.places.held(anna.id))
     assert (room.held(anna.id), room.held(carl.id)) == (0, 0)
 
 
 async def test_an_answer_for_which_there_is_no_room_is_refused_and_not_kept(memory):
     room = Room(500, 400)
-    anna, bert = Node(memory, "anna"), Node(memory, "bert", quota=Quota(answers=room))
+    anna, bert = Node(memory, "anna"), Node(memory, "bert")
+    bert.net.server.quota.answers = room
     await acquainted(anna, bert)
     with pytest.raises(RateLimited, match="not read yet"):
         await anna.net.call(bert.id, "test.echo", {}, [part(bytes(500))])
     assert (await anna.net.call(bert.id, "test.echo", {"a": 1})).header == {"a": 1}
-    assert room.held(anna.id) == bert.net.server.quota.in_flight(anna.id) == 0
+    assert room.held(anna.id) == bert.net.server.quota.places.held(anna.id) == 0
 
 
 async def test_what_a_peer_says_of_its_address_costs_no_synced_write(memory):
@@ -597,7 +599,7 @@ async def test_what_a_peer_says_of_its_address_costs_no_synced_write(memory):
 
 
 async def test_requests_at_once_are_bounded(memory):
-    anna, bert = Node(memory, "anna"), Node(memory, "bert", quota=Quota(share=2))
+    anna, bert = Node(memory, "anna"), Node(memory, "bert", quota=quota_of(share=2))
     await acquainted(anna, bert)
     gate = asyncio.Event()
 

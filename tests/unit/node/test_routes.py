@@ -33,8 +33,8 @@ from xsc.base.limits import (
 )
 from xsc.net.calls.costs import COSTS
 from xsc.node.api.serving import Server
+from xsc.node.daemon import ANSWERS
 from xsc.node.routes import ledger
-from xsc.node.routes.table import ANSWERS
 from xsc.storage.object.capability import ReadCapability
 from xsc.storage.repair.departures import check_proof
 

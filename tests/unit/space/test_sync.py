@@ -106,7 +106,6 @@ class Member:
         )
         handlers = self.sync.handlers()
         if not hasattr(self, "handlers"):
-            self.node.net.bound_heads(syncs.HEADS)
             self.node.net.server.register({name: self.handle(name) for name in handlers})
         self.handlers = handlers
 

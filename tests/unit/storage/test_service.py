@@ -20,10 +20,12 @@ from xsc.base.errors import (
     SignatureInvalid,
     SpaceExhausted,
     StoreDamaged,
+    TooLarge,
     XscError,
 )
 from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import prefix_end
+from xsc.base.limits import READ_TOGETHER_MAX
 from xsc.base.merkle import Part, root_of
 from xsc.base.units import held_bytes
 from xsc.identity.envelope import open_signed, sign
@@ -50,6 +52,25 @@ def what_is_left(host):
 
 async def states(host, capability):
     return [row.state for row in (await host.service.stat(capability)).hosts]
+
+
+# reading many
+
+
+async def test_small_objects_are_read_together_in_order_by_anybody():
+    world = await World(8).start()
+    contents = [content(size) for size in (0, 1, 4096, 4097, 50_000)]
+    capabilities = [(await put(world[0], each)).capability for each in contents]
+    for reader in (world[0], world[7]):
+        assert await reader.service.contents(capabilities) == contents
+
+
+async def test_no_more_is_read_together_than_a_segment():
+    world = await World(8).start()
+    large = (await put(world[0], content(3 * MIB))).capability
+    for capabilities in ([large] * 2, [large] * (READ_TOGETHER_MAX + 1)):
+        with pytest.raises(TooLarge):
+            await world[0].service.contents(capabilities)
 
 
 # stat

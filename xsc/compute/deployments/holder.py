@@ -31,7 +31,6 @@ from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_str
 from xsc.base.ids import short
 from xsc.base.limits import (
     FRAME_HEADER_BYTES_MAX,
-    HEAD_BYTES_MAX,
     KIB,
     MIB,
     SERVICE_LOG_ROWS_MAX,
@@ -40,7 +39,6 @@ from xsc.base.limits import (
     SERVICE_RECORD_BYTES_MAX,
 )
 from xsc.base.merkle import Part
-from xsc.base.peering import HeadBound
 from xsc.compute.deployments import rules, wagi
 from xsc.compute.deployments.pages import failures_in, noted, row_of
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
@@ -67,12 +65,6 @@ SERVICE_UNPAID_KEPT_MS = 24 * 3_600_000
 assert SERVICE_UNPAID_ROWS_MAX + SERVICE_PAGE_ROWS_MAX < SERVICE_LOG_ROWS_MAX
 assert SERVICE_RECORD_BYTES_MAX + SERVICE_PAGE_BYTES_MAX < FRAME_HEADER_BYTES_MAX
 
-HEADS = {
-    "service.deploy": HeadBound(asked=SERVICE_RECORD_BYTES_MAX + 4 * KIB),
-    "service.collect": HeadBound(
-        answered=SERVICE_PAGE_BYTES_MAX + SERVICE_RECORD_BYTES_MAX + HEAD_BYTES_MAX
-    ),
-}
 _NONCE_BYTES = 16
 _RETRY_S = 1
 _UNPAID_RETRY_S = 5

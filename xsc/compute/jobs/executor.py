@@ -28,12 +28,10 @@ from xsc.base.errors import (
 )
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_texts
 from xsc.base.limits import (
-    ARGUMENT_BYTES_MAX,
     ARGUMENTS_MAX,
     BATCH_CALL_BYTES_MAX,
     BATCH_CALL_PARTS_MAX,
     ENVIRONMENT_MAX,
-    FRAME_HEADER_BYTES_MAX,
     INPUT_BYTES_MAX,
     MIB,
     MODULE_BYTES_MAX,
@@ -42,7 +40,6 @@ from xsc.base.limits import (
     TIMEOUT_MS_MAX,
 )
 from xsc.base.merkle import Part
-from xsc.base.peering import HeadBound
 from xsc.base.room import Room
 from xsc.compute.jobs.fetching import InputFetcher
 from xsc.compute.jobs.orders import AcceptedOrder, AcceptedOrders
@@ -70,10 +67,6 @@ assert INPUTS_HELD_A_PEER_BYTES_MAX < INPUTS_HELD_BYTES_MAX
 
 RUN = "compute.run"
 """The method by which an order is asked for."""
-HEADS = {
-    # Arguments and names of files; paths of what the program leaves.
-    RUN: HeadBound(asked=3 * ARGUMENT_BYTES_MAX, answered=FRAME_HEADER_BYTES_MAX)
-}
 SHARED_ANSWER_BYTES_MAX = BATCH_CALL_BYTES_MAX // 2
 _FUNCTION_CHARS_LOGGED = 64
 

@@ -4,8 +4,9 @@
     -> {"answers": [{"status", "header", "parts"}]}; the parts of all answers
 
 Inner headers are canonical bytes of their own, so that one malformed header is
-the error of its call alone. A status other than 200 has a problem document as
-its header. When calls travel together: `xsc.net.calls.request_batcher`.
+the error of its call alone. ALONE has nothing more: the answer was too large.
+Any other status but 200 has a problem document as its header. When calls travel
+together: `xsc.net.service`.
 """
 
 from __future__ import annotations
@@ -15,20 +16,17 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from xsc.base.encoding import Value, decode, encode
-from xsc.base.errors import FrameInvalid
+from xsc.base.errors import FrameInvalid, XscError
 from xsc.base.fields import take_bytes, take_int, take_list, take_str
-from xsc.base.limits import (
-    BATCH_CALL_BYTES_MAX,
-    BATCH_CALL_PARTS_MAX,
-    BATCH_CALLS_MAX,
-)
+from xsc.base.limits import BATCH_CALL_BYTES_MAX, BATCH_CALL_PARTS_MAX, BATCH_CALLS_MAX
 from xsc.base.merkle import Part
-from xsc.net.calls import problems
-from xsc.net.calls.frame import Reply
+from xsc.net.calls import frame, problems
 from xsc.net.transport.port import RawResponse
 
 METHOD = "peers.batch"
 OK = 200
+ALONE = 303
+"""The answer is too large to travel with others: the call is to be made by itself."""
 
 Buffer: TypeAlias = "bytes | memoryview"
 
@@ -88,9 +86,7 @@ def unpack_calls(header: Mapping[str, Value], parts: Sequence[Part]) -> list[Cal
         fields = _map(item)
         count = take_int(fields, "parts", most=BATCH_CALL_PARTS_MAX)
         call = Call(
-            take_str(fields, "method"),
-            take_bytes(fields, "header"),
-            parts[start : start + count],
+            take_str(fields, "method"), take_bytes(fields, "header"), parts[start : start + count]
         )
         if len(call.parts) != count or not may_share(call):
             raise FrameInvalid("a call of a batch is over its bounds, or cut short")
@@ -102,10 +98,10 @@ def unpack_calls(header: Mapping[str, Value], parts: Sequence[Part]) -> list[Cal
 
 
 def answered(header: dict[str, Value], parts: Sequence[Buffer]) -> Answer:
-    """Return the answer of a call that was carried out; one that is too large says so."""
+    """Return the answer of a call that was carried out, unless it is too large."""
     raw = encode(header)
     if len(parts) > BATCH_CALL_PARTS_MAX or len(raw) + sum(map(len, parts)) > BATCH_CALL_BYTES_MAX:
-        return refused(problems.failed())
+        return Answer(ALONE, b"")
     return Answer(OK, raw, parts)
 
 
@@ -123,7 +119,7 @@ def pack_answers(answers: Sequence[Answer]) -> tuple[dict[str, Value], list[Buff
     return {"answers": listed}, [part for answer in answers for part in answer.parts]
 
 
-def unpack_answers(reply: Reply, count: int) -> list[Answer]:
+def unpack_answers(reply: frame.Reply, count: int) -> list[Answer]:
     """Return the answers to that many calls.
 
     Raises:
@@ -147,16 +143,14 @@ def unpack_answers(reply: Reply, count: int) -> list[Answer]:
     return answers
 
 
-def reply_of(answer: Answer, name: str) -> Reply:
-    """Return what one call was answered.
-
-    Raises:
-        XscError: what the peer answered with.
-        FrameInvalid: the header is malformed.
-    """
+def outcome_of(answer: Answer, name: str) -> frame.Reply | XscError:
+    """Return what one call was answered by a peer of that name."""
     if answer.status != OK:
-        raise problems.error_of(answer.status, answer.header, name)
-    header = decode(answer.header, size_max=BATCH_CALL_BYTES_MAX)
+        return problems.error_of(answer.status, answer.header, name)
+    try:
+        header = decode(answer.header, size_max=BATCH_CALL_BYTES_MAX)
+    except XscError as fault:
+        return fault
     if not isinstance(header, dict):
-        raise FrameInvalid("the header of an answer holds no map")
-    return Reply(header, [memoryview(part) for part in answer.parts])
+        return FrameInvalid("the header of an answer holds no map")
+    return frame.Reply(header, [memoryview(part) for part in answer.parts])

@@ -1,4 +1,4 @@
-"""What calls cost the node that answers them: the table, the rule, and what peers spent.
+"""What calls cost the node that answers them, and how large their heads may be: the table.
 
 A unit is about a microsecond of a processor, as measured on the machine of docs/performance.md;
 `xsc peer ls --costs` shows both side by side. What is measured decides nothing.
@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from xsc.base.limits import KIB, REQUEST_UNITS, SYNC_BYTES
+from xsc.base import limits
+from xsc.base.limits import KIB
 
 HEAD_KIB_UNITS = 650
 """What each KiB of a head costs beside: four times what it takes to decode the worst one."""
@@ -23,9 +24,9 @@ _SLOTS: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a call of one method costs."""
+    """What a call of one method costs, and its bounds."""
 
-    base: int = REQUEST_UNITS
+    base: int = limits.REQUEST_UNITS
     kib: int = 1
     """Of what follows the head, of a request and of its answer. Records travel in the head: for
     a KiB of that all methods cost the same, HEAD_KIB_UNITS."""
@@ -35,6 +36,10 @@ class Cost:
     """So many bytes that are read from the disk and hashed for a call cost a unit."""
     synced: bool = False
     """Whether something is written and synced that nobody pays for."""
+    asked: int = limits.HEAD_BYTES_MAX
+    """Most bytes of the header of a request; fewer where it waits for room with it."""
+    answered: int = limits.HEAD_BYTES_MAX
+    """The same, of its answer."""
 
     def body(self, size_bytes: int) -> int:
         """Return the units of so many bytes behind a head."""
@@ -43,29 +48,43 @@ class Cost:
     def content(self, head_bytes: int, body_bytes: int) -> tuple[int, int]:
         """Return the units and synced bytes of what a call brings, before its head is decoded."""
         units = head_bytes // KIB * HEAD_KIB_UNITS + self.body(body_bytes)
-        synced_bytes = SYNC_BYTES + head_bytes + body_bytes if self.synced else 0
+        synced_bytes = limits.SYNC_BYTES + head_bytes + body_bytes if self.synced else 0
         return units + SIGNATURE_UNITS * self.signatures, synced_bytes
 
 
+_LARGEST: Final = limits.FRAME_HEADER_BYTES_MAX
 OTHER: Final = Cost()
 """What a method costs that the table does not name."""
 COSTS: Final[Mapping[str, Cost]] = {
-    "peers.join": Cost(base=1_200),
+    "peers.join": Cost(base=1_200, asked=limits.JOIN_BYTES_MAX),
+    "peers.batch": Cost(
+        asked=limits.BATCH_BYTES_MAX + limits.BATCH_CALL_BYTES_MAX, answered=_LARGEST
+    ),
     # It goes over all leases of the customer, of which there may be many.
     "market.lease": Cost(base=2_000, signatures=2, synced=True),
-    "market.account": Cost(base=10_000, signatures=2, synced=True),
+    "market.account": Cost(base=10_000, signatures=2, synced=True, answered=_LARGEST),
     "ledger.propose": Cost(signatures=3),
     "ledger.account": Cost(signatures=2, synced=True),
     "ledger.head": Cost(signatures=1, synced=True),
-    "ledger.history": Cost(base=1_500),
-    "service.deploy": Cost(signatures=1, kib=20, synced=True),
+    "ledger.history": Cost(base=1_500, answered=_LARGEST),
+    # Arguments and names of files; paths of what the program leaves.
+    "compute.run": Cost(asked=3 * limits.ARGUMENT_BYTES_MAX, answered=_LARGEST),
+    "service.collect": Cost(answered=_LARGEST),
+    "service.deploy": Cost(
+        signatures=1, kib=20, synced=True, asked=limits.SERVICE_RECORD_BYTES_MAX + 4 * KIB
+    ),
     "service.undeploy": Cost(signatures=1, synced=True),
+    "space.next": Cost(asked=_LARGEST),
+    # Paths of 256 records.
+    "space.records": Cost(asked=272 * KIB),
     "space.grant": Cost(base=1_100, signatures=2, synced=True),
     # These are paid, but for their processor time.
     "storage.put": Cost(kib=2),
+    "storage.get": Cost(asked=16 * KIB),
+    "storage.find": Cost(asked=4 * KIB),
     # What it reads is written, too.
-    "storage.keep": Cost(read_bytes=KIB // 2),
-    "storage.stat": Cost(base=4_500),
+    "storage.keep": Cost(read_bytes=KIB // 2, asked=16 * KIB),
+    "storage.stat": Cost(base=4_500, answered=_LARGEST),
     "storage.guard": Cost(synced=True),
     "storage.unguard": Cost(synced=True),
     "storage.leaving": Cost(signatures=1, synced=True),

@@ -8,21 +8,12 @@ Times are of a steady clock.
 
 from __future__ import annotations
 
-from xsc.base import limits
-from xsc.base.errors import RateLimited
-from xsc.base.limits import (
-    MIB,
-    PEER_BODY_BYTES_MAX,
-    PEER_REQUESTS_IN_FLIGHT_MAX,
-    SMALL_BODIES_BYTES,
-    SYNCED_A_PEER_BYTES_MAX,
-)
-from xsc.base.room import Room
-from xsc.base.tally import Rate
+from xsc.base import errors, limits, tally
+from xsc.base.room import Hold, Room
 from xsc.base.units import ceil_div
 from xsc.net.calls.costs import COSTS, OTHER, Spending
 
-SYNCED_BYTES_MAX = 16 * SYNCED_A_PEER_BYTES_MAX
+SYNCED_BYTES_MAX = 16 * limits.SYNCED_A_PEER_BYTES_MAX
 """Bytes that all peers may have written and synced within SYNCED_MS, where nobody pays for it."""
 REQUESTS_IN_FLIGHT_MAX = 1_024
 """Requests of all callers that are read, answered or written at once."""
@@ -33,18 +24,18 @@ UNKNOWN_AN_ADDRESS_A_SECOND_MAX = 50
 UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX = 8
 UNKNOWN_IN_FLIGHT_MAX = 128
 """Of all callers together that are not known."""
-REQUEST_BODIES_BYTES_MAX = 288 * MIB
+REQUEST_BODIES_BYTES_MAX = 288 * limits.MIB
 """Bodies of requests that a node holds at once, of all callers; counted as they arrive."""
-REQUEST_BODIES_A_PEER_BYTES_MAX = 2 * PEER_BODY_BYTES_MAX
+REQUEST_BODIES_A_PEER_BYTES_MAX = 2 * limits.PEER_BODY_BYTES_MAX
 """The same, of one peer."""
-ANSWERS_BYTES_MAX = 12 * PEER_BODY_BYTES_MAX + SMALL_BODIES_BYTES
+ANSWERS_BYTES_MAX = 12 * limits.PEER_BODY_BYTES_MAX + limits.SMALL_BODIES_BYTES
 """Answers to all peers, from before they are made until they are written."""
-ANSWERS_A_PEER_BYTES_MAX = 4 * PEER_BODY_BYTES_MAX
+ANSWERS_A_PEER_BYTES_MAX = 4 * limits.PEER_BODY_BYTES_MAX
 """The same, to one peer."""
-assert REQUEST_BODIES_BYTES_MAX >= 4 * REQUEST_BODIES_A_PEER_BYTES_MAX + SMALL_BODIES_BYTES
-assert REQUEST_BODIES_A_PEER_BYTES_MAX >= PEER_BODY_BYTES_MAX
-assert ANSWERS_BYTES_MAX >= 3 * ANSWERS_A_PEER_BYTES_MAX + SMALL_BODIES_BYTES
-assert PEER_REQUESTS_IN_FLIGHT_MAX * 8 <= REQUESTS_IN_FLIGHT_MAX
+assert REQUEST_BODIES_BYTES_MAX >= 4 * REQUEST_BODIES_A_PEER_BYTES_MAX + limits.SMALL_BODIES_BYTES
+assert REQUEST_BODIES_A_PEER_BYTES_MAX >= limits.PEER_BODY_BYTES_MAX
+assert ANSWERS_BYTES_MAX >= 3 * ANSWERS_A_PEER_BYTES_MAX + limits.SMALL_BODIES_BYTES
+assert limits.PEER_REQUESTS_IN_FLIGHT_MAX * 8 <= REQUESTS_IN_FLIGHT_MAX
 
 Caller = bytes | str
 """The id of a known peer, or the source of whoever is not known."""
@@ -59,14 +50,14 @@ def _refuse(wait_ms: int) -> None:
         RateLimited: one has to; the hint says for how long.
     """
     if wait_ms:
-        raise RateLimited(
+        raise errors.RateLimited(
             "more than the share of one caller, or of all, in so short a time",
             hint=f"try again in {wait_ms} ms",
             retry_after_s=min(ceil_div(wait_ms, 1000), limits.RETRY_AFTER_S_MAX),
         )
 
 
-def _take(share: Rate, total: Rate, holder: Caller, amount: int, now_ms: int) -> None:
+def _take(share: tally.Rate, total: tally.Rate, holder: Caller, amount: int, now_ms: int) -> None:
     """Take of a share and of what all have, or of neither.
 
     Raises:
@@ -93,7 +84,7 @@ class Ticket:
         self._method = method
         self._cost = COSTS.get(method, OTHER)
         self._place = place
-        self._body = 0
+        self._body = Hold(quota.bodies, caller)
         self._answer = 0
 
     def take_body(self, size_bytes: int, now_ms: int) -> None:
@@ -104,13 +95,11 @@ class Ticket:
         Raises:
             RateLimited: there is none.
         """
-        size = self._body + size_bytes
-        units = self._cost.body(size) - self._cost.body(self._body)
+        before = self._body.size_bytes
+        units = self._cost.body(before + size_bytes) - self._cost.body(before)
         self._quota.charge(self._caller, self._method, now_ms, units, made=True)
-        large = size > limits.SMALL_BODY_BYTES_MAX
-        if not self._quota.bodies.take(self._caller, size_bytes, large=large):
-            raise RateLimited("too many bytes are under way to this node")
-        self._body = size
+        if not self._body.take(size_bytes):
+            raise errors.RateLimited("too many bytes are under way to this node")
 
     def charge_content(self, head_bytes: int, body_bytes: int, now_ms: int) -> None:
         """Charge what a call brings, before its head is decoded.
@@ -120,13 +109,12 @@ class Ticket:
         """
         units, synced = self._cost.content(head_bytes, body_bytes)
         # What came as the body of this request was charged as it came.
-        units -= self._cost.body(self._body)
+        units -= self._cost.body(self._body.size_bytes)
         self._quota.charge(self._caller, self._method, now_ms, units, synced)
 
     def drop_body(self) -> None:
         """Give back the room of the body: nobody has it any more."""
-        self._quota.bodies.give(self._caller, self._body)
-        self._body = 0
+        self._body.give()
 
     async def wait_for_answer(self, size_bytes: int) -> None:
         """Take room for an answer that will have no more than so many bytes, once there is some."""
@@ -147,7 +135,7 @@ class Ticket:
         if more > 0 and not self._quota.answers.take(
             self._caller, more, large=large, owed=not large
         ):
-            raise RateLimited("too many answers of this node are not read yet")
+            raise errors.RateLimited("too many answers of this node are not read yet")
         if more < 0:
             self._quota.answers.give(self._caller, -more)
         self._answer = size_bytes
@@ -167,43 +155,22 @@ class Ticket:
 class Quota:
     """What all callers may have, and what they have of it."""
 
-    def __init__(
-        self,
-        *,
-        rate: int = limits.PEER_REQUESTS_A_SECOND_MAX,
-        share: int = limits.PEER_REQUESTS_IN_FLIGHT_MAX,
-        in_flight_max: int = REQUESTS_IN_FLIGHT_MAX,
-        unknown_rate: int = UNKNOWN_REQUESTS_A_SECOND_MAX,
-        source_rate: int = UNKNOWN_AN_ADDRESS_A_SECOND_MAX,
-        bodies: Room | None = None,
-        answers: Room | None = None,
-    ) -> None:
-        self._units = Rate(rate * limits.REQUEST_UNITS, 1000)
-        self._synced = Rate(limits.SYNCED_A_PEER_BYTES_MAX, limits.SYNCED_MS)
-        self._all_synced = Rate(SYNCED_BYTES_MAX, limits.SYNCED_MS)
-        self._sources = Rate(source_rate, 1000)
-        self._unknown = Rate(unknown_rate, 1000)
-        self._places = Room(in_flight_max, share)
+    def __init__(self) -> None:
+        self.units = tally.Rate(limits.PEER_REQUESTS_A_SECOND_MAX * limits.REQUEST_UNITS, 1000)
+        self._synced = tally.Rate(limits.SYNCED_A_PEER_BYTES_MAX, limits.SYNCED_MS)
+        self._all_synced = tally.Rate(SYNCED_BYTES_MAX, limits.SYNCED_MS)
+        self.sources = tally.Rate(UNKNOWN_AN_ADDRESS_A_SECOND_MAX, 1000)
+        self.unknown = tally.Rate(UNKNOWN_REQUESTS_A_SECOND_MAX, 1000)
+        self.places = Room(REQUESTS_IN_FLIGHT_MAX, limits.PEER_REQUESTS_IN_FLIGHT_MAX)
         self._unknown_places = Room(UNKNOWN_IN_FLIGHT_MAX, UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX)
-        self.bodies = bodies or Room(
-            REQUEST_BODIES_BYTES_MAX,
-            REQUEST_BODIES_A_PEER_BYTES_MAX,
-            small=limits.SMALL_BODIES_BYTES,
-        )
-        self.answers = answers or Room(
-            ANSWERS_BYTES_MAX,
-            ANSWERS_A_PEER_BYTES_MAX,
-            small=limits.SMALL_BODIES_BYTES,
-        )
+        small = limits.SMALL_BODIES_BYTES
+        self.bodies = Room(REQUEST_BODIES_BYTES_MAX, REQUEST_BODIES_A_PEER_BYTES_MAX, small=small)
+        self.answers = Room(ANSWERS_BYTES_MAX, ANSWERS_A_PEER_BYTES_MAX, small=small)
         self.spending = Spending()
-
-    def in_flight(self, peer: bytes) -> int:
-        """Return how many requests of a peer have a place."""
-        return self._places.held(peer)
 
     def left(self, peer: bytes, now_ms: int) -> tuple[int, int]:
         """Return the units and synced bytes that a peer has left; less than nothing is owed."""
-        return self._units.left(peer, now_ms), self._synced.left(peer, now_ms)
+        return self.units.left(peer, now_ms), self._synced.left(peer, now_ms)
 
     def count(self, source: str, now_ms: int) -> None:
         """Take one request of a caller that is not known.
@@ -211,7 +178,7 @@ class Quota:
         Raises:
             RateLimited: too many from there, or of all; the hint says for how long.
         """
-        _take(self._sources, self._unknown, source, 1, now_ms)
+        _take(self.sources, self.unknown, source, 1, now_ms)
 
     def enter(self, caller: Caller, now_ms: int, method: str = "") -> Ticket:
         """Take one request, and hold its place until the ticket is given back.
@@ -219,15 +186,15 @@ class Quota:
         Raises:
             RateLimited: it is too much at once, or in so short a time; nothing is held.
         """
-        places = self._places if isinstance(caller, bytes) else self._unknown_places
+        places = self.places if isinstance(caller, bytes) else self._unknown_places
         if not places.take(caller, 1):
-            raise RateLimited("too many requests at once, of this caller or of all")
+            raise errors.RateLimited("too many requests at once, of this caller or of all")
         try:
             if isinstance(caller, bytes):
                 self.charge(caller, method, now_ms, COSTS.get(method, OTHER).base)
             else:
                 self.count(caller, now_ms)
-        except RateLimited:
+        except errors.RateLimited:
             places.give(caller, 1)
             raise
         return Ticket(self, caller, method, places)
@@ -258,8 +225,8 @@ class Quota:
         if not isinstance(caller, bytes) or not (units or synced):
             return
         if not made:
-            _refuse(self._units.wait_ms(caller, units, now_ms))
+            _refuse(self.units.wait_ms(caller, units, now_ms))
         if synced:
             _take(self._synced, self._all_synced, caller, synced, now_ms)
-        self._units.note(caller, units, now_ms)
+        self.units.note(caller, units, now_ms)
         self.spending.add(caller, method, now_ms, units=units)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from xsc.base.clock import Clock, Entropy
-from xsc.base.encoding import Value
-from xsc.base.errors import PeerSilent
-from xsc.base.limits import NONCE_BYTES
-from xsc.base.merkle import Part
-from xsc.base.peering import HeadBound
-from xsc.base.turns import PeerWork
-from xsc.identity.keys import KeyPair
-from xsc.net.calls import problems, signing
+from xsc.base import encoding, errors, limits, merkle, turns
+from xsc.identity.context import Context
+from xsc.net.calls import costs, problems, signing
 from xsc.net.calls.frame import Reply, head_of, pack_head, unpack
 from xsc.net.peers.roster import PeerInfo
 from xsc.net.transport.port import Dropped, RawRequest, RawResponse, Traffic, Transport
@@ -24,33 +18,18 @@ class RequestSender:
     """Sends requests to the addresses of a peer until one answers.
 
     Args:
-        key, clock, entropy: the node's.
-        network: the id of the network that signatures cover.
+        context: the node's values.
         transport: carries the requests.
         work: decodes large heads of answers.
-        bounds: of the heads of methods that do not have HeadBound().
         traffic: counts bodies.
     """
 
     def __init__(
-        self,
-        key: KeyPair,
-        network: bytes,
-        *,
-        clock: Clock,
-        entropy: Entropy,
-        transport: Transport,
-        work: PeerWork,
-        bounds: Mapping[str, HeadBound],
-        traffic: Traffic,
+        self, context: Context, *, transport: Transport, work: turns.PeerWork, traffic: Traffic
     ) -> None:
-        self._key = key
-        self._network = network
-        self._clock = clock
-        self._entropy = entropy
+        self._context = context
         self._transport = transport
         self._work = work
-        self._bounds = bounds
         self._traffic = traffic
         self.answered_at: dict[bytes, str] = {}
         """The address at which each peer answered last."""
@@ -59,8 +38,8 @@ class RequestSender:
         self,
         info: PeerInfo,
         method: str,
-        header: dict[str, Value],
-        parts: Sequence[Part],
+        header: dict[str, encoding.Value],
+        parts: Sequence[merkle.Part],
         timeout_ms: int,
     ) -> Reply:
         """Return a peer's answer; its parts are not verified.
@@ -71,17 +50,17 @@ class RequestSender:
             FrameInvalid: the answer is malformed.
             XscError: what the peer answered with.
         """
-        bound = self._bounds.get(method, HeadBound())
-        head = pack_head(header, parts, size_max=bound.asked)
+        cost = costs.COSTS.get(method, costs.OTHER)
+        head = pack_head(header, parts, size_max=cost.asked)
         body = [head, *(part.data for part in parts)]
-        deadline_ms = self._clock.monotonic_ms() + timeout_ms
+        deadline_ms = self._context.clock.monotonic_ms() + timeout_ms
         reason = "it has told no address"
         # The address that answered last comes first; a dropped connection is tried once
         # more, because kept ones go stale.
         last = self.answered_at.get(info.node_id)
         for address in sorted(info.addresses, key=lambda address: address != last):
             for _ in range(2):
-                left_ms = deadline_ms - self._clock.monotonic_ms()
+                left_ms = deadline_ms - self._context.clock.monotonic_ms()
                 if left_ms <= 0:
                     break
                 self._traffic.sent_bytes += sum(map(len, body))
@@ -95,13 +74,13 @@ class RequestSender:
                 except Dropped:
                     reason = "it dropped the connection"
                     continue
-                except PeerSilent as silent:
+                except errors.PeerSilent as silent:
                     reason = silent.message
                     break
                 self.answered_at[info.node_id] = address
                 self._traffic.received_bytes += sum(map(len, response.body))
-                return await self._opened(info, response, bound.answered)
-        raise PeerSilent(
+                return await self._opened(info, response, cost.answered)
+        raise errors.PeerSilent(
             f"the peer {info.name} does not answer: {reason}",
             hint="try again later; `xsc peer ls` shows who answers",
         )
@@ -111,14 +90,14 @@ class RequestSender:
     ) -> RawRequest:
         path = ROOT + method
         headers = signing.sign_request(
-            self._key,
-            network=self._network,
+            self._context.key,
+            network=self._context.network,
             to=to,
             method="POST",
             path=path,
             head=head,
-            created_ms=self._clock.now_ms(),
-            entropy=self._entropy.token(NONCE_BYTES - signing.STAMP_BYTES),
+            created_ms=self._context.clock.now_ms(),
+            entropy=self._context.entropy.token(limits.NONCE_BYTES - signing.STAMP_BYTES),
         )
         return RawRequest("POST", path, headers, body)
 

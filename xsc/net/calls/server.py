@@ -16,38 +16,14 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
+from xsc.base import errors, fields, keyvalue, limits, merkle, turns
 from xsc.base.encoding import Value, decode, encode
-from xsc.base.errors import (
-    FrameInvalid,
-    NotFound,
-    RateLimited,
-    ShardMismatch,
-    SignatureInvalid,
-    StoreDamaged,
-    Unauthorized,
-    XscError,
-)
-from xsc.base.fields import take_bytes, take_int
-from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import (
-    BATCH_BYTES_MAX,
-    BATCH_CALL_BYTES_MAX,
-    FRAME_HEADER_BYTES_MAX,
-    JOIN_BYTES_MAX,
-    KIB,
-    MIB,
-)
-from xsc.base.merkle import Part, root_of
-from xsc.base.peering import Asked, GroupHandler, Handler, HeadBound, Outcome
-from xsc.base.turns import PeerWork
+from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
 from xsc.base.work import ENTERED, Measured
 from xsc.identity.context import Context
-from xsc.net.calls import batch, problems, signing
-from xsc.net.calls.costs import COSTS, OTHER
+from xsc.net.calls import batch, costs, problems, sender, signing
 from xsc.net.calls.frame import LENGTH_BYTES, head_begun, pack_head, unpack
 from xsc.net.calls.quota import Quota, Ticket
-from xsc.net.calls.replay import ReplayGuard
-from xsc.net.calls.sender import ROOT
 from xsc.net.peers import invitation as invitations
 from xsc.net.peers.roster import Roster
 from xsc.net.transport.port import Arrival, Buffer, RawResponse, Traffic
@@ -62,44 +38,37 @@ HEALTH = "/health"
 UNKNOWN = "only known peers are answered here"
 """What callers that are not known are told, whatever was wrong."""
 JOIN = "peers.join"
-OWN_BOUNDS: Mapping[str, HeadBound] = {
-    JOIN: HeadBound(asked=JOIN_BYTES_MAX),
-    batch.METHOD: HeadBound(
-        asked=BATCH_BYTES_MAX + BATCH_CALL_BYTES_MAX, answered=FRAME_HEADER_BYTES_MAX
-    ),
-}
-"""Of the methods of this module."""
 HORIZONS = b"net/replay/"
-HASH_INLINE_BYTES = MIB + 4 * KIB
+HASH_INLINE_BYTES = limits.MIB + 4 * limits.KIB
 """Bodies up to this size, a shard and its head, are hashed where they stand: it takes 0.3 ms. A
 thread would give up and take the interpreter lock for each 16 KiB of it."""
 _METHOD = re.compile(r"[a-z]{1,32}\.[a-z_]{1,32}")
 
 
-def read_horizons(store: KeyValue) -> dict[bytes, int]:
+def read_horizons(store: keyvalue.KeyValue) -> dict[bytes, int]:
     """Return the replay floor of each peer, in milliseconds of this node's clock."""
     horizons = {}
-    for key, raw in store.scan(HORIZONS, prefix_end(HORIZONS)):
+    for key, raw in store.scan(HORIZONS, keyvalue.prefix_end(HORIZONS)):
         value = decode(raw)
         if not isinstance(value, dict) or value.get("v") != 1:
-            raise StoreDamaged("a replay horizon in the state database is of no known form")
-        horizons[key.removeprefix(HORIZONS)] = take_int(value, "horizon_ms")
+            raise errors.StoreDamaged("a replay horizon in the state database is of no known form")
+        horizons[key.removeprefix(HORIZONS)] = fields.take_int(value, "horizon_ms")
     return horizons
 
 
 def _answer_of(outcome: Outcome) -> batch.Answer:
     try:
-        if not isinstance(outcome, XscError):
+        if not isinstance(outcome, errors.XscError):
             return batch.answered(*outcome)
-    except XscError as fault:
+    except errors.XscError as fault:
         outcome = fault
     return batch.refused(problems.answer_of(outcome))
 
 
-def _check_parts(parts: Sequence[Part]) -> None:
+def _check_parts(parts: Sequence[merkle.Part]) -> None:
     for index, part in enumerate(parts):
-        if root_of(part.data) != part.root:
-            raise ShardMismatch(f"part {index} of the request does not have its root")
+        if merkle.root_of(part.data) != part.root:
+            raise errors.ShardMismatch(f"part {index} of the request does not have its root")
 
 
 class RequestServer:
@@ -111,7 +80,6 @@ class RequestServer:
         store: keeps the replay horizons.
         quota: of callers.
         work: decodes large heads.
-        bounds: of the heads of methods that do not have HeadBound().
         traffic: counts bodies.
     """
 
@@ -119,11 +87,10 @@ class RequestServer:
         self,
         context: Context,
         roster: Roster,
-        store: KeyValue,
+        store: keyvalue.KeyValue,
         quota: Quota,
         *,
-        work: PeerWork,
-        bounds: Mapping[str, HeadBound],
+        work: turns.PeerWork,
         traffic: Traffic,
     ) -> None:
         self._context = context
@@ -131,9 +98,10 @@ class RequestServer:
         self._store = store
         self.quota = quota
         self._work = work
-        self._heads = bounds
         self._traffic = traffic
-        self._replay = ReplayGuard(boot_ms=context.clock.now_ms(), horizons=read_horizons(store))
+        self._replay = signing.ReplayGuard(
+            boot_ms=context.clock.now_ms(), horizons=read_horizons(store)
+        )
         self.handlers: dict[str, Handler] = {batch.METHOD: self._batch}
         self._groups: dict[str, GroupHandler] = {}
         self._bounds: dict[str, AnswerBound] = {}
@@ -159,8 +127,17 @@ class RequestServer:
         assert self.handlers.keys() >= bounds.keys()
         self._bounds.update(bounds)
 
+    def answers_little(self, method: str, header: Mapping[str, Value]) -> bool:
+        """Say whether the answer to a call is small enough to travel with others.
+
+        Raises:
+            RecordInvalid: the header breaks a rule.
+        """
+        bound = self._bounds.get(method)
+        return bound is None or bound(header) <= limits.BATCH_CALL_BYTES_MAX
+
     def allow_in_batches(self, methods: Iterable[str]) -> None:
-        """Answer these methods in a batch, too; they must be quick and answer little."""
+        """Answer these methods in a batch, too; they must be quick."""
         self._batched.update(methods)
 
     def charge_read(self, caller: bytes, method: str, size_bytes: int) -> None:
@@ -170,7 +147,7 @@ class RequestServer:
             RateLimited: it is too much in so short a time.
         """
         if caller != self._context.key.node_id:
-            units = size_bytes // COSTS.get(method, OTHER).read_bytes
+            units = size_bytes // costs.COSTS.get(method, costs.OTHER).read_bytes
             self.quota.charge(caller, method, self._now_ms(), units)
 
     def answer_joins(self, handler: JoinHandler) -> None:
@@ -201,7 +178,7 @@ class RequestServer:
             if claimed is not None and self._roster.is_peer(claimed):
                 return await self._answer_known(arrival)
             return await self._answer_unknown(arrival)
-        except XscError as error:
+        except errors.XscError as error:
             return problems.answer_of(error)
         except Exception:  # noqa: BLE001 (the request middleware)
             self._context.log.error(
@@ -221,10 +198,10 @@ class RequestServer:
     async def _answer_known(self, arrival: Arrival) -> RawResponse:
         try:
             caller = self._verified(arrival)
-        except SignatureInvalid:
+        except errors.SignatureInvalid:
             # Somebody who only claims to be a peer: no more than any unknown caller.
             raise self._refusal(arrival) from None
-        method = self._named(arrival.path.removeprefix(ROOT))
+        method = self._named(arrival.path.removeprefix(sender.ROOT))
         ticket = self.quota.enter(caller.node_id, self._now_ms(), method)
         try:
             self.admit(caller)
@@ -260,14 +237,14 @@ class RequestServer:
             tell(measured.took_us)
             ENTERED.reset(before)
 
-    def _refusal(self, arrival: Arrival) -> Unauthorized:
+    def _refusal(self, arrival: Arrival) -> errors.Unauthorized:
         """Count a caller that is not known, and return what it is told, whatever was wrong.
 
         Raises:
             RateLimited: there are too many of them.
         """
         self.quota.count(arrival.source, self._now_ms())
-        return Unauthorized(UNKNOWN)
+        return errors.Unauthorized(UNKNOWN)
 
     def admit(self, caller: signing.VerifiedCaller) -> None:
         """Take note of a request, so that it is accepted once.
@@ -288,33 +265,33 @@ class RequestServer:
     async def _handle(
         self, arrival: Arrival, caller: signing.VerifiedCaller, ticket: Ticket
     ) -> RawResponse:
-        method = arrival.path.removeprefix(ROOT)
-        bound = self._heads.get(method, HeadBound())
-        header, parts = await self._read(arrival, caller, ticket, bound.asked)
+        method = arrival.path.removeprefix(sender.ROOT)
+        cost = costs.COSTS.get(method, costs.OTHER)
+        header, parts = await self._read(arrival, caller, ticket, cost.asked)
         if method == JOIN:
             return self._joined(caller, header)
         handler = self.handlers.get(method)
-        if handler is None or arrival.method != "POST" or arrival.path != ROOT + method:
-            raise NotFound("this node has no such method")
+        if handler is None or arrival.method != "POST" or arrival.path != sender.ROOT + method:
+            raise errors.NotFound("this node has no such method")
         if method in self._bounds:
             await ticket.wait_for_answer(self._bounds[method](header))
         header, bodies = await handler(caller.node_id, header, parts)
-        return self._framed(header, bodies, bound.answered)
+        return self._framed(header, bodies, cost.answered)
 
     def _joined(self, caller: signing.VerifiedCaller, header: dict[str, Value]) -> RawResponse:
         assert self._join is not None
-        return self._framed(self._join(caller, header), (), HeadBound().answered)
+        return self._framed(self._join(caller, header), (), costs.OTHER.answered)
 
     @staticmethod
     def _framed(
         header: dict[str, Value], bodies: Sequence[bytes | memoryview], size_max: int
     ) -> RawResponse:
-        head = pack_head(header, [Part(body, b"") for body in bodies], size_max=size_max)
+        head = pack_head(header, [merkle.Part(body, b"") for body in bodies], size_max=size_max)
         return RawResponse(200, {"content-type": "application/octet-stream"}, [head, *bodies])
 
     async def _read(
         self, arrival: Arrival, caller: signing.VerifiedCaller, ticket: Ticket, size_max: int
-    ) -> tuple[dict[str, Value], list[Part]]:
+    ) -> tuple[dict[str, Value], list[merkle.Part]]:
         begun, head_bytes = bytearray(), 0
 
         def take(piece: Buffer) -> None:
@@ -328,18 +305,18 @@ class RequestServer:
                 return
             # What is behind a head that is refused is not read any more.
             if signing.digest_of(head) != caller.digest:
-                raise SignatureInvalid("the body is not the one that was signed")
+                raise errors.SignatureInvalid("the body is not the one that was signed")
             # The body has it: nothing is held twice.
             begun, head_bytes = bytearray(), len(head)
 
         body = await arrival.read(take)
         self._traffic.received_bytes += len(body)
         if not head_bytes:
-            raise FrameInvalid("a frame is cut short in its head")
+            raise errors.FrameInvalid("a frame is cut short in its head")
         ticket.charge_content(head_bytes, len(body) - head_bytes, self._now_ms())
         frame = await self._work.run(caller.node_id, head_bytes, unpack, body, size_max=size_max)
         if any(not part.root for part in frame.parts):
-            raise FrameInvalid("a part of a request has no root")
+            raise errors.FrameInvalid("a part of a request has no root")
         if len(body) <= HASH_INLINE_BYTES:
             _check_parts(frame.parts)
         else:
@@ -348,21 +325,21 @@ class RequestServer:
 
     async def _answer_unknown(self, arrival: Arrival) -> RawResponse:
         """Let the bearer of an invitation in; tell everybody else nothing."""
-        if arrival.path != ROOT + JOIN or arrival.size_bytes > JOIN_BYTES_MAX:
+        if arrival.path != sender.ROOT + JOIN or arrival.size_bytes > limits.JOIN_BYTES_MAX:
             raise self._refusal(arrival)
         ticket = self.quota.enter(arrival.source, self._now_ms())
         try:
             caller = self._verified(arrival)
-            header, _ = await self._read(arrival, caller, ticket, JOIN_BYTES_MAX)
-            secret = take_bytes(header, "secret", size=invitations.SECRET_BYTES)
-        except XscError:
-            raise Unauthorized(UNKNOWN) from None
+            header, _ = await self._read(arrival, caller, ticket, limits.JOIN_BYTES_MAX)
+            secret = fields.take_bytes(header, "secret", size=invitations.SECRET_BYTES)
+        except errors.XscError:
+            raise errors.Unauthorized(UNKNOWN) from None
         finally:
             ticket.close()
         return self._joined(caller, header | {"secret": secret})
 
     async def _batch(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[merkle.Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         """Carry out several calls at once, each with an answer and a count of its own."""
         calls = batch.unpack_calls(header, parts)
@@ -380,7 +357,7 @@ class RequestServer:
                         tickets.append(ticket)
                     # The head of the batch has those of its calls.
                     ticket.charge_content(0, call.size_bytes, now_ms)
-                except RateLimited as fault:
+                except errors.RateLimited as fault:
                     answers[number] = batch.refused(problems.answer_of(fault))
                     continue
                 # Where they are answered one by one, each is a group of its own.
@@ -410,7 +387,7 @@ class RequestServer:
         for number, call in enumerate(calls):
             try:
                 asked[number] = (await self._header_of(caller, call), call.parts)
-            except XscError as fault:
+            except errors.XscError as fault:
                 answers[number] = batch.refused(problems.answer_of(fault))
         try:
             found = await self._found(caller, calls[0].method, list(asked.values()))
@@ -426,12 +403,14 @@ class RequestServer:
         # Others answer too much, or do it too slowly, to be held for all of a batch.
         allowed = call.method in self._batched and call.method != batch.METHOD
         if not allowed or call.method not in self.handlers:
-            raise NotFound("this node has no such method for a batch")
+            raise errors.NotFound("this node has no such method for a batch")
         header = await self._work.run(
-            caller, len(call.header), decode, call.header, size_max=BATCH_CALL_BYTES_MAX
+            caller, len(call.header), decode, call.header, size_max=limits.BATCH_CALL_BYTES_MAX
         )
         if not isinstance(header, dict):
-            raise FrameInvalid("the header of a call holds no map")
+            raise errors.FrameInvalid("the header of a call holds no map")
+        if not self.answers_little(call.method, header):
+            raise errors.TooLarge("the answer to a call of a batch may be too large for it")
         return header
 
     async def _found(self, caller: bytes, method: str, asked: Sequence[Asked]) -> Sequence[Outcome]:
@@ -442,5 +421,5 @@ class RequestServer:
                 return await self._groups[method](caller, asked)
             ((header, parts),) = asked
             return [await self.handlers[method](caller, header, parts)]
-        except XscError as fault:
+        except errors.XscError as fault:
             return [fault] * len(asked)

@@ -21,8 +21,7 @@ from xsc.base import limits
 from xsc.base.errors import FrameInvalid
 from xsc.base.limits import KIB, NO_PROGRESS_MS
 from xsc.base.turns import Turns
-from xsc.net.transport.addresses import source_of
-from xsc.net.transport.port import Buffer, Take, nothing
+from xsc.net.transport import addresses, port
 
 ACCEPTED_AT_ONCE_MAX = 100
 """Connections that are taken from the system before the first of them is counted."""
@@ -134,7 +133,7 @@ class Flow:
 
 
 async def read_body(
-    stream: aiohttp.StreamReader, size_bytes: int | None, window_ms: int, take: Take
+    stream: aiohttp.StreamReader, size_bytes: int | None, window_ms: int, take: port.Take
 ) -> memoryview:
     """Return a body, of which no more is held than has come.
 
@@ -180,7 +179,7 @@ async def read_body(
     return memoryview(b"".join(parts))
 
 
-def pieces(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
+def pieces(buffers: Sequence[port.Buffer]) -> Iterator[port.Buffer]:
     """Yield the buffers in pieces of PIECE_BYTES at most; small bodies as one."""
     if sum(len(buffer) for buffer in buffers) <= PIECE_BYTES:
         yield b"".join(buffers)
@@ -203,10 +202,10 @@ class Body(aiohttp.Payload):
 
     def __init__(
         self,
-        buffers: Sequence[Buffer],
+        buffers: Sequence[port.Buffer],
         size_bytes: int,
         flow: Flow | None = None,
-        left: Callable[[], None] = nothing,
+        left: Callable[[], None] = port.nothing,
     ) -> None:
         super().__init__(buffers)
         self._size = size_bytes
@@ -229,7 +228,7 @@ class Body(aiohttp.Payload):
 async def write_answer(
     request: web.BaseRequest,
     response: web.Response,
-    body: Sequence[Buffer],
+    body: Sequence[port.Buffer],
     window_ms: int,
     bytes_a_second: int = BODY_BYTES_A_SECOND_MIN,
 ) -> web.StreamResponse:
@@ -301,7 +300,7 @@ class Gate:
     def enter(self, transport: asyncio.Transport) -> bool:
         """Let a new connection in; where nobody idle can make room for it, it is aborted."""
         peername = transport.get_extra_info("peername")
-        source = source_of(str(peername[0])) if peername else ""
+        source = addresses.source_of(str(peername[0])) if peername else ""
         full = self._counts[source] >= self._share
         if full or len(self._sources) >= self._most:
             rivals = (it for it in self._idle if not full or self._sources[it] == source)

@@ -21,25 +21,13 @@ import aiohttp
 from aiohttp import hdrs, web
 from aiohttp.client_proto import ResponseHandler
 
-from xsc.base import limits
+from xsc.base import limits, room, turns
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited, TooLarge
 from xsc.base.limits import PEER_BODY_BYTES_MAX, PEER_REQUESTS_IN_FLIGHT_MAX, SMALL_BODIES_BYTES
-from xsc.base.room import Room
-from xsc.base.turns import Turns
 from xsc.identity.keys import KeyPair
+from xsc.net.transport import bounds, tls
 from xsc.net.transport.addresses import is_loopback, may_be_peer, source_of, split
-from xsc.net.transport.bounds import (
-    HEAD_FIELDS_MAX,
-    PIECE_BYTES,
-    Body,
-    Gate,
-    Held,
-    read_body,
-    turn_to_send,
-    write_answer,
-)
 from xsc.net.transport.port import Arrival, Buffer, Dropped, Handler, RawRequest, RawResponse, Take
-from xsc.net.transport.tls import Handshake, certificate_of, server_context
 
 PORT_WAIT_MS = 5_000
 """How long a port that is still in use is waited for."""
@@ -108,7 +96,7 @@ class _Answers(ResponseHandler):
     def set_response_params(self, **options: Any) -> None:  # noqa: ANN401 - aiohttp's own
         """Begin to wait for an answer."""
         super().set_response_params(**options)
-        self._parser = Held(self._parser, heads=1)  # type: ignore[assignment]
+        self._parser = bounds.Held(self._parser, heads=1)  # type: ignore[assignment]
 
 
 class Connector(aiohttp.TCPConnector):
@@ -171,7 +159,7 @@ class Server(web.Server):
     def __init__(
         self,
         handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-        gate: Gate,
+        gate: bounds.Gate,
         *,
         cancel: bool = False,
         open_paths: Collection[str] = (),
@@ -202,7 +190,7 @@ class Server(web.Server):
             "auto_decompress": False,
             "keepalive_timeout": inf,
             "lingering_time": LINGER_MS / 1000,
-            "max_headers": HEAD_FIELDS_MAX,
+            "max_headers": bounds.HEAD_FIELDS_MAX,
             **options,
         }
         self._gate = gate
@@ -211,7 +199,7 @@ class Server(web.Server):
     def __call__(self) -> _Connection:
         """Return what serves a new connection."""
         made = _Connection(self, loop=self._loop, **self._options)
-        made._parser = Held(made._parser)  # type: ignore[assignment]  # noqa: SLF001
+        made._parser = bounds.Held(made._parser)  # type: ignore[assignment]  # noqa: SLF001
         return made
 
     def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:  # noqa: ANN401
@@ -228,11 +216,7 @@ class Server(web.Server):
         super().connection_lost(handler, exc)
 
     async def start(
-        self,
-        host: str,
-        port: int,
-        setting: str,
-        door: Callable[[], asyncio.Protocol] | None = None,
+        self, host: str, port: int, setting: str, door: Callable[[], asyncio.Protocol] | None = None
     ) -> int:
         """Listen, and return the port; wait a moment for one that is still in use.
 
@@ -325,25 +309,25 @@ class HttpTransport:
         idle_ms: int = KEEP_ALIVE_MS,
         stop_ms: int = STOP_MS,
         connections_max: int = max(CONNECTIONS_MAX, CONNECTIONS_OUT_MAX),
-        replies: Room | None = None,
+        replies: room.Room | None = None,
     ) -> None:
         self._where = listen
         self._host, self._port = split(listen)
-        self._certificate = None if is_loopback(self._host) else certificate_of(key)
+        self._certificate = None if is_loopback(self._host) else tls.certificate_of(key)
         self._progress_ms = progress_ms
         most = min(CONNECTIONS_MAX, connections_max)
-        self._gate = Gate(most=most, share=min(CONNECTIONS_AN_ADDRESS_MAX, most), idle_ms=idle_ms)
+        self._gate = bounds.Gate(
+            most=most, share=min(CONNECTIONS_AN_ADDRESS_MAX, most), idle_ms=idle_ms
+        )
         self._stop_ms = stop_ms
         self._server: Server | None = None
         self._handshakes: set[asyncio.Task[None]] = set()
         self._bound_port: int | None = None
         self._out_max = min(CONNECTIONS_OUT_MAX, connections_max)
         self._session: aiohttp.ClientSession | None = None
-        self._turns: Turns[str] = Turns()
-        self._replies = replies or Room(
-            REPLIES_BYTES_MAX,
-            REPLIES_A_PEER_BYTES_MAX,
-            small=limits.SMALL_BODIES_BYTES,
+        self._turns: turns.Turns[str] = turns.Turns()
+        self._replies = replies or room.Room(
+            REPLIES_BYTES_MAX, REPLIES_A_PEER_BYTES_MAX, small=limits.SMALL_BODIES_BYTES
         )
         self._handler: Handler | None = None
 
@@ -376,10 +360,10 @@ class HttpTransport:
         try:
             async with (
                 asyncio.timeout(timeout_ms / 1000),
-                turn_to_send(self._turns, address, size) as left,
+                bounds.turn_to_send(self._turns, address, size) as left,
             ):
                 return await self._ask(
-                    address, fingerprint, request, Body(request.body, size, left=left)
+                    address, fingerprint, request, bounds.Body(request.body, size, left=left)
                 )
         except UnicodeError:
             raise PeerSilent(f"{address} is no address: no name is like that") from None
@@ -419,13 +403,13 @@ class HttpTransport:
                 timeout=aiohttp.ClientTimeout(sock_connect=limits.PEER_CONNECT_TIMEOUT_MS / 1000),
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
                 auto_decompress=False,
-                read_bufsize=PIECE_BYTES,
-                max_headers=HEAD_FIELDS_MAX,
+                read_bufsize=bounds.PIECE_BYTES,
+                max_headers=bounds.HEAD_FIELDS_MAX,
             )
         return self._session
 
     async def _ask(
-        self, address: str, fingerprint: bytes | None, request: RawRequest, body: Body
+        self, address: str, fingerprint: bytes | None, request: RawRequest, body: bounds.Body
     ) -> RawResponse:
         response = await self._connections().request(
             request.method,
@@ -435,7 +419,7 @@ class HttpTransport:
             ssl=True if fingerprint is None else _pinned(fingerprint),
             allow_redirects=False,
         )
-        taken = 0
+        held = room.Hold(self._replies, address)
         try:
             size = response.content_length
             if size is None or hdrs.TRANSFER_ENCODING in response.headers:
@@ -444,22 +428,19 @@ class HttpTransport:
                 raise TooLarge(f"the answer of {size} bytes is over the bound of a message")
 
             def take(piece: Buffer) -> None:
-                nonlocal taken
-                large = taken + len(piece) > limits.SMALL_BODY_BYTES_MAX
-                if not self._replies.take(address, len(piece), large=large):
+                if not held.take(len(piece)):
                     raise RateLimited(
                         "too much is being received already, from this peer or from all"
                     )
-                taken += len(piece)
 
-            whole = await read_body(response.content, size, self._progress_ms, take)
+            whole = await bounds.read_body(response.content, size, self._progress_ms, take)
             return RawResponse(
                 response.status,
                 {name.lower(): value for name, value in response.headers.items()},
                 [whole] if size else [],
             )
         finally:
-            self._replies.give(address, taken)
+            held.give()
             # Given back already where all of both was moved.
             response.close()
 
@@ -472,11 +453,11 @@ class HttpTransport:
             ConfigInvalid: the address cannot be listened on.
         """
         self._handler = handler
-        self._server = Server(self._respond, self._gate, read_bufsize=PIECE_BYTES)
+        self._server = Server(self._respond, self._gate, read_bufsize=bounds.PIECE_BYTES)
         door = None
         if self._certificate is not None:
-            context = server_context(self._certificate)
-            door = partial(Handshake, context, self._server, self._gate, self._handshakes)
+            context = tls.server_context(self._certificate)
+            door = partial(tls.Handshake, context, self._server, self._gate, self._handshakes)
         self._bound_port = await self._server.start(self._host, self._port, "peer_listen", door)
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -494,7 +475,7 @@ class HttpTransport:
                 headers[low] = f"{headers[low]}, {value}" if low in headers else value
 
             async def read(take: Take) -> memoryview:
-                return await read_body(request.content, size, self._progress_ms, take)
+                return await bounds.read_body(request.content, size, self._progress_ms, take)
 
             source = source_of(request.remote or "")
             answer = await self._handler(
@@ -502,7 +483,7 @@ class HttpTransport:
             )
         try:
             response = web.Response(status=answer.status, headers=answer.headers)
-            return await write_answer(request, response, answer.body, self._progress_ms)
+            return await bounds.write_answer(request, response, answer.body, self._progress_ms)
         finally:
             answer.sent()
 

@@ -10,10 +10,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from xsc.base import errors, limits, turns
 from xsc.base.clock import Clock, SeededEntropy
-from xsc.base.errors import PeerSilent, TooLarge
-from xsc.base.limits import PEER_BODY_BYTES_MAX, PPM
-from xsc.base.turns import Turns
 from xsc.net.transport.bounds import turn_to_send
 from xsc.net.transport.port import Arrival, Dropped, Handler, RawRequest, RawResponse, Take
 
@@ -73,7 +71,7 @@ class MemoryNetwork:
         self._stalled: set[tuple[str, str]] = set()
         self._paused: dict[str, asyncio.Event] = {}
         self._up: dict[str, MemoryTransport] = {}
-        self._turns: Turns[str] = Turns()
+        self._turns: turns.Turns[str] = turns.Turns()
 
     def transport(self, name: str) -> MemoryTransport:
         """Return a new end of the network; it takes the name once it serves."""
@@ -134,7 +132,7 @@ class MemoryNetwork:
     async def _travel(self, source: str, target: str, path: str) -> None:
         """Return when a message has come across; never, when it is lost."""
         least, most = self.delay_ms
-        lost = self._draw(PPM) < self.loss_ppm
+        lost = self._draw(limits.PPM) < self.loss_ppm
         await self._clock.sleep_ms(least + self._draw(most - least + 1))
         if lost or frozenset((source, target)) in self._cut:
             self._note(source, target, "lost", path)
@@ -157,9 +155,9 @@ class MemoryNetwork:
         end = self._up.get(target)
         if end is None:
             self._note(source, target, "refused", path)
-            raise PeerSilent(f"nobody serves at {target}")
+            raise errors.PeerSilent(f"nobody serves at {target}")
         self._note(source, target, "delivered", path)
-        if self.duplicates_ppm and self._draw(PPM) < self.duplicates_ppm:
+        if self.duplicates_ppm and self._draw(limits.PPM) < self.duplicates_ppm:
             copy = asyncio.create_task(self._repeat(source, target, request))
             self._copies.add(copy)
             copy.add_done_callback(self._copies.discard)
@@ -235,7 +233,7 @@ class MemoryTransport:
     ) -> RawResponse:
         """Return the answer of the node at an address; errors as the port says."""
         if self._stopped:
-            raise PeerSilent("this end of the network was taken down")
+            raise errors.PeerSilent("this end of the network was taken down")
         network = self._network
         work = asyncio.create_task(network.exchange(self._name, address.rsplit(":", 1)[0], request))
         self._sending[work] = None
@@ -243,9 +241,9 @@ class MemoryTransport:
         try:
             await asyncio.wait({work, timer}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                raise PeerSilent(f"no answer within {timeout_ms} ms")
+                raise errors.PeerSilent(f"no answer within {timeout_ms} ms")
             if self._stopped:
-                raise PeerSilent("this end of the network was taken down")
+                raise errors.PeerSilent("this end of the network was taken down")
             response = work.result()
         finally:
             self._sending.pop(work, None)
@@ -253,8 +251,8 @@ class MemoryTransport:
                 task.cancel()
             await asyncio.gather(work, timer, return_exceptions=True)
         body = b"".join(response.body)
-        if len(body) > PEER_BODY_BYTES_MAX:
-            raise TooLarge("the answer is over the bound of a message")
+        if len(body) > limits.PEER_BODY_BYTES_MAX:
+            raise errors.TooLarge("the answer is over the bound of a message")
         return RawResponse(response.status, response.headers, [memoryview(body)] if body else [])
 
     async def answer(self, request: RawRequest, source: str = "") -> RawResponse | None:
@@ -262,7 +260,7 @@ class MemoryTransport:
         handler = self._handler
         assert handler is not None
         body = memoryview(b"".join(request.body))
-        if len(body) > PEER_BODY_BYTES_MAX:
+        if len(body) > limits.PEER_BODY_BYTES_MAX:
             return RawResponse(413)
 
         async def read(take: Take) -> memoryview:

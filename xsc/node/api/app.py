@@ -19,8 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from xsc.api import proof, serial
 from xsc.api.problems import CONTENT_TYPE, bug, problem
-from xsc.base.errors import NotFound, Unauthorized, XscError
-from xsc.base.ids import SHORT_CHARS
+from xsc.base import errors, ids
 from xsc.base.limits import NO_PROGRESS_MS
 from xsc.base.log import Log
 from xsc.net.transport.bounds import read_body
@@ -37,7 +36,7 @@ OPEN = ("/health", proof.PATH, *openapi.PATHS)
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _GONE = ("SSL connection is closed", "socket.send() raised exception.")
 """What asyncio says of writing to who has gone."""
-_SHORT_ID = re.compile(rf"(?<![\w(])[a-z2-7]{{{SHORT_CHARS}}}(?!\w)")
+_SHORT_ID = re.compile(rf"(?<![\w(])[a-z2-7]{{{ids.SHORT_CHARS}}}(?!\w)")
 """A short id in a message; one in parentheses follows its name."""
 
 Names = Callable[[], Mapping[str, str]]
@@ -67,7 +66,7 @@ class Reports(logging.Handler):
         )
 
 
-def _name_peers(error: XscError, names: Names) -> None:
+def _name_peers(error: errors.XscError, names: Names) -> None:
     """Write the name of each known peer before its short id in an error's message."""
     if _SHORT_ID.search(error.message) is None:
         return
@@ -80,7 +79,7 @@ def _name_peers(error: XscError, names: Names) -> None:
     error.message = _SHORT_ID.sub(with_name, error.message)
 
 
-def problem_response(error: XscError) -> web.Response:
+def problem_response(error: errors.XscError) -> web.Response:
     """Return the response that carries an error."""
     headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
     return web.Response(
@@ -109,7 +108,7 @@ async def _alive(_: web.BaseRequest) -> web.Response:
 def _check_token(given: str, expected: bytes) -> None:
     # Bytes that are no text are compared as they came.
     if not hmac.compare_digest(given.encode(errors="surrogateescape"), expected):
-        raise Unauthorized(
+        raise errors.Unauthorized(
             "the API needs the token of the node's home",
             hint="it is in api.token; send it as `Authorization: Bearer …`",
         )
@@ -141,11 +140,11 @@ def application(routes: Iterable[web.RouteDef], token: str, log: Log, names: Nam
                 _check_token(request.headers.get("Authorization", ""), expected)
             found = await table.resolve(cast(web.Request, request))
             if found.http_exception is not None:
-                raise NotFound(f"there is no {request.method} {path} in this API")
+                raise errors.NotFound(f"there is no {request.method} {path} in this API")
             request[PATH] = dict(found)
             await say_continue(request)
             return await cast(Handler, found.handler)(request)
-        except XscError as error:
+        except errors.XscError as error:
             _name_peers(error, names)
             if error.exit_code == 1:
                 log.error("api.request_failed", path=path, fault=error.message)

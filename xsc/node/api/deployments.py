@@ -16,16 +16,12 @@ from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 
-from xsc.base import limits
-from xsc.base.errors import ArgumentInvalid, FrameInvalid, PeerUnknown
+from xsc.base import errors, limits
 from xsc.base.limits import KIB, MIB, OUTPUT_BYTES_MAX, SMALL_BODIES_BYTES, STDIN_BYTES_MAX
-from xsc.base.room import Room
+from xsc.base.room import Hold, Room
+from xsc.compute.deployments import rules, wagi
 from xsc.compute.deployments.holder import Served
-from xsc.compute.deployments.rules import fault_answer
-from xsc.compute.deployments.wagi import METHODS, Request
-from xsc.net.transport.addresses import source_of
-from xsc.net.transport.bounds import Gate, read_body, write_answer
-from xsc.net.transport.http import Server, say_continue
+from xsc.net.transport import addresses, bounds, http
 from xsc.net.transport.port import Buffer
 from xsc.node.build import Node
 
@@ -63,7 +59,7 @@ class _Refused(Exception):
 
     def __init__(self, status: int, reason: str, *, retry_after_s: int = 0) -> None:
         super().__init__(reason)
-        self.answer = fault_answer(status, reason, retry_after_s=retry_after_s)
+        self.answer = rules.fault_answer(status, reason, retry_after_s=retry_after_s)
 
 
 class ServiceListener:
@@ -88,14 +84,14 @@ class ServiceListener:
         self._node = node
         self._progress_ms = progress_ms
         share = min(SERVICE_CONNECTIONS_AN_ADDRESS_MAX, connections_max)
-        self._gate = Gate(most=connections_max, share=share, idle_ms=progress_ms)
+        self._gate = bounds.Gate(most=connections_max, share=share, idle_ms=progress_ms)
         self._room = room or Room(
             SERVICE_BODIES_BYTES_MAX,
             SERVICE_BODIES_AN_ADDRESS_BYTES_MAX,
             small=limits.SMALL_BODIES_BYTES,
         )
         self._under_way: Counter[str] = Counter()
-        self._server: Server | None = None
+        self._server: http.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port.
@@ -103,7 +99,7 @@ class ServiceListener:
         Raises:
             ConfigInvalid: it is not to be had.
         """
-        self._server = Server(
+        self._server = http.Server(
             self._serve,
             self._gate,
             cancel=True,
@@ -121,17 +117,18 @@ class ServiceListener:
             self._server = None
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        source = source_of(request.remote or "")
-        held = _Hold(self._room, source)
+        source = addresses.source_of(request.remote or "")
+        held = Hold(self._room, source)
         request_id = ""
         try:
             served = await self._served(request, source)
             request_id = served.request_id
-            held.take(len(served.answer.response.body))
+            if not held.take(len(served.answer.response.body)):
+                raise _Refused(503, _BUSY, retry_after_s=1)
         except _Refused as refused:
             served = Served(refused.answer, request_id)
-        except FrameInvalid as fault:
-            served = Served(fault_answer(408, f"the request was given up: {fault.message}"))
+        except errors.FrameInvalid as fault:
+            served = Served(rules.fault_answer(408, f"the request was given up: {fault.message}"))
         try:
             return await self._write(request, served)
         finally:
@@ -145,7 +142,7 @@ class ServiceListener:
             FrameInvalid: its body comes too slowly, or breaks off.
         """
         owner, name, asked = self._asked(request)
-        held = _Hold(self._room, source)
+        held = Hold(self._room, source)
         with ExitStack() as taken:
             taken.callback(held.give)
             body = await self._body(request, held)
@@ -162,7 +159,7 @@ class ServiceListener:
         # This drops what has come to 0.
         self._under_way -= Counter((source,))
 
-    def _asked(self, request: web.BaseRequest) -> tuple[bytes, str, Request]:
+    def _asked(self, request: web.BaseRequest) -> tuple[bytes, str, wagi.Request]:
         """Return owner, name and request.
 
         Raises:
@@ -177,21 +174,21 @@ class ServiceListener:
             raise _Refused(404, "a service is at /fn/OWNER/NAME")
         try:
             owner = self._node.find(unquote(parts[2]))
-        except PeerUnknown:
+        except errors.PeerUnknown:
             owner = b""
-        except ArgumentInvalid as fault:
+        except errors.ArgumentInvalid as fault:
             raise _Refused(404, f"{fault.message}: {fault.hint}") from None
         name = parts[3]
         if not self._node.services.holder.holds(owner, name):
             raise _Refused(404, "there is no such service here")
-        if request.method not in METHODS:
-            raise _Refused(405, f"a service takes {', '.join(METHODS)}")
+        if request.method not in wagi.METHODS:
+            raise _Refused(405, f"a service takes {', '.join(wagi.METHODS)}")
         raw_path = raw[len("/".join(parts[:4])) :]
         peer = request.transport.get_extra_info("peername") if request.transport else None
         return (
             owner,
             name,
-            Request(
+            wagi.Request(
                 method=request.method,
                 route="/".join(parts[:4]),
                 raw_path=raw_path,
@@ -203,7 +200,7 @@ class ServiceListener:
             ),
         )
 
-    async def _body(self, request: web.BaseRequest, hold: _Hold) -> bytes:
+    async def _body(self, request: web.BaseRequest, held: Hold) -> bytes:
         """Return the body, whole, whether its length was announced or not.
 
         Raises:
@@ -212,7 +209,7 @@ class ServiceListener:
         """
         if (request.content_length or 0) > limits.STDIN_BYTES_MAX:
             raise _Refused(413, f"a body is bounded to {limits.STDIN_BYTES_MAX} bytes")
-        await say_continue(request)
+        await http.say_continue(request)
         come = 0
 
         def take(piece: Buffer) -> None:
@@ -220,9 +217,10 @@ class ServiceListener:
             come += len(piece)
             if come > limits.STDIN_BYTES_MAX:
                 raise _Refused(413, f"a body is bounded to {limits.STDIN_BYTES_MAX} bytes")
-            hold.take(len(piece))
+            if not held.take(len(piece)):
+                raise _Refused(503, _BUSY, retry_after_s=1)
 
-        return bytes(await read_body(request.content, None, self._progress_ms, take))
+        return bytes(await bounds.read_body(request.content, None, self._progress_ms, take))
 
     async def _write(self, request: web.BaseRequest, served: Served) -> web.StreamResponse:
         told = served.answer.response
@@ -234,31 +232,6 @@ class ServiceListener:
         if served.request_id:
             response.headers["XSC-Request-Id"] = served.request_id
         if told.status == 405:
-            response.headers.setdefault(hdrs.ALLOW, ", ".join(METHODS))
+            response.headers.setdefault(hdrs.ALLOW, ", ".join(wagi.METHODS))
         rate = SERVICE_ANSWER_BYTES_A_SECOND_MIN
-        return await write_answer(request, response, [told.body], self._progress_ms, rate)
-
-
-class _Hold:
-    """The room that one body has taken."""
-
-    def __init__(self, room: Room, source: str) -> None:
-        self._room = room
-        self._source = source
-        self._size = 0
-
-    def take(self, size_bytes: int) -> None:
-        """Take more of it.
-
-        Raises:
-            _Refused: there is not so much.
-        """
-        large = self._size + size_bytes > limits.SMALL_BODY_BYTES_MAX
-        if not self._room.take(self._source, size_bytes, large=large):
-            raise _Refused(503, _BUSY, retry_after_s=1)
-        self._size += size_bytes
-
-    def give(self) -> None:
-        """Give it back."""
-        self._room.give(self._source, self._size)
-        self._size = 0
+        return await bounds.write_answer(request, response, [told.body], self._progress_ms, rate)

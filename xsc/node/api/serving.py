@@ -10,13 +10,7 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Mapping,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, fields
 from itertools import count
@@ -27,25 +21,22 @@ from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from xsc.api import ranges, serial
+from xsc.api import problems, ranges, serial
 from xsc.api.endpoint import Endpoint, headers_of
-from xsc.api.problems import problem
+from xsc.base import limits, units
 from xsc.base.errors import ArgumentInvalid, RangeUnsatisfiable, TooLarge, XscError
-from xsc.base.limits import KIB, MIB
-from xsc.base.units import format_credits, format_duration, format_size
-from xsc.node.api.app import PATH, problem_response, reply
-from xsc.node.api.openapi import FRAMED
+from xsc.node.api import app, openapi
 from xsc.node.build import Node
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-JSON_BYTES_MAX: Final = 1 * MIB
+JSON_BYTES_MAX: Final = 1 * limits.MIB
 """Bound of the JSON of a request; streams and modules have their own."""
 LENGTH_BYTES: Final = 4
-PIECE_BYTES: Final = 256 * KIB
+PIECE_BYTES: Final = 256 * limits.KIB
 """Written at once of a download."""
-SOCKET_BYTES: Final = 512 * KIB
+SOCKET_BYTES: Final = 512 * limits.KIB
 """Held by the system of what was written and not read."""
 BEAT_MS: Final = 5_000
 """Events that do not come are replaced by a comment this often, so that each side notices if the
@@ -53,10 +44,7 @@ other is gone."""
 _LOOK_MS: Final = 200
 """How often it is looked whether the reader of lines is still there."""
 _COMMENT: Final = b":\n\n"
-_BOUNDS = {
-    "less_than_equal": ("le", "at most"),
-    "greater_than_equal": ("ge", "at least"),
-}
+_BOUNDS = {"less_than_equal": ("le", "at most"), "greater_than_equal": ("ge", "at least")}
 """Of what pydantic complains: the bound's name, and our words."""
 _SAID = {
     "unexpected_keyword_argument": "there is no such field",
@@ -67,9 +55,9 @@ _LONG = {"string_too_long": "characters", "too_long": "items"}
 _WHOLE = re.compile("-?[0-9]+")
 _PAGE: Final = "the page /docs of the API shows what it takes"
 _UNITS: Mapping[str, Callable[[int], str]] = {
-    "_ms": format_duration,
-    "_bytes": format_size,
-    "_micro": lambda micro: f"{format_credits(micro)} credits",
+    "_ms": units.format_duration,
+    "_bytes": units.format_size,
+    "_micro": lambda micro: f"{units.format_credits(micro)} credits",
 }
 """Formats the value of a field for people, by the unit at the end of the field's name."""
 
@@ -99,7 +87,7 @@ class Body:
         while left:
             part = await self._read(left)
             if not part:
-                raise ArgumentInvalid(f"the request ends within {what}", hint=FRAMED)
+                raise ArgumentInvalid(f"the request ends within {what}", hint=openapi.FRAMED)
             parts.append(part)
             left -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -111,7 +99,7 @@ class Body:
             ArgumentInvalid: something does.
         """
         if await self._read(1):
-            raise ArgumentInvalid("the request goes on after its end", hint=FRAMED)
+            raise ArgumentInvalid("the request goes on after its end", hint=openapi.FRAMED)
 
     async def whole(self, most: int, what: str) -> bytes:
         """Return all that follows.
@@ -128,7 +116,7 @@ class Body:
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield all that follows, as it comes."""
-        while piece := await self._read(MIB):
+        while piece := await self._read(limits.MIB):
             yield piece
 
 
@@ -234,7 +222,7 @@ async def _asked(
         size = int.from_bytes(await body.exactly(LENGTH_BYTES, "its length"), "big")
         if size > JSON_BYTES_MAX:
             raise TooLarge(
-                f"the JSON of a request is bounded to {JSON_BYTES_MAX} bytes", hint=FRAMED
+                f"the JSON of a request is bounded to {JSON_BYTES_MAX} bytes", hint=openapi.FRAMED
             )
         raw = await body.exactly(size, "its JSON")
     else:
@@ -279,7 +267,7 @@ class Server:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             body = Body(request.content.read)
             asked = await _asked(
-                endpoint, body, request.get(PATH, {}), request.headers, request.query
+                endpoint, body, request.get(app.PATH, {}), request.headers, request.query
             )
             given = (asked,) if endpoint.takes == "json" else (asked, body)
             found = answer(self._node, *given)
@@ -291,7 +279,7 @@ class Server:
             if endpoint.gives == "cbor":
                 return web.Response(body=value, content_type="application/cbor")
             value = {endpoint.rows: [*value]} if endpoint.rows else value
-            return reply(value, status=endpoint.status, name_of=self._node.name_of)
+            return app.reply(value, status=endpoint.status, name_of=self._node.name_of)
 
         return handle
 
@@ -349,7 +337,7 @@ class Server:
             try:
                 start, stop = ranges.from_header(found.range, size)
             except RangeUnsatisfiable as fault:
-                answer = problem_response(fault)
+                answer = app.problem_response(fault)
                 answer.headers["Content-Range"] = f"bytes */{size}"
                 return answer
         # Closed in time: what a client that goes was given last is kept for its return.
@@ -376,7 +364,7 @@ class Server:
                     await _write(response, piece)
             except XscError as fault:
                 self._log.warning("api.answer_broke_off", code=fault.code, fault=fault.message)
-                self._node.faults.put(request_id, problem(fault))
+                self._node.faults.put(request_id, problems.problem(fault))
                 response.force_close()
                 if request.transport is not None:
                     request.transport.close()

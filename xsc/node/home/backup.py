@@ -33,13 +33,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from pydantic import Field
 
-from xsc.base.encoding import domain
+from xsc.base import encoding, limits, log
 from xsc.base.errors import HomeInvalid, IdentityInvalid, RecordInvalid, StoreDamaged
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import KIB, MIB
-from xsc.base.log import SilentLog
-from xsc.identity.envelope import Count, Id32, Record
-from xsc.identity.keys import KeyPair, derive
+from xsc.identity import envelope, keys
 from xsc.ledger.chain import HALF
 from xsc.market.lease_store import CUSTOMER
 from xsc.net.peers import invitation, roster
@@ -51,11 +48,11 @@ from xsc.storage.catalogue.objects import OBJECTS
 from xsc.storage.transfer import journal
 
 MAGIC: Final = b"XSC backup\n"
-HEAD_BYTES_MAX: Final = 4 * KIB
-FRAME_BYTES: Final = MIB
+HEAD_BYTES_MAX: Final = 4 * limits.KIB
+FRAME_BYTES: Final = limits.MIB
 """Plain bytes of a full frame."""
-KEY_BYTES_MAX: Final = 4 * KIB
-VALUE_BYTES_MAX: Final = 128 * MIB
+KEY_BYTES_MAX: Final = 4 * limits.KIB
+VALUE_BYTES_MAX: Final = 128 * limits.MIB
 """Above any body: an object record has a manifest of at most MANIFEST_BYTES_MAX."""
 SALT_BYTES: Final = 16
 KEY_FILE: Final = "identity.key"
@@ -72,17 +69,17 @@ _TAG_BYTES: Final = 16
 _LAST: Final = 1 << 31
 
 SealKind: TypeAlias = Literal["nothing", "passphrase", "identity"]
-Unlock: TypeAlias = Callable[[str], KeyPair]
+Unlock: TypeAlias = Callable[[str], keys.KeyPair]
 """Opens the text of a key file."""
 
 
-class Head(Record):
+class Head(envelope.Record):
     """What a backup says of itself before anything is opened; bound to every frame."""
 
     KIND = "backup"
-    node: Id32
+    node: envelope.Id32
     network: str
-    created_ms: Count
+    created_ms: envelope.Count
     seal: SealKind
     salt: Annotated[bytes, Field(min_length=SALT_BYTES, max_length=SALT_BYTES)]
 
@@ -102,9 +99,9 @@ class Seal:
     """Closes and opens the frames of one file, in their order."""
 
     def __init__(self, head: Head, secret: bytes) -> None:
-        self._cipher = AESGCM(derive(secret + head.salt, "backup/file"))
+        self._cipher = AESGCM(keys.derive(secret + head.salt, "backup/file"))
         self._secret = bool(secret)
-        self._bound = domain("backup-frame") + head.to_bytes()
+        self._bound = encoding.domain("backup-frame") + head.to_bytes()
         self._number = 0
 
     def _place(self, last: bool) -> tuple[bytes, bytes]:
@@ -134,7 +131,7 @@ class Seal:
             raise StoreDamaged("the backup is damaged: a part of it does not open") from None
 
 
-def seal_of(head: Head, *, passphrase: str = "", key: KeyPair | None = None) -> Seal:
+def seal_of(head: Head, *, passphrase: str = "", key: keys.KeyPair | None = None) -> Seal:
     """Return what closes and opens the frames under a head.
 
     Raises:
@@ -353,7 +350,7 @@ def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool)
             raise HomeInvalid(
                 f"the node of {path} never ran", hint="`xsc node identity export` keeps its key"
             )
-        stores = open_stores(home.databases, SilentLog())
+        stores = open_stores(home.databases, log.SilentLog())
         try:
             letters = letters_of(stores.state, stores.space, stores.bodies if bodies else None)
             now_ms = SystemClock().now_ms()
@@ -493,7 +490,7 @@ def _clear(path: Path) -> None:
 
 def _fill(reader: Reader, seal: Seal, path: Path, key_line: str | None, unlock: Unlock) -> Brought:
     found = Brought(reader.head)
-    stores = open_stores(path / "db", SilentLog())
+    stores = open_stores(path / "db", log.SilentLog())
     try:
         letters = letters_of(stores.state, stores.space, stores.bodies)
         read_into(reader.entries(seal), letters, found)

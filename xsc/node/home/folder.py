@@ -28,8 +28,7 @@ from xsc.base.limits import PPM
 from xsc.base.text import cause
 from xsc.identity import keyfile
 from xsc.identity.keys import NETWORK_DEFAULT, KeyPair
-from xsc.node.config import check, check_capacity
-from xsc.node.system import SystemEntropy
+from xsc.node import config, system
 
 FORMAT = 1
 TOKEN_BYTES = 32
@@ -155,7 +154,7 @@ def init_home(
         ConfigInvalid: the name or the network's is none.
     """
     if name is not None:
-        check("name", name, "the name")
+        config.check("name", name, "the name")
     if network is not None and not (
         0 < len(network) <= 64 and network.isprintable() and network == network.strip()
     ):
@@ -168,7 +167,7 @@ def init_home(
         raise HomeInvalid(
             f"{path} is not empty and no XSC home", hint="give an empty or a new directory"
         )
-    entropy = SystemEntropy()
+    entropy = system.SystemEntropy()
     key = KeyPair(entropy.token(32)) if recover is None else keyfile.from_line(recover, passphrase)
     _write_private(path / "format", f"{FORMAT}\n")
     _write_private(path / "network", f"{network or NETWORK_DEFAULT}\n")
@@ -336,7 +335,7 @@ def capacity_fault(path: Path, capacity_bytes: int, reserve_ppm: int) -> str:
         for file in files:
             with suppress(FileNotFoundError):  # a node that runs replaces its files
                 held += file.stat().st_size
-    return check_capacity(
+    return config.check_capacity(
         capacity_bytes,
         held_bytes=held,
         free_bytes=free_bytes(path, reserve_ppm),

@@ -21,22 +21,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from xsc.base.errors import ArgumentInvalid, ObjectUnknown, PeerSilent, UnavailableError, XscError
-from xsc.base.ids import from_text, node_id_from_text, short
-from xsc.base.limits import DIRECTORY_BYTES_MAX, REQUEST_WINDOW_MS, STORAGE_QUESTION_TIMEOUT_MS
+from xsc.base import errors, ids, limits
 from xsc.identity.envelope import Signed
 from xsc.ledger.incarnation import Noted, open_noted
-from xsc.net.peers.invitation import SCHEME, from_string
-from xsc.net.peers.roster import PeerInfo
+from xsc.net.peers import invitation, roster
 from xsc.node.build import Node
-from xsc.storage.catalogue.directory import (
-    DirectoryEntry,
-    DirectoryHead,
-    HeadBody,
-    locate_of,
-    newest,
-    unpack,
-)
+from xsc.storage.catalogue import directory
 from xsc.storage.catalogue.heads import HEAD_GET
 from xsc.storage.object.capability import parse_read
 
@@ -82,21 +72,21 @@ class Returned:
     """Per peer, what the directory says that it owed and nobody shows; below zero, the own debt."""
 
 
-def parse_place(place: str) -> PeerInfo | None:
+def parse_place(place: str) -> roster.PeerInfo | None:
     """Return the peer that `ID@ADDRESS[#FINGERPRINT]` names; None for a well-formed invitation.
 
     Raises:
         ArgumentInvalid, InvitationInvalid: neither.
     """
-    if place.startswith(SCHEME):
-        from_string(place)
+    if place.startswith(invitation.SCHEME):
+        invitation.from_string(place)
         return None
     match = _PLACE.fullmatch(place)
     if match is not None:
-        node_id, address = node_id_from_text(match[1]), match[2]
-        fingerprint = None if match[3] is None else from_text(match[3])
+        node_id, address = ids.node_id_from_text(match[1]), match[2]
+        fingerprint = None if match[3] is None else ids.from_text(match[3])
         with suppress(ValueError):  # it is no address
-            return PeerInfo(
+            return roster.PeerInfo(
                 node_id=node_id,
                 name="",
                 addresses=(address,),
@@ -104,22 +94,22 @@ def parse_place(place: str) -> PeerInfo | None:
                 added_ms=0,
                 seq=1,
             )
-    raise ArgumentInvalid(
+    raise errors.ArgumentInvalid(
         "a peer is given as its invitation, or as ID@HOST:PORT",
         hint="ask a peer for `xsc peer invite`, or for its id and address",
     )
 
 
-def _restore(node: Node, body: HeadBody) -> None:
+def _restore(node: Node, body: directory.HeadBody) -> None:
     """Take all that a directory says of peers: whom there is, and whom the operator barred."""
     for known in body.peers:
-        node.peers.roster.restore(PeerInfo.from_bytes(known))
+        node.peers.roster.restore(roster.PeerInfo.from_bytes(known))
     node.peers.roster.restore_removed(body.removed)
 
 
 async def find_head(
     node: Node, asked: set[bytes], silent: set[bytes]
-) -> tuple[Signed[DirectoryHead], HeadBody] | None:
+) -> tuple[Signed[directory.DirectoryHead], directory.HeadBody] | None:
     """Return the newest head of all peers, and of those that these know, and what it says.
 
     Args:
@@ -127,56 +117,58 @@ async def find_head(
         asked: takes the peers that were asked.
         silent: takes those of them that did not answer.
     """
-    own, locate = node.directory.head, locate_of(node.key)
+    own, locate = node.directory.head, directory.locate_of(node.key)
     heads: list[bytes] = [own] if own else []
 
     async def ask(peer: bytes) -> None:
         asked.add(peer)
         try:
             reply = await node.peers.call(
-                peer, HEAD_GET, {"locate": locate}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+                peer, HEAD_GET, {"locate": locate}, timeout_ms=limits.STORAGE_QUESTION_TIMEOUT_MS
             )
             heads.extend(bytes(part) for part in reply.parts[:1])
-        except UnavailableError:
+        except errors.UnavailableError:
             silent.add(peer)
-        except XscError as fault:
-            node.log.warning("recovery.head_refused", peer=short(peer), code=fault.code)
+        except errors.XscError as fault:
+            node.log.warning("recovery.head_refused", peer=ids.short(peer), code=fault.code)
 
-    best = newest(heads, node.key, node.peers.network)
+    best = directory.newest(heads, node.key, node.peers.network)
     while fresh := [peer for peer in node.peers.peers() if peer not in asked]:
         await asyncio.gather(*(ask(peer) for peer in fresh))
-        best = newest(heads, node.key, node.peers.network)
+        best = directory.newest(heads, node.key, node.peers.network)
         # What is written in its own head a home knows, and perhaps more by now.
         if best is not None and best[0].raw != own:
             _restore(node, best[1])
     return best
 
 
-async def read_directory(node: Node, body: HeadBody) -> list[DirectoryEntry]:
+async def read_directory(node: Node, body: directory.HeadBody) -> list[directory.DirectoryEntry]:
     """Return the objects of a directory, fetched where it is an object itself.
 
     Raises:
         XscError: as `StorageService.open`.
     """
     if body.directory is not None:
-        return unpack(body.directory)
+        return directory.unpack(body.directory)
     assert body.capability is not None
     reader = await node.storage.open(body.capability)
-    if reader.size_bytes > DIRECTORY_BYTES_MAX:
-        raise ObjectUnknown("the directory is larger than any can be")
-    return unpack(b"".join([bytes(chunk) async for chunk in reader.stream()]))
+    if reader.size_bytes > limits.DIRECTORY_BYTES_MAX:
+        raise errors.ObjectUnknown("the directory is larger than any can be")
+    return directory.unpack(b"".join([bytes(chunk) async for chunk in reader.stream()]))
 
 
-async def adopt_all(node: Node, listed: Sequence[DirectoryEntry]) -> list[DirectoryEntry]:
+async def adopt_all(
+    node: Node, listed: Sequence[directory.DirectoryEntry]
+) -> list[directory.DirectoryEntry]:
     """Take all objects back; return those that nobody who answered has."""
     turn = asyncio.Semaphore(RECOVERY_PARALLEL)
-    lost: list[DirectoryEntry] = []
+    lost: list[directory.DirectoryEntry] = []
 
-    async def one(item: DirectoryEntry) -> None:
+    async def one(item: directory.DirectoryEntry) -> None:
         async with turn:
             try:
                 await node.storage.adoption.adopt(item)
-            except ObjectUnknown:
+            except errors.ObjectUnknown:
                 lost.append(item)
 
     await asyncio.gather(*(one(item) for item in listed))
@@ -194,7 +186,7 @@ async def raise_replay_floors(node: Node) -> None:
     async def raise_floor(peer: bytes) -> None:
         theirs_ms = await node.health.clock_of(peer)
         now_ms = node.clock.now_ms()
-        latest_ms = now_ms + REQUEST_WINDOW_MS
+        latest_ms = now_ms + limits.REQUEST_WINDOW_MS
         if theirs_ms is not None:
             latest_ms = min(latest_ms, max(now_ms, theirs_ms))
         node.peers.server.refuse_before(peer, latest_ms + 1)
@@ -213,14 +205,14 @@ async def resume_space(node: Node) -> None:
     async def take_back(peer: bytes) -> None:
         try:
             await node.sync.recover(peer)
-        except XscError as fault:
-            node.log.warning("recovery.space_not_shown", peer=short(peer), code=fault.code)
+        except errors.XscError as fault:
+            node.log.warning("recovery.space_not_shown", peer=ids.short(peer), code=fault.code)
 
     await asyncio.gather(*(take_back(peer) for peer in node.peers.peers()))
     await node.intervals.ask(node.intervals.granters())
 
 
-async def recall_leases(node: Node, listed: Sequence[DirectoryEntry]) -> None:
+async def recall_leases(node: Node, listed: Sequence[directory.DirectoryEntry]) -> None:
     """Learn from each peer which leases this node has there; who is silent is asked later."""
     held: dict[bytes, dict[bytes, int]] = {peer: {} for peer in node.peers.peers()}
     for item in listed:
@@ -270,8 +262,8 @@ async def find_objects(
     best = await find_head(node, asked, silent)
     waits = not recovering and not without_silent
     if silent and waits:
-        names = ", ".join(sorted(f"{node.name_of(peer)} ({short(peer)})" for peer in silent))
-        raise PeerSilent(
+        names = ", ".join(sorted(f"{node.name_of(peer)} ({ids.short(peer)})" for peer in silent))
+        raise errors.PeerSilent(
             f"these peers do not answer, and may hold what was stored and signed since: {names}",
             hint="try again when they are back, or go on without them: "
             "xsc node restore --without-silent",
@@ -287,7 +279,7 @@ async def find_objects(
     # What the home lists itself stays listed although nobody answers for it now.
     lost = tuple(item.name for item in missing if _ref(item) not in unfound)
     if lost and waits:
-        raise PeerSilent(
+        raise errors.PeerSilent(
             f"{len(lost)} newer objects are at no host that answers",
             hint="try again when more peers are back; --without-silent goes on, "
             "and looks for them again",
@@ -302,18 +294,18 @@ async def find_objects(
     return Found(len(listed) - len(missing), newer, gone, lost, frozenset(silent), noted)
 
 
-def _nobody_knows(*, all_silent: bool) -> XscError:
+def _nobody_knows(*, all_silent: bool) -> errors.XscError:
     if all_silent:
-        return PeerSilent(
+        return errors.PeerSilent(
             "no peer that was named answers", hint="give others with --peer, or try again"
         )
-    return ObjectUnknown(
+    return errors.ObjectUnknown(
         "no peer that answered holds a directory of this identity",
         hint="name others of its peers with --peer",
     )
 
 
-def _ref(item: DirectoryEntry) -> bytes:
+def _ref(item: directory.DirectoryEntry) -> bytes:
     return parse_read(item.capability).manifest_hash
 
 

@@ -13,8 +13,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
-from xsc.base.errors import StoreDamaged
-from xsc.base.keyvalue import Stores
+from xsc.base import errors, keyvalue
 from xsc.base.log import Log
 from xsc.db.leveldb import LevelDBKeyValue
 
@@ -23,7 +22,7 @@ KEPT = ("state", "space", "bodies")
 """Databases whose content cannot be made again."""
 
 
-def open_stores(folder: Path, log: Log) -> Stores:
+def open_stores(folder: Path, log: Log) -> keyvalue.Stores:
     """Return the databases in a folder; the index can be a new one.
 
     Raises:
@@ -39,7 +38,7 @@ def open_stores(folder: Path, log: Log) -> Stores:
         bodies = opened.enter_context(closing(_open_bodies(folder / "bodies")))
         index = _open_index(folder / "index", log)
         opened.pop_all()
-    return Stores(bodies, index, state, space)
+    return keyvalue.Stores(bodies, index, state, space)
 
 
 def check_complete(folder: Path) -> None:
@@ -51,7 +50,7 @@ def check_complete(folder: Path) -> None:
     there = [(folder / name).exists() for name in (*KEPT, "index")]
     for place, name in enumerate(KEPT):
         if not there[place] and any(there[place:]):
-            raise StoreDamaged(
+            raise errors.StoreDamaged(
                 f"the database {name} of {folder.parent} is missing",
                 hint="restore a backup (`xsc node restore`), or make a new home of the key "
                 "(`xsc node recover`)",
@@ -61,8 +60,8 @@ def check_complete(folder: Path) -> None:
 def _open_bodies(path: Path) -> LevelDBKeyValue:
     try:
         return LevelDBKeyValue(path)
-    except StoreDamaged as fault:
-        raise StoreDamaged(
+    except errors.StoreDamaged as fault:
+        raise errors.StoreDamaged(
             fault.message,
             hint="`xsc node fsck --salvage` saves what can be read, and keeps the old directory",
         ) from None
@@ -74,10 +73,10 @@ def _open_index(path: Path, log: Log) -> LevelDBKeyValue:
         try:
             for _ in index.scan(b""):
                 pass
-        except StoreDamaged:
+        except errors.StoreDamaged:
             index.close()
             raise
-    except StoreDamaged as fault:
+    except errors.StoreDamaged as fault:
         log.warning("storage.index_damaged", fault=fault.message)
         if path.is_dir():
             shutil.rmtree(path)

@@ -12,25 +12,16 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, dataclass, field, replace
 
-from xsc.base.errors import (
-    ArgumentInvalid,
-    ExportUnknown,
-    ModuleInvalid,
-    ProofInvalid,
-    SignatureMismatch,
-)
-from xsc.base.ids import to_text
+from xsc.base import errors, ids, log
 from xsc.base.jobs import JobResult, JobSpec
 from xsc.base.limits import COMPILE_MS_MAX
-from xsc.base.log import SilentLog
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.jobs.receipts import check_compiled
 from xsc.compute.jobs.replay import Judgement, judge, replay_job, why_not
 from xsc.compute.jobs.runner import JobRunner
-from xsc.compute.wasm import rows
+from xsc.compute.wasm import program, rows
 from xsc.compute.wasm.inputs import RunInput, check_input, input_hash
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.program import read
 from xsc.compute.wasm.rows import read_lines
 from xsc.compute.wasm.sandbox import Job, SandboxResult
 from xsc.compute.worker.pool import PoolSandbox
@@ -43,7 +34,7 @@ from xsc.terms.execution import Order, Outcome
 @asynccontextmanager
 async def sandbox() -> AsyncGenerator[PoolSandbox, None]:
     """Have a sandbox of one worker."""
-    pool = PoolSandbox(1, SystemClock(), SilentLog(), compile_ms=COMPILE_MS_MAX)
+    pool = PoolSandbox(1, SystemClock(), log.SilentLog(), compile_ms=COMPILE_MS_MAX)
     await pool.start()
     try:
         yield pool
@@ -109,7 +100,7 @@ def input_of(order: Order, module: bytes, given: Given) -> RunInput:
     if order.mode == "batch":
         calls = read_lines(given.stdin)
         shape = rows.Shape(len(calls), given.item_fuel or order.fuel_max)
-        signature = read(module).signature(order.function)
+        signature = program.read(module).signature(order.function)
         found = RunInput(shape.texts(), stdin=rows.table_of(calls, order.function, signature))
     else:
         found = RunInput(
@@ -125,7 +116,7 @@ def input_of(order: Order, module: bytes, given: Given) -> RunInput:
             "run": "give the same arguments, --env, --stdin and files as the run had",
             "batch": "give the same lines with --batch, and --item-fuel if there was one",
         }
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             "what is given is not the input that the order names", hint=what[order.mode]
         )
     return found
@@ -145,11 +136,11 @@ def _judge_all(
 ) -> list[Judgement]:
     """Run an order again, once, and return what that says of each outcome."""
     try:
-        results = read(module).signature(order.function).results
+        results = program.read(module).signature(order.function).results
         found = input_of(order, module, given)
         job = replay_job(order, module, found, Limits().output_bytes)
         again = asyncio.run(_again(order, job, told))
-    except (ModuleInvalid, ExportUnknown, SignatureMismatch) as fault:
+    except (errors.ModuleInvalid, errors.ExportUnknown, errors.SignatureMismatch) as fault:
         return [Judgement("differs", (f"such a run cannot be: {fault.message}",))] * len(told)
     if isinstance(again, str):
         return [Judgement("cannot_tell", (again,))] * len(told)
@@ -166,27 +157,27 @@ def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
     runs = open_runs(raw)
     order, receipts = runs[0][0].record, [receipt.record for _, receipt in runs]
     if hashlib.sha256(module).digest() != order.module:
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             "the receipt is for another module than the one given",
             hint=f"it is for the module with the SHA-256 {order.module.hex()}",
         )
     for receipt in receipts:
         fault = check_compiled(receipt, len(module))
         if fault is not None:
-            raise ProofInvalid(fault)
+            raise errors.ProofInvalid(fault)
     verdicts = _judge_all(order, [receipt.outcome for receipt in receipts], module, given)
     if len(runs) == 2:
         told = any(verdict.verdict == "differs" for verdict in verdicts)
         return {
             "verdict": "convicts" if told else "cannot_tell",
             "providers": [
-                {"provider": to_text(receipt.author), **asdict(verdict)}
+                {"provider": ids.to_text(receipt.author), **asdict(verdict)}
                 for (_, receipt), verdict in zip(runs, verdicts, strict=True)
             ],
         }
     outcome, calls = receipts[0].outcome, receipts[0].observed.calls
     if outcome.mode == "batch" and calls != len(read_lines(given.stdin)):
-        raise ProofInvalid("it bills other calls than the batch has")
+        raise errors.ProofInvalid("it bills other calls than the batch has")
     return {
         **asdict(verdicts[0]),
         "fuel_used": outcome.fuel_used,

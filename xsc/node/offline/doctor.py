@@ -26,11 +26,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from xsc.base.errors import XscError
-from xsc.base.limits import PPM, REQUEST_WINDOW_MS
-from xsc.base.merkle import root_of
+from xsc.base import errors, limits, merkle, units
 from xsc.base.text import cause
-from xsc.base.units import format_size
 from xsc.compute.wasm.sandbox import Job
 from xsc.compute.worker.main import WARM_UP
 from xsc.db.leveldb import LevelDBKeyValue
@@ -39,8 +36,7 @@ from xsc.node import config as configs
 from xsc.node.home import folder as homes
 from xsc.node.home.stores import check_complete
 from xsc.node.offline.compute import sandbox
-from xsc.storage.object.erasure import Code, decode, encode
-from xsc.storage.object.segment import Place, open_sealed, seal
+from xsc.storage.object import erasure, segment
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -97,7 +93,7 @@ def examine(home: Path, ask: Ask, names: Iterable[str] = ()) -> list[Finding]:
             continue
         try:
             found.extend(replace(each, check=each.check or name) for each in check(home, ask))
-        except XscError as fault:
+        except errors.XscError as fault:
             found.append(Finding(name, "fail", fault.message, fault.hint))
         except OSError as fault:
             where = f"{fault.filename}: " if fault.filename else ""
@@ -112,7 +108,7 @@ def _machine(_home: Path, _ask: Ask) -> Iterator[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     text = (
         f"Python {platform.python_version()} on {sys.platform} {platform.machine()}, "
-        f"{len(os.sched_getaffinity(0))} cores, {format_size(memory)}"
+        f"{len(os.sched_getaffinity(0))} cores, {units.format_size(memory)}"
     )
     yield judge_memory(text, memory)
 
@@ -120,7 +116,7 @@ def _machine(_home: Path, _ask: Ask) -> Iterator[Finding]:
 def judge_memory(text: str, memory_bytes: int) -> Finding:
     """Return what a machine's memory allows."""
     if memory_bytes < MEMORY_BYTES_MIN:
-        least = format_size(MEMORY_BYTES_MIN)
+        least = units.format_size(MEMORY_BYTES_MIN)
         return warn(f"{text}: less memory than {least}", "set compute_workers = 1")
     return ok(text)
 
@@ -146,7 +142,7 @@ def _clock(_home: Path, _ask: Ask) -> Iterator[Finding]:
 
 def judge_clock(state: int) -> Finding:
     """Return what the kernel's word on its clock (adjtimex) means."""
-    window_s = REQUEST_WINDOW_MS // 1000
+    window_s = limits.REQUEST_WINDOW_MS // 1000
     if 0 <= state < _CLOCK_UNSYNCHRONISED:
         return ok("the kernel says that it is synchronised")
     return warn(
@@ -228,10 +224,10 @@ def _disk(home: Path, _ask: Ask) -> Iterator[Finding]:
 
 def judge_space(free: int, total: int, reserve_ppm: int) -> Finding:
     """Return whether a disk has more left than is kept free."""
-    kept = total * reserve_ppm // PPM
-    text = f"{format_size(free)} of {format_size(total)} are free"
+    kept = total * reserve_ppm // limits.PPM
+    text = f"{units.format_size(free)} of {units.format_size(total)} are free"
     if free <= kept:
-        return fail(f"{text}, and {format_size(kept)} are kept free", "see disk_reserve")
+        return fail(f"{text}, and {units.format_size(kept)} are kept free", "see disk_reserve")
     return ok(text)
 
 
@@ -244,7 +240,7 @@ def _capacity(home: Path, _ask: Ask) -> Iterator[Finding]:
     if fault:
         yield warn(fault, "lower storage_capacity, or free the disk")
     else:
-        yield ok(f"the disk has room for the {format_size(capacity)} that are offered")
+        yield ok(f"the disk has room for the {units.format_size(capacity)} that are offered")
 
 
 def _filesystem_of(path: Path, mounts: str) -> str:
@@ -290,15 +286,15 @@ def judge_syncs(times_us: list[int]) -> Finding:
 
 
 def _storage(home: Path, _ask: Ask) -> Iterator[Finding]:
-    code, data = Code(), os.urandom(100_001)
-    shards = dict(enumerate(encode(data, code)))
+    code, data = erasure.Code(), os.urandom(100_001)
+    shards = dict(enumerate(erasure.encode(data, code)))
     for left in itertools.combinations(shards, code.k):
-        if decode({column: shards[column] for column in left}, code, len(data)) != data:
+        if erasure.decode({column: shards[column] for column in left}, code, len(data)) != data:
             yield fail(f"the erasure code does not give back what {left} have")
-    place = Place(bytes(32), 0, len(data), final=True)
+    place = segment.Place(bytes(32), 0, len(data), final=True)
     key, nonce = os.urandom(32), os.urandom(12)
-    sealed, tag = seal(key, nonce, place, data)
-    if open_sealed(key, nonce, tag, place, bytes(sealed)) != data:
+    sealed, tag = segment.seal(key, nonce, place, data)
+    if segment.open_sealed(key, nonce, tag, place, bytes(sealed)) != data:
         yield fail("the cipher does not give back what it sealed")
     with tempfile.TemporaryDirectory(dir=home if homes.is_home(home) else None) as folder:
         database = LevelDBKeyValue(Path(folder) / "db")
@@ -307,7 +303,7 @@ def _storage(home: Path, _ask: Ask) -> Iterator[Finding]:
         database = LevelDBKeyValue(Path(folder) / "db")
         kept = database.get(b"key")
         database.close()
-    if kept is None or root_of(kept) != root_of(data):
+    if kept is None or merkle.root_of(kept) != merkle.root_of(data):
         yield fail("the database does not give back what was synced")
         return
     yield ok("code, cipher and database give everything back")
@@ -397,7 +393,7 @@ def judge_clock_of_peers(refused_by: int, known: int) -> Iterator[Finding]:
     """Yield what it means that so many peers refuse requests for the time that they name."""
     if not refused_by:
         return
-    window_s = REQUEST_WINDOW_MS // 1000
+    window_s = limits.REQUEST_WINDOW_MS // 1000
     mine = 2 * refused_by > known
     yield Finding(
         "clock",

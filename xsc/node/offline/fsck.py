@@ -7,12 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from xsc.api import home as api
+from xsc.base import errors, ids, keyvalue, log
 from xsc.base.clock import Executor, InlineExecutor
-from xsc.base.errors import HomeInvalid
-from xsc.base.ids import ID_BYTES, to_text
-from xsc.base.keyvalue import KeyValue
-from xsc.base.log import SilentLog
-from xsc.db.leveldb import salvage
+from xsc.db import leveldb
 from xsc.identity.keys import network_id
 from xsc.node.home import folder as homes
 from xsc.node.home.stores import open_stores
@@ -33,8 +30,8 @@ def damaged_body(found: Damage) -> api.Damaged:
         segment, column, _ = formats.column_of_key(key)
     return api.Damaged(
         sequence=found.entry.sequence,
-        locate=to_text(key[1 : 1 + ID_BYTES]),
-        customer=key[-ID_BYTES:],
+        locate=ids.to_text(key[1 : 1 + ids.ID_BYTES]),
+        customer=key[-ids.ID_BYTES :],
         lease_id=found.entry.lease_id,
         size_bytes=found.entry.size_bytes,
         reason=found.reason,
@@ -45,7 +42,7 @@ def damaged_body(found: Damage) -> api.Damaged:
 
 
 async def audited(
-    shards: StorageNode, space: KeyValue, network: bytes, executor: Executor, *, deep: bool
+    shards: StorageNode, space: keyvalue.KeyValue, network: bytes, executor: Executor, *, deep: bool
 ) -> api.Audit:
     """Check a shard store and a space; return what was found.
 
@@ -87,15 +84,15 @@ def check_home(path: Path, *, deep: bool, salvaged: bool) -> api.Audit:
     """
     homes.check_format(path)
     if not (path / "db" / "bodies").exists():
-        raise HomeInvalid(f"{path} holds no shard store yet", hint="its node never ran")
+        raise errors.HomeInvalid(f"{path} holds no shard store yet", hint="its node never ran")
     with homes.lock(path):
-        kept = salvage(path / "db" / "bodies") if salvaged else None
+        kept = leveldb.salvage(path / "db" / "bodies") if salvaged else None
         network = homes.network_of(path)
         return asyncio.run(_check(path / "db", network, deep=deep or salvaged, kept=kept))
 
 
 async def _check(folder: Path, network: str, *, deep: bool, kept: Path | None) -> api.Audit:
-    stores = open_stores(folder, SilentLog())
+    stores = open_stores(folder, log.SilentLog())
     try:
         executor = InlineExecutor()
         node = StorageNode(
@@ -103,7 +100,7 @@ async def _check(folder: Path, network: str, *, deep: bool, kept: Path | None) -
             bodies=stores.bodies,
             index=stores.index,
             executor=executor,
-            log=SilentLog(),
+            log=log.SilentLog(),
         )
         rebuilt = (await node.start(rebuild=kept is not None)).rebuilt
         of = network_id(network)

@@ -8,33 +8,25 @@ from contextlib import contextmanager
 from typing import Final, TypeAlias
 
 from xsc.allocation.clearing_record import Clearing, check_clearing
-from xsc.base.errors import LimitError, PeerError, ProofInvalid
+from xsc.base import errors, limits, units
 from xsc.base.ids import short, to_text
-from xsc.base.limits import COMPILE_BYTE_FUEL, MFUEL, PEER_BODY_BYTES_MAX, PRICE_FUEL
 from xsc.base.text import count_of, cut, printable
-from xsc.base.units import ceil_div, format_credits, format_level, format_size, format_time
 from xsc.compute.deployments.rules import check_receipt as check_service_receipt
-from xsc.compute.jobs.evidence import differing
-from xsc.compute.jobs.quorum import contradict, same_content
-from xsc.compute.jobs.receipts import billed_steps, check_compiled, check_receipt
+from xsc.compute.jobs import evidence, quorum, receipts
 from xsc.compute.wasm.values import format_number
 from xsc.identity.envelope import R, Signed, kind_of, open_signed
-from xsc.ledger.audit import verify_settled
-from xsc.ledger.entry import SettledEntry
+from xsc.ledger import audit, entry
 from xsc.market.lease import check_grant, run_price
 from xsc.market.pricing import why
-from xsc.programs.numbers import format_value
+from xsc.programs import numbers, provenance
 from xsc.programs.proof import check_record, value_in
-from xsc.programs.provenance import ProvenanceInput, ProvenanceOutput, ProvenanceRecord
 from xsc.space.record import SpaceRecord
 from xsc.storage.repair.departures import check_proof
+from xsc.terms import quote, slot, storage_receipt
 from xsc.terms.clearing import ClearingProof, SpaceValue
 from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.execution import Dissent, ExecutionReceipt, Order
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
-from xsc.terms.quote import UNITS
-from xsc.terms.slot import STEP
-from xsc.terms.storage_receipt import DeletionReceipt, StorageReceipt
 from xsc.terms.voucher import LeaseCount, Voucher
 
 SHOWN_CHARS = 60
@@ -44,13 +36,13 @@ Execution: TypeAlias = tuple[Signed[Order], Signed[ExecutionReceipt]]
 
 def _require(holds: bool, fault: str) -> None:
     if not holds:
-        raise ProofInvalid(fault)
+        raise errors.ProofInvalid(fault)
 
 
 def _keeps(broken: str | None) -> None:
     """Return if a record breaks none of the rules of its package."""
     if broken is not None:
-        raise ProofInvalid(broken)
+        raise errors.ProofInvalid(broken)
 
 
 @contextmanager
@@ -58,8 +50,8 @@ def _proving() -> Iterator[None]:
     """Take for no proof what a peer would be blamed for."""
     try:
         yield
-    except (PeerError, LimitError) as fault:
-        raise ProofInvalid(fault.message, hint=fault.hint) from None
+    except (errors.PeerError, errors.LimitError) as fault:
+        raise errors.ProofInvalid(fault.message, hint=fault.hint) from None
 
 
 def _open(
@@ -73,7 +65,7 @@ def _open(
         signer: the field that names who must have signed it; the caller checks that without.
         network: that of the record that it is inside of.
     """
-    signed = open_signed(raw, kind, network=network, size_max=PEER_BODY_BYTES_MAX)
+    signed = open_signed(raw, kind, network=network, size_max=limits.PEER_BODY_BYTES_MAX)
     if signer:
         name = kind.KIND.replace("_", " ")
         expected = getattr(signed.record, signer)
@@ -96,15 +88,15 @@ def _lease(raw: bytes) -> str:
         what = f"{_quantity(asked.kind, lease.level)}, cleared ahead of use,"
     return (
         f"lease: {short(asked.provider)} grants {short(asked.customer)} {what} at "
-        f"{format_credits(asked.price)} credits a {UNITS[asked.kind]}"
+        f"{units.format_credits(asked.price)} credits a {quote.UNITS[asked.kind]}"
     )
 
 
 def _quantity(kind: str, level: int) -> str:
     """Return what a cleared lease grants, in the words of people."""
     if kind == "storage":
-        return f"{format_size(level)} of storage"
-    return f"{level // MFUEL} million fuel steps a second of compute"
+        return f"{units.format_size(level)} of storage"
+    return f"{level // limits.MFUEL} million fuel steps a second of compute"
 
 
 def explain_price(raw: bytes) -> tuple[LeaseRequest, str]:
@@ -121,28 +113,28 @@ def _voucher(raw: bytes) -> str:
     voucher = _open(raw, Voucher, "customer").record
     return (
         f"voucher: {short(voucher.customer)} owes {short(voucher.provider)} "
-        f"{format_credits(voucher.amount_micro)} credits in all, up to "
-        f"{format_time(voucher.until_ms)}"
+        f"{units.format_credits(voucher.amount_micro)} credits in all, up to "
+        f"{units.format_time(voucher.until_ms)}"
     )
 
 
 def _storage_receipt(raw: bytes) -> str:
-    receipt = _open(raw, StorageReceipt, "host").record
-    held = sum(shard.size_bytes for shard in receipt.shards)
+    receipt = _open(raw, storage_receipt.StorageReceipt, "host").record
+    held = units.format_size(sum(shard.size_bytes for shard in receipt.shards))
     return (
-        f"storage receipt: {short(receipt.host)} holds {len(receipt.shards)} shards, "
-        f"{format_size(held)}, of object {short(receipt.locate)} for {short(receipt.customer)}"
+        f"storage receipt: {short(receipt.host)} holds {len(receipt.shards)} shards, {held}, "
+        f"of object {short(receipt.locate)} for {short(receipt.customer)}"
     )
 
 
 def _deletion_receipt(raw: bytes) -> str:
-    receipt = _open(raw, DeletionReceipt, "host").record
+    receipt = _open(raw, storage_receipt.DeletionReceipt, "host").record
     leases = {item.lease_id for item in receipt.freed}
     _require(len(leases) == len(receipt.freed), "the receipt names a lease twice")
     return (
         f"deletion receipt: {short(receipt.host)} holds nothing more of object "
         f"{short(receipt.locate)} for {short(receipt.customer)}, "
-        f"and freed {format_size(receipt.freed_bytes)}"
+        f"and freed {units.format_size(receipt.freed_bytes)}"
     )
 
 
@@ -152,7 +144,7 @@ def _lease_count(raw: bytes) -> str:
     _require(len(set(ids)) == len(ids), "the count names a lease twice")
     named = ", ".join(short(lease_id) for lease_id in ids) or "none"
     return (
-        f"lease count: {short(count.provider)} counted {format_credits(count.amount_micro)} "
+        f"lease count: {short(count.provider)} counted {units.format_credits(count.amount_micro)} "
         f"credits in all for {short(count.customer)}, and has these leases and no others: {named}; "
         "without its customer's voucher nothing of it is owed"
     )
@@ -176,9 +168,9 @@ def _open_execution(
     price = _price_of(asked, signed, lease)
     if price is None:
         # It is the lease's, which is not here: the amount must follow from some price.
-        steps = billed_steps(asked, receipt.outcome, receipt.observed)
-        price = ceil_div(receipt.amount_micro * PRICE_FUEL, steps)
-    _keeps(check_receipt(order, receipt, price))
+        steps = receipts.billed_steps(asked, receipt.outcome, receipt.observed)
+        price = units.ceil_div(receipt.amount_micro * limits.PRICE_FUEL, steps)
+    _keeps(receipts.check_receipt(order, receipt, price))
     return order, signed
 
 
@@ -221,7 +213,7 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
     receipt, outcome, asked = signed.record, signed.record.outcome, order.record
     _is_of(module, outcome.module)
     if module is not None:
-        _keeps(check_compiled(receipt, len(module)))
+        _keeps(receipts.check_compiled(receipt, len(module)))
     call = f"{outcome.function}({', '.join(format_number(n) for n in outcome.arguments)})"
     if outcome.mode == "batch":
         call = f"a batch of calls of {outcome.function}"
@@ -235,9 +227,10 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
         ended = f"gave {' '.join(format_number(n) for n in outcome.results) or 'nothing'}"
     compiling = priced = ""
     if saved := receipt.observed.saved_bytes:
-        ended += f", {format_size(saved)} of {format_size(asked.given_bytes)} were there already"
+        given = units.format_size(asked.given_bytes)
+        ended += f", {units.format_size(saved)} of {given} were there already"
     if compiled := receipt.observed.compiled_bytes:
-        compiling = f" and {compiled * COMPILE_BYTE_FUEL} to compile"
+        compiling = f" and {compiled * limits.COMPILE_BYTE_FUEL} to compile"
     if asked.grants:
         ended += f", seeing the provider's {' and '.join(asked.grants)}"
     if asked.customer != asked.provider:
@@ -246,7 +239,7 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
         f"execution receipt: {short(signed.author)} ran {call} of module "
         f"{outcome.module.hex()[:16]} for {short(asked.customer)}: it {ended}, "
         f"{outcome.fuel_used} fuel{compiling}, "
-        f"{format_credits(receipt.amount_micro)} credits{priced}"
+        f"{units.format_credits(receipt.amount_micro)} credits{priced}"
     )
 
 
@@ -257,7 +250,7 @@ def _open_dissent(raw: bytes) -> tuple[Execution, Execution]:
     first = _open_execution(dissent.first, network=signed.network)
     second = _open_execution(dissent.second, network=signed.network)
     _require(
-        same_content(first[0].record, second[0].record),
+        quorum.same_content(first[0].record, second[0].record),
         "the two receipts are not of two providers for the same order",
     )
     customers = (signed.author, dissent.customer)
@@ -266,7 +259,7 @@ def _open_dissent(raw: bytes) -> tuple[Execution, Execution]:
         "the evidence is not signed by the customer of the orders",
     )
     _require(
-        contradict(first[1].record.outcome, second[1].record.outcome),
+        quorum.contradict(first[1].record.outcome, second[1].record.outcome),
         "the two receipts do not contradict each other",
     )
     return first, second
@@ -279,14 +272,14 @@ def open_runs(raw: bytes) -> tuple[Execution, ...]:
         ProofInvalid: the first thing that is wrong.
     """
     with _proving():
-        if kind_of(raw, size_max=PEER_BODY_BYTES_MAX) == Dissent.KIND:
+        if kind_of(raw, size_max=limits.PEER_BODY_BYTES_MAX) == Dissent.KIND:
             return _open_dissent(raw)
         return (_open_execution(raw),)
 
 
 def _dissent(raw: bytes) -> str:
     (order, first), (_, second) = _open_dissent(raw)
-    fields = ", ".join(differing(first.record, second.record))
+    fields = ", ".join(evidence.differing(first.record, second.record))
     return (
         f"dissent: {short(first.author)} and {short(second.author)} ran the same order of "
         f"{short(order.author)} for module {order.record.module.hex()[:16]} and signed different "
@@ -319,7 +312,7 @@ def _service_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> s
         f"service receipt: {short(signed.author)} answered request {to_text(receipt.nonce)} to "
         f"version {record.version} of '{record.name}' of {short(record.owner)} with "
         f"{receipt.status}, {outcome.fuel_used} fuel, "
-        f"{format_credits(receipt.amount_micro)} credits"
+        f"{units.format_credits(receipt.amount_micro)} credits"
     )
 
 
@@ -332,7 +325,7 @@ def _clearing(raw: bytes) -> str:
     kind = record.slot.kind
     return (
         f"clearing: {short(record.provider[0])} divided "
-        f"{format_level(kind, record.capacity * STEP[kind])} of {kind} in slot "
+        f"{units.format_level(kind, record.capacity * slot.STEP[kind])} of {kind} in slot "
         f"{to_text(record.slot.slot_id)} among {count_of(len(record.participants), 'customer')} by "
         f"{record.slot.rule}: {given} granted ({stages}), as the rule says; the capacity, what "
         "credit left of each need, that nobody and no recognition is missing, and that nothing of "
@@ -355,7 +348,7 @@ def _inputs(clearing: Clearing) -> str:
 
 def _dated(value: SpaceValue) -> str:
     of = _open(value.record, SpaceRecord).record
-    return f"{of.sequence} of {format_time(of.written_ms)}"
+    return f"{of.sequence} of {units.format_time(of.written_ms)}"
 
 
 def _provenance(raw: bytes) -> str:
@@ -370,24 +363,24 @@ def _provenance(raw: bytes) -> str:
     )
 
 
-def _value(part: ProvenanceInput | ProvenanceOutput) -> str:
+def _value(part: provenance.ProvenanceInput | provenance.ProvenanceOutput) -> str:
     value = value_in(part)
     if value is None:
         return f"a {part.type} of hash {part.digest.hex()[:16]}"
-    return cut(printable(format_value(part.type, value)), SHOWN_CHARS)
+    return cut(printable(numbers.format_value(part.type, value)), SHOWN_CHARS)
 
 
 _CHECKS: Final[Mapping[str, Callable[[bytes], str]]] = {
     Dissent.KIND: _dissent,
-    StorageReceipt.KIND: _storage_receipt,
-    DeletionReceipt.KIND: _deletion_receipt,
+    storage_receipt.StorageReceipt.KIND: _storage_receipt,
+    storage_receipt.DeletionReceipt.KIND: _deletion_receipt,
     Deployment.KIND: _deployment,
     Lease.KIND: _lease,
     LeaseCount.KIND: _lease_count,
     Voucher.KIND: _voucher,
     ClearingProof.KIND: _clearing,
-    SettledEntry.KIND: verify_settled,
-    ProvenanceRecord.KIND: _provenance,
+    entry.SettledEntry.KIND: audit.verify_settled,
+    provenance.ProvenanceRecord.KIND: _provenance,
 }
 _RUNS: Final[Mapping[str, Callable[[bytes, bytes | None, bytes | None], str]]] = {
     ExecutionReceipt.KIND: _execution_receipt,
@@ -410,11 +403,11 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
     """
     with _proving():
         try:
-            kind = kind_of(raw, size_max=PEER_BODY_BYTES_MAX)
-        except PeerError as fault:
+            kind = kind_of(raw, size_max=limits.PEER_BODY_BYTES_MAX)
+        except errors.PeerError as fault:
             if fault.hint:  # it is of a newer version
                 raise
-            raise ProofInvalid("this is no signed record, so it proves nothing") from None
+            raise errors.ProofInvalid("this is no signed record, so it proves nothing") from None
         if kind in _RUNS:
             return _RUNS[kind](raw, module, lease)
         _require(kind in _CHECKS, f"a record of kind '{kind[:40]}' is nothing that can be verified")
@@ -436,5 +429,6 @@ def verify_drain(read: Callable[[int], bytes]) -> str:
     rest = f", and still holds {count_of(said.left_objects, 'object')}" if said.left_objects else ""
     return (
         f"drain proof: {count_of(proof.customers, 'customer')} of {short(proof.node)} ordered the "
-        f"deletion of {count_of(said.objects, 'object')}, {format_size(said.released_bytes)}{rest}"
+        f"deletion of {count_of(said.objects, 'object')}, "
+        f"{units.format_size(said.released_bytes)}{rest}"
     )

@@ -11,12 +11,9 @@ import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import replace
 
+from xsc.api import endpoint, problems
 from xsc.api import jobs as api
-from xsc.api.endpoint import Id, Nothing
-from xsc.api.problems import problem
-from xsc.base.clock import run_sized
-from xsc.base.errors import ArgumentInvalid, XscError
-from xsc.base.ids import to_text
+from xsc.base import clock, errors, ids
 from xsc.base.jobs import JobResult, StoredOutput
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.node.api.serving import Body
@@ -39,7 +36,7 @@ async def _run(
     spec = asked.spec(
         await _module(node, asked.module, module),
         stdin,
-        on=None if asked.on is None else to_text(node.find(asked.on)),
+        on=None if asked.on is None else ids.to_text(node.find(asked.on)),
     )
     objects = await node.job_inputs.find(spec.inputs) if spec.inputs else ()
     done = await node.compute.run(spec, objects=objects, output=output)
@@ -54,7 +51,7 @@ async def _module(node: Node, name: str | None, brought: bytes) -> bytes:
         return node.modules.get(named)
     if node.modules.wants(brought):
         executor = node.parts.executor
-        node.modules.keep(await run_sized(executor, len(brought), _sha256, brought), brought)
+        node.modules.keep(await clock.run_sized(executor, len(brought), _sha256, brought), brought)
     return brought
 
 
@@ -79,7 +76,7 @@ async def _store_outputs(
         try:
             done = await node.storage.put(_once(data), name=name, size_hint=len(data))
             capability = done.capability
-        except XscError as error:
+        except errors.XscError as error:
             fault = error
         told.append(StoredOutput(path, name, capability, len(data), fault))
     return tuple(told)
@@ -98,7 +95,7 @@ async def stream(node: Node, asked: api.Job, body: Body) -> AsyncGenerator[api.L
     """
     brought = await _brought(asked, body)
     if asked.mode != "run" or asked.verify is not None:
-        raise ArgumentInvalid("only a program that one node runs is shown while it runs")
+        raise errors.ArgumentInvalid("only a program that one node runs is shown while it runs")
     output = OutputBuffer(node.clock)
     running = asyncio.create_task(_run(node, asked, *brought, output))
     running.add_done_callback(lambda _: output.close())
@@ -108,8 +105,8 @@ async def stream(node: Node, asked: api.Job, body: Body) -> AsyncGenerator[api.L
             yield api.Line(stdout=piece) if number == 1 else api.Line(stderr=piece)
         try:
             done = await running
-        except XscError as error:
-            yield api.Line(problem=problem(error))
+        except errors.XscError as error:
+            yield api.Line(problem=problems.problem(error))
         else:
             yield api.Line(result=api.result_of(replace(done, stdout=b"", stderr=b"")))
     finally:
@@ -118,11 +115,11 @@ async def stream(node: Node, asked: api.Job, body: Body) -> AsyncGenerator[api.L
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def evidence(node: Node, _: Nothing) -> list[api.Evidence]:
+async def evidence(node: Node, _: endpoint.Nothing) -> list[api.Evidence]:
     """List contradictory receipts."""
     return node.evidence.list()
 
 
-async def evidence_record(node: Node, asked: Id) -> bytes:
+async def evidence_record(node: Node, asked: endpoint.Id) -> bytes:
     """Return one record of evidence."""
     return node.evidence.get(asked.id)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+from xsc.api import endpoint, peers
 from xsc.api import ledger as api
-from xsc.api.endpoint import Id, Nothing
-from xsc.api.peers import NamedPeer
-from xsc.base.errors import ArgumentInvalid
-from xsc.base.ids import from_text
+from xsc.base import errors, ids
 from xsc.ledger.payments import PeerAccount
 from xsc.node.api.serving import filled
 from xsc.node.build import Node
@@ -39,10 +37,10 @@ def _shared_credits(node: Node) -> list[api.SharedCredit]:
         found.append(
             api.SharedCredit(
                 through=through,
-                name=node.name_of(from_text(through)),
+                name=node.name_of(ids.from_text(through)),
                 limit_micro=limit,
                 left_micro=node.market.headroom.credit_left(widest),
-                peers=[NamedPeer(id=each, name=node.name_of(each)) for each in sharing],
+                peers=[peers.NamedPeer(id=each, name=node.name_of(each)) for each in sharing],
             )
         )
     return found
@@ -53,7 +51,7 @@ def _paid(node: Node, peer: bytes) -> int:
     return 0 if payment is None else payment.amount_micro
 
 
-async def balance(node: Node, _: Nothing) -> api.Balances:
+async def balance(node: Node, _: endpoint.Nothing) -> api.Balances:
     """Show what this node and each peer owe one another."""
 
     async def standing(peer: bytes) -> PeerAccount | None:
@@ -91,23 +89,23 @@ async def log(node: Node, asked: api.Page) -> api.Entries:
     return api.Entries(entries=rows, more=len(found) > asked.limit)
 
 
-async def verify(node: Node, _: Nothing) -> api.Verified:
+async def verify(node: Node, _: endpoint.Nothing) -> api.Verified:
     """Replay the ledger."""
     return await node.ledger.verify()
 
 
-async def entry(node: Node, asked: Id) -> bytes:
+async def entry(node: Node, asked: endpoint.Id) -> bytes:
     """Return one settled entry."""
     try:
-        entry_id = from_text(asked.id)
-    except ArgumentInvalid:
-        raise ArgumentInvalid(
+        entry_id = ids.from_text(asked.id)
+    except errors.ArgumentInvalid:
+        raise errors.ArgumentInvalid(
             f"'{asked.id[:80]}' is no id of an entry", hint="`xsc ledger log` shows them"
         ) from None
     return node.ledger.export(entry_id)
 
 
-async def settle(node: Node, _: Nothing) -> api.Settlement:
+async def settle(node: Node, _: endpoint.Nothing) -> api.Settlement:
     """Settle now what is owed."""
     before = {(row.role, row.peer): row.settled_micro for row in node.market.store.accounts()}
     await node.market.settlement.settle_all()

@@ -7,13 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from xsc.allocation import queries
-from xsc.allocation.commitments import zone_of
-from xsc.allocation.declaring import Either, Statement, find
-from xsc.allocation.explaining import Explained
+from xsc.allocation import commitments, declaring, explaining, published, queries, windows
 from xsc.allocation.granting import until_ms
-from xsc.allocation.published import standing
-from xsc.allocation.windows import occurrences
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import ArgumentInvalid, NoOffers, NotFound, PeerUnknown
@@ -64,12 +59,12 @@ def _steps(node: Node, asked: api.Statement, role: api.Role, kind: Kind) -> int 
     return steps
 
 
-def _statement(node: Node, body: api.Statement, role: api.Role, kind: Kind) -> Statement:
+def _statement(node: Node, body: api.Statement, role: api.Role, kind: Kind) -> declaring.Statement:
     filters = None if body.filters is None else dict(body.filters)
     if filters is not None and "node" in filters:
         filters["node"] = to_text(node.find(filters["node"]))
     return filled(
-        Statement,
+        declaring.Statement,
         body,
         quantity=_steps(node, body, role, kind),
         price=body.price_micro,
@@ -84,7 +79,7 @@ async def quotes(node: Node, _: Nothing) -> list[api.Quote]:
     for kind in KINDS:
         found = [node.commitments.quote(kind, peer, node.key.node_id) for peer in peers]
         for quote in sorted((q for q in found if q), key=lambda q: (q.price, q.provider)):
-            slot = find(node.commitments.heard.of(quote.provider).commitment, quote.slot)
+            slot = declaring.find(node.commitments.heard.of(quote.provider).commitment, quote.slot)
             granted = _granted_by(node, quote.provider) or Counter[bytes]()
             row = api.Quote(
                 node=quote.provider,
@@ -115,7 +110,7 @@ def _begins_with(text: str, ids: Iterable[bytes], what: str, hint: str) -> bytes
     return found[0]
 
 
-def _own(node: Node, text: str) -> Either:
+def _own(node: Node, text: str) -> declaring.Either:
     """Return the own offer or need whose id begins so."""
     own = {slot.slot_id: slot for slot in node.commitments.own.both}
     return own[_begins_with(text, own, "own offer or need", "`xsc market slots` lists them")]
@@ -156,7 +151,7 @@ def _granted_by(node: Node, owner: bytes) -> Counter[bytes] | None:
 
 def _row(
     owner: bytes,
-    slot: Either,
+    slot: declaring.Either,
     granted: Counter[bytes] | None = None,
     used: Counter[bytes] | None = None,
 ) -> api.Slot:
@@ -231,7 +226,7 @@ async def estimate(node: Node, asked: api.Estimate) -> api.Cost:
     )
 
 
-def _cost_micro(slot: Either, now_ms: int, for_ms: int) -> int:
+def _cost_micro(slot: declaring.Either, now_ms: int, for_ms: int) -> int:
     """Return what all of a slot or need comes to within a time from now."""
     price = slot.price_max if isinstance(slot, NeedSlot) else slot.reserve
     until_ms = min(now_ms + for_ms, slot.valid_until_ms)
@@ -239,14 +234,14 @@ def _cost_micro(slot: Either, now_ms: int, for_ms: int) -> int:
     begin, end = max(begin, now_ms), min(end, until_ms)
     times = [(begin, end)]
     if slot.recurrence:
-        times = [*occurrences(slot.recurrence, zone_of, begin, until_ms)]
+        times = [*windows.occurrences(slot.recurrence, commitments.zone_of, begin, until_ms)]
     open_ms = sum(max(0, end - begin) for begin, end in times)
     return slot_amount(slot.kind, price, slot.quantity * open_ms) // EPOCH_MS
 
 
 def _declared(node: Node, slot_id: bytes) -> api.Declared:
     """Return an own slot or need, what all of it comes to, and what may keep it from being met."""
-    slot = find(node.commitments.own, slot_id)
+    slot = declaring.find(node.commitments.own, slot_id)
     now_ms = node.clock.now_ms()
     warnings = []
     if isinstance(slot, NeedSlot) and slot.price_max == 0:
@@ -521,7 +516,7 @@ def _in_all(rows: Collection[api.Entitled], counts: Iterable[int]) -> api.Entitl
     return api.Entitlements(allocations=[*rows], totals=totals)
 
 
-def _explained(each: Explained) -> api.Explained:
+def _explained(each: explaining.Explained) -> api.Explained:
     step = STEP[each.need.kind]
     given = each.granted if each.granted is not None and each.granted.quantity else None
     return filled(
@@ -532,7 +527,7 @@ def _explained(each: Explained) -> api.Explained:
         node=each.customer.node,
         kind=each.need.kind,
         need=each.need.slot_id,
-        tier=standing(each.provider, each.customer)[0],
+        tier=published.standing(each.provider, each.customer)[0],
         weight=None if each.bid is None else each.bid.weight,
         eligible=None if each.bid is None else each.bid.quantity * step,
         granted=None if each.granted is None else each.granted.quantity * step,
@@ -550,7 +545,7 @@ async def why(node: Node, asked: Id) -> api.Explanation:
     Of a lease, and of a node, also why it was passed over of late.
     """
     said = asked.id
-    rows: list[Explained] = []
+    rows: list[explaining.Explained] = []
     more = False
     try:
         rows, more = await node.explaining.by_id(said)

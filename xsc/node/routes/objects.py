@@ -7,16 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from xsc.api import endpoint, problems
 from xsc.api import objects as api
-from xsc.api.endpoint import Id
-from xsc.api.problems import Problem
-from xsc.base.errors import ArgumentInvalid, NotFound
-from xsc.base.ids import from_text, to_text
-from xsc.base.limits import (
-    DATA_SHARDS_DEFAULT,
-    PARITY_SHARDS_DEFAULT,
-    SHARDS_MAX,
-)
+from xsc.base import errors, ids, limits
 from xsc.node.api.serving import Body, Download, filled
 from xsc.node.build import Node
 from xsc.storage.catalogue.names import PART, check_name, listed
@@ -26,12 +19,12 @@ from xsc.storage.object.durability import parse as parse_contract
 def _introducers(node: Node, found: api.Checked) -> list[api.Introducer]:
     """Return the introducers of an object's hosts, the one of most hosts first."""
     hosts = {host.node for host in found.hosts if host.state == "ok" and host.node}
-    introducers = {to_text(host): node.peers.roster.introducer_of(host) for host in hosts}
+    introducers = {ids.to_text(host): node.peers.roster.introducer_of(host) for host in hosts}
     every = Counter(introducers.values())
     # One that is a host itself was not brought by anybody.
     brought = Counter(by for host, by in introducers.items() if by not in ("", host))
     return [
-        api.Introducer(id=from_text(by), hosts=every[by], brought=count)
+        api.Introducer(id=ids.from_text(by), hosts=every[by], brought=count)
         for by, count in brought.most_common()
     ]
 
@@ -43,11 +36,11 @@ def code_of(given: str | None) -> tuple[int, int]:
         ArgumentInvalid: they are no code.
     """
     if given is None:
-        return DATA_SHARDS_DEFAULT, PARITY_SHARDS_DEFAULT
+        return limits.DATA_SHARDS_DEFAULT, limits.PARITY_SHARDS_DEFAULT
     match = re.fullmatch(r"([0-9]{1,3}),([0-9]{1,3})", given)
-    if match is None or int(match[1]) < 1 or int(match[1]) + int(match[2]) > SHARDS_MAX:
-        raise ArgumentInvalid(
-            f"'{given}' is no code: K,M with K at least 1 and K+M at most {SHARDS_MAX}",
+    if match is None or int(match[1]) < 1 or int(match[1]) + int(match[2]) > limits.SHARDS_MAX:
+        raise errors.ArgumentInvalid(
+            f"'{given}' is no code: K,M with K at least 1 and K+M at most {limits.SHARDS_MAX}",
             hint="write for example 4,2",
         )
     return int(match[1]), int(match[2])
@@ -56,7 +49,7 @@ def code_of(given: str | None) -> tuple[int, int]:
 def _part(given: str) -> str:
     """Return the name of a file of a stored directory; it stands in no list of names."""
     if not re.fullmatch(r"[0-9a-f]{64}/[0-9a-f]{64}", given):
-        raise ArgumentInvalid("a part is named by two times 64 hexadecimal digits")
+        raise errors.ArgumentInvalid("a part is named by two times 64 hexadecimal digits")
     return PART + given
 
 
@@ -64,7 +57,7 @@ def _upload_id(given: str | None) -> bytes | None:
     if given is None:
         return None
     if not re.fullmatch(r"[0-9a-f]{64}", given):
-        raise ArgumentInvalid("the id of an upload must be 64 hexadecimal digits")
+        raise errors.ArgumentInvalid("the id of an upload must be 64 hexadecimal digits")
     return bytes.fromhex(given)
 
 
@@ -107,17 +100,22 @@ async def get(node: Node, asked: api.Get) -> Download:
     return Download(reader.stream, reader.size_bytes, asked.range)
 
 
-async def upload(node: Node, asked: Id) -> api.Upload:
+async def contents(node: Node, asked: api.Together) -> api.Contents:
+    """Read small objects together."""
+    return api.Contents(contents=await node.storage.contents(asked.capabilities))
+
+
+async def upload(node: Node, asked: endpoint.Id) -> api.Upload:
     """Say how much of a put is stored."""
     named = _upload_id(asked.id) or b""
     return api.Upload(stored_bytes=await node.storage.resume_journals.stored_bytes(named))
 
 
-async def fault(node: Node, asked: Id) -> Problem:
+async def fault(node: Node, asked: endpoint.Id) -> problems.Problem:
     """Say why an answer broke off."""
     found = node.faults.get(asked.id)
     if found is None:
-        raise NotFound("nothing is known of that request")
+        raise errors.NotFound("nothing is known of that request")
     return found
 
 
@@ -130,7 +128,7 @@ async def list_(node: Node, asked: api.Under) -> list[api.Object]:
 async def parts(node: Node, asked: api.Directory) -> list[api.Part]:
     """List files of a directory."""
     if not re.fullmatch(r"[0-9a-f]{64}", asked.part):
-        raise ArgumentInvalid("a directory is named by 64 hexadecimal digits")
+        raise errors.ArgumentInvalid("a directory is named by 64 hexadecimal digits")
     prefix = f"{PART}{asked.part}/"
     return [
         filled(api.Part, entry, part=entry.name.removeprefix(prefix))
@@ -142,7 +140,7 @@ async def parts(node: Node, asked: api.Directory) -> list[api.Part]:
 async def restore(node: Node, asked: api.Name) -> api.Restored:
     """Make an older version the newest."""
     if asked.version is None:
-        raise ArgumentInvalid("the version that is to be restored is not named")
+        raise errors.ArgumentInvalid("the version that is to be restored is not named")
     check_name(asked.name)
     made = await node.storage.catalogue.restore(asked.name, asked.version)
     return api.Restored(version=made)
@@ -182,5 +180,5 @@ async def remove(node: Node, asked: api.Capability) -> api.Removed:
         api.Removed,
         done,
         unconfirmed=done.unreachable,
-        receipts={to_text(receipt.author): receipt.raw for receipt in done.receipts},
+        receipts={ids.to_text(receipt.author): receipt.raw for receipt in done.receipts},
     )

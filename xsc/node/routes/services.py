@@ -7,23 +7,22 @@ from collections.abc import Sequence
 from xsc.api import services as api
 from xsc.api.endpoint import Nothing
 from xsc.compute.wasm.limits import limits_of
+from xsc.node import build, jobs
 from xsc.node.api.serving import Body
-from xsc.node.build import Node
-from xsc.node.jobs import name_of
 
 
-async def _module(node: Node, named: bytes | None, brought: bytes) -> bytes:
+async def _module(node: build.Node, named: bytes | None, brought: bytes) -> bytes:
     if named is None:
         return brought
     return await node.services.module(named) or node.modules.get(named)
 
 
-async def deploy(node: Node, asked: api.Deploy, body: Body) -> api.Service:
+async def deploy(node: build.Node, asked: api.Deploy, body: Body) -> api.Service:
     """Make a module a service."""
     module = await body.exactly(asked.module_bytes, "the module")
     await body.ended()
     entry = await node.services.owner.deploy(
-        await _module(node, name_of(asked.module, module), module),
+        await _module(node, jobs.name_of(asked.module, module), module),
         asked.name,
         version=asked.version,
         environment=asked.env,
@@ -34,24 +33,24 @@ async def deploy(node: Node, asked: api.Deploy, body: Body) -> api.Service:
     return node.services.view(entry)
 
 
-async def list_(node: Node, _: Nothing) -> list[api.Service]:
+async def list_(node: build.Node, _: Nothing) -> list[api.Service]:
     """List the services."""
     return node.services.views()
 
 
-async def rollback(node: Node, asked: api.Rollback) -> api.Service:
+async def rollback(node: build.Node, asked: api.Rollback) -> api.Service:
     """Go back to a version."""
     entry = await node.services.owner.rollback(asked.name, asked.to)
     return node.services.view(entry)
 
 
-async def undeploy(node: Node, asked: api.Named) -> api.Undeployed:
+async def undeploy(node: build.Node, asked: api.Named) -> api.Undeployed:
     """Remove a service."""
     warning = await node.services.owner.undeploy(asked.name)
     return api.Undeployed(name=asked.name, warning=warning)
 
 
-async def log(node: Node, asked: api.Log) -> Sequence[api.Served]:
+async def log(node: build.Node, asked: api.Log) -> Sequence[api.Served]:
     """List requests of a service."""
     return await node.services.log_rows(
         asked.name, after=asked.after, most=asked.n, wait_ms=asked.wait_ms

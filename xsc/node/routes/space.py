@@ -12,15 +12,13 @@ from xsc.api.endpoint import Nothing
 from xsc.base.errors import ArgumentInvalid, NotAllowed, NotFound
 from xsc.node.api.serving import Body, filled
 from xsc.node.build import Node
-from xsc.space.itc import event_bytes, interval_bytes
-from xsc.space.limits import ACTIVE_MS, VALUE_BYTES_MAX
-from xsc.space.paths import UserSpacePaths, is_reserved, parse_address
+from xsc.space import itc, limits, paths
 from xsc.space.record import Entry, to_json
 
 
 def _addressed(node: Node, text: str) -> tuple[bytes, str]:
     """Return the owner and the path that an address names; the path may be empty."""
-    owner, path = parse_address(text)
+    owner, path = paths.parse_address(text)
     return node.key.node_id if owner is None else node.find(owner), path
 
 
@@ -37,7 +35,7 @@ def _own_record_at(node: Node, text: str) -> str:
         raise NotAllowed(
             "only the owner of a space writes there", hint="without OWNER it is your own"
         )
-    if is_reserved(path):
+    if paths.is_reserved(path):
         raise ArgumentInvalid(
             f"only the node itself writes at '{path}'", hint="choose another first part"
         )
@@ -94,7 +92,7 @@ def _written(node: Node, path: str, sequence: int) -> api.Written:
 async def put(node: Node, asked: api.At, body: Body) -> api.Written:
     """Write a value."""
     path = _own_record_at(node, asked.at)
-    value = await body.whole(VALUE_BYTES_MAX, "a value")
+    value = await body.whole(limits.VALUE_BYTES_MAX, "a value")
     return _written(node, path, await node.space.put(path, value))
 
 
@@ -144,7 +142,7 @@ async def diagnostics(node: Node, _: Nothing) -> api.Diagnostics:
     return api.Diagnostics(
         programs=[
             filled(api.Record, record, owner=node.key.node_id)
-            for record in node.space.ls(UserSpacePaths.PROGRAMS)
+            for record in node.space.ls(paths.UserSpacePaths.PROGRAMS)
         ],
         running=node.programs.status(),
         subscriptions=[
@@ -155,13 +153,13 @@ async def diagnostics(node: Node, _: Nothing) -> api.Diagnostics:
             api.SpaceNode(
                 node=peer,
                 head_age_ms=ages.get(peer),
-                active=ages.get(peer, ACTIVE_MS + 1) <= ACTIVE_MS,
+                active=ages.get(peer, limits.ACTIVE_MS + 1) <= limits.ACTIVE_MS,
             )
             for peer in node.peers.peers()
         ],
         causality=api.Causality(
             domain=None if clock is None else clock.domain,
-            interval=None if clock is None else interval_bytes(clock.interval),
-            stamp_bytes=0 if clock is None else len(event_bytes(clock.event)),
+            interval=None if clock is None else itc.interval_bytes(clock.interval),
+            stamp_bytes=0 if clock is None else len(itc.event_bytes(clock.event)),
         ),
     )

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from xsc.base.errors import ShardsInsufficient
 from xsc.base.ids import ID_BYTES
-from xsc.base.limits import LEAF_BYTES
+from xsc.base.limits import LEAF_BYTES, SEGMENT_BYTES
 from xsc.base.merkle import leaf_count, leaf_hashes, prove_span, root_from
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.object.erasure import Buffer, StorageShard
@@ -57,6 +57,8 @@ class Wanted:
     root: bytes
     span: Span | None = None
     """None for the whole shard."""
+    size_bytes: int = SEGMENT_BYTES
+    """Of the whole shard; a host gives none that is larger."""
 
 
 @dataclass(frozen=True, slots=True)

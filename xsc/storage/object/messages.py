@@ -4,19 +4,20 @@ Header; parts -> answer; its parts:
 
     storage.put     lease, locate, generation, shards, manifest; shards, sealed manifest
                     -> receipt
-    storage.get     locate, generation, shards with roots -> states, proofs; what is ok of them
+    storage.get     locate, generation, shards with roots, most
+                    -> states, proofs; what is ok of them
     storage.stat    locate, generation, manifest, after -> record, columns, records, mine, until
-    storage.keep    lease, locate, generation, shards with roots -> receipt
-    storage.find    locate, manifest -> ; sealed manifest where it is held
+    storage.keep    lease, locate, generation, shards with roots, most -> receipt
+    storage.find    locate, manifest, most -> ; sealed manifest where it is held
     storage.holds   locate, generation, manifest, roots -> columns, record
     storage.delete  order -> receipt
 
-A put that says `manifest` ends with the sealed manifest as its last part. A
-get names whole shards, or in `leaves` the first leaf, the one after the last, and
-the size of the shard; `proofs` holds a path for each of those that are given, and
-is there only where leaves were asked for. A stat speaks of the shards behind `after`;
-where others come behind those, `until` is the place of the last one, and the next stat
-names it.
+A put that says `manifest` ends with the sealed manifest as its last part. `most` is how
+many bytes are read at most; where it is little, calls travel with others. A get names
+whole shards, or in `leaves` the first leaf, the one after the last, and the size of the
+shard; `proofs` holds a path for each of those that are given, and is there only where
+leaves were asked for. A stat speaks of the shards behind `after`; where others come
+behind those, `until` is the place of the last one, and the next stat names it.
 """
 
 from __future__ import annotations
@@ -32,16 +33,13 @@ from xsc.base.ids import ID_BYTES
 from xsc.base.limits import (
     COLUMNS_MAX,
     DAMAGED_TOLD_MAX,
-    FRAME_HEADER_BYTES_MAX,
     FRAME_PARTS_MAX,
-    KIB,
     MANIFEST_BYTES_MAX,
     PEER_BODY_BYTES_MAX,
     SEGMENT_BYTES,
     SHARDS_MAX,
 )
 from xsc.base.merkle import ROOT_BYTES, Part, leaf_count, root_of, span_holds
-from xsc.base.peering import HeadBound
 from xsc.base.units import held_bytes
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX, Buffer, StorageShard
 from xsc.storage.object.inventory import (
@@ -173,7 +171,9 @@ def read_put(header: Mapping[str, Value], parts: Sequence[Part]) -> PutRequest:
 def get_message(locate: bytes, generation: int, wanted: Sequence[Wanted]) -> dict[str, Value]:
     """Return the header of a `storage.get`."""
     listed: list[Value] = [_asked(want) for want in wanted]
-    return {"locate": locate, "generation": generation, "shards": listed}
+    sizes = [want.size_bytes if want.span is None else want.span.shard_bytes for want in wanted]
+    most = min(PEER_BODY_BYTES_MAX, sum(sizes))
+    return {"locate": locate, "generation": generation, "shards": listed, "most": most}
 
 
 def _asked(want: Wanted) -> dict[str, Value]:
@@ -195,8 +195,8 @@ def _span(fields: Mapping[str, Value]) -> Span | None:
     raise RecordInvalid("leaves are the first, the one after the last, and the size of the shard")
 
 
-def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[Wanted]]:
-    """Return locate id, generation and what is wanted.
+def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[Wanted], int]:
+    """Return locate id, generation, what is wanted, and how many bytes are read at most.
 
     Raises:
         RecordInvalid: it breaks a rule, or names a shard twice.
@@ -218,32 +218,23 @@ def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[Wanted]]:
         take_bytes(header, "locate", size=ID_BYTES),
         take_int(header, "generation", most=GENERATION_MAX),
         wanted,
+        read_most(header),
     )
 
 
-def get_bytes_max(header: Mapping[str, Value]) -> int:
-    """Return how many bytes the answer to a `storage.get` holds in memory at most.
+def read_most(header: Mapping[str, Value]) -> int:
+    """Return how many bytes are read at most for an answer.
 
     Raises:
-        RecordInvalid: as `read_get`.
+        RecordInvalid: it breaks a rule.
     """
-    _, _, wanted = read_get(header)
-    sizes = (SHARD_BYTES_MAX if it.span is None else it.span.shard_bytes for it in wanted)
-    return min(PEER_BODY_BYTES_MAX, sum(sizes))
+    return take_int(header, "most", most=PEER_BODY_BYTES_MAX)
 
 
-HEADS: Mapping[str, HeadBound] = {
-    # They wait for room with it.
-    GET: HeadBound(asked=16 * KIB),
-    KEEP: HeadBound(asked=16 * KIB),
-    FIND: HeadBound(asked=4 * KIB),
-    # STAT_ROWS_MAX columns, COLUMNS_MAX records and LEASES_TOLD_MAX leases.
-    STAT: HeadBound(answered=FRAME_HEADER_BYTES_MAX),
-}
 ANSWER_BOUNDS: Mapping[str, Callable[[Mapping[str, Value]], int]] = {
-    GET: get_bytes_max,
-    KEEP: get_bytes_max,
-    FIND: lambda _: PEER_BODY_BYTES_MAX,
+    GET: read_most,
+    KEEP: read_most,
+    FIND: read_most,
 }
 """How much the answers of methods have in memory at most that read what is stored."""
 
@@ -252,20 +243,22 @@ def keep_message(
     lease_id: bytes, locate: bytes, generation: int, shards: Sequence[HeldShard]
 ) -> dict[str, Value]:
     """Return the header of a `storage.keep`: a put of what the host has already."""
-    wanted = [Wanted(item.segment, item.column, item.root) for item in shards]
+    wanted = [
+        Wanted(item.segment, item.column, item.root, size_bytes=item.size_bytes) for item in shards
+    ]
     return {"lease": lease_id, **get_message(locate, generation, wanted)}
 
 
-def read_keep(header: Mapping[str, Value]) -> tuple[bytes, bytes, int, list[Wanted]]:
-    """Return lease, locate id, generation and what is to be kept.
+def read_keep(header: Mapping[str, Value]) -> tuple[bytes, bytes, int, list[Wanted], int]:
+    """Return lease, locate id, generation, what is to be kept, and the bytes read at most.
 
     Raises:
         RecordInvalid: it breaks a rule.
     """
-    locate, generation, wanted = read_get(header)
+    locate, generation, wanted, most = read_get(header)
     if not wanted or any(item.span is not None for item in wanted):
         raise RecordInvalid("whole shards are kept, one at least")
-    return take_bytes(header, "lease", size=ID_BYTES), locate, generation, wanted
+    return take_bytes(header, "lease", size=ID_BYTES), locate, generation, wanted, most
 
 
 def get_answer(found: Sequence[FoundShard]) -> tuple[dict[str, Value], list[Buffer]]:
@@ -455,13 +448,13 @@ def read_stated(header: Mapping[str, Value]) -> HeldObject:
     )
 
 
-def find_message(locate: bytes, manifest_hash: bytes) -> dict[str, Value]:
+def find_message(locate: bytes, manifest_hash: bytes, most: int) -> dict[str, Value]:
     """Return the header of a `storage.find`."""
-    return {"locate": locate, "manifest": manifest_hash}
+    return {"locate": locate, "manifest": manifest_hash, "most": most}
 
 
-def read_find(header: Mapping[str, Value]) -> tuple[bytes, bytes]:
-    """Return locate id and manifest hash.
+def read_find(header: Mapping[str, Value]) -> tuple[bytes, bytes, int]:
+    """Return locate id, manifest hash, and the bytes that are read at most.
 
     Raises:
         RecordInvalid: it breaks a rule.
@@ -469,6 +462,7 @@ def read_find(header: Mapping[str, Value]) -> tuple[bytes, bytes]:
     return (
         take_bytes(header, "locate", size=ID_BYTES),
         take_bytes(header, "manifest", size=ID_BYTES),
+        read_most(header),
     )
 
 

@@ -232,6 +232,7 @@ class ColumnMover:
     ) -> list[StorageShard]:
         """Return shards of a segment, built from k of the good columns."""
         manifest = survey.manifest
+        length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
         sources = [Source(column, survey.columns[column]) for column in good]
         got = await race(
             self._client,
@@ -241,17 +242,19 @@ class ColumnMover:
             roots=roots_of(manifest, index),
             sources=in_order(self._client, sources, manifest.k),
             k=manifest.k,
+            size_bytes=code_of(manifest).shard_bytes(length),
         )
-        length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
         return await self._context.executor.run(rebuild, got, code_of(manifest), length, columns)
 
     async def _copy(self, survey: Survey, index: int, column: int) -> StorageShard:
-        root = roots_of(survey.manifest, index)[column]
+        manifest = survey.manifest
+        root = roots_of(manifest, index)[column]
+        length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
         data: Buffer = await self._client.fetch(
             survey.columns[column],
             survey.located.locate,
-            survey.manifest.generation,
-            Wanted(index, column, root),
+            manifest.generation,
+            Wanted(index, column, root, None, code_of(manifest).shard_bytes(length)),
         )
         return StorageShard(column, data, root)
 

@@ -20,6 +20,8 @@ from xsc.api.objects import Moved, Repaired
 from xsc.base.clock import rest
 from xsc.base.errors import XscError
 from xsc.base.ids import short
+from xsc.base.limits import SEGMENT_BYTES
+from xsc.base.room import Room
 from xsc.base.turns import sliced
 from xsc.identity.context import Context
 from xsc.storage.catalogue.finder import ObjectFinder
@@ -44,10 +46,13 @@ from xsc.storage.repair.surveyor import Surveyor
 from xsc.storage.transfer.host_client import HostClient, together
 from xsc.storage.transfer.recount import differences
 
-REPAIRS_AT_ONCE = 2
-REPAIRS_A_ROUND_MAX = 256
+REPAIRS_AT_ONCE = 64
+"""What they ask of the same hosts travels together."""
+REPAIR_BYTES = 2 * SEGMENT_BYTES
+"""Of objects under repair, of a large one a segment: so many bytes are in memory some times."""
+REPAIRS_A_ROUND_MAX = 1_024
 """Objects repaired before the order of urgency is made anew."""
-SURVEYS_AT_ONCE = 8
+SURVEYS_AT_ONCE = 64
 
 
 class Repairer:
@@ -90,6 +95,8 @@ class Repairer:
         self._warned: dict[bytes, tuple[str, dict[str, object]]] = {}
         """What was logged last of objects that could not be made whole."""
         self._woken = asyncio.Event()
+        self._room = Room(REPAIR_BYTES, REPAIR_BYTES)
+        """Segments of objects that are repaired at the same time."""
         self.recent: deque[tuple[bytes, Repaired]] = deque(maxlen=REPAIRS_A_ROUND_MAX)
         """What was repaired in this run, by reference, the oldest first."""
 
@@ -187,7 +194,8 @@ class Repairer:
         order = sorted(
             (margin, ref) for margin, ref in zip(found, refs, strict=True) if margin is not None
         )
-        self._again.update(ref for _, ref in order[REPAIRS_A_ROUND_MAX:])
+        if len(order) > REPAIRS_A_ROUND_MAX:
+            self.look_at(ref for _, ref in order[REPAIRS_A_ROUND_MAX:])
         queue = [ref for _, ref in order[:REPAIRS_A_ROUND_MAX]]
 
         async def work() -> None:
@@ -255,7 +263,12 @@ class Repairer:
             survey = replace(survey, maintained=cleaned.maintained)
             if maintained.only_clean:
                 return Repaired(margin=survey.margin, waiting=survey.waiting)
-            result = await self._restore(survey, progress)
+            size = min(SEGMENT_BYTES, survey.manifest.size_bytes)
+            await self._room.wait(ref, size)
+            try:
+                result = await self._restore(survey, progress)
+            finally:
+                self._room.give(ref, size)
             if unreadable is not None and self.surveyor.unreadable(ref) is unreadable:
                 # It counted for this repair; the next survey shows whether it can be read now.
                 self.surveyor.forget(ref)
@@ -325,8 +338,6 @@ class Repairer:
             )
         if result.moved:
             self.recent.append((ref, result))
-        if any(item.from_ in leaving for item in result.moved):
-            self.look_at([ref])
         if result.left:
             self._warn(ref, "repair.incomplete", columns=list(result.left), reason=result.reason)
         else:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from itertools import islice
 
-from xsc.base.errors import StoreDamaged
+from xsc.base.errors import StoreDamaged, TooLarge
 from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import DAMAGED_TOLD_MAX, STAT_READ_BYTES_MAX
@@ -115,10 +115,16 @@ class ShardReader:
         """Return those shards of entries that can be read, and their sizes."""
         return [(want, put[1].size_bytes) for want, put in held if self._read(*put).state == "ok"]
 
-    def find(self, locate: bytes, manifest_hash: bytes) -> Buffer | None:
-        """Return a sealed manifest, or None where no readable record has it."""
+    def find(self, locate: bytes, manifest_hash: bytes, size_max: int) -> Buffer | None:
+        """Return a sealed manifest, or None where no readable record has it.
+
+        Raises:
+            TooLarge: it has more than `size_max` bytes.
+        """
         for key, entry in self._index.records(locate):
             if entry.proof == manifest_hash:
+                if entry.size_bytes > size_max:
+                    raise TooLarge(f"the manifest has more than {size_max} bytes")
                 found = self._read(key, entry)
                 if found.state == "ok":
                     return found.data

@@ -173,10 +173,10 @@ class ShardServer:
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         """Store under a lease of the caller what lies here already: a put without its bytes."""
-        lease_id, locate, generation, wanted = messages.read_keep(header)
+        lease_id, locate, generation, wanted, most = messages.read_keep(header)
         self._check_room()
         charge = partial(self._charge_read, caller, messages.KEEP)
-        found = await self._node.get(locate, generation, wanted, charge=charge)
+        found = await self._node.get(locate, generation, wanted, size_max=most, charge=charge)
         shards = whole_of(wanted, found)
         request = PutRequest(lease_id, locate, generation, tuple(shards), None)
         write = self._taken(request, caller)
@@ -189,9 +189,10 @@ class ShardServer:
     async def _on_get(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        locate, generation, wanted = messages.read_get(header)
+        locate, generation, wanted, most = messages.read_get(header)
         charge = partial(self._charge_read, caller, messages.GET)
-        return messages.get_answer(await self._node.get(locate, generation, wanted, charge=charge))
+        found = await self._node.get(locate, generation, wanted, size_max=most, charge=charge)
+        return messages.get_answer(found)
 
     async def _on_have(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]

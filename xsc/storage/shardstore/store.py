@@ -196,9 +196,15 @@ class StorageNode:
         charge(size_of(put for _, put in held))
         return await self._read(self._reader.readable, held)
 
-    async def find(self, locate: bytes, manifest_hash: bytes) -> Buffer | None:
-        """Return a sealed manifest, or None where it is not held whole."""
-        return await self._read(self._reader.find, locate, manifest_hash)
+    async def find(
+        self, locate: bytes, manifest_hash: bytes, size_max: int = PEER_BODY_BYTES_MAX
+    ) -> Buffer | None:
+        """Return a sealed manifest, or None where it is not held whole.
+
+        Raises:
+            TooLarge: it has more than `size_max` bytes, and was not read.
+        """
+        return await self._read(self._reader.find, locate, manifest_hash, size_max)
 
     async def holds(
         self, locate: bytes, generation: int, manifest_hash: bytes, roots: Sequence[bytes]

@@ -62,14 +62,14 @@ async def read_every_shard(
     read_bytes = 0
     bad: list[BadShard] = []
 
-    async def one(segment: int, column: int, node: bytes, root: bytes) -> None:
+    async def one(want: Wanted, node: bytes) -> None:
         nonlocal read_bytes
-        want = Wanted(segment, column, root)
         async with room:
             try:
                 data = await client.fetch(node, located.locate, manifest.generation, want)
             except XscError as fault:
-                bad.append(BadShard(segment, column, node, fault.message, is_silent(fault)))
+                where = want.segment, want.column, node
+                bad.append(BadShard(*where, fault.message, is_silent(fault)))
             else:
                 read_bytes += len(data)
 
@@ -91,6 +91,12 @@ async def read_every_shard(
     for index in range(segments_of(manifest)):
         roots = roots_of(manifest, index)
         length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
-        await pace(code.shard_bytes(length) * len(listed))
-        await asyncio.gather(*(one(index, column, node, roots[column]) for column, node in listed))
+        size = code.shard_bytes(length)
+        await pace(size * len(listed))
+        await asyncio.gather(
+            *(
+                one(Wanted(index, column, roots[column], None, size), node)
+                for column, node in listed
+            )
+        )
     return read_bytes, sorted(bad, key=lambda fault: (fault.segment, fault.column))

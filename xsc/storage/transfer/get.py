@@ -192,6 +192,14 @@ class ObjectReader:
         finally:
             self._read_ahead.end(cached, clock.monotonic_ms(), taken=taken)
 
+    async def whole(self) -> bytes:
+        """Return all of it.
+
+        Raises:
+            XscError: as `stream`.
+        """
+        return b"".join([piece async for piece in self.stream()])
+
     async def _fetched(self, start: int, end: int) -> AsyncGenerator[Buffer]:
         """Yield bytes that come from hosts."""
         size = self._located.manifest.segment_bytes
@@ -274,6 +282,7 @@ class ObjectReader:
                 roots=roots,
                 sources=in_order(client, others, code.k, size, self._doubted),
                 k=code.k,
+                size_bytes=piece.span.shard_bytes,
                 span=piece.span,
                 more=self._more,
                 doubted=self._doubted,

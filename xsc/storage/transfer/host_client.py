@@ -18,11 +18,12 @@ from xsc.base.errors import (
     ShardMismatch,
     ShardsInsufficient,
     SpaceExhausted,
+    TooLarge,
     XscError,
 )
 from xsc.base.fields import take_bytes
 from xsc.base.ids import short
-from xsc.base.limits import MIB, STORAGE_QUESTION_TIMEOUT_MS, STORE_REQUEST_BYTES_MAX
+from xsc.base.limits import KIB, MIB, PEER_BODY_BYTES_MAX, STORE_REQUEST_BYTES_MAX
 from xsc.base.log import Log
 from xsc.base.peering import Reply
 from xsc.base.units import held_bytes
@@ -43,6 +44,8 @@ from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, HeldShard,
 
 STAT_PAGES_MAX = 1_024
 STAT_TIMEOUT_MS = 60_000
+SMALL_MANIFEST_BYTES = 48 * KIB
+"""Up to here the question for a manifest travels with others: most are a few hundred bytes."""
 """For all pages of one stat."""
 
 T = TypeVar("T")
@@ -398,15 +401,10 @@ class HostClient:
         stated = InventoryPages(manifest)
         after = b""
         for _ in range(STAT_PAGES_MAX):
-            left_ms = end_ms - self.clock.monotonic_ms()
-            if left_ms <= 0:
+            if self.clock.monotonic_ms() >= end_ms:
                 break
-            reply = await self._context.caller.call(
-                node,
-                messages.STAT,
-                messages.stat_message(locate, manifest.generation, manifest_hash, after),
-                timeout_ms=min(left_ms, STORAGE_QUESTION_TIMEOUT_MS),
-            )
+            header = messages.stat_message(locate, manifest.generation, manifest_hash, after)
+            reply = await self._context.caller.call(node, messages.STAT, header)
             after = stated.add(messages.read_stated(reply.header))
             if not after:
                 return stated.whole()
@@ -414,10 +412,13 @@ class HostClient:
 
     async def find(self, node: bytes, locate: bytes, manifest_hash: bytes) -> Buffer | None:
         """Return the sealed manifest that a host keeps, unverified."""
-        header = messages.find_message(locate, manifest_hash)
-        reply = await self._context.caller.call(
-            node, messages.FIND, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
-        )
+        call = self._context.caller.call
+        try:
+            header = messages.find_message(locate, manifest_hash, SMALL_MANIFEST_BYTES)
+            reply = await call(node, messages.FIND, header)
+        except TooLarge:
+            header = messages.find_message(locate, manifest_hash, PEER_BODY_BYTES_MAX)
+            reply = await call(node, messages.FIND, header)
         return messages.read_found(reply.parts)
 
     async def holds(
@@ -430,9 +431,7 @@ class HostClient:
     ) -> ColumnPresence:
         """Return which columns a host says that it holds, by the roots of the first segment."""
         header = messages.holds_message(locate, generation, manifest_hash, roots)
-        reply = await self._context.caller.call(
-            node, messages.HOLDS, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
-        )
+        reply = await self._context.caller.call(node, messages.HOLDS, header)
         return messages.read_held(reply.header, max(1, len(roots)))
 
     async def delete(

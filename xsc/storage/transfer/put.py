@@ -850,6 +850,7 @@ class Upload:
                         self._code.k,
                     ),
                     k=self._code.k,
+                    size_bytes=self._code.shard_bytes(self._lengths[index]),
                 )
                 built = await self._client.executor.run(
                     rebuild, got, self._code, self._lengths[index], plan.columns

@@ -112,8 +112,8 @@ async def race(
     roots: Sequence[bytes],
     sources: Sequence[Source],
     k: int,
+    size_bytes: int,
     span: Span | None = None,
-    size_bytes: int = MIB,
     decoder: SegmentDecoder | None = None,
     arrived: Callable[[], None] | None = None,
     more: More | None = None,
@@ -174,7 +174,7 @@ async def race(
 
     def ask(source: Source) -> None:
         waiting.remove(source)
-        want = Wanted(segment, source.column, roots[source.column], span)
+        want = Wanted(segment, source.column, roots[source.column], span, size_bytes)
         task = asyncio.create_task(client.fetch(source.node, locate, generation, want, take))
         expected_ms = client.expected_ms(source.node, size)
         running[task] = _Asked(source, clock.monotonic_ms(), expected_ms)
@@ -245,7 +245,7 @@ async def race(
             slow_ms = latency.slow_from_ms(kth_ms)
             for source in waiting:
                 is_last = client.expected_ms(source.node, size) > slow_ms
-                want = Wanted(segment, source.column, roots[source.column])
+                want = Wanted(segment, source.column, roots[source.column], None, size_bytes)
                 if (is_last or client.late_since_ms(source.node)) and client.reprobe(
                     source.node, locate, generation, want
                 ):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.settle import settle, turns
-from tests.unit.net.nodes import Node, acquainted, part
+from tests.unit.net.nodes import Node, acquainted, part, quota_of
 from xsc.base.clock import ManualClock
 from xsc.base.encoding import encode
 from xsc.base.errors import (
@@ -35,7 +35,7 @@ from xsc.base.limits import (
 from xsc.net.calls import batch
 from xsc.net.calls.frame import Reply
 from xsc.net.calls.quota import Quota
-from xsc.net.calls.request_batcher import BATCH_WAITING_MAX, GATHER_MS_MAX, HALVED_LEAST, half_of
+from xsc.net.service import BATCH_WAITING_MAX, GATHER_MS_MAX, HALVED_LEAST, half_of
 from xsc.net.transport.memory import MemoryNetwork
 
 
@@ -218,12 +218,33 @@ async def test_each_call_keeps_its_own_error(pair):
     await first
     got = await asyncio.gather(*others, return_exceptions=True)
     assert [type(item) for item in got] == [
-        Reply, CreditExceeded, PeerError, NotFound, PeerError, Reply, NotFound, NotFound,
+        Reply, CreditExceeded, PeerError, NotFound, Reply, Reply, NotFound, NotFound,
     ]  # fmt: skip
     assert str(got[1]) == "no credit for 2"
     assert "secret" not in str(got[2])
+    assert len(got[4].parts[0]) == BATCH_CALL_BYTES_MAX + 1, "it was asked for again, alone"
     assert pair.bert.log.names().count("net.request_failed") == 1
     assert pair.requests().count("batch") == 1
+
+
+async def test_a_call_whose_answer_may_be_large_goes_by_itself(pair):
+    for node in (pair.anna, pair.bert):
+        node.net.server.register({"test.much": pair.echo})
+        node.net.server.bound_answers({"test.much": lambda header: header["n"]})
+    pair.share("test.much")
+    sizes = [1, BATCH_CALL_BYTES_MAX, BATCH_CALL_BYTES_MAX + 1, 2]
+    await asyncio.gather(*(pair.call(size, "test.much") for size in sizes))
+    assert sorted(pair.requests()) == ["batch", "test.much"]
+
+
+async def test_a_batch_that_asks_for_more_than_it_may_is_refused_before_anything_is_done(pair):
+    pair.bert.net.server.register({"test.much": pair.echo})
+    pair.bert.net.server.bound_answers({"test.much": lambda header: header["n"]})
+    pair.share("test.much")
+    calls = [pair.call(size, "test.much") for size in (1, BATCH_CALL_BYTES_MAX + 1)]
+    small, large = await asyncio.gather(*calls, return_exceptions=True)
+    assert small.header == {"n": 1}
+    assert isinstance(large, TooLarge)
 
 
 async def test_calls_of_a_method_that_is_answered_together_keep_their_own_answers(pair):
@@ -280,8 +301,7 @@ async def test_what_is_answered_together_fails_for_itself_and_ends_nobody_else(p
         answers = batch.unpack_answers(reply, 4)
         assert answers[1].status == batch.OK
         for number, error in ((0, expected), (2, FrameInvalid), (3, expected)):
-            with pytest.raises(error):
-                batch.reply_of(answers[number], "bert")
+            assert isinstance(batch.outcome_of(answers[number], "bert"), error)
     assert pair.bert.log.names().count("net.request_failed") == 1
 
 
@@ -313,7 +333,7 @@ async def test_an_answer_that_cannot_be_sent_is_the_error_of_its_call(pair):
 
 
 async def test_what_the_quota_refuses_of_a_batch_is_not_asked_for():
-    pair = Pair(Quota(share=3))
+    pair = Pair(quota_of(share=3))
     await pair.start()
     seen = []
 
@@ -336,7 +356,7 @@ async def test_what_the_quota_refuses_of_a_batch_is_not_asked_for():
 
 
 async def test_every_call_of_a_batch_counts_against_the_quota():
-    pair = Pair(Quota(rate=6))
+    pair = Pair(quota_of(rate=6))
     await pair.start()
     pair.gate.set()
     first = pair.call(0)
@@ -350,7 +370,7 @@ async def test_every_call_of_a_batch_counts_against_the_quota():
 
 
 async def test_requests_in_flight_count_each_call_of_a_batch():
-    pair = Pair(Quota(share=4))
+    pair = Pair(quota_of(share=4))
     await pair.start()
     pair.gate.set()
     await pair.call(0)
@@ -467,7 +487,7 @@ async def test_a_call_over_the_bounds_goes_by_itself_and_does_not_wait(pair, par
 
 
 async def test_so_many_wait_and_the_next_goes_by_itself():
-    pair = Pair(Quota(rate=10**6))
+    pair = Pair(quota_of(rate=10**6))
     await pair.start()
     first = pair.call(0)
     await settle()
@@ -560,7 +580,6 @@ async def test_a_batch_carries_only_what_answers_little():
     header, parts = batch.pack_calls(calls)
     reply = await pair.anna.net.call(pair.bert.id, "peers.batch", header, parts, timeout_ms=100)
     for answer in batch.unpack_answers(reply, 4):
-        with pytest.raises(NotFound):
-            batch.reply_of(answer, "bert")
+        assert isinstance(batch.outcome_of(answer, "bert"), NotFound)
     assert not called
     await pair.stop()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.settle import settle
 from tests.sim.adversary.messages import HEADERS
-from tests.unit.net.nodes import Node, acquainted
+from tests.unit.net.nodes import Node, acquainted, quota_of
 from tests.unit.net.test_service import Outsider
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.encoding import encode
@@ -20,15 +20,12 @@ from xsc.base.limits import (
     PEER_REQUESTS_IN_FLIGHT_MAX,
     REQUEST_UNITS,
 )
-from xsc.base.peering import HeadBound
 from xsc.base.turns import WORK_INLINE_BYTES, PeerWork
-from xsc.net.calls.costs import HEAD_KIB_UNITS
+from xsc.net.calls.costs import COSTS, HEAD_KIB_UNITS, OTHER
 from xsc.net.calls.frame import LENGTH_BYTES, pack_head
-from xsc.net.calls.quota import Quota
-from xsc.net.calls.server import JOIN, OWN_BOUNDS
+from xsc.net.calls.server import JOIN
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.net.transport.port import Arrival
-from xsc.node.build import HEADS
 
 METHODS = sorted(set(HEADERS) - {JOIN})
 
@@ -52,8 +49,6 @@ async def pair():
         bert.heard.append(header)
         return bert.answer, []
 
-    for node in (anna, bert):
-        node.net.bound_heads(HEADS)
     others = {method: answer for method in METHODS if method not in bert.net.server.handlers}
     bert.net.server.register(others)
     bert.net.server.handlers["peers.batch"] = answer
@@ -66,7 +61,7 @@ async def pair():
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_head_is_taken_up_to_the_bound_of_its_method_and_not_beyond(pair, method):
     anna, bert = pair
-    bound = {**OWN_BOUNDS, **HEADS}.get(method, HeadBound())
+    bound = COSTS.get(method, OTHER)
     wire = Outsider(bert, anna.key)
     for size, taken in ((bound.asked, True), (bound.asked + 1, False)):
         if size <= FRAME_HEADER_BYTES_MAX:
@@ -121,7 +116,7 @@ async def test_a_head_that_was_not_held_against_its_signature_is_not_carried_out
 
 
 def test_a_head_counts_as_the_requests_that_it_takes_as_long_as():
-    quota = Quota(rate=100)
+    quota = quota_of(rate=100)
     ticket = quota.enter(b"a" * 32, 0)
     for _ in range(99):
         ticket.charge_content(KIB - 1, 0, 0)
@@ -182,14 +177,13 @@ async def test_sixty_four_requests_with_the_largest_heads_leave_an_honest_peer_i
     anna, bert, mallory = (Node(memory, name) for name in ("anna", "bert", "mallory"))
     executor = SlowExecutor()
     bert.net.work._executor = executor
-    for node in (anna, bert, mallory):
-        node.net.bound_heads({"test.echo": HeadBound(FRAME_HEADER_BYTES_MAX, KIB)})
+    bert.net.server.register({"space.next": bert._echo})
     await acquainted(anna, bert)
     await mallory.net.start()
     await mallory.net.joining.join(bert.net.joining.invite(3_600_000))
     wire = Outsider(bert, mallory.key)
     head = pack_head({"x": [0] * (FRAME_HEADER_BYTES_MAX - 64)}, [])
-    requests = [wire.request(head=head) for _ in range(PEER_REQUESTS_IN_FLIGHT_MAX)]
+    requests = [wire.request("space.next", head=head) for _ in range(PEER_REQUESTS_IN_FLIGHT_MAX)]
     sent = [asyncio.create_task(wire.send(request)) for request in requests]
     await settle()
     assert len(executor.waiting) == 1

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.net.nodes import quota_of
 from xsc.base.errors import RateLimited
 from xsc.base.limits import (
     FRAME_HEADER_BYTES_MAX,
@@ -45,7 +46,7 @@ def refused(work, *arguments) -> bool:
 
 
 def test_requests_at_once_are_bounded_for_each_caller():
-    quota = Quota(share=2)
+    quota = quota_of(share=2)
     tickets = [quota.enter(A, 0) for _ in range(2)]
     assert refused(quota.enter, A, 0)
     assert not refused(quota.enter, B, 0)
@@ -69,7 +70,7 @@ def test_requests_at_once_are_bounded_for_all_together():
 
 
 def test_requests_a_second_are_bounded_and_come_back():
-    quota = Quota(rate=4, share=100)
+    quota = quota_of(rate=4, share=100)
     assert [refused(quota.enter, A, 0) for _ in range(5)] == [False] * 4 + [True]
     assert refused(quota.enter, A, 249)
     assert not refused(quota.enter, A, 250)
@@ -78,7 +79,7 @@ def test_requests_a_second_are_bounded_and_come_back():
 
 
 def test_the_hint_says_how_long_to_wait():
-    quota = Quota(rate=4)
+    quota = quota_of(rate=4)
     for _ in range(4):
         quota.enter(A, 0)
     with pytest.raises(RateLimited) as error:
@@ -87,7 +88,7 @@ def test_the_hint_says_how_long_to_wait():
 
 
 def test_unknown_callers_share_one_small_bucket_and_take_nothing_from_peers():
-    quota = Quota(rate=100, unknown_rate=2)
+    quota = quota_of(rate=100, unknown=2)
     quota.count("192.0.2.1", 0)
     quota.count("192.0.2.2", 0)
     with pytest.raises(RateLimited):
@@ -115,7 +116,7 @@ def test_so_many_sources_are_remembered_as_all_have_requests_and_no_more():
     quota = Quota()
     for number in range(10_000):
         refused(quota.count, str(number), number)
-        assert len(quota._sources._owed_until) <= 3 * UNKNOWN_REQUESTS_A_SECOND_MAX
+        assert len(quota.sources._owed_until) <= 3 * UNKNOWN_REQUESTS_A_SECOND_MAX
     assert not refused(quota.enter, A, 10_000)
 
 
@@ -164,7 +165,7 @@ async def test_answers_have_a_share_for_each_caller_until_they_are_written():
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=200), st.integers(1, 20))
 def test_never_more_than_the_rate_in_any_second_beyond_one_full_bucket(gaps, rate):
-    quota, now_ms, passed = Quota(rate=rate, share=10**6, in_flight_max=10**6), 0, 0
+    quota, now_ms, passed = quota_of(rate=rate, share=10**6, most=10**6), 0, 0
     for gap in gaps:
         now_ms += gap
         passed += not refused(quota.enter, A, now_ms)
@@ -204,7 +205,7 @@ def test_whatever_one_peer_sends_what_it_spends_is_bounded_and_others_have_their
             assert quota.left(caller, now_ms) != (second, SYNCED_A_PEER_BYTES_MAX)
         finally:
             ticket.close()
-        assert quota.in_flight(caller) == 0
+        assert quota.places.held(caller) == 0
         # Whoever asks for what all ask for all the time is answered.
         quota.enter(honest, now_ms, "storage.head_put").close()
         assert quota.left(honest, now_ms)[0] > 0

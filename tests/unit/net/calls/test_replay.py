@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from xsc.base.errors import ClockSkewed, ReplayRefused, XscError
 from xsc.base.limits import REQUEST_WINDOW_MS
-from xsc.net.calls.replay import HORIZON_STEP_MS, ReplayGuard
+from xsc.net.calls.signing import HORIZON_STEP_MS, ReplayGuard
 
 PEER, OTHER = b"p" * 32, b"o" * 32
 BOOT = 1_700_000_000_000

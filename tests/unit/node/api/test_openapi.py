@@ -21,7 +21,7 @@ from xsc.api.table import ENDPOINTS
 from xsc.node.api import openapi as making
 from xsc.node.api.openapi import openapi
 from xsc.node.api.serving import Body, _asked
-from xsc.node.routes.table import ANSWERS
+from xsc.node.daemon import ANSWERS
 from xsc.storage.object.durability import parse
 
 st.register_type_strategy(bytes, st.binary(min_size=1, max_size=40))

@@ -238,7 +238,7 @@ async def test_a_host_keeps_for_another_what_it_has_and_nothing_else():
 def test_what_is_to_be_kept_is_named_once_and_whole():
     shard = HeldShard(segment=1, column=2, size_bytes=3, root=B)
     header = messages.keep_message(A, OWN, 0, [shard])
-    assert messages.read_keep(header) == (A, OWN, 0, [Wanted(1, 2, B)])
+    assert messages.read_keep(header) == (A, OWN, 0, [Wanted(1, 2, B)], 3)
     leaves = {"segment": 1, "column": 2, "root": B, "leaves": [0, 1, 9]}
     for shards in ([], header["shards"] * 2, [leaves], header["shards"] * 65):
         with pytest.raises(RecordInvalid):

@@ -33,7 +33,6 @@ from xsc.storage.object.messages import (
     ObjectRecord,
     find_message,
     get_answer,
-    get_bytes_max,
     get_message,
     holds_answer,
     holds_message,
@@ -44,6 +43,7 @@ from xsc.storage.object.messages import (
     read_got,
     read_held,
     read_holds,
+    read_most,
     read_put,
     read_stat,
     read_stated,
@@ -146,7 +146,7 @@ def test_shards_have_a_size(size):
 
 
 def test_a_get_comes_back():
-    assert read_get(get_message(LOCATE, 5, WANTED)) == (LOCATE, 5, WANTED)
+    assert read_get(get_message(LOCATE, 5, WANTED)) == (LOCATE, 5, WANTED, 2 * SEGMENT_BYTES)
     found = [FoundShard("ok", b"one"), FoundShard("missing")]
     header, parts = get_answer(found)
     assert read_got(header, parts, WANTED) == found
@@ -183,7 +183,7 @@ def test_every_field_of_a_get_is_checked(name, value):
 
 def test_a_get_of_leaves_comes_back():
     wanted = [Wanted(1, 2, HASH, Span(3, 5, 100_000)), *WANTED]
-    assert read_get(get_message(LOCATE, 5, wanted)) == (LOCATE, 5, wanted)
+    assert read_get(get_message(LOCATE, 5, wanted))[:3] == (LOCATE, 5, wanted)
     data = bytes(3 * LEAF_BYTES - 9)
     root = root_of(data)
     span = Span(1, 3, len(data))
@@ -230,7 +230,7 @@ def test_leaves_of_another_size_of_shard_are_missing_and_of_another_root_not_giv
 def test_leaves_that_no_shard_has_are_refused(leaves):
     item = {"segment": 0, "column": 0, "root": HASH, "leaves": leaves}
     with pytest.raises(RecordInvalid, match="leaves are"):
-        read_get({"locate": LOCATE, "generation": 5, "shards": [item]})
+        read_get({"locate": LOCATE, "generation": 5, "shards": [item], "most": 1})
 
 
 def test_a_get_is_bounded():
@@ -263,7 +263,7 @@ def test_what_a_get_may_take_is_known_before_anything_is_read(asked):
         for place, size in asked.items()
     ]
     sizes = [SHARD_BYTES_MAX if size is None else size for size in asked.values()]
-    most = get_bytes_max(get_message(LOCATE, 5, wanted))
+    most = read_most(get_message(LOCATE, 5, wanted))
     assert most == min(PEER_BODY_BYTES_MAX, sum(sizes))
 
 
@@ -317,7 +317,7 @@ def test_a_bad_stat_is_refused(change):
 
 
 def test_a_find_comes_back():
-    assert read_find(find_message(LOCATE, HASH)) == (LOCATE, HASH)
+    assert read_find(find_message(LOCATE, HASH, 5)) == (LOCATE, HASH, 5)
     assert read_found([b"sealed"]) == b"sealed"
     assert read_found([]) is None
 
@@ -328,7 +328,7 @@ def test_a_bad_find_is_refused():
     for name in ("locate", "manifest"):
         for wrong in (b"short", None, 5, "l" * 32, [LOCATE]):
             with pytest.raises(RecordInvalid, match=name):
-                read_find(find_message(LOCATE, HASH) | {name: wrong})
+                read_find(find_message(LOCATE, HASH, 5) | {name: wrong})
         with pytest.raises(RecordInvalid, match=name):
             read_find({key: HASH for key in ("locate", "manifest") if key != name})
 
