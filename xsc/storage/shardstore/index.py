@@ -71,17 +71,17 @@ class ShardIndex:
     def load(self) -> int | None:
         """Read mark and usage; return the mark, None where the index is missing or damaged."""
         try:
-            raw = self._store.get(formats.MARK)
-            if raw is None:
+            mark = self.mark()
+            if mark is None:
                 return None
-            mark = formats.decode_number(raw)
             end = prefix_end(formats.USAGE)
             self.usage = {
                 key[1:]: formats.decode_number(value)
                 for key, value in self._store.scan(formats.USAGE, end)
             }
             # The last write before the store was closed: where it is there, all of it is.
-            if self._store.get(formats.CLOSED) != raw and self._sums() != self.usage:
+            closed = self._store.get(formats.CLOSED) == formats.encode_number(mark)
+            if not closed and self._sums() != self.usage:
                 self._log.warning("storage.index_damaged", reason="it has lost entries")
                 return None
         except StoreDamaged as fault:
@@ -93,7 +93,7 @@ class ShardIndex:
     def _sums(self) -> dict[bytes, int]:
         """Return the bytes under each lease by the entries, as the totals should be."""
         sums: dict[bytes, int] = {}
-        for _, entry in self.all():
+        for _, entry in self.behind(b""):
             sums[entry.lease_id] = sums.get(entry.lease_id, 0) + entry.held_bytes
         return sums
 
@@ -113,15 +113,11 @@ class ShardIndex:
         number = formats.encode_number(mark)
         self._store.write([(formats.MARK, number), (formats.CLOSED, None)], sync=True)
 
-    def sync(self) -> None:
-        """Sync all that was written."""
-        self._store.write([], sync=True)
-
     def note_closed(self) -> None:
         """Note that the index is whole: the next start need not go through all of it."""
-        mark = self._store.get(formats.MARK)
-        if mark is not None:
-            self._store.write([(formats.CLOSED, mark)], sync=True)
+        mark = self.mark()
+        assert mark is not None, "the start wrote it"
+        self._store.write([(formats.CLOSED, formats.encode_number(mark))], sync=True)
 
     # Entries
 
@@ -136,43 +132,17 @@ class ShardIndex:
         return {key: entry for key, entry in found if entry is not None}
 
     def between(self, start: bytes, stop: bytes | None) -> Iterator[Put]:
-        """Yield key and entry from one key up to another, in order."""
-        for key, raw in self._store.scan(start, stop):
-            yield key, formats.decode_entry(raw)
+        """Yield key and entry from one key up to another, in order, as they are at the call."""
+        found = self._store.scan(start, stop)
+        return ((key, formats.decode_entry(raw)) for key, raw in found)
 
     def under(self, prefix: bytes) -> Iterator[Put]:
         """Yield key and entry of all keys with a prefix, in order."""
         return self.between(prefix, prefix_end(prefix))
 
-    def all(self) -> Iterator[Put]:
-        """Yield key and entry of every shard, then of every record."""
-        for prefix in (formats.SHARDS, formats.RECORDS):
-            yield from self.under(prefix)
-
-    def snapshot(self) -> list[Iterator[tuple[bytes, bytes]]]:
-        """Return iterators over all raw entries as they are now."""
-        return [
-            self._store.scan(prefix, prefix_end(prefix))
-            for prefix in (formats.SHARDS, formats.RECORDS)
-        ]
-
-    def after(self, key: bytes, most: int) -> list[Put]:
-        """Return up to `most` keys and entries behind a key, in order of keys."""
-        found: list[Put] = []
-        for prefix in (formats.RECORDS, formats.SHARDS):
-            for item in self.between(max(prefix, key + b"\0"), prefix_end(prefix)):
-                if len(found) == most:
-                    return found
-                found.append(item)
-        return found
-
-    def column(self, locate: bytes, generation: int, segment: int, column: int) -> Iterator[Put]:
-        """Yield the shards of a column of a segment, one for each customer that stored it."""
-        return self.under(formats.column_prefix(locate, generation, segment, column))
-
-    def records(self, locate: bytes) -> Iterator[Put]:
-        """Yield the records of an object, one for each customer that stored it."""
-        return self.under(formats.RECORDS + locate)
+    def behind(self, key: bytes) -> Iterator[Put]:
+        """Yield key and entry of every record and then of every shard, behind a key."""
+        return self.between(max(formats.RECORDS, key + b"\0"), prefix_end(formats.SHARDS))
 
     def of_object(self, locate: bytes, after: bytes = b"") -> Iterator[Put]:
         """Yield the records of an object and then its shards, whoever stored them, behind a key."""

@@ -6,91 +6,18 @@ Runs once, in the executor, before anything else uses the store.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 from xsc.base.errors import StoreDamaged
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.log import Log
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import Damage
+from xsc.storage.shardstore.fsck import Gaps, highest, readable
 from xsc.storage.shardstore.index import Drop, Put, ShardIndex
 
 REBUILD_BATCH = 256
 """Bodies indexed in one write."""
-MISSED_MAX: Final = 4096
-"""Behind the highest known sequence it is read on until so many in a row hold nothing."""
-
-
-class Gaps:
-    """Ranges of sequences, first to last, in which bodies could not be read."""
-
-    def __init__(self) -> None:
-        self.ranges: list[tuple[int, int]] = []
-
-    def add(self, sequence: int) -> None:
-        """Note a sequence above those noted before."""
-        first = sequence
-        if self.ranges and self.ranges[-1][1] == sequence - 1:
-            first, _ = self.ranges.pop()
-        self.ranges.append((first, sequence))
-
-    def __contains__(self, sequence: object) -> bool:
-        return isinstance(sequence, int) and any(
-            first <= sequence <= last for first, last in self.ranges
-        )
-
-
-def highest(store: KeyValue, prefix: bytes) -> int | None:
-    """Return the highest sequence under a prefix, 0 for none; None where it cannot be read."""
-    try:
-        for key, _ in store.scan(prefix, prefix_end(prefix), reverse=True):
-            return formats.sequence_of(key)
-    except StoreDamaged:
-        return None
-    return 0
-
-
-def readable(
-    store: KeyValue, prefix: bytes, above: int, gaps: Gaps, known: int = 0
-) -> Iterator[tuple[int, bytes, bytes]]:
-    """Yield sequence, key and value of all that can be read above a sequence, in order.
-
-    A scan ends at the first damaged block, and does not begin at all while one of the newest
-    tables cannot be opened. A single read looks only into what lies around its key: from
-    there on every sequence is read by itself.
-
-    Args:
-        store: the bodies.
-        prefix: of the keys: BODIES, GONE or DAMAGED.
-        above: the last sequence that is not wanted.
-        gaps: is told what could not be read.
-        known: the highest sequence that is known to have been given.
-    """
-    following = above + 1
-    try:
-        for key, value in store.scan(formats.sequenced(prefix, following), prefix_end(prefix)):
-            sequence = formats.sequence_of(key)
-            yield sequence, key, value
-            following = sequence + 1
-    except StoreDamaged:
-        known = max(known, highest(store, prefix) or 0)
-    else:
-        return
-    missed = 0
-    while following <= known or missed < MISSED_MAX:
-        key = formats.sequenced(prefix, following)
-        missed += 1
-        try:
-            found = store.get(key)
-        except StoreDamaged:
-            gaps.add(following)
-        else:
-            if found is not None:
-                yield following, key, found
-                missed = 0
-        following += 1
 
 
 @dataclass(frozen=True, slots=True)

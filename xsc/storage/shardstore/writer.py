@@ -33,7 +33,6 @@ from xsc.base.log import Log
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import Body, Damage, IndexEntry, Owner
 from xsc.storage.shardstore.index import DELETE_BATCH, Choose, Drop, Put, ShardIndex
-from xsc.storage.shardstore.reclaim import DeadSpace
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -168,7 +167,7 @@ class ShardWriter:
         bodies: KeyValue,
         index: ShardIndex,
         damaged: dict[int, Damage],
-        dead: DeadSpace,
+        bury: Callable[[int, int], None],
         executor: Executor,
         log: Log,
     ) -> None:
@@ -176,7 +175,7 @@ class ShardWriter:
         self._bodies = bodies
         self._index = index
         self._damaged = damaged
-        self._dead = dead
+        self._bury = bury
         self._executor = executor
         self._log = log
         self._ended: FairBounded[bytes, Owner, Literal[True]] = FairBounded(TOMBSTONES_MAX)
@@ -188,6 +187,8 @@ class ShardWriter:
             self._turn, size_of=_size_of, size_max=GROUP_BYTES, all_run=True
         )
         self.next_sequence = 1
+        self.gone_bytes = 0
+        """Size of the notes of deletions that were written and not dropped since."""
         self.reserved_bytes = 0
         """Bytes that are being written."""
 
@@ -353,7 +354,7 @@ class ShardWriter:
         entries = [entry for _, entry in puts]
         gone = formats.encode_gone(drops)
         self._commit([*self._dropped(entries), self._change(formats.GONE, gone)], [], drops)
-        self._dead.gone_bytes += len(gone)
+        self.gone_bytes += len(gone)
         self._note_dead(entries)
 
     def _change(self, prefix: bytes, value: bytes) -> Change:
@@ -374,7 +375,7 @@ class ShardWriter:
     def _note_dead(self, entries: Sequence[IndexEntry]) -> None:
         for entry in entries:
             self._damaged.pop(entry.sequence, None)
-            self._dead.bury(entry.sequence, entry.held_bytes)
+            self._bury(entry.sequence, entry.held_bytes)
 
     def _commit(self, changes: list[Change], puts: Sequence[Put], drops: Sequence[Drop]) -> None:
         """Sync changes of the bodies, and enter them into the index."""

@@ -18,7 +18,7 @@ from xsc.storage.object.erasure import Code
 from xsc.storage.object.inventory import PLACE_BYTES, HeldColumn, HeldObject
 from xsc.storage.object.inventory_pages import InventoryPages
 from xsc.storage.object.manifest import SealedSegment, build, expected_digest
-from xsc.storage.shardstore import reader as shards
+from xsc.storage.shardstore import store as shards
 from xsc.storage.shardstore.bodies import Body, shard_key
 from xsc.storage.transfer.host_client import STAT_PAGES_MAX
 

@@ -28,7 +28,7 @@ from xsc.node.home.stores import open_stores
 from xsc.storage.object.inventory import FoundShard, Wanted
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.replay import Gaps, readable
+from xsc.storage.shardstore.fsck import Gaps, readable
 from xsc.storage.shardstore.store import StorageNode
 
 

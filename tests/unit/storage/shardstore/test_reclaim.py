@@ -19,7 +19,7 @@ from xsc.db.leveldb import LevelDBKeyValue
 from xsc.node.home.stores import open_stores
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.shardstore.bodies import Body, record_key, shard_key
-from xsc.storage.shardstore.reclaim import (
+from xsc.storage.shardstore.compactor import (
     BUCKET,
     DEAD_SHARE,
     SLICE_BYTES,
@@ -45,14 +45,14 @@ def test_slices_are_bounded_apart_and_cover_all_that_is_worth_it(gone, everythin
         space.bury(sequence, BODY)
     assert space.size_bytes == len(gone) * BODY
     planned = space.plan(dense, everything=everything)
-    assert all(left.high <= right.low for left, right in itertools.pairwise(planned))
+    assert all(left.stop <= right.start for left, right in itertools.pairwise(planned))
     covered = set()
     for piece in planned:
-        assert dense(piece.low, piece.high) <= max(SLICE_BYTES, BUCKET * BODY)
-        dead = sum(piece.low <= sequence < piece.high for sequence in gone)
+        assert dense(piece.start, piece.stop) <= max(SLICE_BYTES, BUCKET * BODY)
+        dead = sum(piece.start <= sequence < piece.stop for sequence in gone)
         assert dead
-        assert everything or dead * BODY * DEAD_SHARE >= dense(piece.low, piece.high)
-        covered |= {sequence for sequence in gone if piece.low <= sequence < piece.high}
+        assert everything or dead * BODY * DEAD_SHARE >= dense(piece.start, piece.stop)
+        covered |= {sequence for sequence in gone if piece.start <= sequence < piece.stop}
         space.done(piece)
     if everything:
         assert covered == gone

@@ -16,8 +16,8 @@ from xsc.storage.object.inventory import ColumnPresence, FoundShard, Wanted
 from xsc.storage.object.manifest import column_digest, hash_of
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import Body, record_key, shard_key
+from xsc.storage.shardstore.compactor import BUCKET
 from xsc.storage.shardstore.index import DELETE_BATCH
-from xsc.storage.shardstore.reclaim import BUCKET
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.shardstore.writer import Write
 
