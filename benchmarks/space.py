@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.size import least
 from xsc import api
 from xsc.base.encoding import Value
-from xsc.base.limits import JOINT_RECORDS_MAX, KIB, MIB
+from xsc.base.limits import JOINT_RECORDS_MAX, KIB, MIB, PEER_REQUESTS_A_SECOND_MAX, REQUEST_UNITS
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part
 from xsc.base.peering import Reply
@@ -38,7 +38,7 @@ from xsc.identity.keys import KeyPair, network_id, verify
 from xsc.node.system import SystemClock, ThreadExecutor
 from xsc.space import itc
 from xsc.space.itc import Clock
-from xsc.space.limits import RECORDS_A_SECOND_MAX
+from xsc.space.limits import RECORD_UNITS
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceHead, SpaceRecord, section_hash, value_digest
 from xsc.space.service import SpaceService
@@ -177,6 +177,7 @@ class Replica:
             self.wire,
             clock,
             NETWORK,
+            spend=lambda *_: 0,
             blame=lambda *_: None,
             log=SilentLog(),
         )
@@ -203,7 +204,7 @@ async def intake(
         await owner.store.sign_head()
         replica.wire.sync = owner.sync
         of = owner.key.node_id
-        replica.sync.subscribe(of, "")
+        replica.sync.subscribe({(of, "")})
         begun = time.perf_counter()
         following = asyncio.create_task(replica.sync.follow(of))
         while await replica.store.cursor(of, "") < count:  # noqa: ASYNC110 - nothing tells of it
@@ -237,7 +238,8 @@ def taken(quick: bool) -> None:
             f"  records taken, {label:17s}     {rate:6.0f}/s ({rate / alone:.2f} of their "
             f"signatures alone, {alone:.0f}/s); given {gave:.0f}/s"
         )
-    print(f"  the pace of a node lets through      {RECORDS_A_SECOND_MAX:6d}/s of all peers")
+    rate = PEER_REQUESTS_A_SECOND_MAX * REQUEST_UNITS // RECORD_UNITS
+    print(f"  the quota of a peer lets through     {rate:6d}/s")
 
 
 # Stamps
@@ -386,7 +388,7 @@ async def updates(count: int) -> tuple[float, int, int, int, int]:
                 rate = count / (time.perf_counter() - begun)
                 late = anonymous_kib()
             await store.sign_head()
-            await store.compact({})
+            await store.compact()
             sizes.append(sum(file.stat().st_size for file in (folder / name).iterdir()))
             await store.settle()
             db.close()

@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.gathering import inputs_of, lines_in
-from xsc.allocation import granting
 from xsc.allocation.granting import clear_all, entitlements
 from xsc.allocation.published import Published
 from xsc.base.limits import (
@@ -306,7 +305,7 @@ def need_of(quantity, number=1, price_max=40 * A_STEP, slot_id=b"n" * 16):
 
 
 def test_where_too_many_take_part_nothing_is_cleared_again_either(monkeypatch):
-    monkeypatch.setattr(granting, "ALLOCATIONS_MAX", 60)
+    monkeypatch.setattr("xsc.base.limits.ALLOCATIONS_MAX", 60)
     model = Model()
     for number in range(100):
         model.needs[number.to_bytes(32, "big")] = need_of(1, price_max=1)
@@ -362,7 +361,7 @@ def test_of_needs_that_are_withdrawn_nothing_is_kept():
 
 
 def test_no_more_is_granted_than_one_state_says(monkeypatch):
-    monkeypatch.setattr(granting, "ALLOCATIONS_MAX", 4)
+    monkeypatch.setattr("xsc.base.limits.ALLOCATIONS_MAX", 4)
     model = Model()
     for number in range(9):
         model.needs[bytes([number]) * 32] = need_of(4)
@@ -456,7 +455,7 @@ def test_ties_fall_anew_each_day():
     [("ALLOCATIONS_A_STRANGER_MAX", {}, 3), ("ALLOCATIONS_A_CUSTOMER_MAX", WEIGHTS, 5)],
 )
 def test_one_customer_leaves_others_what_one_state_can_grant(limit, weights, most, monkeypatch):
-    monkeypatch.setattr(granting, limit, most)
+    monkeypatch.setattr(f"xsc.base.limits.{limit}", most)
     node = CUSTOMERS[1]
     needs = tuple(need_of(2, slot_id=bytes([n]) * 16) for n in range(8))
     inputs = inputs_of(

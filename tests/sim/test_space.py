@@ -23,6 +23,7 @@ from xsc.base.clock import ManualClock
 from xsc.base.errors import NotFound
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.space.limits import HEAD_INTERVAL_MS, RETRY_MS
+from xsc.space.messages import Cursor
 from xsc.space.store import ARCHIVE
 
 FIRST, _, LAST = os.environ.get("TEST_SPACE_SEEDS", "50").rpartition("-")
@@ -49,9 +50,9 @@ class Play(Circle):
     def start(self, member):
         others = [other for other in self.members if other is not member]
         for other in others:
-            member.sync.subscribe(other.id, "a")
+            member.subscribe(other.id, "a")
         member.follow(*others)
-        self.running[member.id] = asyncio.create_task(member.space.run())
+        self.running[member.id] = asyncio.create_task(member.sync.run())
 
     async def stop(self, member):
         self.running[member.id].cancel()
@@ -92,7 +93,8 @@ class Play(Circle):
             network.duplicates_ppm = self.rng.choice([0, DUPLICATES_PPM])
         elif act == "compact":
             await member.store.sign_head()
-            await member.store.compact({member.id: 2**60})  # tombstones go that others lack
+            member.store.asked[b""] = [Cursor(member.id, "nodes", 2**60, 0, 0)]
+            await member.store.compact()  # tombstones go that others lack
         else:
             await self.pass_ms(self.rng.choice([1_000, RETRY_MS, HEAD_INTERVAL_MS]))
         if self.rng.random() < 0.5:
@@ -185,9 +187,9 @@ def test_fifty_nodes_converge_while_they_write_for_ten_minutes(followed_count):
                 followed += [(member, other), (other, member)]
         for member, other in followed:
             for prefix in ("nodes", "allocation"):
-                member.sync.subscribe(other.id, prefix)
+                member.subscribe(other.id, prefix)
             member.follow(other)
-        running = [asyncio.create_task(member.space.run()) for member in members]
+        running = [asyncio.create_task(member.sync.run()) for member in members]
         await asyncio.gather(*map(write, members))
         await clock.sleep_ms(2 * HEAD_INTERVAL_MS)
         for member, other in followed:

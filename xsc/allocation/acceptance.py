@@ -17,10 +17,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from xsc.allocation import granting, published
 from xsc.allocation.clearing import TIERS, Claim, divide
-from xsc.allocation.granting import entitlements
 from xsc.allocation.matching import mismatch
-from xsc.allocation.published import Published, standing
 from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, Entitlement, NeedSlot
@@ -39,9 +38,9 @@ def is_line_right(each: Entitlement, slot: AvailabilitySlot, tier: Tier) -> bool
 
 
 def received(
-    own: Published,
+    own: published.Published,
     needs: Mapping[bytes, NeedSlot],
-    other: Published,
+    other: published.Published,
     state: TwoTierAllocationState,
     before: Iterable[Entitlement],
     *,
@@ -60,12 +59,12 @@ def received(
         before: what counted of the state before.
         now_ms: the present.
     """
-    tier, _ = standing(other, own)
+    tier, _ = published.standing(other, own)
     mine = {(own.node, need_id): need for need_id, need in needs.items()}
     slots = {slot.slot_id: slot for slot in other.commitment.slots}
     known = {_said(each) for each in before}
     counts, doubted = list[Entitlement](), set[bytes]()
-    for each in entitlements(other.node, state, slots, mine, now_ms):
+    for each in granting.entitlements(other.node, state, slots, mine, now_ms):
         need, slot = needs[each.need], slots[each.slot]
         if each.price > need.price_max or each.quantity > min(need.most(other.node), slot.quantity):
             continue
@@ -175,9 +174,9 @@ def passed_over(need: NeedSlot, offers: Sequence[Claim]) -> dict[bytes, int]:
 
 
 def pending(
-    own: Published,
+    own: published.Published,
     needs: Mapping[bytes, NeedSlot],
-    others: Iterable[Published],
+    others: Iterable[published.Published],
     received: Iterable[Entitlement],
     now_ms: int,
 ) -> set[bytes]:

@@ -13,33 +13,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final, Protocol
 
+from xsc.allocation import granting, program, published
 from xsc.allocation.acceptance import answered, pending, received
 from xsc.allocation.clearing_record import read_state
 from xsc.allocation.commitments import Commitments
-from xsc.allocation.granting import Gathered, Inputs, clear_all, entitlements, rows_of
-from xsc.allocation.program import Program, factor_ppm, observe, over_allocated, state_after
-from xsc.allocation.published import Published, standing
 from xsc.allocation.records import Records
-from xsc.base.clock import event_within
-from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged, XscError
-from xsc.base.limits import (
-    ALLOCATION_DEBOUNCE_MS,
-    ALLOCATION_LOOK_MS,
-    CONVERGED_LOOK_MS,
-    OFFER_MS,
-    OFFER_SETTLE_MS,
-    PPM,
-    ROUND_REST,
-)
-from xsc.base.peering import Peers
-from xsc.base.units import ceil_div
+from xsc.base import clock, errors, limits, peering, units
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
+from xsc.space import port, record
 from xsc.space.paths import UserSpacePaths
-from xsc.space.port import Space
-from xsc.space.record import Change
-from xsc.terms.clearing import ClearingRecord, TwoTierAllocationState
-from xsc.terms.quote import KINDS, Kind
+from xsc.terms import clearing, quote
 from xsc.terms.slot import STEP, Commitment, Entitlement, EntitlementKey
 
 _LOOKED_AT: Final = frozenset(
@@ -50,7 +34,7 @@ _LOOKED_AT: Final = frozenset(
 class Market(Protocol):
     """What is left, what leases have of slots, and credit."""
 
-    def unreserved(self, kind: Kind) -> int:
+    def unreserved(self, kind: quote.Kind) -> int:
         """Return what is neither used nor reserved now, in the unit of leases."""
 
     def drawn_steps(self, *, young: bool = False) -> Mapping[EntitlementKey, int]:
@@ -74,15 +58,15 @@ class Allocator:
         self,
         context: Context,
         *,
-        space: Space,
+        space: port.Space,
         commitments: Commitments,
-        peers: Peers,
+        peers: peering.Peers,
         market: Market,
         records: Records,
         is_up: Callable[[bytes], bool],
         on_offered: Callable[[], None],
         held: Callable[[], Mapping[tuple[bytes, bytes], int]],
-        look_ms: int = ALLOCATION_LOOK_MS,
+        look_ms: int = limits.ALLOCATION_LOOK_MS,
     ) -> None:
         self._context = context
         self._node = context.key.node_id
@@ -98,9 +82,9 @@ class Allocator:
         self._heard = commitments.heard
         self.granted: tuple[Entitlement, ...] = ()
         """What this node has granted to needs of others."""
-        self.state = TwoTierAllocationState()
+        self.state = clearing.TwoTierAllocationState()
         """What is published of what is granted."""
-        self.program: Program
+        self.program: program.Program
         """Decides what is granted. It is there before the first round."""
         self._fails = False
         self._made = b""
@@ -154,8 +138,8 @@ class Allocator:
         """
         try:
             self.records.start()
-        except RecordInvalid as fault:
-            raise StoreDamaged(f"a kept clearing cannot be read: {fault.message}") from fault
+        except errors.RecordInvalid as fault:
+            raise errors.StoreDamaged(f"a kept clearing cannot be read: {fault.message}") from fault
         state = self._heard.state_of(self._node)
         # Where a power loss took a record, all is cleared anew.
         kept = set(self.records.ids())
@@ -163,7 +147,7 @@ class Allocator:
             self._grant(state)
         self._renewed_ms = self._clock.now_ms()
 
-    def _grant(self, state: TwoTierAllocationState) -> None:
+    def _grant(self, state: clearing.TwoTierAllocationState) -> None:
         """Grant what a state says that is on the disk, as far as its records are."""
         slots = {slot.slot_id: slot for slot in self._heard.of(self._node).commitment.slots}
         needs = {
@@ -172,7 +156,7 @@ class Allocator:
             for need in other.commitment.needs
         }
         now_ms, kept = self._clock.now_ms(), set(self.records.ids())
-        named = entitlements(self._node, state, slots, needs, now_ms)
+        named = granting.entitlements(self._node, state, slots, needs, now_ms)
         self.granted = tuple(each for each in named if each.clearing in kept)
         self.state = state
 
@@ -187,10 +171,10 @@ class Allocator:
             began_ms = self._clock.monotonic_ms()
             await self.allocate()
             ended_ms = self._clock.monotonic_ms()
-            await event_within(self._clock, self._woken, self._pause_ms())
-            factor = factor_ppm(self._commitments.own.damping_history)
-            delay_ms = ceil_div(ALLOCATION_DEBOUNCE_MS * PPM, factor)
-            rest_ms = max(delay_ms, ROUND_REST * (ended_ms - began_ms))
+            await clock.event_within(self._clock, self._woken, self._pause_ms())
+            factor = program.factor_ppm(self._commitments.own.damping_history)
+            delay_ms = units.ceil_div(limits.ALLOCATION_DEBOUNCE_MS * limits.PPM, factor)
+            rest_ms = max(delay_ms, limits.ROUND_REST * (ended_ms - began_ms))
             left_ms = ended_ms + rest_ms - self._clock.monotonic_ms()
             if left_ms > 0:
                 await self._clock.sleep_ms(left_ms)
@@ -205,15 +189,15 @@ class Allocator:
         moments += [each.until_ms for each in (*self.granted, *self.received())]
         ahead = [moment - now_ms for moment in moments if moment > now_ms]
         is_settled = self.has_converged and not self._since_ms
-        look_ms = self._look_ms if is_settled else CONVERGED_LOOK_MS
+        look_ms = self._look_ms if is_settled else limits.CONVERGED_LOOK_MS
         # Customers choose moments, and cause no more rounds by them than this.
-        return max(CONVERGED_LOOK_MS, min([look_ms, *ahead]))
+        return max(limits.CONVERGED_LOOK_MS, min([look_ms, *ahead]))
 
     def wake(self) -> None:
         """Look at everything again: what somebody published, or who is known, has changed."""
         self._woken.set()
 
-    def _space_changed(self, change: Change) -> None:
+    def _space_changed(self, change: record.Change) -> None:
         if change.path in _LOOKED_AT and not (
             change.owner == self._node and change.path == UserSpacePaths.ALLOCATION_STATE
         ):
@@ -229,7 +213,7 @@ class Allocator:
         for step in (self._clear, self._accept):
             try:
                 await step()
-            except SpaceExhausted as fault:
+            except errors.SpaceExhausted as fault:
                 # What is published stands, and is tried again with the next look.
                 if not self._full:
                     self._context.log.error("allocation.not_published", code=fault.code)
@@ -244,7 +228,7 @@ class Allocator:
             self._heard.of(node), self._heard.state_of(node)
             await asyncio.sleep(0)  # there may be many
 
-    def _others(self) -> list[Published]:
+    def _others(self) -> list[published.Published]:
         """Return what known peers have published, by rising id."""
         return [self._heard.of(node) for node in sorted(self._peers.peers())]
 
@@ -252,16 +236,16 @@ class Allocator:
         inputs, last = self._inputs(), self.state
         if not (inputs.own.commitment.slots or last.slot_denominators):
             return
-        granted, records = await self._context.executor.run(clear_all, inputs, last)
+        granted, records = await self._context.executor.run(granting.clear_all, inputs, last)
         has_settled = last.converged or not granted.slot_denominators
         if has_settled and granted.slot_denominators == last.slot_denominators:
             self._grant(last)  # the time of a need may be another one
             return
-        self._made = state_after(inputs, granted, last).to_bytes()
+        self._made = program.state_after(inputs, granted, last).to_bytes()
         if (raw := await self._decide(inputs)) is not None:
             await self._publish(inputs, records, raw)
 
-    async def _decide(self, inputs: Inputs) -> bytes | None:
+    async def _decide(self, inputs: granting.Inputs) -> bytes | None:
         """Return the state that the program gives; None where it fails: nothing new is granted."""
         gathered = await self._context.executor.run(inputs.gathered.to_bytes)
         found = self.program.run({"gathered": gathered, "last": self.state.to_bytes()})
@@ -276,7 +260,7 @@ class Allocator:
         del gathered, last
         return self._made
 
-    def _inputs(self) -> Inputs:
+    def _inputs(self) -> granting.Inputs:
         """Gather what the round follows from."""
         own, others = self._heard.of(self._node), self._others()
         kinds = {slot.kind for slot in own.commitment.slots}
@@ -284,21 +268,21 @@ class Allocator:
             other for other in others if any(need.kind in kinds for need in other.commitment.needs)
         ]
         market, nodes = self._market, {taker.node for taker in takers}
-        gathered = Gathered(
+        gathered = granting.Gathered(
             now_ms=self._clock.now_ms(),
             own=own.said,
             others=tuple(taker.said for taker in takers),
             theirs=tuple((each.node, w) for each in others if (w := each.weights.get(own.node, 0))),
-            drawn=rows_of(market.drawn_steps()),
-            pinned=rows_of(market.drawn_steps(young=True)),
+            drawn=granting.rows_of(market.drawn_steps()),
+            pinned=granting.rows_of(market.drawn_steps(young=True)),
             credit=tuple((node, market.credit_among(node, nodes)) for node in sorted(nodes)),
-            free={kind: market.unreserved(kind) // STEP[kind] for kind in KINDS},
+            free={kind: market.unreserved(kind) // STEP[kind] for kind in quote.KINDS},
             is_pending=self._woken.is_set(),
         )
-        return Inputs(gathered, own, takers)
+        return granting.Inputs(gathered, own, takers)
 
     async def _publish(
-        self, inputs: Inputs, records: Mapping[bytes, ClearingRecord], raw: bytes
+        self, inputs: granting.Inputs, records: Mapping[bytes, clearing.ClearingRecord], raw: bytes
     ) -> None:
         """Keep the clearings that a state names, and publish it; the oldest records go."""
         state = read_state(raw)
@@ -314,7 +298,7 @@ class Allocator:
             # Written before anybody can draw on it, so that what is kept free has its proof.
             await self._space.put_all({**values, **self.program.writes()})
         except BaseException as fault:
-            said = f"{fault.code}: {fault.message}" if isinstance(fault, XscError) else ""
+            said = f"{fault.code}: {fault.message}" if isinstance(fault, errors.XscError) else ""
             self.program.undo(said)
             raise
         self.program.wrote()
@@ -342,11 +326,11 @@ class Allocator:
         open_needs = {each.need for each in grants if each.granted_ms}
         self._since_ms = {need: self._since_ms.get(need, now_ms) for need in open_needs}
         nodes = {other.node for other in up} | {node for _, node in held}
-        ranks = {node: standing(own, self._heard.of(node)) for node in nodes}
+        ranks = {node: published.standing(own, self._heard.of(node)) for node in nodes}
         waiting = {
             need_id
             for need_id in pending(own, needs, up, grants, now_ms)
-            if now_ms - self._since_ms.get(need_id, now_ms) < OFFER_SETTLE_MS
+            if now_ms - self._since_ms.get(need_id, now_ms) < limits.OFFER_SETTLE_MS
         }
         numbers = {(each.slot_id, each.number) for each in commitment.needs}
         self._begun_ms = {each: self._begun_ms.get(each, now_ms) for each in numbers}
@@ -357,7 +341,7 @@ class Allocator:
             if each.spread > 1
             and sum(grant.quantity for grant in grants if grant.need == each.slot_id)
             < each.quantity
-            and now_ms - self._begun_ms[each.slot_id, each.number] < OFFER_SETTLE_MS
+            and now_ms - self._begun_ms[each.slot_id, each.number] < limits.OFFER_SETTLE_MS
         }
         changed = {
             need_id: answered(
@@ -365,7 +349,7 @@ class Allocator:
                 grants,
                 {node: steps for (of, node), steps in held.items() if of == need_id},
                 ranks,
-                is_due=now_ms - self._renewed_ms >= ALLOCATION_LOOK_MS,
+                is_due=now_ms - self._renewed_ms >= limits.ALLOCATION_LOOK_MS,
                 is_settled=need_id not in waiting,
             )
             for need_id, need in needs.items()
@@ -373,16 +357,16 @@ class Allocator:
         # Where the space is full, no cap can be published: a need does not wait for that.
         still = {need_id for need_id in needs if self._full or changed[need_id] == needs[need_id]}
         # Who changes what it offers all the time keeps no need from what others offer.
-        late = {each for each, at in self._since_ms.items() if now_ms - at >= OFFER_MS // 2}
+        late = {each for each, at in self._since_ms.items() if now_ms - at >= limits.OFFER_MS // 2}
         self._ready = (still | late) - waiting
         self._on_offered()
         if changed == needs:
             return
-        over = over_allocated(needs, grants)
-        history = observe(commitment.damping_history, over, now_ms)
+        over = program.over_allocated(needs, grants)
+        history = program.observe(commitment.damping_history, over, now_ms)
         if any(changed[need_id].number > need.number for need_id, need in needs.items()):
             self._renewed_ms = now_ms
-        factor, said = factor_ppm(history), tuple(changed.values())
+        factor, said = program.factor_ppm(history), tuple(changed.values())
         damped = {"damping_ppm": factor, "damping_history": history, "needs": said}
         answer = Commitment(**dict(commitment) | damped)
         # What changed meanwhile is answered in the next round.

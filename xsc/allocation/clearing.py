@@ -40,14 +40,12 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
-from xsc.base.encoding import tagged_sha256
-from xsc.base.limits import PPM
+from xsc.base import encoding, limits
 from xsc.base.units import ceil_div
-from xsc.terms.clearing import TierLine
-from xsc.terms.quote import Tier
+from xsc.terms import clearing, quote
 from xsc.terms.slot import AvailabilitySlot, DivisionRule
 
-TIERS: Final[tuple[Tier, ...]] = ("mutual", "one_way", "open")
+TIERS: Final[tuple[quote.Tier, ...]] = ("mutual", "one_way", "open")
 DENOMINATOR_FLOOR: Final = 100
 """Least denominator of `proportional`, in millionths of a unit: it never divides by zero."""
 _DAY_MS: Final = 24 * 3_600_000
@@ -60,16 +58,16 @@ class Claim:
     """What one node wants of the capacity, and its tier and weight."""
 
     id: bytes
-    tier: Tier
+    tier: quote.Tier
     weight: int
     need: int
-    damping_ppm: int = PPM
+    damping_ppm: int = limits.PPM
     """How much of the need is active; only `proportional` looks at it."""
 
     def __post_init__(self) -> None:
         assert self.need >= 0, "a need is not negative"
         assert self.weight > 0, "a claim has weight"
-        assert 0 <= self.damping_ppm <= PPM, "damping is a share"
+        assert 0 <= self.damping_ppm <= limits.PPM, "damping is a share"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ class Division:
 
     allocations: dict[bytes, int]
     """By id; every claim is listed, also with 0."""
-    tiers: tuple[TierLine, ...]
+    tiers: tuple[clearing.TierLine, ...]
     """`mutual`, `one_way`, `open`, always all three."""
 
 
@@ -154,7 +152,7 @@ def divide(
         units, denominator = RULES[rule](capacity, members)
         allocations.update(units)
         given = sum(units.values())
-        line = TierLine(tier=tier, capacity=capacity, given=given, denominator=denominator)
+        line = clearing.TierLine(tier=tier, capacity=capacity, given=given, denominator=denominator)
         tiers.append(line)
         capacity -= given
     return Division(allocations, tuple(tiers))
@@ -169,10 +167,10 @@ class Bid:
     quantity: int
     """The eligible quantity: of the need, its caps, its customer's credit and share the least."""
     price_max: int
-    tier: Tier = "open"
+    tier: quote.Tier = "open"
     weight: int = 1
     """Tier and weight of its customer."""
-    damping_ppm: int = PPM
+    damping_ppm: int = limits.PPM
     """Only `proportional` looks at it."""
 
     @property
@@ -184,7 +182,7 @@ class Bid:
 class Granted(NamedTuple):
     """What a need is granted."""
 
-    tier: Tier
+    tier: quote.Tier
     """Of the first stage that serves it."""
     quantity: int
     price: int
@@ -198,7 +196,7 @@ class SlotClearing:
 
     lines: dict[Pin, Granted]
     """Of the needs that are granted something."""
-    tiers: tuple[TierLine, ...]
+    tiers: tuple[clearing.TierLine, ...]
     """One a stage; that of stage 3 has no denominator."""
     payments: dict[bytes, int]
     """What each customer of stage 3 pays in all; its lines round this up, by less than 1 a unit."""
@@ -206,13 +204,13 @@ class SlotClearing:
 
 def salt_of(slot_id: bytes, at_ms: int) -> bytes:
     """Return the salt of all clearings of a slot on one day of UTC."""
-    return tagged_sha256("clearing/salt", slot_id, (at_ms // _DAY_MS).to_bytes(8, "big"))
+    return encoding.tagged_sha256("clearing/salt", slot_id, (at_ms // _DAY_MS).to_bytes(8, "big"))
 
 
 @lru_cache(maxsize=2**16)
 def lot(salt: bytes, customer: bytes) -> bytes:
     """Return the hash by which ties fall: it stands in the place of the customer's id."""
-    return tagged_sha256("clearing/lot", salt, customer)
+    return encoding.tagged_sha256("clearing/lot", salt, customer)
 
 
 def _auction(

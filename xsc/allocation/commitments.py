@@ -14,47 +14,21 @@ from functools import partial
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from xsc.allocation.clearing_record import read_state
-from xsc.allocation.declaring import (
-    NOTHING,
-    Either,
-    Posted,
-    Statement,
-    find,
-    renewed,
-    standing_slot,
-    stated,
-    with_slot,
-    with_standing,
-    without,
-)
-from xsc.allocation.matching import mismatch
-from xsc.allocation.published import Published, standing
+from xsc.allocation import clearing_record, declaring, matching, published
 from xsc.allocation.recognition import read_weights, tier_of, value_of, with_weight
 from xsc.allocation.windows import ENDLESS_MS
-from xsc.base.clock import event_within
-from xsc.base.errors import ArgumentInvalid, NotFound, SpaceExhausted, TooLarge
-from xsc.base.ids import short
-from xsc.base.limits import (
-    ALLOCATION_DEBOUNCE_MS,
-    NEED_INTERVAL_MS,
-    PRICES_POSTED_MS,
-    SLOT_ID_BYTES,
-)
-from xsc.base.peering import Peers
+from xsc.base import clock, errors, ids, limits, peering
 from xsc.identity.context import Context
+from xsc.space import port, record
 from xsc.space.paths import UserSpacePaths
-from xsc.space.port import Space
-from xsc.space.record import Change
-from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
-from xsc.terms.pricing import Quote
+from xsc.terms import clearing, pricing
 from xsc.terms.quote import KINDS, Kind, Tier
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 LOOK_INTERVAL_MS: Final = 60_000
 """How soon after its end a slot is dropped."""
 _PATH: Final = UserSpacePaths.COMMITMENT
-_NOTHING = SpaceValue(record=b"", value=b"")
+_NOTHING = clearing.SpaceValue(record=b"", value=b"")
 
 
 def zone_of(name: str) -> ZoneInfo:
@@ -66,7 +40,7 @@ def zone_of(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (OSError, ValueError, KeyError):  # a folder, a path, and a name without a file
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             f"'{name}' is no time zone",
             hint="write for example Europe/Berlin, America/New_York or UTC",
         ) from None
@@ -75,13 +49,13 @@ def zone_of(name: str) -> ZoneInfo:
 class Heard:
     """The commitments, recognition and states of this node and others."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: port.Space) -> None:
         self._space = space
-        self._published: dict[bytes, Published] = {}
-        self._states: dict[bytes, TwoTierAllocationState | None] = {}
+        self._published: dict[bytes, published.Published] = {}
+        self._states: dict[bytes, clearing.TwoTierAllocationState | None] = {}
         space.on_change(self._changed)
 
-    def _changed(self, change: Change) -> None:
+    def _changed(self, change: record.Change) -> None:
         if change.path == UserSpacePaths.ALLOCATION_STATE:
             self._states.pop(change.owner, None)
         elif change.path in {UserSpacePaths.COMMITMENT, UserSpacePaths.RECOGNITION}:
@@ -93,30 +67,30 @@ class Heard:
             for gone in known.keys() - set(nodes):
                 del known[gone]
 
-    def of(self, node: bytes) -> Published:
+    def of(self, node: bytes) -> published.Published:
         """Return what a node offers, needs and recognises."""
         if node not in self._published:
             commitment = self.value(UserSpacePaths.COMMITMENT, node) or _NOTHING
             recognition = self.value(UserSpacePaths.RECOGNITION, node)
-            self._published[node] = Published.read(node, commitment, recognition)
+            self._published[node] = published.Published.read(node, commitment, recognition)
         return self._published[node]
 
-    def state_of(self, node: bytes) -> TwoTierAllocationState | None:
+    def state_of(self, node: bytes) -> clearing.TwoTierAllocationState | None:
         """Return what a node says that it grants."""
         if node not in self._states:
             said = self.value(UserSpacePaths.ALLOCATION_STATE, node)
-            self._states[node] = None if said is None else read_state(said.value)
+            self._states[node] = None if said is None else clearing_record.read_state(said.value)
         return self._states[node]
 
-    def value(self, path: str, node: bytes) -> SpaceValue | None:
+    def value(self, path: str, node: bytes) -> clearing.SpaceValue | None:
         """Return what a node has at a path, with the record that signs it; None for nothing."""
         try:
             entry = self._space.get(path, node)
-        except NotFound:
+        except errors.NotFound:
             return None
         if entry.value is None:
             return None
-        return SpaceValue(record=entry.signed.raw, value=entry.value)
+        return clearing.SpaceValue(record=entry.signed.raw, value=entry.value)
 
 
 class Commitments:
@@ -139,11 +113,11 @@ class Commitments:
     def __init__(
         self,
         context: Context,
-        space: Space,
-        peers: Peers,
+        space: port.Space,
+        peers: peering.Peers,
         *,
-        posted: Posted,
-        by_default: Callable[[type[Either], Kind], dict[str, Any]],
+        posted: declaring.Posted,
+        by_default: Callable[[type[declaring.Either], Kind], dict[str, Any]],
         on_withdrawn: Callable[[Kind], None],
         on_recognised: Callable[[], None],
         before_stand: Callable[[], Awaitable[bool]],
@@ -166,7 +140,7 @@ class Commitments:
         self._before_stand = before_stand
         self._next_ms: dict[str, int] = {}
         """When what follows this node may change again, by the event of its fault."""
-        self._place: dict[type[Either], dict[str, Any]] = {
+        self._place: dict[type[declaring.Either], dict[str, Any]] = {
             AvailabilitySlot: {"location": site, "owner": owner},
             NeedSlot: {"owner": owner},
         }
@@ -191,7 +165,7 @@ class Commitments:
         """What this node offers and needs."""
         return self.heard.of(self._node).commitment
 
-    def quote(self, kind: Kind, provider: bytes, customer: bytes) -> Quote | None:
+    def quote(self, kind: Kind, provider: bytes, customer: bytes) -> pricing.Quote | None:
         """Return what a provider's slots ask of a customer now: the cheapest that serves it.
 
         While needs compete for a slot, strangers are asked what its clearing costs. None: nothing
@@ -199,19 +173,19 @@ class Commitments:
         """
         now_ms = self._clock.now_ms()
         there, here = self.heard.of(provider), self.heard.of(customer)
-        tier, _ = standing(there, here)
+        tier, _ = published.standing(there, here)
         need = NeedSlot(
-            slot_id=NOTHING, kind=kind, quantity=1, price_max=0, valid_until_ms=ENDLESS_MS
+            slot_id=declaring.NOTHING, kind=kind, quantity=1, price_max=0, valid_until_ms=ENDLESS_MS
         )
-        found, costs = list[Quote](), dict[bytes, int]()
+        found, costs = list[pricing.Quote](), dict[bytes, int]()
         if tier == "open" and (state := self.heard.state_of(provider)) is not None:
             for each in state.slot_denominators:
                 costs[each.slot] = max((line.price for line in each.allocations), default=0)
         for slot in there.commitment.slots:
             window, ladder = slot.window_at(now_ms), slot.ladder
-            if window is not None and mismatch(slot, there, need, here, now_ms) is None:
+            if window is not None and matching.mismatch(slot, there, need, here, now_ms) is None:
                 ladder = replace(ladder, reserve=max(ladder.reserve, costs.get(slot.slot_id, 0)))
-                found.append(Quote(provider, kind, slot.slot_id, window, tier, ladder))
+                found.append(pricing.Quote(provider, kind, slot.slot_id, window, tier, ladder))
         return min(found, key=lambda quote: (quote.price, quote.slot), default=None)
 
     def labels(self, node: bytes) -> tuple[str, str] | None:
@@ -222,15 +196,17 @@ class Commitments:
         slots = there.commitment.slots
         return max(((slot.location, slot.owner) for slot in slots), default=("", ""))
 
-    async def declare(self, role: type[Either], kind: Kind, said: Statement) -> bytes:
+    async def declare(
+        self, role: type[declaring.Either], kind: Kind, said: declaring.Statement
+    ) -> bytes:
         """Publish a new slot or need and return its id, once it is on the disk.
 
         Raises:
             ArgumentInvalid, TooLarge: it cannot be one.
         """
-        slot_id = self._context.entropy.token(SLOT_ID_BYTES)
+        slot_id = self._context.entropy.token(limits.SLOT_ID_BYTES)
         before = self._place[role] | {"slot_id": slot_id, "kind": kind}
-        await self.publish(lambda own: with_slot(own, self._stated(role, before, said)))
+        await self.publish(lambda own: declaring.with_slot(own, self._stated(role, before, said)))
         return slot_id
 
     async def offer_all(self, kind: Kind) -> bytes:
@@ -245,15 +221,15 @@ class Commitments:
             return self._standing(AvailabilitySlot, own.model_copy(update={"standing_made": made}))
 
         await self.publish(with_all)
-        slot = standing_slot(self.own, kind)
+        slot = declaring.standing_slot(self.own, kind)
         if slot is None:
-            raise ArgumentInvalid(
+            raise errors.ArgumentInvalid(
                 f"this node has no {kind} to offer",
                 hint="look at the settings offer, storage_capacity and worker_speed",
             )
         return slot.slot_id
 
-    async def edit(self, slot_id: bytes, said: Statement) -> None:
+    async def edit(self, slot_id: bytes, said: declaring.Statement) -> None:
         """Publish a slot or need with what is stated anew.
 
         Raises:
@@ -262,14 +238,18 @@ class Commitments:
         """
 
         def edited(own: Commitment) -> Commitment:
-            found = find(own, slot_id)
-            return with_slot(own, self._stated(type(found), dict(found), said))
+            found = declaring.find(own, slot_id)
+            return declaring.with_slot(own, self._stated(type(found), dict(found), said))
 
         await self.publish(edited)
 
-    def _stated(self, role: type[Either], before: dict[str, Any], said: Statement) -> Either:
+    def _stated(
+        self, role: type[declaring.Either], before: dict[str, Any], said: declaring.Statement
+    ) -> declaring.Either:
         now_ms = self._clock.now_ms()
-        return stated(role, before, said, posted=self._posted, now_ms=now_ms, zones=zone_of)
+        return declaring.stated(
+            role, before, said, posted=self._posted, now_ms=now_ms, zones=zone_of
+        )
 
     async def withdraw(self, slot_id: bytes) -> None:
         """Withdraw a slot or need.
@@ -277,8 +257,8 @@ class Commitments:
         Raises:
             NotFound: it is not there.
         """
-        found = find(self.own, slot_id)
-        await self.publish(lambda own: without(own, slot_id))
+        found = declaring.find(self.own, slot_id)
+        await self.publish(lambda own: declaring.without(own, slot_id))
         if isinstance(found, NeedSlot) and found.standing:
             self._on_withdrawn(found.kind)
 
@@ -289,7 +269,7 @@ class Commitments:
             if changed != self.own:
                 await self._space.put(_PATH, changed.to_bytes())
 
-    def _changed(self, change: Change) -> None:
+    def _changed(self, change: record.Change) -> None:
         if change.path != UserSpacePaths.RECOGNITION:
             return
         owner, is_own = change.owner, change.owner == self._node
@@ -298,7 +278,7 @@ class Commitments:
             self._told[owner] = theirs
             if not is_own:
                 self._context.log.info(
-                    "allocation.recognised", peer=short(owner), their_weight_ppm=theirs
+                    "allocation.recognised", peer=ids.short(owner), their_weight_ppm=theirs
                 )
             self._on_recognised()
 
@@ -306,10 +286,10 @@ class Commitments:
         """Follow the time, what this node leases, and what it needs; never returns."""
         while True:
             await self.follow()
-            await event_within(self._clock, self._stirred, LOOK_INTERVAL_MS)
+            await clock.event_within(self._clock, self._stirred, LOOK_INTERVAL_MS)
             if self._stirred.is_set():
                 # A put takes several leases at once.
-                await self._clock.sleep_ms(ALLOCATION_DEBOUNCE_MS)
+                await self._clock.sleep_ms(limits.ALLOCATION_DEBOUNCE_MS)
                 self._stirred.clear()
 
     def stir(self) -> None:
@@ -324,10 +304,10 @@ class Commitments:
         """
         with_offers = partial(self._standing, AvailabilitySlot)
         with_needs = partial(self._standing, NeedSlot)
-        with_windows = partial(renewed, now_ms=self._clock.now_ms(), zones=zone_of)
+        with_windows = partial(declaring.renewed, now_ms=self._clock.now_ms(), zones=zone_of)
         for event, made, interval_ms in (
-            ("allocation.capacity_not_offered", with_offers, PRICES_POSTED_MS),
-            ("allocation.need_not_stated", with_needs, NEED_INTERVAL_MS),
+            ("allocation.capacity_not_offered", with_offers, limits.PRICES_POSTED_MS),
+            ("allocation.need_not_stated", with_needs, limits.NEED_INTERVAL_MS),
             ("allocation.windows_not_continued", with_windows, 0),
         ):
             now_ms = self._clock.monotonic_ms()
@@ -337,15 +317,15 @@ class Commitments:
                 if made(self.own) == self.own or not await self._before_stand():
                     continue
                 await self.publish(made)
-            except (ArgumentInvalid, TooLarge, SpaceExhausted) as fault:
+            except (errors.ArgumentInvalid, errors.TooLarge, errors.SpaceExhausted) as fault:
                 self._context.log.warning(event, fault=fault.message)
             self._next_ms[event] = now_ms + interval_ms
 
-    def _standing(self, role: type[Either], own: Commitment) -> Commitment:
+    def _standing(self, role: type[declaring.Either], own: Commitment) -> Commitment:
         for kind in KINDS:
             fields = self._by_default(role, kind) | self._place[role]
-            new_id = self._context.entropy.token(SLOT_ID_BYTES)
-            own = with_standing(own, role, kind, fields, new_id)
+            new_id = self._context.entropy.token(limits.SLOT_ID_BYTES)
+            own = declaring.with_standing(own, role, kind, fields, new_id)
         return own
 
     # Recognition

@@ -16,19 +16,8 @@ from pydantic import ValidationError
 
 from xsc.allocation.matching import check_filters
 from xsc.allocation.windows import DAY_MS, ENDLESS_MS, Zones, next_window, single
+from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
-from xsc.base.limits import (
-    COMMITMENT_BYTES_MAX,
-    DATA_SHARDS_DEFAULT,
-    NEED_MARGIN_PPM,
-    NEEDS_MAX,
-    PARITY_SHARDS_DEFAULT,
-    PEERS_MAX,
-    PPM,
-    SLOT_HORIZON_MS,
-    SLOT_ID_BYTES,
-    SLOTS_MAX,
-)
 from xsc.base.units import ceil_div
 from xsc.terms.pricing import Ladder
 from xsc.terms.quote import Kind
@@ -42,9 +31,9 @@ from xsc.terms.slot import (
     Slot,
 )
 
-OBJECT_HOSTS: Final = DATA_SHARDS_DEFAULT + PARITY_SHARDS_DEFAULT
+OBJECT_HOSTS: Final = limits.DATA_SHARDS_DEFAULT + limits.PARITY_SHARDS_DEFAULT
 """Providers that an object needs."""
-NOTHING: Final = bytes(SLOT_ID_BYTES)
+NOTHING: Final = bytes(limits.SLOT_ID_BYTES)
 """In the place of a slot or need, where none is stated."""
 _ALWAYS = dict[str, Any](windows=(), valid_until_ms=ENDLESS_MS, recurrence="")
 """The times of what is there until it is withdrawn."""
@@ -92,7 +81,7 @@ def _resolve(
     if first is None:
         raise ArgumentInvalid(
             f"'{every}' has no window before its end, or none within"
-            f" {SLOT_HORIZON_MS // DAY_MS} days",
+            f" {limits.SLOT_HORIZON_MS // DAY_MS} days",
             hint="end it later, or choose other days",
         )
     return {"windows": (first,), "valid_until_ms": end, "recurrence": every}
@@ -198,9 +187,9 @@ def with_slot(commitment: Commitment, slot: Either) -> Commitment:
         TooLarge: there are too many, or they take too many bytes.
     """
     changed = _of([*without(commitment, slot.slot_id).both, slot], commitment)
-    if len(changed.to_bytes()) > COMMITMENT_BYTES_MAX:
+    if len(changed.to_bytes()) > limits.COMMITMENT_BYTES_MAX:
         raise TooLarge(
-            f"offers and needs together take more than {COMMITMENT_BYTES_MAX} bytes",
+            f"offers and needs together take more than {limits.COMMITMENT_BYTES_MAX} bytes",
             hint="withdraw one: `xsc market slots` lists them",
         )
     return changed
@@ -220,7 +209,10 @@ def _of(both: Iterable[Either], before: Commitment) -> Commitment:
     rising = sorted(both, key=lambda slot: slot.slot_id)
     slots = tuple(slot for slot in rising if isinstance(slot, AvailabilitySlot))
     needs = tuple(need for need in rising if isinstance(need, NeedSlot))
-    for found, most, what in ((slots, SLOTS_MAX, "offers"), (needs, NEEDS_MAX, "needs")):
+    for found, most, what in (
+        (slots, limits.SLOTS_MAX, "offers"),
+        (needs, limits.NEEDS_MAX, "needs"),
+    ):
         if len(found) > most:
             raise TooLarge(
                 f"a node has at most {most} {what} at a time",
@@ -291,7 +283,7 @@ def kept_steps(held: int, providers: int, kind: Kind = "storage") -> int:
     """
     margin = 0
     if kind == "storage" and providers > OBJECT_HOSTS:
-        margin = max(held * NEED_MARGIN_PPM // PPM, ceil_div(held, providers - 1))
+        margin = max(held * limits.NEED_MARGIN_PPM // limits.PPM, ceil_div(held, providers - 1))
     return _rounded(kind, held + margin)
 
 
@@ -321,7 +313,7 @@ def needed(
     return {
         "quantity": sum(steps for _, steps in parts) + open_steps,
         "parts": parts,
-        "spread": min(spread, PEERS_MAX) if short else 1,
+        "spread": min(spread, limits.PEERS_MAX) if short else 1,
         "price_max": price_max,
     }
 

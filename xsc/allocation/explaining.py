@@ -16,17 +16,12 @@ from functools import partial
 from itertools import product
 from typing import Final, Literal, TypeAlias
 
+from xsc.allocation import commitments, matching, published
 from xsc.allocation.clearing import Bid, Granted, clear
 from xsc.allocation.clearing_record import Clearing
-from xsc.allocation.commitments import Heard
-from xsc.allocation.matching import mismatch
-from xsc.allocation.published import Published
 from xsc.allocation.records import Records
+from xsc.base import ids, limits, peering, units
 from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, UnavailableError
-from xsc.base.ids import to_text
-from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM, PPM, WHY_RECORDS_MAX, WHYS_MAX
-from xsc.base.peering import Peers
-from xsc.base.units import ceil_div, format_credits, format_level, format_share
 from xsc.identity.context import Context
 from xsc.terms.clearing import SlotDenominators
 from xsc.terms.quote import Kind
@@ -56,8 +51,10 @@ class Change:
 
     def said(self, kind: Kind) -> str:
         """Return it as a sentence."""
-        share = min(PPM, ceil_div(self.bound, _SHARE_STEP_PPM) * _SHARE_STEP_PPM)
-        bound = format_credits(self.bound) if self.what == "price" else format_share(share)
+        share = min(limits.PPM, units.ceil_div(self.bound, _SHARE_STEP_PPM) * _SHARE_STEP_PPM)
+        bound = (
+            units.format_credits(self.bound) if self.what == "price" else units.format_share(share)
+        )
         given = _shown(kind, self.quantity)
         return f"{_SAID[self.what]} of {bound} would have given it {given}"
 
@@ -66,9 +63,9 @@ class Change:
 class Explained:
     """A slot and a need of two nodes, and how they came out."""
 
-    provider: Published
+    provider: published.Published
     slot: AvailabilitySlot
-    customer: Published
+    customer: published.Published
     need: NeedSlot
     because: str = ""
     clearing: bytes | None = None
@@ -86,7 +83,7 @@ say."""
 
 
 def pairs_of(
-    provider: Published, customer: Published, one: bytes | None = None
+    provider: published.Published, customer: published.Published, one: bytes | None = None
 ) -> Iterator[Explained]:
     """Return the pairs of what two nodes have published; those of one slot or need where given."""
     for slot, need in product(provider.commitment.slots, customer.commitment.needs):
@@ -95,7 +92,7 @@ def pairs_of(
 
 
 def _shown(kind: Kind, steps: int) -> str:
-    return format_level(kind, steps * STEP[kind])
+    return units.format_level(kind, steps * STEP[kind])
 
 
 def changes_of(
@@ -125,12 +122,12 @@ def changes_of(
     top = max(slot.reserve, *(each.price_max for each in bids)) + 1
     tier, weight = bid.tier, bid.weight
     tries: dict[What, int] = {} if tier == "mutual" else {"one_way": 1}
-    tries |= {"mutual": MUTUAL_RECOGNITION_THRESHOLD_PPM, "price": bid.price_max + 1}
+    tries |= {"mutual": limits.MUTUAL_RECOGNITION_THRESHOLD_PPM, "price": bid.price_max + 1}
     if tier != "open":
         tries[tier] = weight + 1
     changes = []
     for what, least in tries.items():
-        bounds = range(least, (top if what == "price" else PPM) + 1)
+        bounds = range(least, (top if what == "price" else limits.PPM) + 1)
         if bounds and given(what, bounds[-1]) > now:
             bound = bounds[bisect_left(bounds, now + 1, key=partial(given, what))]
             changes.append(Change(what, bound, given(what, bound)))
@@ -163,17 +160,16 @@ def explain(row: Explained, clearing: Clearing, drawn: int) -> Explained:
         )
     elif bid.price_max < rung:
         because = (
-            f"it pays at most {format_credits(bid.price_max)}, and the slot asks "
-            f"{format_credits(rung)} of the tier {tier}"
+            f"it pays at most {units.format_credits(bid.price_max)}, and the slot asks "
+            f"{units.format_credits(rung)} of the tier {tier}"
         )
     elif granted.quantity == sum(line.given for line in cleared.tiers):
         because = "the slot has no more"
     elif tier == "open":
         because = "others are recognised, or bid more"
     else:
-        because = (
-            f"the rest went to others: it stands in the tier {tier} with {format_share(bid.weight)}"
-        )
+        share = units.format_share(bid.weight)
+        because = f"the rest went to others: it stands in the tier {tier} with {share}"
     return replace(
         row,
         because=because,
@@ -217,8 +213,8 @@ class Explaining:
         context: Context,
         *,
         records: Records,
-        heard: Heard,
-        peers: Peers,
+        heard: commitments.Heard,
+        peers: peering.Peers,
         drawn: Callable[[], Mapping[EntitlementKey, int]],
     ) -> None:
         self._node = context.key.node_id
@@ -238,15 +234,15 @@ class Explaining:
             NotFound: there is none, or more than one.
         """
         peers, own = self._peers.peers(), self._heard.of(self._node).commitment
-        found = {each.slot_id for each in own.both if to_text(each.slot_id).startswith(text)}
+        found = {each.slot_id for each in own.both if ids.to_text(each.slot_id).startswith(text)}
         if not found:
-            kept = [each for each in self._records.ids() if to_text(each).startswith(text)]
+            kept = [each for each in self._records.ids() if ids.to_text(each).startswith(text)]
             found = {self._records.opened(each).record.slot.slot_id for each in kept}
             for peer in peers:
                 slots = self._heard.of(peer).commitment.slots
                 known = [(slot.slot_id, slot.slot_id) for slot in slots]
                 known += [(each.clearing, each.slot) for each in self._divided(peer)]
-                found |= {slot for each, slot in known if to_text(each).startswith(text)}
+                found |= {slot for each, slot in known if ids.to_text(each).startswith(text)}
         if len(found) != 1:
             raise NotFound(
                 f"{'more than one' if found else 'no'} need, slot or clearing that is known here"
@@ -277,25 +273,25 @@ class Explaining:
         for number, pair in enumerate(pairs):
             if number % _PAIRS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            reason = mismatch(pair.slot, pair.provider, pair.need, pair.customer, now_ms)
+            reason = matching.mismatch(pair.slot, pair.provider, pair.need, pair.customer, now_ms)
             if reason is None:
                 match.append(self._cleared(pair))
-            elif len(others) <= WHYS_MAX:
+            elif len(others) <= limits.WHYS_MAX:
                 others.append(replace(pair, because=reason))
-            if len(match) > WHYS_MAX:
+            if len(match) > limits.WHYS_MAX:
                 break
         rows, found = list[Explained](), match or others
         opened = dict[bytes, Clearing | str]()
-        for row in found[:WHYS_MAX]:
+        for row in found[: limits.WHYS_MAX]:
             if row.clearing is None:
                 rows.append(row)
                 continue
             if row.clearing not in opened:
-                if row.provider.node != self._node and len(opened) >= WHY_RECORDS_MAX:
+                if row.provider.node != self._node and len(opened) >= limits.WHY_RECORDS_MAX:
                     return rows, True
                 opened[row.clearing] = await self._open(row.provider.node, row.clearing)
             rows.append(await self._explained(row, opened[row.clearing]))
-        return rows, len(found) > WHYS_MAX
+        return rows, len(found) > limits.WHYS_MAX
 
     def _divided(self, node: bytes) -> Sequence[SlotDenominators]:
         """Return the slots that a node says that it has cleared."""

@@ -19,33 +19,20 @@ from typing import Annotated, Self, TypeAlias
 
 from pydantic import Field
 
+from xsc.allocation import clearing_record, published
 from xsc.allocation.clearing import Pin
-from xsc.allocation.clearing_record import Clearing, Taking, admitted
-from xsc.allocation.published import Published, Said, standing
-from xsc.base.limits import (
-    ALLOCATIONS_A_CUSTOMER_MAX,
-    ALLOCATIONS_A_STRANGER_MAX,
-    ALLOCATIONS_MAX,
-    CLEARINGS_BYTES_MAX,
-    GATHERED_BYTES_MAX,
-    OFFER_MS,
-    OFFER_PAUSE_MS,
-    OFFER_PAUSE_MS_MAX,
-    OFFER_PAUSES_MAX,
-    PPM,
-)
+from xsc.base import limits
 from xsc.identity.envelope import Count, Id32, Record
+from xsc.terms import pricing, quote
 from xsc.terms.clearing import (
     ClearingRecord,
     SlotAllocationRecord,
     SlotDenominators,
     TwoTierAllocationState,
 )
-from xsc.terms.pricing import SLOT_UNIT, affordable, slot_amount
-from xsc.terms.quote import Kind, SlotId
 from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSlot, Window
 
-Drawn: TypeAlias = tuple[SlotId, Id32, SlotId, Count]
+Drawn: TypeAlias = tuple[quote.SlotId, Id32, quote.SlotId, Count]
 """Slot, customer, need and steps."""
 
 
@@ -53,10 +40,10 @@ class Gathered(Record):
     """All that a round follows from, beside the last state, as its bytes have it."""
 
     now_ms: Count
-    own: Said
-    others: tuple[Said, ...]
+    own: published.Said
+    others: tuple[published.Said, ...]
     """By rising id: at least those whose needs match a slot."""
-    theirs: tuple[tuple[Id32, Annotated[int, Field(gt=0, le=PPM)]], ...]
+    theirs: tuple[tuple[Id32, Annotated[int, Field(gt=0, le=limits.PPM)]], ...]
     """By rising id of a peer: the weight that it gives this node."""
     drawn: tuple[Drawn, ...]
     """The steps that leases have of what was granted."""
@@ -64,7 +51,7 @@ class Gathered(Record):
     """Those of them that are not cleared again yet."""
     credit: tuple[tuple[Id32, int], ...]
     """By rising id of a customer: the micro-credits that it may still come to owe."""
-    free: dict[Kind, Count]
+    free: dict[quote.Kind, Count]
     """Steps that are neither used nor reserved."""
     is_pending: bool
     """Whether something has changed that is not in here yet."""
@@ -75,8 +62,8 @@ class Inputs:
     """What was gathered, with what nodes have published as it was read from there."""
 
     gathered: Gathered
-    own: Published
-    others: Sequence[Published]
+    own: published.Published
+    others: Sequence[published.Published]
 
     @classmethod
     def read(cls, raw: bytes) -> Self:
@@ -85,14 +72,14 @@ class Inputs:
         Raises:
             TooLarge, RecordInvalid: the bytes are of no such thing.
         """
-        found = Gathered.from_bytes(raw, size_max=GATHERED_BYTES_MAX)
-        others = [Published.read(*said) for said in found.others]
-        return cls(found, Published.read(*found.own), others)
+        found = Gathered.from_bytes(raw, size_max=limits.GATHERED_BYTES_MAX)
+        others = [published.Published.read(*said) for said in found.others]
+        return cls(found, published.Published.read(*found.own), others)
 
 
 def until_ms(offered_ms: int, time: Window) -> int:
     """Return when an offer lapses: after a minute, or with its time."""
-    return min(time[1], max(offered_ms, time[0]) + OFFER_MS)
+    return min(time[1], max(offered_ms, time[0]) + limits.OFFER_MS)
 
 
 def entitlements(
@@ -168,7 +155,7 @@ class _Round:
             if end > self._now_ms or key in self._waiting
         ]
         # Of more than a state says, those that end first are forgotten.
-        kept = sorted(pauses, key=lambda each: -each[-1])[:OFFER_PAUSES_MAX]
+        kept = sorted(pauses, key=lambda each: -each[-1])[: limits.OFFER_PAUSES_MAX]
         return TwoTierAllocationState(
             slot_denominators=tuple(self._divided), pauses=tuple(sorted(kept))
         )
@@ -181,8 +168,8 @@ class _Round:
         drawn = _of(slot.slot_id, self._gathered.drawn)
         pinned = _of(slot.slot_id, self._gathered.pinned)
         # All records of a round fit the own space, and all that it grants one state.
-        needs_max = ALLOCATIONS_MAX - self._lines.total()
-        taking, left_out = admitted(
+        needs_max = limits.ALLOCATIONS_MAX - self._lines.total()
+        taking, left_out = clearing_record.admitted(
             slot, self._now_ms, own, self._others, bytes_max=bytes_max, needs_max=needs_max
         )
         if not (taking or left_out or last):
@@ -211,7 +198,7 @@ class _Round:
                 eligible=tuple(sorted(each for each in eligible if each[:2] not in stays)),
                 left_out=tuple(sorted(left_out)),
             )
-            cleared = Clearing(record, own, customers).clear()
+            cleared = clearing_record.Clearing(record, own, customers).clear()
             given = {pin: granted.quantity for pin, granted in cleared.lines.items()}
             short = {pin for pin in pinned.keys() - stays if given.get(pin, 0) < pinned[pin]}
             if not short:
@@ -243,7 +230,7 @@ class _Round:
                 self._waiting.add((slot.slot_id, node))
             if left > 0 and not self._is_paused(slot, node):
                 offered_ms = since_ms.get(node, self._now_ms)
-                self._credit[node] -= slot_amount(slot.kind, granted.price, left)
+                self._credit[node] -= pricing.slot_amount(slot.kind, granted.price, left)
                 self._free[slot.kind] -= left
             self._lines[node] += 1
             allocations.append(
@@ -267,15 +254,15 @@ class _Round:
         return self._now_ms < self._pauses.get((slot.slot_id, customer), (0, 0))[1]
 
     def _eligible(
-        self, slot: AvailabilitySlot, taking: Taking, drawn: Mapping[Pin, int]
+        self, slot: AvailabilitySlot, taking: clearing_record.Taking, drawn: Mapping[Pin, int]
     ) -> list[tuple[bytes, bytes, int]]:
         """Return what each need may be granted of a slot, of what it wants."""
         found = list[tuple[bytes, bytes, int]]()
         (taker, wanted), kind, provider = taking, slot.kind, self._own.node
         customer = taker.node
         credit, is_paused = self._credit[customer], self._is_paused(slot, customer)
-        is_open = standing(self._own, taker)[0] == "open"
-        lines = ALLOCATIONS_A_STRANGER_MAX if is_open else ALLOCATIONS_A_CUSTOMER_MAX
+        is_open = published.standing(self._own, taker)[0] == "open"
+        lines = limits.ALLOCATIONS_A_STRANGER_MAX if is_open else limits.ALLOCATIONS_A_CUSTOMER_MAX
         lines -= self._lines[customer]
         for need in taker.commitment.needs:
             if need.slot_id not in wanted:
@@ -289,15 +276,15 @@ class _Round:
                 need.most(provider) - max(0, margin - self._free[kind]),
             )
             # Not at what the need says that it pays: who said less would be eligible for more.
-            more = affordable(kind, slot.reserve, credit)
+            more = pricing.affordable(kind, slot.reserve, credit)
             if more is not None:
-                most = min(most, mine + more // SLOT_UNIT[kind])
+                most = min(most, mine + more // pricing.SLOT_UNIT[kind])
             # What was taken stays.
             if is_paused or len(found) >= lines:
                 most = min(most, mine)
             if most > 0:
                 found.append((*pin, most))
-                credit -= slot_amount(kind, slot.reserve, max(0, most - mine))
+                credit -= pricing.slot_amount(kind, slot.reserve, max(0, most - mine))
         return found
 
     def _offered_ms(
@@ -307,14 +294,14 @@ class _Round:
 
         To withdraw what was offered and not taken is to let it lapse.
         """
-        if is_there and self._now_ms < line.granted_ms + OFFER_MS:
+        if is_there and self._now_ms < line.granted_ms + limits.OFFER_MS:
             return line.granted_ms
         if is_there and is_full:
             # What others still hold can be taken by nobody: it stands until some falls free.
             return self._now_ms
         key = slot_id, line.customer
         lapses, _ = self._pauses.get(key, (0, 0))
-        pause_ms = min(OFFER_PAUSE_MS << min(lapses, 16), OFFER_PAUSE_MS_MAX)
+        pause_ms = min(limits.OFFER_PAUSE_MS << min(lapses, 16), limits.OFFER_PAUSE_MS_MAX)
         self._pauses[key] = lapses + 1, self._now_ms + pause_ms
         return line.granted_ms
 
@@ -337,5 +324,5 @@ def clear_all(
     present = [(slot, now) for slot in slots if (now := slot.window_at(now_ms)) is not None]
     made = _Round(inputs, last)
     for slot, window in present:
-        made.clear(slot, window, CLEARINGS_BYTES_MAX // len(present))
+        made.clear(slot, window, limits.CLEARINGS_BYTES_MAX // len(present))
     return made.state(), made.records

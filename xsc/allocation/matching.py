@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from xsc.allocation.published import Published, standing
-from xsc.base.errors import ArgumentInvalid
-from xsc.base.ids import node_id_from_text, to_text
+from xsc.base import errors, ids
 from xsc.terms.slot import AvailabilitySlot, NeedSlot, Slot
 
 _RANKS: Final[Mapping[str, int]] = {"open": 0, "one_way": 1, "mutual": 2}
 
 
 FILTERS: Final[Mapping[str, Callable[[str, Slot, Published, Published], bool]]] = {
-    "node": lambda wanted, _slot, _by, other: to_text(other.node) == wanted,
+    "node": lambda wanted, _slot, _by, other: ids.to_text(other.node) == wanted,
     "owner": lambda wanted, slot, *_: slot.owner.casefold() == wanted.casefold(),
     "location": lambda wanted, slot, *_: slot.location.casefold() == wanted.casefold(),
     "tier": lambda wanted, _slot, by, other: (
@@ -39,17 +38,17 @@ def check_filters(filters: Iterable[tuple[str, str]]) -> None:
     """
     for name, wanted in filters:
         if name not in FILTERS:
-            raise ArgumentInvalid(
+            raise errors.ArgumentInvalid(
                 f"there is no filter '{name}'", hint=f"the filters are {', '.join(FILTERS)}"
             )
         if name == "tier" and wanted not in _RANKS:
-            raise ArgumentInvalid(
+            raise errors.ArgumentInvalid(
                 f"filter tier: '{wanted}' is no tier", hint=f"the tiers are {', '.join(_RANKS)}"
             )
         if name == "node":
-            node_id_from_text(wanted)
+            ids.node_id_from_text(wanted)
         elif not wanted:
-            raise ArgumentInvalid(
+            raise errors.ArgumentInvalid(
                 f"filter {name}: an empty text matches nothing", hint=f"write {name}=NAME"
             )
 

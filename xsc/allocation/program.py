@@ -16,15 +16,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol, TypeAlias
 
-from xsc.allocation.clearing_record import read_state
-from xsc.allocation.granting import Inputs, clear_all
-from xsc.base.limits import DAMPING_HISTORY_MAX, PPM
-from xsc.base.units import ceil_div
+from xsc.allocation import clearing_record, granting
+from xsc.base import limits, units
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.slot import Entitlement, NeedSlot
 
-SMOOTH_PPM: Final = PPM
+SMOOTH_PPM: Final = limits.PPM
 MODERATE_PPM: Final = 800_000
 OSCILLATING_PPM: Final = 500_000
 
@@ -40,7 +38,7 @@ def parts_of(raw: bytes) -> list[tuple[bytes, str, bytes, bytes]]:
     Raises:
         TooLarge, RecordInvalid: the bytes are of no such thing.
     """
-    inputs = Inputs.read(raw)
+    inputs = granting.Inputs.read(raw)
     paths = (UserSpacePaths.COMMITMENT, UserSpacePaths.RECOGNITION)
     return [
         (each.node, path, value.record, value.value)
@@ -59,7 +57,7 @@ def over_allocated(needs: Mapping[bytes, NeedSlot], received: Iterable[Entitleme
     for each in received:
         totals[each.need] += each.quantity
     return sum(
-        max(0, totals[need_id] - need.quantity) * PPM // need.quantity
+        max(0, totals[need_id] - need.quantity) * limits.PPM // need.quantity
         for need_id, need in needs.items()
     )
 
@@ -70,7 +68,7 @@ def observe(history: History, over: int, now_ms: int) -> History:
     The original keeps three of the last 30 s, or the last three where these are fewer: the last
     three in both cases.
     """
-    return (*history, (over, now_ms))[-DAMPING_HISTORY_MAX:]
+    return (*history, (over, now_ms))[-limits.DAMPING_HISTORY_MAX :]
 
 
 def factor_ppm(history: History) -> int:
@@ -79,16 +77,16 @@ def factor_ppm(history: History) -> int:
     Up and down again, or down and up, oscillates; so does what is over-allocated by the same
     amount each time. What never rises is smooth, and so are less than three computations.
     """
-    if len(history) < DAMPING_HISTORY_MAX:
+    if len(history) < limits.DAMPING_HISTORY_MAX:
         return SMOOTH_PPM
-    first, second, third = (over for over, _ in history[-DAMPING_HISTORY_MAX:])
+    first, second, third = (over for over, _ in history[-limits.DAMPING_HISTORY_MAX :])
     if first < second > third or first > second < third or first == second == third > 0:
         return OSCILLATING_PPM
     return SMOOTH_PPM if first >= second >= third else MODERATE_PPM
 
 
 def state_after(
-    inputs: Inputs, granted: TwoTierAllocationState, last: TwoTierAllocationState
+    inputs: granting.Inputs, granted: TwoTierAllocationState, last: TwoTierAllocationState
 ) -> TwoTierAllocationState:
     """Return the state that is published.
 
@@ -100,7 +98,7 @@ def state_after(
     own = inputs.own
     mutual = {peer: min(own.weights.get(peer, 0), ppm) for peer, ppm in inputs.gathered.theirs}
     before, now = ({each.clearing for each in state.slot_denominators} for state in (last, granted))
-    changed = ceil_div(len(before ^ now) * PPM, max(1, len(before | now)))
+    changed = units.ceil_div(len(before ^ now) * limits.PPM, max(1, len(before | now)))
     changes = (*last.convergence_history, (changed, inputs.gathered.now_ms))
     return granted.model_copy(
         update={
@@ -109,7 +107,7 @@ def state_after(
             "damping_history": own.commitment.damping_history,
             # While a clearing is the same, no denominator and no level of it moves at all.
             "converged": changed == 0 and not inputs.gathered.is_pending,
-            "convergence_history": changes[-DAMPING_HISTORY_MAX:],
+            "convergence_history": changes[-limits.DAMPING_HISTORY_MAX :],
         }
     )
 
@@ -120,8 +118,8 @@ def state_of(gathered: bytes, last: bytes) -> bytes:
     Raises:
         TooLarge, RecordInvalid: the bytes are of no such thing.
     """
-    inputs, before = Inputs.read(gathered), read_state(last)
-    return state_after(inputs, clear_all(inputs, before)[0], before).to_bytes()
+    inputs, before = granting.Inputs.read(gathered), clearing_record.read_state(last)
+    return state_after(inputs, granting.clear_all(inputs, before)[0], before).to_bytes()
 
 
 class Program(Protocol):

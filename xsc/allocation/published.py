@@ -9,9 +9,8 @@ from typing import Self, TypeAlias
 from xsc.allocation.recognition import read_weights, tier_of
 from xsc.base.limits import CLEARING_VALUE_BYTES
 from xsc.identity.envelope import Id32
+from xsc.terms import quote, slot
 from xsc.terms.clearing import Named, SpaceValue
-from xsc.terms.quote import Tier
-from xsc.terms.slot import Commitment
 
 Said: TypeAlias = tuple[Id32, SpaceValue, SpaceValue | None]
 """A node, its commitment, and its recognition where it has one."""
@@ -32,7 +31,7 @@ class Published:
     """What a node published, parsed, and the space records that sign it."""
 
     node: bytes
-    commitment: Commitment
+    commitment: slot.Commitment
     commitment_value: SpaceValue
     weights: Mapping[bytes, int] = field(default_factory=dict)
     """What it gives to others, in ppm."""
@@ -56,7 +55,7 @@ class Published:
         Raises:
             TooLarge, RecordInvalid: a value is none of its kind.
         """
-        said = Commitment.read(commitment.value) if commitment.value else Commitment()
+        said = slot.Commitment.read(commitment.value) if commitment.value else slot.Commitment()
         weights = {} if recognition is None else read_weights(node, recognition.value)
         return cls(node, said, commitment, weights, recognition)
 
@@ -72,7 +71,7 @@ class Published:
         return self.node, self.commitment_value.name, recognition
 
 
-def standing(provider: Published, customer: Published) -> tuple[Tier, int]:
+def standing(provider: Published, customer: Published) -> tuple[quote.Tier, int]:
     """Return the tier and weight of a customer at a provider."""
     mine = provider.weights.get(customer.node, 0)
     if not mine:

@@ -12,9 +12,7 @@ from typing import Final
 
 from xsc.allocation.recognition import tier_of
 from xsc.base.limits import PPM
-from xsc.terms.clearing import TwoTierAllocationState
-from xsc.terms.quote import Tier
-from xsc.terms.slot import Commitment
+from xsc.terms import clearing, quote, slot
 
 NETWORK_PPM: Final = 800_000
 
@@ -23,14 +21,14 @@ NETWORK_PPM: Final = 800_000
 class Participant:
     """What is known of another node."""
 
-    commitment: Commitment
+    commitment: slot.Commitment
     weight_ppm: int
     """What this node gives to it."""
     their_weight_ppm: int
     """What it gives to this node."""
     is_fresh: bool
     """Whether it was heard of lately."""
-    state: TwoTierAllocationState | None
+    state: clearing.TwoTierAllocationState | None
 
     @property
     def is_active(self) -> bool:
@@ -43,7 +41,7 @@ class Participant:
         return not self.commitment.slots or self.state is None or self.state.converged
 
     @property
-    def tier(self) -> Tier:
+    def tier(self) -> quote.Tier:
         """The tier on which this node serves it."""
         return tier_of(self.weight_ppm, self.their_weight_ppm)
 

@@ -17,28 +17,25 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from xsc.base.errors import ArgumentInvalid, RecordInvalid
-from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM, PEERS_MAX, PPM
-from xsc.base.units import format_share
+from xsc.base import errors, limits, units
 from xsc.identity.envelope import Id32, Record
-from xsc.terms.quote import Tier
-from xsc.terms.slot import check_rising
+from xsc.terms import quote, slot
 
-Weight = Annotated[int, Field(gt=0, le=PPM)]
+Weight = Annotated[int, Field(gt=0, le=limits.PPM)]
 
 
 class Recognition(Record):
     """All weights that a node gives."""
 
-    weights: Annotated[tuple[tuple[Id32, Weight], ...], Field(max_length=PEERS_MAX)]
+    weights: Annotated[tuple[tuple[Id32, Weight], ...], Field(max_length=limits.PEERS_MAX)]
     """Peers by rising id with what they are given, in ppm; an absent peer is given nothing."""
 
     @model_validator(mode="after")
     def _budget(self) -> Recognition:
-        check_rising("peers", [peer for peer, _ in self.weights])
+        slot.check_rising("peers", [peer for peer, _ in self.weights])
         # Never made to fit in silence: a sum above the whole is a false statement.
-        if sum(ppm for _, ppm in self.weights) > PPM:
-            raise ValueError(f"the weights are above {PPM} ppm together")
+        if sum(ppm for _, ppm in self.weights) > limits.PPM:
+            raise ValueError(f"the weights are above {limits.PPM} ppm together")
         return self
 
 
@@ -55,7 +52,7 @@ def read_weights(owner: bytes, value: bytes) -> dict[bytes, int]:
     """
     weights = dict(Recognition.from_bytes(value).weights)
     if owner in weights:
-        raise RecordInvalid("a node does not recognise itself")
+        raise errors.RecordInvalid("a node does not recognise itself")
     return weights
 
 
@@ -66,21 +63,21 @@ def with_weight(weights: Mapping[bytes, int], peer: bytes, ppm: int) -> dict[byt
         ArgumentInvalid: out of range, more than the budget, or more peers than are kept.
     """
     changed = {other: weight for other, weight in weights.items() if other != peer}
-    left = PPM - sum(changed.values())
+    left = limits.PPM - sum(changed.values())
     if not 0 <= ppm <= left:
-        raise ArgumentInvalid(
-            f"only {format_share(left)} of the recognition is left to give",
+        raise errors.ArgumentInvalid(
+            f"only {units.format_share(left)} of the recognition is left to give",
             hint="lower the weight of another peer first",
         )
     if ppm:
         changed[peer] = ppm
-    if len(changed) > PEERS_MAX:
-        raise ArgumentInvalid(f"at most {PEERS_MAX} peers can be recognised")
+    if len(changed) > limits.PEERS_MAX:
+        raise errors.ArgumentInvalid(f"at most {limits.PEERS_MAX} peers can be recognised")
     return changed
 
 
-def tier_of(mine: int, theirs: int) -> Tier:
+def tier_of(mine: int, theirs: int) -> quote.Tier:
     """Return the tier of a peer, from the own weight for it and its weight for this node."""
-    if min(mine, theirs) >= MUTUAL_RECOGNITION_THRESHOLD_PPM:
+    if min(mine, theirs) >= limits.MUTUAL_RECOGNITION_THRESHOLD_PPM:
         return "mutual"
     return "one_way" if mine > 0 else "open"

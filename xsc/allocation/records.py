@@ -25,22 +25,10 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Final, TypeVar
 
-from xsc.allocation.clearing_record import Clearing, check_clearing, open_clearing
-from xsc.allocation.commitments import Heard
+from xsc.allocation import clearing_record, commitments
 from xsc.allocation.published import Published, charged
-from xsc.base.encoding import tagged_sha256
-from xsc.base.errors import NotFound, ProofInvalid, XscError
+from xsc.base import encoding, errors, keyvalue, limits
 from xsc.base.ids import from_text, short
-from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import (
-    CLEARING_ASKED_MAX,
-    CLEARING_DRAW,
-    CLEARINGS_BYTES_MAX,
-    CLEARINGS_KEPT_MAX,
-    CONVERGED_LOOK_MS,
-    FALSE_CLEARING_BYTES_MAX,
-    FALSE_CLEARINGS_MAX,
-)
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.space.paths import UserSpacePaths
@@ -72,9 +60,9 @@ class Records:
         context: Context,
         *,
         space: Space,
-        state: KeyValue,
+        state: keyvalue.KeyValue,
         read: Callable[[bytes, str], Awaitable[Entry]],
-        heard: Heard,
+        heard: commitments.Heard,
         once: Callable[[str, Callable[[], Awaitable[None]]], None],
         report: Callable[[bytes, str], None],
     ) -> None:
@@ -103,7 +91,7 @@ class Records:
         space.register_schema(f"{UserSpacePaths.NAMED}/*", lambda _, raw: SpaceValue.read(raw))
 
     def _check_record(self, _owner: bytes, raw: bytes) -> None:
-        open_clearing(raw, self._context.network)
+        clearing_record.open_clearing(raw, self._context.network)
 
     def start(self) -> None:
         """Read what the kept records name, and what is kept as evidence.
@@ -113,9 +101,9 @@ class Records:
         """
         for each in self._space.ls(UserSpacePaths.CLEARINGS):
             # What peers gave back after a loss of the disk can lack its value.
-            with suppress(NotFound):
+            with suppress(errors.NotFound):
                 self._names[_last(each.path)] = self.opened(_last(each.path)).record.names
-        for key, _ in self._rows.scan(_FALSE, prefix_end(_FALSE)):
+        for key, _ in self._rows.scan(_FALSE, keyvalue.prefix_end(_FALSE)):
             self._false[key[len(_FALSE) : -_ID_BYTES]] = key[-_ID_BYTES:]
 
     # Those of this node
@@ -137,11 +125,11 @@ class Records:
         """
         raw = self._space.get(UserSpacePaths.clearing(record_id)).value
         if raw is None:
-            raise NotFound(
+            raise errors.NotFound(
                 "the clearing is not kept any more",
                 hint="`xsc market clearings` lists those that are",
             )
-        return open_clearing(raw, self._context.network)
+        return clearing_record.open_clearing(raw, self._context.network)
 
     def named(self, record_id: bytes) -> list[SpaceValue]:
         """Return the values that a record names, as far as they are kept."""
@@ -180,7 +168,9 @@ class Records:
         for record_id in sorted(names, key=age):
             more = {record_id, *names[record_id]} - seen
             size_bytes += sum(sizes.get(each, 0) for each in more)
-            is_over = size_bytes > CLEARINGS_BYTES_MAX or len(kept) >= CLEARINGS_KEPT_MAX
+            is_over = (
+                size_bytes > limits.CLEARINGS_BYTES_MAX or len(kept) >= limits.CLEARINGS_KEPT_MAX
+            )
             if is_over and record_id not in present:
                 break
             kept[record_id] = names[record_id]
@@ -217,7 +207,7 @@ class Records:
         proof = ClearingProof(clearing=signed.raw, named=tuple(values))
         return sign(proof, self._context.key, self._context.network).raw
 
-    async def checked(self, provider: bytes, record_id: bytes) -> Clearing:
+    async def checked(self, provider: bytes, record_id: bytes) -> clearing_record.Clearing:
         """Return a clearing, checked with what its provider says of it.
 
         Raises:
@@ -229,8 +219,8 @@ class Records:
         values = self.named(record_id) if is_own else await self._named_by(signed.record)
         values += self._state_of(provider)
         try:
-            return await self._run(check_clearing, signed.raw, values)
-        except ProofInvalid:
+            return await self._run(clearing_record.check_clearing, signed.raw, values)
+        except errors.ProofInvalid:
             if not is_own:
                 self._keep_evidence(signed, values)
             raise
@@ -258,7 +248,7 @@ class Records:
             Whether anything of the provider counts, as far as is known.
         """
         known = self._found.get(provider, {})
-        is_trusted = self._failed[provider] < CLEARING_ASKED_MAX
+        is_trusted = self._failed[provider] < limits.CLEARING_ASKED_MAX
         wanted = {*doubted, *(each for each in taken if not is_trusted or self._is_drawn(each))}
         self._found[provider] = {each: known.get(each) for each in wanted}
         if None in self._found[provider].values() and provider not in self._running:
@@ -272,8 +262,8 @@ class Records:
             del self._found[gone]
 
     def _is_drawn(self, record_id: bytes) -> bool:
-        drawn = tagged_sha256("clearing/draw", self._secret, record_id)
-        return int.from_bytes(drawn, "big") % CLEARING_DRAW == 0
+        drawn = encoding.tagged_sha256("clearing/draw", self._secret, record_id)
+        return int.from_bytes(drawn, "big") % limits.CLEARING_DRAW == 0
 
     async def _check(self, provider: bytes) -> None:
         """Recompute what is wanted of a provider, one after the other."""
@@ -283,36 +273,36 @@ class Records:
                 is_right = None
                 try:
                     await self.checked(provider, record_id)
-                except ProofInvalid as fault:
-                    is_right, self._failed[provider] = False, CLEARING_ASKED_MAX
+                except errors.ProofInvalid as fault:
+                    is_right, self._failed[provider] = False, limits.CLEARING_ASKED_MAX
                     self._context.log.warning(
                         "allocation.clearing_false", peer=short(provider), fault=fault.message
                     )
-                except XscError:
+                except errors.XscError:
                     # What it does not give, or not in its form, proves nothing.
                     self._failed[provider] += 1
                 else:
                     is_right, self._failed[provider] = True, 0
                 if record_id in self._found.get(provider, ()):
                     self._found[provider][record_id] = is_right
-                if is_right is not None or self._failed[provider] == CLEARING_ASKED_MAX:
+                if is_right is not None or self._failed[provider] == limits.CLEARING_ASKED_MAX:
                     self.told()
-                await self._context.clock.sleep_ms(CONVERGED_LOOK_MS)
+                await self._context.clock.sleep_ms(limits.CONVERGED_LOOK_MS)
         finally:
             self._running.discard(provider)
 
     async def _value(self, provider: bytes, path: str) -> bytes:
         value = (await self._read(provider, path)).value
         if value is None:
-            raise NotFound("the clearing, or what it names, is not there")
+            raise errors.NotFound("the clearing, or what it names, is not there")
         return value
 
     async def _record(self, provider: bytes, record_id: bytes) -> Signed[ClearingRecord]:
         """Return the record that a provider's state names."""
         raw = await self._value(provider, UserSpacePaths.clearing(record_id))
-        signed = await self._run(open_clearing, raw)
+        signed = await self._run(clearing_record.open_clearing, raw)
         if (signed.author, signed.id) != (provider, record_id):
-            raise NotFound("the provider gives another clearing than its state names")
+            raise errors.NotFound("the provider gives another clearing than its state names")
         return signed
 
     async def _named_by(self, record: ClearingRecord) -> list[SpaceValue]:
@@ -326,8 +316,8 @@ class Records:
             if value is None:
                 raw = await self._value(record.provider[0], UserSpacePaths.named(name))
                 value, size_bytes = SpaceValue.read(raw), size_bytes + len(raw)
-                if value.name != name or size_bytes > CLEARINGS_BYTES_MAX:
-                    raise NotFound("the provider does not give what its clearing names")
+                if value.name != name or size_bytes > limits.CLEARINGS_BYTES_MAX:
+                    raise errors.NotFound("the provider does not give what its clearing names")
             found.append(value)
         return found
 
@@ -338,7 +328,10 @@ class Records:
             return
         self._report(provider, "clearing")
         proof = self._packed(signed, named)
-        if len(self._false) < FALSE_CLEARINGS_MAX and len(proof) <= FALSE_CLEARING_BYTES_MAX:
+        if (
+            len(self._false) < limits.FALSE_CLEARINGS_MAX
+            and len(proof) <= limits.FALSE_CLEARING_BYTES_MAX
+        ):
             self._rows.write([(_FALSE + provider + signed.id, proof)], sync=False)
             self._false[provider] = signed.id
 

@@ -69,8 +69,7 @@ def parse_recurrence(text: str) -> Recurrence:
         raise ArgumentInvalid(f"'{text}' has a time of day that does not exist", hint=_HINT)
     if start == end:
         raise ArgumentInvalid(
-            f"'{text}' has windows of no length",
-            hint="00:00-24:00 is the whole day",
+            f"'{text}' has windows of no length", hint="00:00-24:00 is the whole day"
         )
     end_minute = end if end > start else end + 24 * 60
     return Recurrence(_days(match[1]), start, end_minute, match[6] or "UTC")

@@ -10,42 +10,23 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Unpack
+from typing import Unpack
 
 import click
+from click import argument, option
 
 from xsc import api
 from xsc.api import serial
 from xsc.api.endpoint import Id
 from xsc.api.jobs import result_of
+from xsc.base import limits
 from xsc.base.errors import EXIT_INTERRUPTED, EXIT_PARTLY, ArgumentInvalid
 from xsc.base.jobs import JobOptions, JobResult, JobSpec, Verification
-from xsc.base.limits import INPUT_BYTES_MAX, PEER_BODY_BYTES_MAX, STDIN_BYTES_MAX
 from xsc.base.units import format_credits, format_size
-from xsc.cli.options import (
-    CONCURRENCY,
-    INPUT,
-    MODULE,
-    PAIR,
-    PATH,
-    PEER,
-    PROGRAM_EXIT_BASE,
-    RUN_FUEL,
-    RUN_MEMORY,
-    RUN_TIME,
-    SERVICE,
-    WHOLE,
-    Group,
-    ProgramCommand,
-    Settings,
-    asks,
-    job_options,
-    read_given,
-    table_of,
-)
-from xsc.cli.output import Columns, moment, or_dash, say, short, show, show_json, show_rows, warn
+from xsc.cli import options, show
+from xsc.cli.options import Group, ProgramCommand, Settings, asks
 from xsc.client.calls import DeployOptions, Show
 from xsc.client.calls import follow as rows_of
 from xsc.client.core import Document
@@ -61,7 +42,10 @@ from xsc.client.targets import Named, one_object
 
 _NUMBER = re.compile(r"-(\.?[0-9]|inf|nan).*", re.IGNORECASE | re.DOTALL)
 EXIT_MAX = 255
-_LIKE_OURS = (*range(PROGRAM_EXIT_BASE, PROGRAM_EXIT_BASE + EXIT_PARTLY + 1), EXIT_INTERRUPTED)
+_LIKE_OURS = (
+    *range(options.PROGRAM_EXIT_BASE, options.PROGRAM_EXIT_BASE + EXIT_PARTLY + 1),
+    EXIT_INTERRUPTED,
+)
 """Codes by which XSC says that it failed itself, where it passes those of programs on."""
 ROWS_SHOWN = 20
 WAIT_MS = 20_000
@@ -79,12 +63,46 @@ def compute() -> None:
     """
 
 
+job_options = options.together(
+    option(
+        "--grant",
+        "grants",
+        type=click.Choice(("clock", "random")),
+        multiple=True,
+        help="Let it see the real time, or real chance; nobody can verify it then.",
+    ),
+    option(
+        "--verify",
+        metavar="KofN",
+        help="Have N providers run it; believe and pay K or more that agree, like 2of3.",
+    ),
+    option("--fuel", type=options.RUN_FUEL, help="Most fuel it may use."),
+    option("--memory", "memory_bytes", type=options.RUN_MEMORY, help="Most memory it may have."),
+    option(
+        "--wait",
+        "wait_ms",
+        type=options.RUN_WAIT,
+        default=limits.COMPUTE_WAIT_MS,
+        help="How long it waits for its turn; not part of --timeout.  [60s]",
+    ),
+    option("--timeout", "timeout_ms", type=options.RUN_TIME, help="Most time it may take."),
+    option("--on", type=options.PEER, metavar="NODE", help="Let this node run it, and no other."),
+    option("--local", is_flag=True, help="Run it on this machine, without the market."),
+    option("--receipt", type=options.PATH, help="Write the receipt there."),
+)
+"""Of everything that runs a module: those of `JobOptions`, and `receipt`."""
+
+
+def _variables(text: str) -> Callable[[options.F], options.F]:
+    return options.table("variable", "--env", type=options.PAIR, metavar="K=V", help=text)
+
+
 @compute.command(context_settings={"ignore_unknown_options": True})
-@click.argument("module", metavar="MOD", type=MODULE)
-@click.argument("function", metavar="FUNC")
-@click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
-@click.option("--batch", type=PATH, help="Call it for each line of arguments in FILE, or of -.")
-@click.option("--item-fuel", type=WHOLE, help="Most fuel for one line of a batch.")
+@argument("module", metavar="MOD", type=options.MODULE)
+@argument("function", metavar="FUNC")
+@argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@option("--batch", type=options.PATH, help="Call it for each line of arguments in FILE, or of -.")
+@option("--item-fuel", type=options.WHOLE, help="Most fuel for one line of a batch.")
 @job_options
 @click.pass_context
 def invoke(
@@ -97,7 +115,7 @@ def invoke(
     batch: Path | None,
     item_fuel: int | None,
     receipt: Path | None,
-    **options: Unpack[JobOptions],
+    **how: Unpack[JobOptions],
 ) -> int | None:
     """Call the function FUNC of the module MOD and print its results on one line.
 
@@ -112,36 +130,33 @@ def invoke(
     if batch is not None:
         if arguments:
             raise ArgumentInvalid("with --batch the arguments come from its lines alone")
-        lines = read_given(batch, "standard input", STDIN_BYTES_MAX)
-        spec = JobSpec.batch(code, function, lines, item_fuel, **options)
+        lines = options.read_given(batch, "standard input", limits.STDIN_BYTES_MAX)
+        spec = JobSpec.batch(code, function, lines, item_fuel, **how)
         return _show_batch(settings, _run_job(settings, spec, receipt))
     if item_fuel is not None:
         raise ArgumentInvalid("--item-fuel bounds the lines of a --batch, and there is none")
-    spec = JobSpec.invoke(code, function, arguments, **options)
+    spec = JobSpec.invoke(code, function, arguments, **how)
     done = _run_job(settings, spec, receipt)
-    if settings.json:
-        show_json(serial.document(result_of(done)))
-    _raise_trap(done)
-    if not settings.json:
-        show(" ".join(done.results))
-    _tell(settings, done)
+    _view(settings, done)
+    show.line(" ".join(done.results))
+    _tell(done)
     return None
 
 
 @compute.command(cls=ProgramCommand)
-@click.argument("module", metavar="MOD", type=MODULE)
-@click.argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
-@click.option("--stdin", type=PATH, help="Its standard input, or -.  [nothing]")
-@click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="One variable for it.")
-@click.option(
+@argument("module", metavar="MOD", type=options.MODULE)
+@argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@option("--stdin", type=options.PATH, help="Its standard input, or -.  [nothing]")
+@_variables("One variable for it.")
+@options.table(
+    "input",
     "--in",
     "inputs",
-    type=INPUT,
-    multiple=True,
+    type=options.INPUT,
     help="Let it read a stored object, by CAP or its name, as the file /in/NAME.",
 )
-@click.option("--out", type=PATH, metavar="DIR", help="Put the files that it writes there.")
-@click.option(
+@option("--out", type=options.PATH, metavar="DIR", help="Put the files that it writes there.")
+@option(
     "--store",
     metavar="PREFIX",
     help="Store the files that it writes as objects, named so and by their path.",
@@ -153,12 +168,12 @@ def run(
     module: Path,
     arguments: tuple[str, ...],
     stdin: Path | None,
-    env: tuple[tuple[str, str], ...],
-    inputs: tuple[tuple[str, str | Named], ...],
+    env: Mapping[str, str] | None,
+    inputs: Mapping[str, str | Named] | None,
     out: Path | None,
     store: str | None,
     receipt: Path | None,
-    **options: Unpack[JobOptions],
+    **how: Unpack[JobOptions],
 ) -> int:
     """Run the WASI program MOD with ARGS, and exit with its exit code.
 
@@ -171,12 +186,14 @@ def run(
     if out is not None:
         make_directory(out)
     code = read_module(module)
-    given = b"" if stdin is None else read_given(stdin, "standard input", STDIN_BYTES_MAX)
-    variables, calls = table_of(env, "variable"), settings.calls()
-    objects = {
-        name: one_object(calls, target) for name, target in table_of(inputs, "input").items()
-    }
-    spec = JobSpec.run(code, arguments, variables, given, objects, store, **options)
+    given = (
+        b""
+        if stdin is None
+        else options.read_given(stdin, "standard input", limits.STDIN_BYTES_MAX)
+    )
+    calls = settings.calls()
+    objects = {name: one_object(calls, target) for name, target in (inputs or {}).items()}
+    spec = JobSpec.run(code, arguments, env, given, objects, store, **how)
     # Of what several nodes write, nothing can be believed before they agree.
     shown = None if settings.json or spec.verify is not None else _show_output
     done = _run_job(settings, spec, receipt, shown)
@@ -185,31 +202,29 @@ def run(
             place = place_in(out, name)
             make_directory(place.parent)
             write_whole(place, [data])
-    if settings.json:
-        show_json(serial.document(result_of(done)))
-    else:
+    if not settings.json:
         _show_output(1, done.stdout)
         _show_output(2, done.stderr)
-    _raise_trap(done)
-    _tell(settings, done)
-    if _tell_stored(settings, done):
-        return PROGRAM_EXIT_BASE + EXIT_PARTLY
+    _view(settings, done)
+    _tell(done)
+    if _tell_stored(done):
+        return options.PROGRAM_EXIT_BASE + EXIT_PARTLY
     exit_code = done.exit_code
     assert exit_code is not None
     if exit_code in _LIKE_OURS:
-        say(f"the program itself exited with {exit_code}")
+        show.say(f"the program itself exited with {exit_code}")
     # A shell sees eight bits: a failure must not become 0 by losing the others.
     return exit_code if 0 <= exit_code <= EXIT_MAX else EXIT_MAX
 
 
-def _tell_stored(settings: Settings, done: JobResult) -> int:
+def _tell_stored(done: JobResult) -> int:
     """List the objects that were made, beside the output; return how many could not be."""
     rows = done.objects or ()
     for row in rows:
         if row.fault is not None:
-            warn(f"{row.path} is not stored: {row.fault.message}")
-        elif not settings.json:
-            say(f"{row.path}  {row.capability}")
+            show.warn(f"{row.path} is not stored: {row.fault.message}")
+        else:
+            show.note(f"{row.path}  {row.capability}")
     return sum(1 for row in rows if row.fault is not None)
 
 
@@ -222,17 +237,23 @@ def _show_output(stream: int, data: bytes) -> None:
 
 def _show_batch(settings: Settings, done: JobResult) -> int:
     """Show the result of each line; return 2 where one failed, for the others count, too."""
-    settings.view(serial.document(result_of(done)), _show_items)
-    _raise_trap(done)
+    answer = serial.document(result_of(done))
+    if not settings.json:
+        _show_output(1, "".join(f"{json.dumps(item)}\n" for item in answer["items"]).encode())
+    _view(settings, done)
     failed = sum(1 for item in done.items if item.trap is not None)
     if failed:
-        say(f"{failed} of {len(done.items)} lines failed: see their 'trap'")
-    _tell(settings, done)
+        show.say(f"{failed} of {len(done.items)} lines failed: see their 'trap'")
+    _tell(done)
     return 2 if failed else 0
 
 
-def _show_items(answer: Document) -> None:
-    _show_output(1, "".join(f"{json.dumps(item)}\n" for item in answer["items"]).encode())
+def _view(settings: Settings, done: JobResult) -> None:
+    """Print a result as JSON where that is wanted; raise what ended the job."""
+    if settings.json:
+        show.json(serial.document(result_of(done)))
+    if done.trap is not None:
+        raise done.trap
 
 
 def _refuse_options(ctx: click.Context, words: Sequence[str]) -> None:
@@ -245,74 +266,66 @@ def _refuse_options(ctx: click.Context, words: Sequence[str]) -> None:
 
 
 def _run_job(
-    settings: Settings, spec: JobSpec, receipt: Path | None, show: Show | None = None
+    settings: Settings, spec: JobSpec, receipt: Path | None, shown: Show | None = None
 ) -> JobResult:
     """Run a job by the node, or in this process where no node runs; save its receipt."""
     calls = settings.calls()
     needs_node = spec.on or spec.verify or spec.inputs or spec.store is not None
     if needs_node or calls.alive():
-        done = calls.job(spec, show)
+        done = calls.job(spec, shown)
     else:
         if not spec.local:
-            say(f"no node runs at {settings.home}: running here, in the same sandbox")
+            show.say(f"no node runs at {settings.home}: running here, in the same sandbox")
         from xsc.node.offline.compute import run_here
 
-        done = run_here(spec, show)
+        done = run_here(spec, shown)
     if receipt is not None:
         write_whole(receipt, [done.receipt])  # first of all: a run that trapped is billed, too
     return done
 
 
-def _raise_trap(done: JobResult) -> None:
-    if done.trap is not None:
-        raise done.trap
-
-
-def _tell(settings: Settings, done: JobResult) -> None:
+def _tell(done: JobResult) -> None:
+    """Print which providers did not agree; with --verbose also what was used, and where."""
     if done.verification is not None:
-        _tell_verification(settings, done.verification)
-    if settings.verbose:
-        say(
-            f"ran on {short(done.provider)} in {done.wall_ms}ms: {done.fuel_used} fuel, "
-            f"{done.memory_peak_bytes} bytes of memory{_tell_saved(done)}"
-        )
+        _tell_verification(done.verification)
+    told = f"ran on {show.short(done.provider)} in {done.wall_ms}ms: {done.fuel_used} fuel, "
+    told += f"{done.memory_peak_bytes} bytes of memory"
+    if done.saved_bytes:
+        told += f"; {format_size(done.saved_bytes)} of module and input were there already"
+    if done.compiled_bytes:
+        told += f"; compiling {format_size(done.compiled_bytes)} is billed"
+    show.detail(told)
 
 
-def _tell_saved(done: JobResult) -> str:
-    """Return how much of module and input was there already, where any was."""
-    saved, compiled = done.saved_bytes, done.compiled_bytes
-    told = f"; {format_size(saved)} of module and input were there already" if saved else ""
-    return told + (f"; compiling {format_size(compiled)} is billed" if compiled else "")
-
-
-def _tell_verification(settings: Settings, verification: Verification) -> None:
-    """Print which providers did not agree; with --verbose also those that did."""
+def _tell_verification(verification: Verification) -> None:
     for node in verification.dissenting:
-        warn(f"{short(node)} signed another outcome, and is not paid: see `xsc compute evidence`")
+        who = show.short(node)
+        show.warn(f"{who} signed another outcome, and is not paid: see `xsc compute evidence`")
     for node in verification.uncounted:
-        warn(f"{short(node)} could not be compared, and is not paid")
+        show.warn(f"{show.short(node)} could not be compared, and is not paid")
     for node in verification.silent:
-        warn(f"{short(node)} gave no receipt")
-    if settings.verbose:
-        say(f"agree: {', '.join(map(short, verification.agreeing))}")
+        show.warn(f"{show.short(node)} gave no receipt")
+    show.detail(f"agree: {', '.join(map(show.short, verification.agreeing))}")
 
 
 @compute.command()
-@click.argument("receipt", metavar="RECEIPT", type=PATH)
-@click.argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
-@click.option("--module", type=PATH, required=True, metavar="MOD", help="The module that was run.")
-@click.option("--stdin", type=PATH, help="The standard input that it had.")
-@click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="A variable that it had.")
-@click.option(
+@argument("receipt", metavar="RECEIPT", type=options.PATH)
+@argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@option(
+    "--module", type=options.PATH, required=True, metavar="MOD", help="The module that was run."
+)
+@option("--stdin", type=options.PATH, help="The standard input that it had.")
+@_variables("A variable that it had.")
+@options.table(
+    "input",
     "--input",
     "inputs",
-    type=PAIR,
-    multiple=True,
+    type=options.PAIR,
     metavar="NAME=FILE",
     help="A file that it read as /in/NAME.",
 )
-@click.option("--batch", type=PATH, help="The lines of a batch.")
-@click.option("--item-fuel", type=WHOLE, help="Most fuel for a line of the batch.")
+@option("--batch", type=options.PATH, help="The lines of a batch.")
+@option("--item-fuel", type=options.WHOLE, help="Most fuel for a line of the batch.")
 def verify(
     settings: Settings,
     *,
@@ -320,8 +333,8 @@ def verify(
     arguments: tuple[str, ...],
     module: Path,
     stdin: Path | None,
-    env: tuple[tuple[str, str], ...],
-    inputs: tuple[tuple[str, str], ...],
+    env: Mapping[str, str] | None,
+    inputs: Mapping[str, str] | None,
     batch: Path | None,
     item_fuel: int | None,
 ) -> int:
@@ -334,41 +347,30 @@ def verify(
     """
     if batch is not None and (arguments or stdin or env or inputs):
         raise ArgumentInvalid("with --batch there is no other input than its lines")
-    raw = read_file(receipt, "receipt", PEER_BODY_BYTES_MAX)
+    raw = read_file(receipt, "receipt", limits.PEER_BODY_BYTES_MAX)
     code = read_module(module)
     source = stdin if batch is None else batch
-    text = b"" if source is None else read_file(source, "standard input", STDIN_BYTES_MAX)
-    given = {name: PATH.convert(path, None, None) for name, path in inputs}
-    files = {name: read_file(path, "input", INPUT_BYTES_MAX) for name, path in given.items()}
+    text = b"" if source is None else read_file(source, "standard input", limits.STDIN_BYTES_MAX)
+    files = {
+        name: read_file(Path(path), "input", limits.INPUT_BYTES_MAX)
+        for name, path in (inputs or {}).items()
+    }
     from xsc.node.offline.compute import Given, replay_file
 
-    answer: Document = replay_file(raw, code, Given(arguments, dict(env), text, files, item_fuel))
-    settings.view(answer, _show_verdicts)
+    given = Given(arguments, env or {}, text, files, item_fuel)
+    answer: Document = replay_file(raw, code, given)
+    settings.view(answer)
+    for row in answer.get("providers", [answer]):
+        who = f"{show.short(row['provider'])} " if "provider" in row else ""
+        show.line(who + row["verdict"].replace("_", " "))
+        for reason in row["reasons"]:
+            show.note(reason)
     return EXITS[answer["verdict"]]
 
 
-def _show_verdicts(answer: Document) -> None:
-    for row in answer.get("providers", [answer]):
-        who = f"{short(row['provider'])} " if "provider" in row else ""
-        show(who + row["verdict"].replace("_", " "))
-        for reason in row["reasons"]:
-            say(reason)
-
-
-_EVIDENCE: Final[Columns] = {
-    "id": ("id", short),
-    "found": ("found_ms", moment),
-    "believed": "first_name",
-    "against": "second_name",
-    "function": "function",
-    "module": lambda row: row["module"][:16],
-    "differ in": ("differs", ", ".join),
-}
-
-
 @compute.command()
-@click.argument("evidence_id", metavar="[ID]", required=False)
-@click.option("-o", "--output", type=PATH, help="Write the record ID there.")
+@argument("evidence_id", metavar="[ID]", required=False)
+@option("-o", "--output", type=options.PATH, help="Write the record ID there.")
 def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -> None:
     """List receipts of two providers for one order that cannot both be true.
 
@@ -379,32 +381,36 @@ def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -
         raise ArgumentInvalid("ID and --output go together")
     if evidence_id is not None and output is not None:
         settings.save(api.jobs.EVIDENCE_RECORD, Id(id=evidence_id), output)
-    else:
-        settings.view(settings.ask(api.jobs.EVIDENCE), _show_evidence)
-
-
-def _show_evidence(answer: Document) -> None:
-    show_rows(answer["evidence"], _EVIDENCE, "no provider has contradicted another")
+        return
+    answer = settings.ask(api.jobs.EVIDENCE)
+    settings.view(answer)
+    show.rows(
+        answer["evidence"],
+        "id found believed against function module differ_in",
+        "no provider has contradicted another",
+        id=("id", show.short),
+        believed="first_name",
+        against="second_name",
+        module=lambda row: row["module"][:16],
+        differ_in=("differs", ", ".join),
+    )
 
 
 @compute.command()
-@click.argument("module", metavar="MOD", type=MODULE)
-@click.option("--name", required=True, metavar="NAME", help="What the service is called.")
-@click.option("--version", metavar="V", help="What this version is called.  [the next number]")
-@click.option(
-    "--env", "variables", type=PAIR, multiple=True, metavar="K=V", help="One variable for it."
-)
-@click.option("--fuel", type=RUN_FUEL, help="Most fuel of a request.")
-@click.option("--memory", "memory_bytes", type=RUN_MEMORY, help="Most memory of a request.")
-@click.option("--timeout", "timeout_ms", type=RUN_TIME, help="Most time of a request.")
-@click.option("--concurrency", type=CONCURRENCY, help="Requests that run at once.  [4]")
-@click.option("--on", type=PEER, metavar="NODE", help="Have this node hold it, and pay it.")
+@argument("module", metavar="MOD", type=options.MODULE)
+@option("--name", required=True, metavar="NAME", help="What the service is called.")
+@option("--version", metavar="V", help="What this version is called.  [the next number]")
+@_variables("One variable for it.")
+@option("--fuel", type=options.RUN_FUEL, help="Most fuel of a request.")
+@option("--memory", "memory_bytes", type=options.RUN_MEMORY, help="Most memory of a request.")
+@option("--timeout", "timeout_ms", type=options.RUN_TIME, help="Most time of a request.")
+@option("--concurrency", type=options.CONCURRENCY, help="Requests that run at once.  [4]")
+@option("--on", type=options.PEER, metavar="NODE", help="Have this node hold it, and pay it.")
 def deploy(
     settings: Settings,
     *,
     module: Path,
     name: str,
-    variables: tuple[tuple[str, str], ...],
     **how: Unpack[DeployOptions],
 ) -> None:
     """Let the WASI program MOD answer requests, and print where.
@@ -412,39 +418,32 @@ def deploy(
     Each request runs it anew: fields, query and path come as variables, the
     body as standard input (WAGI); what it writes is the answer.
     """
-    how["env"] = table_of(variables, "variable")
     done = settings.calls().deploy(read_module(module), name, **how)
-    _tell_service(settings, done)
-
-
-_SERVICES: Final[Columns] = {
-    "name": "name",
-    "owner": lambda row: row["owner_name"] or short(row["owner"]),
-    "version": "version",
-    "at": lambda row: row["node_name"] or short(row["node"]),
-    "state": "state",
-    "<requests": "requests",
-    "<failed": "failures",
-    "<refused": "refused",
-    "url": ("url", or_dash),
-}
+    settings.view(done, rollback(done))
 
 
 @asks(compute, api.services.LIST, name="ls")
 def services(answer: Document) -> None:
     """List services: one's own, and those that are held for peers."""
-    show_rows(answer["services"], _SERVICES, "there are no services")
+    show.rows(
+        answer["services"],
+        "name owner version at state <requests <failed <refused url",
+        "there are no services",
+        owner=lambda row: row["owner_name"] or show.short(row["owner"]),
+        at=lambda row: row["node_name"] or show.short(row["node"]),
+        failed="failures",
+    )
     for row in answer["services"]:
         if row["fault"]:
-            warn(f"{row['name']}: {row['fault']}")
+            show.warn(f"{row['name']}: {row['fault']}")
     if any(row["state"] == "off" for row in answer["services"]):
-        say("this node answers no requests: set services_listen, for example to 8080")
+        show.say("this node answers no requests: set services_listen, for example to 8080")
 
 
 @compute.command()
-@click.argument("name", type=SERVICE)
-@click.option("-f", "--follow", is_flag=True, help="Go on with each request that comes.")
-@click.option("-n", "count", type=WHOLE, default=ROWS_SHOWN, help="Newest rows.  [20]")
+@argument("name", type=options.SERVICE)
+@option("-f", "--follow", is_flag=True, help="Go on with each request that comes.")
+@option("-n", "count", type=options.WHOLE, default=ROWS_SHOWN, help="Newest rows.  [20]")
 def logs(settings: Settings, *, name: str, follow: bool, count: int) -> None:
     """Show the newest requests of a service, and what each cost.
 
@@ -453,54 +452,44 @@ def logs(settings: Settings, *, name: str, follow: bool, count: int) -> None:
     calls = settings.calls()
     if follow:
         for row in rows_of(calls, name, count, WAIT_MS):
-            settings.view(row, _show_row)
+            settings.view(row)
+            _show_row(row)
         return
-    asked = api.services.Log(name=name, n=count)
-    settings.view(calls.ask(api.services.LOG, asked), _show_rows)
-
-
-def _show_rows(answer: Document) -> None:
+    answer = calls.ask(api.services.LOG, api.services.Log(name=name, n=count))
+    settings.view(answer)
     for row in answer["requests"]:
         _show_row(row)
 
 
 def _show_row(row: Document) -> None:
     ended = f"  {row['trap']}" if row["trap"] else ""
-    show(
-        f"{moment(row['at_ms'])}  {row['request_id']}  {row['version']}  {row['status']}  "
+    show.line(
+        f"{show.moment(row['at_ms'])}  {row['request_id']}  {row['version']}  {row['status']}  "
         f"{row['method']} {row['path'] or '/'}  {row['fuel_used']} fuel  "
         f"{format_size(row['memory_peak_bytes'])}  {row['wall_ms']}ms  "
         f"{format_credits(row['amount_micro'])} credits{ended}"
     )
     for line in row["note"].splitlines():
-        show(f"    {line}")
+        show.line(f"    {line}")
 
 
-@compute.command()
-@click.argument("name", type=SERVICE)
-@click.option("--to", metavar="V", help="The version to go back to.  [the one before]")
-def rollback(settings: Settings, *, name: str, to: str | None) -> None:
+@asks(compute, api.services.ROLLBACK)
+@argument("name", type=options.SERVICE)
+@option("--to", metavar="V", help="The version to go back to.  [the one before]")
+def rollback(answer: Document) -> str:
     """Go back to a version of a service; requests that run end with theirs."""
-    asked = api.services.Rollback(name=name, to=to)
-    _tell_service(settings, settings.ask(api.services.ROLLBACK, asked))
-
-
-@asks(compute, api.services.UNDEPLOY)
-@click.argument("name", type=SERVICE)
-def undeploy(answer: Document) -> None:
-    """Remove a service, all of its versions and its log."""
-    if answer["warning"]:
-        warn(answer["warning"])
-
-
-def _tell_service(settings: Settings, done: Document) -> None:
-    settings.view(done, done["url"] or f"/fn/{done['owner']}/{done['name']}")
-    if settings.json:
-        return
-    if settings.verbose:
-        say(f"version {done['version']} is active")
-    if done["state"] == "off":
-        warn(
+    show.detail(f"version {answer['version']} is active")
+    if answer["state"] == "off":
+        show.warn(
             "this node answers no requests: set services_listen in its config.toml, "
             "for example to 8080, and start it again"
         )
+    return answer["url"] or f"/fn/{answer['owner']}/{answer['name']}"
+
+
+@asks(compute, api.services.UNDEPLOY)
+@argument("name", type=options.SERVICE)
+def undeploy(answer: Document) -> None:
+    """Remove a service, all of its versions and its log."""
+    if answer["warning"]:
+        show.warn(answer["warning"])

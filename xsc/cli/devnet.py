@@ -15,41 +15,24 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import combinations, count, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
 
 import click
+from click import option
 
 from xsc import api
-from xsc.base.errors import (
-    ArgumentInvalid,
-    ConfigInvalid,
-    HomeInvalid,
-    HomeLocked,
-    NodeUnreachable,
-    SpaceExhausted,
-    XscError,
-)
+from xsc.base import errors
+from xsc.base.errors import ArgumentInvalid, ConfigInvalid, HomeLocked, NodeUnreachable
 from xsc.base.text import count_of
-from xsc.cli.options import DIRECTORY, DURATION, PASSPHRASE, WHOLE, Group, Settings
-from xsc.cli.output import Columns, or_dash, say, short, show, show_rows, warn
+from xsc.cli import options, show
+from xsc.cli.options import Group, Settings
 from xsc.client.calls import Calls
 from xsc.client.core import Document, problem_of
 
-if TYPE_CHECKING:
-    import subprocess
-
-_COLUMNS: Final[Columns] = {
-    "name": "name",
-    "id": ("id", short),
-    "state": "state",
-    "<pid": ("pid", or_dash),
-    "API": ("api_url", or_dash),
-    "home": "home",
-}
 NODES_DEFAULT = 7
 """Six hold the shards of an object; the seventh is what heals it."""
 NODES_MAX = 64
@@ -71,6 +54,14 @@ _EACH_ITS_OWN = (
     "XSC_SERVICES_URL",
 )
 """Variables that cannot hold for several nodes; all others hold for each."""
+_CONFIG = """\
+peer_listen = "127.0.0.1:0"
+api_listen = "127.0.0.1:0"
+services_listen = "127.0.0.1:0"
+# One machine runs all of them.
+compute_workers = 1
+probe_interval = "2s"
+"""
 
 
 def holds(pid: int, home: Path) -> bool:
@@ -105,23 +96,36 @@ def poll(deadline: float = float("inf")) -> Iterator[None]:
         yield
 
 
-def launch(
-    home: Path, environment: Mapping[str, str], options: Sequence[str] = ()
-) -> subprocess.Popen[bytes]:
-    """Start the node of a home, which exists, as a process that stays when this one ends.
+def start_and_wait(
+    home: Path,
+    words: Sequence[str] = (),
+    environment: Mapping[str, str] = os.environ,
+    deadline: float = float("inf"),
+) -> Document:
+    """Start the node of a home, which nobody runs; return what it says once it serves.
+
+    Its process stays when this one ends.
+
+    Args:
+        home: the home, which exists.
+        words: options of `xsc node start`.
+        environment: of its process.
+        deadline: when it is given up, by `time.monotonic`.
 
     Raises:
-        ConfigInvalid: its log cannot be written.
+        errors.XscError: why it did not start, as it said itself.
     """
     import subprocess
 
+    words = ("-m", "xsc", "--home", str(home), "--json", "node", "start", *words)
     try:
         log = (home / LOG).open("ab")
     except OSError as fault:
         raise ConfigInvalid(f"{home / LOG} cannot be written: {fault.strerror}") from None
     with log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "xsc", "--home", str(home), "node", "start", *options],
+        written = log.tell()
+        process = subprocess.Popen(
+            [sys.executable, *words],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -129,44 +133,21 @@ def launch(
             env=environment,
             start_new_session=True,
         )
-
-
-def until_serving(
-    home: Path, process: subprocess.Popen[bytes], deadline: float = float("inf")
-) -> Document | None:
-    """Return what a node says of itself once it serves; None where its process has ended.
-
-    Raises:
-        NodeUnreachable: it does neither in time.
-    """
-    for _ in poll(deadline):
-        if process.poll() is not None:
-            return None
-        with suppress(HomeInvalid, NodeUnreachable):  # what is there may be of an earlier process
-            return Calls(home).ask(api.status.STATUS)
-    raise NodeUnreachable(f"{home.name} did not start in time", hint=_log_hint(home))
-
-
-def start_and_wait(home: Path, options: Sequence[str], passphrase: str) -> Document:
-    """Start the node of a home, which nobody runs, and return what it says once it serves.
-
-    Raises:
-        XscError: why it did not start, as it said itself.
-    """
-    written = (home / LOG).stat().st_size if (home / LOG).exists() else 0
-    environment = {**os.environ, **({PASSPHRASE: passphrase} if passphrase else {})}
-    process = launch(home, environment, ["--json", *options])
     try:
-        answer = until_serving(home, process)
+        for _ in poll(deadline):
+            if process.poll() is not None:
+                raise _why(home, written)
+            with suppress(
+                errors.HomeInvalid, NodeUnreachable
+            ):  # what is there may be of an earlier one
+                return {**Calls(home).ask(api.status.STATUS), "pid": process.pid}
+        raise NodeUnreachable(f"{home.name} did not start in time", hint=_log_hint(home))
     except BaseException:
         process.terminate()
         raise
-    if answer is None:
-        raise _why(home, written)
-    return {**answer, "pid": process.pid}
 
 
-def _why(home: Path, written: int) -> XscError:
+def _why(home: Path, written: int) -> errors.XscError:
     """Return the error that a node wrote last to its log, of which so much is older."""
     with (home / LOG).open("rb") as log:
         log.seek(written)
@@ -179,7 +160,7 @@ def _why(home: Path, written: int) -> XscError:
         except (ValueError, TypeError):
             continue
     if not shutil.disk_usage(home).free:
-        return SpaceExhausted(
+        return errors.SpaceExhausted(
             f"the disk under {home} is full", hint="free space there, then try again"
         )
     return NodeUnreachable("the node ended at its start", hint=_log_hint(home))
@@ -196,21 +177,21 @@ def _default_directory() -> Path:
     return user_data_path("xsc-devnet")
 
 
-directory_option = click.option(
+directory_option = option(
     "--dir",
     "directory",
-    type=DIRECTORY,
+    type=options.DIRECTORY,
     default=_default_directory,
     help="Where the homes are.  [xsc-devnet in the user's data directory]",
 )
 
 
 @devnet.command()
-@click.option("--nodes", type=WHOLE, help=f"How many.  [as before, else {NODES_DEFAULT}]")
+@option("--nodes", type=options.WHOLE, help=f"How many.  [as before, else {NODES_DEFAULT}]")
 @directory_option
-@click.option(
+@option(
     "--timeout",
-    type=DURATION,
+    type=options.DURATION,
     default=READY_TIMEOUT_MS,
     help=f"Give up after that long.  [{READY_TIMEOUT_MS // 1000}s]",
 )
@@ -237,25 +218,21 @@ def up(settings: Settings, nodes: int | None, directory: Path, timeout: int) -> 
                 hint=f"xsc devnet down --dir {shlex.quote(str(directory))}",
             )
         deadline = time.monotonic() + timeout / 1000
-        started: dict[Path, int] = {}
         try:
-            _start(stopped, started, deadline)
+            with ThreadPoolExecutor(STARTS_AT_ONCE) as pool:
+                list(pool.map(partial(_start, deadline), stopped))
             introduce(homes)
             wait_until_healthy(homes, deadline)
         except BaseException:
-            _stop(started)
+            _stop(_running(stopped))
             raise
     rows = [_row(home) for home in homes]
-    settings.view({"nodes": rows}, partial(_show_started, directory))
-
-
-def _show_started(directory: Path, answer: Document) -> None:
-    rows = answer["nodes"]
-    show(f"{len(rows)} nodes run in {directory}; each sees all others")
+    settings.view({"nodes": rows})
+    show.line(f"{len(rows)} nodes run in {directory}; each sees all others")
     for row in rows:
-        show(f"  {row['name']}  {short(row['id'])}  {row['api_url']}")
-    show(f"use one:  xsc --home {shlex.quote(rows[0]['home'])} store put FILE")
-    show(f"stop all: xsc devnet down --dir {shlex.quote(str(directory))}")
+        show.line(f"  {row['name']}  {show.short(row['id'])}  {row['api_url']}")
+    show.line(f"use one:  xsc --home {shlex.quote(rows[0]['home'])} store put FILE")
+    show.line(f"stop all: xsc devnet down --dir {shlex.quote(str(directory))}")
 
 
 @devnet.command()
@@ -264,7 +241,7 @@ def down(settings: Settings, directory: Path) -> None:
     """Stop the nodes; what they hold stays."""
     homes = _there(directory)
     with _locked(directory):
-        running = {home: pid for home in homes if (pid := process_of(home)) is not None}
+        running = _running(homes)
         _stop(running)
     stopped = [home.name for home in running]
     settings.view({"stopped": stopped}, f"stopped {count_of(len(stopped), 'node')}")
@@ -274,12 +251,9 @@ def down(settings: Settings, directory: Path) -> None:
 @directory_option
 def status(settings: Settings, directory: Path) -> None:
     """Show the nodes and which of them run."""
-    answer = {"nodes": [_row(home) for home in _there(directory)]}
-    settings.view(answer, _show_rows)
-
-
-def _show_rows(answer: Document) -> None:
-    show_rows(answer["nodes"], _COLUMNS, "it has no nodes")
+    rows = [_row(home) for home in _there(directory)]
+    settings.view({"nodes": rows})
+    show.rows(rows, "name id state <pid API home", id=("id", show.short), API="api_url")
 
 
 def _row(home: Path) -> Document:
@@ -306,7 +280,7 @@ def _id_of(home: Path) -> str:
 
     if not (home / "identity.key").exists():
         return ""
-    return to_text(read_identity(home, os.environ.get(PASSPHRASE, "")).node_id)
+    return to_text(read_identity(home, os.environ.get(options.PASSPHRASE, "")).node_id)
 
 
 # Homes
@@ -321,7 +295,7 @@ def _there(directory: Path) -> list[Path]:
     """Return the homes of a devnet that exists."""
     homes = _homes(directory)
     if not homes:
-        raise HomeInvalid(
+        raise errors.HomeInvalid(
             f"there is no devnet in {directory}", hint="`xsc devnet up --dir DIR` makes one"
         )
     return homes
@@ -346,36 +320,21 @@ def _locked(directory: Path) -> Iterator[None]:
 # Processes
 
 
-def _start(homes: list[Path], started: dict[Path, int], deadline: float) -> None:
-    """Start nodes, a few at a time; `started` tells which, and their processes."""
-    for first in range(0, len(homes), STARTS_AT_ONCE):
-        processes = {}
-        for home in homes[first : first + STARTS_AT_ONCE]:
-            processes[home] = _launch(home)
-            started[home] = processes[home].pid
-        for home, process in processes.items():
-            if until_serving(home, process, deadline) is None:
-                raise NodeUnreachable(f"{home.name} ended at its start", hint=_log_hint(home))
-
-
-def _launch(home: Path) -> subprocess.Popen[bytes]:
+def _start(deadline: float, home: Path) -> None:
+    """Start one of the nodes; the first time, its home is made."""
     try:
         home.mkdir(mode=0o700, exist_ok=True)
-        config = home / "config.toml"
-        if not config.exists():
-            config.write_text(
-                f'name = "{home.name}"\n'
-                'peer_listen = "127.0.0.1:0"\n'
-                'api_listen = "127.0.0.1:0"\n'
-                'services_listen = "127.0.0.1:0"\n'
-                "# One machine runs all of them.\n"
-                "compute_workers = 1\n"
-                'probe_interval = "2s"\n'
-            )
+        if not (home / "config.toml").exists():
+            (home / "config.toml").write_text(f'name = "{home.name}"\n{_CONFIG}')
     except OSError as fault:
         raise ConfigInvalid(f"the home {home} cannot be made: {fault.strerror}") from None
     environment = {name: value for name, value in os.environ.items() if name not in _EACH_ITS_OWN}
-    return launch(home, environment)
+    start_and_wait(home, (), environment, deadline)
+
+
+def _running(homes: list[Path]) -> dict[Path, int]:
+    """Return the processes of those homes whose nodes run."""
+    return {home: pid for home in homes if (pid := process_of(home)) is not None}
 
 
 def _log_hint(home: Path) -> str:
@@ -398,7 +357,7 @@ def introduce(homes: list[Path]) -> None:
         invitation = Calls(host).ask(api.peers.INVITE)["invitation"]
         try:
             Calls(guest).ask(api.peers.JOIN, api.peers.Join(invitation=invitation))
-        except XscError as fault:
+        except errors.XscError as fault:
             raise NodeUnreachable(
                 f"{guest.name} could not join {host.name}: {fault.message}", hint=_log_hint(guest)
             ) from None
@@ -412,29 +371,31 @@ def wait_until_healthy(homes: list[Path], deadline: float) -> None:
         up = {row["id"] for row in _peers(home) if row["state"] == "up"}
         return [other for id_, other in ids.items() if other != home and id_ not in up]
 
-    def knows_offers(home: Path) -> bool:
+    def unoffered(home: Path) -> list[Path]:
         rows = Calls(home).ask(api.market.SLOTS)["slots"]
-        return ids.keys() <= {row["node"] for row in rows if row["role"] == "offer"}
+        offering = {row["node"] for row in rows if row["role"] == "offer"}
+        return [other for id_, other in ids.items() if id_ not in offering]
 
-    blind = _wait(homes, deadline, lambda home: not unseen(home))
-    if blind is not None:
-        other = [*unseen(blind), blind][0]
+    if missed := _missed(homes, deadline, unseen):
+        blind, other = missed
         raise NodeUnreachable(
             f"{blind.name} did not see {other.name} in time", hint=_log_hint(other)
         )
     # One that offers nothing is not waited for to the end.
-    _wait(homes, min(deadline, time.monotonic() + OFFERED_S), knows_offers)
+    _missed(homes, min(deadline, time.monotonic() + OFFERED_S), unoffered)
 
 
-def _wait(homes: list[Path], deadline: float, holds_of: Callable[[Path], bool]) -> Path | None:
-    """Return when something holds of each node, or else one of which it does not in time."""
-    waiting = list(homes)
-    for _ in poll(deadline):
-        while waiting and holds_of(waiting[0]):
-            waiting.pop(0)
-        if not waiting:
-            return None
-    return waiting[0]
+def _missed(
+    homes: list[Path], deadline: float, missing: Callable[[Path], list[Path]]
+) -> tuple[Path, Path] | None:
+    """Return when no node misses another one, or else one that does in the end, and whom."""
+    for home in homes:
+        for _ in poll(deadline):
+            if not (others := missing(home)):
+                break
+        else:
+            return home, others[0]
+    return None
 
 
 def _stop(processes: dict[Path, int]) -> None:
@@ -446,7 +407,7 @@ def _stop(processes: dict[Path, int]) -> None:
             return
     for home, pid in processes.items():
         if holds(pid, home):
-            warn(f"{home.name} did not stop within {STOP_TIMEOUT_S:.0f}s and was killed")
+            show.warn(f"{home.name} did not stop within {STOP_TIMEOUT_S:.0f}s and was killed")
             _signal(home, pid, signal.SIGKILL)
 
 
@@ -456,4 +417,4 @@ def _signal(home: Path, pid: int, number: signal.Signals) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        say(f"{home.name} (process {pid}) belongs to another user")
+        show.say(f"{home.name} (process {pid}) belongs to another user")

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Final
-
 import click
+from click import argument, option
 
 from xsc import api
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
 from xsc.base.units import format_credits
-from xsc.cli.options import CREDITS, PEER, WHOLE, Group, Settings, asks, output_option
-from xsc.cli.output import (
-    Columns,
-    by_name,
-    moment,
-    named,
-    short,
-    show,
-    show_pairs,
-    show_rows,
-    show_table,
-    warn,
-)
+from xsc.cli import options, show
+from xsc.cli.options import Group, Settings, asks
 from xsc.client.core import Document
 
 ENTRIES_DEFAULT = 50
@@ -48,10 +35,10 @@ def _told(amount_micro: int | None) -> str:
 
 
 def _one_credit(credit: Document) -> str:
-    names = [named(row, row["id"]) for row in credit["peers"]]
+    names = [show.named(row, "id") for row in credit["peers"]]
     more = [f"{len(names) - NAMES_SHOWN} more"] if len(names) > NAMES_SHOWN else []
     return (
-        f"shared: all that came by {named(credit, credit['through'])} may owe "
+        f"shared: all that came by {show.named(credit, 'through')} may owe "
         f"{format_credits(credit['limit_micro'])} together, {format_credits(credit['left_micro'])} "
         f"left: {', '.join(names[:NAMES_SHOWN] + more)}"
     )
@@ -63,12 +50,12 @@ def balance(answer: Document) -> None:
 
     Below zero, this node owes. A peer that does not answer shows no limit.
     """
-    show_table(
+    show.table(
         ["peer", "id", "<owes us", "<may owe us", "<left", "<we may owe", "<left"],
         [
             [
-                named(row, row["peer"]),
-                short(row["peer"]),
+                show.named(row, "peer"),
+                show.short(row["peer"]),
                 format_credits(row["balance_micro"]),
                 *(
                     ("shared", "shared")
@@ -83,24 +70,24 @@ def balance(answer: Document) -> None:
         "nobody owes anything",
     )
     for credit in answer["shared"]:
-        show(_one_credit(credit))
+        show.line(_one_credit(credit))
     if answer["balances"]:
-        show(LIMITS)
+        show.line(LIMITS)
     for row in answer["balances"]:
-        who = named(row, row["peer"])
+        who = show.named(row, "peer")
         if row["paid_micro"]:
-            show(f"{format_credits(row['paid_micro'])} paid off the books waits for {who}")
+            show.line(f"{format_credits(row['paid_micro'])} paid off the books waits for {who}")
         if row["heard_paid_micro"]:
             amount = format_credits(row["heard_paid_micro"])
-            show(
+            show.line(
                 f"{who} says that {amount} was paid off the books; if so: "
                 f"xsc ledger settle {who} --off-books {amount}"
             )
-    show_pairs([("total", format_credits(answer["total_micro"]))])
+    show.pairs([("total", format_credits(answer["total_micro"]))])
     for row in answer["balances"]:
         if amount := row.get("unproven_micro", 0):
-            warn(
-                f"unproven with {named(row, row['peer'])}: {format_credits(amount)} credits, "
+            show.warn(
+                f"unproven with {show.named(row, 'peer')}: {format_credits(amount)} credits, "
                 "said by the directory and shown by no entry"
             )
 
@@ -110,20 +97,9 @@ def _signed(row: Document) -> str:
     return sign + format_credits(row["amount_micro"])
 
 
-_ENTRIES: Final[Columns] = {
-    "<seq": "seq",
-    "time": ("created_ms", moment),
-    "kind": "kind",
-    "peer": by_name("peer"),
-    "<amount": _signed,
-    "state": "state",
-    "entry": "entry_id",
-}
-
-
-limit_option = click.option(
+limit_option = option(
     "--limit",
-    type=WHOLE,
+    type=options.WHOLE,
     default=ENTRIES_DEFAULT,
     help=f"Show the newest N entries.  [{ENTRIES_DEFAULT}]",
 )
@@ -131,12 +107,20 @@ limit_option = click.option(
 
 @asks(ledger, api.ledger.LOG)
 @limit_option
-@click.option("--before", type=WHOLE, metavar="SEQ", help="Show those before entry SEQ.")
+@option("--before", type=options.WHOLE, metavar="SEQ", help="Show those before entry SEQ.")
 def log(answer: Document) -> None:
     """List the entries of this node's ledger, newest first."""
-    show_rows(answer["entries"], _ENTRIES, "there are no such entries")
+    show.rows(
+        answer["entries"],
+        "<seq time kind peer <amount state entry",
+        "there are no such entries",
+        time="created_ms",
+        peer=show.by_name("peer"),
+        amount=_signed,
+        entry="entry_id",
+    )
     if answer["more"]:
-        show(f"older ones: xsc ledger log --before {answer['entries'][-1]['seq']}")
+        show.line(f"older ones: xsc ledger log --before {answer['entries'][-1]['seq']}")
 
 
 @ledger.command()
@@ -145,13 +129,10 @@ def statement(settings: Settings, limit: int) -> None:
     """Show balances and entries together."""
     balances = settings.ask(api.ledger.BALANCE)
     entries = settings.ask(api.ledger.LOG, api.ledger.Page(limit=limit))
-    settings.view({**balances, **entries}, _show_statement)
-
-
-def _show_statement(answer: Document) -> None:
-    balance(answer)
-    show()
-    log(answer)
+    settings.view({**balances, **entries})
+    balance(balances)
+    show.line()
+    log(entries)
 
 
 @asks(ledger, api.ledger.VERIFY)
@@ -161,8 +142,8 @@ def verify(answer: Document) -> str:
 
 
 @asks(ledger, api.ledger.LIMIT)
-@click.argument("peer", type=PEER)
-@click.argument("limit_micro", metavar="CREDITS", type=CREDITS)
+@argument("peer", type=options.PEER)
+@argument("limit_micro", metavar="CREDITS", type=options.CREDITS)
 def limit(answer: Document) -> str:
     """Set how much PEER may owe this node at most, in credits.
 
@@ -170,16 +151,16 @@ def limit(answer: Document) -> str:
     """
     shared = ", shared with all that came by the same peer" if answer["shared_through"] else ""
     return (
-        f"{named(answer, answer['peer'])} may owe up to {format_credits(answer['limit_micro'])} "
+        f"{show.named(answer, 'peer')} may owe up to {format_credits(answer['limit_micro'])} "
         f"credits, {format_credits(answer['credit_left_micro'])} more than now{shared}"
     )
 
 
 @ledger.command()
-@click.argument("peer", type=PEER, required=False)
-@click.option(
+@argument("peer", type=options.PEER, required=False)
+@option(
     "--off-books",
-    type=CREDITS,
+    type=options.CREDITS,
     help="Say that so much of the debt with PEER was paid off the books; 0 takes it back.",
 )
 def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
@@ -195,41 +176,41 @@ def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
             hint="xsc ledger settle PEER --off-books CREDITS, or xsc ledger settle alone",
         )
     if peer is None or off_books is None:
-        settings.view(settings.ask(api.ledger.SETTLE), _show_settled)
+        answer = settings.ask(api.ledger.SETTLE)
+        settings.view(answer)
+        show.rows(
+            answer["settled"],
+            "role peer <settled",
+            "nothing was left to settle",
+            peer=show.by_name("peer"),
+            settled="amount_micro",
+        )
+        if answer["pending"]:
+            show.line(f"with {answer['pending']} peers something is still owed")
         return 0
     asked = api.ledger.Payment(peer=peer, amount_micro=off_books)
     answer = settings.ask(api.ledger.OFF_BOOKS, asked)
-    settings.view(answer, partial(_show_payment, off_books))
+    settings.view(answer)
+    _show_payment(off_books, answer)
     return EXIT_PARTLY if answer["state"] == "waits" else 0
 
 
-def _show_settled(answer: Document) -> None:
-    columns: Columns = {
-        "role": "role",
-        "peer": by_name("peer"),
-        "<settled": ("amount_micro", format_credits),
-    }
-    show_rows(answer["settled"], columns, "nothing was left to settle")
-    if answer["pending"]:
-        show(f"with {answer['pending']} peers something is still owed")
-
-
 def _show_payment(amount_micro: int, answer: Document) -> None:
-    who = named(answer, answer["peer"])
+    who = show.named(answer, "peer")
     if answer["state"] == "waits":
-        show(f"waits until {who} says the same; this node goes on asking")
+        show.line(f"waits until {who} says the same; this node goes on asking")
         if answer["heard_paid_micro"]:
-            show(f"{who} says {format_credits(answer['heard_paid_micro'])}")
+            show.line(f"{who} says {format_credits(answer['heard_paid_micro'])}")
     elif not amount_micro:
-        show("taken back, unless it was booked before")
+        show.line("taken back, unless it was booked before")
     else:
         balance = answer["balance_micro"]
         owes = f"{who} owes this node" if balance >= 0 else f"this node owes {who}"
-        show(f"booked and signed by both; {owes} {format_credits(abs(balance))}")
+        show.line(f"booked and signed by both; {owes} {format_credits(abs(balance))}")
 
 
 @asks(ledger, api.ledger.ENTRY)
-@click.argument("id", metavar="ENTRY")
-@output_option
+@argument("id", metavar="ENTRY")
+@options.output_option
 def entry(_: Document) -> None:
     """Write one entry, signed by both sides, to a file that `xsc verify` checks."""

@@ -19,8 +19,8 @@ import click
 
 from xsc import __version__
 from xsc.base.errors import EXIT_INTERRUPTED, ArgumentInvalid, XscError, unwritable
+from xsc.cli import show
 from xsc.cli.options import Group, Settings
-from xsc.cli.output import say, show_error
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -148,7 +148,7 @@ def _close_output(code: int, *, as_json: bool) -> int:
     except OSError as fault:
         if code == 0:
             error = unwritable(OUTPUT, fault)
-            show_error(error, as_json=as_json)
+            show.error(error, as_json=as_json)
             code = error.exit_code
     else:
         return code
@@ -177,7 +177,7 @@ def _carry_out(arguments: list[str], settings: Settings) -> int:
     except SystemExit:  # by which click ends where a pipe was closed
         return EXIT_PIPE
     except (click.Abort, KeyboardInterrupt):
-        say("interrupted")
+        show.say("interrupted")
         return EXIT_INTERRUPTED
     except Exception as fault:  # noqa: BLE001 - the one place that must answer whatever happens
         if isinstance(fault, OSError) and fault.errno == errno.ENOSPC:
@@ -192,7 +192,7 @@ def _carry_out(arguments: list[str], settings: Settings) -> int:
 
 
 def _fail(error: XscError, settings: Settings) -> int:
-    show_error(error, as_json=settings.json)
+    show.error(error, as_json=settings.json)
     return settings.exit_base + error.exit_code
 
 

@@ -6,57 +6,19 @@ import re
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any, Final
 
 import click
+from click import argument, option
 
 from xsc import api
 from xsc.api.endpoint import Id
+from xsc.base import units
 from xsc.base.errors import ArgumentInvalid, NotFound
-from xsc.base.limits import EPOCH_MS, MEMORY_BYTES_DEFAULT, MFUEL
-from xsc.base.units import (
-    format_credits,
-    format_duration,
-    format_level,
-    format_share,
-    format_size,
-    parse_duration_ms,
-    parse_size,
-)
-from xsc.cli.options import (
-    CODE,
-    CREDITS,
-    DURATION,
-    FUEL,
-    LEASE,
-    PAIR,
-    PEER,
-    SIZE,
-    Group,
-    Parsed,
-    Settings,
-    asks,
-    output_option,
-    table_of,
-    together,
-)
-from xsc.cli.output import (
-    Columns,
-    by_name,
-    level_of,
-    moment,
-    named,
-    say,
-    short,
-    show,
-    show_pairs,
-    show_rows,
-    show_table,
-    warn,
-    yes_or_no,
-)
-from xsc.client.calls import Calls
+from xsc.base.limits import EPOCH_MS, MFUEL
+from xsc.cli import options, show
+from xsc.cli.options import Group, Settings, asks
+from xsc.client.calls import Calls, code_text
 from xsc.client.core import Document
 
 KINDS = ("storage", "compute")
@@ -66,12 +28,12 @@ def _own_slots(calls: Calls) -> Iterable[str]:
     return [row["id"] for row in calls.ask(api.market.SLOTS)["slots"]]
 
 
-_slot = click.argument("id", metavar="ID", type=Parsed("ID", str, _own_slots))
+_slot = argument("id", metavar="ID", type=options.Parsed("ID", str, _own_slots))
 
 
 def _amount(kind: str, quantity: int) -> str:
     """Return a quantity of what is traded: bytes, or fuel times 64 MiB steps in millions."""
-    return format_size(quantity) if kind == "storage" else f"{quantity // MFUEL} M"
+    return units.format_size(quantity) if kind == "storage" else f"{quantity // MFUEL} M"
 
 
 @click.group(cls=Group)
@@ -85,18 +47,22 @@ _TIMES: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _EXAMPLES: Final = "write for example 100GiB, 2workers or 500Mfuel/s"
 
 
-def _quantity(text: str) -> Document:
+def _quantity(text: str) -> options.Fields:
     """Return a level: bytes of a size such as 100GiB, a rate such as 500Mfuel/s, or workers."""
     if found := _WORKERS.fullmatch(text):
-        return {"workers": int(found[1])}
+        return options.Fields(workers=int(found[1]))
     if found := _RATE.fullmatch(text):
-        return {"quantity": int(found[1]) * _TIMES[found[2]], "unit": "fuel_per_s"}
+        return options.Fields(quantity=int(found[1]) * _TIMES[found[2]], unit="fuel_per_s")
     if not re.search("[A-Za-z]", text):
-        raise ArgumentInvalid(f"QUANTITY: '{text}' has no unit", hint=_EXAMPLES)
+        raise ArgumentInvalid(f"'{text}' has no unit", hint=_EXAMPLES)
     try:
-        return {"quantity": parse_size(text), "unit": "bytes"}
+        return options.Fields(quantity=units.parse_size(text), unit="bytes")
     except ArgumentInvalid:
-        raise ArgumentInvalid(f"QUANTITY: '{text}' is no quantity", hint=_EXAMPLES) from None
+        raise ArgumentInvalid(f"'{text}' is no quantity", hint=_EXAMPLES) from None
+
+
+def _offered(text: str) -> options.Fields:
+    return options.Fields(standing=True) if text == "all" else _quantity(text)
 
 
 def _moment(text: str) -> int:
@@ -109,7 +75,7 @@ def _moment(text: str) -> int:
     if text == "now":
         return now_ms
     if text.startswith("+"):
-        return now_ms + parse_duration_ms(text[1:])
+        return now_ms + units.parse_duration_ms(text[1:])
     try:
         found = datetime.fromisoformat(text)
         found = found.replace(tzinfo=UTC) if found.tzinfo is None else found
@@ -124,34 +90,35 @@ def _moment(text: str) -> int:
     return moment_ms
 
 
-MOMENT = Parsed("TIME", _moment)
-_stated: Final = together(
-    click.option("--from", "from_ms", type=MOMENT, help="When it begins; now by default."),
-    click.option("--to", "to_ms", type=MOMENT, help="When it ends."),
-    click.option("--every", metavar="RULE", help='When it recurs: "Mon-Fri 20:00-08:00 ZONE".'),
-    click.option(
+MOMENT = options.Parsed("TIME", _moment)
+QUANTITY = options.Parsed("QUANTITY", _quantity)
+_stated: Final = options.together(
+    option("--from", "from_ms", type=MOMENT, help="When it begins; now by default."),
+    option("--to", "to_ms", type=MOMENT, help="When it ends."),
+    option("--every", metavar="RULE", help='When it recurs: "Mon-Fri 20:00-08:00 ZONE".'),
+    option(
         "--price",
         "price_micro",
-        type=CREDITS,
+        type=options.CREDITS,
         help="Credits a GiB and hour, or a Gfuel: the reserve, or the most paid.",
     ),
-    click.option(
+    options.table(
+        "filter",
         "--filter",
         "filters",
-        type=PAIR,
-        multiple=True,
+        type=options.PAIR,
         help="What the other side must be: node=PEER, owner=LABEL, location=SITE, tier=mutual or"
         " tier=one_way; may be given again.",
     ),
-    click.option("--location", metavar="SITE", help="Where it is, or must be."),
+    option("--location", metavar="SITE", help="Where it is, or must be."),
 )
-_RULE: Final = click.option(
+_RULE: Final = option(
     "--rule",
     type=click.Choice(("weighted-uniform", "proportional")),
     help="How an offer is divided within a tier.",
 )
 
-_SPREAD: Final = click.option(
+_SPREAD: Final = option(
     "--spread",
     type=click.IntRange(1),
     metavar="N",
@@ -160,82 +127,15 @@ _SPREAD: Final = click.option(
 )
 
 
-def _estimate(settings: Settings, kind: str | None, asked: dict[str, Any]) -> None:
-    """Print what a size, fuel, or both would cost."""
-    ours = {"storage": "size_bytes", "compute": "fuel"}
-    priced = asked.keys() & set(ours.values())
-    if not priced:
-        raise ArgumentInvalid("nothing is to be priced", hint="say --size or --fuel")
-    if kind is not None and priced != {ours[kind]}:
-        raise ArgumentInvalid(f"that is no {kind}", hint="leave the kind out to price both")
-    if (code := asked.pop("code", None)) is not None:
-        asked["code"] = f"{code[0]},{code[1]}"
-    found = settings.ask(api.market.ESTIMATE, api.market.Estimate(**asked))
-    settings.view(found, partial(_show_cost, asked))
+_level = argument("kind", metavar="KIND", type=click.Choice(KINDS))
 
 
-def _show_cost(asked: Document, found: Document) -> None:
-    from xsc.terms.quote import UNITS
-
-    pairs = []
-    if size := asked.get("size_bytes"):
-        coded = f"{format_size(found['coded_bytes'])} coded {found['code']}"
-        price = f"{format_credits(found['storage_price_micro'])} credits a {UNITS['storage']}"
-        pairs += [
-            ("stored", f"{format_size(size)}, which is {coded}"),
-            ("for", format_duration(found["hours"] * EPOCH_MS)),
-            ("price", f"{price} at most"),
-            ("storage", f"{format_credits(found['storage_micro'])} credits"),
-        ]
-    if fuel := asked.get("fuel"):
-        memory = format_size(asked.get("memory_bytes", MEMORY_BYTES_DEFAULT))
-        price = f"{format_credits(found['compute_price_micro'])} credits a {UNITS['compute']}"
-        pairs += [
-            ("run", f"{fuel} fuel under a memory limit of {memory}"),
-            ("price", price),
-            ("compute", f"{format_credits(found['compute_micro'])} credits"),
-        ]
-    show_pairs([*pairs, ("total", f"{format_credits(found['total_micro'])} credits")])
-
-
-def _document(quantity: str | None, options: dict[str, Any]) -> Document:
-    """Return what the options state, as the node takes it."""
-    filters = table_of(options["filters"], "filter") or None
-    return {**options, "filters": filters, **({} if quantity is None else _quantity(quantity))}
-
-
-def _declare(settings: Settings, role: api.market.Role, quantity: str, stated: Document) -> None:
-    is_all = role == "offer" and quantity == "all"
-    said = _document(None if is_all else quantity, stated) | {"standing": is_all}
-    answer = settings.ask(api.market.DECLARE, api.market.Declare(role=role, **said))
-    settings.view(answer, answer["id"])
-    if settings.json:
-        return
-    day, month = format_credits(answer["day_micro"]), format_credits(answer["month_micro"])
-    comes = "all of it comes to" if role == "offer" else "it comes to at most"
-    say(f"{comes} {day} credits a day, {month} in 30 days")
-    if (size := answer["object_bytes"]) is not None:
-        spread = answer["spread"]
-        say(f"it goes over {spread} providers: objects of {format_size(size)} in all fit in it")
-    _warn(answer)
-
-
-def _warn(answer: Document) -> None:
-    for sentence in answer["warnings"]:
-        warn(sentence)
-
-
-_level = together(
-    click.argument("kind", metavar="KIND", type=click.Choice(KINDS)),
-    click.argument("quantity", metavar="QUANTITY"),
-)
-
-
-@market.command()
+@asks(market, api.market.DECLARE, always={"role": "offer"})
 @_level
+@argument("quantity", metavar="QUANTITY", type=options.Parsed("QUANTITY", _offered))
 @_stated
 @_RULE
-def offer(settings: Settings, /, quantity: str, **stated: Any) -> None:  # noqa: ANN401
+def offer(answer: Document) -> str:
     """Offer capacity ahead of use, and print the id of the slot.
 
     KIND is storage or compute. QUANTITY is what is held at any moment: a size
@@ -243,14 +143,15 @@ def offer(settings: Settings, /, quantity: str, **stated: Any) -> None:  # noqa:
     the node asks what it asks now. QUANTITY `all` brings back the offer of
     everything that a node makes by default, after it was edited or withdrawn.
     """
-    _declare(settings, "offer", quantity, stated)
+    return _declared(answer, "all of it comes to")
 
 
-@market.command()
+@asks(market, api.market.DECLARE, always={"role": "need"})
 @_level
+@argument("quantity", metavar="QUANTITY", type=QUANTITY)
 @_stated
 @_SPREAD
-def need(settings: Settings, /, quantity: str, **stated: Any) -> None:  # noqa: ANN401
+def need(answer: Document) -> str:
     """State a need ahead of use, and print its id.
 
     KIND and QUANTITY are those of `xsc market offer`. Without times it is there
@@ -258,22 +159,33 @@ def need(settings: Settings, /, quantity: str, **stated: Any) -> None:  # noqa: 
     it pays at most what the node pays at most. Storage is counted as it is kept
     at providers: six of them keep an object with half as much again.
     """
-    _declare(settings, "need", quantity, stated)
+    return _declared(answer, "it comes to at most")
 
 
-@market.command()
+def _declared(answer: Document, comes: str) -> str:
+    day = units.format_credits(answer["day_micro"])
+    month = units.format_credits(answer["month_micro"])
+    show.note(f"{comes} {day} credits a day, {month} in 30 days")
+    if (size := answer["object_bytes"]) is not None:
+        fits = f"objects of {units.format_size(size)} in all fit in it"
+        show.note(f"it goes over {answer['spread']} providers: {fits}")
+    edit(answer)
+    return str(answer["id"])
+
+
+@asks(market, api.market.EDIT)
 @_slot
-@click.option("--quantity", metavar="QUANTITY", help="How much it is.")
+@option("--quantity", metavar="QUANTITY", type=QUANTITY, help="How much it is.")
 @_stated
 @_RULE
 @_SPREAD
-def edit(settings: Settings, /, quantity: str | None, **stated: Any) -> None:  # noqa: ANN401
+def edit(answer: Document) -> None:
     """Change an offer or a need; what is not given stays as it is.
 
     A need whose quantity, price or times change is a new one to its providers.
     """
-    asked = api.market.Edit(**_document(quantity, stated))
-    settings.view(settings.ask(api.market.EDIT, asked), _warn)
+    for sentence in answer["warnings"]:
+        show.warn(sentence)
 
 
 @asks(market, api.market.WITHDRAW)
@@ -284,102 +196,126 @@ def withdraw(_: Document) -> None:
 
 def _next_window(windows: list[list[int]]) -> tuple[str, str]:
     """Return when the next window begins and ends."""
-    end = moment(windows[0][1]) if windows else "never"
-    return ("always", "") if end == "never" else (moment(windows[0][0]), end)
-
-
-_SLOTS: Final[Columns] = {
-    "id": ("id", short),
-    "role": "role",
-    "origin": "origin",
-    "node": by_name("node"),
-    "kind": "kind",
-    "<quantity": level_of("quantity"),
-    "<granted": level_of("granted"),
-    "<used": level_of("used"),
-    "<price": ("price_micro", format_credits),
-    "next window": lambda row: _next_window(row["windows"])[0],
-    "until": lambda row: _next_window(row["windows"])[1],
-    "<windows": lambda row: str(len(row["windows"])),
-}
+    end = show.moment(windows[0][1]) if windows else "never"
+    return ("always", "") if end == "never" else (show.moment(windows[0][0]), end)
 
 
 @asks(market, api.market.SLOTS)
 def slots(answer: Document) -> None:
     """List offers and needs: those of this node, and those of peers that it follows."""
     empty = "nobody offers or needs anything; this node offers what it has once it has a peer"
-    show_rows(answer["slots"], _SLOTS, empty)
+    show.rows(
+        answer["slots"],
+        "id role origin node kind <quantity <granted <used <price next_window until <windows",
+        empty,
+        id=("id", show.short),
+        node=show.by_name("node"),
+        quantity=show.level_of("quantity"),
+        granted=show.level_of("granted"),
+        used=show.level_of("used"),
+        next_window=lambda row: _next_window(row["windows"])[0],
+        until=lambda row: _next_window(row["windows"])[1],
+        windows=lambda row: str(len(row["windows"])),
+    )
 
 
 @market.command()
-@click.argument("kind", metavar="[KIND]", required=False, type=click.Choice(KINDS))
-@click.option("--size", "size_bytes", type=SIZE, help="Say what it costs to store so much.")
-@click.option("--for", "duration_ms", type=DURATION, help="For how long.  [30d]")
-@click.option("--code", type=CODE, help="K data shards and M parity shards.  [4,2]")
-@click.option("--fuel", type=FUEL, help="Say what so much fuel costs, as 1e12.")
-@click.option("--memory", "memory_bytes", type=SIZE, help="Under that memory limit.  [64MiB]")
+@argument("kind", metavar="[KIND]", required=False, type=click.Choice(KINDS))
+@option("--size", "size_bytes", type=options.SIZE, help="Say what it costs to store so much.")
+@option("--for", "duration_ms", type=options.DURATION, help="For how long.  [30d]")
+@option("--code", type=options.CODE, help="K data shards and M parity shards.  [4,2]")
+@option("--fuel", type=options.FUEL, help="Say what so much fuel costs, as 1e12.")
+@option("--memory", "memory_bytes", type=options.SIZE, help="Under that memory limit.  [64MiB]")
 def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noqa: ANN401
     """Show what all peers ask now, without an order; KIND is storage or compute.
 
     With --size or --fuel, say what that would cost at these prices.
     """
+    given = {name: value for name, value in asked.items() if value is not None}
+    if not given:
+        answer = settings.ask(api.market.QUOTES)
+        if kind is not None:
+            answer["quotes"] = [row for row in answer["quotes"] if row["kind"] == kind]
+        settings.view(answer)
+        show.rows(
+            answer["quotes"],
+            "node kind <available <price <reserve for_a tier slot",
+            "nobody offers anything",
+            node=show.by_name("node"),
+            available=show.level_of("available"),
+            for_a=("kind", _unit),
+        )
+        return
+    priced = given.keys() & {"size_bytes", "fuel"}
+    if not priced:
+        raise ArgumentInvalid("nothing is to be priced", hint="say --size or --fuel")
+    if kind is not None and priced != {"size_bytes" if kind == "storage" else "fuel"}:
+        raise ArgumentInvalid(f"that is no {kind}", hint="leave the kind out to price both")
+    said = api.market.Estimate(**{**given, "code": code_text(asked["code"])})
+    found = settings.ask(api.market.ESTIMATE, said)
+    settings.view(found)
+    _show_cost(said, found)
+
+
+def _unit(kind: api.market.Kind) -> str:
     from xsc.terms.quote import UNITS
 
-    given = {name: value for name, value in asked.items() if value is not None}
-    if given:
-        _estimate(settings, kind, given)
-        return
-    answer = settings.ask(api.market.QUOTES)
-    if kind is not None:
-        answer["quotes"] = [row for row in answer["quotes"] if row["kind"] == kind]
-    columns: Columns = {
-        "node": by_name("node"),
-        "kind": "kind",
-        "<available": level_of("available"),
-        "<price": ("price_micro", format_credits),
-        "<reserve": ("reserve_micro", format_credits),
-        "for a": ("kind", UNITS.__getitem__),
-        "tier": "tier",
-        "slot": ("slot", short),
-    }
-    settings.view(answer, lambda _: show_rows(answer["quotes"], columns, "nobody offers anything"))
+    return UNITS[kind]
+
+
+def _show_cost(asked: api.market.Estimate, found: Document) -> None:
+    pairs = []
+    if size := asked.size_bytes:
+        coded = f"{units.format_size(found['coded_bytes'])} coded {found['code']}"
+        pairs += [
+            ("stored", f"{units.format_size(size)}, which is {coded}"),
+            ("for", units.format_duration(found["hours"] * EPOCH_MS)),
+            ("price", f"{_price('storage', found['storage_price_micro'])} at most"),
+            ("storage", f"{units.format_credits(found['storage_micro'])} credits"),
+        ]
+    if fuel := asked.fuel:
+        memory = units.format_size(asked.memory_bytes)
+        pairs += [
+            ("run", f"{fuel} fuel under a memory limit of {memory}"),
+            ("price", _price("compute", found["compute_price_micro"])),
+            ("compute", f"{units.format_credits(found['compute_micro'])} credits"),
+        ]
+    show.pairs([*pairs, ("total", f"{units.format_credits(found['total_micro'])} credits")])
+
+
+def _price(kind: api.market.Kind, price_micro: int) -> str:
+    return f"{units.format_credits(price_micro)} credits a {_unit(kind)}"
 
 
 def _lease_level(row: Document) -> str:
     """Return what a lease is over."""
-    return "-" if row["origin"] == "now" else format_level(row["kind"], row["quantity"])
+    return "-" if row["origin"] == "now" else units.format_level(row["kind"], row["quantity"])
 
 
 def _lease_use(row: Document) -> str:
     return _amount(row["kind"], row["held" if row["kind"] == "storage" else "used"])
 
 
-_LEASES: Final[Columns] = {
-    "lease": ("lease_id", short),
-    "role": "role",
-    "peer": by_name("peer"),
-    "kind": "kind",
-    "origin": "origin",
-    "<used": _lease_use,
-    "<of": _lease_level,
-    "<price": ("price_micro", format_credits),
-    "<owed": ("billed_micro", format_credits),
-    "<settled": ("settled_micro", format_credits),
-    "state": "state",
-    "until": ("end_ms", moment),
-}
-
-
 @asks(market, api.market.LEASES)
 def leases(answer: Document) -> None:
     """List the leases that this node has given and taken."""
-    show_rows(answer["leases"], _LEASES, "this node has no leases")
+    show.rows(
+        answer["leases"],
+        "lease role peer kind origin <used <of <price <owed <settled state until",
+        "this node has no leases",
+        lease=("lease_id", show.short),
+        peer=show.by_name("peer"),
+        used=_lease_use,
+        of=_lease_level,
+        owed="billed_micro",
+        until="end_ms",
+    )
 
 
 @asks(market, api.market.LEASE)
-@click.argument("id", metavar="LEASE", type=LEASE)
-@output_option
-@click.option("--denial", is_flag=True, help="The host's signed count without it.")
+@argument("id", metavar="LEASE", type=options.LEASE)
+@options.output_option
+@option("--denial", is_flag=True, help="The host's signed count without it.")
 def lease(_: Document) -> None:
     """Write a signed lease to a file, for `xsc verify --lease`.
 
@@ -388,9 +324,9 @@ def lease(_: Document) -> None:
 
 
 @asks(market, api.market.ACCOUNT)
-@click.argument("id", metavar="PEER", type=PEER)
-@output_option
-@click.option("--count", is_flag=True, help="The provider's signed count that it pays.")
+@argument("id", metavar="PEER", type=options.PEER)
+@options.output_option
+@option("--count", is_flag=True, help="The provider's signed count that it pays.")
 def account(_: Document) -> None:
     """Write the newest voucher of this node for PEER to a file, for `xsc verify`."""
 
@@ -403,11 +339,11 @@ _TIERS = {
 
 
 def _explained(calls: Calls) -> Iterable[str]:
-    return [*_own_slots(calls), *LEASE.offers(calls), *PEER.offers(calls)]
+    return [*_own_slots(calls), *options.LEASE.offers(calls), *options.PEER.offers(calls)]
 
 
 @market.command()
-@click.argument("some_id", metavar="ID|NODE", type=Parsed("ID|NODE", str, _explained))
+@argument("some_id", metavar="ID|NODE", type=options.Parsed("ID|NODE", str, _explained))
 def why(settings: Settings, some_id: str) -> None:
     """Explain a lease, a need, an offer or a clearing, and what would change it.
 
@@ -422,7 +358,9 @@ def why(settings: Settings, some_id: str) -> None:
         ) as download:
             raw = b"".join(download.blocks())
     except (ArgumentInvalid, NotFound):  # a name need not look like the id of a lease
-        settings.view(settings.ask(api.market.WHY, Id(id=some_id)), explain)
+        answer = settings.ask(api.market.WHY, Id(id=some_id))
+        settings.view(answer)
+        explain(answer)
     else:
         passed_over = settings.ask(api.market.WHY, Id(id=some_id))["passed_over"]
         _show_price(settings, raw, passed_over)
@@ -444,44 +382,35 @@ def _show_price(settings: Settings, raw: bytes, passed_over: list[Document]) -> 
         "why": because,
         "passed_over": passed_over,
     }
-    settings.view(answer, _show_reasons)
-
-
-def _show_reasons(answer: Document) -> None:
-    from xsc.terms.quote import UNITS
-
-    show_pairs(
-        [
-            ("provider", short(answer["provider"])),
-            ("customer", short(answer["customer"])),
-            ("price", f"{format_credits(answer['price_micro'])} credits a {UNITS[answer['kind']]}"),
-            ("tier", _TIERS[answer["tier"]]),
-            ("slot", short(answer["slot"])),
-            *([] if answer["need"] is None else [("need", short(answer["need"]))]),
-            ("why", answer["why"]),
-            *(("passed over", row["reason"]) for row in answer["passed_over"]),
-        ]
+    settings.view(answer)
+    need_name = "" if asked.need is None else "need "
+    show.fields(
+        answer,
+        f"provider customer price tier slot {need_name}why",
+        provider=("provider", show.short),
+        customer=("customer", show.short),
+        price=lambda _: _price(asked.kind, asked.price),
+        tier=("tier", _TIERS.__getitem__),
     )
-
-
-_CLEARINGS: Final[Columns] = {
-    "clearing": ("id", short),
-    "slot": ("slot", short),
-    "kind": "kind",
-    "when": ("at_ms", moment),
-    "rule": "rule",
-}
+    for row in passed_over:
+        show.line(f"passed over  {row['reason']}")
 
 
 @asks(market, api.market.CLEARINGS)
 def clearings(answer: Document) -> None:
     """List the clearings of this node's slots that are kept."""
-    show_rows(answer["clearings"], _CLEARINGS, "nothing was cleared here")
+    show.rows(
+        answer["clearings"],
+        "clearing slot kind when rule",
+        "nothing was cleared here",
+        clearing=("id", show.short),
+        when="at_ms",
+    )
 
 
 @asks(market, api.market.CLEARING)
-@click.argument("id", metavar="ID")
-@output_option
+@argument("id", metavar="ID")
+@options.output_option
 def clearing(_: Document) -> None:
     """Write a signed clearing record to a file, which `xsc verify` recomputes.
 
@@ -493,8 +422,8 @@ def clearing(_: Document) -> None:
 
 
 def _time(window: list[int]) -> str:
-    end = moment(window[1])
-    return "always" if end == "never" else f"{moment(window[0])} to {end}"
+    end = show.moment(window[1])
+    return "always" if end == "never" else f"{show.moment(window[0])} to {end}"
 
 
 @click.group(cls=Group)
@@ -505,18 +434,18 @@ def allocation() -> None:
 @asks(allocation, api.market.SHOW, name="show")
 def show_all(answer: Document) -> None:
     """Show what was cleared, here and by the nodes that this one follows."""
-    show_table(
+    show.table(
         [
             *("slot", "node", "kind", "window", "<capacity", "customer", "tier", "<granted"),
             *("<leased", "<price", "lapses"),
         ],
         [
             [
-                short(slot["slot"]),
-                named(slot, slot["node"]),
+                show.short(slot["slot"]),
+                show.named(slot, "node"),
                 slot["kind"],
                 _time(slot["window"]),
-                format_level(slot["kind"], slot["capacity"]),
+                units.format_level(slot["kind"], slot["capacity"]),
                 *cells,
             ]
             for slot in answer["slots"]
@@ -525,13 +454,23 @@ def show_all(answer: Document) -> None:
         "nothing was cleared: no known need matches what is offered",
     )
     if answer["slots"]:
-        show()
-        show_rows(answer["slots"], _BARS, "")
-        show()
-    show(f"converged: {'yes' if answer['converged'] else 'no'}")
-    show(f"network, as far as known: {'yes' if answer['network_converged'] else 'no'}")
+        show.line()
+        heads = ("slot", "node", "kind", "mutual (m), one way (w), open (o), pinned (p)")
+        show.table(
+            heads,
+            [
+                (show.short(slot["slot"]), show.named(slot, "node"), slot["kind"], _bar(slot))
+                for slot in answer["slots"]
+            ],
+            "",
+        )
+        show.line()
+    show.line(f"converged: {'yes' if answer['converged'] else 'no'}")
+    show.line(f"network, as far as known: {'yes' if answer['network_converged'] else 'no'}")
     if answer["program_fault"]:
-        show(f"nothing new is granted: the allocation program fails: {answer['program_fault']}")
+        show.line(
+            f"nothing new is granted: the allocation program fails: {answer['program_fault']}"
+        )
 
 
 def _granted(slot: Document) -> list[list[str]]:
@@ -539,17 +478,17 @@ def _granted(slot: Document) -> list[list[str]]:
     kind = slot["kind"]
     rows = [
         [
-            named(line, line["node"]),
+            show.named(line, "node"),
             line["tier"],
-            format_level(kind, line["quantity"]),
-            format_level(kind, line["drawn"]),
-            format_credits(line["price"]),
+            units.format_level(kind, line["quantity"]),
+            units.format_level(kind, line["drawn"]),
+            units.format_credits(line["price"]),
             _lapses(line),
         ]
         for line in slot["allocations"]
     ]
     rows += [
-        [named(line, line["node"]), "pinned", "", format_level(kind, line["quantity"]), "", ""]
+        [show.named(line, "node"), "pinned", "", units.format_level(kind, line["quantity"]), "", ""]
         for line in slot["pinned"]
     ]
     return rows or [["nobody", *[""] * 5]]
@@ -559,7 +498,7 @@ def _lapses(line: Document) -> str:
     """Return when an offer that is not leased lapses; nothing where none is made."""
     if line.get("granted_ms") == 0 or line["drawn"] >= line["quantity"]:
         return ""
-    return moment(line["until_ms"])
+    return show.moment(line["until_ms"])
 
 
 def _bar(slot: Document) -> str:
@@ -578,23 +517,17 @@ def _bar(slot: Document) -> str:
 _BAR_CELLS: Final = 40
 _LETTERS: Final = {"mutual": "m", "one_way": "w", "open": "o", "pinned": "p"}
 """What stands in a bar for each tier."""
-_BARS: Final[Columns] = {
-    "slot": ("slot", short),
-    "node": by_name("node"),
-    "kind": "kind",
-    "mutual (m), one way (w), open (o), pinned (p)": _bar,
-}
 
 
 @asks(allocation, api.market.GROUPS)
 def groups(answer: Document) -> None:
     """Show who recognises whom, who offers, who needs and who is there."""
     names = answer["names"]
-    show_pairs(
+    show.pairs(
         [
             (
                 _GROUPS.get(group, group),
-                ", ".join(names.get(node, short(node)) for node in nodes) or "nobody",
+                ", ".join(names.get(node, show.short(node)) for node in nodes) or "nobody",
             )
             for group, nodes in answer["groups"].items()
         ]
@@ -624,50 +557,50 @@ def consistent(answer: Document) -> None:
     A commitment is not where its author had heard something of another node
     that has not come here yet.
     """
-    names = {row["node"]: named(row, row["node"]) for row in answer["commitments"]}
+    names = {row["node"]: show.named(row, "node") for row in answer["commitments"]}
 
     def unheard(row: Document) -> str:
-        return ", ".join(names.get(node, short(node)) for node in row["unheard"])
+        return ", ".join(names.get(node, show.short(node)) for node in row["unheard"])
 
-    columns: Columns = {
-        "node": by_name("node"),
-        "written": ("written_ms", moment),
-        "<offers": "offers",
-        "<needs": "needs",
-        "of the cut": ("consistent", yes_or_no),
-        "heard more of": unheard,
-    }
-    show_rows(answer["commitments"], columns, "no commitment is known here")
+    show.rows(
+        answer["commitments"],
+        "node written <offers <needs of_the_cut heard_more_of",
+        "no commitment is known here",
+        node=show.by_name("node"),
+        of_the_cut="consistent",
+        heard_more_of=unheard,
+    )
 
 
-_ENTITLEMENTS: Final[Columns] = {
-    "need": ("need", short),
-    "node": by_name("node"),
-    "kind": "kind",
-    "tier": lambda row: row["tier"] or "pinned",
-    "<granted": level_of("quantity"),
-    "<leased": level_of("drawn"),
-    "<price": ("price", format_credits),
-    "window": ("window", _time),
-    "lapses": _lapses,
-}
+def _show_entitled(answer: Document, empty: str) -> None:
+    show.rows(
+        answer["allocations"],
+        "need node kind tier <granted <leased <price window lapses",
+        empty,
+        node=show.by_name("node"),
+        tier=lambda row: row["tier"] or "pinned",
+        granted=show.level_of("quantity"),
+        leased=show.level_of("drawn"),
+        price=("price", units.format_credits),
+        window=("window", _time),
+        lapses=_lapses,
+    )
 
 
 @asks(allocation, api.market.EXPECTED)
 def expected(answer: Document) -> None:
     """Show what the needs of this node are granted by others."""
-    empty = "nobody grants anything to needs of this node"
-    show_rows(answer["allocations"], _ENTITLEMENTS, empty)
+    _show_entitled(answer, "nobody grants anything to needs of this node")
 
 
 @asks(allocation, api.market.RECEIVED)
 def received(answer: Document) -> None:
     """Show what the cleared leases of this node have."""
-    show_rows(answer["allocations"], _ENTITLEMENTS, "no lease was taken on an offer yet")
+    _show_entitled(answer, "no lease was taken on an offer yet")
 
 
 @asks(allocation, api.market.WHY, name="why")
-@click.argument("id", metavar="NODE|SLOT")
+@argument("id", metavar="NODE|SLOT")
 def explain(answer: Document) -> None:
     """Explain what needs were granted, and what would have changed that.
 
@@ -675,30 +608,30 @@ def explain(answer: Document) -> None:
     a peer: what it was granted here, and what it grants to this node.
     """
     for row in answer["passed_over"]:
-        show(f"passed over: {row['reason']}")
+        show.line(f"passed over: {row['reason']}")
     if not answer["why"] and not answer["passed_over"]:
-        show("nobody that is known here offers or needs anything that this could be about")
+        show.line("nobody that is known here offers or needs anything that this could be about")
     for number, row in enumerate(answer["why"]):
         if number:
-            show("")
-        show_pairs(_reasons(row))
+            show.line("")
+        show.pairs(_reasons(row))
     if answer["more"]:
-        click.echo("there is more than one answer holds: name one need, slot or clearing")
+        show.line("there is more than one answer holds: name one need, slot or clearing")
 
 
 def _reasons(row: Document) -> list[tuple[str, str]]:
     kind = row["kind"]
     pairs = [
-        ("customer", named(row, row["node"])),
-        ("need", short(row["need"])),
+        ("customer", show.named(row, "node")),
+        ("need", show.short(row["need"])),
         ("provider", row["provider_name"]),
-        ("slot", short(row["slot"])),
+        ("slot", show.short(row["slot"])),
     ]
     if row["clearing"] is not None:
-        pairs += [("clearing", short(row["clearing"])), ("window", _time(row["window"]))]
+        pairs += [("clearing", show.short(row["clearing"])), ("window", _time(row["window"]))]
     if row["granted"] is not None:
-        share = "" if row["tier"] == "open" else f", {format_share(row['weight'])}"
-        granted, eligible = (format_level(kind, row[of]) for of in ("granted", "eligible"))
+        share = "" if row["tier"] == "open" else f", {units.format_share(row['weight'])}"
+        granted, eligible = (units.format_level(kind, row[of]) for of in ("granted", "eligible"))
         pairs += [("tier", f"{row['tier']}{share}"), ("granted", f"{granted} of {eligible}")]
     pairs += [("stage", _stage(kind, stage)) for stage in row["stages"]]
     pairs += [("because", row["because"])]
@@ -706,5 +639,6 @@ def _reasons(row: Document) -> list[tuple[str, str]]:
 
 
 def _stage(kind: str, stage: Document) -> str:
-    quantity, price = format_level(kind, stage["quantity"]), format_credits(stage["price"])
+    quantity = units.format_level(kind, stage["quantity"])
+    price = units.format_credits(stage["price"])
     return f"{quantity} as {stage['tier']}, at {price}"

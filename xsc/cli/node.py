@@ -5,53 +5,33 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+from click import argument, option
 
 from xsc import api
-from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, StoreDamaged, UnavailableError, unwritable
+from xsc.base import errors
+from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
 from xsc.base.ids import to_text
 from xsc.base.text import count_of
 from xsc.base.units import format_credits, format_duration, format_level, format_size
-from xsc.cli.options import (
-    INVITATION,
-    PASSPHRASE,
-    PATH,
-    Command,
-    Group,
-    Settings,
-    ask_passphrase,
-    asks,
-    key_passphrase,
-    line_passphrase,
-    read_given,
-    read_key_file,
-)
-from xsc.cli.output import (
-    Columns,
-    moment,
-    progress_bar,
-    say,
-    short,
-    show,
-    show_fields,
-    show_json,
-    show_pairs,
-    warn,
-)
+from xsc.cli import options, show
+from xsc.cli.options import Command, Group, Settings, asks
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls
 from xsc.client.core import Document, Progress
-from xsc.client.files import check_target, unreadable, write_whole
+from xsc.client.files import blocks_of, check_target, read_file, write_whole
 
 if TYPE_CHECKING:
     from xsc.identity.keys import KeyPair
     from xsc.node.home.backup import Brought
 
 PASSPHRASE_BYTES_MAX = 4096
-BLOCK_BYTES = 1024 * 1024
+KEY_FILE_BYTES_MAX = 4096
 DRAIN_WAIT_MS = 5_000
 """How long the node may wait for its next count before it answers."""
 
@@ -66,11 +46,9 @@ def node() -> None:
 
 
 @node.command()
-@click.option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
-@click.option(
-    "--network", metavar="NAME", help="Network; nodes of another one cannot be joined.  [xsc]"
-)
-@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the key.")
+@option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
+@option("--network", metavar="NAME", help="Network; nodes of another one cannot be joined.  [xsc]")
+@option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the key.")
 def init(settings: Settings, name: str | None, network: str | None, *, passphrase: bool) -> None:
     """Make a home with a new identity in an empty directory."""
     from xsc.node.home.folder import init_home
@@ -78,23 +56,22 @@ def init(settings: Settings, name: str | None, network: str | None, *, passphras
     secret = _new_passphrase(ask=passphrase)
     made = init_home(settings.home, passphrase=secret, name=name, network=network)
     settings.view(made, made["id"])
-    if not settings.json:
-        say(f"made {made['home']}; keep a copy of the key: xsc node identity export FILE")
+    show.note(f"made {made['home']}; keep a copy of the key: xsc node identity export FILE")
 
 
 @node.command()
-@click.argument("identity", type=PATH, required=False)
-@click.option(
+@argument("identity", type=options.PATH, required=False)
+@option(
     "--peer",
     "peers",
     multiple=True,
     required=True,
-    type=INVITATION,
+    type=options.INVITATION,
     metavar="PEER",
     help="A peer: its invitation (or @FILE), or ID@HOST:PORT. May be repeated.",
 )
-@click.option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
-@click.option("--network", metavar="NAME", help="Its network.  [that of the invitation, or xsc]")
+@option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
+@option("--network", metavar="NAME", help="Its network.  [that of the invitation, or xsc]")
 def recover(
     settings: Settings,
     identity: Path | None,
@@ -112,26 +89,13 @@ def recover(
     """
     from xsc.node.daemon import recover_home
 
-    text = None if identity is None else read_key_file(identity)
+    text = None if identity is None else _read_key_file(identity)
+    passphrase = _key_passphrase(settings.home)
     node_id, done = recover_home(
-        settings.home,
-        text,
-        peers,
-        network=network,
-        name=name,
-        passphrase=key_passphrase(settings.home),
+        settings.home, text, peers, network=network, name=name, passphrase=passphrase
     )
-    _warn_of_lost(done.found.lost)
-    for peer in done.silent:
-        warn(f"{short(to_text(peer))} does not answer, and is heard when it does")
-    unproven = sorted(done.unproven.items())
-    for peer, amount in unproven:
-        who = "it owed" if amount > 0 else "it was owed"
-        warn(
-            f"unproven with {short(to_text(peer))}: {who} {format_credits(abs(amount))} credits "
-            "more than any entry that was shown"
-        )
-    answer = {
+    unproven = {to_text(peer): amount for peer, amount in sorted(done.unproven.items())}
+    answer: Document = {
         "id": node_id,
         "home": str(settings.home),
         "state": "signing",
@@ -140,15 +104,23 @@ def recover(
         "entries": done.entries,
         "incarnation": done.incarnation,
         "silent": [to_text(peer) for peer in done.silent],
-        "unproven": [{"peer": to_text(peer), "amount_micro": due} for peer, due in unproven],
+        "unproven": [{"peer": peer, "amount_micro": due} for peer, due in unproven.items()],
         "lost": list(done.found.lost),
     }
-    settings.view(answer, node_id)
-    if not settings.json:
-        say(
-            f"recovered {done.found.objects} objects, {done.peers} peers and {done.entries} ledger "
-            "entries; `xsc node start` runs it"
+    _warn_of_lost(done.found.lost)
+    for peer in answer["silent"]:
+        show.warn(f"{show.short(peer)} does not answer, and is heard when it does")
+    for peer, due in unproven.items():
+        who = "it owed" if due > 0 else "it was owed"
+        show.warn(
+            f"unproven with {show.short(peer)}: {who} {format_credits(abs(due))} credits "
+            "more than any entry that was shown"
         )
+    settings.view(answer, node_id)
+    show.note(
+        f"recovered {done.found.objects} objects, {done.peers} peers and {done.entries} ledger "
+        "entries; `xsc node start` runs it"
+    )
 
 
 class _StartCommand(Command):
@@ -171,7 +143,7 @@ class _StartCommand(Command):
 
 
 @node.command(cls=_StartCommand)
-@click.option("--wait", is_flag=True, help="Run it in the background; return when it serves.")
+@option("--wait", is_flag=True, help="Run it in the background; return when it serves.")
 def start(settings: Settings, /, *, wait: bool, **given: str | None) -> int:
     """Run the node until it is told to stop (SIGTERM, Ctrl-C).
 
@@ -181,7 +153,7 @@ def start(settings: Settings, /, *, wait: bool, **given: str | None) -> int:
     `kill $(cat HOME/node.pid)`.
     """
     overrides = {name: text for name, text in given.items() if text is not None}
-    passphrase = key_passphrase(settings.home)
+    passphrase = _key_passphrase(settings.home)
     if wait:
         _start_in_background(settings, overrides, passphrase)
         return 0
@@ -196,8 +168,9 @@ def _start_in_background(settings: Settings, overrides: dict[str, str], passphra
 
     # Says who has the home, and whether it may be one, before a log is written there.
     lock(settings.home).close()
-    options = [f"--{name.replace('_', '-')}={text}" for name, text in overrides.items()]
-    answer = start_and_wait(settings.home, options, passphrase)
+    words = [f"--{name.replace('_', '-')}={text}" for name, text in overrides.items()]
+    environment = {**os.environ, **({options.PASSPHRASE: passphrase} if passphrase else {})}
+    answer = start_and_wait(settings.home, words, environment)
     log = str(settings.home / LOG)
     shown = ("id", "name", "home", "pid", "api_url", "peer_url", "addresses")
     settings.view(
@@ -205,8 +178,7 @@ def _start_in_background(settings: Settings, overrides: dict[str, str], passphra
         f"node {answer['id']} serves: API at {answer['api_url']}, "
         f"peers at {', '.join(answer['addresses'])}",
     )
-    if not settings.json:
-        say(f"it logs to {log}")
+    show.note(f"it logs to {log}")
 
 
 def _sizes(text: str, part: Document, *names: str) -> str:
@@ -222,49 +194,46 @@ def _slots(answer: Document, kind: str, unit: str) -> str:
 
 _STORAGE: Final = "{} used and {} reserved of {}"
 _TRAFFIC: Final = "{} sent to peers and {} received, since the start"
-_STATUS: Final[Columns] = {
-    "id": "id",
-    "name": "name",
-    "network": "network",
-    "version": "version",
-    "home": "home",
-    "API": "api_url",
-    "peers at": lambda answer: ", ".join(answer["addresses"]) or answer["peer_url"],
-    "up for": lambda answer: format_duration(answer["uptime_s"] * 1000),
-    "peers": ("peers", "{healthy} of {known} answer".format_map),
-    "storage": ("storage", lambda part: _sizes(_STORAGE, part, "used", "reserved", "capacity")),
-    "traffic": ("traffic", lambda part: _sizes(_TRAFFIC, part, "sent", "received")),
-    "compute": ("compute", "{running} running and {queued} queued on {workers} workers".format_map),
-    "storage slots": lambda answer: _slots(answer, "storage", "bytes"),
-    "compute slots": lambda answer: _slots(answer, "compute", "fuel_per_s"),
-}
-
-
-_VERSION: Final[Columns] = {"node": "name", "runs": "version", "network": "network"}
 
 
 @asks(node, api.status.VERSION)
 def version(answer: Document) -> None:
     """Say which XSC the node runs."""
-    show_fields(answer, _VERSION)
+    show.fields(answer, "node runs network", node="name", runs="version")
 
 
 @asks(node, api.status.STATUS)
 def status(answer: Document) -> None:
     """Show what the node is, holds and does."""
-    show_fields(answer, _STATUS)
+    show.fields(
+        answer,
+        "id name network version home API peers_at up_for peers storage traffic compute "
+        "storage_slots compute_slots",
+        API="api_url",
+        peers_at=lambda answer: ", ".join(answer["addresses"]) or answer["peer_url"],
+        up_for=lambda answer: format_duration(answer["uptime_s"] * 1000),
+        peers=("peers", "{healthy} of {known} answer".format_map),
+        storage=("storage", lambda part: _sizes(_STORAGE, part, "used", "reserved", "capacity")),
+        traffic=("traffic", lambda part: _sizes(_TRAFFIC, part, "sent", "received")),
+        compute=(
+            "compute",
+            "{running} running and {queued} queued on {workers} workers".format_map,
+        ),
+        storage_slots=lambda answer: _slots(answer, "storage", "bytes"),
+        compute_slots=lambda answer: _slots(answer, "compute", "fuel_per_s"),
+    )
     leases = answer["leases"]
     if leases["ending"]:
         why = "; ".join(leases["reasons"]) or "not asked yet"
-        warn(
+        show.warn(
             f"leases that end soon: {leases['ending']}, under objects: {leases['objects']}, "
-            f"the first {moment(leases['first_end_ms'])}: {why}; see: xsc store ls --ending"
+            f"the first {show.moment(leases['first_end_ms'])}: {why}; see: xsc store ls --ending"
         )
 
 
 @node.command()
-@click.option("--deep", is_flag=True, help="Check the root of every shard, too.")
-@click.option(
+@option("--deep", is_flag=True, help="Check the root of every shard, too.")
+@option(
     "--salvage",
     is_flag=True,
     help="Make the shard store anew out of what can be read; the node must be stopped.",
@@ -288,25 +257,25 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
 
         found = check_home(settings.home, deep=deep, salvaged=salvage)
         answer = serial.document(found)
-    fields: Columns = {
-        "bodies": "bodies",
-        "held": ("bytes_held", format_size),
-        "counted": ("bytes_counted", format_size),
-        "index": "index",
-        "damaged": lambda _: str(len(answer["damaged"])),
-        "space": ("space_records", "{} records".format),
-    }
-    settings.view(answer, lambda _: show_fields(answer, fields))
+    settings.view(answer)
+    show.fields(
+        answer,
+        "bodies held counted index damaged space",
+        held=("bytes_held", format_size),
+        counted=("bytes_counted", format_size),
+        damaged=lambda answer: str(len(answer["damaged"])),
+        space=("space_records", "{} records".format),
+    )
     for fault in [*answer["index_faults"], *answer["space_faults"]]:
-        warn(fault)
+        show.warn(fault)
     for first, last in answer["unreadable"]:
-        warn(f"what was stored as {first} to {last} cannot be read")
+        show.warn(f"what was stored as {first} to {last} cannot be read")
     for row in answer["damaged"]:
         where = f" segment {row['segment']}, column {row['column']}" if "column" in row else ""
-        warn(f"{row['kind']} of object {short(row['locate'])}{where} is {row['reason']}")
+        show.warn(f"{row['kind']} of object {show.short(row['locate'])}{where} is {row['reason']}")
     if answer["kept"] is not None:
-        say(f"the damaged directory is {answer['kept']}; delete it when nothing is missed")
-    return 0 if answer["whole"] else StoreDamaged.exit_code
+        show.say(f"the damaged directory is {answer['kept']}; delete it when nothing is missed")
+    return 0 if answer["whole"] else errors.StoreDamaged.exit_code
 
 
 @node.command()
@@ -317,28 +286,22 @@ def doctor(settings: Settings) -> int:
     at the node if it runs. Changes nothing. Exits with 5 if something does not
     work.
     """
-    from dataclasses import asdict
-
     from xsc.node.offline.doctor import examine
 
     found = examine(settings.home, partial(settings.ask, api.status.STATUS))
     failed = any(finding.verdict == "fail" for finding in found)
-    answer = {"works": not failed, "findings": [asdict(finding) for finding in found]}
-    settings.view(answer, _show_findings)
-    return UnavailableError.exit_code if failed else 0
-
-
-def _show_findings(answer: Document) -> None:
-    for finding in answer["findings"]:
-        show(f"{finding['verdict']:<4}  {finding['check']:<10}  {finding['text']}")
-        if finding["hint"]:
-            show(f"      {'':<10}  hint: {finding['hint']}")
+    settings.view({"works": not failed, "findings": [asdict(finding) for finding in found]})
+    for finding in found:
+        show.line(f"{finding.verdict:<4}  {finding.check:<10}  {finding.text}")
+        if finding.hint:
+            show.line(f"      {'':<10}  hint: {finding.hint}")
+    return errors.UnavailableError.exit_code if failed else 0
 
 
 @node.command()
-@click.option("--status", "what", flag_value="status", help="Say how far it is, and no more.")
-@click.option("--cancel", "what", flag_value="cancel", help="Stay after all.")
-@click.option("--proof", type=PATH, help="Where the proof goes.  [drain.proof in the home]")
+@option("--status", "what", flag_value="status", help="Say how far it is, and no more.")
+@option("--cancel", "what", flag_value="cancel", help="Stay after all.")
+@option("--proof", type=options.PATH, help="Where the proof goes.  [drain.proof in the home]")
 def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     """Move all that the node holds for others to other nodes, so that it can leave.
 
@@ -358,23 +321,36 @@ def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     if answer["state"] != "staying" and (what is None or proof is not None):
         with calls.download(api.home.PROOF) as download:
             write_whole(target, download.blocks())
-    settings.view(answer, _show_drain)
+    settings.view(answer)
     if answer["state"] == "staying":
+        show.line("the node is not leaving")
         return 0
+    show.fields(
+        answer,
+        "state peers_told released left owed_to_it",
+        peers_told="{peers_told} of {peers}".format_map,
+        released=partial(_so_much, which="released"),
+        left=partial(_so_much, which="left"),
+        owed_to_it=lambda answer: f"{format_credits(answer['owed_micro'])} credits",
+    )
     for line in _drain_warnings(answer):
-        warn(line)
+        show.warn(line)
     if answer["state"] != "done":
         return EXIT_PARTLY
     if what is None:
-        say(f"the proof is {target}; `xsc verify` checks it. The node can be stopped for good:")
-        say("its own objects stay readable by capability, and by its identity (xsc node recover)")
+        show.say(
+            f"the proof is {target}; `xsc verify` checks it. The node can be stopped for good:"
+        )
+        show.say(
+            "its own objects stay readable by capability, and by its identity (xsc node recover)"
+        )
     return 0
 
 
 def _drained(calls: Calls) -> Document:
     """Begin to leave and wait until all has moved that can; return how it stands then."""
     answer = calls.ask(api.home.LEAVE)
-    with progress_bar("moving away", answer["total_bytes"]) as progress:
+    with show.progress("moving away", answer["total_bytes"]) as progress:
         shown, said = 0, ""
         waiting: set[str] = set()
         while answer["state"] == "leaving":
@@ -383,7 +359,7 @@ def _drained(calls: Calls) -> Document:
             shown = moved
             left = _so_much(answer, "left")
             if left != said and not sys.stderr.isatty():
-                say(f"left: {left}")
+                show.say(f"left: {left}")
             said = left
             stuck = answer["stuck_objects"] + len(answer["directories_only_here"])
             if stuck and stuck >= answer["left_objects"]:
@@ -391,24 +367,9 @@ def _drained(calls: Calls) -> Document:
             for row in answer["stuck"]:
                 if row["object"] not in waiting:
                     waiting.add(row["object"])
-                    say(_stays(row))
+                    show.say(_stays(row))
             answer = calls.ask(api.home.DRAIN, api.home.Look(wait_ms=DRAIN_WAIT_MS))
     return answer
-
-
-def _show_drain(answer: Document) -> None:
-    if answer["state"] == "staying":
-        show("the node is not leaving")
-        return
-    show_pairs(
-        [
-            ("state", answer["state"]),
-            ("peers told", f"{answer['peers_told']} of {answer['peers']}"),
-            ("released", _so_much(answer, "released")),
-            ("left", _so_much(answer, "left")),
-            ("owed to it", f"{format_credits(answer['owed_micro'])} credits"),
-        ]
-    )
 
 
 def _so_much(answer: Document, which: str) -> str:
@@ -418,7 +379,9 @@ def _so_much(answer: Document, which: str) -> str:
 
 def _stays(row: Document) -> str:
     size = format_size(row["size_bytes"])
-    return f"object {row['object'][:16]} of {short(row['owner'])}, {size}, stays: {row['reason']}"
+    return (
+        f"object {row['object'][:16]} of {show.short(row['owner'])}, {size}, stays: {row['reason']}"
+    )
 
 
 def _drain_warnings(answer: Document) -> list[str]:
@@ -427,7 +390,7 @@ def _drain_warnings(answer: Document) -> list[str]:
     if more > 0:
         lines.append(f"beside them: {count_of(more, 'object')}")
     lines += [
-        f"the directory of {short(owner)} lies at no other peer"
+        f"the directory of {show.short(owner)} lies at no other peer"
         for owner in answer["directories_only_here"]
     ]
     if answer["guarded_at_own_cost"]:
@@ -448,28 +411,25 @@ def _passphrase_of(path: Path | None, *, needed: bool, twice: bool = False) -> s
     """
     if path is None:
         hint = "give it with --passphrase-file FILE"
-        return ask_passphrase(hint, twice=twice) if needed else ""
-    raw = read_given(path, "passphrase file", PASSPHRASE_BYTES_MAX)
-    try:
-        line = raw.decode().split("\n")[0].rstrip("\r")
-    except UnicodeDecodeError:
-        line = ""
-    if not line:
+        return _ask_passphrase(hint, twice=twice) if needed else ""
+    raw = options.read_given(path, "passphrase file", PASSPHRASE_BYTES_MAX)
+    line = raw.decode(errors="replace").split("\n")[0].rstrip("\r")
+    if not line or "\ufffd" in line:
         raise ArgumentInvalid(f"{path} holds no passphrase in its first line")
     return line
 
 
-passphrase_file = click.option(
-    "--passphrase-file", type=PATH, help="Take it from FILE, or from - (stdin)."
+passphrase_file = option(
+    "--passphrase-file", type=options.PATH, help="Take it from FILE, or from - (stdin)."
 )
 
 
 @node.command()
-@click.argument("file", type=PATH, metavar="FILE|DIR")
-@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the backup.")
+@argument("file", type=options.PATH, metavar="FILE|DIR")
+@option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the backup.")
 @passphrase_file
-@click.option("--no-identity", is_flag=True, help="Leave the key out; only the key opens it then.")
-@click.option("--no-bodies", is_flag=True, help="Leave out the shards that lie on this node.")
+@option("--no-identity", is_flag=True, help="Leave the key out; only the key opens it then.")
+@option("--no-bodies", is_flag=True, help="Leave out the shards that lie on this node.")
 def backup(
     settings: Settings,
     file: Path,
@@ -506,26 +466,22 @@ def backup(
     secret = _passphrase_of(passphrase_file, needed=passphrase, twice=True)
     identity, bodies = not no_identity, not no_bodies
 
-    def write(blocks: Iterable[bytes]) -> tuple[Reader, int]:
-        with progress_bar("backing up", None) as progress:
-            reader = Reader(_told(blocks, progress))
-            passed = reader.whole()
-            if secret:
-                told = reader.head
-                head = new_head(told.node, told.network, "passphrase", told.created_ms)
-                locks = seal_of(head, passphrase=secret)
-                passed = frames(head, reader.entries(seal_of(told)), locks)
-            return reader, write_whole(file, passed, mode=0o600)
-
-    if settings.runs():
-        asked = api.home.Backup(identity=identity, bodies=bodies)
-        with settings.calls().download(api.home.BACKUP, asked) as download:
-            reader, size = write(download)
-    else:
-        passphrase_of_key = key_passphrase(settings.home)
-        reader, size = write(
-            stream_stopped(settings.home, passphrase_of_key, identity=identity, bodies=bodies)
-        )
+    with ExitStack() as stack:
+        if settings.runs():
+            asked = api.home.Backup(identity=identity, bodies=bodies)
+            blocks = iter(stack.enter_context(settings.calls().download(api.home.BACKUP, asked)))
+        else:
+            opened_by = _key_passphrase(settings.home)
+            blocks = stream_stopped(settings.home, opened_by, identity=identity, bodies=bodies)
+        progress = stack.enter_context(show.progress("backing up", None))
+        reader = Reader(_told(blocks, progress))
+        passed = reader.whole()
+        if secret:
+            told = reader.head
+            head = new_head(told.node, told.network, "passphrase", told.created_ms)
+            locks = seal_of(head, passphrase=secret)
+            passed = frames(head, reader.entries(seal_of(told)), locks)
+        size = write_whole(file, passed, mode=0o600)
     answer = {
         "file": str(file),
         "size_bytes": size,
@@ -537,7 +493,7 @@ def backup(
     }
     settings.view(answer, str(file))
     if not no_identity and not secret:
-        warn(f"{file} is not locked: whoever can read it can act as this node")
+        show.warn(f"{file} is not locked: whoever can read it can act as this node")
 
 
 def _told(blocks: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
@@ -546,23 +502,17 @@ def _told(blocks: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
         progress(len(block))
 
 
-def _blocks(file: Path) -> Iterator[bytes]:
-    try:
-        with file.open("rb") as source:
-            while block := source.read(BLOCK_BYTES):
-                yield block
-    except OSError as fault:
-        raise unreadable(file, "backup", fault) from None
-
-
 @node.command()
-@click.argument("file", type=PATH, required=False)
-@click.option(
-    "--identity", type=PATH, metavar="KEY", help="Exported key, where the backup holds none."
+@argument("file", type=options.PATH, required=False)
+@option(
+    "--identity",
+    type=options.PATH,
+    metavar="KEY",
+    help="Exported key, where the backup holds none.",
 )
 @passphrase_file
-@click.option("--check", is_flag=True, help="Only read it, and say what it would bring back.")
-@click.option(
+@option("--check", is_flag=True, help="Only read it, and say what it would bring back.")
+@option(
     "--without-silent", is_flag=True, help="Go on without peers and objects that do not answer."
 )
 def restore(
@@ -585,43 +535,37 @@ def restore(
     from xsc.node.home.backup import Reader, restore_home, seal_of
     from xsc.node.home.backup import check as read_through
 
-    brought: Brought | None = None
-    opened_by: str | None = None
-
     def unlock(line: str) -> KeyPair:
         from xsc.identity import keyfile
 
-        nonlocal opened_by
-        opened_by = line_passphrase(line)
-        return keyfile.from_line(line, opened_by)
+        return keyfile.from_line(line, _line_passphrase(line))
 
+    brought: Brought | None = None
     if file is not None:
-        reader = Reader(_blocks(file))
-        line = key = None
-        if identity is not None:
-            line = read_key_file(identity)
-            key = unlock(line)
+        reader = Reader(blocks_of(file, "backup"))
+        line = None if identity is None else _read_key_file(identity)
+        key = None if line is None else unlock(line)
         secret = _passphrase_of(passphrase_file, needed=reader.head.seal == "passphrase")
         seal = seal_of(reader.head, passphrase=secret, key=key)
-        if check:
-            with progress_bar("checking", None):
-                found = read_through(reader, seal, unlock)
-            _tell(settings, found, None)
-            return
-        with progress_bar("restoring", None):
-            brought = restore_home(reader, seal, settings.home, line, unlock)
+        with show.progress("checking" if check else "restoring", None):
+            if check:
+                brought = read_through(reader, seal, unlock)
+            else:
+                brought = restore_home(reader, seal, settings.home, line, unlock)
     elif check or identity is not None or passphrase_file is not None:
         raise ArgumentInvalid("no backup is named", hint="xsc node restore FILE")
+    if check:
+        _tell(settings, brought, None)
+        return
     try:
-        if opened_by is None:
-            opened_by = key_passphrase(settings.home)
+        opened_by = _key_passphrase(settings.home)
         done = catch_up_home(settings.home, passphrase=opened_by, without_silent=without_silent)
-    except UnavailableError as fault:
+    except errors.UnavailableError as fault:
         if brought is not None:
             fault.message = f"all of the backup is there, but {fault.message}"
         raise
     _warn_of_lost(done.found.lost)
-    answer = {
+    since = {
         "peers": done.peers,
         "newer_objects": done.found.newer,
         "deleted_objects": done.found.gone,
@@ -629,31 +573,19 @@ def restore(
         "silent": [to_text(peer) for peer in done.silent],
         "lost": list(done.found.lost),
     }
-    _tell(settings, brought, answer)
+    _tell(settings, brought, since)
 
 
 def _warn_of_lost(names: Iterable[str]) -> None:
     """Say which objects are not found after a home was brought back."""
     for name in names:
-        warn(
+        show.warn(
             f"the object {name or 'without a name'} is at no host that answers; "
             "it is looked for again"
         )
 
 
-_BACKUP: Final[Columns] = {
-    "id": "id",
-    "of": ("created_ms", moment),
-    "objects": "objects",
-    "peers": "peers",
-    "ledger": ("entries", "{} entries".format),
-    "space": ("space_records", "{} records".format),
-    "shards": lambda kept: f"{kept['bodies']} ({format_size(kept['bodies_bytes'])})",
-    "key": lambda kept: "in the backup" if kept["identity"] else "not in the backup",
-}
-
-
-def _tell(settings: Settings, found: Brought | None, since: dict[str, object] | None) -> None:
+def _tell(settings: Settings, found: Brought | None, since: Document | None) -> None:
     kept: Document | None = None
     if found is not None:
         kept = {
@@ -662,13 +594,18 @@ def _tell(settings: Settings, found: Brought | None, since: dict[str, object] | 
             **found.counts,
             "identity": found.head.identity,
         }
-    if settings.json:
-        show_json({"home": str(settings.home), "backup": kept, "since": since})
-        return
-    if kept is not None:
-        show_fields(kept, _BACKUP)
+        show.fields(
+            kept,
+            "id of objects peers ledger space shards key",
+            of="created_ms",
+            ledger=("entries", "{} entries".format),
+            space=("space_records", "{} records".format),
+            shards=lambda kept: f"{kept['bodies']} ({format_size(kept['bodies_bytes'])})",
+            key=lambda kept: "in the backup" if kept["identity"] else "not in the backup",
+        )
+    settings.view({"home": str(settings.home), "backup": kept, "since": since})
     if since is not None:
-        say(
+        show.note(
             f"since then: {since['newer_objects']} objects and {since['newer_entries']} ledger "
             f"entries came from peers, {since['deleted_objects']} objects had been deleted; "
             "`xsc node start` runs it"
@@ -681,8 +618,8 @@ def identity() -> None:
 
 
 @identity.command()
-@click.argument("file", type=PATH)
-@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the copy.")
+@argument("file", type=options.PATH)
+@option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the copy.")
 def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
     """Write a copy of the node's key to FILE, readable by its owner only.
 
@@ -693,22 +630,78 @@ def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
     from xsc.node.system import SystemEntropy
 
     check_target(file)
-    opened_by = key_passphrase(settings.home)
+    opened_by = _key_passphrase(settings.home)
     key = read_identity(settings.home, opened_by)
     locked_by = _new_passphrase(ask=True) if passphrase else opened_by
     try:
         keyfile.write(file, keyfile.to_line(key, SystemEntropy(), locked_by))
     except OSError as fault:
-        raise unwritable(f"{file} cannot be written", fault) from None
+        raise errors.unwritable(f"{file} cannot be written", fault) from None
     node_id = to_text(key.node_id)
     settings.view({"id": node_id, "file": str(file), "locked": bool(locked_by)}, node_id)
     if not locked_by:
-        say(f"{file} is not locked: whoever can read it can act as this node")
+        show.say(f"{file} is not locked: whoever can read it can act as this node")
+
+
+# Keys and passphrases
+
+
+def _read_key_file(file: Path) -> str:
+    """Return the text of an exported key file.
+
+    Raises:
+        ArgumentInvalid: it cannot be read. IdentityInvalid: it is larger than any key file.
+    """
+    try:
+        return read_file(file, "key file", KEY_FILE_BYTES_MAX).decode("ascii", "replace")
+    except errors.TooLarge:
+        raise errors.IdentityInvalid(f"{file} is no XSC key file: it is too large") from None
+
+
+def _key_passphrase(home: Path) -> str:
+    """Return the passphrase of a home's key, asked for where it is not set."""
+    try:
+        return _line_passphrase((home / "identity.key").read_text())
+    except (OSError, UnicodeDecodeError):
+        return _line_passphrase("")  # whoever reads the key next says what is wrong with it
+
+
+def _line_passphrase(line: str) -> str:
+    """Return the passphrase of a key file's text, asked for where it is not set."""
+    given = os.environ.get(options.PASSPHRASE, "")
+    if given or not sys.stdin.isatty():
+        return given
+    from xsc.identity.keyfile import LOCKED
+
+    return _typed_for(line) if line.startswith(LOCKED) else ""
+
+
+@cache
+def _typed_for(_: str) -> str:
+    """Return the passphrase that a person types for a key, once."""
+    return _ask_passphrase("", twice=False)
 
 
 def _new_passphrase(*, ask: bool) -> str:
     """Return the passphrase for a new key file; an empty one locks nothing."""
-    given = os.environ.get(PASSPHRASE, "")
+    given = os.environ.get(options.PASSPHRASE, "")
     if given or not ask:
         return given
-    return ask_passphrase(f"set {PASSPHRASE}", twice=True)
+    return _ask_passphrase(f"set {options.PASSPHRASE}", twice=True)
+
+
+def _ask_passphrase(hint: str, *, twice: bool) -> str:
+    """Return a passphrase that a person types.
+
+    Args:
+        hint: how else it can be given.
+        twice: whether it is asked for a second time, because it will lock something.
+
+    Raises:
+        ArgumentInvalid: nobody can be asked.
+    """
+    if not sys.stdin.isatty():
+        raise ArgumentInvalid("a passphrase can be asked for on a terminal only", hint=hint)
+    return str(
+        click.prompt("Passphrase", hide_input=True, confirmation_prompt=twice, err=True, type=str)
+    )

@@ -6,35 +6,27 @@ value is read by the functions of `xsc.base.units`; its error names the option.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click import option
 
 from xsc import api
 from xsc.api.ranges import check_range
-from xsc.base.errors import ArgumentInvalid, IdentityInvalid, TooLarge, XscError
+from xsc.base import units
+from xsc.base.errors import ArgumentInvalid, TooLarge, XscError
 from xsc.base.limits import (
-    COMPUTE_WAIT_MS,
     FUEL_MAX,
     MEMORY_BYTES_MAX,
     SERVICE_CONCURRENCY_MAX,
     TIMEOUT_MS_MAX,
 )
-from xsc.base.units import (
-    format_duration,
-    format_size,
-    parse_credits,
-    parse_duration_ms,
-    parse_share_ppm,
-    parse_size,
-)
-from xsc.cli.output import show, show_json, warn
+from xsc.cli import show
 from xsc.client.files import check_target, read_bounded, read_file, write_whole
 
 if TYPE_CHECKING:
@@ -46,12 +38,11 @@ if TYPE_CHECKING:
     from xsc.client.targets import Named
 
 F = TypeVar("F", bound=Callable[..., Any])
-V = TypeVar("V", bound="Callable[[Document], str | None]")
+V = TypeVar("V", bound="Callable[[Document], str | int | None]")
 Q = TypeVar("Q")
 T = TypeVar("T")
 
 CAPABILITY_BYTES_MAX = 4096
-KEY_FILE_BYTES_MAX = 4096
 STREAM = Path("-")
 """Standard input or output, where a file is named."""
 READS = "xsc:r:"
@@ -85,15 +76,11 @@ class Settings:
         """Return the calls of the node at the home."""
         from xsc.client.calls import Calls
 
-        return Calls(self.home, trace=self._trace if self.verbose else None)
+        return Calls(self.home, trace=show.say if self.verbose else None)
 
     def runs(self) -> bool:
         """Say whether the node of the home runs, without asking what has never run."""
         return (self.home / "api.json").exists() and self.calls().alive()
-
-    @staticmethod
-    def _trace(line: str) -> None:
-        click.echo(line, err=True)
 
     def ask(
         self, endpoint: Endpoint[Q, Any], asked: Q | None = None, *parts: bytes, **how: float
@@ -101,19 +88,12 @@ class Settings:
         """Return what the node answers (`Core.ask`)."""
         return self.calls().ask(endpoint, asked, *parts, **how)
 
-    def view(self, answer: object, view: str | Callable[[Any], str | None] | None = None) -> None:
-        """Print an answer: as JSON, or for people.
-
-        Args:
-            answer: JSON of the API, or of its form.
-            view: a line for people, what shows the answer to them, or nothing.
-        """
+    def view(self, answer: object, text: str | None = None) -> None:
+        """Print an answer: as JSON, or a line of it for people."""
         if self.json:
-            show_json(answer)
-            return
-        line = view(answer) if callable(view) else view
-        if line is not None:
-            show(line)
+            show.json(answer)
+        elif text is not None:
+            show.line(text)
 
     def save(self, endpoint: Endpoint[Q, bytes], asked: Q, path: Path) -> None:
         """Write what the node answers to a file, and print as JSON what was written."""
@@ -172,35 +152,57 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Return one decorator for several, the first of which is shown first."""
 
     def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
+        for each in reversed(options):
+            function = each(function)
         return function
 
     return decorate
 
 
+class Fields(dict[str, object]):
+    """What one option says of several fields of a request."""
+
+
 def asks(
-    group: click.Group, endpoint: Endpoint[Any, Any], name: str | None = None, **how: float
+    group: click.Group,
+    endpoint: Endpoint[Any, Any],
+    name: str | None = None,
+    *,
+    always: Mapping[str, object] | None = None,
+    **how: float,
 ) -> Callable[[V], V]:
     """Make a view a command that asks the node once: its options are the fields of the request.
 
-    They are named so. A file that the node answers with is written to `--output`.
+    They are named so, but those that say several (`Fields`). A file that the node answers with
+    is written to `--output`. A view shows the answer to people; it returns a line for them, or
+    the exit code.
 
     Args:
         group: where the command is.
         endpoint: what is asked.
         name: of the command, where it is not that of the view; the view's text is its help.
+        always: fields of the request that no option says.
         how: how long is waited for the answer, as for `Core.ask`.
     """
 
     def decorate(view: V) -> V:
-        def call(settings: Settings, output: Path | None = None, **given: object) -> None:
-            said = {field: value for field, value in given.items() if value is not None}
+        def call(
+            settings: Settings, output: Path | None = None, **given: object
+        ) -> str | int | None:
+            said = dict(always or {})
+            for field, value in given.items():
+                if value is not None:
+                    said |= value if isinstance(value, Fields) else {field: value}
             asked = endpoint.request(**said)
-            if output is None:
-                settings.view(settings.ask(endpoint, asked, **how), view)
-            else:
+            if output is not None:
                 settings.save(endpoint, asked, output)
+                return None
+            answer = settings.ask(endpoint, asked, **how)
+            settings.view(answer)
+            told = view(answer)
+            if isinstance(told, str):
+                show.line(told)
+            return told
 
         call.__click_params__ = getattr(view, "__click_params__", [])  # type: ignore[attr-defined]
         group.command(name or view.__name__, help=view.__doc__)(call)
@@ -216,13 +218,6 @@ class ProgramCommand(Command):
         """Shift exit codes from here on: a wrong option is XSC's failure, too."""
         ctx.ensure_object(Settings).exit_base = PROGRAM_EXIT_BASE
         return super().parse_args(ctx, args)
-
-
-def _place(param: click.Parameter | None, ctx: click.Context | None, name: str) -> str:
-    """Return what help calls an option or argument; a name for what is neither."""
-    if isinstance(param, click.Argument) and ctx is not None:
-        return param.make_metavar(ctx)
-    return name if param is None else param.opts[0]
 
 
 class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
@@ -258,7 +253,9 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
         try:
             return self._read(value)
         except ArgumentInvalid as fault:
-            place = _place(param, ctx, self.name)
+            place = self.name if param is None else param.opts[0]
+            if isinstance(param, click.Argument) and ctx is not None:
+                place = param.make_metavar(ctx)
             raise ArgumentInvalid(f"{place}: {fault.message}", hint=fault.hint) from None
 
     def shell_complete(
@@ -282,23 +279,22 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
         return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
-class _File(click.Path):
-    """A file or directory; an empty text would be the directory of the process."""
+class _File(Parsed):
+    """A file or directory, which the shell completes."""
 
     def __init__(self) -> None:
-        super().__init__(path_type=Path)
+        super().__init__("FILE", _path)
 
-    def convert(
+    def shell_complete(
         self,
-        value: str | os.PathLike[str],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> Any:  # noqa: ANN401 - click's own
-        """Return the path that the text stands for."""
-        if not value:
-            place = _place(param, ctx, "FILE")
-            raise ArgumentInvalid(f"{place}: an empty text names no file or directory")
-        return super().convert(value, param, ctx)
+        ctx: click.Context,  # noqa: ARG002 - click's own
+        param: click.Parameter,  # noqa: ARG002 - click's own
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Leave it to the shell."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
 
 
 class _Module(_File):
@@ -310,22 +306,26 @@ class _Module(_File):
         """Return the modules and directories that begin so."""
         from click.shell_completion import CompletionItem
 
-        folder, _, name = incomplete.rpartition("/")
-        place = Path(folder or ("/" if incomplete.startswith("/") else "."))
-        before = incomplete[: len(incomplete) - len(name)]
+        folder, slash, name = incomplete.rpartition("/")
         try:
-            found = sorted(path for path in place.iterdir() if path.name.startswith(name))
+            found = sorted(Path(folder + slash or ".").iterdir())
         except OSError:
             return []
-        shown = [
-            before + path.name + ("/" if path.is_dir() else "")
+        words = [
+            folder + slash + path.name + "/" * path.is_dir()
             for path in found
-            if path.is_dir() or path.suffix == ".wasm"
+            if path.name.startswith(name) and (path.is_dir() or path.suffix == ".wasm")
         ]
-        if len(shown) == 1 and shown[0].endswith("/"):
+        if len(words) == 1 and words[0].endswith("/"):
             # The shell goes on with what is in it, instead of beginning the next word.
-            return self.shell_complete(ctx, param, shown[0]) or [CompletionItem(shown[0])]
-        return [CompletionItem(word) for word in shown if _PLAIN_WORD.fullmatch(word)]
+            return self.shell_complete(ctx, param, words[0]) or [CompletionItem(words[0])]
+        return [CompletionItem(word) for word in words if _PLAIN_WORD.fullmatch(word)]
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise ArgumentInvalid("an empty text names no file or directory")
+    return Path(text)
 
 
 def _nothing(_: Calls) -> Iterable[str]:
@@ -385,6 +385,15 @@ def _within(
     return reader
 
 
+def _sizes(most: int | None = None) -> Parsed:
+    return Parsed("SIZE", _within(units.parse_size, most, units.format_size))
+
+
+def _durations(most: int | None = None, least: int = 1) -> Parsed:
+    read = _within(units.parse_duration_ms, most, units.format_duration, least)
+    return Parsed("DURATION", read)
+
+
 def _survive(text: str) -> str:
     """Check the form here, so that a mistyped contract is refused before a file is read."""
     from xsc.storage.object.durability import parse
@@ -414,7 +423,7 @@ def _capability(text: str) -> str:
     if text == "-":
         return _word(STREAM, "standard input")
     if text.startswith("@"):
-        return _word(PATH.convert(text[1:], None, None), text[1:])
+        return _word(_path(text[1:]), text[1:])
     if text.startswith(READS):
         _warn_of_list()
     return text
@@ -423,15 +432,13 @@ def _capability(text: str) -> str:
 def _warn_of_list() -> None:
     """Say once, to a person, that others can read a capability in the list of processes."""
     ctx = click.get_current_context(silent=True)
-    settings = None if ctx is None else ctx.find_object(Settings)
-    if settings is None or settings.warned:
+    if ctx is None or ctx.obj.warned or not (sys.stderr.isatty() or ctx.obj.verbose):
         return
-    if sys.stderr.isatty() or settings.verbose:
-        settings.warned = True
-        warn(
-            "a capability on a command line can be read by other users of this machine; "
-            "@FILE or - keep it out of there"
-        )
+    ctx.obj.warned = True
+    show.warn(
+        "a capability on a command line can be read by other users of this machine; "
+        "@FILE or - keep it out of there"
+    )
 
 
 def object_of(text: str) -> str | Named:
@@ -478,16 +485,16 @@ SERVICE = Parsed("NAME", str, _services)
 LEASE = Parsed("LEASE", str, _leases)
 INVITATION = Parsed("INVITATION", _capability)
 WHOLE = Parsed("N", _whole)
-SIZE = Parsed("SIZE", _within(parse_size, None, format_size))
-DURATION = Parsed("DURATION", _within(parse_duration_ms, None, format_duration))
+SIZE = _sizes()
+DURATION = _durations()
 FUEL = Parsed("N", _fuel)
 RUN_FUEL = Parsed("N", _within(_fuel, FUEL_MAX, str))
-RUN_MEMORY = Parsed("SIZE", _within(parse_size, MEMORY_BYTES_MAX, format_size))
-RUN_TIME = Parsed("DURATION", _within(parse_duration_ms, TIMEOUT_MS_MAX, format_duration))
+RUN_MEMORY = _sizes(MEMORY_BYTES_MAX)
+RUN_TIME = _durations(TIMEOUT_MS_MAX)
+RUN_WAIT = _durations(TIMEOUT_MS_MAX, 0)
 CONCURRENCY = Parsed("N", _within(_whole, SERVICE_CONCURRENCY_MAX, str))
-RUN_WAIT = Parsed("DURATION", _within(parse_duration_ms, TIMEOUT_MS_MAX, format_duration, 0))
-SHARE = Parsed("SHARE", parse_share_ppm)
-CREDITS = Parsed("CREDITS", parse_credits)
+SHARE = Parsed("SHARE", units.parse_share_ppm)
+CREDITS = Parsed("CREDITS", units.parse_credits)
 SURVIVE = Parsed("WHAT", _survive)
 CODE = Parsed("K,M", _code)
 RANGE = Parsed("FIRST-LAST", check_range)
@@ -495,100 +502,30 @@ PAIR = Parsed("NAME=VALUE", _pair)
 INPUT = Parsed("NAME=CAP", _input)
 DIRECTORY = Parsed("DIR", _directory)
 PATH = _File()
-PATH.name = "FILE"
 MODULE = _Module()
 
 
-def read_key_file(file: Path) -> str:
-    """Return the text of an exported key file.
-
-    Raises:
-        ArgumentInvalid: it cannot be read. IdentityInvalid: it is larger than any key file.
-    """
-    try:
-        return read_file(file, "key file", KEY_FILE_BYTES_MAX).decode("ascii", "replace")
-    except TooLarge:
-        raise IdentityInvalid(f"{file} is no XSC key file: it is too large") from None
-
-
-def key_passphrase(home: Path) -> str:
-    """Return the passphrase of a home's key, asked for where it is not set."""
-    try:
-        return line_passphrase((home / "identity.key").read_text())
-    except (OSError, UnicodeDecodeError):
-        return line_passphrase("")  # whoever reads the key next says what is wrong with it
-
-
-def line_passphrase(line: str) -> str:
-    """Return the passphrase of a key file's text, asked for where it is not set."""
-    given = os.environ.get(PASSPHRASE, "")
-    if given or not sys.stdin.isatty():
-        return given
-    from xsc.identity.keyfile import LOCKED
-
-    return ask_passphrase("", twice=False) if line.startswith(LOCKED) else ""
-
-
-def ask_passphrase(hint: str, *, twice: bool) -> str:
-    """Return a passphrase that a person types.
+def table(what: str, *declared: str, **how: Any) -> Callable[[F], F]:  # noqa: ANN401 - click's own
+    """Return an option of pairs that may be given several times, which makes a mapping of them.
 
     Args:
-        hint: how else it can be given.
-        twice: whether it is asked for a second time, because it will lock something.
-
-    Raises:
-        ArgumentInvalid: nobody can be asked.
+        what: a name in the mapping names.
+        declared: the names of the option.
+        how: as for `click.option`.
     """
-    if not sys.stdin.isatty():
-        raise ArgumentInvalid("a passphrase can be asked for on a terminal only", hint=hint)
-    return str(
-        click.prompt("Passphrase", hide_input=True, confirmation_prompt=twice, err=True, type=str)
-    )
+
+    def read(
+        _: click.Context, __: click.Parameter, pairs: tuple[tuple[str, object], ...]
+    ) -> Mapping[str, object] | None:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ArgumentInvalid(f"the {what} '{twice}' is given twice")
+        return found or None
+
+    return option(*declared, multiple=True, callback=read, **how)
 
 
-job_options = together(
-    click.option(
-        "--grant",
-        "grants",
-        type=click.Choice(("clock", "random")),
-        multiple=True,
-        help="Let it see the real time, or real chance; nobody can verify it then.",
-    ),
-    click.option(
-        "--verify",
-        metavar="KofN",
-        help="Have N providers run it; believe and pay K or more that agree, like 2of3.",
-    ),
-    click.option("--fuel", type=RUN_FUEL, help="Most fuel it may use."),
-    click.option("--memory", "memory_bytes", type=RUN_MEMORY, help="Most memory it may have."),
-    click.option(
-        "--wait",
-        "wait_ms",
-        type=RUN_WAIT,
-        default=COMPUTE_WAIT_MS,
-        help="How long it waits for its turn; not part of --timeout.  [60s]",
-    ),
-    click.option("--timeout", "timeout_ms", type=RUN_TIME, help="Most time it may take."),
-    click.option("--on", type=PEER, metavar="NODE", help="Let this node run it, and no other."),
-    click.option("--local", is_flag=True, help="Run it on this machine, without the market."),
-    click.option("--receipt", type=PATH, help="Write the receipt there."),
-)
-"""Of everything that runs a module: those of `JobOptions`, and `receipt`."""
-
-
-def table_of(pairs: tuple[tuple[str, T], ...], what: str) -> dict[str, T]:
-    """Return pairs as a mapping.
-
-    Raises:
-        ArgumentInvalid: a name is given twice.
-    """
-    table: dict[str, T] = {}
-    for name, value in pairs:
-        if name in table:
-            raise ArgumentInvalid(f"the {what} '{name}' is given twice")
-        table[name] = value
-    return table
-
-
-output_option = click.option("-o", "--output", type=PATH, required=True, help="File to write.")
+output_option = option("-o", "--output", type=PATH, required=True, help="File to write.")
 """Of commands that write one file."""

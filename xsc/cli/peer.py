@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 import click
+from click import argument, option
 
 from xsc import api
-from xsc.base.units import format_credits, format_share, format_size
-from xsc.cli.options import DURATION, INVITATION, PEER, SHARE, Command, Group, Settings, asks
-from xsc.cli.output import Columns, by_name, moment, say, short, show, show_rows
+from xsc.base.units import format_share, format_size
+from xsc.cli import options, show
+from xsc.cli.options import Command, Group, Settings, asks
 from xsc.client.core import Document
 
 
@@ -22,29 +23,29 @@ def peer() -> None:
     """
 
 
-_who = click.argument("who", metavar="PEER", type=PEER)
+_who = argument("who", metavar="PEER", type=options.PEER)
 
 
 def _called(answer: Document) -> str:
-    return f"{answer['name']} ({short(answer['id'])})"
+    return f"{answer['name']} ({show.short(answer['id'])})"
 
 
 @asks(peer, api.peers.INVITE)
-@click.option("--ttl", "ttl_ms", type=DURATION, help="Valid for so long.  [1d]")
+@option("--ttl", "ttl_ms", type=options.DURATION, help="Valid for so long.  [1d]")
 def invite(answer: Document) -> None:
     """Print an invitation, by which one node becomes a member of the circle.
 
     Who adds it and this node know each other then. This node introduces it to its
     peers, and these to it, where they take introductions (setting `accept_peers`).
     """
-    show(answer["invitation"])
-    until = moment(answer["expires_ms"])
-    say(f"valid for one node until {until}; use: xsc peer add INVITATION")
+    show.line(answer["invitation"])
+    until = show.moment(answer["expires_ms"])
+    show.note(f"valid for one node until {until}; use: xsc peer add INVITATION")
 
 
 @asks(peer, api.peers.JOIN)
-@click.argument("invitation", type=INVITATION)
-@click.option("--name", metavar="NAME", help="Call it so here.  [the name it gives itself]")
+@argument("invitation", type=options.INVITATION)
+@option("--name", metavar="NAME", help="Call it so here.  [the name it gives itself]")
 def add(answer: Document) -> str:
     """Add the node that gave the INVITATION (or @FILE, or -)."""
     return f"added {_called(answer)}"
@@ -65,31 +66,10 @@ def _came_by(row: Document) -> str:
 
 
 NO_PEERS: Final = "this node knows no peers; `xsc peer invite` makes an invitation for one"
-_PEERS: Final[Columns] = {
-    "name": "name",
-    "id": ("id", short),
-    "state": "state",
-    "reaches us": _reaches,
-    "came by": _came_by,
-    "tier": "tier",
-    "<recognised": ("recognised_ppm", format_share),
-    "<recognises us": ("recognises_ppm", format_share),
-    "<owes us": ("balance_micro", format_credits),
-}
-
-
-_COSTS: Final[Columns] = {
-    "name": "name",
-    "method": "method",
-    "<units": "units",
-    "<processor us": "processor_us",
-    "<units left": "units_left",
-    "<synced left": ("synced_bytes_left", format_size),
-}
 
 
 @peer.command()
-@click.option("--costs", is_flag=True, help="Show what each had this node do within a minute.")
+@option("--costs", is_flag=True, help="Show what each had this node do within a minute.")
 def ls(settings: Settings, costs: bool) -> None:
     """List all peers, and who introduced whom.
 
@@ -101,11 +81,26 @@ def ls(settings: Settings, costs: bool) -> None:
     share. A unit is about a microsecond of a processor.
     """
     answer = settings.ask(api.peers.LIST)
-    rows, columns, empty = answer["peers"], _PEERS, NO_PEERS
+    settings.view(answer)
     if costs:
-        rows = [row | spent for row in rows for spent in row["spent"]]
-        columns, empty = _COSTS, "no peer called this node within the last minute"
-    settings.view(answer, lambda _: show_rows(rows, columns, empty))
+        rows = [row | spent for row in answer["peers"] for spent in row["spent"]]
+        show.rows(
+            rows,
+            "name method <units <processor_us <units_left <synced_left",
+            "no peer called this node within the last minute",
+            synced_left=("synced_bytes_left", format_size),
+        )
+    else:
+        show.rows(
+            answer["peers"],
+            "name id state reaches_us came_by tier <recognised <recognises_us <owes_us",
+            NO_PEERS,
+            id=("id", show.short),
+            reaches_us=_reaches,
+            came_by=_came_by,
+            recognises_us="recognises_ppm",
+            owes_us="balance_micro",
+        )
 
 
 @asks(peer, api.peers.REMOVE)
@@ -117,10 +112,10 @@ def rm(answer: Document) -> str:
 
 @asks(peer, api.peers.RENAME)
 @_who
-@click.argument("name", metavar="NAME")
+@argument("name", metavar="NAME")
 def rename(answer: Document) -> str:
     """Call a peer NAME on this node; others call it as they like."""
-    return f"{short(answer['id'])} is called {answer['name']}"
+    return f"{show.short(answer['id'])} is called {answer['name']}"
 
 
 @asks(peer, api.peers.CONFIRM)
@@ -143,7 +138,7 @@ def block(answer: Document) -> str:
 
 @asks(peer, api.peers.RECOGNISE)
 @_who
-@click.argument("weight_ppm", metavar="SHARE", type=SHARE)
+@argument("weight_ppm", metavar="SHARE", type=options.SHARE)
 def recognise(answer: Document) -> str:
     """Recognise a peer with a SHARE, for example 25%.
 
@@ -153,25 +148,20 @@ def recognise(answer: Document) -> str:
     return f"{answer['name']} is recognised with {format_share(answer['weight_ppm'])}"
 
 
-_HEALTH: Final[Columns] = {
-    "peer": by_name("id"),
-    "state": "state",
-    "<availability": ("availability_ppm", format_share),
-    "<quality": ("quality_ppm", format_share),
-    "<response": ("response_ms", "{}ms".format),
-    "<probes": "probes",
-    "<missed": "misses",
-    "<wrong": "wrong",
-    "seen": ("last_seen_ms", moment),
-    "false clearing": lambda row: short(row["false_clearing"]) if row["false_clearing"] else "",
-}
-
-
 @click.command(cls=Command)
 def health(settings: Settings) -> None:
     """Show how the peers answer this node's probes."""
-    settings.view(settings.ask(api.status.HEALTH), _show_health)
-
-
-def _show_health(answer: Document) -> None:
-    show_rows(answer["peers"], _HEALTH, NO_PEERS)
+    answer = settings.ask(api.status.HEALTH)
+    settings.view(answer)
+    show.rows(
+        answer["peers"],
+        "peer state <availability <quality <response <probes <missed <wrong seen false_clearing",
+        NO_PEERS,
+        peer=show.by_name("id"),
+        response=("response_ms", "{}ms".format),
+        missed="misses",
+        seen="last_seen_ms",
+        false_clearing=lambda row: (
+            show.short(row["false_clearing"]) if row["false_clearing"] else ""
+        ),
+    )

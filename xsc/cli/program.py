@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 import click
+from click import argument, option
 
 from xsc import api
 from xsc.base.errors import ProofInvalid
 from xsc.base.text import cut
-from xsc.cli.options import PATH, Group, Settings, asks
-from xsc.cli.output import Branch, Columns, say, show_rows, show_table, show_tree
+from xsc.cli import options, show
+from xsc.cli.options import Group, Settings, asks
 from xsc.client.calls import FSCK_TIMEOUT_S, read_document
 from xsc.client.core import Document
 
-_file = click.argument("file", metavar="FILE", type=PATH)
-_hash = click.argument("hash", metavar="HASH")
+_file = argument("file", metavar="FILE", type=options.PATH)
+_hash = argument("hash", metavar="HASH")
 SHOWN_CHARS_MAX = 64
 """Of a value in a table or tree; JSON has it whole."""
 
@@ -59,10 +59,10 @@ def run(settings: Settings, file: Path) -> None:
     """
     calls = settings.calls()
     answer = calls.register(*read_document(file), activate=True)
-    say(f"running {answer['hash']}")
+    show.say(f"running {answer['hash']}")
     with calls.events(api.programs.WATCH, api.programs.Hash(hash=answer["hash"])) as results:
         for found in results:
-            settings.view(found, _line)
+            settings.view(found, _line(found))
 
 
 def _line(found: Document) -> str:
@@ -81,41 +81,38 @@ def _shown(value: str | None) -> str:
 @_hash
 def results(answer: Document) -> None:
     """Show what a program read and computed last."""
-    say(f"{answer['id']}: {answer['state']}, frame {answer['frame']}")
+    show.note(f"{answer['id']}: {answer['state']}, frame {answer['frame']}")
     if answer["fault"]:
-        say(answer["fault"])
+        show.note(answer["fault"])
     rows = [["variable", name, _shown(value)] for name, value in answer["variables"].items()]
     rows += [["output", name, _shown(value)] for name, value in answer["outputs"].items()]
     rows += [["error", name, value] for name, value in answer["errors"].items()]
     rows += [["stale", name, ""] for name in answer["stale"]]
-    show_table(["what", "name", "value"], rows, "nothing was computed yet")
+    show.table(["what", "name", "value"], rows, "nothing was computed yet")
 
 
 @asks(program, api.programs.SET, name="set")
 @_hash
-@click.argument("name", metavar="VARIABLE")
-@click.argument("value", metavar="VALUE")
+@argument("name", metavar="VARIABLE")
+@argument("value", metavar="VALUE")
 def set_(_: Document) -> None:
     """Give a variable a value, and compute what depends on it at once."""
-
-
-_PROGRAMS: Final[Columns] = {
-    "hash": "hash",
-    "id": lambda row: f"{row['id']} (built in)" if row["built_in"] else row["id"],
-    "state": "state",
-    "<frame": "frame",
-}
 
 
 @asks(program, api.programs.LIST)
 def ls(answer: Document) -> None:
     """List the registered programs, and whether they run."""
-    show_rows(answer["programs"], _PROGRAMS, "no program is registered")
+    show.rows(
+        answer["programs"],
+        "hash id state <frame",
+        "no program is registered",
+        id=lambda row: f"{row['id']} (built in)" if row["built_in"] else row["id"],
+    )
 
 
 @program.command()
-@click.argument("at", metavar="[OWNER:]PATH")
-@click.option("--replay", is_flag=True, help="Run every function and module again, too.")
+@argument("at", metavar="[OWNER:]PATH")
+@option("--replay", is_flag=True, help="Run every function and module again, too.")
 def why(settings: Settings, at: str, *, replay: bool) -> None:
     """Show what is behind a value, link by link, and whether each link holds.
 
@@ -124,7 +121,8 @@ def why(settings: Settings, at: str, *, replay: bool) -> None:
     """
     asked = api.programs.Why(at=at, replay=replay)
     answer = settings.ask(api.programs.WHY, asked, timeout_s=FSCK_TIMEOUT_S)
-    settings.view(answer, lambda _: show_tree(_told(answer), _behind(answer)))
+    settings.view(answer)
+    show.tree(_told(answer), _behind(answer))
     steps = [answer]
     for step in steps:
         steps += step["inputs"]
@@ -147,5 +145,5 @@ def _told(step: Document) -> str:
     return f"{line}  [{', '.join(notes)}]"
 
 
-def _behind(step: Document) -> list[Branch]:
+def _behind(step: Document) -> list[show.Branch]:
     return [(_told(inner), _behind(inner)) for inner in step["inputs"]]

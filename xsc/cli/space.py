@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from typing import Final
 
 import click
+from click import argument, option
 
 from xsc import api
 from xsc.base.units import format_duration, format_size
-from xsc.cli.options import Group, Parsed, Settings, asks
-from xsc.cli.output import Columns, say, short, show, show_fields, show_pairs, show_rows, yes_or_no
+from xsc.cli import options, show
+from xsc.cli.options import Group, Settings, asks
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls, value_of
 from xsc.client.core import Document
 from xsc.client.files import read_bounded
@@ -24,22 +25,11 @@ def _own_paths(calls: Calls) -> Iterable[str]:
     return [row["path"] for row in calls.ask(api.space.LIST, everything)["records"]]
 
 
-ADDRESS = Parsed("PATH", str, _own_paths)
-_STATS: Final[Columns] = {
-    "records": "records",
-    "live": ("live_bytes", format_size),
-    "on disk": ("disk_bytes", format_size),
-    "subscriptions": "subscriptions",
-    "received": ("received_bytes", format_size),
-    "sent": ("sent_bytes", format_size),
-}
-_SHARED_PROGRAMS: Final[Columns] = {"program": "path", "<size": ("size_bytes", format_size)}
-_RUNNING: Final[Columns] = {"runs": "hash", "id": "id", "state": "state", "<frame": "frame"}
-_RECORDS: Final[Columns] = {
-    "path": "path",
-    "<sequence": "sequence",
-    "<size": ("size_bytes", format_size),
-}
+ADDRESS = options.Parsed("PATH", str, _own_paths)
+_STATS: Final = "records live on_disk subscriptions received sent"
+
+
+_RECORDS: Final = "path <sequence <size"
 
 
 @click.group(cls=Group)
@@ -52,8 +42,8 @@ def space() -> None:
 
 
 @space.command(context_settings={"ignore_unknown_options": True})
-@click.argument("path", metavar="PATH", type=ADDRESS)
-@click.argument("value", metavar="VALUE|-")
+@argument("path", metavar="PATH", type=ADDRESS)
+@argument("value", metavar="VALUE|-")
 def put(settings: Settings, path: str, value: str) -> None:
     """Write a value at a path of this node, and print its sequence.
 
@@ -73,8 +63,8 @@ def put(settings: Settings, path: str, value: str) -> None:
 
 
 @asks(space, api.space.GET)
-@click.argument("at", metavar="[OWNER:]PATH", type=ADDRESS)
-@click.option(
+@argument("at", metavar="[OWNER:]PATH", type=ADDRESS)
+@option(
     "--sequence",
     metavar="N",
     type=click.IntRange(min=1),
@@ -86,13 +76,13 @@ def get(answer: Document) -> None:
     if sys.stdout.isatty():
         # Peers choose what it says, and a terminal would obey it.
         for line in value.decode(errors="replace").split("\n"):
-            show(line)
-    else:
+            show.line(line)
+    elif show.for_people():
         click.echo(value, nl=False)
 
 
-_own = click.argument("at", metavar="PATH", type=ADDRESS)
-_below = click.argument("under", metavar="[OWNER:][PREFIX]", type=ADDRESS, default="")
+_own = argument("at", metavar="PATH", type=ADDRESS)
+_below = argument("under", metavar="[OWNER:][PREFIX]", type=ADDRESS, default="")
 
 
 @asks(space, api.space.REMOVE)
@@ -105,14 +95,14 @@ def rm(_: Document) -> None:
 @_below
 def ls(answer: Document) -> None:
     """List what is at a path and below it; everything without PREFIX."""
-    show_rows(answer["records"], _RECORDS, "nothing is there")
+    show.rows(answer["records"], _RECORDS, "nothing is there")
 
 
 @asks(space, api.space.VERSIONS)
 @_own
 def versions(answer: Document) -> None:
     """List the replaced values of a path of this node that are kept, the newest first."""
-    show_rows(answer["records"], _RECORDS, "no replaced value is kept")
+    show.rows(answer["records"], _RECORDS, "no replaced value is kept")
 
 
 @space.command()
@@ -120,13 +110,10 @@ def versions(answer: Document) -> None:
 def watch(settings: Settings, under: str) -> None:
     """Print each change at a path and below it, from now on, until Ctrl-C."""
     with settings.calls().events(api.space.WATCH, api.space.Under(under=under)) as changes:
-        say("watching")
+        show.say("watching")
         for change in changes:
-            settings.view(change, _change)
-
-
-def _change(change: Document) -> str:
-    return f"{change['path']}  {change['sequence']}  {_shown(change['value'])}"
+            shown = _shown(change["value"])
+            settings.view(change, f"{change['path']}  {change['sequence']}  {shown}")
 
 
 def _shown(value: str | dict[str, str] | None) -> str:
@@ -138,34 +125,34 @@ def _shown(value: str | dict[str, str] | None) -> str:
 @asks(space, api.space.STATS)
 def stats(answer: Document) -> None:
     """Show how much the space of this node holds."""
-    show_fields(answer, _STATS)
+    show.fields(answer, _STATS, on_disk="disk_bytes")
 
 
 def _age(age_ms: int | None) -> str:
     return "never" if age_ms is None else format_duration(age_ms)
 
 
-_NODES: Final[Columns] = {
-    "node": "name",
-    "active": ("active", yes_or_no),
-    "<last head": ("head_age_ms", _age),
-}
-
-
 @asks(space, api.space.DIAGNOSTICS)
 def diagnostics(answer: Document) -> None:
     """Show what this node lists and follows, who is active, and its place in causality."""
     names = {row["node"]: row["name"] for row in answer["nodes"]}
-    follows: Columns = {
-        "follows": lambda row: names.get(row["owner"], short(row["owner"])),
-        "prefix": "prefix",
-        "<cursor": "cursor",
-    }
-    show_rows(answer["programs"], _SHARED_PROGRAMS, "no programs")
-    show_rows(answer["running"], _RUNNING, "no program is registered")
-    show_rows(answer["subscriptions"], follows, "nothing is followed")
-    show_rows(answer["nodes"], _NODES, "no peers")
-    show_pairs(
+
+    show.rows(answer["programs"], "program <size", "no programs", program="path")
+    show.rows(answer["running"], "runs id state <frame", "no program is registered", runs="hash")
+    show.rows(
+        answer["subscriptions"],
+        "follows prefix <cursor",
+        "nothing is followed",
+        follows=lambda row: names.get(row["owner"], show.short(row["owner"])),
+    )
+    show.rows(
+        answer["nodes"],
+        "node active <last_head",
+        "no peers",
+        node="name",
+        last_head=("head_age_ms", _age),
+    )
+    show.pairs(
         [
             ("domain", answer["causality"]["domain"] or "none yet"),
             ("stamp", format_size(answer["causality"]["stamp_bytes"])),
@@ -176,4 +163,4 @@ def diagnostics(answer: Document) -> None:
 @asks(space, api.space.COMPACT, timeout_s=FSCK_TIMEOUT_S)
 def compact(answer: Document) -> None:
     """Return the room of what was deleted or replaced to the disk; show what is left."""
-    show_fields(answer, _STATS)
+    show.fields(answer, _STATS, on_disk="disk_bytes")

@@ -7,69 +7,25 @@ import sys
 import time
 from base64 import b64decode, b64encode
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeAlias, Unpack
+from typing import Final, Unpack
 
 import click
+from click import argument, option
 
 from xsc import api
-from xsc.api.endpoint import Id
-from xsc.base.errors import (
-    EXIT_PARTLY,
-    ArgumentInvalid,
-    ObjectUnknown,
-    PeerSilent,
-    ShardsDamaged,
-    UploadChanged,
-    XscError,
-)
+from xsc.base import errors
 from xsc.base.limits import GIB
 from xsc.base.text import count_of
 from xsc.base.units import format_credits, format_size
-from xsc.cli.options import (
-    CODE,
-    NAME,
-    OBJECT,
-    PATH,
-    RANGE,
-    STREAM,
-    SURVIVE,
-    WHOLE,
-    Group,
-    Settings,
-    object_of,
-    together,
-)
-from xsc.cli.output import (
-    Cell,
-    Columns,
-    moment,
-    or_dash,
-    progress_bar,
-    say,
-    short,
-    show,
-    show_fields,
-    show_json,
-    show_pairs,
-    show_rows,
-    show_table,
-    warn,
-    yes_or_no,
-)
-from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions
+from xsc.cli import options, show
+from xsc.cli.options import Group, Settings, asks
+from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions, code_text
 from xsc.client.core import Document, Progress
-from xsc.client.files import (
-    check_target,
-    make_directory,
-    size_of,
-    unreadable,
-    upload_id,
-    write_whole,
-)
+from xsc.client.files import check_target, make_directory, write_whole
 from xsc.client.targets import Named, Target, objects_of, one_object, read_tree, resolve, survey
 from xsc.client.tree import SUFFIX, Node, tree_id
 
@@ -85,27 +41,28 @@ def store() -> None:
     """
 
 
-Pairs: TypeAlias = Sequence[tuple[str, str]]
-cap_argument = click.argument("cap", metavar="CAP|NAME", type=OBJECT)
-version_option = click.option(
-    "--version", type=WHOLE, help="That version of the name.  [the newest]"
+cap_argument = argument("cap", metavar="CAP|NAME", type=options.OBJECT)
+version_option = option(
+    "--version", type=options.WHOLE, help="That version of the name.  [the newest]"
 )
-object_options = together(cap_argument, version_option)
+object_options = options.together(cap_argument, version_option)
+_ASKING: Final = partial(show.progress, "asking")
+_FETCHING: Final = partial(show.progress, "fetching")
 
 
 @store.command()
-@click.argument("file", type=PATH)
-@click.option("--name", metavar="NAME", help="Name in the list of objects.  [the file's name]")
-@click.option(
+@argument("file", type=options.PATH)
+@option("--name", metavar="NAME", help="Name in the list of objects.  [the file's name]")
+@option(
     "--survive",
-    type=SURVIVE,
+    type=options.SURVIVE,
     metavar="2nodes,1site",
     help="Refuse unless so many nodes, sites, owners or introducers may be lost."
     "  [setting survive]",
 )
-@click.option("--code", type=CODE, help="K data shards and M parity shards.  [4,2]")
-@click.option("-r", "--recursive", is_flag=True, help="FILE is a directory; store all of it.")
-@click.option("--reread", is_flag=True, help="With -r: trust no times, read every file.")
+@option("--code", type=options.CODE, help="K data shards and M parity shards.  [4,2]")
+@option("-r", "--recursive", is_flag=True, help="FILE is a directory; store all of it.")
+@option("--reread", is_flag=True, help="With -r: trust no times, read every file.")
 def put(
     settings: Settings, file: Path, *, recursive: bool, reread: bool, **how: Unpack[PutOptions]
 ) -> int:
@@ -114,100 +71,126 @@ def put(
     With -r a whole directory, under NAME/. What has not changed since its last
     version is not sent again. Exits with 7 if something was left out.
     """
+    calls, name = settings.calls(), how.get("name")
     how["survive"] = how.get("survive") or ""
     if recursive:
-        return _put_tree(settings, file, reread=reread, **how)
+        return _put_tree(settings, calls, file, reread=reread, **how)
     if reread:
-        raise ArgumentInvalid("--reread goes with -r")
-    if (name := how.get("name")) is not None:
+        raise errors.ArgumentInvalid("--reread goes with -r")
+    if name is not None:
         _check_name(name)
-    calls = settings.calls()
-    stored = _upload(settings, calls, file, **how)
+    if file == options.STREAM:
+        with show.progress("storing", None) as progress:
+            how["wait_for_name"] = bool(name)
+            stored = calls.put(sys.stdin.buffer, progress=progress, **how)
+    else:
+        _check_kind(file)
+        how["wait_for_name"] = name != ""
+        watch = partial(_storing, calls, file.name, how.get("code"))
+        stored = calls.put_file(file, watch=watch, goes_on=_say_before, **how)
     for warning in stored["warnings"]:
-        warn(warning)
-    if not settings.json:
-        _say_where(settings, stored)
+        show.warn(warning)
     settings.view(stored, stored["capability"])
+    _say_where(stored)
     return 0
 
 
 def _check_name(name: str) -> None:
     """Refuse a name by which the object could not be read again."""
     if name == "":
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             "a name must not be empty", hint="leave --name out to use the file's name"
         )
     if name.endswith(SUFFIX):
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             "a name that ends in / is a directory's", hint="store a directory with -r"
         )
     if name == "-" or name.startswith(("@", "xsc:")):
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             f"'{name}' could not be read again by that name",
             hint="commands take @FILE, - and xsc:… for capabilities",
         )
 
 
-def _say_where(settings: Settings, stored: Document) -> None:
-    hosts = len({row["node"] for row in stored["hosts"]})
-    if sys.stderr.isatty() or settings.verbose:
-        say(
-            f"stored {format_size(stored['size_bytes'])} on {count_of(hosts, 'node')}, "
-            f"survives the loss of {stored['survives']}"
-        )
-    if settings.verbose:
-        for row in stored["passed_over"]:
-            lease = "" if row["lease_id"] is None else f", lease {short(row['lease_id'])}"
-            say(f"passed over {short(row['node'])}{lease}: {row['reason']}")
-
-
-def _upload(settings: Settings, calls: Calls, file: Path, **how: Unpack[PutOptions]) -> Document:
-    if file == STREAM:
-        with progress_bar("storing", None) as progress:
-            how["wait_for_name"] = bool(how.get("name"))
-            return calls.put(sys.stdin.buffer, progress=progress, **how)
-    try:
+def _check_kind(file: Path) -> None:
+    with suppress(OSError):  # whoever opens it says what is wrong
+        if file.is_dir():
+            hint = f"store all of it: xsc store put -r {file}"
+            raise errors.ArgumentInvalid(f"{file} is a directory, not a file", hint=hint)
         if file.is_fifo():  # opening one waits for whoever writes, perhaps for ever
-            raise ArgumentInvalid(
-                f"{file} is a pipe, not a regular file", hint=f"xsc store put - < {file}"
+            hint = f"xsc store put - < {file}"
+            raise errors.ArgumentInvalid(f"{file} is a pipe, not a regular file", hint=hint)
+
+
+def _say_before(stored_bytes: int) -> None:
+    if stored_bytes:
+        show.say(f"going on: {format_size(stored_bytes)} were stored before")
+
+
+def _say_where(stored: Document) -> None:
+    hosts = len({row["node"] for row in stored["hosts"]})
+    where = (
+        f"stored {format_size(stored['size_bytes'])} on {count_of(hosts, 'node')}, "
+        f"survives the loss of {stored['survives']}"
+    )
+    if sys.stderr.isatty():
+        show.note(where)
+    else:
+        show.detail(where)
+    for row in stored["passed_over"]:
+        lease = "" if row["lease_id"] is None else f", lease {show.short(row['lease_id'])}"
+        show.detail(f"passed over {show.short(row['node'])}{lease}: {row['reason']}")
+
+
+def _storing(
+    calls: Calls, name: str, code: tuple[int, int] | None, size_bytes: int | None
+) -> AbstractContextManager[Progress]:
+    """Watch what is stored; before more than a GiB, say what that costs a month."""
+    if size_bytes is not None and size_bytes > GIB:
+        with suppress(errors.XscError):  # of what is wrong the put itself tells
+            asked = api.market.Estimate(size_bytes=size_bytes, code=code_text(code))
+            found = calls.ask(api.market.ESTIMATE, asked)
+            show.note(
+                f"{format_size(size_bytes)}, {format_size(found['coded_bytes'])} coded "
+                f"{found['code']}, cost about {format_credits(found['storage_micro'])} credits in "
+                "30 days at the prices quoted now"
             )
-        source = file.open("rb")
-    except OSError as fault:
-        error = unreadable(file, "file", fault)
-        if isinstance(fault, IsADirectoryError):
-            error.hint = f"store all of it: xsc store put -r {file}"
-        raise error from None
-    with source:
-        size = size_of(source)
-        if how.get("name") is None:
-            how["name"] = file.name
-        how["wait_for_name"] = bool(how["name"])
-        if not settings.json:
-            _say_cost(calls, size, how.get("code"))
-        resume = upload_id(file, source, how["name"], how["survive"], how.get("code"))
-        if resume is not None and (
-            before := calls.ask(api.objects.UPLOAD, Id(id=resume))["stored_bytes"]
-        ):
-            say(f"going on: {format_size(before)} were stored before")
+    return show.progress(f"storing {name}", size_bytes)
 
-        def send() -> Document:
-            with progress_bar(f"storing {file.name}", size) as progress:
-                return calls.put(source, size_bytes=size, resume=resume, progress=progress, **how)
 
-        try:
-            return send()
-        except UploadChanged:
-            # Other content under the same size and time; what was stored of it is gone.
-            source.seek(0)
-            return send()
+def _put_tree(
+    settings: Settings, calls: Calls, folder: Path, *, reread: bool, **how: Unpack[PutOptions]
+) -> int:
+    """Store a directory; return the exit code."""
+    from xsc.client.folders import put_tree
+
+    given, code = how.get("name"), how.get("code")
+    name = (folder.absolute().name if given is None else given).rstrip("/")
+    if not name:
+        raise errors.ArgumentInvalid("the directory needs a name", hint="give one with --name")
+    stored = put_tree(
+        calls,
+        folder,
+        name,
+        started_ms=time.time_ns() // 1_000_000,
+        warn=show.warn,
+        survive=how["survive"],
+        code=code,
+        reread=reread,
+        watch=partial(_storing, calls, name, code),
+    )
+    sent = f"sent {stored['sent_files']} of {stored['files']} files"
+    show.detail(f"{sent}, {format_size(stored['sent_bytes'])}")
+    settings.view(stored, stored["capability"])
+    return errors.EXIT_PARTLY if stored["left_out"] else 0
 
 
 @store.command()
-@click.option("-o", "--output", type=PATH, required=True, help="File to write, or -.")
-@click.option(
-    "--range", "part", type=RANGE, help="Only these bytes, like 1000-1999, 1000- or -500."
+@option("-o", "--output", type=options.PATH, required=True, help="File to write, or -.")
+@option(
+    "--range", "part", type=options.RANGE, help="Only these bytes, like 1000-1999, 1000- or -500."
 )
-@click.option("-r", "--recursive", is_flag=True, help="It is a directory; FILE becomes one.")
+@option("-r", "--recursive", is_flag=True, help="It is a directory; FILE becomes one.")
 @object_options
 def get(
     settings: Settings,
@@ -226,52 +209,80 @@ def get(
     interruption the same command goes on where it was. With - the content goes
     to standard output as it arrives, and the exit code says whether it was all.
     """
-    if output == STREAM and settings.json:
-        raise ArgumentInvalid("--json and -o - both want standard output")
-    if recursive:
-        if output == STREAM or part is not None:
-            raise ArgumentInvalid("a directory goes whole, and to the disk: -o DIR")
-        _get_tree(settings, cap, output, version)
-        return
-    if output != STREAM:
-        check_target(output)
+    if output == options.STREAM and settings.json:
+        raise errors.ArgumentInvalid("--json and -o - both want standard output")
+    if recursive and (output == options.STREAM or part is not None):
+        raise errors.ArgumentInvalid("a directory goes whole, and to the disk: -o DIR")
     calls = settings.calls()
+    if recursive:
+        _get_tree(settings, calls, cap, output, version)
+        return
+    if output != options.STREAM:
+        check_target(output)
     found = resolve(calls, cap, version)
-    capability = found.capability
     if found.kind == "directory":
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             f"{found.name} is a directory", hint="get -r fetches all of it, NAME/PATH one file"
         )
     if found.kind == "empty file":
-        size = 0 if output == STREAM else write_whole(output, [])
-    elif output != STREAM and part is None:
-        size = calls.get(capability, output, lambda total: progress_bar("fetching", total))
+        size = _write(output, ())
+    elif output != options.STREAM and part is None:
+        size = calls.get(found.capability, output, _FETCHING)
     else:
         with (
-            calls.open(capability, part) as download,
-            progress_bar("fetching", download.size_bytes) as progress,
+            calls.open(found.capability, part) as download,
+            _FETCHING(download.size_bytes) as progress,
         ):
-            if output == STREAM:
-                for block in download.blocks(progress):
-                    sys.stdout.buffer.write(block)
-                sys.stdout.buffer.flush()
-                return
-            size = write_whole(output, download.blocks(progress))
-    if settings.json:
-        show_json({"file": str(output), "size_bytes": size})
-    elif settings.verbose:
-        say(f"fetched {format_size(size)} to {output}")
+            size = _write(output, download.blocks(progress))
+    if output != options.STREAM:
+        settings.view({"file": str(output), "size_bytes": size})
+        show.detail(f"fetched {format_size(size)} to {output}")
+
+
+def _write(output: Path, blocks: Iterable[bytes]) -> int:
+    """Write a file or standard output; return the size of a file."""
+    if output != options.STREAM:
+        return write_whole(output, blocks)
+    for block in blocks:
+        sys.stdout.buffer.write(block)
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _directory(calls: Calls, target: str | Named, version: int | None) -> Target:
+    """Return what is meant, which is a directory as far as a name says it.
+
+    Raises:
+        ArgumentInvalid: a file has that name. ObjectUnknown: nothing has.
+    """
+    found = resolve(calls, target, version)
+    if isinstance(target, Named) and found.kind != "directory":
+        raise errors.ArgumentInvalid(
+            f"{target.name} is a file, not a directory", hint="leave -r out"
+        )
+    return found
+
+
+def _get_tree(
+    settings: Settings, calls: Calls, target: str | Named, output: Path, version: int | None
+) -> None:
+    from xsc.client.folders import get_tree
+
+    found = _directory(calls, target, version)
+    tree = get_tree(
+        calls, found.capability, output, warn=show.warn, path=found.path, watch=_FETCHING
+    )
+    files = sum(node.kind == "file" for node in tree.nodes)
+    size = sum(node.size_bytes for node in tree.nodes)
+    settings.view({"directory": str(output), "files": files, "size_bytes": size})
+    show.detail(f"fetched {files} files, {format_size(size)}, to {output}")
 
 
 @store.command("ls")
-@click.argument("prefix", required=False, default="", type=NAME)
-@click.option("--versions", is_flag=True, help="Show all versions of a name, not the newest alone.")
-@click.option(
-    "--ending", is_flag=True, help="Show what is kept no longer than lease_warning, and why."
-)
-@click.option(
-    "-r", "--recursive", is_flag=True, help="Show what is in the directory PREFIX or CAP."
-)
+@argument("prefix", required=False, default="", type=options.NAME)
+@option("--versions", is_flag=True, help="Show all versions of a name, not the newest alone.")
+@option("--ending", is_flag=True, help="Show what is kept no longer than lease_warning, and why.")
+@option("-r", "--recursive", is_flag=True, help="Show what is in the directory PREFIX or CAP.")
 @version_option
 def listing(
     settings: Settings,
@@ -286,59 +297,54 @@ def listing(
 
     Names of directories end with a slash.
     """
+    calls = settings.calls()
     if recursive:
-        _show_tree(settings, object_of(prefix), version)
+        _show_tree(settings, calls, options.object_of(prefix), version)
         return
     if version is not None:
-        raise ArgumentInvalid("--version goes with -r", hint="--versions shows all of them")
-    answer = settings.calls().objects(prefix, versions=versions or ending)
+        raise errors.ArgumentInvalid("--version goes with -r", hint="--versions shows all of them")
+    answer = calls.objects(prefix, versions=versions or ending)
     soon = [row for row in answer["objects"] if row.get("ending")]
     if ending:
-        settings.view({"objects": soon}, _show_ending)
+        settings.view({"objects": soon})
+        _show_ending(soon)
         return
     if soon:
-        warn(f"{count_of(len(soon), 'object')} may end soon; see: xsc store ls --ending")
+        show.warn(f"{count_of(len(soon), 'object')} may end soon; see: xsc store ls --ending")
     if settings.json:
         # What scripts hold on to has these keys and no others.
         for row in answer["objects"]:
             for key in ("ends_ms", "ending", *(() if versions else ("version",))):
                 row.pop(key, None)
+    settings.view(answer)
     empty = "this node has stored nothing" + (" under such names" if prefix else "")
-    settings.view(answer, lambda _: show_rows(answer["objects"], _OBJECTS, empty))
+    show.rows(
+        answer["objects"],
+        "name <version <size stored <margin capability",
+        empty,
+        version=_version,
+        stored="created_ms",
+    )
 
 
 def _version(row: Document) -> str:
     return str(row["version"]) if row["name"] else "-"
 
 
-_OBJECTS: Final[Columns] = {
-    "name": ("name", or_dash),
-    "<version": _version,
-    "<size": ("size_bytes", format_size),
-    "stored": ("created_ms", moment),
-    "<margin": "margin",
-    "capability": "capability",
-}
-
-
-def _show_ending(answer: Document) -> None:
-    rows = [
-        {"name": row["name"], "version": _version(row), **end}
-        for row in answer["objects"]
-        for end in row["ending"]
-    ]
-    columns: Columns = {
-        "name": ("name", or_dash),
-        "<version": "version",
-        "host": ("node", short),
-        "kept until": ("ends_ms", _until),
-        "why": lambda end: end["reason"] or "not asked yet",
-    }
-    show_rows(rows, columns, "nothing ends soon")
+def _show_ending(objects: Sequence[Document]) -> None:
+    show.rows(
+        [row | end for row in objects for end in row["ending"]],
+        "name <version host kept_until why",
+        "nothing ends soon",
+        version=_version,
+        host=("node", show.short),
+        kept_until=("ends_ms", _until),
+        why=lambda end: end["reason"] or "not asked yet",
+    )
 
 
 def _until(ends_ms: int | None) -> str:
-    return "-" if ends_ms is None else moment(ends_ms)
+    return "-" if ends_ms is None else show.moment(ends_ms)
 
 
 def _margin(answer: Document) -> str:
@@ -351,55 +357,53 @@ def _margin(answer: Document) -> str:
     return f"{count_of(margin, 'more shard')} may be lost{no_node}"
 
 
-def _asking(total_bytes: int | None) -> AbstractContextManager[Progress]:
-    return progress_bar("asking", total_bytes)
+def _show_placement(answer: Document, *, deep: bool = False) -> None:
+    """Show how the hosts hold an object, and what that is worth where it was checked.
 
-
-def _files(answer: Document) -> Pairs:
-    """Return the lines about a directory: how many files, and of which the rest speaks."""
-    if "tree" not in answer:
-        return []
-    about = answer["tree"]
-    whole = f", {about['not_whole']} of them not whole" if about["not_whole"] else ""
-    return [
-        ("files", f"{about['files']}{whole}"),
-        ("the worst", about["path"] or "the list of the directory"),
-    ]
-
-
-def _show_placement(answer: Document, form: Pairs = (), worth: Pairs = ()) -> None:
-    """Show how the hosts hold an object, and on standard error which of them do not much longer.
-
-    Of a directory the files follow that are not whole, the worst first.
-
-    Args:
-        answer: about the object.
-        form: what is shown before it.
-        worth: what is shown after it.
+    Said on standard error: which of them do not hold it much longer. Of a directory the files
+    follow that are not whole, the worst first.
     """
-    show_pairs(
-        [
-            ("size", format_size(answer["size_bytes"])),
-            *_files(answer),
-            *form,
-            ("readable", yes_or_no(answer["readable"])),
-            ("margin", _margin(answer)),
-            ("healable", yes_or_no(answer["healable"])),
-            *worth,
-            ("leases until", _until(answer.get("ends_ms"))),
-        ]
-    )
+    about, checked = answer.get("tree"), "survives" in answer
+    pairs = [("size", format_size(answer["size_bytes"]))]
+    if about is not None:
+        whole = f", {about['not_whole']} of them not whole" if about["not_whole"] else ""
+        pairs.append(("files", f"{about['files']}{whole}"))
+        pairs.append(("the worst", about["path"] or "the list of the directory"))
+    if not checked:
+        code = answer["code"]
+        pairs.append(("code", f"any {code['k']} of {code['k'] + code['m']} shards"))
+    pairs.append(("readable", show.yes_or_no(answer["readable"])))
+    pairs.append(("margin", _margin(answer)))
+    pairs.append(("healable", show.yes_or_no(answer["healable"])))
+    if checked:
+        pairs += _worth(answer)
+    if deep:
+        pairs.append(("read", format_size(answer["read_bytes"])))
+    show.pairs([*pairs, ("leases until", _until(answer.get("ends_ms")))])
     for end in answer.get("ending", []):
-        until = "not known" if end["ends_ms"] is None else moment(end["ends_ms"])
+        until = "not known" if end["ends_ms"] is None else show.moment(end["ends_ms"])
         reason = f": {end['reason']}" if end["reason"] else ""
-        warn(f"the lease at {short(end['node'])} was not renewed, its end is {until}{reason}")
-    if rows := answer.get("tree", {}).get("worst"):
-        columns: Columns = {
-            "<margin": "margin",
-            "readable": ("readable", yes_or_no),
-            "path": lambda row: row["path"] or "(the list)",
-        }
-        show_rows(rows, columns, "")
+        host = show.short(end["node"])
+        show.warn(f"the lease at {host} was not renewed, its end is {until}{reason}")
+    if about is not None and about["worst"]:
+        show.rows(
+            about["worst"], "<margin readable path", path=lambda row: row["path"] or "(the list)"
+        )
+
+
+def _worth(answer: Document) -> list[tuple[str, str]]:
+    """Return what a check says beyond what the hosts do."""
+    loss_ppb = answer["yearly_loss_ppb"]
+    pairs = [
+        ("lies on", _domains(answer)),
+        ("introduced", _introduced(answer)),
+        ("survives", f"the loss of {answer['survives']}"),
+    ]
+    if answer.get("contract"):
+        kept = "kept" if answer["contract_kept"] else "broken"
+        pairs.append(("contract", f"the loss of {answer['contract']}: {kept}"))
+    pairs.append(("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"))
+    return pairs
 
 
 def _introduced(answer: Document) -> str:
@@ -436,20 +440,15 @@ def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
     the list.
     """
     calls = settings.calls()
-    answer = survey(calls, resolve(calls, cap, version), calls.stat, _asking)
-    settings.view(answer, _show_stat)
-
-
-def _show_stat(answer: Document) -> None:
-    code = answer["code"]
-    shards = ("code", f"any {code['k']} of {code['k'] + code['m']} shards")
-    _show_placement(answer, form=[shards])
-    columns: Columns = {"<shard": "shard", "node": ("node", short), "state": "state"}
-    show_rows(answer["hosts"], columns, "it has no shards: its content is in the manifest")
+    answer = survey(calls, resolve(calls, cap, version), calls.stat, _ASKING)
+    settings.view(answer)
+    _show_placement(answer)
+    empty = "it has no shards: its content is in the manifest"
+    show.rows(answer["hosts"], "<shard node state", empty)
 
 
 @store.command()
-@click.option("--deep", is_flag=True, help="Read every shard and verify it.")
+@option("--deep", is_flag=True, help="Read every shard and verify it.")
 @object_options
 def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bool) -> int:
     """Say what an object's placement is worth: what it survives, and for how long.
@@ -462,59 +461,34 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
     """
     calls = settings.calls()
     ask = partial(calls.check, deep=deep)
-    answer = survey(calls, resolve(calls, cap, version), ask, _asking)
-    settings.view(answer, partial(_show_check, deep=deep))
+    answer = survey(calls, resolve(calls, cap, version), ask, _ASKING)
+    settings.view(answer)
+    _show_placement(answer, deep=deep)
     about = answer.get("tree")
+    if answer["bad"]:
+        path = "" if about is None else " path"
+        show.rows(answer["bad"], f"<segment <shard node reason{path}")
     states = Counter(row["state"] for row in answer["hosts"]) if about is None else about["shards"]
     lost = sum(states.values()) - states.get("ok", 0)
     if states.keys() & {"corrupt", "missing"}:
-        raise ShardsDamaged(f"{count_of(lost, 'shard')} of it are damaged or gone")
+        raise errors.ShardsDamaged(f"{count_of(lost, 'shard')} of it are damaged or gone")
     if about is not None and about["unknown"]:
-        raise ObjectUnknown(f"nobody who answers has {count_of(about['unknown'], 'file')} of it")
+        raise errors.ObjectUnknown(
+            f"nobody who answers has {count_of(about['unknown'], 'file')} of it"
+        )
     if lost:
-        raise PeerSilent(f"{count_of(lost, 'shard')} of it cannot be asked for")
+        raise errors.PeerSilent(f"{count_of(lost, 'shard')} of it cannot be asked for")
     if answer.get("contract_kept") is False:
-        warn(
+        show.warn(
             f"it was to survive the loss of {answer['contract']}; it is moved back by itself "
             "once there are peers for it"
         )
-        return EXIT_PARTLY
+        return errors.EXIT_PARTLY
     return 0
 
 
-def _show_check(answer: Document, *, deep: bool) -> None:
-    loss_ppb = answer["yearly_loss_ppb"]
-    worth = [
-        ("lies on", _domains(answer)),
-        ("introduced", _introduced(answer)),
-        ("survives", f"the loss of {answer['survives']}"),
-        *_contract(answer),
-        ("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"),
-        *([("read", format_size(answer["read_bytes"]))] if deep else []),
-    ]
-    _show_placement(answer, worth=worth)
-    if answer["bad"]:
-        show_rows(answer["bad"], _BAD | ({"path": "path"} if "tree" in answer else {}), "")
-
-
-_BAD: Final[dict[str, Cell]] = {
-    "<segment": "segment",
-    "<shard": "shard",
-    "node": ("node", short),
-    "reason": "reason",
-}
-
-
-def _contract(answer: Document) -> Pairs:
-    """Return the line about what was asked for when an object was stored, if anything was."""
-    if not answer.get("contract"):
-        return []
-    kept = "kept" if answer["contract_kept"] else "broken"
-    return [("contract", f"the loss of {answer['contract']}: {kept}")]
-
-
 @store.command()
-@click.argument("cap", metavar="[CAP|NAME]", type=OBJECT, required=False)
+@argument("cap", metavar="[CAP|NAME]", type=options.OBJECT, required=False)
 @version_option
 def repair(settings: Settings, cap: str | Named | None, version: int | None) -> int:
     """Rebuild the lost shards of an object now; without CAP, of all objects.
@@ -536,31 +510,33 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
         answers.append(answer)
         where = f"object {number} of {len(wanted)}: " if several else ""
         for row in answer["moved"]:
-            say(
-                f"{where}shard {row['shard']} moved from {short(row['from'])} to {short(row['to'])}"
-            )
+            way = f"from {show.short(row['from'])} to {show.short(row['to'])}"
+            show.say(f"{where}shard {row['shard']} moved {way}")
         if answer["patched"]:
-            say(f"{where}{count_of(answer['patched'], 'damaged shard')} stored again in place")
+            show.say(f"{where}{count_of(answer['patched'], 'damaged shard')} stored again in place")
         if answer["waiting"]:
             silent = count_of(answer["waiting"], "shard")
-            say(f"{where}{silent} at silent nodes: they count as lost after repair_grace")
+            show.say(f"{where}{silent} at silent nodes: they count as lost after repair_grace")
         if answer["left"]:
             kept = count_of(len(answer["left"]), "shard")
-            warn(f"{where}{kept} left as it was: {answer['reason']}")
+            show.warn(f"{where}{kept} left as it was: {answer['reason']}")
     moved = sum(len(answer["moved"]) for answer in answers)
     left = sum(len(answer["left"]) for answer in answers)
     said = f"{count_of(moved, 'shard')} moved, {left} left"
     settings.view({"objects": answers} if several else answers[0], said)
-    return EXIT_PARTLY if left else 0
+    return errors.EXIT_PARTLY if left else 0
 
 
 @store.command()
 @cap_argument
-@click.option(
-    "--receipts", type=PATH, metavar="DIR", help="Write the hosts' signed confirmations there."
+@option(
+    "--receipts",
+    type=options.PATH,
+    metavar="DIR",
+    help="Write the hosts' signed confirmations there.",
 )
-@click.option("--version", type=WHOLE, help="That version of the name alone.  [all]")
-@click.option("-y", "--yes", is_flag=True, help="Delete a directory without asking.")
+@option("--version", type=options.WHOLE, help="That version of the name alone.  [all]")
+@option("-y", "--yes", is_flag=True, help="Delete a directory without asking.")
 def rm(
     settings: Settings, cap: str | Named, receipts: Path | None, version: int | None, *, yes: bool
 ) -> int:
@@ -593,8 +569,8 @@ def rm(
                 write_whole(receipts / f"{host}{beside}.receipt", [b64decode(receipt)])
     settings.view(answer, f"deleted at {count_of(len(answer['confirmed']), 'node')}")
     for host in answer["unconfirmed"]:
-        warn(f"{short(host)} has not confirmed that it deleted its shards")
-    return EXIT_PARTLY if answer["unconfirmed"] else 0
+        show.warn(f"{show.short(host)} has not confirmed that it deleted its shards")
+    return errors.EXIT_PARTLY if answer["unconfirmed"] else 0
 
 
 def _to_delete(
@@ -612,20 +588,20 @@ def _to_delete(
         return target, [resolve(calls, target, version).capability]
     folder = Named(target.name.rstrip(SUFFIX) + SUFFIX)
     for each in (target, folder):
-        with suppress(ObjectUnknown):
+        with suppress(errors.ObjectUnknown):
             return each, calls.named(each.name, version, deleting=True)
     if version is None and calls.parts(tree_id(folder.name)):
         return folder, ()
     resolve(calls, target, version)
-    raise ArgumentInvalid(
+    raise errors.ArgumentInvalid(
         f"{target.name} lies in a stored directory, and goes with it",
         hint="store the directory again without it: xsc store put -r DIR",
     )
 
 
 @store.command()
-@click.argument("name", type=NAME)
-@click.option("--version", type=WHOLE, required=True, help="The version that is wanted.")
+@argument("name", type=options.NAME)
+@option("--version", type=options.WHOLE, required=True, help="The version that is wanted.")
 def restore(settings: Settings, name: str, version: int) -> None:
     """Make version N of NAME its newest again, under a new number.
 
@@ -634,7 +610,7 @@ def restore(settings: Settings, name: str, version: int) -> None:
     calls = settings.calls()
     try:
         made = calls.restore(name, version)["version"]
-    except ObjectUnknown:
+    except errors.ObjectUnknown:
         if name.endswith("/"):
             raise
         name += "/"
@@ -657,8 +633,8 @@ def _merged(answers: Sequence[Document]) -> Document:
 
 
 @store.command()
-@click.option("--read", is_flag=True, help="Whoever has it may read the object.")
-@click.option("--verify", is_flag=True, help="It may be checked, not read.")
+@option("--read", is_flag=True, help="Whoever has it may read the object.")
+@option("--verify", is_flag=True, help="It may be checked, not read.")
 @object_options
 def share(
     settings: Settings, cap: str | Named, version: int | None, *, read: bool, verify: bool
@@ -669,7 +645,7 @@ def share(
     opens nothing. What was given cannot be taken back.
     """
     if read == verify:
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             "a capability is to read, or only to check"
             if read
             else "it must be said what the capability is for",
@@ -683,8 +659,8 @@ def share(
     settings.view({"capability": shared.to_text(), "allows": allows}, shared.to_text())
 
 
-@store.command()
-def gc(settings: Settings) -> int:
+@asks(store, api.home.GC, timeout_s=FSCK_TIMEOUT_S)
+def gc(answer: Document) -> int:
     """Drop what need not be kept, now, and give its room back to the disk.
 
     That is: what lies under leases that are long over, what uploads left that
@@ -692,132 +668,35 @@ def gc(settings: Settings) -> int:
     confirmed yet. The node does all of it by itself in time. Exits with 7 if a
     host is still to be asked.
     """
-    answer = settings.ask(api.home.GC, timeout_s=FSCK_TIMEOUT_S)
-    settings.view(answer, _show_collected)
-    if answer["deletions_open"]:
-        still = count_of(answer["deletions_open"], "deletion")
-        warn(f"{still} not confirmed by every host yet")
-        return EXIT_PARTLY
-    return 0
-
-
-_COLLECTED: Final[Columns] = {
-    "leases over": ("expired_bytes", format_size),
-    "uploads given up": ("leftover_bytes", format_size),
-    "deletions": ("deletions_confirmed", "{} completed".format),
-    "room returned": lambda answer: f"about {format_size(answer['reclaimed_bytes'])}",
-}
-
-
-def _show_collected(answer: Document) -> None:
-    show_fields(answer, _COLLECTED)
+    show.fields(
+        answer,
+        "leases_over uploads_given_up deletions room_returned",
+        leases_over="expired_bytes",
+        uploads_given_up="leftover_bytes",
+        deletions=("deletions_confirmed", "{} completed".format),
+        room_returned=lambda answer: f"about {format_size(answer['reclaimed_bytes'])}",
+    )
     if answer["deletions_given_up"]:
         ended = count_of(answer["deletions_given_up"], "deletion")
-        show(f"{ended} ended unconfirmed: silent hosts' leases and their grace are over")
-
-
-# Directories
-
-
-def _say_cost(calls: Calls, size_bytes: int | None, code: tuple[int, int] | None) -> None:
-    """Print what more than a GiB costs a month; nothing for a stream, or where nobody quotes."""
-    if size_bytes is None or size_bytes <= GIB:
-        return
-    try:
-        coded = None if code is None else f"{code[0]},{code[1]}"
-        found = calls.ask(
-            api.market.ESTIMATE, api.market.Estimate(size_bytes=size_bytes, code=coded)
-        )
-    except XscError:
-        return  # of what is wrong the put itself tells
-    say(
-        f"{format_size(size_bytes)}, {format_size(found['coded_bytes'])} coded {found['code']}, "
-        f"cost about {format_credits(found['storage_micro'])} credits in 30 days "
-        "at the prices quoted now"
-    )
+        show.line(f"{ended} ended unconfirmed: silent hosts' leases and their grace are over")
+    if not answer["deletions_open"]:
+        return 0
+    still = count_of(answer["deletions_open"], "deletion")
+    show.warn(f"{still} not confirmed by every host yet")
+    return errors.EXIT_PARTLY
 
 
 _LETTERS = {"directory": "d", "file": "-", "link": "l"}
 
 
-def _put_tree(settings: Settings, folder: Path, *, reread: bool, **how: Unpack[PutOptions]) -> int:
-    """Store a directory; return the exit code."""
-    from xsc.client.folders import put_tree
-
-    given, code = how.get("name"), how.get("code")
-    name = (given if given is not None else folder.absolute().name).rstrip("/")
-    if not name:
-        raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
-    calls = settings.calls()
-
-    def storing(total: int | None) -> AbstractContextManager[Progress]:
-        if not settings.json:
-            _say_cost(calls, total, code)
-        return progress_bar(f"storing {name}", total)
-
-    stored = put_tree(
-        calls,
-        folder,
-        name,
-        started_ms=time.time_ns() // 1_000_000,
-        warn=warn,
-        survive=how["survive"],
-        code=code,
-        reread=reread,
-        watch=storing,
-    )
-    if settings.verbose and not settings.json:
-        sent = f"sent {stored['sent_files']} of {stored['files']} files"
-        say(f"{sent}, {format_size(stored['sent_bytes'])}")
-    settings.view(stored, stored["capability"])
-    return EXIT_PARTLY if stored["left_out"] else 0
-
-
-def _directory(calls: Calls, target: str | Named, version: int | None) -> Target:
-    """Return what is meant, which is a directory as far as a name says it.
-
-    Raises:
-        ArgumentInvalid: a file has that name. ObjectUnknown: nothing has.
-    """
-    found = resolve(calls, target, version)
-    if isinstance(target, Named) and found.kind != "directory":
-        raise ArgumentInvalid(f"{target.name} is a file, not a directory", hint="leave -r out")
-    return found
-
-
-def _get_tree(settings: Settings, target: str | Named, output: Path, version: int | None) -> None:
-    """Fetch a directory."""
-    from xsc.client.folders import get_tree
-
-    calls = settings.calls()
-    found = _directory(calls, target, version)
-    tree = get_tree(
-        calls,
-        found.capability,
-        output,
-        warn=warn,
-        path=found.path,
-        watch=lambda total: progress_bar("fetching", total),
-    )
-    files = sum(node.kind == "file" for node in tree.nodes)
-    size = sum(node.size_bytes for node in tree.nodes)
-    if settings.json:
-        show_json({"directory": str(output), "files": files, "size_bytes": size})
-    elif settings.verbose:
-        say(f"fetched {files} files, {format_size(size)}, to {output}")
-
-
-def _show_tree(settings: Settings, target: str | Named, version: int | None) -> None:
+def _show_tree(settings: Settings, calls: Calls, target: str | Named, version: int | None) -> None:
     """List what is in a stored directory."""
-    calls = settings.calls()
     found = _directory(calls, target, version)
     tree = read_tree(calls, found.capability)
     if found.path:
         tree = tree.at(found.path)
-    if settings.json:
-        show_json({"entries": [_entry(node) for node in tree.nodes]})
-    else:
-        show_table(_HEADS, [_cells(node) for node in tree.nodes], "the directory is empty")
+    settings.view({"entries": [_entry(node) for node in tree.nodes]})
+    show.table(_HEADS, [_cells(node) for node in tree.nodes], "the directory is empty")
 
 
 def _entry(node: Node) -> Document:
@@ -840,7 +719,7 @@ def _cells(node: Node) -> list[str]:
     return [
         _LETTERS[node.kind] + ("" if is_link else f"{node.mode:04o}"),
         format_size(node.size_bytes) if node.kind == "file" else "-",
-        moment(node.mtime_ns // 1_000_000),
+        show.moment(node.mtime_ns // 1_000_000),
         os.fsdecode(node.path) + (f" -> {os.fsdecode(node.target)}" if is_link else ""),
     ]
 
@@ -855,7 +734,7 @@ def _confirm_removal(calls: Calls, name: str, version: int | None, *, yes: bool)
         return
     what = f"all of {name}" if version is None else f"version {version} of {name}"
     if not sys.stdin.isatty():
-        raise ArgumentInvalid(f"{what} is to be deleted, a directory", hint="--yes says so")
+        raise errors.ArgumentInvalid(f"{what} is to be deleted, a directory", hint="--yes says so")
     files = len(calls.parts(tree_id(name)))
     if not click.confirm(f"Delete {what}, a directory of {files} stored files?", err=True):
-        raise ArgumentInvalid("it was not confirmed, and nothing was deleted")
+        raise errors.ArgumentInvalid("it was not confirmed, and nothing was deleted")

@@ -8,27 +8,26 @@ from pathlib import Path
 from typing import cast
 
 import click
+from click import argument, option
 
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.limits import PEER_BODY_BYTES_MAX
-from xsc.cli.options import PATH, STREAM, Command, Settings
-from xsc.client.files import read_bounded, read_file, read_module, unreadable
+from xsc.cli import options
+from xsc.cli.options import Command, Settings
+from xsc.client.files import opened, read_bounded, read_file, read_module
 
 
 def _opened(path: Path) -> BufferedReader:
     """Return a file, or standard input for "-", to be read."""
-    if path == STREAM:
+    if path == options.STREAM:
         return BufferedReader(cast(RawIOBase, sys.stdin.buffer))
-    try:
-        return path.open("rb")
-    except OSError as fault:
-        raise unreadable(path, "file", fault) from None
+    return opened(path)
 
 
 @click.command(cls=Command)
-@click.argument("file", type=PATH)
-@click.option("--module", type=PATH, help="Check that the run was of this very module, too.")
-@click.option("--lease", type=PATH, help="Check that the run was billed by this lease, too.")
+@argument("file", type=options.PATH)
+@option("--module", type=options.PATH, help="Check that the run was of this very module, too.")
+@option("--lease", type=options.PATH, help="Check that the run was billed by this lease, too.")
 def verify(settings: Settings, file: Path, module: Path | None, lease: Path | None) -> None:
     """Say what a receipt, voucher, lease, clearing, provenance, entry or drain proof proves.
 

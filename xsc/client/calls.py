@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypedDict, TypeVar, Unpack
 
 from xsc import api
+from xsc.api.endpoint import Id
 from xsc.api.ranges import UNIT
-from xsc.base.errors import ModuleUnknown, NodeUnreachable
+from xsc.base.errors import ModuleUnknown, NodeUnreachable, UploadChanged
 from xsc.base.jobs import JobResult, JobSpec, LimitOptions
 from xsc.base.limits import MODULE_NAMED_BYTES_LEAST, PROGRAM_DOCUMENT_BYTES_MAX, TIMEOUT_MS_MAX
 from xsc.client.core import (
@@ -30,7 +31,7 @@ from xsc.client.core import (
     problem_of,
     unwatched,
 )
-from xsc.client.files import fetch, read_file, read_module
+from xsc.client.files import fetch, opened, read_file, read_module, size_of, upload_id
 
 DEEP_TIMEOUT_S = 24 * 3600.0
 """A deep check reads six times a quarter of the object before it answers."""
@@ -74,14 +75,19 @@ class DeployOptions(LimitOptions, total=False):
     """The node that serves it; this one where None."""
 
 
-def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Do something with each item, several at once; return what came of it, in order.
+def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Do something with each item, several at once; yield what came of it, in order.
 
     Raises:
         Exception: the first that was met; what has not begun by then is not begun.
     """
     with ThreadPoolExecutor(WORKERS) as pool:
-        return list(pool.map(work, items))
+        yield from pool.map(work, items)
+
+
+def code_text(code: tuple[int, int] | None) -> str | None:
+    """Return a code as the API writes it: "K,M"."""
+    return None if code is None else f"{code[0]},{code[1]}"
 
 
 def value_of(shown: str | dict[str, str]) -> bytes:
@@ -190,12 +196,51 @@ class Calls(Core):
         asked = api.objects.Put(
             name=name or "",
             size_bytes=size_bytes,
-            code=None if code is None else f"{code[0]},{code[1]}",
+            code=code_text(code),
             resume=resume,
             part=part or None,
             **said,
         )
         return self.upload(api.objects.PUT, asked, source, progress)
+
+    def put_file(
+        self,
+        path: Path,
+        *,
+        watch: Watch = unwatched,
+        goes_on: Callable[[int], None] | None = None,
+        **how: Unpack[PutOptions],
+    ) -> Document:
+        """Store a file, by its own name where none is given; one that broke off goes on.
+
+        Args:
+            path: of the file.
+            watch: of the bytes that are read.
+            goes_on: told how many bytes were stored before.
+            how: as for `put`.
+
+        Raises:
+            ArgumentInvalid: it cannot be read.
+        """
+        with opened(path) as source:
+            size = size_of(source)
+            name = how["name"] = path.name if how.get("name") is None else how["name"]
+            resume = upload_id(path, source, name, how.get("survive", ""), how.get("code"))
+
+            def send() -> Document:
+                with watch(size) as progress:
+                    if goes_on is not None and resume is not None:
+                        goes_on(self.ask(api.objects.UPLOAD, Id(id=resume))["stored_bytes"])
+                    return self.put(
+                        source, size_bytes=size, resume=resume, progress=progress, **how
+                    )
+
+            try:
+                return send()
+            except UploadChanged:
+                # Other content under the same size and time; what was stored of it is gone.
+                source.seek(0)
+                return send()
 
     def open(self, capability: str, part: str | None = None) -> Download:
         """Return an object's content as a stream, to be used in a `with`.

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from xsc import api
@@ -32,7 +31,7 @@ from xsc.client.calls import (
     value_of,
 )
 from xsc.client.core import ANSWER_TIMEOUT_S, Document, Progress
-from xsc.client.files import read_module, size_of, unreadable, write_whole
+from xsc.client.files import read_module, write_whole
 from xsc.client.targets import Ask, Target, survey
 
 T = TypeVar("T")
@@ -181,12 +180,7 @@ class Node(_Face):
         self.id = str((await self.status())["id"])
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Nothing is kept open between calls."""
 
     async def put(self, source: Path | str | bytes, **how: Unpack[PutOptions]) -> str:
@@ -212,16 +206,7 @@ class Node(_Face):
             if isinstance(source, bytes):
                 size = len(source)
                 return self._calls.put(BytesIO(source), size_bytes=size, progress=progress, **how)
-            path = Path(source)
-            if how.get("name") is None:
-                how["name"] = path.name
-            try:
-                stream = path.open("rb")
-            except OSError as fault:
-                raise unreadable(path, "file", fault) from None
-            with stream:
-                size_bytes = size_of(stream)
-                return self._calls.put(stream, size_bytes=size_bytes, progress=progress, **how)
+            return self._calls.put_file(Path(source), watch=lambda _: nullcontext(progress), **how)
 
         return _stored(await _watched(work))
 

@@ -1,15 +1,14 @@
 """Files of this machine: read where they fit in memory, written whole or not at all, gone on with.
 
 A download goes on where an earlier one was interrupted. Beside FILE stand, until it is whole,
-FILE.part with what has come and FILE.part.sums with the Merkle root of each whole block of it.
-All that came was verified by the node, and each byte that is kept was summed when it came; what
-does not fit its sum any more, as after a power loss, is fetched again, and so is what belongs to
-another capability. A kill at any moment costs the block that was not whole; where the node breaks
-off, that has a sum as well: the last one may be of a shorter block, up to the end of what has come.
+FILE.part with what has come and FILE.part.sums with a line for each block of it. All that came was
+verified by the node, and each block that is kept was summed when it came; what does not fit its sum
+any more, as after a power loss, is fetched again, and so is what belongs to another capability. A
+kill at any moment costs the block that was under way.
 
-    xsc part 1 <id of the object> <its size in bytes>
-    <sum of block 0>
-    <sum of block 1> …
+    xsc part 2 <id of the object> <its size in bytes>
+    <SHA-256 of a block> <its size>
+    <SHA-256 of the next block> <its size> …
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from xsc.base.errors import ArgumentInvalid, ReceiptInvalid, TooLarge, unwritable
@@ -31,8 +29,8 @@ if TYPE_CHECKING:
     from xsc.client.core import Download, Watch
 
 BLOCK_BYTES = MIB
-_HEAD = re.compile(r"xsc part 1 ([0-9a-f]{64}) ([0-9]{1,19})\n")
-_SUM_CHARS = 64
+_HEAD = re.compile(r"xsc part 2 ([0-9a-f]{64}) ([0-9]{1,19})\n")
+_SUM = re.compile(r"[0-9a-f]{64} ([0-9]{1,8})")
 
 
 def read_file(path: Path, what: str, size_max: int) -> bytes:
@@ -42,20 +40,45 @@ def read_file(path: Path, what: str, size_max: int) -> bytes:
         ArgumentInvalid: it cannot be read.
         TooLarge: it has more than `size_max` bytes.
     """
-    try:
-        with path.open("rb") as file:
+    with opened(path, what) as file:
+        try:
             return read_bounded(file, what, size_max)
+        except OSError as fault:
+            raise _unreadable(path, what, fault) from None
+
+
+def opened(path: Path, what: str = "file") -> BufferedReader:
+    """Return a file, open to be read.
+
+    Raises:
+        ArgumentInvalid: it cannot be.
+    """
+    try:
+        return path.open("rb")
     except OSError as fault:
-        raise unreadable(path, what, fault) from None
+        raise _unreadable(path, what, fault) from None
 
 
-def unreadable(path: Path, what: str, fault: OSError) -> ArgumentInvalid:
-    """Return the error for a file that cannot be read."""
+def _unreadable(path: Path, what: str, fault: OSError) -> ArgumentInvalid:
     if isinstance(fault, FileNotFoundError):
         return ArgumentInvalid(f"there is no file {path}")
     if isinstance(fault, IsADirectoryError):
         return ArgumentInvalid(f"{path} is a directory, not a file")
     return ArgumentInvalid(f"the {what} {path} cannot be read: {fault.strerror}")
+
+
+def blocks_of(path: Path, what: str) -> Iterator[bytes]:
+    """Yield a file block by block.
+
+    Raises:
+        ArgumentInvalid: it cannot be read.
+    """
+    with opened(path, what) as file:
+        try:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+        except OSError as fault:
+            raise _unreadable(path, what, fault) from None
 
 
 def read_bounded(
@@ -210,10 +233,10 @@ def object_id(capability: str) -> str:
     return hashlib.sha256(b"XSC/1/part\0" + capability.encode()).hexdigest()
 
 
-def _sum_of(data: bytes | bytearray) -> str:
-    from xsc.base.merkle import root_of  # noqa: PLC0415 - most commands need none
+def _sum_of(block: bytes) -> str:
+    import hashlib  # noqa: PLC0415 - most commands need none
 
-    return root_of(memoryview(data)).hex()
+    return f"{hashlib.sha256(block).hexdigest()} {len(block)}"
 
 
 class Partial:
@@ -229,9 +252,8 @@ class Partial:
         self._id = object_id
         self._part = path.with_name(path.name + ".part")
         self._sums = path.with_name(path.name + ".part.sums")
-        self._block = bytearray()
-        self._kept = 0
-        """In whole blocks."""
+        self.kept_bytes = 0
+        """How much is there, every byte of it as it came."""
         self.size_bytes: int | None = None
         """How many bytes the object has, where an earlier download has learned it."""
 
@@ -258,78 +280,53 @@ class Partial:
             f"another process writes {self._part}", hint="wait for it, or name another file"
         )
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is not None and not self.kept_bytes:
                 self._part.unlink(missing_ok=True)
                 self._sums.unlink(missing_ok=True)
-            elif kind is not None and self._block:
-                with suppress(OSError):  # why it ended counts; what has no sum comes again
-                    self._sum_up()
         finally:
             os.close(self._log)
             os.close(self._file)
 
-    @property
-    def kept_bytes(self) -> int:
-        """How much is there, every byte of it as it came."""
-        return self._kept + len(self._block)
-
     def _load(self) -> None:
-        """Keep the blocks that fit their sums, up to the first that does not or is not whole."""
+        """Keep the blocks that fit their sums, up to the first that does not."""
         with os.fdopen(os.dup(self._log), "r", encoding="ascii", errors="replace") as log:
             head = _HEAD.fullmatch(log.readline())
-            sums = log.read().split("\n")[:-1]
+            lines = log.read().split("\n")[:-1]
         if head is None or head[1] != self._id:
             self.restart()
             return
-        self.size_bytes = int(head[2])
-        for number, expected in enumerate(sums):
-            block = os.pread(self._file, BLOCK_BYTES, number * BLOCK_BYTES)
-            if not block or self._kept + len(block) > self.size_bytes or _sum_of(block) != expected:
+        self.size_bytes, end = int(head[2]), head.end()
+        for line in lines:
+            said = _SUM.fullmatch(line)
+            block = b"" if said is None else os.pread(self._file, int(said[1]), self.kept_bytes)
+            if self.kept_bytes + len(block) > self.size_bytes or _sum_of(block) != line:
                 break
-            if len(block) < BLOCK_BYTES:
-                self._block += block
-                break
-            self._kept += BLOCK_BYTES
-        os.truncate(self._file, self.kept_bytes)
-        os.lseek(self._file, self.kept_bytes, os.SEEK_SET)
-        end = head.end() + self._kept // BLOCK_BYTES * (_SUM_CHARS + 1)
-        os.truncate(self._log, end)
-        os.lseek(self._log, end, os.SEEK_SET)
+            self.kept_bytes += len(block)
+            end += len(line) + 1
+        self._cut(end)
+
+    def _cut(self, end: int) -> None:
+        """Forget what is not kept, and of the sums what is behind a place."""
+        for handle, length in ((self._log, end), (self._file, self.kept_bytes)):
+            os.truncate(handle, length)
+            os.lseek(handle, length, os.SEEK_SET)
 
     def restart(self, size_bytes: int | None = None) -> None:
         """Forget what is there; take down the size of what comes, where it is known."""
-        self._kept = 0
+        self.kept_bytes = 0
         self.size_bytes = size_bytes
-        self._block.clear()
-        for handle in (self._log, self._file):
-            os.truncate(handle, 0)
-            os.lseek(handle, 0, os.SEEK_SET)
+        self._cut(0)
         if size_bytes is not None:
-            _write_all(self._log, f"xsc part 1 {self._id} {size_bytes}\n".encode())
+            _write_all(self._log, f"xsc part 2 {self._id} {size_bytes}\n".encode())
 
     def fill(self, blocks: Iterable[bytes]) -> None:
-        """Write what comes; each whole block counts from then on."""
-        for data in blocks:
-            view = memoryview(data)
-            while view:
-                taken = view[: BLOCK_BYTES - len(self._block)]
-                _write_all(self._file, taken)
-                self._block += taken
-                view = view[len(taken) :]
-                if len(self._block) == BLOCK_BYTES:
-                    self._sum_up()
-                    self._kept += BLOCK_BYTES
-                    self._block.clear()
-
-    def _sum_up(self) -> None:
-        _write_all(self._log, _sum_of(self._block).encode() + b"\n")
+        """Write what comes; each block counts from then on."""
+        for block in blocks:
+            _write_all(self._file, block)
+            _write_all(self._log, f"{_sum_of(block)}\n".encode())
+            self.kept_bytes += len(block)
 
     def finish(self) -> int:
         """Put the file in its place, synced; return its size in bytes."""

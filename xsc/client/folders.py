@@ -27,22 +27,11 @@ from typing import Any, BinaryIO
 
 from xsc.base.errors import ArgumentInvalid, ObjectUnknown, UploadChanged, unwritable
 from xsc.base.limits import KIB, MIB, READ_TOGETHER_MAX, TREE_DEPTH_MAX
+from xsc.client import tree as trees
 from xsc.client.calls import Calls, side_by_side
 from xsc.client.core import BLOCK_BYTES, Document, Progress, Watch, unwatched
 from xsc.client.files import object_id, upload_id
 from xsc.client.targets import read_tree
-from xsc.client.tree import (
-    MODE_MAX,
-    SUFFIX,
-    Node,
-    Tree,
-    order,
-    pack,
-    part_id,
-    references,
-    tree_id,
-    unchanged,
-)
 
 SMALL_BYTES = 64 * KIB
 """Files up to this size are fetched many in one call."""
@@ -60,9 +49,9 @@ Warn = Callable[[str], None]
 # Storing
 
 
-def scan(top: int, left_out: Warn) -> list[Node]:
+def scan(top: int, left_out: Warn) -> list[trees.Node]:
     """Return the entries below an open directory, in order; `left_out` is told of the others."""
-    found: list[Node] = []
+    found: list[trees.Node] = []
 
     def walk(handle: int, prefix: bytes, depth: int) -> None:
         if depth > TREE_DEPTH_MAX:
@@ -87,17 +76,17 @@ def scan(top: int, left_out: Warn) -> list[Node]:
                 left_out(f"{os.fsdecode(path)} cannot be read: {fault.strerror}")
 
     walk(top, b"", 1)
-    return sorted(found, key=lambda node: order(node.path))
+    return sorted(found, key=lambda node: trees.order(node.path))
 
 
-def _node_of(path: bytes, status: os.stat_result, handle: int, name: bytes) -> Node | None:
-    mode, mtime_ns = stat.S_IMODE(status.st_mode) & MODE_MAX, status.st_mtime_ns
+def _node_of(path: bytes, status: os.stat_result, handle: int, name: bytes) -> trees.Node | None:
+    mode, mtime_ns = stat.S_IMODE(status.st_mode) & trees.MODE_MAX, status.st_mtime_ns
     if stat.S_ISDIR(status.st_mode):
-        return Node(path, "directory", mode, mtime_ns)
+        return trees.Node(path, "directory", mode, mtime_ns)
     if stat.S_ISREG(status.st_mode):
-        return Node(path, "file", mode, mtime_ns, status.st_size)
+        return trees.Node(path, "file", mode, mtime_ns, status.st_size)
     if stat.S_ISLNK(status.st_mode):
-        return Node(path, "link", 0, mtime_ns, target=os.readlink(name, dir_fd=handle))
+        return trees.Node(path, "link", 0, mtime_ns, target=os.readlink(name, dir_fd=handle))
     return None
 
 
@@ -164,7 +153,7 @@ class _Storing:
     sent: list[int] = field(default_factory=list)
     """The sizes of the contents that were sent."""
 
-    def store(self, node: Node) -> Node:
+    def store(self, node: trees.Node) -> trees.Node:
         """Return a file's entry with where its content is, stored if it was not.
 
         Raises:
@@ -174,7 +163,7 @@ class _Storing:
             return node
         for _ in range(TRIES):
             with open_below(self.top, node.path) as file:
-                part = part_id(_hash(file, node.size_bytes), self.options)
+                part = trees.part_id(_hash(file, node.size_bytes), self.options)
                 with self.under_way.setdefault(part, threading.Lock()):
                     if part in self.parts:
                         self.progress(node.size_bytes)
@@ -184,17 +173,17 @@ class _Storing:
                     return replace(node, part=part, capability=self.parts[part])
         raise OSError(errno.EBUSY, "it changes while it is read")
 
-    def _upload(self, node: Node, file: BinaryIO, part: bytes) -> None:
+    def _upload(self, node: trees.Node, file: BinaryIO, part: bytes) -> None:
         """Store a content, unless it changes meanwhile."""
         size = node.size_bytes
         path = Path(os.fsdecode(node.path))
-        resume = upload_id(path, file, tree_id(self.name), part.hex())
+        resume = upload_id(path, file, trees.tree_id(self.name), part.hex())
         file.seek(0)
         source = _Exactly(file, size)
         try:
             done = self.calls.put(
                 source,  # type: ignore[arg-type]
-                part=f"{tree_id(self.name)}/{part.hex()}",
+                part=f"{trees.tree_id(self.name)}/{part.hex()}",
                 size_bytes=size,
                 resume=resume,
                 progress=self.progress,
@@ -203,7 +192,7 @@ class _Storing:
         except UploadChanged:  # what was stored under that id is gone: the next try stores this
             return
         capability: str = done["capability"]
-        if part_id(source.hasher.digest(), self.options) != part:
+        if trees.part_id(source.hasher.digest(), self.options) != part:
             self.calls.remove(capability)
             return
         self.parts[part] = capability
@@ -243,7 +232,7 @@ def put_tree(
     """
     how: dict[str, Any] = {"survive": survive, "code": code}
     options = f"{survive} {code or ''}"
-    full = name.rstrip("/") + SUFFIX
+    full = name.rstrip("/") + trees.SUFFIX
     missing: list[str] = []
 
     def left_out(line: str) -> None:
@@ -260,12 +249,11 @@ def put_tree(
         status = os.fstat(top)
         found = scan(top, left_out)
         before, capability = _newest(calls, full)
-        unread = {} if reread else unchanged(before, options)
-        parts = {
-            bytes.fromhex(row["part"]): row["capability"] for row in calls.parts(tree_id(full))
-        }
-        nodes: list[Node] = []
-        waiting: list[Node] = []
+        unread = {} if reread else trees.unchanged(before, options)
+        rows = calls.parts(trees.tree_id(full))
+        parts = {bytes.fromhex(row["part"]): row["capability"] for row in rows}
+        nodes: list[trees.Node] = []
+        waiting: list[trees.Node] = []
         for node in found:
             same = unread.get((node.path, node.size_bytes, node.mtime_ns))
             if node.kind != "file":
@@ -280,11 +268,11 @@ def put_tree(
             nodes += chain.from_iterable(side_by_side(work, [[node] for node in waiting]))
     finally:
         os.close(top)
-    nodes.sort(key=lambda node: order(node.path))
-    mode = stat.S_IMODE(status.st_mode) & MODE_MAX
-    tree = Tree(started_ms, options, mode, status.st_mtime_ns, tuple(nodes))
+    nodes.sort(key=lambda node: trees.order(node.path))
+    mode = stat.S_IMODE(status.st_mode) & trees.MODE_MAX
+    tree = trees.Tree(started_ms, options, mode, status.st_mtime_ns, tuple(nodes))
     if before is None or not tree.same_content(before):
-        raw = pack(tree)
+        raw = trees.pack(tree)
         done = calls.put(io.BytesIO(raw), name=full, size_bytes=len(raw), wait_for_name=True, **how)
         for line in done["warnings"]:
             warn(line)
@@ -299,7 +287,7 @@ def put_tree(
     }
 
 
-def _newest(calls: Calls, full: str) -> tuple[Tree | None, str]:
+def _newest(calls: Calls, full: str) -> tuple[trees.Tree | None, str]:
     try:
         capability = calls.named(full)[0]
     except ObjectUnknown:
@@ -311,8 +299,8 @@ def _newest(calls: Calls, full: str) -> tuple[Tree | None, str]:
 
 
 def _all_that_can_be(
-    work: Callable[[Node], Node], left_out: Warn, nodes: Sequence[Node]
-) -> list[Node]:
+    work: Callable[[trees.Node], trees.Node], left_out: Warn, nodes: Sequence[trees.Node]
+) -> list[trees.Node]:
     """Do something for each; return what came of those with which the disk had no fault."""
     done = []
     for node in nodes:
@@ -334,7 +322,7 @@ def get_tree(
     warn: Warn,
     path: bytes = b"",
     watch: Watch = unwatched,
-) -> Tree:
+) -> trees.Tree:
     """Write a stored directory to the disk, where nothing may stand yet; return it.
 
     A call that was killed is gone on with by the same call.
@@ -368,10 +356,10 @@ def get_tree(
             numbers = {node.path: number for number, node in enumerate(tree.nodes)}
             with watch(sum(node.size_bytes for node in missing)) as progress:
 
-                def fetch(group: Sequence[Node]) -> int:
+                def fetch(group: Sequence[trees.Node]) -> int:
                     contents = _contents(calls, group)
 
-                    def write(node: Node) -> Node:
+                    def write(node: trees.Node) -> trees.Node:
                         coming, content = incoming / str(numbers[node.path]), contents[node]
                         if coming.is_symlink():
                             coming.unlink()
@@ -442,17 +430,17 @@ def _real_directory(path: Path) -> None:
         path.chmod(0o700)
 
 
-def _place(root: Path, node: Node) -> Path:
-    return root.joinpath(*(os.fsdecode(part) for part in order(node.path)))
+def _place(root: Path, node: trees.Node) -> Path:
+    return root.joinpath(*(os.fsdecode(part) for part in trees.order(node.path)))
 
 
-def _make_directories(root: Path, tree: Tree) -> None:
+def _make_directories(root: Path, tree: trees.Tree) -> None:
     for node in tree.nodes:
         if node.kind == "directory":
             _real_directory(_place(root, node))
 
 
-def _is_there(root: Path, node: Node) -> bool:
+def _is_there(root: Path, node: trees.Node) -> bool:
     """Say whether nothing is to be fetched: files get their names only when they are whole."""
     if node.kind != "file":
         return True
@@ -466,9 +454,9 @@ def _is_there(root: Path, node: Node) -> bool:
     )
 
 
-def _groups(nodes: Sequence[Node]) -> Iterator[list[Node]]:
+def _groups(nodes: Sequence[trees.Node]) -> Iterator[list[trees.Node]]:
     """Yield files that are fetched in one call: large ones alone, small ones together."""
-    group: list[Node] = []
+    group: list[trees.Node] = []
     size = 0
     for node in nodes:
         if node.size_bytes > SMALL_BYTES:
@@ -483,9 +471,11 @@ def _groups(nodes: Sequence[Node]) -> Iterator[list[Node]]:
         yield group
 
 
-def _contents(calls: Calls, group: Sequence[Node]) -> dict[Node, bytes | None]:
+def _contents(calls: Calls, group: Sequence[trees.Node]) -> dict[trees.Node, bytes | None]:
     """Return what small files hold; None of one that is to be fetched by itself."""
-    found: dict[Node, bytes | None] = {node: None if node.size_bytes else b"" for node in group}
+    found: dict[trees.Node, bytes | None] = {
+        node: None if node.size_bytes else b"" for node in group
+    }
     small = [node for node in group if 0 < node.size_bytes <= SMALL_BYTES]
     if small:
         contents = calls.read_together([node.capability for node in small if node.capability])
@@ -499,7 +489,7 @@ def _write(coming: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _put_in_place(coming: Path, root: Path, node: Node) -> None:
+def _put_in_place(coming: Path, root: Path, node: trees.Node) -> None:
     """Give a file that has come its mode, time and name."""
     size = coming.stat().st_size
     if size != node.size_bytes:
@@ -510,7 +500,7 @@ def _put_in_place(coming: Path, root: Path, node: Node) -> None:
     coming.replace(_place(root, node))
 
 
-def _finish(root: Path, tree: Tree) -> None:
+def _finish(root: Path, tree: trees.Tree) -> None:
     """Make the links, then give directories their modes and times, the deepest first."""
     for node in tree.nodes:
         if node.kind == "link":
@@ -538,14 +528,14 @@ def clean(calls: Calls, full: str) -> list[Document]:
         versions = calls.named(full)
     except ObjectUnknown:
         versions = []
-    needed = references(read_tree(calls, capability) for capability in versions)
+    needed = trees.references(read_tree(calls, capability) for capability in versions)
     rows = calls.objects(full, versions=True)["objects"]
     newest_ms = max((row["created_ms"] for row in rows if row["name"] == full), default=None)
     return remove_all(
         calls,
         [
             row["capability"]
-            for row in calls.parts(tree_id(full))
+            for row in calls.parts(trees.tree_id(full))
             if bytes.fromhex(row["part"]) not in needed
             and (newest_ms is None or row["created_ms"] < newest_ms)
         ],
@@ -558,4 +548,4 @@ def remove_all(calls: Calls, capabilities: Sequence[str]) -> list[Document]:
     Several at once: a deletion is on the disks of six hosts before they confirm it, and those
     that come together are synced together.
     """
-    return side_by_side(calls.remove, capabilities)
+    return list(side_by_side(calls.remove, capabilities))

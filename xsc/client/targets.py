@@ -7,7 +7,6 @@ hosts hold of a directory is the worst that they hold of any of its files.
 from __future__ import annotations
 
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -207,24 +206,23 @@ def survey(calls: Calls, target: Target, ask: Ask, watch: Watch) -> Document:
     tree = tree_of(calls, target, listed)
     if tree is None:
         return listed
-    worst, lock = _Worst(listed), threading.Lock()
     files: dict[str, list[str]] = {}
     for node in tree.nodes:
         if node.capability is not None:
             files.setdefault(node.capability, []).append(node.path.decode("utf-8", "replace"))
 
-    def work(found: tuple[str, list[str]]) -> None:
-        capability, paths = found
+    def asked(capability: str) -> Document | None:
         try:
-            answer = ask(capability)
+            return ask(capability)
         except ObjectUnknown:
-            answer = None
-        with lock:
+            return None
+
+    worst = _Worst(listed)
+    with watch(sum(node.size_bytes for node in tree.nodes)) as progress:
+        answers = side_by_side(asked, files)
+        for paths, answer in zip(files.values(), answers, strict=True):
             worst.take(paths, answer)
             progress(0 if answer is None else answer["size_bytes"] * len(paths))
-
-    with watch(sum(node.size_bytes for node in tree.nodes)) as progress:
-        side_by_side(work, files.items())
     return worst.document(tree)
 
 
@@ -295,13 +293,15 @@ class _Worst:
         rank = (known, answer["readable"], answer["margin"], answer["healable"], kept, paths[0])
         if "bad" in answer:
             answer = {**answer, "bad": [{"path": paths[0], **row} for row in answer["bad"]]}
-        before, base = self._answer, self._answer
+        before = self._answer
+        merged = {
+            key: merge(before[key], answer[key])
+            for key, merge in _MERGED.items()
+            if key in before and key in answer
+        }
         if not before or rank < self._rank:
-            self._rank, base = rank, answer
-        self._answer = dict(base)
-        for key, merge in _MERGED.items():
-            if before and key in answer:
-                self._answer[key] = merge(before[key], answer[key])
+            self._rank, self._answer = rank, answer
+        self._answer = self._answer | merged
         if known and answer["readable"] and kept and states.keys() <= {"ok"}:
             return
         self._not_whole += len(paths)

@@ -10,12 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+from xsc.base import encoding, errors, ids, merkle, peering
 from xsc.base.clock import Clock
-from xsc.base.encoding import Value
-from xsc.base.errors import PeerSilent
-from xsc.base.ids import short
-from xsc.base.merkle import Part
-from xsc.base.peering import Caller, Reply
 
 ATTEND_FIRST_MS = 500
 """After a call has taken that long, its peer is asked whether it is there; then more rarely."""
@@ -32,7 +28,7 @@ class Attended:
     """
 
     def __init__(
-        self, clock: Clock, caller: Caller, is_there: Callable[[bytes], Awaitable[bool]]
+        self, clock: Clock, caller: peering.Caller, is_there: Callable[[bytes], Awaitable[bool]]
     ) -> None:
         self._clock = clock
         self._caller = caller
@@ -42,11 +38,11 @@ class Attended:
         self,
         peer: bytes,
         method: str,
-        header: dict[str, Value],
-        parts: Sequence[Part] = (),
+        header: dict[str, encoding.Value],
+        parts: Sequence[merkle.Part] = (),
         *,
         timeout_ms: int | None = None,
-    ) -> Reply:
+    ) -> peering.Reply:
         """Return the peer's answer; errors as the port says."""
         try:
             async with asyncio.timeout(None) as patience:
@@ -60,7 +56,7 @@ class Attended:
         except TimeoutError:
             if not patience.expired():
                 raise
-            raise PeerSilent(f"the peer {short(peer)} has stopped answering") from None
+            raise errors.PeerSilent(f"the peer {ids.short(peer)} has stopped answering") from None
 
     async def _watch(self, peer: bytes, patience: asyncio.Timeout) -> None:
         """Ping the peer at growing intervals; end the call once it does not answer."""

@@ -14,9 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from xsc.base.encoding import decode, encode
-from xsc.base.errors import LimitError, PeerError, StoreDamaged
-from xsc.base.limits import BUCKETS_KEPT, PPM
+from xsc.base import encoding, errors, limits
 from xsc.health.score import trust_ppm
 
 RESPONSES_KEPT = 200
@@ -44,7 +42,7 @@ class Bucket:
     def to_bytes(self) -> bytes:
         """Return it for the store."""
         counts = {"answered": self.answered, "missed": self.missed, "wrong": self.wrong}
-        return encode({"v": _VERSION, "seen": self.seen_ms, **counts})
+        return encoding.encode({"v": _VERSION, "seen": self.seen_ms, **counts})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,7 @@ class _History:
     def turn(self, number: int) -> None:
         """Make a bucket the newest; drop those that are too old, or of a clock that was wrong."""
         self.newest, self.stats = number, None
-        for other in [n for n in self.buckets if not 0 <= number - n < BUCKETS_KEPT]:
+        for other in [n for n in self.buckets if not 0 <= number - n < limits.BUCKETS_KEPT]:
             del self.buckets[other]
             self.changed.add(other)
 
@@ -173,13 +171,13 @@ class AvailabilityTester:
         Raises:
             StoreDamaged: not what `changes` gives.
         """
-        damaged = StoreDamaged(
+        damaged = errors.StoreDamaged(
             "the results of earlier probes are damaged, or of a newer format",
             hint="the table 'health/' of the state database may be deleted",
         )
         try:
-            value = decode(raw)
-        except (PeerError, LimitError):
+            value = encoding.decode(raw)
+        except (errors.PeerError, errors.LimitError):
             raise damaged from None
         match value:
             case {
@@ -202,7 +200,7 @@ def _stats(history: _History) -> AvailabilityStats:
     answered = sum(bucket.answered for bucket in buckets.values())
     probes = answered + sum(bucket.missed for bucket in buckets.values())
     return AvailabilityStats(
-        availability=answered * PPM // probes if probes else 0,
+        availability=answered * limits.PPM // probes if probes else 0,
         avg_response_ms=sum(history.times) // len(history.times) if history.times else 0,
         probes=probes,
         answered=answered,

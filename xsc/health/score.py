@@ -20,11 +20,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import isqrt
 
-from xsc.base.limits import BUCKETS_KEPT, PPM
-from xsc.base.units import ceil_div
+from xsc.base import limits, units
 
 _SCALE = 1_000_000
-_HALVINGS = PPM.bit_length()
+_HALVINGS = limits.PPM.bit_length()
 """After so many nothing is left."""
 _Z_SQUARED = 2_706_025
 """1.645², in units of 1/_SCALE."""
@@ -39,8 +38,8 @@ def _lower_bound(good: int, bad: int) -> int:
     count = good + bad
     under_root = 4 * _Z_SQUARED * good * bad + _Z_SQUARED * _Z_SQUARED * count
     # The least integer that is not below PPM times the root.
-    root = isqrt(ceil_div(PPM * PPM * under_root, count) - 1) + 1
-    return max(0, (PPM * (2 * good + _Z_SQUARED) - root) // (2 * (count + _Z_SQUARED)))
+    root = isqrt(units.ceil_div(limits.PPM * limits.PPM * under_root, count) - 1) + 1
+    return max(0, (limits.PPM * (2 * good + _Z_SQUARED) - root) // (2 * (count + _Z_SQUARED)))
 
 
 def quality_ppm(answered: int, missed: int) -> int:
@@ -54,8 +53,8 @@ def trust_ppm(wrong: Mapping[int, int]) -> int:
     Args:
         wrong: how many there were, by age in buckets, 0 to BUCKETS_KEPT - 1.
     """
-    left = PPM
+    left = limits.PPM
     for age, count in sorted(wrong.items()):
         for _ in range(min(count, _HALVINGS)):
-            left = left * (BUCKETS_KEPT + age) // (2 * BUCKETS_KEPT)
+            left = left * (limits.BUCKETS_KEPT + age) // (2 * limits.BUCKETS_KEPT)
     return left

@@ -16,23 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from xsc.base.clock import event_within
-from xsc.base.encoding import Value
-from xsc.base.errors import (
-    ClockSkewed,
-    PeerSilent,
-    PeerUnknown,
-    RecordInvalid,
-    StoreDamaged,
-    XscError,
-)
-from xsc.base.fields import take_bytes
+from xsc.base import clock, encoding, errors, fields, keyvalue, merkle, peering, turns
 from xsc.base.ids import ID_BYTES, short
-from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import NONCE_BYTES, PPM, PROBE_TIMEOUT_MS, REQUEST_WINDOW_MS
-from xsc.base.merkle import Part
-from xsc.base.peering import Handler, Peers, Reply
-from xsc.base.turns import Turns
 from xsc.health.detector import AvailabilityTester, State
 from xsc.health.messages import Ping, Pong, check_pong
 from xsc.health.schedule import due, wait_ms
@@ -118,8 +104,8 @@ class HealthService:
         self,
         context: Context,
         *,
-        state: KeyValue,
-        peers: Peers,
+        state: keyvalue.KeyValue,
+        peers: peering.Peers,
         interval_ms: int = PROBE_INTERVAL_MS,
         timeout_ms: int = PROBE_TIMEOUT_MS,
     ) -> None:
@@ -144,13 +130,13 @@ class HealthService:
         """By peer, its last refusal of a probe, until it answers one."""
         self._away: set[bytes] = set()
         """Peers that were found not to be there, and that have answered no probe since."""
-        self._asking: Turns[bytes] = Turns()
+        self._asking: turns.Turns[bytes] = turns.Turns()
         self._listeners: list[OnChange] = []
         self._woken = asyncio.Event()
-        for stored, raw in self._store.scan(_ROOT, prefix_end(_ROOT)):
+        for stored, raw in self._store.scan(_ROOT, keyvalue.prefix_end(_ROOT)):
             node, number = stored[len(_ROOT) :][:ID_BYTES], stored[len(_ROOT) + ID_BYTES :]
             if len(number) != _NUMBER_BYTES:
-                raise StoreDamaged("a key of the table 'health/' is no node id and number")
+                raise errors.StoreDamaged("a key of the table 'health/' is no node id and number")
             self.tester.restore(node, int.from_bytes(number, "big"), raw)
 
     # What is known
@@ -235,16 +221,16 @@ class HealthService:
         try:
             ping, reply = await self._ping(peer, self._timeout_ms)
             response_ms = self._clock.monotonic_ms() - started_ms
-            raw = take_bytes(reply.header, "pong")
+            raw = fields.take_bytes(reply.header, "pong")
             pong = open_signed(raw, Pong, network=self._network, author=peer).record
             if (wrong := check_pong(pong, ping)) is not None:
-                raise RecordInvalid(wrong)
-        except PeerSilent as fault:
+                raise errors.RecordInvalid(wrong)
+        except errors.PeerSilent as fault:
             result = ProbeResult(available=False, response_ms=0, reason=fault.message)
-        except XscError as fault:
-            if isinstance(fault, PeerUnknown) and peer not in self._peers.peers():
+        except errors.XscError as fault:
+            if isinstance(fault, errors.PeerUnknown) and peer not in self._peers.peers():
                 raise
-            if isinstance(fault, ClockSkewed):
+            if isinstance(fault, errors.ClockSkewed):
                 self._clock_refused.add(peer)
             if self._refused.get(peer) != fault.message:
                 # A peer that removed this node refuses each probe: it is said once.
@@ -257,7 +243,7 @@ class HealthService:
             self._refused.pop(peer, None)
             result = ProbeResult(available=True, response_ms=response_ms, reason="")
         if peer not in self._last_ms:
-            raise PeerUnknown(f"{short(peer)} was forgotten while it was probed")
+            raise errors.PeerUnknown(f"{short(peer)} was forgotten while it was probed")
         if pong is not None:
             self._pongs[peer] = pong
             # The answer was written about half way between question and arrival.
@@ -298,17 +284,17 @@ class HealthService:
         """Return whether a peer answers a ping, even by a refusal."""
         try:
             await self._ping(peer, ATTEND_TIMEOUT_MS)
-        except (PeerSilent, PeerUnknown):
+        except (errors.PeerSilent, errors.PeerUnknown):
             return False
-        except XscError as refusal:
+        except errors.XscError as refusal:
             self._log.info("health.refused_but_there", peer=short(peer), code=refusal.code)
         return True
 
-    async def _ping(self, peer: bytes, timeout_ms: int) -> tuple[Ping, Reply]:
+    async def _ping(self, peer: bytes, timeout_ms: int) -> tuple[Ping, peering.Reply]:
         """Send a signed ping; return it and the answer, unchecked."""
         ping = Ping(node=peer, nonce=self._entropy.token(NONCE_BYTES), sent_ms=self._clock.now_ms())
         signed = sign(ping, self._key, self._network)
-        header: dict[str, Value] = {"v": 1, "ping": signed.raw}
+        header: dict[str, encoding.Value] = {"v": 1, "ping": signed.raw}
         return ping, await self._caller.call(peer, PING, header, timeout_ms=timeout_ms)
 
     async def clock_of(self, peer: bytes) -> int | None:
@@ -366,7 +352,7 @@ class HealthService:
             async with places:
                 try:
                     await self.probe(peer)
-                except PeerUnknown:
+                except errors.PeerUnknown:
                     self._log.info("health.gone", peer=short(peer))
 
         await asyncio.gather(*(one(peer) for peer in peers))
@@ -385,21 +371,21 @@ class HealthService:
             now_ms = self._clock.monotonic_ms()
             rest_ms = wait_ms(self._peers.peers(), self._last_ms, now_ms, self._interval_ms)
             # `watch` asks for a probe at once.
-            await event_within(self._clock, self._woken, rest_ms)
+            await clock.event_within(self._clock, self._woken, rest_ms)
 
     # What peers ask
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, peering.Handler]:
         """Return the methods that peers may call."""
         return {PING: self._answer}
 
     async def _answer(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
-        raw = take_bytes(header, "ping")
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+        raw = fields.take_bytes(header, "ping")
         ping = open_signed(raw, Ping, network=self._network, author=caller).record
         if ping.node != self._key.node_id:
-            raise RecordInvalid("the ping is for another node")
+            raise errors.RecordInvalid("the ping is for another node")
         pong = Pong(
             node=self._key.node_id,
             nonce=ping.nonce,

@@ -12,9 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TypeVar, cast
 
-from xsc.base.errors import XscError
-from xsc.base.gather import Gather
-from xsc.base.limits import JOINT_RECORDS_MAX
+from xsc.base import errors, gather, limits
 from xsc.identity.envelope import Record, Signed, sign, sign_jointly
 from xsc.identity.keys import KeyPair
 
@@ -27,8 +25,8 @@ class BatchSigner:
     def __init__(self, key: KeyPair, network: bytes) -> None:
         self._key = key
         self._network = network
-        self._gather: Gather[None, Record, Signed[Record]] = Gather(
-            self._sign_all, most=lambda *_: JOINT_RECORDS_MAX
+        self._gather: gather.Gather[None, Record, Signed[Record]] = gather.Gather(
+            self._sign_all, most=lambda *_: limits.JOINT_RECORDS_MAX
         )
 
     def sign(self, record: R) -> asyncio.Future[Signed[R]]:
@@ -40,15 +38,15 @@ class BatchSigner:
 
     async def _sign_all(
         self, _key: None, records: Sequence[Record]
-    ) -> Sequence[Signed[Record] | XscError]:
+    ) -> Sequence[Signed[Record] | errors.XscError]:
         try:
             return sign_jointly(records, self._key, self._network)
-        except XscError:
+        except errors.XscError:
             # One of them cannot be encoded. Only that one fails.
             return [self._sign_one(record) for record in records]
 
-    def _sign_one(self, record: Record) -> Signed[Record] | XscError:
+    def _sign_one(self, record: Record) -> Signed[Record] | errors.XscError:
         try:
             return sign(record, self._key, self._network)
-        except XscError as fault:
+        except errors.XscError as fault:
             return fault

@@ -36,8 +36,7 @@ from xsc.base.encoding import Value, decode, domain, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid, SignatureInvalid
 from xsc.base.limits import RECORD_BYTES_MAX
 from xsc.base.text import with_article
-from xsc.identity import joint
-from xsc.identity.keys import SIGNATURE_BYTES, KeyPair, verify
+from xsc.identity import joint, keys
 
 SIGNATURES_KEPT = 8_192
 """Verified signatures of records that a process remembers: a node looks at the records of its
@@ -208,12 +207,12 @@ def _message(kind: str, network: bytes, body: bytes) -> bytes:
     return domain(f"sig/{kind}") + network + hashlib.sha256(body).digest()
 
 
-def sign(record: R, key: KeyPair, network: bytes) -> Signed[R]:
+def sign(record: R, key: keys.KeyPair, network: bytes) -> Signed[R]:
     """Return the record signed by a key for a network."""
     return _seal_one(record, record.to_bytes(), key, network)
 
 
-def _seal_one(record: R, body: bytes, key: KeyPair, network: bytes) -> Signed[R]:
+def _seal_one(record: R, body: bytes, key: keys.KeyPair, network: bytes) -> Signed[R]:
     raw = encode(
         {
             "v": ENVELOPE_VERSION,
@@ -227,7 +226,7 @@ def _seal_one(record: R, body: bytes, key: KeyPair, network: bytes) -> Signed[R]
     return Signed(record, key.node_id, network, tagged_sha256(record.KIND, body), raw)
 
 
-def sign_jointly(records: Sequence[R], key: KeyPair, network: bytes) -> list[Signed[R]]:
+def sign_jointly(records: Sequence[R], key: keys.KeyPair, network: bytes) -> list[Signed[R]]:
     """Return records signed by a key for a network, all with one signature.
 
     Each can be shown and opened without the others. One alone is signed as by `sign`.
@@ -236,7 +235,7 @@ def sign_jointly(records: Sequence[R], key: KeyPair, network: bytes) -> list[Sig
     return seal([(record, record.to_bytes()) for record in records], key, network)
 
 
-def seal(encoded: Sequence[tuple[R, bytes]], key: KeyPair, network: bytes) -> list[Signed[R]]:
+def seal(encoded: Sequence[tuple[R, bytes]], key: keys.KeyPair, network: bytes) -> list[Signed[R]]:
     """Do as `sign_jointly`, with records whose canonical bytes are there already."""
     if len(encoded) == 1:
         return [_seal_one(*encoded[0], key, network)]
@@ -299,7 +298,7 @@ def _fields(raw: bytes, size_max: int) -> _Fields:
         or not isinstance(signature, bytes)
         or len(network) != 32
         or len(author) != 32
-        or len(signature) != SIGNATURE_BYTES
+        or len(signature) != keys.SIGNATURE_BYTES
     ):
         raise RecordInvalid("not a signed record: a field is of the wrong type or length")
     return kind, network, author, body, signature, _way(value) if "path" in value else None
@@ -372,12 +371,7 @@ def read_claimed(
 
 
 def open_body(
-    raw: bytes,
-    kind: str,
-    *,
-    network: bytes,
-    author: bytes,
-    size_max: int = RECORD_BYTES_MAX,
+    raw: bytes, kind: str, *, network: bytes, author: bytes, size_max: int = RECORD_BYTES_MAX
 ) -> bytes:
     """Return the bytes of a record of an envelope, for who knows what they must be.
 
@@ -401,7 +395,7 @@ def _verified(
 @lru_cache(maxsize=SIGNATURES_KEPT)
 def _verify_once(by: bytes, signature: bytes, message: bytes) -> None:
     """Verify a signature, or know that these very bytes were; what fails is never remembered."""
-    verify(by, signature, message)
+    keys.verify(by, signature, message)
 
 
 def _claimed(

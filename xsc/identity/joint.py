@@ -11,20 +11,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from xsc.base.encoding import domain
-from xsc.base.limits import JOINT_RECORDS_MAX
+from xsc.base import encoding, limits
 
 HASH_BYTES = 32
-PATH_MAX = (JOINT_RECORDS_MAX - 1).bit_length()
+PATH_MAX = (limits.JOINT_RECORDS_MAX - 1).bit_length()
 _NOTHING = bytes(HASH_BYTES)
 
 
 def message_of(network: bytes, root: bytes) -> bytes:
     """Return what is signed."""
-    return domain("joint") + network + root
+    return encoding.domain("joint") + network + root
 
 
-_LEAF, _NODE = domain("joint-leaf"), domain("joint-node")
+_LEAF, _NODE = encoding.domain("joint-leaf"), encoding.domain("joint-node")
 
 
 def _leaf(message: bytes) -> bytes:
@@ -37,7 +36,7 @@ def _joined(left: bytes, right: bytes) -> bytes:
 
 def plant(messages: Sequence[bytes]) -> tuple[bytes, list[list[bytes]]]:
     """Return the root over messages, and the path of each: from 2 to JOINT_RECORDS_MAX."""
-    assert 2 <= len(messages) <= JOINT_RECORDS_MAX
+    assert 2 <= len(messages) <= limits.JOINT_RECORDS_MAX
     level = [_leaf(message) for message in messages]
     paths: list[list[bytes]] = [[] for _ in messages]
     height = 0

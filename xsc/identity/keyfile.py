@@ -16,10 +16,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from xsc.base.clock import Entropy
-from xsc.base.encoding import domain
+from xsc.base import clock, encoding, ids
 from xsc.base.errors import ArgumentInvalid, IdentityInvalid
-from xsc.base.ids import from_text, to_text
 from xsc.base.text import cause
 from xsc.identity.keys import SEED_BYTES, KeyPair
 
@@ -33,13 +31,13 @@ def _stretch(passphrase: str, salt: bytes) -> bytes:
     return Scrypt(salt=salt, length=32, n=2**15, r=8, p=1).derive(passphrase.encode())
 
 
-def to_line(key: KeyPair, entropy: Entropy, passphrase: str = "") -> str:
+def to_line(key: KeyPair, entropy: clock.Entropy, passphrase: str = "") -> str:
     """Return the key file's text; the passphrase locks it, an empty one does not."""
     if not passphrase:
-        return f"{PLAIN}{to_text(key.seed)}\n"
+        return f"{PLAIN}{ids.to_text(key.seed)}\n"
     salt, nonce = entropy.token(_SALT_BYTES), entropy.token(_NONCE_BYTES)
-    sealed = AESGCM(_stretch(passphrase, salt)).encrypt(nonce, key.seed, domain("keyfile"))
-    return f"{LOCKED}{to_text(salt + nonce + sealed)}\n"
+    sealed = AESGCM(_stretch(passphrase, salt)).encrypt(nonce, key.seed, encoding.domain("keyfile"))
+    return f"{LOCKED}{ids.to_text(salt + nonce + sealed)}\n"
 
 
 def from_line(line: str, passphrase: str = "") -> KeyPair:
@@ -51,12 +49,12 @@ def from_line(line: str, passphrase: str = "") -> KeyPair:
     text = line.strip()
     try:
         if text.startswith(PLAIN):
-            seed = from_text(text.removeprefix(PLAIN))
+            seed = ids.from_text(text.removeprefix(PLAIN))
             if len(seed) != SEED_BYTES:
                 raise IdentityInvalid("the key file is cut short or too long")
             return KeyPair(seed)
         if text.startswith(LOCKED):
-            sealed = from_text(text.removeprefix(LOCKED))
+            sealed = ids.from_text(text.removeprefix(LOCKED))
             if not passphrase:
                 raise IdentityInvalid(
                     "the key file is locked by a passphrase",
@@ -65,7 +63,7 @@ def from_line(line: str, passphrase: str = "") -> KeyPair:
             salt, rest = sealed[:_SALT_BYTES], sealed[_SALT_BYTES:]
             nonce, box = rest[:_NONCE_BYTES], rest[_NONCE_BYTES:]
             return KeyPair(
-                AESGCM(_stretch(passphrase, salt)).decrypt(nonce, box, domain("keyfile"))
+                AESGCM(_stretch(passphrase, salt)).decrypt(nonce, box, encoding.domain("keyfile"))
             )
     except ArgumentInvalid:
         raise IdentityInvalid("the key file is damaged: it is not base32 text") from None

@@ -11,16 +11,12 @@ from __future__ import annotations
 from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-    Ed25519PrivateKey,
-    Ed25519PublicKey,
-)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from xsc.base.encoding import domain, tagged_sha256
+from xsc.base import encoding, ids
 from xsc.base.errors import SignatureInvalid
-from xsc.base.ids import is_strong
 
 SEED_BYTES = 32
 KEY_BYTES = 32
@@ -58,14 +54,14 @@ class KeyPair:
 
 def derive(secret: bytes, tag: str, size: int = KEY_BYTES) -> bytes:
     """Return `size` bytes that follow from a secret for the use named by the tag."""
-    return HKDF(algorithm=SHA256(), length=size, salt=None, info=domain(f"key/{tag}")).derive(
-        secret
-    )
+    return HKDF(
+        algorithm=SHA256(), length=size, salt=None, info=encoding.domain(f"key/{tag}")
+    ).derive(secret)
 
 
 @lru_cache(maxsize=4096)
 def _public(node_id: bytes) -> Ed25519PublicKey:
-    if not is_strong(node_id):
+    if not ids.is_strong(node_id):
         raise ValueError("everybody could sign for this key")
     return Ed25519PublicKey.from_public_bytes(node_id)
 
@@ -84,4 +80,4 @@ def verify(node_id: bytes, signature: bytes, message: bytes) -> None:
 
 def network_id(name: str) -> bytes:
     """Return the 32 bytes that keep the signatures of one network out of all others."""
-    return tagged_sha256("network", name.encode())
+    return encoding.tagged_sha256("network", name.encode())

@@ -12,23 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from xsc.base.encoding import decode, encode
+from xsc.base import encoding, limits, units
 from xsc.base.errors import LedgerDamaged, LimitError, PeerError, ProofInvalid, RecordInvalid
 from xsc.base.ids import short
-from xsc.base.limits import LEDGER_RECORD_BYTES_MAX
-from xsc.base.units import format_credits
 from xsc.identity.envelope import R, Signed, open_signed
+from xsc.ledger import incarnation, validation
 from xsc.ledger.entry import Half, SettledEntry, open_half
-from xsc.ledger.incarnation import carried_hash, open_restart
 from xsc.ledger.state import LedgerState, append, begin, settle, take_old
-from xsc.ledger.validation import (
-    Refusal,
-    check_chain,
-    check_counter,
-    check_old,
-    check_own_next,
-    check_voucher,
-)
 from xsc.terms.voucher import Voucher, off_books_account
 
 FORMAT = 1
@@ -77,7 +67,7 @@ class ReplayResult:
 
 def chain_end_bytes(mark: ChainEnd) -> bytes:
     """Return the row that says where the chain ends, and which claims there are."""
-    return encode(
+    return encoding.encode(
         {"v": FORMAT, "next_seq": mark.next_seq, "head": mark.head, "claims": mark.claims}
     )
 
@@ -89,13 +79,13 @@ def claim_bytes(at_seq: int, number: int) -> bytes:
 
 def conflict_bytes(kept: bytes, other: bytes) -> bytes:
     """Return the row that keeps two signed halves of which one author should sign only one."""
-    return encode({"v": FORMAT, "kept": kept, "other": other})
+    return encoding.encode({"v": FORMAT, "kept": kept, "other": other})
 
 
 def _mark(raw: bytes | None) -> ChainEnd | None:
     if raw is None:
         return None
-    match decode(raw):
+    match encoding.decode(raw):
         case {
             "v": 1,
             "next_seq": int(next_seq),
@@ -123,7 +113,7 @@ def open_voucher(raw: bytes, *, network: bytes | None) -> Signed[Voucher]:
     Raises:
         TooLarge, RecordInvalid, SignatureInvalid: see `open_signed`.
     """
-    return open_signed(raw, Voucher, network=network, size_max=LEDGER_RECORD_BYTES_MAX)
+    return open_signed(raw, Voucher, network=network, size_max=limits.LEDGER_RECORD_BYTES_MAX)
 
 
 def trusted(raw: bytes, kind: type[R], network: bytes) -> Signed[R]:
@@ -132,10 +122,10 @@ def trusted(raw: bytes, kind: type[R], network: bytes) -> Signed[R]:
     Raises:
         TooLarge, RecordInvalid: not the envelope of such a record.
     """
-    fields = decode(raw, size_max=LEDGER_RECORD_BYTES_MAX)
+    fields = encoding.decode(raw, size_max=limits.LEDGER_RECORD_BYTES_MAX)
     match fields:
         case {"body": bytes(body), "by": bytes(author), "net": bytes(net)} if net == network:
-            record = kind.from_bytes(body, size_max=LEDGER_RECORD_BYTES_MAX)
+            record = kind.from_bytes(body, size_max=limits.LEDGER_RECORD_BYTES_MAX)
             return Signed(record, author, network, record.id, raw)
     raise RecordInvalid(f"not a signed {kind.KIND} of this network")
 
@@ -195,7 +185,7 @@ def _begin(state: LedgerState, rows: StoredRows, network: bytes, *, signatures: 
     """Begin the present incarnation, with all that it took along."""
     assert rows.restart is not None
     try:
-        restart = open_restart(rows.restart, author=state.me, network=network)
+        restart = incarnation.open_restart(rows.restart, author=state.me, network=network)
     except (PeerError, LimitError) as fault:
         raise LedgerDamaged(f"the restart of the ledger is damaged: {fault.message}") from None
     begin(state, restart)
@@ -204,7 +194,7 @@ def _begin(state: LedgerState, rows: StoredRows, network: bytes, *, signatures: 
         for seq in sorted(rows.halves)
         if seq < state.first_seq and seq not in rows.claims
     ]
-    if carried_hash(restart.noted, carried) != restart.incarnation.record.carried:
+    if incarnation.carried_hash(restart.noted, carried) != restart.incarnation.record.carried:
         raise LedgerDamaged(
             "the ledger does not hold what its incarnation took along",
             hint="restore the home from a backup, or recover it: xsc node recover",
@@ -212,12 +202,7 @@ def _begin(state: LedgerState, rows: StoredRows, network: bytes, *, signatures: 
 
 
 def _take_old(
-    state: LedgerState,
-    rows: StoredRows,
-    seq: int,
-    network: bytes,
-    *,
-    signatures: bool,
+    state: LedgerState, rows: StoredRows, seq: int, network: bytes, *, signatures: bool
 ) -> tuple[bytes, bytes]:
     """Take an old entry to the state; return the ids of its two halves."""
     try:
@@ -228,7 +213,7 @@ def _take_old(
         raise _damaged(seq, "it is no entry that both parties signed")
     if own.author != state.me or own.record.seq != seq:
         raise _damaged(seq, "it is not this node's, or of another number")
-    if (refusal := check_old(own, other, voucher)) is not None:
+    if (refusal := validation.check_old(own, other, voucher)) is not None:
         raise _damaged(seq, refusal.sentence)
     take_old(state, own, other, voucher.record, rows.claims.get(seq))
     return own.id, other.id
@@ -269,11 +254,13 @@ def _replay_one(
     if (voucher is not None) != (own.record.kind == "post"):
         raise _damaged(seq, "a voucher is missing, or there is one too many")
     answers = own.record.link is not None
-    refusal = check_own_next(state, own, voucher=voucher, initiator=other if answers else None)
+    refusal = validation.check_own_next(
+        state, own, voucher=voucher, initiator=other if answers else None
+    )
     if refusal is None and other is not None and not answers:
-        refusal = check_counter(own, other) or check_chain(state, other)
+        refusal = validation.check_counter(own, other) or validation.check_chain(state, other)
         if own.record.kind != "post":
-            refusal = Refusal("fields_wrong", f"a '{own.record.kind}' has no answer")
+            refusal = validation.Refusal("fields_wrong", f"a '{own.record.kind}' has no answer")
     if refusal is not None:
         raise _damaged(seq, refusal.sentence)
     append(state, own, other if answers else None)
@@ -284,7 +271,7 @@ def _replay_one(
 def _check_conflict(key: bytes, raw: bytes, network: bytes, *, signatures: bool) -> None:
     damaged = LedgerDamaged(f"the evidence {short(key[32:])} is damaged")
     try:
-        match decode(raw):
+        match encoding.decode(raw):
             case {"v": 1, "kept": bytes(kept), "other": bytes(other)}:
                 pass
             case _:
@@ -316,7 +303,7 @@ def verify_settled(raw: bytes) -> str:
     except (PeerError, LimitError) as fault:
         raise ProofInvalid(f"this entry does not hold: {fault.message}") from None
     said = half.record
-    refusal = check_counter(half, counter) or check_voucher(said, voucher)
+    refusal = validation.check_counter(half, counter) or validation.check_voucher(said, voucher)
     if refusal is not None:
         raise ProofInvalid(f"this entry does not hold: {refusal.sentence}")
     if said.kind != "post" or said.link is not None or said.credit != half.author:
@@ -332,11 +319,11 @@ def verify_settled(raw: bytes) -> str:
     if said.account == off_books_account(said.credit, said.debit):
         what = (
             f"{short(said.credit)} paid {short(said.debit)} "
-            f"{format_credits(said.amount_micro)} credits off the books"
+            f"{units.format_credits(said.amount_micro)} credits off the books"
         )
     else:
         what = (
             f"{short(said.debit)} owes {short(said.credit)} "
-            f"{format_credits(said.amount_micro)} credits in account {short(said.account)}"
+            f"{units.format_credits(said.amount_micro)} credits in account {short(said.account)}"
         )
     return f"entry {short(half.id)}: {what}, signed by both, answered {at:%Y-%m-%d %H:%M:%S} UTC"

@@ -16,26 +16,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, ParamSpec, TypeVar
 
-from xsc.base.errors import (
-    ArgumentInvalid,
-    CreditExceeded,
-    LedgerDamaged,
-    LimitError,
-    PeerError,
-    ReceiptInvalid,
-    Recovering,
-    XscError,
-)
-from xsc.base.ids import short
+from xsc.base import errors, ids
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
-from xsc.ledger.audit import ChainEnd, StoredRows, chain_end_bytes, conflict_bytes, replay, trusted
+from xsc.ledger import audit, recovery, validation
 from xsc.ledger.entry import Half, open_half
 from xsc.ledger.incarnation import Incarnation, Restart, open_incarnation, open_restart
-from xsc.ledger.recovery import Old
 from xsc.ledger.state import LedgerState, append
-from xsc.ledger.validation import Refusal, RefusalCode, check_own_next
 from xsc.terms.voucher import Voucher
 
 LEDGER_CONFLICTS_KEPT = 16
@@ -61,7 +49,7 @@ def key_of(prefix: bytes, seq: int) -> bytes:
     return prefix + seq.to_bytes(8, "big")
 
 
-def rows_of(item: Old) -> list[Change]:
+def rows_of(item: recovery.Old) -> list[Change]:
     """Return the rows of a settled entry."""
     seq = item.half.record.seq
     return [
@@ -71,13 +59,13 @@ def rows_of(item: Old) -> list[Change]:
     ]
 
 
-def _error(refusal: Refusal) -> XscError:
+def _error(refusal: validation.Refusal) -> errors.XscError:
     """Return the error that tells the market why nothing was booked."""
-    kinds: dict[RefusalCode, type[XscError]] = {
-        "limit_exceeded": CreditExceeded,
-        "voucher_wrong": ReceiptInvalid,
+    kinds: dict[validation.RefusalCode, type[errors.XscError]] = {
+        "limit_exceeded": errors.CreditExceeded,
+        "voucher_wrong": errors.ReceiptInvalid,
     }
-    return kinds.get(refusal.code, ArgumentInvalid)(refusal.sentence)
+    return kinds.get(refusal.code, errors.ArgumentInvalid)(refusal.sentence)
 
 
 class Chain:
@@ -92,13 +80,7 @@ class Chain:
         LedgerDamaged: the stored chain breaks a rule.
     """
 
-    def __init__(
-        self,
-        context: Context,
-        store: KeyValue,
-        *,
-        recovering: bool,
-    ) -> None:
+    def __init__(self, context: Context, store: KeyValue, *, recovering: bool) -> None:
         self._me = context.key.node_id
         self._network = context.network
         self._executor = context.executor
@@ -122,7 +104,7 @@ class Chain:
         """
         raw = self.store.get(key_of(prefix, seq))
         if raw is None:
-            raise LedgerDamaged(
+            raise errors.LedgerDamaged(
                 f"a part of entry {seq} of the ledger is missing",
                 hint="restore the home from a backup",
             )
@@ -136,9 +118,11 @@ class Chain:
         """
         raw = self.read(HALF, seq)
         try:
-            return trusted(raw, Half, self._network)
-        except (PeerError, LimitError) as fault:
-            raise LedgerDamaged(f"entry {seq} of the ledger is damaged: {fault.message}") from None
+            return audit.trusted(raw, Half, self._network)
+        except (errors.PeerError, errors.LimitError) as fault:
+            raise errors.LedgerDamaged(
+                f"entry {seq} of the ledger is damaged: {fault.message}"
+            ) from None
 
     def incarnation_of(self, peer: bytes) -> Signed[Incarnation] | None:
         """Return the newest incarnation of a peer that this node was told of."""
@@ -152,13 +136,13 @@ class Chain:
         for key, raw in self.store.scan(prefix, prefix_end(prefix)):
             yield key[len(prefix) :], raw
 
-    def rows(self) -> StoredRows:
+    def rows(self) -> audit.StoredRows:
         """Return everything that the store has of this ledger."""
 
         def numbered(prefix: bytes) -> dict[int, bytes]:
             return {int.from_bytes(key, "big"): raw for key, raw in self.table(prefix)}
 
-        return StoredRows(
+        return audit.StoredRows(
             mark=self.store.get(MARK),
             halves=numbered(HALF),
             others=numbered(OTHER),
@@ -175,7 +159,7 @@ class Chain:
             LedgerDamaged: the stored chain breaks a rule.
         """
         rows = self.rows()
-        state = replay(rows, me=self._me, network=self._network, signatures=False).state
+        state = audit.replay(rows, me=self._me, network=self._network, signatures=False).state
         if rows.restart is not None:
             self.restart = open_restart(rows.restart, author=self._me, network=self._network)
         return state
@@ -226,13 +210,13 @@ class Chain:
                 is written.
         """
         if self.recovering:
-            raise Recovering("this node is recovering its ledger and signs nothing yet")
-        refusal = check_own_next(self.state, own, voucher=voucher, initiator=initiator)
+            raise errors.Recovering("this node is recovering its ledger and signs nothing yet")
+        refusal = validation.check_own_next(self.state, own, voucher=voucher, initiator=initiator)
         if refusal is not None:
             raise _error(refusal)
         seq = own.record.seq
-        mark = ChainEnd(seq + 1, own.id, self.state.claims_head)
-        changes: list[Change] = [(key_of(HALF, seq), own.raw), (MARK, chain_end_bytes(mark))]
+        mark = audit.ChainEnd(seq + 1, own.id, self.state.claims_head)
+        changes: list[Change] = [(key_of(HALF, seq), own.raw), (MARK, audit.chain_end_bytes(mark))]
         if voucher is not None:
             changes.append((key_of(VOUCHER, seq), voucher.raw))
         if initiator is not None:
@@ -261,5 +245,5 @@ class Chain:
         prefix = CONFLICT + other.author
         held = sum(1 for _ in self.store.scan(prefix, prefix_end(prefix)))
         if held < LEDGER_CONFLICTS_KEPT:
-            await self.write([(prefix + other.id, conflict_bytes(kept, other.raw))])
-        self._log.error("ledger.conflict", peer=short(other.author), entry=other.record.seq)
+            await self.write([(prefix + other.id, audit.conflict_bytes(kept, other.raw))])
+        self._log.error("ledger.conflict", peer=ids.short(other.author), entry=other.record.seq)

@@ -16,8 +16,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from xsc.base.errors import RecordInvalid
-from xsc.base.limits import LEDGER_RECORD_BYTES_MAX
+from xsc.base import errors, limits
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 
 Id16 = Annotated[bytes, Field(min_length=16, max_length=16)]
@@ -99,9 +98,9 @@ def open_half(raw: bytes, *, network: bytes | None) -> Signed[Half]:
     Raises:
         TooLarge, RecordInvalid, SignatureInvalid: see `open_signed`.
     """
-    signed = open_signed(raw, Half, network=network, size_max=LEDGER_RECORD_BYTES_MAX)
+    signed = open_signed(raw, Half, network=network, size_max=limits.LEDGER_RECORD_BYTES_MAX)
     if signed.author != signed.record.author:
-        raise RecordInvalid("this entry is signed by a node that is not its author")
+        raise errors.RecordInvalid("this entry is signed by a node that is not its author")
     return signed
 
 

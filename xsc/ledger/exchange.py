@@ -12,13 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from xsc.base.encoding import Value
+from xsc.base import encoding, fields, ids, keyvalue, merkle, peering
 from xsc.base.errors import LedgerDamaged, ReceiptInvalid, RecordInvalid, XscError
-from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes
-from xsc.base.ids import short
-from xsc.base.keyvalue import Change
-from xsc.base.merkle import Part
-from xsc.base.peering import History
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.ledger.audit import ChainEnd, chain_end_bytes
@@ -113,20 +108,20 @@ class HistoryExchange:
         try:
             return await self._history(peer, shown)
         except XscError as fault:
-            self._log.warning("ledger.history_untold", peer=short(peer), code=fault.code)
+            self._log.warning("ledger.history_untold", peer=ids.short(peer), code=fault.code)
             return None
 
     async def _begin_anew(
         self, shown: Sequence[Old], heard: dict[bytes, int], noted: Noted
     ) -> None:
-        def work() -> list[Change]:
+        def work() -> list[keyvalue.Change]:
             rows = self._chain.rows()
             entries = merged([*known_entries(rows, network=self._network), *shown])
             known = {seq + 1 for seq in rows.halves} | {self._chain.state.next_seq}
             known |= {item.half.record.seq + 1 for item in entries} | {*heard.values()}
             record = plan(entries, noted, highest_seq=max(known), now_ms=self._clock.now_ms())
             signed = sign(record, self._key, self._network)
-            changes: list[Change] = []
+            changes: list[keyvalue.Change] = []
             for prefix in (HALF, OTHER, VOUCHER, CLAIM, HEARD):
                 changes += [(prefix + key, None) for key, _ in self._chain.table(prefix)]
             for item in entries:
@@ -175,9 +170,9 @@ class HistoryExchange:
             if known is None:
                 late.append(item)
             elif known != item.half.raw:
-                self._log.warning("ledger.claim_number_taken", peer=short(peer), entry=seq)
+                self._log.warning("ledger.claim_number_taken", peer=ids.short(peer), entry=seq)
         turns, claims_head = turns_of(state, late)
-        changes: list[Change] = [(HEARD + peer, b"")] if heard else []
+        changes: list[keyvalue.Change] = [(HEARD + peer, b"")] if heard else []
         for item, turn in zip(late, turns, strict=True):
             changes += [*rows_of(item), (key_of(CLAIM, item.half.record.seq), turn)]
         if late:
@@ -188,7 +183,7 @@ class HistoryExchange:
         for item, turn in zip(late, turns, strict=True):
             take_old(state, item.half, item.other, item.voucher.record, turn)
         if late:
-            self._log.warning("ledger.claims", peer=short(peer), entries=len(late))
+            self._log.warning("ledger.claims", peer=ids.short(peer), entries=len(late))
             self._chain.on_change()
 
     async def _history(self, peer: bytes, shown: list[Old], *, start: int = 0) -> int:
@@ -199,35 +194,35 @@ class HistoryExchange:
             shown: valid entries are added to it, also where the peer falls silent later.
             start: number of the first entry.
         """
-        history = History(self._caller, self._clock, peer, HISTORY)
+        history = peering.History(self._caller, self._clock, peer, HISTORY)
         wrong, more, newest = 0, True, 0
         while more:
             reply = await history.page({"v": 1, "start": start})
             if (told := self._told_of_me(reply.header)) is not None:
                 newest = max(newest, told.record.first_seq)
-            items = take_list(reply.header, "items", most=LEDGER_HISTORY_ITEMS_MAX)
+            items = fields.take_list(reply.header, "items", most=LEDGER_HISTORY_ITEMS_MAX)
             for item in items:
                 if not isinstance(item, dict):
                     raise RecordInvalid("an item of a history must be a map")
-                seq = take_int(item, "seq")
+                seq = fields.take_int(item, "seq")
                 if seq < start:
                     raise RecordInvalid("a history goes backwards")
                 start = seq + 1
                 found = check_shown(item, peer=peer, me=self._key.node_id, network=self._network)
                 if found is None or found.half.record.seq != seq:
-                    self._log.warning("ledger.history_wrong", peer=short(peer), entry=seq)
+                    self._log.warning("ledger.history_wrong", peer=ids.short(peer), entry=seq)
                     wrong += 1
                 else:
                     shown.append(found)
             if wrong > LEDGER_HISTORY_ITEMS_MAX:
                 # Valid entries are bounded by the chain, invalid ones are not.
                 raise RecordInvalid("a history shows too much that does not hold")
-            more = take_bool(reply.header, "more") and bool(items)
+            more = fields.take_bool(reply.header, "more") and bool(items)
         return newest
 
-    def _told_of_me(self, header: dict[str, Value]) -> Signed[Incarnation] | None:
+    def _told_of_me(self, header: dict[str, encoding.Value]) -> Signed[Incarnation] | None:
         """Return the own incarnation that a peer shows; None where it shows none."""
-        raw = take_opt_bytes(header, "incarnation")
+        raw = fields.take_opt_bytes(header, "incarnation")
         if raw is None:
             return None
         return open_incarnation(raw, author=self._key.node_id, network=self._network)
@@ -256,23 +251,23 @@ class HistoryExchange:
             reply = await self._caller.call(
                 peer, HEAD, {"v": 1, "incarnation": own}, timeout_ms=LEDGER_HEAD_TIMEOUT_MS
             )
-            take_int(reply.header, "next_seq")
+            fields.take_int(reply.header, "next_seq")
             if lacks_incarnation(self._chain.restart, self._told_of_me(reply.header)):
                 raise LedgerDamaged(
-                    f"{short(peer)} holds an incarnation of this node that its own ledger "
+                    f"{ids.short(peer)} holds an incarnation of this node that its own ledger "
                     "lacks: this home is an old copy",
                     hint="use the home that was recovered last, or recover it: xsc node recover",
                 )
             if reply.header.get("yours") is not None:
-                self._confirm(peer, take_bytes(reply.header, "yours"))
-            old = take_int(reply.header, "old")
+                self._confirm(peer, fields.take_bytes(reply.header, "yours"))
+            old = fields.take_int(reply.header, "old")
             # Before the first restart there is no incarnation that old halves could be of.
             if claims and self._chain.restart is not None and old > self._old_with(peer):
                 await self._claims_of(peer)
         except LedgerDamaged:
             raise
         except XscError as fault:
-            self._log.info("ledger.head_not_confirmed", peer=short(peer), code=fault.code)
+            self._log.info("ledger.head_not_confirmed", peer=ids.short(peer), code=fault.code)
             return False
         return True
 
@@ -284,13 +279,13 @@ class HistoryExchange:
     def _confirm(self, peer: bytes, raw: bytes) -> None:
         mine = open_half(raw, network=self._network)
         if mine.author != self._key.node_id:
-            raise ReceiptInvalid(f"{short(peer)} shows an entry of another node as this node's")
+            raise ReceiptInvalid(f"{ids.short(peer)} shows an entry of another node as this node's")
         seq = mine.record.seq
         if seq < self._chain.state.first_seq:
             return  # a claim, at most
         if seq >= self._chain.state.next_seq or self._chain.own(seq).id != mine.id:
             raise LedgerDamaged(
-                f"{short(peer)} holds entry {seq} of this node, which its own "
+                f"{ids.short(peer)} holds entry {seq} of this node, which its own "
                 "ledger lacks: this home is an old copy",
                 hint="restore the latest home; going on from an old one would fork the ledger",
             )
@@ -298,13 +293,13 @@ class HistoryExchange:
     # What peers ask
 
     async def on_history(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         """Return a page of the caller's halves that this ledger has, from a number on."""
-        start = take_int(header, "start")
+        start = fields.take_int(header, "start")
         seen = self._chain.state.seen.get(caller, {})
         later = [seq for seq in sorted(seen) if seq >= start]
-        items: list[Value] = []
+        items: list[encoding.Value] = []
         for theirs in later[:LEDGER_HISTORY_ITEMS_MAX]:
             seq = seen[theirs].seq
             items.append(
@@ -323,10 +318,10 @@ class HistoryExchange:
         }, ()
 
     async def on_head(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         """Keep the caller's incarnation; return the known ends of its chain and of the own one."""
-        raw = take_opt_bytes(header, "incarnation")
+        raw = fields.take_opt_bytes(header, "incarnation")
         if raw is not None:
             incarnation = open_incarnation(raw, author=caller, network=self._network)
             await self._chain.exclusive(self._keep_incarnation, incarnation)
@@ -350,5 +345,5 @@ class HistoryExchange:
             return
         await self._chain.write([(PEER + told.author, told.raw)])
         self._log.warning(
-            "ledger.restarted", peer=short(told.author), first_seq=told.record.first_seq
+            "ledger.restarted", peer=ids.short(told.author), first_seq=told.record.first_seq
         )

@@ -15,18 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from xsc.base.encoding import Value, decode, encode, tagged_sha256
-from xsc.base.errors import RecordInvalid
-from xsc.base.fields import take_int, take_list
-from xsc.base.ids import ID_BYTES
-from xsc.base.limits import AMOUNT_MAX, DIRECTORY_HEAD_BYTES_MAX, LEDGER_RECORD_BYTES_MAX
+from xsc.base import encoding, errors, fields, ids, limits
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 
 NOTED_ACCOUNTS_MAX = 2**14
 """Accounts of which the directory head says how they stand: half a head."""
 
 _VERSION = 1
-_NOTED_BYTES_MAX = DIRECTORY_HEAD_BYTES_MAX
+_NOTED_BYTES_MAX = limits.DIRECTORY_HEAD_BYTES_MAX
 
 
 class Incarnation(Record):
@@ -91,10 +87,10 @@ def worth_noting(
 
 def noted_bytes(noted: Noted) -> bytes:
     """Return the canonical bytes of what is noted."""
-    accounts: list[Value] = [
+    accounts: list[encoding.Value] = [
         [item.peer, item.balance_micro, item.limit_micro] for item in noted.accounts
     ]
-    return encode({"v": _VERSION, "next_seq": noted.next_seq, "accounts": accounts})
+    return encoding.encode({"v": _VERSION, "next_seq": noted.next_seq, "accounts": accounts})
 
 
 def open_noted(raw: bytes) -> Noted:
@@ -103,22 +99,22 @@ def open_noted(raw: bytes) -> Noted:
     Raises:
         TooLarge, RecordInvalid: it is of no known form.
     """
-    value = decode(raw, size_max=_NOTED_BYTES_MAX)
+    value = encoding.decode(raw, size_max=_NOTED_BYTES_MAX)
     if not isinstance(value, dict) or value.get("v") != _VERSION:
-        raise RecordInvalid("what is noted of the ledger is of no known form")
-    rows = take_list(value, "accounts", most=NOTED_ACCOUNTS_MAX)
-    return Noted(take_int(value, "next_seq"), tuple(_account(row) for row in rows))
+        raise errors.RecordInvalid("what is noted of the ledger is of no known form")
+    rows = fields.take_list(value, "accounts", most=NOTED_ACCOUNTS_MAX)
+    return Noted(fields.take_int(value, "next_seq"), tuple(_account(row) for row in rows))
 
 
-def _account(row: Value) -> NotedAccount:
+def _account(row: encoding.Value) -> NotedAccount:
     match row:
         case [bytes(peer), int(balance), int(limit) | (None as limit)] if (
-            len(peer) == ID_BYTES
-            and -AMOUNT_MAX <= balance <= AMOUNT_MAX
-            and (limit is None or 0 <= limit <= AMOUNT_MAX)
+            len(peer) == ids.ID_BYTES
+            and -limits.AMOUNT_MAX <= balance <= limits.AMOUNT_MAX
+            and (limit is None or 0 <= limit <= limits.AMOUNT_MAX)
         ):
             return NotedAccount(peer, balance, limit)
-    raise RecordInvalid("an account is of no known form")
+    raise errors.RecordInvalid("an account is of no known form")
 
 
 def carried_hash(noted: Noted, old: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -128,13 +124,13 @@ def carried_hash(noted: Noted, old: Iterable[tuple[bytes, bytes]]) -> bytes:
         noted: what was noted of the ledger.
         old: the ids of each old half and of the one beside it, in order of number.
     """
-    listed: list[Value] = [[own, other] for own, other in old]
-    return tagged_sha256("ledger_carried", encode([noted_bytes(noted), listed]))
+    listed: list[encoding.Value] = [[own, other] for own, other in old]
+    return encoding.tagged_sha256("ledger_carried", encoding.encode([noted_bytes(noted), listed]))
 
 
 def restart_bytes(restart: Restart) -> bytes:
     """Return the row that keeps an incarnation with what was noted."""
-    return encode(
+    return encoding.encode(
         {"v": _VERSION, "incarnation": restart.incarnation.raw, "noted": noted_bytes(restart.noted)}
     )
 
@@ -146,7 +142,7 @@ def open_incarnation(raw: bytes, *, author: bytes, network: bytes | None) -> Sig
         TooLarge, RecordInvalid, SignatureInvalid: it is none, or another's.
     """
     return open_signed(
-        raw, Incarnation, network=network, author=author, size_max=LEDGER_RECORD_BYTES_MAX
+        raw, Incarnation, network=network, author=author, size_max=limits.LEDGER_RECORD_BYTES_MAX
     )
 
 
@@ -156,9 +152,9 @@ def open_restart(raw: bytes, *, author: bytes, network: bytes) -> Restart:
     Raises:
         PeerError, LimitError: it is damaged.
     """
-    match decode(raw, size_max=2 * _NOTED_BYTES_MAX):
+    match encoding.decode(raw, size_max=2 * _NOTED_BYTES_MAX):
         case {"v": 1, "incarnation": bytes(inner), "noted": bytes(noted), **rest} if not rest:
             return Restart(
                 open_incarnation(inner, author=author, network=network), open_noted(noted)
             )
-    raise RecordInvalid("the restart of the ledger is of no known form")
+    raise errors.RecordInvalid("the restart of the ledger is of no known form")

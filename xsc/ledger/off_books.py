@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xsc.base.encoding import tagged_sha256
-from xsc.base.units import format_credits
+from xsc.base import encoding, units
 from xsc.ledger.entry import XID_BYTES
 from xsc.terms.voucher import Voucher, off_books_account
 
@@ -38,7 +37,7 @@ def check_amount(amount_micro: int, balance_micro: int) -> str | None:
         return "neither of the two nodes owes the other anything"
     if amount_micro > abs(balance_micro):
         debt = "the peer owes this node" if balance_micro > 0 else "this node owes the peer"
-        owed, said = format_credits(abs(balance_micro)), format_credits(amount_micro)
+        owed, said = units.format_credits(abs(balance_micro)), units.format_credits(amount_micro)
         return f"{debt} {owed} credits, less than {said}"
     return None
 
@@ -103,4 +102,4 @@ def xid_of(voucher: Voucher, payment: Payment) -> bytes:
     """
     numbers = (voucher.amount_micro, voucher.until_ms, payment.said_ms)
     words = (number.to_bytes(8, "big") for number in numbers)
-    return tagged_sha256("off-books/xid", voucher.account, *words)[:XID_BYTES]
+    return encoding.tagged_sha256("off-books/xid", voucher.account, *words)[:XID_BYTES]

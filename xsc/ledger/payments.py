@@ -21,14 +21,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Final, Protocol
 
-from xsc.base.encoding import Value, decode, encode
-from xsc.base.errors import ArgumentInvalid, ReceiptInvalid, RecordInvalid, StoreDamaged, XscError
+from xsc.base import encoding, errors, limits, merkle, peering
 from xsc.base.fields import take_bool, take_int, take_opt_bytes
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import AMOUNT_MAX, LEDGER_RETRY_MS
-from xsc.base.merkle import Part
-from xsc.base.peering import Handler
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.ledger import off_books
@@ -80,12 +76,7 @@ class Payments:
     """
 
     def __init__(
-        self,
-        context: Context,
-        *,
-        ledger: Accounts,
-        left: Callable[[bytes], int],
-        state: KeyValue,
+        self, context: Context, *, ledger: Accounts, left: Callable[[bytes], int], state: KeyValue
     ) -> None:
         self._key = context.key
         self._own = context.key.node_id
@@ -101,7 +92,7 @@ class Payments:
         """What operators of peers say was paid between us, and whether by them, as heard last."""
         self._lock = asyncio.Lock()
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers peers, by method."""
         return {ACCOUNT: self._on_account}
 
@@ -113,17 +104,17 @@ class Payments:
         if raw is None:
             return None
         try:
-            value = decode(raw)
+            value = encoding.decode(raw)
             if not isinstance(value, dict) or value.get("v") != _VERSION:
-                raise RecordInvalid("it is of an unknown version")
+                raise errors.RecordInvalid("it is of an unknown version")
             found = Payment(
                 take_int(value, "amount_micro"),
                 take_bool(value, "is_payer"),
                 take_int(value, "before_micro"),
                 take_int(value, "said_ms"),
             )
-        except RecordInvalid as fault:
-            raise StoreDamaged(f"a payment cannot be read: {fault.message}") from fault
+        except errors.RecordInvalid as fault:
+            raise errors.StoreDamaged(f"a payment cannot be read: {fault.message}") from fault
         booked = self._booked(peer, is_payer=found.is_payer)
         return None if off_books.is_over(found, booked) else found
 
@@ -166,7 +157,7 @@ class Payments:
         )
 
     async def _keep(self, peer: bytes, payment: Payment | None) -> None:
-        raw = None if payment is None else encode({"v": _VERSION, **asdict(payment)})
+        raw = None if payment is None else encoding.encode({"v": _VERSION, **asdict(payment)})
         await self._executor.run(self._state.write, [(PAID + peer, raw)], sync=True)
 
     # The operator's side
@@ -180,20 +171,20 @@ class Payments:
         Raises:
             ArgumentInvalid: less is owed.
         """
-        if not 0 <= amount_micro <= AMOUNT_MAX:
-            raise ArgumentInvalid("an amount is from 0 to 2^63 - 1 micro-credits")
+        if not 0 <= amount_micro <= limits.AMOUNT_MAX:
+            raise errors.ArgumentInvalid("an amount is from 0 to 2^63 - 1 micro-credits")
         balance = self._ledger.balance(peer)
         async with self._lock:
             if amount_micro == 0:
                 await self._keep(peer, None)
                 return False
             if (wrong := off_books.check_amount(amount_micro, balance)) is not None:
-                raise ArgumentInvalid(wrong, hint="`xsc ledger balance` shows who owes what")
+                raise errors.ArgumentInvalid(wrong, hint="`xsc ledger balance` shows who owes what")
             is_payer = balance < 0
             booked = self._booked(peer, is_payer=is_payer)
             payment = Payment(amount_micro, is_payer, booked, self._clock.now_ms())
             await self._keep(peer, payment)
-        with suppress(XscError):
+        with suppress(errors.XscError):
             await self._meet(peer)
         return off_books.is_over(payment, self._booked(peer, is_payer=is_payer))
 
@@ -201,7 +192,7 @@ class Payments:
         """Ask a peer for the state of this node's account there; None where it does not answer."""
         try:
             return await self._meet(peer)
-        except XscError as fault:
+        except errors.XscError as fault:
             self._log.info("ledger.account_not_told", peer=short(peer), code=fault.code)
             return None
 
@@ -224,7 +215,7 @@ class Payments:
             await self._book(peer, payment, raw)
         return PeerAccount(
             take_int(reply.header, "limit_micro"),
-            take_int(reply.header, "left_micro", least=-AMOUNT_MAX),
+            take_int(reply.header, "left_micro", least=-limits.AMOUNT_MAX),
         )
 
     async def _book(self, peer: bytes, payment: Payment, raw: bytes) -> None:
@@ -232,7 +223,7 @@ class Payments:
         voucher = open_signed(raw, Voucher, network=self._network, author=peer).record
         wrong = off_books.check_voucher(voucher, payment, payer=self._own, payee=peer)
         if wrong is not None:
-            raise ReceiptInvalid(wrong)
+            raise errors.ReceiptInvalid(wrong)
         await self._ledger.collect(
             xid=off_books.xid_of(voucher, payment),
             debtor=peer,
@@ -244,15 +235,15 @@ class Payments:
     # What peers ask
 
     async def _on_account(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         amount, is_payer = take_int(header, "paid_micro"), take_bool(header, "is_payer")
         self._hear(caller, header)
         payment = self.waiting(caller)
         voucher: bytes | None = None
         if payment is not None and off_books.agree(payment, amount, is_payer=is_payer):
             if payment.is_payer:
-                with suppress(XscError):
+                with suppress(errors.XscError):
                     await self._meet(caller)
             else:
                 made = off_books.make_voucher(payment, payer=caller, payee=self._own)
@@ -266,8 +257,8 @@ class Payments:
             "voucher": voucher,
         }, ()
 
-    def _hear(self, peer: bytes, header: dict[str, Value]) -> None:
-        amount = take_int(header, "paid_micro", most=AMOUNT_MAX)
+    def _hear(self, peer: bytes, header: dict[str, encoding.Value]) -> None:
+        amount = take_int(header, "paid_micro", most=limits.AMOUNT_MAX)
         if amount:
             self._theirs[peer] = amount, take_bool(header, "is_payer")
         else:
@@ -285,4 +276,4 @@ class Payments:
                         await self._keep(peer, None)
                 if not over:
                     await self.standing(peer)
-            await self._clock.sleep_ms(LEDGER_RETRY_MS)
+            await self._clock.sleep_ms(limits.LEDGER_RETRY_MS)

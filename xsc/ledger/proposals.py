@@ -12,34 +12,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, TypeAlias
 
-from xsc.base.encoding import Value
+from xsc.base import encoding, fields, ids, limits, merkle
 from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, ReceiptInvalid, XscError
-from xsc.base.fields import take_bytes
-from xsc.base.ids import short
-from xsc.base.limits import AMOUNT_MAX
-from xsc.base.merkle import Part
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
-from xsc.ledger.audit import open_voucher
+from xsc.ledger import audit, entry, validation
 from xsc.ledger.chain import HALF, OTHER, VOUCHER, Chain, key_of
-from xsc.ledger.entry import (
-    XID_BYTES,
-    Half,
-    counter_half,
-    limit_half,
-    open_half,
-    post_half,
-    void_half,
-)
 from xsc.ledger.exchange import HistoryExchange
 from xsc.ledger.state import settle
-from xsc.ledger.validation import (
-    Refusal,
-    check_chain,
-    check_counter,
-    check_incarnation,
-    check_proposal,
-)
 from xsc.terms.voucher import Voucher, off_books_account
 
 PROPOSE: Final = "ledger.propose"
@@ -57,12 +37,7 @@ class Proposals:
     """Proposes entries to peers, and answers their proposals within this node's limits."""
 
     def __init__(
-        self,
-        context: Context,
-        chain: Chain,
-        exchange: HistoryExchange,
-        *,
-        starter_limit: int,
+        self, context: Context, chain: Chain, exchange: HistoryExchange, *, starter_limit: int
     ) -> None:
         self._key = context.key
         self._network = context.network
@@ -84,7 +59,7 @@ class Proposals:
         """
         if peer == self._key.node_id:
             raise ArgumentInvalid("a node has no account with itself")
-        if not 0 <= amount_micro <= AMOUNT_MAX:
+        if not 0 <= amount_micro <= limits.AMOUNT_MAX:
             raise ArgumentInvalid("a limit is from 0 to 2^63 - 1 micro-credits")
         await self._chain.exclusive(self._set_limit, peer, amount_micro)
 
@@ -111,9 +86,9 @@ class Proposals:
             ReceiptInvalid: the voucher is another's, or the debtor's answer does not fit.
             ArgumentInvalid: another entry has this xid.
         """
-        if len(xid) != XID_BYTES:
-            raise ArgumentInvalid(f"an xid has {XID_BYTES} bytes, this has {len(xid)}")
-        signed = open_voucher(voucher, network=self._network)
+        if len(xid) != entry.XID_BYTES:
+            raise ArgumentInvalid(f"an xid has {entry.XID_BYTES} bytes, this has {len(xid)}")
+        signed = audit.open_voucher(voucher, network=self._network)
         await self._exchange.hear(debtor)
         while True:
             seq, mine = await self._chain.exclusive(self._prepare, xid, debtor, account, signed)
@@ -146,7 +121,7 @@ class Proposals:
             return None, True
         if debtor not in state.limits:
             await self._chain.extend(self._limit("open", debtor, self._starter_limit))
-        post = post_half(
+        post = entry.post_half(
             creditor=me,
             debtor=debtor,
             seq=state.next_seq,
@@ -167,7 +142,7 @@ class Proposals:
         if seq not in self._chain.state.open:
             return None
         half = self._chain.own(seq)
-        header: dict[str, Value] = {
+        header: dict[str, encoding.Value] = {
             "v": 1,
             "half": half.raw,
             "voucher": self._chain.read(VOUCHER, seq),
@@ -176,11 +151,11 @@ class Proposals:
             reply = await self._caller.call(half.record.peer, PROPOSE, header)
         except EntryRefused as fault:
             self._log.warning(
-                "ledger.refused", peer=short(half.record.peer), entry=seq, reason=fault.message
+                "ledger.refused", peer=ids.short(half.record.peer), entry=seq, reason=fault.message
             )
             await self._chain.exclusive(self._void, seq)
             return None if self._is_settled(seq) else fault.message
-        counter = open_half(take_bytes(reply.header, "counter"), network=self._network)
+        counter = entry.open_half(fields.take_bytes(reply.header, "counter"), network=self._network)
         await self._chain.exclusive(self._conclude, half, counter)
         return None
 
@@ -192,23 +167,23 @@ class Proposals:
         state = self._chain.state
         if seq not in state.open:
             return
-        void = void_half(
+        void = entry.void_half(
             self._chain.own(seq).record,
             seq=state.next_seq,
             prev=state.head,
-            xid=self._entropy.token(XID_BYTES),
+            xid=self._entropy.token(entry.XID_BYTES),
             created_ms=self._clock.now_ms(),
         )
         await self._chain.extend(sign(void, self._key, self._network))
 
-    async def _conclude(self, half: Signed[Half], counter: Signed[Half]) -> None:
+    async def _conclude(self, half: Signed[entry.Half], counter: Signed[entry.Half]) -> None:
         """Write the debtor's answer, unless it is there already."""
         state, seq = self._chain.state, half.record.seq
         if seq not in state.open:
             return
-        if (refusal := check_counter(half, counter)) is not None:
+        if (refusal := validation.check_counter(half, counter)) is not None:
             raise ReceiptInvalid(f"the peer's half does not fit: {refusal.sentence}")
-        if (refusal := check_chain(state, counter)) is not None:
+        if (refusal := validation.check_chain(state, counter)) is not None:
             await self._chain.keep_fork(counter)
             raise ReceiptInvalid(f"the peer keeps two ledgers: {refusal.sentence}")
         await self._chain.write([(key_of(OTHER, seq), counter.raw)])
@@ -216,22 +191,24 @@ class Proposals:
         self._chain.on_change()
 
     async def on_propose(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         """Answer a creditor's half with this node's half."""
-        half = open_half(take_bytes(header, "half"), network=self._network)
-        voucher = open_voucher(take_bytes(header, "voucher"), network=self._network)
+        half = entry.open_half(fields.take_bytes(header, "half"), network=self._network)
+        voucher = audit.open_voucher(fields.take_bytes(header, "voucher"), network=self._network)
         await self._exchange.hear(caller)
         counter = await self._chain.exclusive(self._accept, caller, half, voucher)
         return {"v": 1, "counter": counter}, ()
 
-    async def _accept(self, caller: bytes, half: Signed[Half], voucher: Signed[Voucher]) -> bytes:
+    async def _accept(
+        self, caller: bytes, half: Signed[entry.Half], voucher: Signed[Voucher]
+    ) -> bytes:
         """Return this node's signed half to a creditor's, writing both unless it is known."""
         state = self._chain.state
         told = self._chain.incarnation_of(caller)
         refusal = (
-            check_proposal(state, half, caller, voucher)
-            or check_incarnation(told, half)
+            validation.check_proposal(state, half, caller, voucher)
+            or validation.check_incarnation(told, half)
             or self._check_payment(caller, voucher.record)
         )
         if refusal is not None:
@@ -242,12 +219,12 @@ class Proposals:
             if refusal.code == "fork":
                 await self._chain.keep_fork(half)
             self._log.warning(
-                "ledger.refusal", peer=short(caller), code=refusal.code, reason=refusal.sentence
+                "ledger.refusal", peer=ids.short(caller), code=refusal.code, reason=refusal.sentence
             )
             if refusal.code == "amount_overflow":
                 raise CreditExceeded(refusal.sentence)
             raise EntryRefused(refusal.sentence)
-        answer = counter_half(
+        answer = entry.counter_half(
             half, seq=state.next_seq, prev=state.head, created_ms=self._clock.now_ms()
         )
         own = sign(answer, self._key, self._network)
@@ -255,12 +232,12 @@ class Proposals:
         self._chain.on_change()
         return own.raw
 
-    def _check_payment(self, payer: bytes, voucher: Voucher) -> Refusal | None:
+    def _check_payment(self, payer: bytes, voucher: Voucher) -> validation.Refusal | None:
         """Return why what was paid off the books is not booked at this moment."""
         if voucher.account != off_books_account(payer, self._key.node_id):
             return None
         wrong = self.check_consent(payer, voucher)
-        return None if wrong is None else Refusal("payment_not_said", wrong)
+        return None if wrong is None else validation.Refusal("payment_not_said", wrong)
 
     async def retry_pending(self) -> int:
         """Propose every open entry again; return how many were settled.
@@ -286,18 +263,15 @@ class Proposals:
         return count
 
     def _limit(
-        self,
-        kind: Literal["open", "limit"],
-        peer: bytes,
-        amount_micro: int,
-    ) -> Signed[Half]:
-        half = limit_half(
+        self, kind: Literal["open", "limit"], peer: bytes, amount_micro: int
+    ) -> Signed[entry.Half]:
+        half = entry.limit_half(
             kind,
             author=self._key.node_id,
             peer=peer,
             seq=self._chain.state.next_seq,
             prev=self._chain.state.head,
-            xid=self._entropy.token(XID_BYTES),
+            xid=self._entropy.token(entry.XID_BYTES),
             amount_micro=amount_micro,
             created_ms=self._clock.now_ms(),
         )

@@ -11,13 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from xsc.base import errors, fields, limits
 from xsc.base.encoding import Value
-from xsc.base.errors import XscError
-from xsc.base.fields import take_bytes
-from xsc.base.limits import INCARNATION_GAP
 from xsc.identity.envelope import Signed
-from xsc.ledger.audit import StoredRows, claim_bytes, open_voucher
-from xsc.ledger.entry import GENESIS, Half, open_half
+from xsc.ledger import audit, entry
 from xsc.ledger.incarnation import Incarnation, Noted, Restart, carried_hash
 from xsc.ledger.state import LedgerState, next_claim
 from xsc.ledger.validation import check_old
@@ -28,25 +25,25 @@ from xsc.terms.voucher import Voucher
 class Old:
     """A half of an earlier incarnation, the other party's half, and their voucher."""
 
-    half: Signed[Half]
-    other: Signed[Half]
+    half: Signed[entry.Half]
+    other: Signed[entry.Half]
     voucher: Signed[Voucher]
 
 
 def check_shown(item: Mapping[str, Value], *, peer: bytes, me: bytes, network: bytes) -> Old | None:
     """Return an item of a peer's history where it holds by itself, else None."""
     try:
-        half = open_half(take_bytes(item, "half"), network=network)
-        other = open_half(take_bytes(item, "other"), network=network)
-        voucher = open_voucher(take_bytes(item, "voucher"), network=network)
-    except XscError:
+        half = entry.open_half(fields.take_bytes(item, "half"), network=network)
+        other = entry.open_half(fields.take_bytes(item, "other"), network=network)
+        voucher = audit.open_voucher(fields.take_bytes(item, "voucher"), network=network)
+    except errors.XscError:
         return None
     if half.author != me or other.author != peer or check_old(half, other, voucher) is not None:
         return None
     return Old(half, other, voucher)
 
 
-def known_entries(rows: StoredRows, *, network: bytes) -> list[Old]:
+def known_entries(rows: audit.StoredRows, *, network: bytes) -> list[Old]:
     """Return the settled entries of the own ledger.
 
     Raises:
@@ -54,9 +51,9 @@ def known_entries(rows: StoredRows, *, network: bytes) -> list[Old]:
     """
     return [
         Old(
-            open_half(rows.halves[seq], network=network),
-            open_half(other, network=network),
-            open_voucher(rows.vouchers[seq], network=network),
+            entry.open_half(rows.halves[seq], network=network),
+            entry.open_half(other, network=network),
+            audit.open_voucher(rows.vouchers[seq], network=network),
         )
         for seq, other in rows.others.items()
     ]
@@ -90,7 +87,7 @@ def turns_of(state: LedgerState, late: Sequence[Old]) -> tuple[list[bytes], byte
     """Return the row of each claim that is taken now, and the hash over all claims with them."""
     turns, claims_head = [], state.claims_head
     for number, item in enumerate(late, len(state.claims)):
-        turns.append(claim_bytes(state.next_seq, number))
+        turns.append(audit.claim_bytes(state.next_seq, number))
         claims_head = next_claim(claims_head, turns[-1], item.half.id, item.other.id)
     return turns, claims_head
 
@@ -108,9 +105,9 @@ def plan(old: Sequence[Old], noted: Noted, *, highest_seq: int, now_ms: int) -> 
     known = max(highest_seq, noted.next_seq)
     last = old[-1].half if old else None
     return Incarnation(
-        first_seq=max(now_ms, known + INCARNATION_GAP),
+        first_seq=max(now_ms, known + limits.INCARNATION_GAP),
         proven_seq=0 if last is None else last.record.seq,
-        proven=GENESIS if last is None else last.id,
+        proven=entry.GENESIS if last is None else last.id,
         carried=carried_hash(noted, ((item.half.id, item.other.id) for item in old)),
         created_ms=now_ms,
     )

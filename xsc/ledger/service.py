@@ -9,18 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from xsc.api.ledger import Entry, Verified
-from xsc.base.errors import ArgumentInvalid, LedgerDamaged, NotFound
-from xsc.base.ids import short
-from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import LEDGER_RETRY_MS
-from xsc.base.peering import Handler
+from xsc.base import errors, ids, keyvalue, limits, peering
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
+from xsc.ledger import chain, exchange, incarnation
 from xsc.ledger.audit import replay
-from xsc.ledger.chain import OTHER, VOUCHER, Chain, key_of
 from xsc.ledger.entry import SettledEntry
-from xsc.ledger.exchange import HEAD, HISTORY, HistoryExchange
-from xsc.ledger.incarnation import Noted
 from xsc.ledger.proposals import PROPOSE, Proposals
 from xsc.ledger.state import digest
 from xsc.ledger.statement import StatementRow, credit_left, entry_row, known_peers, note_accounts
@@ -45,7 +39,7 @@ class LedgerService:
         self,
         context: Context,
         *,
-        state: KeyValue,
+        state: keyvalue.KeyValue,
         starter_limit: int,
         shares_with: Callable[[bytes], Sequence[bytes]] = lambda peer: [peer],
         recovering: bool = False,
@@ -56,8 +50,8 @@ class LedgerService:
         self._executor = context.executor
         self._starter_limit = starter_limit
         self._shares_with = shares_with
-        self.chain = Chain(context, state, recovering=recovering)
-        self.exchange = HistoryExchange(context, self.chain, starter_limit=starter_limit)
+        self.chain = chain.Chain(context, state, recovering=recovering)
+        self.exchange = exchange.HistoryExchange(context, self.chain, starter_limit=starter_limit)
         self.proposals = Proposals(context, self.chain, self.exchange, starter_limit=starter_limit)
         self.set_limit = self.proposals.set_limit
         self.collect = self.proposals.collect
@@ -101,7 +95,7 @@ class LedgerService:
         """Return how many entries both parties have signed."""
         return sum(len(halves) for halves in self.chain.state.seen.values())
 
-    def noted(self) -> Noted:
+    def noted(self) -> incarnation.Noted:
         """Return the account with each peer, for the own directory."""
         return note_accounts(self.chain.state, self._starter_limit)
 
@@ -126,7 +120,7 @@ class LedgerService:
             try:
                 end = seqs.index(before)
             except ValueError:
-                raise ArgumentInvalid(
+                raise errors.ArgumentInvalid(
                     f"there is no entry {before} in this ledger", hint="`xsc ledger log`"
                 ) from None
         newest = reversed(seqs[max(0, end - limit) : end])
@@ -157,17 +151,17 @@ class LedgerService:
         for known in self.chain.state.entries.values():
             if known.entry_id != entry_id:
                 continue
-            other = self.chain.store.get(key_of(OTHER, known.seq))
+            other = self.chain.store.get(chain.key_of(chain.OTHER, known.seq))
             if other is None:
                 break
             own = self.chain.own(known.seq)
             halves = (own.raw, other) if own.record.link is None else (other, own.raw)
             entry = SettledEntry(
-                half=halves[0], counter=halves[1], voucher=self.chain.read(VOUCHER, known.seq)
+                half=halves[0], counter=halves[1], voucher=self.chain.read(chain.VOUCHER, known.seq)
             )
             return sign(entry, self._key, self._network).raw
-        raise NotFound(
-            f"no settled entry {short(entry_id)} in this ledger",
+        raise errors.NotFound(
+            f"no settled entry {ids.short(entry_id)} in this ledger",
             hint="`xsc ledger log` shows the entries and their state",
         )
 
@@ -188,7 +182,7 @@ class LedgerService:
                 self.chain.rows(), me=self._key.node_id, network=self._network, signatures=True
             )
             if digest(audit.state) != digest(self.chain.state):
-                raise LedgerDamaged(
+                raise errors.LedgerDamaged(
                     "the ledger replays to other balances than this node works with",
                     hint="restart the node; if it happens again, restore the home from a backup",
                 )
@@ -209,19 +203,19 @@ class LedgerService:
 
         return await self._executor.run(work)
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, peering.Handler]:
         """Return the methods that peers may call."""
         return {
             PROPOSE: self.proposals.on_propose,
-            HEAD: self.exchange.on_head,
-            HISTORY: self.exchange.on_history,
+            exchange.HEAD: self.exchange.on_head,
+            exchange.HISTORY: self.exchange.on_history,
         }
 
     async def run(self) -> None:
         """Propose open entries again, now and every LEDGER_RETRY_MS; never returns."""
         while True:
             await self.retry_pending()
-            await self._clock.sleep_ms(LEDGER_RETRY_MS)
+            await self._clock.sleep_ms(limits.LEDGER_RETRY_MS)
 
     async def close(self) -> None:
         """Wait until nothing is being written."""

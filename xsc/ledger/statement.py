@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from xsc.api.ledger import Entry, EntryState
 from xsc.base.limits import AMOUNT_MAX
 from xsc.identity.envelope import Signed
-from xsc.ledger.entry import Half
-from xsc.ledger.incarnation import Noted, NotedAccount, worth_noting
+from xsc.ledger import entry, incarnation
 from xsc.ledger.state import LedgerState
 
 
@@ -45,14 +44,14 @@ def credit_left(state: LedgerState, peer: bytes, limit_micro: int, shared: Seque
     return limit_micro - state.exposure(peer) - theirs
 
 
-def note_accounts(state: LedgerState, default_limit_micro: int) -> Noted:
+def note_accounts(state: LedgerState, default_limit_micro: int) -> incarnation.Noted:
     """Return the account with each peer, as the own directory notes it.
 
     What is unproven is noted again: it is not forgotten with the next disk.
     """
-    accounts = worth_noting(
+    accounts = incarnation.worth_noting(
         (
-            NotedAccount(
+            incarnation.NotedAccount(
                 peer,
                 max(
                     -AMOUNT_MAX,
@@ -64,10 +63,10 @@ def note_accounts(state: LedgerState, default_limit_micro: int) -> Noted:
         ),
         default_limit_micro=default_limit_micro,
     )
-    return Noted(state.next_seq, accounts)
+    return incarnation.Noted(state.next_seq, accounts)
 
 
-def entry_row(state: LedgerState, own: Signed[Half]) -> Entry:
+def entry_row(state: LedgerState, own: Signed[entry.Half]) -> Entry:
     """Return how an own half is shown."""
     half = own.record
     return Entry(
@@ -83,7 +82,7 @@ def entry_row(state: LedgerState, own: Signed[Half]) -> Entry:
     )
 
 
-def _entry_state(state: LedgerState, half: Half) -> EntryState:
+def _entry_state(state: LedgerState, half: entry.Half) -> EntryState:
     if half.kind != "post":
         return "noted"
     if half.seq in state.open:

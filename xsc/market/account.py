@@ -14,13 +14,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field
 
-from xsc.base.limits import (
-    BOOKING_CREDIT_PPM,
-    PPM,
-    REFUSED_RETRY_MS,
-    REFUSED_RETRY_MS_MAX,
-    REQUEST_WINDOW_MS,
-)
+from xsc.base import limits
 from xsc.identity.envelope import Count, Signed
 from xsc.market import lease as rules
 from xsc.market.lease import LeaseEntry, LeaseUse, Role, WideNumber
@@ -117,7 +111,7 @@ def check_count(account: Account, count: LeaseCount, now_ms: int) -> str | None:
     """Return what is wrong with a count that a provider gave, whatever it says of leases."""
     if (count.provider, count.customer) != (account.provider, account.customer):
         return "the count is between other nodes"
-    if abs(count.counted_ms - now_ms) > REQUEST_WINDOW_MS:
+    if abs(count.counted_ms - now_ms) > limits.REQUEST_WINDOW_MS:
         return "the count is of another time"
     if len({line.lease_id for line in count.leases}) < len(count.leases):
         return "the count names a lease twice"
@@ -271,7 +265,7 @@ def is_booking_due(sharing: Iterable[Account], credit_left_micro: int) -> bool:
         credit_left_micro: what they may still come to owe by the ledger.
     """
     waiting_micro = sum(account.unbooked_micro for account in sharing)
-    return 0 < credit_left_micro * BOOKING_CREDIT_PPM <= waiting_micro * PPM
+    return 0 < credit_left_micro * limits.BOOKING_CREDIT_PPM <= waiting_micro * limits.PPM
 
 
 def retry_ms(refusals: int) -> int:
@@ -282,7 +276,7 @@ def retry_ms(refusals: int) -> int:
     """
     if refusals <= 1:
         return 0
-    return min(REFUSED_RETRY_MS << min(refusals - 2, 16), REFUSED_RETRY_MS_MAX)
+    return min(limits.REFUSED_RETRY_MS << min(refusals - 2, 16), limits.REFUSED_RETRY_MS_MAX)
 
 
 Status: TypeAlias = Literal["open", "closing", "settled", "expired", "denied"]

@@ -13,37 +13,15 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from xsc.api.market import PassedOver
+from xsc.base import errors, ids, limits, refusals
 from xsc.base.bounded import Bounded
-from xsc.base.errors import (
-    ArgumentInvalid,
-    LeaseExhausted,
-    NoOffers,
-    PeerLeaving,
-    PeerSilent,
-    SpaceExhausted,
-    XscError,
-)
-from xsc.base.ids import short
-from xsc.base.limits import (
-    COMPUTE_IN_FLIGHT_MAX,
-    COMPUTE_WAITING_MAX,
-    LEASE_REFUSED_MS,
-    NEAR_PRICE_PPM,
-    NONCE_BYTES,
-    PASSED_OVER_MAX,
-    PPM,
-    QUALITY_STEP_PPM,
-    SLOT_STEP_BYTES,
-)
-from xsc.base.refusals import refusal
 from xsc.market import lease as rules
+from xsc.market import lease_store, waiting
 from xsc.market.auction import QUALITY_PPM_LEAST, Bid, near, place, reserve
 from xsc.market.choosing import Wish, at_hand, is_dear, why_lost, why_unused
 from xsc.market.headroom import Headroom
 from xsc.market.lease import OWN, QUANTITY_MAX, LeaseEntry
-from xsc.market.lease_store import MarketNode, MarketPart
 from xsc.market.providers import Providers
-from xsc.market.waiting import WaitingLines
 from xsc.terms.quote import KINDS, Kind
 
 
@@ -61,7 +39,7 @@ class LeasedHosts:
     """Leases to use at distinct nodes, and why others gave none where they are too few."""
 
     leases: list[LeaseHandle]
-    refused: dict[bytes, XscError]
+    refused: dict[bytes, errors.XscError]
     passed_over: list[PassedOver]
     """Other nodes and leases, and why they were not used."""
 
@@ -69,16 +47,16 @@ class LeasedHosts:
 def _given(found: LeasedHosts) -> list[LeaseHandle]:
     """Return the leases of compute that were found; raise why there are none."""
     if not found.leases:
-        raise refusal(found.refused, "no node offers the fuel that is needed")
+        raise refusals.refusal(found.refused, "no node offers the fuel that is needed")
     return found.leases
 
 
-class LeaseBuyer(MarketPart):
+class LeaseBuyer(lease_store.MarketPart):
     """Leases capacity for this node, and counts what storage and compute use of it."""
 
     def __init__(
         self,
-        node: MarketNode,
+        node: lease_store.MarketNode,
         providers: Providers,
         headroom: Headroom,
         agree: Callable[[bytes], Awaitable[None]],
@@ -87,9 +65,11 @@ class LeaseBuyer(MarketPart):
         self._providers = providers
         self._headroom = headroom
         self._agree = agree
-        self._lines = WaitingLines(node.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX)
+        self._lines = waiting.WaitingLines(
+            node.clock, most=limits.COMPUTE_WAITING_MAX, each=limits.COMPUTE_WAITING_MAX
+        )
         self._locks: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
-        self._passed_over: Bounded[bytes, PassedOver] = Bounded(PASSED_OVER_MAX)
+        self._passed_over: Bounded[bytes, PassedOver] = Bounded(limits.PASSED_OVER_MAX)
         """What the last choices passed over, by lease or node, for `market why`."""
 
     # What is leased
@@ -109,19 +89,21 @@ class LeaseBuyer(MarketPart):
         if len(self._providers.up(staying)) < min(count, len(wanted)):
             await self._ports.quality.probe_unknown()
         nodes = self._providers.up(staying)
-        absent: dict[bytes, XscError] = {}
+        absent: dict[bytes, errors.XscError] = {}
         for node in wanted:
             if node in leaving:
-                absent[node] = PeerLeaving(f"{short(node)} leaves the network")
+                absent[node] = errors.PeerLeaving(f"{ids.short(node)} leaves the network")
             elif node not in nodes:
-                absent[node] = PeerSilent(f"{short(node)} does not answer")
+                absent[node] = errors.PeerSilent(f"{ids.short(node)} does not answer")
         async with self._locks["storage"]:
             found = await self._choose(Wish("storage", size_bytes, nodes), count, absent)
             if len(found.leases) < count and self._node.id not in exclude:
                 if self._node.id not in leaving and self._headroom.free("storage") >= size_bytes:
                     found.leases.append(LeaseHandle(self._node.id, OWN["storage"], 0))
                 else:
-                    found.refused[self._node.id] = SpaceExhausted("this node has no room for that")
+                    found.refused[self._node.id] = errors.SpaceExhausted(
+                        "this node has no room for that"
+                    )
         if found.leases:
             self._ports.on_need()
         if len(found.leases) >= count:
@@ -205,7 +187,7 @@ class LeaseBuyer(MarketPart):
         for entry in self._store.all("customer"):
             if entry.terms.kind == "compute" and entry.promised_at(now_ms):
                 runs[entry.peer] += len(entry.promised)
-        idle = [node for node in targets if runs[node] < COMPUTE_IN_FLIGHT_MAX]
+        idle = [node for node in targets if runs[node] < limits.COMPUTE_IN_FLIGHT_MAX]
         return idle if idle or not targets else None
 
     def _hand_out(self, entry: LeaseEntry, wish: Wish) -> LeaseHandle:
@@ -221,7 +203,7 @@ class LeaseBuyer(MarketPart):
     # How providers are chosen
 
     async def _choose(
-        self, wish: Wish, count: int, absent: Mapping[bytes, XscError] | None = None
+        self, wish: Wish, count: int, absent: Mapping[bytes, errors.XscError] | None = None
     ) -> LeasedHosts:
         """Hand out leases at up to `count` distinct nodes, and say why others gave none.
 
@@ -233,7 +215,7 @@ class LeaseBuyer(MarketPart):
             absent: nodes that cannot be asked, and why.
         """
         if not 0 < wish.quantity <= QUANTITY_MAX:
-            raise ArgumentInvalid("the quantity to lease is out of range")
+            raise errors.ArgumentInvalid("the quantity to lease is out of range")
         await self._ports.standing.learn(wish.nodes)
         mine, now_ms = self._leases(wish), self._clock.now_ms()
         leases = {} if wish.new else at_hand(mine, wish, now_ms)
@@ -250,9 +232,9 @@ class LeaseBuyer(MarketPart):
                 *(self._take(wish, each, leases.get(each.node)) for each in winners)
             )
             for winner, answer in zip(winners, answers, strict=True):
-                if not isinstance(answer, XscError):
+                if not isinstance(answer, errors.XscError):
                     chosen[winner.node] = answer
-                elif isinstance(answer, NoOffers) and winner.node not in heard:
+                elif isinstance(answer, errors.NoOffers) and winner.node not in heard:
                     heard.add(winner.node)  # It has published something else since.
                     await self._ports.standing.learn([winner.node], anew=True)
                 else:
@@ -260,10 +242,10 @@ class LeaseBuyer(MarketPart):
         domains = {self._providers.domain(node): node for node in chosen}
         most = self._node.settings.price_max[wish.kind]
         for node in sorted({*wish.nodes} - chosen.keys() - faults.keys()):
-            reason = f"{short(node)} offers no {wish.kind} to this node now"
+            reason = f"{ids.short(node)} offers no {wish.kind} to this node now"
             if node in bids:
                 reason = why_lost(bids[node], domains, most)
-            faults[node] = NoOffers(reason)
+            faults[node] = errors.NoOffers(reason)
         passed = [
             PassedOver(node=node, lease_id=None, reason=fault.message)
             for node, fault in faults.items()
@@ -276,7 +258,7 @@ class LeaseBuyer(MarketPart):
         for each in passed:
             self._passed_over.put(each.lease_id or each.node, each)
         if passed:
-            said = [f"{short(each.lease_id or each.node)}: {each.reason}" for each in passed]
+            said = [f"{ids.short(each.lease_id or each.node)}: {each.reason}" for each in passed]
             self._node.log.info("market.passed_over", kind=wish.kind, passed_over=said)
         handles = [self._hand_out(entry, wish) for entry in chosen.values()]
         return LeasedHosts(handles, faults, passed)
@@ -340,15 +322,15 @@ class LeaseBuyer(MarketPart):
 
     async def _take(
         self, wish: Wish, winner: Bid, lease: LeaseEntry | None
-    ) -> LeaseEntry | XscError:
+    ) -> LeaseEntry | errors.XscError:
         """Return a lease at a provider that was chosen: the one at hand, if it is not dear."""
         quote = self._ports.standing.quote(wish.kind, winner.node, self._node.id)
         if lease is not None and (quote is None or not is_dear(lease, winner.price)):
             return lease
         if quote is None:
-            return NoOffers(f"{short(winner.node)} offers nothing to this node any more")
+            return errors.NoOffers(f"{ids.short(winner.node)} offers nothing to this node any more")
         answer = await self._providers.lease(quote, winner.price, least=wish.quantity)
-        return lease if isinstance(answer, XscError) and lease is not None else answer
+        return lease if isinstance(answer, errors.XscError) and lease is not None else answer
 
     def _won(
         self, wish: Wish, bids: Mapping[bytes, Bid], count: int, taken: Collection[bytes]
@@ -364,14 +346,14 @@ class LeaseBuyer(MarketPart):
         fresh = fresh or [replace(bid, domain=bid.node) for bid in payable]
         own_price = self._headroom.pricing().unit_price(wish.kind)
         if wish.saved:
-            own_price = own_price * NEAR_PRICE_PPM // PPM
+            own_price = own_price * limits.NEAR_PRICE_PPM // limits.PPM
         price_max = reserve(fresh, count, own_price, most)
-        return place(fresh, count, price_max, seed=self._node.entropy.token(NONCE_BYTES))
+        return place(fresh, count, price_max, seed=self._node.entropy.token(limits.NONCE_BYTES))
 
     def _rank(self, node: bytes) -> int:
         """Return the quality of a node, in ppm: in steps, so that those alike are."""
         quality = self._ports.quality.quality_ppm(node)
-        return max(QUALITY_PPM_LEAST, quality - quality % QUALITY_STEP_PPM)
+        return max(QUALITY_PPM_LEAST, quality - quality % limits.QUALITY_STEP_PPM)
 
     async def price(self, kind: Kind, count: int) -> int | None:
         """Return the most that one of so many providers would be paid now; None: none would win."""
@@ -403,9 +385,9 @@ class LeaseBuyer(MarketPart):
         """
         for entry in self._store.all("customer"):
             terms, use = entry.terms, entry.use
-            most = held.get(entry.id, 0) + SLOT_STEP_BYTES * (entry.id in doubts)
+            most = held.get(entry.id, 0) + limits.SLOT_STEP_BYTES * (entry.id in doubts)
             if terms.kind == "storage" and not use.given_back and most > use.held_bytes:
-                self._node.log.warning("market.count_raised", lease=short(entry.id), most=most)
+                self._node.log.warning("market.count_raised", lease=ids.short(entry.id), most=most)
                 # It was held since then: what follows from that is believed.
                 use = replace(use, held_bytes=most, missing_bytes=0, touched_ms=use.counted_ms)
                 entry.use = rules.widened(terms, use, most)
@@ -447,7 +429,7 @@ class LeaseBuyer(MarketPart):
         """
         entry = self._store.get("customer", lease_id)
         if entry is not None and entry.raw:  # nothing is settled with oneself
-            entry.avoided_until_ms = self._clock.now_ms() + LEASE_REFUSED_MS
+            entry.avoided_until_ms = self._clock.now_ms() + limits.LEASE_REFUSED_MS
             if entry.use.denial is None:
                 await self._agree(entry.peer)
 
@@ -470,5 +452,5 @@ class LeaseBuyer(MarketPart):
     def _known(self, lease_id: bytes) -> LeaseEntry:
         entry = self._store.get("customer", lease_id)
         if entry is None:
-            raise LeaseExhausted("this node has no such lease")
+            raise errors.LeaseExhausted("this node has no such lease")
         return entry

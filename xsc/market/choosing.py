@@ -12,9 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from xsc.base.ids import short
-from xsc.base.limits import COMPUTE_LEASE_MS, DEAR_PPM, PPM
-from xsc.base.units import ceil_div
+from xsc.base import ids, limits, units
 from xsc.market import lease as rules
 from xsc.market.auction import Bid
 from xsc.market.headroom import is_present, undrawn
@@ -40,7 +38,7 @@ class Wish:
 
 def is_dear(lease: LeaseEntry, price: int) -> bool:
     """Return whether a lease is not used where a new one costs that."""
-    return not lease.terms.cleared and lease.terms.price * PPM > price * DEAR_PPM
+    return not lease.terms.cleared and lease.terms.price * limits.PPM > price * limits.DEAR_PPM
 
 
 def at_hand(entries: Iterable[LeaseEntry], wish: Wish, now_ms: int) -> dict[bytes, LeaseEntry]:
@@ -100,9 +98,9 @@ def why_lost(bid: Bid, chosen: Mapping[bytes, bytes], price_max: int) -> str:
         price_max: the most that this node pays.
     """
     if bid.price > price_max:
-        return f"{short(bid.node)} asks {bid.price}, which is too much"
+        return f"{ids.short(bid.node)} asks {bid.price}, which is too much"
     if bid.domain in chosen:
-        return f"{short(chosen[bid.domain])} is in its failure domain, and was chosen"
+        return f"{ids.short(chosen[bid.domain])} is in its failure domain, and was chosen"
     return "others ask less for their quality, or hold less"
 
 
@@ -155,7 +153,7 @@ def to_take(
     for (need_id, _), had in had_of.items():
         if need_id in needs:
             unit = STEP[needs[need_id].kind]
-            left[need_id] -= ceil_div(had, unit) * unit
+            left[need_id] -= units.ceil_div(had, unit) * unit
     for each in sorted(offers, key=lambda each: (each.price, each.provider, each.key)):
         need = needs.get(each.need)
         if need is None:
@@ -165,7 +163,7 @@ def to_take(
         level = min(undrawn(each, taken), left.get(each.need, 0), most - had)
         level -= level % STEP[each.kind]
         # A lease is not shorter than a minute.
-        is_long = now_ms + COMPUTE_LEASE_MS <= each.window[1]
+        is_long = now_ms + limits.COMPUTE_LEASE_MS <= each.window[1]
         if level > 0 and is_long and is_present(each, now_ms) and each.price <= need.price_max:
             left[each.need] -= level
             had_of[each.need, each.provider] += level

@@ -14,8 +14,7 @@ from xsc.base.errors import RecordInvalid, StoreDamaged
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import SHORT_FILLED_MS, SHORT_MS, SHORTS_MAX
 from xsc.identity.envelope import Count, Record
-from xsc.market.headroom import undrawn
-from xsc.market.lease_store import MarketNode, MarketPart
+from xsc.market import headroom, lease_store
 
 _SHORT: Final = b"market/short"
 Short: TypeAlias = tuple[Count, Count, Count]
@@ -28,10 +27,10 @@ class Shorts(Record):
     shorts: Annotated[tuple[Short, ...], Field(max_length=SHORTS_MAX)] = ()
 
 
-class DefaultNeed(MarketPart):
+class DefaultNeed(lease_store.MarketPart):
     """Remembers what providers refused, and sums up what they hold."""
 
-    def __init__(self, node: MarketNode, state: KeyValue) -> None:
+    def __init__(self, node: lease_store.MarketNode, state: KeyValue) -> None:
         super().__init__(node)
         self._state = state
         self._shorts: tuple[Short, ...] = ()
@@ -130,7 +129,7 @@ class DefaultNeed(MarketPart):
         return any(
             each.need in standing
             and each.quantity > standing[each.need].part(each.provider)
-            and undrawn(each, drawn) > 0
+            and headroom.undrawn(each, drawn) > 0
             for each in self._ports.received()
         )
 

@@ -11,61 +11,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from xsc.base.encoding import Value
+from xsc.base import encoding, fields, limits, merkle, units
 from xsc.base.errors import LeaseExhausted, NoOffers, RateLimited, RecordInvalid
-from xsc.base.fields import take_bytes, take_int
 from xsc.base.ids import short
-from xsc.base.limits import (
-    JOBS_QUEUED_A_PEER_MAX,
-    JOBS_QUEUED_MAX,
-    LEASES_A_CUSTOMER_MAX,
-    LEASES_DONE_A_CUSTOMER_MAX,
-    PRICE_BYTES,
-    REQUEST_WINDOW_MS,
-)
-from xsc.base.merkle import Part
-from xsc.base.units import ceil_div
 from xsc.identity.envelope import open_signed, sign
 from xsc.market import lease as rules
+from xsc.market import lease_store, waiting
 from xsc.market.headroom import Headroom, is_named
 from xsc.market.lease import LeaseEntry, ahead_micro, is_done, kept_free
-from xsc.market.lease_store import MarketNode, MarketPart
 from xsc.market.ports import EXHAUSTED
-from xsc.market.waiting import WaitingLines
+from xsc.terms import pricing, slot
 from xsc.terms.lease import Lease, LeaseRequest, RunTerms
-from xsc.terms.pricing import SLOT_UNIT, amount, compute_amount
 from xsc.terms.quote import Kind
-from xsc.terms.slot import STEP
 
 
-class LeaseGranter(MarketPart):
+class LeaseGranter(lease_store.MarketPart):
     """Grants leases to customers, and counts what is used under them.
 
     Implements the ports of providers: storage's `Leases`, compute's `ServiceBook`.
     """
 
-    def __init__(self, node: MarketNode, headroom: Headroom) -> None:
+    def __init__(self, node: lease_store.MarketNode, headroom: Headroom) -> None:
         super().__init__(node)
         self._headroom = headroom
-        self._lines = WaitingLines(node.clock, most=JOBS_QUEUED_MAX, each=JOBS_QUEUED_A_PEER_MAX)
+        self._lines = waiting.WaitingLines(
+            node.clock, most=limits.JOBS_QUEUED_MAX, each=limits.JOBS_QUEUED_A_PEER_MAX
+        )
 
     async def on_lease(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         """Grant a request; the same request gets the same lease.
 
         A request with the id of a lease renews that. Before it is time to, the answer is the
         present lease: one that renewed it may have been lost.
         """
         network, now_ms = self._node.network, self._clock.now_ms()
-        raw, least = take_bytes(header, "request"), take_int(header, "least")
+        raw, least = fields.take_bytes(header, "request"), fields.take_int(header, "least")
         signed = open_signed(raw, LeaseRequest, network=network, author=caller)
         request = signed.record
         if (request.provider, request.customer) != (self._node.id, caller):
             raise RecordInvalid("the request is between other nodes")
         known = self._store.get("provider", request.lease_id)
         if known is not None and known.terms.customer == caller:
-            is_early = rules.is_young(known.terms, now_ms + REQUEST_WINDOW_MS)
+            is_early = rules.is_young(known.terms, now_ms + limits.REQUEST_WINDOW_MS)
             if known.terms == request or is_early:
                 return {"lease": known.raw}, ()
         if known is None and request.renews:
@@ -99,12 +88,12 @@ class LeaseGranter(MarketPart):
         # Who shares a credit shares these bounds, too: each look at that credit goes over all.
         leases = self._headroom.sold_to(customer)
         done = [entry for entry in leases if is_done(entry, now_ms)]
-        for entry in done[:-LEASES_DONE_A_CUSTOMER_MAX]:
+        for entry in done[: -limits.LEASES_DONE_A_CUSTOMER_MAX]:
             entry.use = rules.advance(entry.terms, entry.use, now_ms)
             self._store.forget(entry)
-        if len(leases) - len(done) >= LEASES_A_CUSTOMER_MAX:
+        if len(leases) - len(done) >= limits.LEASES_A_CUSTOMER_MAX:
             raise RateLimited(
-                f"one customer may have {LEASES_A_CUSTOMER_MAX} leases that are in use",
+                f"one customer may have {limits.LEASES_A_CUSTOMER_MAX} leases that are in use",
                 hint="give back what is not needed: `xsc market leases`",
             )
         if not request.cleared:
@@ -123,7 +112,7 @@ class LeaseGranter(MarketPart):
         level = min(request.level, left)
         if not level:
             raise EXHAUSTED[kind]("others still hold what was granted", hint="try again later")
-        self._check_credit(request, level * SLOT_UNIT[kind] // STEP[kind])
+        self._check_credit(request, level * pricing.SLOT_UNIT[kind] // slot.STEP[kind])
         return level, each.clearing
 
     def _renewal(self, request: LeaseRequest, known: LeaseEntry) -> tuple[int, bytes | None]:
@@ -154,7 +143,7 @@ class LeaseGranter(MarketPart):
 
         Whatever has a price needs some credit.
         """
-        cost = amount(request.kind, request.price, quantity)
+        cost = pricing.amount(request.kind, request.price, quantity)
         more_micro = max(1, cost) if request.price else 0
         self._headroom.check_credit(request.customer, more_micro, beside_micro)
 
@@ -206,7 +195,7 @@ class LeaseGranter(MarketPart):
             CreditExceeded: the customer has reached its limit.
         """
         entry = self._open(lease_id, customer, "storage")
-        cost = ceil_div(entry.terms.price * size_bytes, PRICE_BYTES)
+        cost = units.ceil_div(entry.terms.price * size_bytes, limits.PRICE_BYTES)
         self._headroom.check_credit(customer, cost)
         if size_bytes > rules.room(entry.terms, entry.use, self._clock.now_ms()) - entry.reserved:
             raise LeaseExhausted("the lease has no room for that", hint="take a further lease")
@@ -273,7 +262,7 @@ class LeaseGranter(MarketPart):
             self._open(lease_id, customer, "compute")
             if fuel_steps > rules.run_most(entry.use):
                 raise LeaseExhausted("the lease is not for so much fuel", hint="take a new lease")
-        cost = compute_amount(rules.run_price(entry.terms), fuel_steps)
+        cost = pricing.compute_amount(rules.run_price(entry.terms), fuel_steps)
         calls_micro = self._headroom.calls_micro(customer)
         left = self._headroom.check_credit(customer, cost, calls_micro)
         room = rules.room(entry.terms, entry.use, self._clock.now_ms()) - entry.reserved

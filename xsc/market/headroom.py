@@ -13,16 +13,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from xsc.base.errors import CreditExceeded, NoOffers
-from xsc.base.ids import short
-from xsc.base.units import format_credits
+from xsc.base import errors, ids, units
 from xsc.market.account import owed_micro
 from xsc.market.lease import LeaseEntry, advance, ahead_micro, drawn, key_of, least_level, run_price
 from xsc.market.lease_store import MarketNode, MarketPart
 from xsc.market.pricing import MarketPricing, utilisation_ppm
-from xsc.terms.lease import LeaseRequest
+from xsc.terms import lease, quote
 from xsc.terms.pricing import compute_amount
-from xsc.terms.quote import KINDS, Kind
 from xsc.terms.slot import STEP, Entitlement, EntitlementKey
 
 
@@ -42,7 +39,7 @@ def slot_left(offer: Entitlement, drawn: Mapping[EntitlementKey, int]) -> int:
     return max(0, offer.slot_quantity * STEP[offer.kind] - taken)
 
 
-def is_named(offer: Entitlement, request: LeaseRequest) -> bool:
+def is_named(offer: Entitlement, request: lease.LeaseRequest) -> bool:
     """Return whether a request is for what a clearing granted."""
     named = key_of(request, request.need or b""), request.window, request.tier
     return (offer.key, offer.window, offer.tier) == named
@@ -56,11 +53,11 @@ class Headroom(MarketPart):
         self.at_limit: frozenset[bytes] = frozenset()
         """Customers that may come to owe nothing more, as of the last `refresh`."""
 
-    def unreserved(self, kind: Kind) -> int:
+    def unreserved(self, kind: quote.Kind) -> int:
         """Return what is neither used nor kept for leases: slots can grant it."""
         return max(0, self._ports.capacity.free(kind) - self._store.kept(kind))
 
-    def free(self, kind: Kind) -> int:
+    def free(self, kind: quote.Kind) -> int:
         """Return what of that no clearing offers now."""
         present, now_ms = self._present(kind), self._clock.now_ms()
         taken = Counter[EntitlementKey]()
@@ -73,10 +70,10 @@ class Headroom(MarketPart):
     def pricing(self) -> MarketPricing:
         """Return what this node asks at its present utilisation; what it has posted stands."""
         level = self._ports.capacity.level
-        used = (utilisation_ppm(self.unreserved(kind), level(kind)) for kind in KINDS)
+        used = (utilisation_ppm(self.unreserved(kind), level(kind)) for kind in quote.KINDS)
         return MarketPricing(self._node.settings.prices, *used)
 
-    def entitled(self, request: LeaseRequest) -> tuple[Entitlement, int]:
+    def entitled(self, request: lease.LeaseRequest) -> tuple[Entitlement, int]:
         """Return what a clearing offers that a request names, and what can be leased of it now.
 
         That is in whole steps of slots.
@@ -91,7 +88,7 @@ class Headroom(MarketPart):
                 room = min(slot_left(each, levels), self.unreserved(each.kind))
                 left = min(undrawn(each, levels), room)
                 return each, left - left % STEP[each.kind]
-        raise NoOffers("this node has no such entitlement here, or none any more")
+        raise errors.NoOffers("this node has no such entitlement here, or none any more")
 
     def cleared_workers(self, workers: int) -> int:
         """Return how many whole workers the cleared rates come to, of so many."""
@@ -106,7 +103,7 @@ class Headroom(MarketPart):
         """
         return self._store.drawn_steps("provider", self._clock.now_ms(), young=young)
 
-    def _present(self, kind: Kind) -> list[Entitlement]:
+    def _present(self, kind: quote.Kind) -> list[Entitlement]:
         """Return the offers of a kind that hold their room now."""
         now_ms = self._clock.now_ms()
         return [e for e in self._ports.granted() if e.kind == kind and is_present(e, now_ms)]
@@ -179,11 +176,11 @@ class Headroom(MarketPart):
         """
         left = max(0, self.credit_left(customer) + beside_micro)
         if customer in self.at_limit or more_micro > left:
-            raise CreditExceeded(
-                f"this may cost {format_credits(more_micro)}, and no more than "
-                f"{format_credits(left)} may still come to be owed here: "
-                f"{format_credits(self._owed(customer))} of at most "
-                f"{format_credits(self._ports.credit.credit_left(customer))} are not settled",
+            raise errors.CreditExceeded(
+                f"this may cost {units.format_credits(more_micro)}, and no more than "
+                f"{units.format_credits(left)} may still come to be owed here: "
+                f"{units.format_credits(self._owed(customer))} of at most "
+                f"{units.format_credits(self._ports.credit.credit_left(customer))} are not settled",
                 hint="settle what is owed, ask the provider for a higher limit, or give a call "
                 "less with --fuel and --memory",
             )
@@ -225,12 +222,12 @@ class Headroom(MarketPart):
         for customer in sorted(self.at_limit - before):
             self._node.log.warning(
                 "market.customer_at_limit",
-                customer=short(customer),
+                customer=ids.short(customer),
                 owed_micro=self._owed(customer),
                 credit_left_micro=self._ports.credit.credit_left(customer),
             )
         for customer in sorted(before - self.at_limit):
-            self._node.log.info("market.customer_within_limit", customer=short(customer))
+            self._node.log.info("market.customer_within_limit", customer=ids.short(customer))
         changed = []
         for entry in store.all("provider"):
             least = least_level(entry.terms, entry.use, entry.reserved, now_ms)

@@ -20,38 +20,21 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from xsc.base.encoding import tagged_sha256
-from xsc.base.limits import (
-    AMOUNT_MAX,
-    CLEARED_COMPUTE_MS,
-    COMPUTE_LEASE_MS,
-    EPOCH_MS,
-    LATE_MS,
-    LEASE_KEPT_MS,
-    LEASE_TIMEOUT_MS,
-    OFFER_MS,
-    PROMISE_MS,
-    REQUEST_WINDOW_MS,
-    STORAGE_LEASE_MS,
-)
-from xsc.base.units import ceil_div, format_duration
+from xsc.base import encoding, limits, units
 from xsc.identity.envelope import Count
+from xsc.terms import pricing, quote, slot, voucher
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
-from xsc.terms.pricing import WORTH
 from xsc.terms.pricing import worth as worth_of
-from xsc.terms.quote import Kind
-from xsc.terms.slot import EntitlementKey
-from xsc.terms.voucher import CountLine, number_of, wide
 
 Role: TypeAlias = Literal["customer", "provider"]
 ROLES: Final[tuple[Role, Role]] = ("customer", "provider")
-OWN: Final[dict[Kind, bytes]] = {"storage": OWN_STORAGE, "compute": OWN_COMPUTE}
+OWN: Final[dict[quote.Kind, bytes]] = {"storage": OWN_STORAGE, "compute": OWN_COMPUTE}
 QUANTITY_MAX: Final = 2**63 - 1
 SPREAD: Final = 8
 """Renewals are spread over so great a part of the term, one eighth, from its half on."""
 NO_NEED: Final = bytes(16)
 """In the place of a need, for a customer that states none."""
-WideNumber = Annotated[int, BeforeValidator(number_of), PlainSerializer(wide)]
+WideNumber = Annotated[int, BeforeValidator(voucher.number_of), PlainSerializer(voucher.wide)]
 """A number that passes 2^64: it is kept as `wide` bytes."""
 
 
@@ -124,10 +107,10 @@ class LeaseEntry:
 
     def promise(self, quantity: int, now_ms: int) -> None:
         """Record what was handed out; of storage within ten seconds as one."""
-        until_ms = now_ms + PROMISE_MS
+        until_ms = now_ms + limits.PROMISE_MS
         if self.terms.kind == "storage" and self.promised:
             last_ms, before = self.promised[-1]
-            if until_ms - last_ms < PROMISE_MS // 60:
+            if until_ms - last_ms < limits.PROMISE_MS // 60:
                 self.promised[-1] = (last_ms, before + quantity)
                 return
         self.promised.append((until_ms, quantity))
@@ -171,15 +154,15 @@ def own_leases(role: Role, node: bytes) -> dict[bytes, LeaseEntry]:
     }
 
 
-def key_of(terms: LeaseRequest, need: bytes) -> EntitlementKey:
+def key_of(terms: LeaseRequest, need: bytes) -> slot.EntitlementKey:
     """Return what a lease counts for in clearings, as one of that need."""
-    return EntitlementKey(terms.provider, terms.slot, terms.customer, need)
+    return slot.EntitlementKey(terms.provider, terms.slot, terms.customer, need)
 
 
 # What is agreed
 
 
-def longest_ms(kind: Kind, storage_ms: int, *, cleared: bool) -> int:
+def longest_ms(kind: quote.Kind, storage_ms: int, *, cleared: bool) -> int:
     """Return how long a lease lasts at most.
 
     Args:
@@ -189,7 +172,7 @@ def longest_ms(kind: Kind, storage_ms: int, *, cleared: bool) -> int:
     """
     if kind == "storage":
         return storage_ms
-    return CLEARED_COMPUTE_MS if cleared else COMPUTE_LEASE_MS
+    return limits.CLEARED_COMPUTE_MS if cleared else limits.COMPUTE_LEASE_MS
 
 
 def check_request(request: LeaseRequest, now_ms: int, storage_ms: int) -> str | None:
@@ -200,16 +183,16 @@ def check_request(request: LeaseRequest, now_ms: int, storage_ms: int) -> str | 
         now_ms: the present.
         storage_ms: how long leases of storage last here at most.
     """
-    if abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:
+    if abs(request.start_ms - now_ms) > limits.REQUEST_WINDOW_MS:
         return "the lease does not begin now"
     length_ms = request.end_ms - request.start_ms
-    if request.cleared and length_ms < min(COMPUTE_LEASE_MS, storage_ms):
+    if request.cleared and length_ms < min(limits.COMPUTE_LEASE_MS, storage_ms):
         # A minute of a rate can be used at once, and an offer that was taken is made again.
         return "the lease is shorter than a minute"
     longest = longest_ms(request.kind, storage_ms, cleared=request.cleared)
     if length_ms > longest:
-        return f"the lease is longer than {format_duration(longest)}, the longest here"
-    if worth(request, request.level * length_ms) > AMOUNT_MAX * WORTH:
+        return f"the lease is longer than {units.format_duration(longest)}, the longest here"
+    if worth(request, request.level * length_ms) > limits.AMOUNT_MAX * pricing.WORTH:
         return "the lease is worth more than an amount can be"
     return None
 
@@ -241,7 +224,7 @@ def worth(terms: LeaseRequest, used: int) -> int:
 
 def widened(terms: LeaseRequest, use: LeaseUse, quantity: int) -> LeaseUse:
     """Return the use with leeway for so much more or less, at a moment that two clocks tell."""
-    return replace(use, leeway=use.leeway + worth(terms, abs(quantity) * REQUEST_WINDOW_MS))
+    return replace(use, leeway=use.leeway + worth(terms, abs(quantity) * limits.REQUEST_WINDOW_MS))
 
 
 def has_time(terms: LeaseRequest) -> bool:
@@ -257,7 +240,7 @@ def advance(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> LeaseUse:
     if use.given_back or not has_time(terms):
         return use
     use = _counted(terms, use, min(now_ms, terms.end_ms), use.level)
-    late_ms = min(now_ms, terms.end_ms + LATE_MS)
+    late_ms = min(now_ms, terms.end_ms + limits.LATE_MS)
     return _counted(terms, use, late_ms, 0) if use.held_bytes else use
 
 
@@ -305,7 +288,7 @@ def spend(terms: LeaseRequest, use: LeaseUse, steps: int, now_ms: int) -> LeaseU
     if not use.level:
         return use  # The run ended after its lease.
     begun_us = max(use.busy_us, now_ms * 1_000)
-    return replace(use, busy_us=begun_us + ceil_div(steps * 1_000_000, use.level))
+    return replace(use, busy_us=begun_us + units.ceil_div(steps * 1_000_000, use.level))
 
 
 def least_level(terms: LeaseRequest, use: LeaseUse, more: int, now_ms: int) -> int:
@@ -320,12 +303,12 @@ def least_level(terms: LeaseRequest, use: LeaseUse, more: int, now_ms: int) -> i
         more: bytes or fuel steps that were promised, or are under way.
         now_ms: the present.
     """
-    if now_ms < terms.start_ms + OFFER_MS or now_ms * 1_000 < use.busy_us:
+    if now_ms < terms.start_ms + limits.OFFER_MS or now_ms * 1_000 < use.busy_us:
         return use.level
     if terms.kind == "storage":
         return use.held_bytes + more
-    left_ms = min(COMPUTE_LEASE_MS, terms.end_ms - now_ms)
-    return ceil_div(more * 1_000, max(1, left_ms))
+    left_ms = min(limits.COMPUTE_LEASE_MS, terms.end_ms - now_ms)
+    return units.ceil_div(more * 1_000, max(1, left_ms))
 
 
 def lowered(terms: LeaseRequest, use: LeaseUse, level: int, now_ms: int) -> LeaseUse:
@@ -354,7 +337,7 @@ def run_price(terms: LeaseRequest) -> int:
 
 
 def follow(
-    terms: LeaseRequest, use: LeaseUse, line: CountLine, counted_ms: int, *, stood: bool
+    terms: LeaseRequest, use: LeaseUse, line: voucher.CountLine, counted_ms: int, *, stood: bool
 ) -> tuple[LeaseUse, int, bool]:
     """Return a customer's use once its provider counted, what of that it pays, and if it follows.
 
@@ -368,10 +351,10 @@ def follow(
         counted_ms: when, by its clock.
         stood: whether nothing has changed here since it was asked.
     """
-    theirs = number_of(line.used)
+    theirs = voucher.number_of(line.used)
     if not has_time(terms):
         return use, min(use.used, theirs), theirs <= use.used
-    counted_ms = min(counted_ms, terms.end_ms + (LATE_MS if use.held_bytes else 0))
+    counted_ms = min(counted_ms, terms.end_ms + (limits.LATE_MS if use.held_bytes else 0))
     own = advance(terms, use, counted_ms).used
     if theirs > own + use.leeway:
         return use, use.used, False
@@ -402,14 +385,14 @@ def room(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> int:
     if now_ms < terms.start_ms:
         return 0  # Nothing is billed before the start, which another clock may have set.
     # A minute ahead, and not past the end: so no more runs than is billed.
-    until_ms = min(now_ms + COMPUTE_LEASE_MS, terms.end_ms)
+    until_ms = min(now_ms + limits.COMPUTE_LEASE_MS, terms.end_ms)
     left_us = until_ms * 1_000 - max(use.busy_us, now_ms * 1_000)
     return max(0, use.level * left_us // 1_000_000)
 
 
 def run_most(use: LeaseUse) -> int:
     """Return the fuel steps that a cleared rate ever allows at once: those of a minute."""
-    return use.level * COMPUTE_LEASE_MS // 1_000
+    return use.level * limits.COMPUTE_LEASE_MS // 1_000
 
 
 def kept_free(entry: LeaseEntry) -> int:
@@ -440,7 +423,7 @@ def ahead_micro(entry: LeaseEntry, now_ms: int) -> int:
     if entry.is_over(now_ms) or not has_time(terms):
         return 0
     held = entry.use.held_bytes + (entry.reserved if terms.kind == "storage" else 0)
-    return worth(terms, max(entry.use.level, held) * EPOCH_MS) // WORTH
+    return worth(terms, max(entry.use.level, held) * limits.EPOCH_MS) // pricing.WORTH
 
 
 # Its end
@@ -452,7 +435,7 @@ def is_useful(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> bool:
     Compute: while an order can still arrive in time. Storage: until half of its time, so
     that nothing new is put where it may soon have to move.
     """
-    until_ms = terms.end_ms - LEASE_TIMEOUT_MS if terms.kind == "compute" else half_ms(terms)
+    until_ms = terms.end_ms - limits.LEASE_TIMEOUT_MS if terms.kind == "compute" else half_ms(terms)
     return not use.given_back and now_ms < until_ms
 
 
@@ -475,7 +458,7 @@ def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
         use = replace(use, level=0)
     # What was deleted after the end is counted once more with the customer.
     ended_ms = use.touched_ms if use.given_back else max(use.touched_ms, terms.end_ms)
-    kept_ms = STORAGE_LEASE_MS if entry.role == "customer" else LEASE_KEPT_MS
+    kept_ms = limits.STORAGE_LEASE_MS if entry.role == "customer" else limits.LEASE_KEPT_MS
     is_kept = entry.reserved or (entry.role == "provider" and use.held_bytes > 0)
     return use, not is_kept and now_ms - ended_ms >= kept_ms
 
@@ -506,7 +489,7 @@ def due_ms(terms: LeaseRequest) -> int:
     after each restart.
     """
     spread_ms = eighth_ms(terms)
-    number = int.from_bytes(tagged_sha256("renewal/due", terms.lease_id)[:8], "big")
+    number = int.from_bytes(encoding.tagged_sha256("renewal/due", terms.lease_id)[:8], "big")
     first_ms = spread_ms // 4
     return half_ms(terms) + first_ms + number % (spread_ms - first_ms)
 
@@ -529,9 +512,9 @@ def check_renewal(
         return "the lease is another customer's, of another kind, or for another need"
     if terms.kind != "storage" or use.given_back or not use.held_bytes:
         return "nothing is held under the lease"
-    if now_ms + REQUEST_WINDOW_MS < half_ms(terms):
+    if now_ms + limits.REQUEST_WINDOW_MS < half_ms(terms):
         return "the lease is in the first half of its term"
-    if request.end_ms - max(now_ms, terms.end_ms) < min(EPOCH_MS, eighth_ms(terms)):
+    if request.end_ms - max(now_ms, terms.end_ms) < min(limits.EPOCH_MS, eighth_ms(terms)):
         return "the lease ends too soon after its present end"
     if request.level > max(use.level, use.held_bytes):
         return "the lease is for more than it has"

@@ -19,10 +19,8 @@ from typing import Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from xsc.base.encoding import decode, encode
+from xsc.base import encoding, keyvalue, units
 from xsc.base.errors import RecordInvalid, SignatureInvalid, SpaceExhausted, StoreDamaged
-from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.units import ceil_div
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed
 from xsc.market.account import Account
@@ -61,7 +59,7 @@ ACCOUNTS: Final = TypeAdapter(Account)
 
 def write_row(kind: TypeAdapter[T], row: T) -> bytes:
     """Return the bytes of a use or an account."""
-    return encode({"v": _VERSION, **kind.dump_python(row)})
+    return encoding.encode({"v": _VERSION, **kind.dump_python(row)})
 
 
 def read_row(kind: TypeAdapter[T], raw: bytes) -> T:
@@ -70,7 +68,7 @@ def read_row(kind: TypeAdapter[T], raw: bytes) -> T:
     Raises:
         RecordInvalid: it is none.
     """
-    value: Any = decode(raw)
+    value: Any = encoding.decode(raw)
     try:
         row = kind.validate_python(value)
     except (TypeError, ValidationError) as fault:
@@ -81,12 +79,12 @@ def read_row(kind: TypeAdapter[T], raw: bytes) -> T:
     return row
 
 
-def _lease_row(entry: LeaseEntry) -> Change:
-    row = encode([entry.raw, write_row(USES, entry.use)])
+def _lease_row(entry: LeaseEntry) -> keyvalue.Change:
+    row = encoding.encode([entry.raw, write_row(USES, entry.use)])
     return _LEASE + _LETTERS[entry.role] + entry.id, row
 
 
-def _account_row(account: Account) -> Change:
+def _account_row(account: Account) -> keyvalue.Change:
     return _ACCOUNT + _LETTERS[account.role] + account.peer, write_row(ACCOUNTS, account)
 
 
@@ -102,7 +100,7 @@ class LeaseStore:
     """
 
     def __init__(
-        self, state: KeyValue, network: bytes, own: bytes, commit: Commit, need_of: NeedOf
+        self, state: keyvalue.KeyValue, network: bytes, own: bytes, commit: Commit, need_of: NeedOf
     ) -> None:
         self._state = state
         self._network = network
@@ -138,7 +136,7 @@ class LeaseStore:
 
     def _load(self, role: Role) -> None:
         for _, row in self._below(_LEASE + _LETTERS[role]):
-            match decode(row):
+            match encoding.decode(row):
                 case [bytes() as raw, bytes() as use]:
                     entry = self.entry_of(role, raw)
                     granted, entry.use = entry.use.level, read_row(USES, use)
@@ -151,7 +149,7 @@ class LeaseStore:
             self._accounts[role][peer] = read_row(ACCOUNTS, row)
 
     def _below(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        for key, raw in self._state.scan(prefix, prefix_end(prefix)):
+        for key, raw in self._state.scan(prefix, keyvalue.prefix_end(prefix)):
             yield key.removeprefix(prefix), raw
 
     def account(self, role: Role, peer: bytes) -> Account:
@@ -238,7 +236,7 @@ class LeaseStore:
             for key, level in sorted(levels.items(), key=lambda item: (-item[1], item[0])):
                 before = had[key[:3]]
                 had[key[:3]] += level
-                found[key] = ceil_div(before + level, unit) - ceil_div(before, unit)
+                found[key] = units.ceil_div(before + level, unit) - units.ceil_div(before, unit)
         return found
 
     def add(self, entry: LeaseEntry) -> LeaseEntry:
@@ -286,7 +284,7 @@ class LeaseStore:
         entries = self._entries["provider"].values()
         return sum(kept_free(e) for e in entries if e.use.level and e.terms.kind == kind)
 
-    def _row(self, changed: LeaseEntry | Account) -> Change:
+    def _row(self, changed: LeaseEntry | Account) -> keyvalue.Change:
         """Return the row of an account, or of a lease: none once it is forgotten."""
         if isinstance(changed, Account):
             return _account_row(changed)

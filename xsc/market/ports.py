@@ -12,24 +12,21 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
-from xsc.base.errors import ComputeExhausted, SpaceExhausted, XscError
-from xsc.base.keyvalue import Change
-from xsc.base.limits import LEASE_WARNING_MS, STORAGE_LEASE_MS
-from xsc.base.peering import Peers
+from xsc.base import errors, keyvalue, limits, peering
 from xsc.market.pricing import PriceList
 from xsc.terms.pricing import Quote
 from xsc.terms.quote import Kind, Tier
 from xsc.terms.slot import Entitlement, NeedSlot
 
-EXHAUSTED: Final[dict[Kind, type[XscError]]] = {
-    "storage": SpaceExhausted,
-    "compute": ComputeExhausted,
+EXHAUSTED: Final[dict[Kind, type[errors.XscError]]] = {
+    "storage": errors.SpaceExhausted,
+    "compute": errors.ComputeExhausted,
 }
 """The error of a node that has too little left to lease."""
 
 NeedOf: TypeAlias = Callable[[bytes, Kind, bytes | None], bytes]
 """Returns the need that a lease counts for; by customer, kind, and the need that it names."""
-Commit: TypeAlias = Callable[[list[Change]], Awaitable[None]]
+Commit: TypeAlias = Callable[[list[keyvalue.Change]], Awaitable[None]]
 """Writes changes to the state, all or none, and returns once they are on the disk."""
 
 
@@ -113,9 +110,9 @@ class MarketSettings:
     """How long a voucher waits at most until it is booked."""
     site: str = ""
     owner: str = ""
-    lease_warning_ms: int = LEASE_WARNING_MS
+    lease_warning_ms: int = limits.LEASE_WARNING_MS
     """How long before its end a lease that was not renewed is warned of."""
-    storage_lease_ms: int = STORAGE_LEASE_MS
+    storage_lease_ms: int = limits.STORAGE_LEASE_MS
     """How long leases of storage last: those that are taken, and at most those that are granted."""
 
 
@@ -126,7 +123,7 @@ class MarketPorts:
     Those that need the market are made after it, and then set what they give.
     """
 
-    peers: Peers
+    peers: peering.Peers
     credit: Credit
     quality: Quality
     standing: Standing

@@ -11,9 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xsc.base.limits import PPM
-from xsc.terms.lease import LeaseRequest
+from xsc.terms import lease, quote
 from xsc.terms.pricing import Ladder, amount, fuel_steps
-from xsc.terms.quote import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +54,13 @@ class MarketPricing:
     storage_used_ppm: int = 0
     compute_used_ppm: int = 0
 
-    def unit_price(self, kind: Kind) -> int:
+    def unit_price(self, kind: quote.Kind) -> int:
         """Return the reserve: micro-credits a GiB and hour, or a Gfuel."""
         if kind == "storage":
             return unit_price(self.prices.storage, self.storage_used_ppm)
         return unit_price(self.prices.compute, self.compute_used_ppm)
 
-    def ladder(self, kind: Kind, reserve: int | None = None) -> Ladder:
+    def ladder(self, kind: quote.Kind, reserve: int | None = None) -> Ladder:
         """Return the rungs below a reserve, the present one for None, each rounded down."""
         top = self.unit_price(kind) if reserve is None else reserve
         return Ladder(
@@ -83,7 +82,7 @@ class MarketPricing:
         return storage_micro + compute_micro
 
 
-def why(terms: LeaseRequest) -> str:
+def why(terms: lease.LeaseRequest) -> str:
     """Return why a lease has its price, as a sentence for people."""
     if terms.cleared:
         return "a cleared lease costs what was granted for it ahead of use"

@@ -18,9 +18,8 @@ from xsc.market import lease as rules
 from xsc.market.lease import LeaseEntry
 from xsc.market.lease_store import MarketPart
 from xsc.market.pricing import domain
+from xsc.terms import pricing, slot
 from xsc.terms.lease import LeaseRequest
-from xsc.terms.pricing import Quote
-from xsc.terms.slot import Entitlement, NeedSlot
 
 LEASE: Final = "market.lease"
 
@@ -53,12 +52,12 @@ class Providers(MarketPart):
 
     async def lease(
         self,
-        offer: Quote | Entitlement,
+        offer: pricing.Quote | slot.Entitlement,
         price: int,
         *,
         least: int = 0,
         level: int = 0,
-        need: NeedSlot | None = None,
+        need: slot.NeedSlot | None = None,
         renewed: LeaseEntry | None = None,
     ) -> LeaseEntry | XscError:
         """Ask for a lease and keep it; a refusal is returned.

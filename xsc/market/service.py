@@ -8,22 +8,13 @@ in both roles    `settlement` agrees with peers on which leases there are, and p
 
 from __future__ import annotations
 
-from xsc.base.errors import NotFound
-from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import TIDY_MS
-from xsc.base.peering import Handler
+from xsc.base import errors, keyvalue, limits, peering
 from xsc.identity.context import Context
+from xsc.market import buyer, granter, headroom, lease, lease_store, settlement, signing
 from xsc.market.account import Account, LeaseView, owed_micro, views
-from xsc.market.buyer import LeaseBuyer
 from xsc.market.default_need import DefaultNeed
-from xsc.market.granter import LeaseGranter
-from xsc.market.headroom import Headroom
-from xsc.market.lease import ROLES, tidied
-from xsc.market.lease_store import LeaseStore, MarketNode
 from xsc.market.ports import Commit, MarketPorts, MarketSettings
 from xsc.market.providers import LEASE, Providers
-from xsc.market.settlement import ACCOUNT, Settlement
-from xsc.market.signing import Signing
 
 
 class MarketService:
@@ -34,21 +25,21 @@ class MarketService:
         context: Context,
         ports: MarketPorts,
         *,
-        state: KeyValue,
+        state: keyvalue.KeyValue,
         commit: Commit,
         settings: MarketSettings,
     ) -> None:
         own = context.key.node_id
-        self.store = LeaseStore(state, context.network, own, commit, ports.need_of)
-        self._node = node = MarketNode(context, ports, settings, self.store)
+        self.store = lease_store.LeaseStore(state, context.network, own, commit, ports.need_of)
+        self._node = node = lease_store.MarketNode(context, ports, settings, self.store)
         self._clock = context.clock
-        self.headroom = Headroom(node)
-        self.granter = LeaseGranter(node, self.headroom)
+        self.headroom = headroom.Headroom(node)
+        self.granter = granter.LeaseGranter(node, self.headroom)
         self.providers = Providers(node)
-        self.settlement = Settlement(node)
+        self.settlement = settlement.Settlement(node)
         self.default_need = DefaultNeed(node, state)
-        self.buyer = LeaseBuyer(node, self.providers, self.headroom, self.settlement.agree)
-        self.signing = Signing(node, self.providers, self.settlement.agree)
+        self.buyer = buyer.LeaseBuyer(node, self.providers, self.headroom, self.settlement.agree)
+        self.signing = signing.Signing(node, self.providers, self.settlement.agree)
 
     async def start(self) -> None:
         """Read the leases that were kept, and what the ledger has booked of them.
@@ -66,7 +57,7 @@ class MarketService:
         settle_ms = self._clock.monotonic_ms() + self._node.settings.settle_interval_ms
         while True:
             self.tidy()
-            await self._clock.sleep_ms(min(TIDY_MS, self._node.settings.settle_interval_ms))
+            await self._clock.sleep_ms(min(limits.TIDY_MS, self._node.settings.settle_interval_ms))
             if self._clock.monotonic_ms() >= settle_ms:
                 await self.settlement.settle_due()
                 settle_ms = self._clock.monotonic_ms() + self._node.settings.settle_interval_ms
@@ -76,15 +67,15 @@ class MarketService:
         await self.settlement.settle_all()
         self.store.close()
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, peering.Handler]:
         """Return the methods that peers may call."""
-        return {LEASE: self.granter.on_lease, ACCOUNT: self.settlement.on_account}
+        return {LEASE: self.granter.on_lease, settlement.ACCOUNT: self.settlement.on_account}
 
     def tidy(self) -> None:
         """Keep nothing free for leases that have ended; forget those that are over for long."""
         now_ms = self._clock.now_ms()
-        for entry in [entry for role in ROLES for entry in self.store.all(role)]:
-            entry.use, is_over = tidied(entry, now_ms)
+        for entry in [entry for role in lease.ROLES for entry in self.store.all(role)]:
+            entry.use, is_over = lease.tidied(entry, now_ms)
             if is_over:
                 self.store.forget(entry)
         self.default_need.tidy()
@@ -114,13 +105,13 @@ class MarketService:
         Raises:
             NotFound: this node knows no such lease, or it was not denied.
         """
-        for role in ROLES:
+        for role in lease.ROLES:
             entry = self.store.get(role, lease_id)
             record = None if entry is None else entry.use.denial if denial else entry.raw
             if record is not None:
                 return record
         what = "no provider has denied this lease" if denial else "this node has no such lease"
-        raise NotFound(what, hint="`xsc market leases` lists them")
+        raise errors.NotFound(what, hint="`xsc market leases` lists them")
 
     def account_record(self, peer: bytes, *, count: bool) -> bytes:
         """Return the newest voucher for a provider, or the count that it pays, for `xsc verify`.
@@ -131,7 +122,7 @@ class MarketService:
         account = self.store.account("customer", peer)
         record = account.count if count else account.voucher
         if record is None:
-            raise NotFound(
+            raise errors.NotFound(
                 "this node has signed no voucher for that provider",
                 hint="`xsc ledger settle` signs what is owed now",
             )

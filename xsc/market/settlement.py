@@ -19,22 +19,10 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from xsc.base import ids, limits, merkle, tally, turns
 from xsc.base.encoding import Value, tagged_sha256
 from xsc.base.errors import ArgumentInvalid, EntryRefused, RecordInvalid, XscError
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes
-from xsc.base.ids import short
-from xsc.base.limits import (
-    AGREE_TIMEOUT_MS,
-    BOOKINGS_ASKED_A_CUSTOMER_MAX,
-    BOOKINGS_ASKED_MS,
-    COUNT_LEASES_MAX,
-    LEASES_A_CUSTOMER_MAX,
-    SETTLE_LAST_MS,
-    SETTLE_TIMEOUT_MS,
-)
-from xsc.base.merkle import Part
-from xsc.base.tally import Tally
-from xsc.base.turns import Turns
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import account as rules
 from xsc.market import lease as leases
@@ -59,15 +47,15 @@ class Settlement(MarketPart):
 
     def __init__(self, node: MarketNode) -> None:
         super().__init__(node)
-        self._turns: Turns[bytes] = Turns()
+        self._turns: turns.Turns[bytes] = turns.Turns()
         """By account."""
-        self._bookings = Tally(BOOKINGS_ASKED_A_CUSTOMER_MAX, BOOKINGS_ASKED_MS)
+        self._bookings = tally.Tally(limits.BOOKINGS_ASKED_A_CUSTOMER_MAX, limits.BOOKINGS_ASKED_MS)
         self._booked_ms = node.clock.monotonic_ms()
         """When all that was signed was last booked."""
 
     async def settle_all(self) -> None:
         """Agree with all peers that are up, and have all that is signed booked now."""
-        await self._settle(self._store.accounts(), True, AGREE_TIMEOUT_MS)
+        await self._settle(self._store.accounts(), True, limits.AGREE_TIMEOUT_MS)
 
     async def settle_with(self, peer: bytes) -> None:
         """Do the same with one peer, if it is up, as far as it can be done within a short time.
@@ -77,7 +65,7 @@ class Settlement(MarketPart):
         if not self._ports.quality.is_up(peer):
             return
         both = [self._store.account(role, peer) for role in ROLES]
-        await self._settle(both, True, SETTLE_LAST_MS)
+        await self._settle(both, True, limits.SETTLE_LAST_MS)
 
     async def settle_due(self) -> None:
         """Agree with providers that are up, and book where it is time to."""
@@ -89,7 +77,7 @@ class Settlement(MarketPart):
             or rules.due_micro(account, self._store.of("customer", account.peer), now_ms)
             > account.signed_micro
         ]
-        await self._settle([*providers, *self._due()], False, AGREE_TIMEOUT_MS)
+        await self._settle([*providers, *self._due()], False, limits.AGREE_TIMEOUT_MS)
 
     async def _settle(self, accounts: Iterable[Account], book_now: bool, within_ms: int) -> None:
         """Agree with providers that are up, and book what customers signed."""
@@ -107,7 +95,7 @@ class Settlement(MarketPart):
         except (XscError, TimeoutError) as fault:
             # Kept as it is and tried again at the next interval.
             code = fault.code if isinstance(fault, XscError) else "timeout"
-            self._node.log.warning("market.not_settled", peer=short(account.peer), code=code)
+            self._node.log.warning("market.not_settled", peer=ids.short(account.peer), code=code)
 
     def _due(self) -> list[Account]:
         """Return the customers with whom it is time to book: all once in an interval."""
@@ -129,7 +117,7 @@ class Settlement(MarketPart):
     async def agree(self, peer: bytes) -> None:
         """Ask a provider for its count, take it over as far as it follows, and pay."""
         account = self._store.account("customer", peer)
-        await self._settle_one(account, False, AGREE_TIMEOUT_MS)
+        await self._settle_one(account, False, limits.AGREE_TIMEOUT_MS)
 
     async def _ask(
         self, account: Account, voucher: bytes | None, *, book_now: bool = False
@@ -145,7 +133,7 @@ class Settlement(MarketPart):
             "less": less,
         }
         reply = await self._node.caller.call(
-            account.peer, ACCOUNT, header, timeout_ms=SETTLE_TIMEOUT_MS
+            account.peer, ACCOUNT, header, timeout_ms=limits.SETTLE_TIMEOUT_MS
         )
         settled = min(take_int(reply.header, "settled_micro"), account.signed_micro)
         account.is_taken = take_opt_bytes(reply.header, "voucher") == account.voucher
@@ -196,7 +184,7 @@ class Settlement(MarketPart):
     async def _take_over(
         self, account: Account, count: Signed[LeaseCount], agreed: rules.Agreed
     ) -> None:
-        peer, account.closed = short(account.peer), agreed.closed
+        peer, account.closed = ids.short(account.peer), agreed.closed
         for entry, use in agreed.uses:
             entry.use = use
         # Who lost its disk does not know what ran since it signed last.
@@ -245,7 +233,7 @@ class Settlement(MarketPart):
                 rules.with_voucher(account, signed.record, raw)
                 account.paid_until_ms = signed.record.until_ms
         found = dict[bytes, LeaseEntry]()
-        for lease in take_list(answer, "leases", most=COUNT_LEASES_MAX):
+        for lease in take_list(answer, "leases", most=limits.COUNT_LEASES_MAX):
             if not isinstance(lease, bytes):
                 raise RecordInvalid("the field 'leases' must list leases")
             entry = self._store.entry_of("customer", lease)
@@ -259,18 +247,18 @@ class Settlement(MarketPart):
         rules.restore(account, entries, count)
         for entry in entries:
             self._store.add(entry)
-        peer = short(account.peer)
+        peer = ids.short(account.peer)
         self._node.log.info("market.leases_recalled", peer=peer, leases=len(entries))
 
     # The provider's side
 
     async def on_account(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[merkle.Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         """Take a customer's voucher, and sign what this node counts of its leases."""
         raw, book_now = take_opt_bytes(header, "voucher"), take_bool(header, "book_now")
         is_shown = take_bool(header, "show")
-        less = take_list(header, "less", most=LEASES_A_CUSTOMER_MAX)
+        less = take_list(header, "less", most=limits.LEASES_A_CUSTOMER_MAX)
         account = self._store.account("provider", caller)
         async with self._turns.of(account.id):
             if raw is not None:
@@ -362,7 +350,7 @@ class Settlement(MarketPart):
         self._store.keep(account)
         self._node.log.info(
             "market.leases_settled",
-            customer=short(account.customer),
+            customer=ids.short(account.customer),
             amount_micro=amount_micro,
             settled_micro=account.settled_micro,
         )

@@ -17,18 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from xsc.base.clock import rest
-from xsc.base.errors import LeaseExhausted, NoOffers, PeerSilent, XscError
-from xsc.base.ids import short
-from xsc.base.limits import (
-    LEASES_A_CUSTOMER_MAX,
-    LOWER_MS,
-    OFFER_SETTLE_MS,
-    RENEWAL_RETRY_MS,
-    REQUEST_WINDOW_MS,
-    TIDY_MS,
-)
-from xsc.base.units import format_credits, format_duration
+from xsc.base import clock, errors, ids, limits, units
 from xsc.market import lease as rules
 from xsc.market.choosing import to_lower, to_take
 from xsc.market.lease import SPREAD, LeaseEntry
@@ -65,7 +54,9 @@ class Signing(MarketPart):
         self._later_ms: dict[bytes, int] = {}
         """By provider that had no room for what it offered, or did not answer: when its offers
         are tried again. Meanwhile those of others are taken."""
-        self._retry_ms = min(RENEWAL_RETRY_MS, node.settings.storage_lease_ms // (2 * SPREAD))
+        self._retry_ms = min(
+            limits.RENEWAL_RETRY_MS, node.settings.storage_lease_ms // (2 * SPREAD)
+        )
         self._tried: dict[bytes, tuple[str, int]] = {}
         """By lease that is not renewed: why, and when it is tried again."""
         self._warned_ms = -DAY_MS
@@ -85,7 +76,7 @@ class Signing(MarketPart):
         """Look whenever it is woken, and every TIDY_MS, until cancelled."""
         while True:
             await self.look()
-            await rest(self._clock, self._woken, TIDY_MS)
+            await clock.rest(self._clock, self._woken, limits.TIDY_MS)
 
     async def look(self) -> None:
         """Give up what is not needed, take what is offered, and renew what is due."""
@@ -104,17 +95,17 @@ class Signing(MarketPart):
         self._warn()
 
     async def _take(self, offer: Entitlement, need: NeedSlot, level: int) -> None:
-        if len(self._store.of("customer", offer.provider)) >= LEASES_A_CUSTOMER_MAX:
+        if len(self._store.of("customer", offer.provider)) >= limits.LEASES_A_CUSTOMER_MAX:
             return  # It grants crumbs, or ends what it grants.
         answer = await self._providers.lease(offer, offer.price, level=level, need=need)
-        if isinstance(answer, XscError):
-            self._later_ms[offer.provider] = self._clock.now_ms() + OFFER_SETTLE_MS
+        if isinstance(answer, errors.XscError):
+            self._later_ms[offer.provider] = self._clock.now_ms() + limits.OFFER_SETTLE_MS
 
     async def _ask_again(self) -> None:
         """Send the requests again that were not answered: the same one gets the same lease."""
         for each in list(self._store.asked.values()):
             late_ms = self._clock.now_ms() - each.record.start_ms
-            if late_ms > REQUEST_WINDOW_MS + LOWER_MS and not each.record.renews:
+            if late_ms > limits.REQUEST_WINDOW_MS + limits.LOWER_MS and not each.record.renews:
                 self._store.refused(each.record.lease_id)  # It blocks its need no longer.
         is_up, asked = self._ports.quality.is_up, self._store.asked.values()
         up = [each for each in asked if is_up(each.record.provider)]
@@ -146,7 +137,7 @@ class Signing(MarketPart):
         for entry in entries:
             if entry.less is None or entry.use.level <= entry.less[0]:
                 continue
-            if self._clock.now_ms() - entry.less[1] >= LOWER_MS:
+            if self._clock.now_ms() - entry.less[1] >= limits.LOWER_MS:
                 entry.use = rules.lowered(entry.terms, entry.use, *entry.less)
                 self._store.save(entry)
 
@@ -165,51 +156,51 @@ class Signing(MarketPart):
         if fault is None:
             self._tried.pop(entry.id, None)
             return
-        is_silent = isinstance(fault, PeerSilent)
+        is_silent = isinstance(fault, errors.PeerSilent)
         reason = SILENT if is_silent else fault.message
         if reason != said:
             self._node.log.warning(
                 "market.lease_not_renewed",
-                peer=short(entry.peer),
-                lease=short(entry.id),
+                peer=ids.short(entry.peer),
+                lease=ids.short(entry.id),
                 reason=reason,
             )
         # A silent host costs no call: it is looked at each time.
         self._tried[entry.id] = reason, now_ms + (0 if is_silent else self._retry_ms)
-        if isinstance(fault, LeaseExhausted):
+        if isinstance(fault, errors.LeaseExhausted):
             await self._agree(entry.peer)  # It may not know the lease any more.
 
     async def _next_term(
         self, entry: LeaseEntry, needs: Mapping[bytes, NeedSlot]
-    ) -> XscError | None:
+    ) -> errors.XscError | None:
         """Renew a lease: at what a clearing grants its need, else at what its provider asks.
 
         Returns:
             Why it is not renewed.
         """
         if not self._ports.quality.is_up(entry.peer):
-            return PeerSilent(SILENT)
+            return errors.PeerSilent(SILENT)
         need, most = None, self._node.settings.price_max["storage"]
         offer: Quote | Entitlement | None
         offer = self._ports.standing.quote("storage", entry.peer, self._node.id)
         if entry.terms.cleared:
             need = needs.get(entry.terms.need or b"")
             if need is None:
-                return NoOffers("its need is no more")
+                return errors.NoOffers("its need is no more")
             most, key = need.price_max, self._store.key(entry)
             offer = next((each for each in self._ports.received() if each.key == key), offer)
         if offer is None:
-            return NoOffers("the host offers nothing to this node")
+            return errors.NoOffers("the host offers nothing to this node")
         if offer.price > most:
-            return NoOffers(
-                f"its price of {format_credits(offer.price)} is above what is paid, "
-                f"{format_credits(most)}"
+            return errors.NoOffers(
+                f"its price of {units.format_credits(offer.price)} is above what is paid, "
+                f"{units.format_credits(most)}"
             )
         level = max(entry.use.level, entry.use.held_bytes) if entry.terms.cleared else 0
         answer = await self._providers.lease(
             offer, offer.price, level=level, need=need, renewed=entry
         )
-        return answer if isinstance(answer, XscError) else None
+        return answer if isinstance(answer, errors.XscError) else None
 
     def end_of(self, lease_id: bytes) -> LeaseExpiry | None:
         """Return when a lease that this node took ends, and why it was not renewed."""
@@ -240,8 +231,8 @@ class Signing(MarketPart):
         left_ms = soon[0].end_ms - now_ms
         self._node.log.warning(
             "market.leases_end_soon",
-            peers=sorted({short(item.node) for item in soon}),
+            peers=sorted({ids.short(item.node) for item in soon}),
             leases=len(soon),
-            first="over" if left_ms <= 0 else f"in {format_duration(left_ms)}",
+            first="over" if left_ms <= 0 else f"in {units.format_duration(left_ms)}",
             reasons=sorted({item.reason or "not asked yet" for item in soon}),
         )

@@ -309,6 +309,7 @@ class Node:
             self.peers,
             context.clock,
             context.network,
+            spend=self.peers.server.charge_work,
             blame=self._blame_replica,
             log=context.log,
         )
@@ -519,7 +520,6 @@ class Node:
             compile_ms=config.compile_limit_ms,
         )
         self.compute.runner.limits = Limits(config.fuel, config.memory_bytes, config.timeout_ms)
-        self.modules = jobs.Modules()
         self.job_inputs = jobs.JobInputs(self.storage, parts.executor)
         self.services = DeploymentService(
             self._attending,
@@ -531,6 +531,7 @@ class Node:
             compile_ms=config.compile_limit_ms,
             on_change=self.commitments.stir,
         )
+        self.modules = jobs.Modules(parts.executor, self.services)
         self.listing = ServiceListing(self.services.registry, self.space)
 
     def _make_programs(self) -> None:
@@ -666,7 +667,7 @@ class Node:
         own, again = map(programs.allocation_function, (self.allocator.state_of, program.state_of))
         self.allocator.program = self.programs.serve(programs.ALLOCATION, [own], [again])
         self.tasks.once("interval", self.intervals.get)
-        self.tasks.start("space", self.space.run)
+        self.tasks.start("space", self.sync.run)
         self.tasks.start("cells", self.cells.run)
         self.tasks.start("space_compact", self._compact_space)
         self.tasks.start("health", self.health.run)

@@ -6,6 +6,7 @@ that orders; its digest is remembered from then on, for an object never changes.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from xsc.base import clock, limits
 from xsc.base.bounded import Bounded
 from xsc.base.errors import ArgumentInvalid, ModuleUnknown, TooLarge
+from xsc.compute.deployments.service import DeploymentService
 from xsc.compute.wasm.inputs import digest_of
 from xsc.storage.service import StorageService
 from xsc.storage.transfer.locality import Referred
@@ -24,46 +26,48 @@ MODULES_NAMED_BYTES_MAX = 128 * limits.MIB
 assert limits.MODULE_BYTES_MAX <= MODULES_NAMED_BYTES_MAX
 
 
-def name_of(named: str | None, brought: bytes) -> bytes | None:
-    """Return the SHA-256 of the module that a request names, None where it brings one.
-
-    Raises:
-        ArgumentInvalid: it does both, or the name is none.
-    """
-    if named is None:
-        return None
-    if brought:
-        raise ArgumentInvalid("a request either names its module or brings it")
-    if not re.fullmatch("[0-9a-f]{64}", named):
-        raise ArgumentInvalid("a module is named by 64 hexadecimal digits")
-    return bytes.fromhex(named)
-
-
 class Modules:
     """The modules that came last, by their SHA-256; small ones are quicker sent than named."""
 
-    def __init__(self) -> None:
+    def __init__(self, executor: clock.Executor, services: DeploymentService) -> None:
+        self._executor = executor
+        self._services = services
         self._kept: Bounded[bytes, bytes] = Bounded(size_max=MODULES_NAMED_BYTES_MAX, size_of=len)
 
-    @staticmethod
-    def wants(module: bytes) -> bool:
-        """Say whether a module is large enough to be kept."""
-        return len(module) >= limits.MODULE_NAMED_BYTES_LEAST
-
-    def keep(self, digest: bytes, module: bytes) -> None:
-        """Keep a module; those that were not used longest go."""
-        self._kept.put(digest, module)
-
-    def get(self, digest: bytes) -> bytes:
-        """Return a module.
+    async def find(self, named: str | None, brought: bytes) -> bytes:
+        """Return the module that a request names or brings.
 
         Raises:
+            ArgumentInvalid: it does both, or the name is none.
             ModuleUnknown: it is not here, or no more.
         """
-        module = self._kept.get(digest)
+        if named is None:
+            if len(brought) >= limits.MODULE_NAMED_BYTES_LEAST:
+                digest = await clock.run_sized(self._executor, len(brought), _sha256, brought)
+                self._kept.put(digest, brought)
+            return brought
+        if brought:
+            raise ArgumentInvalid("a request either names its module or brings it")
+        digest = from_hex(named, "a module is named by 64 hexadecimal digits")
+        module = self._kept.get(digest) or await self._services.module(digest)
         if module is None:
             raise ModuleUnknown("this node does not have the module", hint="send its bytes along")
         return module
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def from_hex(text: str, fault: str) -> bytes:
+    """Return the 32 bytes that a text names.
+
+    Raises:
+        ArgumentInvalid: it is not so many hexadecimal digits; says `fault`.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise ArgumentInvalid(fault)
+    return bytes.fromhex(text)
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from xsc.base.clock import Clock
-from xsc.base.errors import NotFound, RateLimited, UnavailableError
+from xsc.base.errors import NotFound, UnavailableError
 from xsc.base.ids import short
 from xsc.base.log import Log
 from xsc.base.peering import Peers
@@ -87,7 +87,6 @@ class Following:
         self._ended: dict[bytes, asyncio.Task[None]] = {}
         """Cancelled ones: one of them may still run when its peer comes back."""
         self._watched: Counter[Subscription] = Counter()
-        self._subscribed: set[Subscription] = set()
 
     def begin(self) -> None:
         """Follow peers from now on; before this, only what is to be followed is noted."""
@@ -126,18 +125,7 @@ class Following:
             weights = self._standing.weight_ppm(peer), self._standing.their_weight_ppm(peer)
             wanted |= {(peer, prefix) for prefix in prefixes_of(*weights)}
         wanted |= {each for each in self.also() if each[0] in self._tasks}
-        for subscription in self._subscribed - wanted:
-            self._sync.unsubscribe(*subscription)
-        self._subscribed &= wanted
-        for subscription in sorted(wanted - self._subscribed):
-            try:
-                self._sync.subscribe(*subscription)
-            except RateLimited as fault:
-                self._log.warning(
-                    "space.not_followed", peer=short(subscription[0]), code=fault.code
-                )
-                return
-            self._subscribed.add(subscription)
+        self._sync.subscribe(wanted)
 
     def _follow(self, peer: bytes) -> asyncio.Task[None]:
         earlier = self._ended.pop(peer, None)

@@ -7,9 +7,10 @@ events are known for each part of [0, 1). Both are kept in normal form only.
 - interval: 0 (nothing), 1 (all of it), or (left half, right half)
 - event tree: n, or (n, left half, right half), where n is added to both halves
 
-Three additions to the paper. A domain separates clocks that do not share one [0, 1):
-stamps of two domains are concurrent. Grants are cut so that many cost little depth
-(`cut_grant`). A received stamp is believed only for its author's interval (`Clock.adopt`).
+Of the paper's operations, none gives an interval back. Three additions: a domain
+separates clocks that do not share one [0, 1), and stamps of two domains are concurrent. Grants
+are cut so that many cost little depth (`cut_grant`). A received stamp is believed only for its
+author's interval (`Clock.adopt`).
 docs/design/space.md, rules C1 to C9. Vectors: `tests/vectors/space_itc.json`.
 """
 
@@ -43,21 +44,6 @@ def _pair(left: Interval, right: Interval) -> Interval:
     return left if isinstance(left, int) and left == right else (left, right)
 
 
-def sum_intervals(one: Interval, other: Interval) -> Interval:
-    """Return the union of two disjoint intervals.
-
-    Raises:
-        RecordInvalid: they overlap.
-    """
-    if one == 0:
-        return other
-    if other == 0:
-        return one
-    if isinstance(one, int) or isinstance(other, int):
-        raise RecordInvalid("two intervals of one clock domain overlap")
-    return _pair(sum_intervals(one[0], other[0]), sum_intervals(one[1], other[1]))
-
-
 def minus(one: Interval, other: Interval) -> Interval:
     """Return the part of an interval that is not in the other."""
     if one == 0 or other == 1:
@@ -72,22 +58,6 @@ def minus(one: Interval, other: Interval) -> Interval:
 def covers(one: Interval, other: Interval) -> bool:
     """Say whether the first interval holds all of the second."""
     return minus(other, one) == 0
-
-
-def split(interval: Interval) -> tuple[Interval, Interval]:
-    """Return two disjoint halves of an interval, as the paper cuts it."""
-    if interval == 0:
-        return 0, 0
-    if isinstance(interval, int):
-        return (1, 0), (0, 1)
-    left, right = interval
-    if left == 0:
-        one, other = split(right)
-        return (0, one), (0, other)
-    if right == 0:
-        one, other = split(left)
-        return (one, 0), (other, 0)
-    return (left, 0), (0, right)
 
 
 def depth_of(tree: Interval | Event) -> int:
@@ -132,7 +102,7 @@ def grant_depth(number: int) -> int:
 def cut_grant(interval: Interval, first_depth: int, number: int) -> tuple[Interval, Interval]:
     """Return what a giver keeps and what it gives.
 
-    The best fit among the giver's pieces is cut. Repeated `split` would reach depth 69 after
+    The best fit among the giver's pieces is cut. Halving each time would reach depth 69 after
     69 grants.
 
     Args:
@@ -316,30 +286,6 @@ class Clock:
     domain: bytes
     interval: Interval
     event: Event
-
-    @classmethod
-    def seed(cls, domain: bytes) -> Clock:
-        """Return the clock of a founder, which owns the whole of its domain."""
-        return cls(domain, 1, 0)
-
-    def fork(self) -> tuple[Clock, Clock]:
-        """Return two clocks with half of the interval each, as the paper cuts it."""
-        one, other = split(self.interval)
-        return replace(self, interval=one), replace(self, interval=other)
-
-    def join(self, other: Clock) -> Clock:
-        """Return one clock with both intervals, for two clocks of one participant.
-
-        Raises:
-            RecordInvalid: the intervals overlap, or the domains differ.
-        """
-        if self.domain != other.domain:
-            raise RecordInvalid("two clocks of different domains do not join")
-        return Clock(
-            self.domain,
-            sum_intervals(self.interval, other.interval),
-            join_events(self.event, other.event),
-        )
 
     def tick(self) -> Clock:
         """Return the clock after one more own event."""

@@ -56,16 +56,16 @@ SHOWN_BYTES_MAX = 2 * MIB
 """A head with changes that are larger is not told; a later one has fewer."""
 ANSWER_BYTES_MAX = PAGE_BYTES + SHOWN_BYTES_MAX + MIB
 """One body of an answer: a page, one record and one head more, and what stands around them."""
-LISTING_PARTS_MAX = 1 + (RECORDS_MAX * (PATH_BYTES_MAX + 64) + MIB) // PAGE_BYTES
-"""Bodies of a listing: its head, and rows of a page each."""
-RECORDS_A_SECOND_MAX = 4_000
-"""Records of all peers that are verified; one peer has at most half of that, beyond a burst."""
+LISTING_BYTES_MAX = RECORDS_MAX * (PATH_BYTES_MAX + 64) + MIB
+"""The body of a listing."""
+RECORD_UNITS = 250
+"""Of the quota of a peer, for a record of it that is verified."""
 STAMP_BYTES_A_RECORD = 32
 """A stamp counts as so many further records as it has of these: about 90 nodes to read."""
 PROOF_ROWS_A_RECORD = 16
 """So many rows of a listing, or that are compared to a head, count as one record or row."""
-ROWS_A_SECOND_MAX = 20_000
-"""Cursors, paths, records and listed rows of all peers that are answered; of one at most half."""
+ROW_UNITS = 50
+"""Of the quota of a peer, for a cursor, path, record or listed row that it is answered."""
 ROW_BYTES = 4 * KIB
 """A large value counts as so many rows as it has of these."""
 CHECKED_BYTES_A_RECORD = KIB

@@ -12,7 +12,7 @@ import binascii
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Self, TypeAlias
+from typing import Annotated, Self, TypeAlias, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -22,11 +22,13 @@ from xsc.base.limits import KIB
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 from xsc.space.itc import Stamp, read_event
 from xsc.space.limits import CLOCK_BYTES_MAX, FUTURE_MS_MAX, VALUE_BYTES_MAX, VALUE_INLINE_BYTES_MAX
+from xsc.space.messages import Sent
 from xsc.space.paths import SECTIONS, check_path
 
 RECORD_ENVELOPE_BYTES_MAX = CLOCK_BYTES_MAX + 8 * KIB
 HEAD_ENVELOPE_BYTES_MAX = 32 * KIB
 
+R = TypeVar("R", "SpaceRecord", "SpaceHead")
 Sequence = Annotated[int, Field(ge=1, lt=2**63)]
 Json: TypeAlias = "str | dict[str, str] | None"
 """A value in JSON: text, {"base64": text}, or null for a deleted one."""
@@ -102,10 +104,11 @@ class Entry:
     value: bytes | None
     """None where the record is a tombstone, or the value was not loaded."""
 
-    def without_large(self) -> Entry:
-        """Return the entry without a value that does not travel beside its record."""
+    @property
+    def sent(self) -> Sent:
+        """The entry as it is passed on: a large value does not travel beside its record."""
         large = self.value is not None and len(self.value) > VALUE_INLINE_BYTES_MAX
-        return Entry(self.signed, None) if large else self
+        return Sent(self.signed.author, self.signed.raw, None if large else self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +129,13 @@ def value_digest(value: bytes) -> bytes:
     return tagged_sha256("space_value", value)
 
 
-def _check_date(written_ms: int, now_ms: int) -> None:
-    if written_ms > now_ms + FUTURE_MS_MAX:
-        ahead_s = (written_ms - now_ms) // 1000
-        raise ClockSkewed(f"dated {ahead_s} s in the future, allowed are {FUTURE_MS_MAX // 1000}")
+def _dated(signed: Signed[R], now_ms: int) -> Signed[R]:
+    ahead_ms = signed.record.written_ms - now_ms
+    if ahead_ms > FUTURE_MS_MAX:
+        raise ClockSkewed(
+            f"dated {ahead_ms // 1000} s in the future, allowed are {FUTURE_MS_MAX // 1000}"
+        )
+    return signed
 
 
 def open_record(raw: bytes, *, owner: bytes, network: bytes, now_ms: int) -> Signed[SpaceRecord]:
@@ -139,11 +145,9 @@ def open_record(raw: bytes, *, owner: bytes, network: bytes, now_ms: int) -> Sig
         TooLarge, RecordInvalid, SignatureInvalid: as `open_signed`; also a false path or stamp.
         ClockSkewed: dated more than FUTURE_MS_MAX ahead.
     """
-    signed = open_signed(
-        raw, SpaceRecord, network=network, author=owner, size_max=RECORD_ENVELOPE_BYTES_MAX
-    )
-    _check_date(signed.record.written_ms, now_ms)
-    return signed
+    size_max = RECORD_ENVELOPE_BYTES_MAX
+    signed = open_signed(raw, SpaceRecord, network=network, author=owner, size_max=size_max)
+    return _dated(signed, now_ms)
 
 
 def open_head(raw: bytes, *, owner: bytes, network: bytes, now_ms: int) -> Signed[SpaceHead]:
@@ -152,11 +156,9 @@ def open_head(raw: bytes, *, owner: bytes, network: bytes, now_ms: int) -> Signe
     Raises:
         TooLarge, RecordInvalid, SignatureInvalid, ClockSkewed: as `open_record`.
     """
-    signed = open_signed(
-        raw, SpaceHead, network=network, author=owner, size_max=HEAD_ENVELOPE_BYTES_MAX
-    )
-    _check_date(signed.record.written_ms, now_ms)
-    return signed
+    size_max = HEAD_ENVELOPE_BYTES_MAX
+    signed = open_signed(raw, SpaceHead, network=network, author=owner, size_max=size_max)
+    return _dated(signed, now_ms)
 
 
 def check_value(record: SpaceRecord, value: bytes) -> bytes:

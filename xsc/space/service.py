@@ -14,7 +14,6 @@ from xsc.base.errors import ArgumentInvalid, RateLimited, RecordInvalid, XscErro
 from xsc.identity.envelope import Signed
 from xsc.space.limits import (
     DEBOUNCE_MS,
-    HEAD_INTERVAL_MS,
     SCHEMAS_MAX,
     VALUE_BYTES_MAX,
     WATCHES_MAX,
@@ -69,8 +68,6 @@ class SpaceService:
         self._clock = clock
         self._watches: list[Watch] = []
         self._told: list[Callable[[Change], None]] = []
-        self._told_heads: list[Callable[[], None]] = []
-        self._least_cursors: Callable[[], Mapping[bytes, int]] = dict
         self._schemas: dict[str, Check] = {UserSpacePaths.INTERVAL: store.check_grant}
         self._soon: dict[str, bytes] = {}
         self._flush: asyncio.Task[dict[str, int]] | None = None
@@ -114,9 +111,7 @@ class SpaceService:
             ArgumentInvalid: the path is none, or a schema or the size refuses the value.
             SpaceExhausted: a quota would be passed.
         """
-        self._check_put(path, value)
-        self._soon.pop(path, None)  # an earlier one that still waits would come after it
-        return (await self.write({path: value}))[path]
+        return (await self._put({path: value}))[path]
 
     async def put_all(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         """Write several values, all or none, and return their sequences; None deletes.
@@ -125,10 +120,13 @@ class SpaceService:
             ArgumentInvalid, SpaceExhausted: as `put`.
             NotFound: nothing is at a path that is to be deleted.
         """
+        return await self._put(values)
+
+    async def _put(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         for path, value in values.items():
             self._check_put(path, value)
         for path in values:
-            self._soon.pop(path, None)
+            self._soon.pop(path, None)  # an earlier one that still waits would come after it
         return await self.write(values)
 
     async def put_soon(self, path: str, value: bytes) -> None:
@@ -148,22 +146,18 @@ class SpaceService:
         values, self._soon, self._flush = self._soon, {}, None
         return await self.write(values) if values else {}
 
-    @staticmethod
-    def _check_size(path: str, value: bytes) -> None:
+    def _check_put(self, path: str, value: bytes | None) -> None:
         if fault := fault_of(path):
             raise ArgumentInvalid(f"not a path: {fault}")
-        if len(value) > VALUE_BYTES_MAX:
+        if value is not None and len(value) > VALUE_BYTES_MAX:
             raise ArgumentInvalid(
                 f"a value has at most {VALUE_BYTES_MAX} bytes",
                 hint="store it with `xsc store put`, and put its capability here",
             )
-
-    def _check_put(self, path: str, value: bytes | None) -> None:
-        self._check_size(path, value or b"")
         try:
             self._check(self.owner, path, value)
-        except RecordInvalid as fault:
-            raise ArgumentInvalid(f"not a value for '{path}': {fault.message}") from None
+        except RecordInvalid as refusal:
+            raise ArgumentInvalid(f"not a value for '{path}': {refusal.message}") from None
 
     async def rm(self, path: str) -> int:
         """Delete a path and return the sequence of its tombstone.
@@ -171,9 +165,7 @@ class SpaceService:
         Raises:
             NotFound: nothing is there.
         """
-        self._check_size(path, b"")
-        self._soon.pop(path, None)
-        return (await self.write({path: None}))[path]
+        return (await self._put({path: None}))[path]
 
     async def write(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         """Write values of XSC's own, all or none; None deletes. Return their sequences.
@@ -259,14 +251,6 @@ class SpaceService:
         """Call a function with every change that is stored from now on."""
         self._told.append(told)
 
-    def on_head(self, told: Callable[[], None]) -> None:
-        """Call a function with each own head that is signed from now on."""
-        self._told_heads.append(told)
-
-    def ask_cursors(self, least: Callable[[], Mapping[bytes, int]]) -> None:
-        """Let `compact` ask for the least cursor of the known subscribers of each owner."""
-        self._least_cursors = least
-
     def _tell_all(self, changes: Sequence[Change]) -> None:
         for change in changes:
             self.tell(change)
@@ -278,16 +262,6 @@ class SpaceService:
         for watch in self._watches:
             watch.tell(change)
 
-    # The background
-
-    async def run(self) -> None:
-        """Sign a head now and every HEAD_INTERVAL_MS, until cancelled."""
-        while True:
-            await self._store.sign_head()
-            for told in self._told_heads:
-                told()
-            await self._clock.sleep_ms(HEAD_INTERVAL_MS)
-
     async def close(self) -> None:
         """Return once all that was to be written is written, or has failed; write no more."""
         self.end_watches()
@@ -298,7 +272,7 @@ class SpaceService:
 
     async def compact(self) -> Stats:
         """Delete what need not be kept, return its space to the disk, and say what is left."""
-        return await self._store.compact(self._least_cursors())
+        return await self._store.compact()
 
     def stats(self) -> Stats:
         """Return how much is stored."""

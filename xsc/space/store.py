@@ -12,22 +12,30 @@ this node; `c`: the own clock; `f`: the own sequence and the own head that peers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from itertools import chain
+from typing import ClassVar, NamedTuple, Self
 
 from pydantic import model_validator
 
 from xsc.base.clock import Clock as TimePort
 from xsc.base.clock import Executor
-from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged, XscError
-from xsc.base.ids import to_text
+from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.base.turns import PeerWork, Turns, sliced
 from xsc.db.group import GroupCommit
-from xsc.identity.envelope import Count, Record, Signed, read_claimed, sign, sign_jointly
+from xsc.identity.envelope import (
+    Count,
+    Record,
+    Signed,
+    open_signed,
+    read_claimed,
+    sign,
+    sign_jointly,
+)
 from xsc.identity.keys import KeyPair
 from xsc.space.domain import Grant, Granted, counted, read_grant
 from xsc.space.itc import (
@@ -47,9 +55,9 @@ from xsc.space.limits import (
     COMPACT_STEP_BYTES,
     GRANTS_A_RECEIVER_MAX,
     OWNER_BYTES_MAX,
-    PROOF_ROWS_A_RECORD,
     VALUE_BYTES_MAX,
 )
+from xsc.space.messages import Cursor, Ids, Section
 from xsc.space.paths import SECTIONS, UserSpacePaths, is_under, sections_of
 from xsc.space.record import (
     HEAD_ENVELOPE_BYTES_MAX,
@@ -76,6 +84,8 @@ KINDS = sorted((META, VALUE, ARCHIVE, PROVEN))
 """Of rows that name an owner."""
 KEPT_BYTES_MAX = 2 * VALUE_BYTES_MAX + 2 * RECORD_ENVELOPE_BYTES_MAX
 OWNER_BYTES = 32
+FAULTS_MAX = 1_000
+"""Listed; a damaged database can have any number."""
 READ_KEPT = 32
 """Records that were read last: what is new is told to every follower."""
 
@@ -99,16 +109,32 @@ class KeptClock(Record):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """What a cursor is sent."""
 
     entries: list[Entry]
     shown: Proven | None
     more: bool
     """Whether there are further records than these."""
-    rows: int = 0
-    """How much work that was, as rows that are answered."""
+
+
+class Archived(Record):
+    """A replaced version of an own record, as it is on the disk."""
+
+    KIND: ClassVar[str] = "space_archived"
+
+    archived_ms: Count
+    record: bytes
+    value: bytes
+
+
+class KeptHead(Record):
+    """The newest proven head of an owner as it is on the disk, and the cursor of each section."""
+
+    KIND: ClassVar[str] = "space_kept_head"
+
+    head: bytes
+    cursors: tuple[tuple[Section, Count], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,39 +167,6 @@ class _Batch:
 
     def set(self, key: bytes, value: bytes | None) -> None:
         self.changes[key] = value
-
-
-def read_archived(raw: bytes) -> tuple[int, bytes, bytes]:
-    """Return when a version was archived, the bytes of its record, and its value.
-
-    Raises:
-        StoreDamaged: it cannot be read.
-    """
-    try:
-        match decode(raw, size_max=KEPT_BYTES_MAX):
-            case [int(archived_ms), bytes(record), bytes(value)]:
-                return archived_ms, record, value
-    except XscError:
-        pass
-    raise StoreDamaged("an archived record of the space is damaged")
-
-
-def read_proven(raw: bytes) -> tuple[bytes, dict[str, int]]:
-    """Return the bytes of a head, and the cursor of each section, as they are kept of an owner.
-
-    Raises:
-        TooLarge, RecordInvalid: it is damaged.
-    """
-    match decode(raw):
-        case [list(rows), bytes(head)]:
-            cursors = {}
-            for row in rows:
-                match row:
-                    case [str(section), int(sequence)]:
-                        cursors[section] = sequence
-            if len(cursors) == len(rows):
-                return head, cursors
-    raise RecordInvalid("not a head with cursors")
 
 
 def _numbered(prefix: bytes, sequence: int) -> bytes:
@@ -218,6 +211,8 @@ class SpaceStore:
         self._own: Granted | None = None
         self._given = 0
         """How many parts of the own interval were given."""
+        self.asked: dict[bytes, Sequence[Cursor]] = {}
+        """What each known subscriber has asked for last, since the start."""
         self._told: Callable[[Sequence[Change]], None] = lambda _: None
         self._inviter = db.get(INVITER)
         for owner in set(self.owners()) - {self.owner}:
@@ -303,9 +298,16 @@ class SpaceStore:
         """
         found = []
         for _, raw in self._scan(ARCHIVE + self.owner + path.encode() + b"\0"):
-            _, record, value = read_archived(raw)
-            found.append(Entry(self._parsed(self.owner, record), value))
+            kept = self._archived(raw)
+            found.append(Entry(self._parsed(self.owner, kept.record), kept.value))
         return found[::-1]
+
+    @staticmethod
+    def _archived(raw: bytes) -> Archived:
+        try:
+            return Archived.from_bytes(raw, size_max=KEPT_BYTES_MAX)
+        except XscError:
+            raise StoreDamaged("an archived record of the space is damaged") from None
 
     def _scan(self, prefix: bytes) -> Iterable[tuple[bytes, bytes]]:
         return self._db.scan(prefix, prefix_end(prefix))
@@ -347,15 +349,11 @@ class SpaceStore:
             for path in paths[:count]:
                 entry = self._entry(self._db, owner, path)
                 assert entry is not None, "a row has its record"
-                entry = entry.without_large()
-                size_bytes -= len(entry.signed.raw) + len(entry.value or b"")
+                size_bytes -= len(entry.sent.raw) + len(entry.sent.value or b"")
                 if entries and size_bytes < 0:
                     break
                 entries.append(entry)
-            shown = table.show(section, head)
-            changed = 0 if shown is None else len(shown.before) // PROOF_ROWS_A_RECORD
-            more = len(paths) > len(entries)
-            return Page(entries, shown, more=more, rows=len(entries) + changed)
+            return Page(entries, table.show(section, head), len(paths) > len(entries))
 
     # Tables
 
@@ -380,9 +378,9 @@ class SpaceStore:
         if raw is None:
             return
         try:
-            envelope, rows = read_proven(raw)
+            kept = KeptHead.from_bytes(raw)
             head = read_claimed(
-                envelope,
+                kept.head,
                 SpaceHead,
                 network=self._network,
                 author=owner,
@@ -390,16 +388,18 @@ class SpaceStore:
             )
         except XscError as fault:
             raise StoreDamaged(f"a head of the space is damaged: {fault.message}") from None
-        table.head, table.cursors = head, rows
-        for section, sequence in rows.items():
+        table.head, table.cursors = head, dict(kept.cursors)
+        for section, sequence in kept.cursors:
             if sequence == head.record.sequence:
                 table.prove(section, head, {})  # else it was another one of that sequence
 
     @staticmethod
     def _keep_proven(batch: _Batch, owner: bytes, table: OwnerTable) -> None:
-        head = table.head
-        rows: list[Value] = [[section, at] for section, at in table.cursors.items()]
-        batch.set(PROVEN + owner, encode([rows, head.raw]) if head and rows else None)
+        kept = None
+        if table.head is not None and table.cursors:
+            cursors = tuple(table.cursors.items())
+            kept = KeptHead(head=table.head.raw, cursors=cursors).to_bytes()
+        batch.set(PROVEN + owner, kept)
 
     async def _commit(self, owner: bytes, batch: _Batch) -> None:
         """Write a batch; where that fails or is cancelled, the rows are read again."""
@@ -432,8 +432,10 @@ class SpaceStore:
             entry = self._entry(batch, owner, record.path)
             assert entry is not None, "what is replaced is there"
             if entry.value is not None:  # else it was recovered without its value
-                kept: list[Value] = [self._time.now_ms(), entry.signed.raw, entry.value]
-                batch.set(_numbered(ARCHIVE + key + b"\0", old.sequence), encode(kept))
+                kept = Archived(
+                    archived_ms=self._time.now_ms(), record=entry.signed.raw, value=entry.value
+                )
+                batch.set(_numbered(ARCHIVE + key + b"\0", old.sequence), kept.to_bytes())
         batch.set(META + key, signed.raw)
         if not again:
             batch.set(VALUE + key, value)
@@ -559,7 +561,7 @@ class SpaceStore:
         async with self._turns.of(owner):
             return (await self._table(owner)).cursors.get(section, 0)
 
-    async def listing(self, owner: bytes, section: str) -> tuple[bytes, list[tuple[str, bytes]]]:
+    async def listing(self, owner: bytes, section: str) -> tuple[bytes, Ids]:
         """Return the head that is shown of a section, and its live paths and their records' ids.
 
         Raises:
@@ -571,7 +573,7 @@ class SpaceStore:
             if shown is None:
                 raise NotFound(f"no head covers '{section}' here")
             live = table.live_at(section, shown.head.record.sequence, shown.before)
-            return shown.head.raw, sorted(live.items())
+            return shown.head.raw, tuple(sorted(live.items()))
 
     async def repair(
         self,
@@ -594,16 +596,11 @@ class SpaceStore:
             await self._commit(owner, batch)
             return repair
 
-    async def evict(self, owner: bytes, sections: Mapping[str, int | None]) -> None:
-        """Delete what no subscription covers any more, and the cursors over it.
-
-        Args:
-            owner: another node.
-            sections: of all subscriptions, and when each ended; None where it goes on.
-        """
+    async def evict(self, owner: bytes, kept: Collection[str]) -> None:
+        """Delete what another owner has in other sections than those that are kept."""
         async with self._turns.of(owner):
             table = await self._table(owner)
-            ended = table.unsubscribed(sections, now_ms=self._time.now_ms())
+            ended = table.sections() - set(kept)
             batch = _Batch(self._db)
             for section in ended:
                 table.proven.pop(section, None)
@@ -927,14 +924,14 @@ class SpaceStore:
 
     # Bounded growth
 
-    async def compact(self, told: Mapping[bytes, int]) -> Stats:
+    async def compact(self) -> Stats:
         """Delete old tombstones and archived versions, return their space, and say what is left.
 
         The disk is rewritten in steps, while all else runs.
-
-        Args:
-            told: the least cursor of the known subscribers of each owner.
         """
+        told: dict[bytes, int] = {}
+        for cursor in chain.from_iterable(self.asked.values()):
+            told[cursor.owner] = min(cursor.after, told.get(cursor.owner, cursor.after))
         now_ms = self._time.now_ms()
         for owner in self.owners():
             async with self._turns.of(owner):
@@ -970,8 +967,8 @@ class SpaceStore:
     def _drop_versions(self, batch: _Batch, owner: bytes, now_ms: int) -> None:
         versions: dict[bytes, list[tuple[int, int]]] = {}
         for key, raw in self._scan(ARCHIVE + owner):
-            archived_ms, _, _ = read_archived(raw)
-            versions.setdefault(key[:-8], []).append((int.from_bytes(key[-8:], "big"), archived_ms))
+            version = int.from_bytes(key[-8:], "big"), self._archived(raw).archived_ms
+            versions.setdefault(key[:-8], []).append(version)
         for prefix, found in versions.items():
             for sequence in old_versions(
                 found, keep_versions=self._keep_versions, keep_ms=self._keep_ms, now_ms=now_ms
@@ -987,3 +984,72 @@ class SpaceStore:
                 records += 1
                 live_bytes += len(raw) + len(value or b"")
         return Stats(records, live_bytes, self._db.disk_bytes(b"", b"\xff"))
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceAudit:
+    """What a check found."""
+
+    records: int
+    """Records that are whole, with tombstones."""
+    faults: tuple[str, ...]
+
+
+def audit(db: KeyValue, *, network: bytes) -> SpaceAudit:
+    """Check every record, value, head and clock; a node may write meanwhile."""
+    records, faults = 0, list[str]()
+    try:
+        for key, raw in db.scan(META, prefix_end(META)):
+            fault = _record_fault(db, key, raw, network)
+            if fault is None or db.get(key) != raw:  # replaced since the scan began
+                records += 1
+            else:
+                faults.append(fault)
+        faults += _other_faults(db, network)
+    except StoreDamaged as fault:
+        faults.append(f"the database of the space cannot be read to its end: {fault.message}")
+    return SpaceAudit(records, tuple(faults[:FAULTS_MAX]))
+
+
+def _record_fault(db: KeyValue, key: bytes, raw: bytes, network: bytes) -> str | None:
+    """Return what is wrong with a record or its value."""
+    owner, path = key[1 : 1 + OWNER_BYTES], key[1 + OWNER_BYTES :]
+    try:
+        record = open_signed(
+            raw, SpaceRecord, network=network, author=owner, size_max=RECORD_ENVELOPE_BYTES_MAX
+        ).record
+        if record.path.encode() != path:
+            raise RecordInvalid("it is of another path")
+        value = db.get(VALUE + key[1:])
+        if value is not None:
+            check_value(record, value)
+    except XscError as fault:
+        shown = path.decode(errors="backslashreplace")
+        return f"the record {short(owner)}:{shown} is damaged: {fault.message}"
+    return None
+
+
+def _other_faults(db: KeyValue, network: bytes) -> Iterator[str]:
+    for key, raw in db.scan(PROVEN, prefix_end(PROVEN)):
+        owner = key[1 : 1 + OWNER_BYTES]
+        try:
+            open_signed(
+                KeptHead.from_bytes(raw).head,
+                SpaceHead,
+                network=network,
+                author=owner,
+                size_max=HEAD_ENVELOPE_BYTES_MAX,
+            )
+        except XscError as fault:
+            yield f"a head of {short(owner)} is damaged: {fault.message}"
+    for _, raw in db.scan(ARCHIVE, prefix_end(ARCHIVE)):
+        try:
+            Archived.from_bytes(raw, size_max=KEPT_BYTES_MAX)
+        except XscError as fault:
+            yield f"an archived record of the space is damaged: {fault.message}"
+    clock = db.get(CLOCK)
+    try:
+        if clock is not None:
+            KeptClock.from_bytes(clock)
+    except XscError as fault:
+        yield f"the clock of the space is damaged: {fault.message}"

@@ -9,8 +9,7 @@ docs/design/space.md, S1 to S10.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -28,7 +27,7 @@ from xsc.base.errors import (
     UnavailableError,
     XscError,
 )
-from xsc.base.fields import take_bool, take_bytes, take_int, take_str, take_texts
+from xsc.base.fields import take_bool, take_bytes, take_int, take_texts
 from xsc.base.ids import short
 from xsc.base.limits import KIB, SOUGHT_MAX
 from xsc.base.log import Log
@@ -40,18 +39,18 @@ from xsc.space.limits import (
     ASKED_RECORDS_MAX,
     CHECKED_BYTES_A_RECORD,
     CURSORS_MAX,
+    HEAD_INTERVAL_MS,
     HELD_REQUEST_MS_MAX,
-    LISTING_PARTS_MAX,
+    LISTING_BYTES_MAX,
     PAGE_BYTES,
     PAGE_RECORDS,
     PROOF_ROWS_A_RECORD,
-    RECORDS_A_SECOND_MAX,
-    RECORDS_MAX,
+    RECORD_UNITS,
     RELAYS_MAX,
     RETRY_MS,
     RETRY_MS_MAX,
     ROW_BYTES,
-    ROWS_A_SECOND_MAX,
+    ROW_UNITS,
     SHOWN_BYTES_MAX,
     STAMP_BYTES_A_RECORD,
     UNSUBSCRIBED_KEPT_MS,
@@ -60,16 +59,12 @@ from xsc.space.limits import (
 from xsc.space.messages import (
     Answer,
     Cursor,
+    Listed,
+    Question,
     Sent,
     SentHead,
-    answer_bytes,
-    listing_parts,
-    read_answer,
-    read_cursors,
-    read_listed,
-    read_section,
+    check_section,
 )
-from xsc.space.pace import Pace
 from xsc.space.paths import SECTIONS, UserSpacePaths, section_of, sections_of
 from xsc.space.record import (
     Change,
@@ -103,10 +98,7 @@ class Space(Protocol):
     """What subscriptions need of the node's space."""
 
     async def take(
-        self,
-        owner: bytes,
-        offered: Sequence[Offered],
-        listed: Repair | None = None,
+        self, owner: bytes, offered: Sequence[Offered], listed: Repair | None = None
     ) -> Taken:
         """Adopt verified records of another owner."""
 
@@ -119,12 +111,6 @@ class Space(Protocol):
     def on_change(self, told: Callable[[Change], None]) -> None:
         """Call a function with every change that is stored from now on."""
 
-    def on_head(self, told: Callable[[], None]) -> None:
-        """Call a function with each own head that is signed from now on."""
-
-    def ask_cursors(self, least: Callable[[], Mapping[bytes, int]]) -> None:
-        """Let a compaction ask for the least cursor of the known subscribers of each owner."""
-
 
 @dataclass(slots=True)
 class _Held:
@@ -136,14 +122,6 @@ class _Held:
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set where the next request of the peer has come."""
-
-
-@dataclass(slots=True)
-class _Place:
-    """How far one replica has told of one section."""
-
-    after: int
-    head: tuple[int, int]
 
 
 def relays_of(owner: bytes, peers: Sequence[bytes], failed: set[bytes]) -> list[bytes]:
@@ -168,6 +146,7 @@ class SpaceSync:
         clock: Clock,
         network: bytes,
         *,
+        spend: Callable[[bytes, int], int],
         blame: Callable[[bytes, XscError], None],
         log: Log,
     ) -> None:
@@ -176,26 +155,22 @@ class SpaceSync:
         self._caller = caller
         self._clock = clock
         self._network = network
+        self._spend = spend
         self._blame = blame
         self._log = log
         self._full: set[bytes] = set()
         """Owners for whose records there was no room, which is logged once."""
         self._held: dict[bytes, _Held] = {}
-        self._asking = Pace(ROWS_A_SECOND_MAX)
-        self._telling = Pace(RECORDS_A_SECOND_MAX)
-        self._cursors: dict[bytes, list[Cursor]] = {}
-        """What each peer has asked for last."""
-        self._subscribed: dict[Subscription, None] = {}
-        self._sections: Counter[Followed] = Counter()
-        """What the subscriptions need, and how many need it."""
-        self._places: dict[Followed, dict[bytes, _Place]] = {}
-        """By section and replica."""
-        self._followed: dict[bytes, bool] = {}
-        """Peers, and whether each answered last."""
-        self._faults: dict[bytes, str] = {}
-        """Of the peers that did not answer last, as the log has it."""
-        self._ended_ms: dict[Followed, int] = {}
-        self._begun_ms = clock.now_ms()
+        self._subscribed: set[Subscription] = set()
+        self._sections: set[Followed] = set()
+        """What the subscriptions need."""
+        self._places: dict[Followed, dict[bytes, Cursor]] = {}
+        """By section and replica, how far that has told."""
+        self._followed: dict[bytes, str | None] = {}
+        """By peer, the code of the error by which it did not answer last; None where it did."""
+        self._recent = set[Followed]()
+        """What was subscribed to or fetched since the last eviction."""
+        self._evicted_ms = clock.monotonic_ms()
         self._failed: dict[Followed, set[bytes]] = {}
         self._plan = asyncio.Event()
         self._sources: dict[bytes, list[Followed]] | None = None
@@ -206,11 +181,7 @@ class SpaceSync:
         self.received_bytes = 0
         self.seen_ms: dict[bytes, int] = {}
         """Date of the newest head of each owner: its sign of life."""
-        self._told: dict[bytes, bytes] = {}
-        """The own record of `nodes/address` that each peer has answered."""
         space.on_change(self._changed)
-        space.on_head(lambda: self._news(store.owner))
-        space.ask_cursors(self.least_cursors)
 
     def handlers(self) -> dict[str, Handler]:
         """Return what peers may ask."""
@@ -218,7 +189,6 @@ class SpaceSync:
             "space.next": self._counted(self._answer_next),
             "space.list": self._counted(self._answer_list),
             "space.records": self._counted(self._answer_records),
-            "space.value": self._counted(self._answer_value),
         }
 
     def _counted(self, handler: Handler) -> Handler:
@@ -246,39 +216,31 @@ class SpaceSync:
                 held.dirty |= {(owner, at) for at in found}
                 held.woken.set()
 
-    async def _count(self, caller: bytes, rows: int, held: _Held | None = None) -> None:
+    async def _count(self, caller: bytes, rows: int, ended: asyncio.Event) -> None:
         """Wait until a caller may be answered so many rows, or its held request was replaced."""
-        pause_ms = self._asking.take(caller, rows, self._clock.monotonic_ms())
-        if not pause_ms:
-            return
-        if held is None:
-            await self._clock.sleep_ms(pause_ms)
-            return
-        # Else many requests would keep their cursors here, one behind the other.
-        await event_within(self._clock, held.ended, pause_ms)
+        if pause_ms := self._spend(caller, rows * ROW_UNITS):
+            # Else many requests would keep their cursors here, one behind the other.
+            await event_within(self._clock, ended, pause_ms)
 
     async def _answer_next(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
     ) -> Answered:
         del parts
-        cursors = read_cursors(header.get("cursors"))
+        cursors = Question.from_value({"v": 1, "cursors": header.get("cursors")}).cursors
         waits = take_bool(header, "wait")
         address = None
         if "record" in header:
             address = Sent(caller, take_bytes(header, "record"), take_bytes(header, "value"))
         header.clear()
-        if not waits:
-            if len(cursors) > SOUGHT_MAX:
-                raise RecordInvalid(f"a question that is not held has at most {SOUGHT_MAX} cursors")
-            if address is not None:
-                await self._take_address(caller, address)
-            await self._count(caller, 1 + len(cursors))
-            return {}, [answer_bytes(await self._news_for(caller, cursors, lambda: False))]
-        self._cursors[caller] = cursors
-        if (earlier := self._held.get(caller)) is not None:
-            earlier.ended.set()
-            earlier.woken.set()
-        held = self._held[caller] = _Held({}, set())
+        held = _Held({}, set())
+        if waits:
+            self._store.asked[caller] = cursors
+            if (earlier := self._held.get(caller)) is not None:
+                earlier.ended.set()
+                earlier.woken.set()
+            self._held[caller] = held
+        elif len(cursors) > SOUGHT_MAX:
+            raise RecordInvalid(f"a question that is not held has at most {SOUGHT_MAX} cursors")
         for cursor in cursors:
             held.asked.setdefault(cursor.owner, set()).add(cursor.section)
             held.dirty.add((cursor.owner, cursor.section))
@@ -296,10 +258,10 @@ class SpaceSync:
                 held.dirty.clear()
                 held.woken.clear()
                 asked = [at for at in cursors if (at.owner, at.section) in dirty]
-                await self._count(caller, 1 + len(asked), held)
-                answer = await self._news_for(caller, asked, is_over, held)
-                if answer.records or answer.heads or is_over():
-                    return {}, [answer_bytes(answer)]
+                await self._count(caller, 1 + len(asked), held.ended)
+                answer = await self._news_for(caller, asked, is_over, held.ended)
+                if not waits or answer.records or answer.heads or is_over():
+                    return {}, [answer.to_bytes()]
                 await held.woken.wait()
         finally:
             timer.cancel()
@@ -317,44 +279,33 @@ class SpaceSync:
         held = self._address_of(caller)
         if held is not None and held.signed.raw == sent.raw:
             return
-        pause_ms = self._telling.take(caller, 0, self._clock.monotonic_ms())
-        if pause_ms:
+        if pause_ms := self._spend(caller, 0):
             await self._clock.sleep_ms(pause_ms)
         signed = self._opened(sent, caller)
-        self._spend(caller, 1 + len(sent.raw) // STAMP_BYTES_A_RECORD)
+        self._spend(caller, RECORD_UNITS * (1 + len(sent.raw) // STAMP_BYTES_A_RECORD))
         if signed.record.path != UserSpacePaths.ADDRESS:
             raise RecordInvalid("a request carries where its sender is, and no other record")
         taken = await self._space.take(caller, [(signed, sent.value)])
         for fault in taken.refused:
             raise fault
 
-    def least_cursors(self) -> dict[bytes, int]:
-        """Return up to where all known subscribers of each owner have everything.
-
-        Known are the peers that have asked since the start and that this node still follows.
-        """
-        least: dict[bytes, int] = {}
-        for cursors in self._cursors.values():
-            for cursor in cursors:
-                least[cursor.owner] = min(cursor.after, least.get(cursor.owner, cursor.after))
-        return least
-
     async def _news_for(
         self,
         caller: bytes,
         cursors: Sequence[Cursor],
         is_over: Callable[[], bool],
-        held: _Held | None = None,
+        ended: asyncio.Event,
     ) -> Answer:
-        answer = Answer([], [], more=False)
-        left, left_bytes = PAGE_RECORDS, PAGE_BYTES
+        records, heads, more = list[Sent](), list[SentHead](), False
+        left_bytes = PAGE_BYTES
         for number, cursor in enumerate(cursors):
             if number % CURSORS_AT_ONCE == CURSORS_AT_ONCE - 1:
                 await asyncio.sleep(0)
+            left = PAGE_RECORDS - len(records)
             if left <= 0 or left_bytes <= 0 or is_over():
-                answer = Answer(answer.records, answer.heads, more=True)
+                more = True
                 break
-            page = await self._store.page(
+            entries, shown, more = await self._store.page(
                 cursor.owner,
                 cursor.section,
                 cursor.after,
@@ -362,77 +313,59 @@ class SpaceSync:
                 size_bytes=left_bytes,
                 head=cursor.head,
             )
-            if page.rows:
-                await self._count(caller, page.rows, held)
-            answer.records.extend(self._sent(cursor.owner, page.entries))
-            left -= len(page.entries)
-            left_bytes -= sum(
-                len(entry.signed.raw) + len(entry.value or b"") for entry in page.entries
-            )
-            if page.more:
-                answer = Answer(answer.records, answer.heads, more=True)
+            before = () if shown is None else tuple(shown.before.items())
+            if rows := len(entries) + len(before) // PROOF_ROWS_A_RECORD:
+                await self._count(caller, rows, ended)
+            sent = [entry.sent for entry in entries]
+            records += sent
+            left_bytes -= sum(len(each.raw) + len(each.value or b"") for each in sent)
+            if more:
                 break
-            if page.shown is not None:
-                changed_bytes = sum(len(path) + 40 for path in page.shown.before)
-                if changed_bytes > SHOWN_BYTES_MAX:
-                    continue
-                raw = page.shown.head.raw
-                if not answer.heads or answer.heads[-1].raw != raw:
-                    answer.heads.append(SentHead(cursor.owner, raw, {}))
-                    left_bytes -= len(raw)
-                answer.heads[-1].before[cursor.section] = page.shown.before
-                left_bytes -= changed_bytes
-        return answer
-
-    @staticmethod
-    def _sent(owner: bytes, entries: Sequence[Entry]) -> list[Sent]:
-        return [Sent(owner, entry.signed.raw, entry.value) for entry in entries]
+            changed_bytes = sum(len(path) + 40 for path, _ in before)
+            if shown is None or changed_bytes > SHOWN_BYTES_MAX:
+                continue
+            left_bytes -= changed_bytes
+            section = ((cursor.section, before),)
+            if heads and heads[-1].raw == shown.head.raw:
+                heads[-1] = heads[-1]._replace(before=heads[-1].before + section)
+            else:
+                heads.append(SentHead(cursor.owner, shown.head.raw, section))
+                left_bytes -= len(shown.head.raw)
+        return Answer(records=tuple(records), heads=tuple(heads), more=more)
 
     async def _answer_list(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
     ) -> Answered:
         del parts
-        owner, section = take_bytes(header, "owner", size=32), read_section(header.get("section"))
+        owner, section = take_bytes(header, "owner", size=32), check_section(header.get("section"))
         header.clear()
-        await self._count(caller, 1)
-        head, rows = await self._store.listing(owner, section)
-        await self._count(caller, len(rows))
-        return {}, listing_parts(head, rows)
+        head, ids = await self._store.listing(owner, section)
+        await self._count(caller, 1 + len(ids), asyncio.Event())
+        return {}, [Listed(head=head, ids=ids).to_bytes()]
 
     async def _answer_records(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
     ) -> Answered:
         del parts
-        owner = take_bytes(header, "owner", size=32)
+        owner, whole = take_bytes(header, "owner", size=32), take_bool(header, "whole")
         paths = take_texts(header, "paths", most=ASKED_RECORDS_MAX)
         header.clear()
-        await self._count(caller, 1 + len(paths))
-        found = []
+        found = list[Sent]()
         told, left_bytes = 0, PAGE_BYTES
         while told < len(paths) and left_bytes > 0:
             try:
-                entry = self._store.get(owner, paths[told]).without_large()
-                found.append(entry)
-                left_bytes -= len(entry.signed.raw) + len(entry.value or b"")
+                entry = self._store.get(owner, paths[told])
             except NotFound:
                 pass
+            else:
+                sent = Sent(owner, entry.signed.raw, entry.value) if whole else entry.sent
+                found.append(sent)
+                left_bytes -= len(sent.raw) + len(sent.value or b"")
             told += 1
-        answer = Answer(self._sent(owner, found), [], more=told < len(paths))
-        return {"told": told}, [answer_bytes(answer)]
-
-    async def _answer_value(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
-    ) -> Answered:
-        del parts
-        owner, path = take_bytes(header, "owner", size=32), take_str(header, "path")
-        digest = header.get("digest")
-        header.clear()
-        await self._count(caller, 1)
-        entry = self._store.get(owner, path)
-        await self._count(caller, entry.signed.record.size_bytes // ROW_BYTES)
-        if entry.value is None or entry.signed.record.digest != digest:
-            raise NotFound("that value is not here")
-        return {}, [entry.value]
+        rows = 1 + len(paths) + (PAGE_BYTES - left_bytes) // ROW_BYTES
+        await self._count(caller, rows, asyncio.Event())
+        answer = Answer(records=tuple(found), heads=(), more=told < len(paths))
+        return {"told": told}, [answer.to_bytes()]
 
     def end(self) -> None:
         """Answer all held requests now, and hold none any more: the node stops."""
@@ -450,51 +383,46 @@ class SpaceSync:
         """Return owner, prefix and proven sequence of each subscription."""
         return [(*at, await self._store.cursor(*at)) for at in sorted(self._subscribed)]
 
-    def subscribe(self, owner: bytes, prefix: str) -> None:
-        """Follow what an owner has under a prefix, from now on and over restarts of the peer.
+    def subscribe(self, wanted: Collection[Subscription]) -> None:
+        """Follow what is wanted, and nothing else, from now on and over restarts of the peers.
 
-        Raises:
-            RateLimited: too many subscriptions.
+        What would be too much is not followed; what is followed already comes first.
         """
-        if owner == self._store.owner or (owner, prefix) in self._subscribed:
+        subscribed, sections = set[Subscription](), set[Followed]()
+        for owner, prefix in sorted(wanted, key=lambda it: (it not in self._subscribed, it)):
+            needed = {(owner, section) for section in sections_of(prefix)}
+            if owner == self._store.owner:
+                continue
+            if len(sections | needed) > CURSORS_MAX:
+                self._log.warning("space.not_followed", peer=short(owner), code=RateLimited.code)
+                break
+            subscribed.add((owner, prefix))
+            sections |= needed
+        if subscribed == self._subscribed:
             return
-        needed = {(owner, section) for section in sections_of(prefix)}
-        if len(self._sections) + len(needed - self._sections.keys()) > CURSORS_MAX:
-            raise RateLimited(f"more than {CURSORS_MAX} sections would be followed")
-        self._subscribed[owner, prefix] = None
-        self._sections.update(needed)
-        for followed in needed:
-            self._ended_ms.pop(followed, None)
-        self._plan_again()
-
-    def unsubscribe(self, owner: bytes, prefix: str) -> None:
-        """Follow it no longer; no request asks for it any more."""
-        if (owner, prefix) not in self._subscribed:
-            return
-        del self._subscribed[owner, prefix]
-        for followed in {(owner, section) for section in sections_of(prefix)}:
-            self._sections[followed] -= 1
-            if not self._sections[followed]:
-                del self._sections[followed]
-                self._ended_ms[followed] = self._clock.now_ms()
-                self._failed.pop(followed, None)
-                self._places.pop(followed, None)
+        for followed in self._sections - sections:
+            self._failed.pop(followed, None)
+            self._places.pop(followed, None)
+        self._subscribed, self._sections = subscribed, sections
+        self._recent |= sections
         self._plan_again()
 
     async def evict(self) -> None:
-        """Delete what other owners wrote and no subscription covers, a day after its last one.
-
-        What ended before the start counts as ended at the start.
-        """
+        """Delete what other owners wrote and no subscription has covered for a day."""
+        now_ms = self._clock.monotonic_ms()
+        if now_ms < self._evicted_ms + UNSUBSCRIBED_KEPT_MS:
+            return
         for owner in self._store.owners():
-            if owner == self._store.owner:
-                continue
-            sections: dict[str, int | None] = dict.fromkeys(SECTIONS, self._begun_ms)
-            sections |= {at[1]: ended for at, ended in self._ended_ms.items() if at[0] == owner}
-            sections |= {at[1]: None for at in self._sections if at[0] == owner}
-            await self._store.evict(owner, sections)
-        oldest_ms = self._clock.now_ms() - UNSUBSCRIBED_KEPT_MS
-        self._ended_ms = {at: ended for at, ended in self._ended_ms.items() if ended > oldest_ms}
+            if owner != self._store.owner:
+                await self._store.evict(owner, {at for of, at in self._recent if of == owner})
+        self._evicted_ms, self._recent = now_ms, set(self._sections)
+
+    async def run(self) -> None:
+        """Sign a head now and every HEAD_INTERVAL_MS, until cancelled."""
+        while True:
+            await self._store.sign_head()
+            self._news(self._store.owner)
+            await self._clock.sleep_ms(HEAD_INTERVAL_MS)
 
     def _plan_again(self) -> None:
         """Let each request that is held be replaced by one for what is wanted now."""
@@ -506,12 +434,12 @@ class SpaceSync:
         """Return what a peer is asked for, by the plan of now."""
         if self._sources is None:
             self._sources = {}
-            up = [other for other, answers in self._followed.items() if answers]
+            up = self.followed(answering=True)
             for followed in self._sections:
                 owner = followed[0]
                 failed = self._failed.get(followed, set())
                 sources = [owner]
-                if not self._followed.get(owner, False) or owner in failed:
+                if not self._answers(owner) or owner in failed:
                     sources += relays_of(owner, up, failed)
                 for source in sources:
                     self._sources.setdefault(source, []).append(followed)
@@ -521,8 +449,8 @@ class SpaceSync:
         places = self._places.setdefault(followed, {})
         if peer not in places:
             proven = await self._store.cursor_of(*followed)
-            places[peer] = _Place(proven, (proven, 0))
-        return Cursor(*followed, places[peer].after, places[peer].head)
+            places[peer] = Cursor(*followed, proven, proven, 0)
+        return places[peer]
 
     async def _call(
         self,
@@ -538,25 +466,14 @@ class SpaceSync:
 
     async def _read(self, peer: bytes, reply: Reply) -> Answer:
         body = body_of(reply.parts)
-        return await self._store.work.run(peer, len(body), read_answer, bytes(body))
-
-    async def _read_listing(
-        self, peer: bytes, reply: Reply
-    ) -> tuple[bytes, list[tuple[str, bytes]]]:
-        if not 0 < len(reply.parts) <= LISTING_PARTS_MAX:
-            raise RecordInvalid("a listing has a head, and rows in pages")
-        head, *pages = map(bytes, reply.parts)
-        rows: list[tuple[str, bytes]] = []
-        for page in pages:
-            rows += await self._store.work.run(peer, len(page), read_listed, page)
-            if len(rows) > RECORDS_MAX:
-                raise RecordInvalid(f"a listing of more than {RECORDS_MAX} paths")
-        return head, rows
+        size_max = ANSWER_BYTES_MAX
+        work = self._store.work
+        return await work.run(peer, len(body), Answer.from_bytes, bytes(body), size_max=size_max)
 
     async def follow(self, peer: bytes) -> None:
         """Ask a peer for what is subscribed to, until cancelled."""
         assert peer not in self._followed, "one task follows a peer"
-        self._followed[peer] = True
+        self._followed[peer] = None
         self._plan_again()
         malformed = 0
         try:
@@ -568,41 +485,39 @@ class SpaceSync:
                     continue
                 try:
                     brought = await self._ask(peer, wanted, plan)
-                    answers, malformed = True, 0
+                    malformed = 0
                     self._note(peer, None)
                 except XscError as fault:
-                    answers = brought = False
+                    brought = False
                     self._note(peer, fault.code)
-                    self._told.pop(peer, None)
                     if not isinstance(fault, UnavailableError):
                         self._hold_against(peer, fault)
                     malformed = malformed + 1 if isinstance(fault, MALFORMED) else 0
-                if answers != self._followed[peer]:
-                    self._followed[peer] = answers
-                    self._plan_again()
-                pause_ms = self._telling.take(peer, 0, self._clock.monotonic_ms())
-                if not answers or not brought:
+                pause_ms = self._spend(peer, 0)
+                if not brought:
                     retry_ms = RETRY_MS << min(max(0, malformed - 1), 10)
                     pause_ms = max(pause_ms, min(retry_ms, RETRY_MS_MAX))
                 if pause_ms:  # what is overwritten meanwhile is not sent
                     await self._clock.sleep_ms(pause_ms)
         finally:
             del self._followed[peer]
-            self._faults.pop(peer, None)
-            self._cursors.pop(peer, None)
-            self._told.pop(peer, None)
+            self._store.asked.pop(peer, None)
             self._plan_again()
 
+    def _answers(self, peer: bytes) -> bool:
+        return peer in self._followed and self._followed[peer] is None
+
     def _note(self, peer: bytes, code: str | None) -> None:
-        """Log whether a peer answers, where that has changed: it is asked every RETRY_MS."""
-        if self._faults.get(peer) == code:
+        """Note whether a peer answers, and log it where that has changed: it is asked again."""
+        before, self._followed[peer] = self._followed[peer], code
+        if code == before:
             return
         if code is None:
-            del self._faults[peer]
             self._log.info("space.followed_again", peer=short(peer))
         else:
-            self._faults[peer] = code
             self._log.info("space.not_followed", peer=short(peer), code=code)
+        if code is None or before is None:
+            self._plan_again()
 
     async def _ask(self, peer: bytes, wanted: Sequence[Followed], plan: asyncio.Event) -> bool:
         """Hold one request at a peer, and store what it answers; give up for another plan.
@@ -612,12 +527,9 @@ class SpaceSync:
         """
         asked_ms = self._clock.monotonic_ms()
         cursors = [await self._cursor(peer, followed) for followed in wanted]
-        header: dict[str, Value] = {
-            "cursors": [cursor.to_value() for cursor in cursors],
-            "wait": True,
-        }
+        header = Question(cursors=tuple(cursors)).to_value() | {"wait": True}
         address = self._address_of(self._store.owner)
-        if address is not None and self._told.get(peer) != address.signed.id:
+        if address is not None:
             header |= {"record": address.signed.raw, "value": address.value}
         asked = asyncio.create_task(
             self._call(peer, "space.next", header, timeout_ms=HELD_REQUEST_MS_MAX + RETRY_MS)
@@ -631,8 +543,6 @@ class SpaceSync:
         finally:
             asked.cancel()
             changed.cancel()
-        if address is not None:
-            self._told[peer] = address.signed.id
         new, refused = await self._take_answer(peer, reply, wanted)
         for owner, refusal in refused:
             self._hold_against(owner, refusal)
@@ -648,11 +558,11 @@ class SpaceSync:
         answer = await self._read(peer, reply)
         stored, refused = await self._store_records(peer, answer.records, {*wanted}, told=True)
         new = stored > 0
-        last = {(head.owner, at): head for head in answer.heads for at in head.before}
+        last = {(head.owner, at): head for head in answer.heads for at, _ in head.before}
         if not last.keys() <= {*wanted}:
             raise RecordInvalid("a head that was not asked for")
         for head in answer.heads:
-            before = {at: rows for at, rows in head.before.items() if last[head.owner, at] is head}
+            before = {at: dict(ids) for at, ids in head.before if last[head.owner, at] is head}
             if not before:
                 continue  # of one section the last head alone counts
             try:
@@ -661,10 +571,6 @@ class SpaceSync:
                 if head.owner in {peer, self._store.owner}:
                     refused.append((head.owner, fault))
         return new, refused
-
-    def _spend(self, peer: bytes, records: int) -> None:
-        """Count work that a peer causes here, as records that are verified."""
-        self._telling.take(peer, records, self._clock.monotonic_ms())
 
     def _hold_against(self, peer: bytes, fault: XscError) -> None:
         """Blame a peer, unless it is this node that has no room: that is logged once."""
@@ -682,7 +588,7 @@ class SpaceSync:
 
     def followed(self, *, answering: bool) -> list[bytes]:
         """Return the peers that are followed and answered the last time, or did not."""
-        return [peer for peer, answers in self._followed.items() if answers == answering]
+        return [peer for peer, code in self._followed.items() if (code is None) == answering]
 
     async def seek(self, peer: bytes, owners: Sequence[bytes]) -> None:
         """Ask a peer once where other owners are.
@@ -699,8 +605,8 @@ class SpaceSync:
         self, peer: bytes, wanted: Sequence[Followed], cursors: Sequence[Cursor]
     ) -> list[tuple[bytes, XscError]]:
         """Ask a peer what is new now and store that; return of whom what was refused."""
-        asked: list[Value] = [cursor.to_value() for cursor in cursors]
-        reply = await self._call(peer, "space.next", {"cursors": asked, "wait": False})
+        asked = Question(cursors=tuple(cursors)).to_value() | {"wait": False}
+        reply = await self._call(peer, "space.next", asked)
         _, refused = await self._take_answer(peer, reply, wanted)
         return refused
 
@@ -740,12 +646,12 @@ class SpaceSync:
                     refused.append((sent.owner, fault))
                 continue
             finally:
-                self._spend(peer, 1 + cost // STAMP_BYTES_A_RECORD)
+                self._spend(peer, RECORD_UNITS * (1 + cost // STAMP_BYTES_A_RECORD))
             path = signed.record.path
             if (sent.owner, section_of(path)) not in wanted:
                 raise RecordInvalid("a record that was not asked for")
             if sent.value and self._space.has_schema(path):
-                self._spend(peer, len(sent.value) // CHECKED_BYTES_A_RECORD)
+                self._spend(peer, RECORD_UNITS * len(sent.value) // CHECKED_BYTES_A_RECORD)
             by_owner.setdefault(sent.owner, []).append((signed, sent.value))
         for owner, offered in by_owner.items():
             async for checkable in self._with_values(peer, owner, offered):
@@ -758,7 +664,8 @@ class SpaceSync:
             for signed, _ in offered if told else []:
                 places = self._places.get((owner, section_of(signed.record.path)), {})
                 if peer in places:
-                    places[peer].after = max(places[peer].after, signed.record.sequence)
+                    after = max(places[peer].after, signed.record.sequence)
+                    places[peer] = places[peer]._replace(after=after)
         return new, refused
 
     async def _with_values(
@@ -776,7 +683,7 @@ class SpaceSync:
         yield [item for item in offered if item[0] not in large]
         for signed in large:
             cost = signed.record.size_bytes // CHECKED_BYTES_A_RECORD
-            if pause_ms := self._telling.take(peer, cost, self._clock.monotonic_ms()):
+            if pause_ms := self._spend(peer, RECORD_UNITS * cost):
                 await self._clock.sleep_ms(pause_ms)
             value = await self._fetch(peer, owner, signed.record)
             if value is not None or own:  # else the peer has a newer record, and tells of it
@@ -787,37 +694,35 @@ class SpaceSync:
     ) -> bool:
         """Verify a head, let cursors advance where it is proven, and say whether it is new."""
         head = self._open(peer, owner, raw)
-        places = {
-            section: place
+        told = {
+            section: places
             for section in before
-            if (place := self._places.get((owner, section), {}).get(peer)) is not None
-            and head.record.place > place.head
+            if peer in (places := self._places.get((owner, section), {}))
+            and head.record.place > places[peer].head
         }  # the others were unsubscribed meanwhile
-        if not places:
+        if not told:
             return False
-        known = {section: before[section] for section in places}
+        known = {section: before[section] for section in told}
         proven, failed = await self._prove(peer, owner, head, known)
         sequence = head.record.sequence
-        for section, place in places.items():
-            place.head = head.record.place
-            followed = (owner, section)
-            if section in failed:
-                if not await self._repair(peer, followed, sequence):
-                    self._failed.setdefault(followed, set()).add(peer)
-                    self._log.info("space.not_proven", peer=short(peer), owner=short(owner))
-                    place.after = await self._store.cursor_of(*followed)
-                    self._plan_again()
-                    continue
+        for section, places in told.items():
+            followed, after = (owner, section), max(places[peer].after, sequence)
+            if section in failed and not await self._repair(peer, followed, sequence):
+                self._failed.setdefault(followed, set()).add(peer)
+                self._log.info("space.not_proven", peer=short(peer), owner=short(owner))
+                after = await self._store.cursor_of(*followed)
+                self._plan_again()
+            else:
                 proven.add(section)
-            place.after = max(place.after, sequence)
-            if self._failed.pop(followed, None) is not None:
-                self._sources = None
-            self._news(*followed)
+                if self._failed.pop(followed, None) is not None:
+                    self._sources = None
+                self._news(*followed)
+            places[peer] = Cursor(*followed, after, *head.record.place)
         return bool(proven)
 
     def _open(self, peer: bytes, owner: bytes, raw: bytes) -> Signed[SpaceHead]:
         """Return a head of a peer, verified."""
-        self._spend(peer, 1 + len(raw) // CHECKED_BYTES_A_RECORD)
+        self._spend(peer, RECORD_UNITS * (1 + len(raw) // CHECKED_BYTES_A_RECORD))
         head = open_head(raw, owner=owner, network=self._network, now_ms=self._clock.now_ms())
         self.seen_ms[owner] = max(self.seen_ms.get(owner, 0), head.record.written_ms)
         return head
@@ -831,7 +736,7 @@ class SpaceSync:
     ) -> tuple[set[str], set[str]]:
         """Return the sections for which a head is proven by what is stored, and is not."""
         proven, failed, compared = await self._store.prove(owner, head, before)
-        self._spend(peer, compared // PROOF_ROWS_A_RECORD)
+        self._spend(peer, RECORD_UNITS * compared // PROOF_ROWS_A_RECORD)
         return proven, failed
 
     async def _repair(self, peer: bytes, followed: Followed, sequence: int) -> bool:
@@ -844,18 +749,20 @@ class SpaceSync:
             reply = await self._call(peer, "space.list", {"owner": owner, "section": section})
         except NotFound:
             return False  # it has lost its proof meanwhile
-        raw, rows = await self._read_listing(peer, reply)
-        head = self._open(peer, owner, raw)
+        body = bytes(body_of(reply.parts, LISTING_BYTES_MAX))
+        work, size_max = self._store.work, LISTING_BYTES_MAX
+        listed = await work.run(peer, len(body), Listed.from_bytes, body, size_max=size_max)
+        head = self._open(peer, owner, listed.head)
         if head.record.sequence < sequence:
             return False
-        self._spend(peer, len(rows) // PROOF_ROWS_A_RECORD)
-        repair = await self._store.repair(owner, section, head, rows)
+        self._spend(peer, RECORD_UNITS * len(listed.ids) // PROOF_ROWS_A_RECORD)
+        repair = await self._store.repair(owner, section, head, listed.ids)
         for path in repair.drop:
             self._space.tell(Change(owner, path, head.record.sequence, None))
         missing = [*repair.fetch]
         while missing:
-            paths: list[Value] = [*missing[:ASKED_RECORDS_MAX]]
-            reply = await self._call(peer, "space.records", {"owner": owner, "paths": paths})
+            paths = missing[:ASKED_RECORDS_MAX]
+            reply = await self._ask_records(peer, owner, paths)
             del missing[: take_int(reply.header, "told", least=1, most=len(paths))]
             answer = await self._read(peer, reply)
             _, refused = await self._store_records(peer, answer.records, {followed}, listed=repair)
@@ -863,7 +770,7 @@ class SpaceSync:
                 for _, refusal in refused:
                     self._hold_against(owner, refusal)
                 return False  # without these records nothing is proven
-        _, failed = await self._prove(peer, owner, head, {section: dict(rows)})
+        _, failed = await self._prove(peer, owner, head, {section: dict(listed.ids)})
         return not failed
 
     async def recover(self, peer: bytes) -> None:
@@ -903,16 +810,22 @@ class SpaceSync:
 
     async def _fetch(self, peer: bytes, owner: bytes, record: SpaceRecord) -> bytes | None:
         """Return the value of a record from a peer; None where the peer does not have it."""
-        asked: dict[str, Value] = {"owner": owner, "path": record.path, "digest": record.digest}
-        try:
-            reply = await self._call(peer, "space.value", asked)
-        except NotFound:
-            return None
-        return check_value(record, bytes(body_of(reply.parts)))
+        reply = await self._ask_records(peer, owner, [record.path], whole=True)
+        for sent in (await self._read(peer, reply)).records:
+            if self._opened(sent, owner).record.digest == record.digest:
+                return sent.value
+        return None
+
+    async def _ask_records(
+        self, peer: bytes, owner: bytes, paths: list[str], *, whole: bool = False
+    ) -> Reply:
+        """Ask a peer for an owner's records at paths; `whole` ones have large values, too."""
+        asked: dict[str, Value] = {"owner": owner, "paths": [*paths], "whole": whole}
+        return await self._call(peer, "space.records", asked)
 
     def is_followed(self, owner: bytes, path: str) -> bool:
         """Say whether what an owner has at a path comes here by itself now."""
-        return self._followed.get(owner, False) and (owner, section_of(path)) in self._sections
+        return self._answers(owner) and (owner, section_of(path)) in self._sections
 
     async def fetch(self, owner: bytes, path: str) -> bool:
         """Ask an owner for its newest record at a path, and say whether it has any.
@@ -922,15 +835,12 @@ class SpaceSync:
         Raises:
             XscError: the owner does not answer, or answers badly.
         """
-        asked: dict[str, Value] = {"owner": owner, "paths": [path]}
-        reply = await self._call(owner, "space.records", asked)
-        answer = await self._read(owner, reply)
+        answer = await self._read(owner, await self._ask_records(owner, owner, [path]))
         followed = (owner, section_of(path))
         _, refused = await self._store_records(owner, answer.records, {followed})
         for _, fault in refused:
             raise fault
-        if followed not in self._sections:
-            self._ended_ms[followed] = self._clock.now_ms()
+        self._recent.add(followed)
         return bool(answer.records)
 
     async def load(self, peer: bytes, owner: bytes, path: str) -> bytes:
@@ -950,12 +860,12 @@ class SpaceSync:
         return value
 
 
-def body_of(parts: Sequence[memoryview]) -> memoryview:
+def body_of(parts: Sequence[memoryview], size_max: int = ANSWER_BYTES_MAX) -> memoryview:
     """Return the one body of an answer.
 
     Raises:
         RecordInvalid: there is another number of them, or it is too long.
     """
-    if len(parts) != 1 or len(parts[0]) > ANSWER_BYTES_MAX:
+    if len(parts) != 1 or len(parts[0]) > size_max:
         raise RecordInvalid("an answer of a replica has one body")
     return parts[0]

@@ -21,7 +21,6 @@ from xsc.space.limits import (
     RECORDS_MAX,
     TOMBSTONE_KEPT_MS,
     TOMBSTONES_MAX,
-    UNSUBSCRIBED_KEPT_MS,
 )
 from xsc.space.paths import section_of
 from xsc.space.record import SpaceHead, SpaceRecord, section_hash
@@ -334,20 +333,9 @@ class OwnerTable:
             and sequence <= self.cursors.get(self.rows[path].section, 0)
         ]
 
-    def unsubscribed(self, sections: Mapping[str, int | None], *, now_ms: int) -> list[str]:
-        """Return the sections of which something is here, and that no subscription covers.
-
-        Args:
-            sections: that are or were subscribed to, and when that ended; None where it goes on.
-            now_ms: the time.
-        """
-        kept = {
-            section
-            for section, ended_ms in sections.items()
-            if ended_ms is None or now_ms < ended_ms + UNSUBSCRIBED_KEPT_MS
-        }
-        here = {row.section for row in self.rows.values()} | self.cursors.keys()
-        return sorted(here - kept)
+    def sections(self) -> set[str]:
+        """Return the sections of which something is here."""
+        return {row.section for row in self.rows.values()} | self.cursors.keys()
 
 
 def owner_bytes_max(beside_bytes: int, others_bytes: int) -> int:

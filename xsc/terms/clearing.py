@@ -14,19 +14,7 @@ from typing import Annotated, ClassVar, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from xsc.base.encoding import tagged_sha256
-from xsc.base.limits import (
-    ALLOCATIONS_MAX,
-    CLEARING_BYTES_MAX,
-    COMMITMENT_BYTES_MAX,
-    DAMPING_HISTORY_MAX,
-    KIB,
-    OFFER_PAUSES_MAX,
-    PEERS_MAX,
-    PPM,
-    SLOTS_MAX,
-    SPACE_EVIDENCE_BYTES_MAX,
-)
+from xsc.base import encoding, limits
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.terms.quote import Kind, SlotId, Tier
 from xsc.terms.slot import AvailabilitySlot, DivisionRule, Steps, check_rising
@@ -39,8 +27,8 @@ recognises nobody."""
 class SpaceValue(Record):
     """A value of a space with the record that signs it; whoever reads it checks both."""
 
-    record: Annotated[bytes, Field(max_length=SPACE_EVIDENCE_BYTES_MAX)]
-    value: Annotated[bytes, Field(max_length=CLEARING_BYTES_MAX)]
+    record: Annotated[bytes, Field(max_length=limits.SPACE_EVIDENCE_BYTES_MAX)]
+    value: Annotated[bytes, Field(max_length=limits.CLEARING_BYTES_MAX)]
 
     @classmethod
     def read(cls, raw: bytes) -> Self:
@@ -49,13 +37,13 @@ class SpaceValue(Record):
         Raises:
             TooLarge, RecordInvalid: it is none.
         """
-        most = COMMITMENT_BYTES_MAX + SPACE_EVIDENCE_BYTES_MAX + KIB
+        most = limits.COMMITMENT_BYTES_MAX + limits.SPACE_EVIDENCE_BYTES_MAX + limits.KIB
         return cls.from_bytes(raw, size_max=most)
 
     @property
     def name(self) -> bytes:
         """The hash by which clearings name it: of the record, which has the hash of the value."""
-        return tagged_sha256("clearing/named", self.record)
+        return encoding.tagged_sha256("clearing/named", self.record)
 
 
 class ClearingRecord(Record):
@@ -69,11 +57,13 @@ class ClearingRecord(Record):
     """Within the window of the slot that is divided."""
     capacity: Count
     """What is divided: the slot's quantity without what is pinned, at most; the provider's word."""
-    participants: Annotated[tuple[Named, ...], Field(max_length=ALLOCATIONS_MAX)]
+    participants: Annotated[tuple[Named, ...], Field(max_length=limits.ALLOCATIONS_MAX)]
     """The customers, by rising ids."""
-    eligible: Annotated[tuple[tuple[Id32, SlotId, Steps], ...], Field(max_length=ALLOCATIONS_MAX)]
+    eligible: Annotated[
+        tuple[tuple[Id32, SlotId, Steps], ...], Field(max_length=limits.ALLOCATIONS_MAX)
+    ]
     """By rising customer and need the units that credit and shares leave: the provider's word."""
-    left_out: Annotated[tuple[Id32, ...], Field(max_length=PEERS_MAX)]
+    left_out: Annotated[tuple[Id32, ...], Field(max_length=limits.PEERS_MAX)]
     """By rising ids: customers with matching needs for whom it had no room; the provider's word."""
 
     @model_validator(mode="after")
@@ -100,9 +90,9 @@ class ClearingProof(Record):
     Whoever packs it signs it, which proves nothing more.
     """
 
-    clearing: Annotated[bytes, Field(max_length=CLEARING_BYTES_MAX)]
+    clearing: Annotated[bytes, Field(max_length=limits.CLEARING_BYTES_MAX)]
     """The record, signed by its provider."""
-    named: Annotated[tuple[SpaceValue, ...], Field(max_length=2 * ALLOCATIONS_MAX)]
+    named: Annotated[tuple[SpaceValue, ...], Field(max_length=2 * limits.ALLOCATIONS_MAX)]
 
 
 class TierLine(Record):
@@ -150,7 +140,9 @@ class SlotDenominators(Record):
     """Id of the clearing record: the first one of those that came to the same."""
     tiers: Annotated[tuple[TierLine, ...], Field(min_length=3, max_length=3)]
     """Mutual, one-way, open: what came to the first is all that was divided."""
-    allocations: Annotated[tuple[SlotAllocationRecord, ...], Field(max_length=ALLOCATIONS_MAX)]
+    allocations: Annotated[
+        tuple[SlotAllocationRecord, ...], Field(max_length=limits.ALLOCATIONS_MAX)
+    ]
     """By rising customer and need; no more than its stages gave."""
 
     @model_validator(mode="after")
@@ -168,24 +160,26 @@ class TwoTierAllocationState(Record):
     The record of its space signs, numbers, dates and stamps it.
     """
 
-    slot_denominators: Annotated[tuple[SlotDenominators, ...], Field(max_length=SLOTS_MAX)] = ()
+    slot_denominators: Annotated[
+        tuple[SlotDenominators, ...], Field(max_length=limits.SLOTS_MAX)
+    ] = ()
     """By rising slot."""
     pauses: Annotated[
-        tuple[tuple[SlotId, Id32, Count, Count], ...], Field(max_length=OFFER_PAUSES_MAX)
+        tuple[tuple[SlotId, Id32, Count, Count], ...], Field(max_length=limits.OFFER_PAUSES_MAX)
     ] = ()
     """By rising slot and customer: how often in a row that let an offer lapse, and until when it is
     offered nothing more."""
-    mr_values: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
+    mr_values: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=limits.PEERS_MAX)] = ()
     """By rising ids: mutual recognition above 0, in ppm."""
-    damping_factor: Annotated[int, Field(ge=0, le=PPM)] = PPM
+    damping_factor: Annotated[int, Field(ge=0, le=limits.PPM)] = limits.PPM
     """In ppm, from the history (`xsc.allocation.program`)."""
     damping_history: Annotated[
-        tuple[tuple[Count, Count], ...], Field(max_length=DAMPING_HISTORY_MAX)
+        tuple[tuple[Count, Count], ...], Field(max_length=limits.DAMPING_HISTORY_MAX)
     ] = ()
     """What was granted beyond this node's needs, in ppm of them, and when; the oldest first."""
     converged: bool = False
     convergence_history: Annotated[
-        tuple[tuple[Count, Count], ...], Field(max_length=DAMPING_HISTORY_MAX)
+        tuple[tuple[Count, Count], ...], Field(max_length=limits.DAMPING_HISTORY_MAX)
     ] = ()
     """Share of the clearings that were new or gone, in ppm, and when; the oldest first."""
 

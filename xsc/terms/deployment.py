@@ -11,14 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from xsc.base.limits import (
-    ENVIRONMENT_MAX,
-    FUEL_MAX,
-    MEMORY_BYTES_MAX,
-    OUTPUT_BYTES_MAX,
-    SERVICE_CONCURRENCY_MAX,
-    TIMEOUT_MS_MAX,
-)
+from xsc.base import limits
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.terms.execution import Observed, Outcome
 
@@ -41,13 +34,13 @@ class Deployment(Record):
     generation: Annotated[int, Field(gt=0, lt=2**63)]
     module: Id32
     """SHA-256 of the module's bytes."""
-    environment: Annotated[tuple[Variable, ...], Field(max_length=ENVIRONMENT_MAX)]
+    environment: Annotated[tuple[Variable, ...], Field(max_length=limits.ENVIRONMENT_MAX)]
     """Variables beside those of the request, sorted by name."""
-    fuel_max: Annotated[int, Field(gt=0, le=FUEL_MAX)]
-    memory_bytes_max: Annotated[int, Field(gt=0, le=MEMORY_BYTES_MAX)]
-    timeout_ms: Annotated[int, Field(gt=0, le=TIMEOUT_MS_MAX)]
-    output_bytes_max: Annotated[int, Field(gt=0, le=OUTPUT_BYTES_MAX)]
-    concurrency: Annotated[int, Field(gt=0, le=SERVICE_CONCURRENCY_MAX)]
+    fuel_max: Annotated[int, Field(gt=0, le=limits.FUEL_MAX)]
+    memory_bytes_max: Annotated[int, Field(gt=0, le=limits.MEMORY_BYTES_MAX)]
+    timeout_ms: Annotated[int, Field(gt=0, le=limits.TIMEOUT_MS_MAX)]
+    output_bytes_max: Annotated[int, Field(gt=0, le=limits.OUTPUT_BYTES_MAX)]
+    concurrency: Annotated[int, Field(gt=0, le=limits.SERVICE_CONCURRENCY_MAX)]
     """Requests that may run at once."""
     created_ms: Count
 

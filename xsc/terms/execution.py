@@ -10,14 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from xsc.base.jobs import Grant, Mode
-from xsc.base.limits import (
-    ARGUMENTS_MAX,
-    BATCH_ITEMS_MAX,
-    FUEL_MAX,
-    MEMORY_BYTES_MAX,
-    TIMEOUT_MS_MAX,
-)
+from xsc.base import jobs, limits
 from xsc.identity.envelope import Count, Id32, Record
 
 Text = Annotated[str, Field(max_length=1024)]
@@ -48,18 +41,18 @@ class Order(Record):
     provider: Id32
     module: Id32
     """SHA-256 of the module's bytes."""
-    mode: Mode
+    mode: jobs.Mode
     """`invoke` calls an export with numbers; `run` runs a WASI command's `_start`; `batch`
     calls an export for each row of a table, which is bound by `input`."""
     function: Text
-    arguments: Annotated[tuple[Number, ...], Field(max_length=ARGUMENTS_MAX)]
+    arguments: Annotated[tuple[Number, ...], Field(max_length=limits.ARGUMENTS_MAX)]
     input: Id32
     """Tagged hash of what a `run` is given (arguments, environment, stdin, files)."""
-    fuel_max: Annotated[int, Field(gt=0, le=FUEL_MAX)]
-    memory_bytes_max: Annotated[int, Field(gt=0, le=MEMORY_BYTES_MAX)]
-    timeout_ms: Annotated[int, Field(gt=0, le=TIMEOUT_MS_MAX)]
+    fuel_max: Annotated[int, Field(gt=0, le=limits.FUEL_MAX)]
+    memory_bytes_max: Annotated[int, Field(gt=0, le=limits.MEMORY_BYTES_MAX)]
+    timeout_ms: Annotated[int, Field(gt=0, le=limits.TIMEOUT_MS_MAX)]
     created_ms: Count
-    grants: tuple[Grant, ...]
+    grants: tuple[jobs.Grant, ...]
     """What the program may see of the provider's world, in alphabetical order: no second run
     can repeat it then."""
     given_bytes: Count
@@ -77,11 +70,11 @@ class Outcome(Record):
     """What a run of the same order on the same engine gives again."""
 
     module: Id32
-    mode: Mode
+    mode: jobs.Mode
     function: Text
-    arguments: Annotated[tuple[Number, ...], Field(max_length=ARGUMENTS_MAX)]
+    arguments: Annotated[tuple[Number, ...], Field(max_length=limits.ARGUMENTS_MAX)]
     input: Id32
-    results: Annotated[tuple[Number, ...], Field(max_length=ARGUMENTS_MAX)]
+    results: Annotated[tuple[Number, ...], Field(max_length=limits.ARGUMENTS_MAX)]
     output: Id32
     """Tagged hash of what a `run` gave back (stdout, stderr, files), or of the Merkle root over
     the rows of a `batch` and of its traps."""
@@ -106,7 +99,7 @@ class Observed(Record):
     """How much of the order's `given_bytes` the provider did not have to receive from anybody."""
     compiled_bytes: Count
     """The module's size, where this order brought it and it had to be compiled: that is billed."""
-    calls: Annotated[int, Field(ge=0, le=BATCH_ITEMS_MAX)]
+    calls: Annotated[int, Field(ge=0, le=limits.BATCH_ITEMS_MAX)]
     """The calls of a batch, each of which is billed beside its fuel; 0 for another job."""
 
 

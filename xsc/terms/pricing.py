@@ -17,28 +17,17 @@ from dataclasses import dataclass
 from math import lcm
 from typing import Final
 
-from xsc.base.limits import (
-    BATCH_CALL_FUEL,
-    COMPILE_BYTE_FUEL,
-    EPOCH_MS,
-    MEMORY_STEP_BYTES,
-    PRICE_BYTES,
-    PRICE_FUEL,
-    RUN_FUEL,
-    SLOT_STEP_BYTES,
-    SLOT_STEP_FUEL,
-)
-from xsc.base.units import ceil_div
+from xsc.base import limits, units
 from xsc.terms.quote import Kind, Tier
 
-PRICE_UNIT: Final[dict[Kind, int]] = {"storage": PRICE_BYTES, "compute": PRICE_FUEL}
+PRICE_UNIT: Final[dict[Kind, int]] = {"storage": limits.PRICE_BYTES, "compute": limits.PRICE_FUEL}
 """For how much a price is: bytes (of storage, for an epoch), or fuel steps."""
 SLOT_UNIT: Final[dict[Kind, int]] = {
-    "storage": SLOT_STEP_BYTES,
-    "compute": SLOT_STEP_FUEL * EPOCH_MS // 1_000,
+    "storage": limits.SLOT_STEP_BYTES,
+    "compute": limits.SLOT_STEP_FUEL * limits.EPOCH_MS // 1_000,
 }
 """What a step of a slot or need comes to in an epoch: bytes, or fuel steps."""
-WORTH: Final = lcm(PRICE_BYTES * EPOCH_MS, PRICE_FUEL * 1_000)
+WORTH: Final = lcm(limits.PRICE_BYTES * limits.EPOCH_MS, limits.PRICE_FUEL * 1_000)
 """Into so many parts a micro-credit is divided, so that what leases come to needs no rounding."""
 
 
@@ -77,7 +66,7 @@ class Quote:
 
 def memory_steps(memory_bytes: int) -> int:
     """Return the begun memory steps of a memory limit, at least one."""
-    return max(1, ceil_div(memory_bytes, MEMORY_STEP_BYTES))
+    return max(1, units.ceil_div(memory_bytes, limits.MEMORY_STEP_BYTES))
 
 
 def fuel_steps(fuel: int, memory_bytes: int) -> int:
@@ -94,13 +83,15 @@ def run_steps(fuel: int, memory_bytes: int, compiled_bytes: int = 0, calls: int 
         compiled_bytes: the size of the module, where the run brought it to be compiled.
         calls: of a batch.
     """
-    beside = RUN_FUEL + compiled_bytes * COMPILE_BYTE_FUEL + calls * BATCH_CALL_FUEL
+    beside = (
+        limits.RUN_FUEL + compiled_bytes * limits.COMPILE_BYTE_FUEL + calls * limits.BATCH_CALL_FUEL
+    )
     return fuel_steps(fuel + beside, memory_bytes)
 
 
 def compute_amount(price: int, steps: int) -> int:
     """Return the micro-credits for fuel steps at a price a Gfuel."""
-    return price * steps // PRICE_FUEL
+    return price * steps // limits.PRICE_FUEL
 
 
 def amount(kind: Kind, price: int, quantity: int) -> int:
@@ -118,7 +109,7 @@ def worth(kind: Kind, price: int, used: int, *, cleared: bool) -> int:
             times milliseconds.
         cleared: whether a clearing granted it.
     """
-    times = {"storage": EPOCH_MS, "compute": 1_000 if cleared else 1}
+    times = {"storage": limits.EPOCH_MS, "compute": 1_000 if cleared else 1}
     return price * used * WORTH // (PRICE_UNIT[kind] * times[kind])
 
 

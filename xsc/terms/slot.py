@@ -18,19 +18,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from xsc.base.limits import (
-    AMOUNT_MAX,
-    COMMITMENT_BYTES_MAX,
-    DAMPING_HISTORY_MAX,
-    NEEDS_MAX,
-    PEERS_MAX,
-    PPM,
-    SLOT_FILTERS_MAX,
-    SLOT_STEP_BYTES,
-    SLOT_STEP_FUEL,
-    SLOTS_MAX,
-)
-from xsc.base.units import ceil_div
+from xsc.base import limits, units
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.terms.pricing import Ladder, slot_amount
 from xsc.terms.quote import Kind, Label, SlotId, Tier
@@ -39,7 +27,7 @@ STEPS_MAX: Final = 2**33 - 1
 Steps = Annotated[int, Field(gt=0, le=STEPS_MAX)]
 """Of a level. In bytes, or in fuel steps a minute, it is below 2^63."""
 DivisionRule = Literal["weighted-uniform", "proportional"]
-STEP: Final[dict[Kind, int]] = {"storage": SLOT_STEP_BYTES, "compute": SLOT_STEP_FUEL}
+STEP: Final[dict[Kind, int]] = {"storage": limits.SLOT_STEP_BYTES, "compute": limits.SLOT_STEP_FUEL}
 """What a step of a level is: bytes, or fuel steps a second."""
 Window: TypeAlias = tuple[int, int]
 """From a moment to another one, which is not part of it; milliseconds of UTC."""
@@ -65,7 +53,7 @@ def check_rising(what: str, items: Iterable[Any]) -> None:
 
 
 def _check_amount(kind: Kind, quantity: int, price: int) -> None:
-    if slot_amount(kind, price, quantity) > AMOUNT_MAX:
+    if slot_amount(kind, price, quantity) > limits.AMOUNT_MAX:
         raise ValueError("quantity times price is more than any amount")
 
 
@@ -84,7 +72,9 @@ class Slot(Record):
     """Failure domain: the site; empty where nothing is said."""
     owner: Label = ""
     """Failure domain: who runs it; empty where nothing is said."""
-    filters: Annotated[tuple[tuple[Label, Label], ...], Field(max_length=SLOT_FILTERS_MAX)] = ()
+    filters: Annotated[
+        tuple[tuple[Label, Label], ...], Field(max_length=limits.SLOT_FILTERS_MAX)
+    ] = ()
     """What the other side must be, by rising names (`xsc.allocation.matching`)."""
     valid_until_ms: Count
 
@@ -152,15 +142,15 @@ class NeedSlot(Slot):
 
     price_max: Count
     """What the node pays at most."""
-    parts: Annotated[tuple[tuple[Id32, Steps], ...], Field(max_length=PEERS_MAX)] = ()
+    parts: Annotated[tuple[tuple[Id32, Steps], ...], Field(max_length=limits.PEERS_MAX)] = ()
     """Steps of the quantity that are of one provider alone, by rising ids; the rest is open."""
-    spread: Annotated[int, Field(ge=1, le=PEERS_MAX)] = 1
+    spread: Annotated[int, Field(ge=1, le=limits.PEERS_MAX)] = 1
     """Over how many providers the open rest goes: none has more than its share of it."""
     standing: bool = False
     """Whether it is one by default: its node keeps it at what it stores, runs, or lacks."""
     number: Annotated[int, Field(gt=0, lt=2**63)] = 1
     """Rises when its owner changes quantity, parts, price or times; caps are of one number."""
-    caps: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
+    caps: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=limits.PEERS_MAX)] = ()
     """What the need still accepts of a provider, by rising ids. Within a number it only falls."""
 
     @model_validator(mode="after")
@@ -185,7 +175,7 @@ class NeedSlot(Slot):
 
     def most(self, provider: bytes) -> int:
         """Return what the need has for a provider: its part, and a share of the open rest."""
-        return self.part(provider) + ceil_div(self.open_steps, self.spread)
+        return self.part(provider) + units.ceil_div(self.open_steps, self.spread)
 
     def cap(self, provider: bytes) -> int:
         """Return what the need accepts of a provider."""
@@ -195,13 +185,13 @@ class NeedSlot(Slot):
 class Commitment(Record):
     """Everything that a node offers and needs; the one value at `allocation/commitment`."""
 
-    slots: Annotated[tuple[AvailabilitySlot, ...], Field(max_length=SLOTS_MAX)] = ()
-    needs: Annotated[tuple[NeedSlot, ...], Field(max_length=NEEDS_MAX)] = ()
+    slots: Annotated[tuple[AvailabilitySlot, ...], Field(max_length=limits.SLOTS_MAX)] = ()
+    needs: Annotated[tuple[NeedSlot, ...], Field(max_length=limits.NEEDS_MAX)] = ()
     standing_made: Annotated[tuple[Kind, ...], Field(max_length=len(STEP))] = ()
     """Of which kinds there has been a standing slot, by rising kinds: none is made again."""
-    damping_ppm: Annotated[int, Field(ge=0, le=PPM)] = PPM
+    damping_ppm: Annotated[int, Field(ge=0, le=limits.PPM)] = limits.PPM
     damping_history: Annotated[
-        tuple[tuple[Count, Count], ...], Field(max_length=DAMPING_HISTORY_MAX)
+        tuple[tuple[Count, Count], ...], Field(max_length=limits.DAMPING_HISTORY_MAX)
     ] = ()
     """What was granted beyond the needs, and when, in milliseconds; the oldest first."""
 
@@ -227,7 +217,7 @@ class Commitment(Record):
         Raises:
             TooLarge, RecordInvalid: it is none.
         """
-        return cls.from_bytes(value, size_max=COMMITMENT_BYTES_MAX)
+        return cls.from_bytes(value, size_max=limits.COMMITMENT_BYTES_MAX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from xsc.base.encoding import tagged_sha256
-from xsc.base.limits import COUNT_LEASES_MAX
+from xsc.base import encoding, limits
 from xsc.identity.envelope import Count, Id32, Record
 
 _WIDE_BYTES: Final = 32
@@ -50,19 +49,19 @@ class LeaseCount(Record):
     counted_ms: Count
     closed: Wide
     """What leases came to in all that are over and forgotten, in WORTHths of a micro-credit."""
-    leases: Annotated[tuple[CountLine, ...], Field(max_length=COUNT_LEASES_MAX)]
+    leases: Annotated[tuple[CountLine, ...], Field(max_length=limits.COUNT_LEASES_MAX)]
     amount_micro: Count
     """What all of it comes to, rounded down once."""
 
 
 def leases_account(provider: bytes, customer: bytes) -> bytes:
     """Return the id of the account of all leases that a provider granted a customer."""
-    return tagged_sha256("leases", provider, customer)
+    return encoding.tagged_sha256("leases", provider, customer)
 
 
 def off_books_account(payer: bytes, payee: bytes) -> bytes:
     """Return the account under which the payee signs what the payer paid off the books."""
-    return tagged_sha256("off-books", payer, payee)
+    return encoding.tagged_sha256("off-books", payer, payee)
 
 
 class Voucher(Record):

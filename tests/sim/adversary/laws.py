@@ -44,7 +44,6 @@ from xsc.net.calls.costs import COSTS, HEAD_KIB_UNITS, OTHER
 from xsc.net.calls.frame import LENGTH_BYTES, Reply, head_of, unpack
 from xsc.net.transport.memory import MemoryTransport
 from xsc.net.transport.port import Arrival, Handler, RawRequest, RawResponse
-from xsc.space import messages as space_messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.repair.custody import CUSTODY_OBJECTS_A_PEER_MAX
@@ -74,7 +73,7 @@ UNREAD = {
     "signature_invalid",
 }
 """How a request is refused before its header is decoded."""
-DECODERS = (frame, batch, server, space_messages, envelope)
+DECODERS = (frame, batch, server, envelope)
 """Modules that decode what comes from peers."""
 LEFT_OUT: set[str] = set()
 """Laws that are not looked at, to see what else breaks where these do."""

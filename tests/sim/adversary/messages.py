@@ -123,8 +123,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         "value": bytes,
     },
     "space.list": {"owner": Id32, "section": Section},
-    "space.records": {"owner": Id32, "paths": Many(Prefix, ASKED_RECORDS_MAX)},
-    "space.value": {"owner": Id32, "path": Prefix, "digest": Id32},
+    "space.records": {"owner": Id32, "paths": Many(Prefix, ASKED_RECORDS_MAX), "whole": bool},
     "space.grant": {"anew": bool},
     "health.ping": {"v": Count, "ping": Sealed("ping")},
     "compute.run": {
@@ -282,10 +281,8 @@ def _space_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
     known = forge.focus.get("space") or []
     if not known or forge.chance(0.1):
         return []
-    owner, path, digest = forge.rng.choice(known)
-    if "digest" in header:
-        header |= {"owner": owner, "path": path, "digest": digest or bytes(32)}
-    elif "paths" in header:
+    owner, path, _ = forge.rng.choice(known)
+    if "paths" in header:
         paths = [path for of, path, _ in known if of == owner]
         most = forge.rng.choice((1, 2, len(paths)))
         header |= {"owner": owner, "paths": forge.rng.sample(paths, min(most, len(paths)))}
@@ -347,7 +344,6 @@ PARTS: dict[str, Callable[[Forge, dict[str, Any]], list[bytes]]] = {
     "ledger.propose": _proposal,
     "space.list": _space_parts,
     "space.records": _space_parts,
-    "space.value": _space_parts,
     "peers.batch": _batch_parts,
 }
 

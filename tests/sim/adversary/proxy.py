@@ -27,7 +27,8 @@ from xsc.net.calls import problems, signing
 from xsc.net.calls.frame import pack_head, unpack
 from xsc.net.calls.sender import ROOT
 from xsc.net.transport.port import Arrival, Handler, RawRequest, RawResponse, Take, Transport
-from xsc.space.messages import answer_bytes, read_answer
+from xsc.space.limits import ANSWER_BYTES_MAX
+from xsc.space.messages import Answer
 from xsc.storage.object.manifest import Manifest, expected_digest
 
 REPLAYS_KEPT = 16
@@ -251,12 +252,12 @@ class Proxy:
     def _hidden(self, raw: bytes) -> bytes:
         """Return news without some of its records, or of its heads: all that is said is true."""
         try:
-            news = read_answer(raw)
+            news = Answer.from_bytes(raw, size_max=ANSWER_BYTES_MAX)
         except XscError:
             return raw
-        some = [sent for sent in news.records if self.forge.chance(0.5)]
-        heads = [head for head in news.heads if self.forge.chance(0.8)]
-        return answer_bytes(replace(news, records=some, heads=heads))
+        some = tuple(sent for sent in news.records if self.forge.chance(0.5))
+        heads = tuple(head for head in news.heads if self.forge.chance(0.8))
+        return Answer(records=some, heads=heads, more=news.more).to_bytes()
 
     def error(self) -> XscError:
         """Return any error of the tree."""

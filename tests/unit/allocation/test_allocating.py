@@ -12,7 +12,6 @@ from tests.settle import settle
 from tests.unit.allocation.clearings import present
 from tests.unit.allocation.test_commitments import Node
 from tests.unit.space.test_store import record
-from xsc.allocation import granting, records
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing import TIERS
 from xsc.allocation.granting import clear_all
@@ -193,7 +192,7 @@ async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
     provider, alice, bob, network, monkeypatch
 ):
     # Three records, each with another commitment of the customer, and the provider's own.
-    monkeypatch.setattr(records, "CLEARINGS_BYTES_MAX", 7 * CLEARING_VALUE_BYTES)
+    monkeypatch.setattr("xsc.base.limits.CLEARINGS_BYTES_MAX", 7 * CLEARING_VALUE_BYTES)
     ids, kept = [], provider.allocator.records
     for number in range(6):
         await provider.needs(bob, need_of(10 + number, 1 + number))
@@ -207,7 +206,7 @@ async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
             provider.allocator.records.proof(ids[-4] if len(ids) > 3 else bytes(32))
         named = {each.path for each in provider.space.ls(UserSpacePaths.NAMED)}
         assert len(named) == 1 + min(3, len(ids)), "what no record names any more has gone with it"
-    monkeypatch.setattr(records, "CLEARINGS_KEPT_MAX", 2)
+    monkeypatch.setattr("xsc.base.limits.CLEARINGS_KEPT_MAX", 2)
     monkeypatch.setattr(tables, "OWNER_BYTES_MAX", provider.space.stats().live_bytes)
     await provider.needs(bob, need_of(16, 9))
     await provider.allocator.allocate()
@@ -338,7 +337,7 @@ def test_the_records_of_all_windows_fit_the_own_space():
             others={other.node: other},
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(granting, "admitted", admitted)
+            patch.setattr("xsc.allocation.clearing_record.admitted", admitted)
             clear_all(inputs, TwoTierAllocationState())
         assert len(asked) == count
         assert sum(asked) <= CLEARINGS_BYTES_MAX

@@ -242,7 +242,7 @@ async def test_evidence_that_is_too_large_is_counted_and_not_kept(made, network,
     false = false_of(made, network)
     size = len((await checked(false, network, both)).records.proof(false.id))
     for bound, kept in ((size, {NODE: false.id}), (size - 1, {})):
-        monkeypatch.setattr("xsc.allocation.records.FALSE_CLEARING_BYTES_MAX", bound)
+        monkeypatch.setattr("xsc.base.limits.FALSE_CLEARING_BYTES_MAX", bound)
         checking = await checked(false, network, both)
         assert checking.records.false_clearings() == kept
         assert checking.reports == [(NODE, "clearing")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.bounded import Bounded, FairBounded
+from xsc.base.bounded import Bounded
 
 KEYS = st.integers(0, 7)
 SIZES = st.integers(0, 12)
@@ -72,7 +72,7 @@ def test_it_does_what_a_list_does(steps, count_max, size_max):
 
 
 def test_a_holder_cannot_push_out_the_entries_of_others():
-    kept = FairBounded[str, int, str](4)
+    kept = Bounded[int, str](size_max=4)
     kept.put(0, "mine", "anna")
     for number in range(1, 100):
         kept.put(number, "theirs", "bert")
@@ -83,7 +83,7 @@ def test_a_holder_cannot_push_out_the_entries_of_others():
 
 
 def test_the_newest_entry_stays_though_its_holder_has_most():
-    kept = FairBounded[str, int, str](10)
+    kept = Bounded[int, str](size_max=10)
     kept.put(1, "", "anna", 4)
     kept.put(2, "", "bert", 3)
     assert kept.put(3, "", "carl", 9) == [1, 2]
@@ -101,7 +101,7 @@ def test_the_newest_entry_stays_though_its_holder_has_most():
     st.integers(1, 20),
 )
 def test_it_is_shared_as_a_list_is(steps, size_max):
-    kept = FairBounded[int, int, int](size_max)
+    kept = Bounded[int, int](size_max=size_max)
     model: list[tuple[int, int, int, int]] = []  # key, value, holder, size
     for number, (step, key, holder, size) in enumerate(steps):
         known = next((item for item in model if item[0] == key), None)

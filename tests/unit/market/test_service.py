@@ -1071,7 +1071,7 @@ async def test_settling_with_one_peer_ends_soon_whatever_happens(world, pair, tr
     else:
         world.wire.handlers[provider.id] = {**handlers, ACCOUNT: never}
     with monkeypatch.context() as brief:
-        brief.setattr("xsc.market.settlement.SETTLE_LAST_MS", 20)
+        brief.setattr("xsc.base.limits.SETTLE_LAST_MS", 20)
         await customer.market.settlement.settle_with(provider.id)
     assert provider.ledger.owed(customer.id) == 0
     customer.market.store._commit, world.wire.handlers[provider.id] = commit, handlers

@@ -12,6 +12,7 @@ from tests.sim.network import run
 from tests.unit.compute.programs import wasm
 from tests.unit.node.test_routes import Api
 from xsc.api.jobs import RUN
+from xsc.base.clock import InlineExecutor
 from xsc.base.errors import ArgumentInvalid, ExportUnknown, ModuleUnknown
 from xsc.base.limits import MIB, MODULE_BYTES_MAX, MODULE_NAMED_BYTES_LEAST
 from xsc.node.jobs import MODULES_NAMED_BYTES_MAX, Modules
@@ -19,20 +20,28 @@ from xsc.node.jobs import MODULES_NAMED_BYTES_MAX, Modules
 LARGE = wasm("add") + b"\0" + bytes([0x82, 0x80, 0x04, 1]) + b"x" + bytes(MODULE_NAMED_BYTES_LEAST)
 
 
-def test_a_node_keeps_the_modules_that_came_last():
-    modules = Modules()
+class NoService:
+    async def module(self, digest: bytes) -> bytes | None:
+        return None
+
+
+async def test_a_node_keeps_the_modules_that_came_last():
+    modules = Modules(InlineExecutor(), NoService())
     count = MODULES_NAMED_BYTES_MAX // MODULE_BYTES_MAX
-    large = bytes(MODULE_BYTES_MAX)
-    for number in range(count):
-        modules.keep(bytes([number]), large)
-    assert modules.get(b"\0") is large
-    modules.keep(b"\0", large)
-    modules.keep(b"new", bytes(MIB))
+    large = [bytes([number]) + bytes(MODULE_BYTES_MAX - 1) for number in range(count)]
+    names = [hashlib.sha256(module).hexdigest() for module in large]
+    for module in large:
+        assert await modules.find(None, module) is module
+    assert await modules.find(names[0], b"") is large[0]
+    await modules.find(None, bytes(MIB))
     assert modules._kept.size <= MODULES_NAMED_BYTES_MAX
-    assert modules.get(b"\0") is large
+    assert await modules.find(names[0], b"") is large[0]
     with pytest.raises(ModuleUnknown):
-        modules.get(b"\1")
-    assert not Modules.wants(bytes(MODULE_NAMED_BYTES_LEAST - 1))
+        await modules.find(names[1], b"")
+    small = bytes(MODULE_NAMED_BYTES_LEAST - 1)
+    await modules.find(None, small)
+    with pytest.raises(ModuleUnknown):
+        await modules.find(hashlib.sha256(small).hexdigest(), b"")
 
 
 def body(brought=b"", named=None):

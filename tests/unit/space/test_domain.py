@@ -8,7 +8,7 @@ from xsc.base.errors import RecordInvalid, SignatureInvalid, TooLarge, XscError
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.space.domain import Grant, Granted, counted, read_grant
-from xsc.space.itc import cut_grant, depth_of, interval_bytes, minus, sum_intervals
+from xsc.space.itc import covers, cut_grant, depth_of, interval_bytes, minus
 from xsc.space.limits import GRANT_LEVELS_MAX
 
 KEYS = [KeyPair(bytes([number]) * 32) for number in range(1, 9)]
@@ -54,10 +54,11 @@ def test_a_grant_proves_the_interval_of_its_receiver_and_what_is_left(founder, n
         assert grants[-1].givers == set(IDS[:receiver])
         with pytest.raises(RecordInvalid):
             read_grant(grants[-1].raw, IDS[receiver - 1], network=network)
-    together = 0
+    left = 1
     for each in grants:
-        together = sum_intervals(together, counted(each, grants))
-    assert together == 1
+        assert covers(left, counted(each, grants))
+        left = minus(left, counted(each, grants))
+    assert left == 0
 
 
 def test_a_giver_grants_only_what_it_has(founder, network):

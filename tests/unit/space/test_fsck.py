@@ -8,8 +8,7 @@ from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.errors import StoreDamaged
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import network_id
-from xsc.space.fsck import audit
-from xsc.space.store import SpaceStore
+from xsc.space.store import SpaceStore, audit
 
 
 @pytest.fixture
@@ -43,7 +42,9 @@ def test_a_check_names_what_is_damaged(db, network, letter, fault):
     key, raw = next(
         (key, raw) for key, raw in db.scan(letter) if key[33:34] == b"a" or letter in b"pc"
     )
-    db.write([(key, raw[:-1] + bytes([raw[-1] ^ 1]) if letter != b"a" else raw[:-1])], sync=True)
+    at = 120 if letter == b"p" else len(raw) - 1  # of a head, in its signature
+    changed = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+    db.write([(key, changed if letter != b"a" else raw[:-1])], sync=True)
     (found,) = audit(db, network=network).faults
     assert fault in found
 

@@ -67,12 +67,12 @@ async def test_after_any_run_of_updates_and_one_compaction_a_disk_is_as_large_as
     gc.collect()
     assert len(gc.get_objects()) < 1.05 * objects
     await store.sign_head()
-    assert (await store.compact({})).records == CELLS + 1  # the interval of the clock is one
+    assert (await store.compact()).records == CELLS + 1  # the interval of the clock is one
     fresh, other = made("fresh")
     for turn in range(turns - CELLS // AT_ONCE, turns):
         await other.put(cells(turn))
     await other.sign_head()
-    await other.compact({})
+    await other.compact()
     assert disk.files_bytes() <= 1.2 * fresh.files_bytes()
     for turn in (turns - 2, turns - 1):
         for path, value in cells(turn).items():
@@ -89,9 +89,9 @@ async def test_a_compaction_goes_in_steps_while_puts_go_on(made, bob, network, m
     for turn in range(20):
         await store.put(cells(turn))
     await store.sign_head()
-    await store.compact({})  # only what is in tables counts for the size of a step
+    await store.compact()  # only what is in tables counts for the size of a step
     disk.compacted.clear()
-    compacting = asyncio.create_task(store.compact({}))
+    compacting = asyncio.create_task(store.compact())
     puts = 0
     while not compacting.done():
         await store.put({f"meanwhile/{puts}": b"new"})

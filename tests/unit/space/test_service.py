@@ -10,17 +10,15 @@ from tests.settle import settle
 from tests.unit.space.test_store import A, Journal, opened, record
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.errors import ArgumentInvalid, NotFound, RateLimited, RecordInvalid, SpaceExhausted
-from xsc.identity.envelope import open_signed
 from xsc.space.cells import cell_value
 from xsc.space.limits import (
     DEBOUNCE_MS,
-    HEAD_INTERVAL_MS,
     SCHEMAS_MAX,
     VALUE_BYTES_MAX,
     WATCHES_MAX,
 )
 from xsc.space.paths import UserSpacePaths
-from xsc.space.record import Change, SpaceHead, value_digest
+from xsc.space.record import Change, value_digest
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 
@@ -216,26 +214,6 @@ async def test_a_watch_is_told_only_what_is_on_the_disk(node, monkeypatch):
 # Heads
 
 
-async def test_a_head_is_signed_at_the_start_and_in_time(node, network):
-    await node.service.put("a", b"1")
-    running = asyncio.create_task(node.service.run())
-    await settle()
-    assert await node.store.cursor(node.store.owner, "") == 2
-    await node.service.put("a", b"2")
-    await settle()
-    assert await node.store.cursor(node.store.owner, "") == 2
-    node.clock.advance_to(node.clock.now_ms() + HEAD_INTERVAL_MS)
-    await settle()
-    assert await node.store.cursor(node.store.owner, "") == 3
-    page = await node.store.page(node.store.owner, "nodes", 0, count=9, size_bytes=2**20)
-    raw = page.shown.head.raw
-    head = open_signed(raw, SpaceHead, network=network, author=node.store.owner)
-    assert head.record.written_ms == node.clock.now_ms()
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-
-
 async def test_two_nodes_come_to_rest(alice, bob, network):
     """What a node adopted it does not publish again, so nothing is left to say."""
     one, other = Node(alice, network), Node(bob, network)
@@ -245,7 +223,7 @@ async def test_two_nodes_come_to_rest(alice, bob, network):
         new = 0
         for source, target in ((one, other), (other, one)):
             page = await source.store.page(source.store.owner, A, 0, count=9, size_bytes=2**20)
-            offered = [(entry.signed, entry.value) for entry in page.entries]
+            offered = [(entry.signed, entry.sent.value) for entry in page.entries]
             new += len((await target.service.take(source.store.owner, offered)).paths)
     assert new == 0
     assert one.service.get("a").value == b"1"

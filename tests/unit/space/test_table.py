@@ -13,7 +13,6 @@ from xsc.space import table as tables
 from xsc.space.itc import Clock, cut_grant, event_bytes, join_events
 from xsc.space.limits import (
     TOMBSTONE_KEPT_MS,
-    UNSUBSCRIBED_KEPT_MS,
     VALUE_BYTES_MAX,
 )
 from xsc.space.paths import SECTIONS, section_of
@@ -531,17 +530,6 @@ def test_tombstones_go_when_all_were_told_or_after_their_time(owner):
     assert owner.table.old_tombstones(now_ms=0, told=0) == []
     assert owner.table.old_tombstones(now_ms=0, told=2) == ["a"]
     assert owner.table.old_tombstones(now_ms=TOMBSTONE_KEPT_MS, told=0) == ["a", "b"]
-
-
-def test_what_nobody_subscribes_to_goes_after_a_grace_time(owner):
-    for path in ("x/a", "nodes/address", "y"):
-        owner.put(path)
-    table = owner.table
-    ended = {X: 1_000, "nodes": None}
-    other = section_of("y")
-    assert table.unsubscribed(ended, now_ms=1_000) == [other]
-    assert table.unsubscribed(ended, now_ms=1_000 + UNSUBSCRIBED_KEPT_MS) == sorted([X, other])
-    assert table.unsubscribed({}, now_ms=0) == sorted([X, other, "nodes"])
 
 
 def test_archived_versions_are_kept_by_number_and_by_age():

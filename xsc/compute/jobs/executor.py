@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from xsc.base.bounded import FairBounded
+from xsc.base.bounded import Bounded
 from xsc.base.clock import run_sized
 from xsc.base.encoding import Value
 from xsc.base.errors import (
@@ -118,7 +118,7 @@ class JobExecutor:
         self._runner = runner
         self._log = context.log
         self._started_ms = context.clock.now_ms()
-        self._modules: FairBounded[bytes, bytes, bytes] = FairBounded(MODULES_KEPT_BYTES_MAX)
+        self._modules: Bounded[bytes, bytes] = Bounded(size_max=MODULES_KEPT_BYTES_MAX)
         """By hash; each counts for the customer that brought it first."""
         self._orders: AcceptedOrders[_Run] = AcceptedOrders()
 

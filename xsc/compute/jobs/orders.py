@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeAlias, TypeVar
 
-from xsc.base.bounded import FairBounded
+from xsc.base.bounded import Bounded
 from xsc.base.errors import RateLimited
 from xsc.base.limits import KIB, MIB, PEER_REQUESTS_A_SECOND_MAX, REQUEST_WINDOW_MS
 
@@ -48,7 +48,7 @@ class AcceptedOrders(Generic[R]):
         self._of_customer: Counter[bytes] = Counter()
         self._due: list[tuple[int, Slot]] = []
         """When what has ended may be forgotten, as a heap."""
-        self._answers: FairBounded[bytes, Slot, Literal[True]] = FairBounded(ANSWERS_KEPT_BYTES_MAX)
+        self._answers: Bounded[Slot, Literal[True]] = Bounded(size_max=ANSWERS_KEPT_BYTES_MAX)
         """The orders whose answers are kept."""
 
     def __len__(self) -> int:

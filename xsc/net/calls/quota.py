@@ -40,6 +40,7 @@ assert limits.PEER_REQUESTS_IN_FLIGHT_MAX * 8 <= REQUESTS_IN_FLIGHT_MAX
 Caller = bytes | str
 """The id of a known peer, or the source of whoever is not known."""
 _ALL = ""
+_HALF = limits.PEER_REQUESTS_A_SECOND_MAX * limits.REQUEST_UNITS // 2
 """The one holder of what all callers have together."""
 
 
@@ -171,6 +172,10 @@ class Quota:
     def left(self, peer: bytes, now_ms: int) -> tuple[int, int]:
         """Return the units and synced bytes that a peer has left; less than nothing is owed."""
         return self.units.left(peer, now_ms), self._synced.left(peer, now_ms)
+
+    def pause_ms(self, peer: bytes, now_ms: int) -> int:
+        """Return how long work on what a peer has told waits: half is left for its requests."""
+        return self.units.wait_ms(peer, _HALF, now_ms)
 
     def count(self, source: str, now_ms: int) -> None:
         """Take one request of a caller that is not known.

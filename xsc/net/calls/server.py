@@ -150,6 +150,12 @@ class RequestServer:
             units = size_bytes // costs.COSTS.get(method, costs.OTHER).read_bytes
             self.quota.charge(caller, method, self._now_ms(), units)
 
+    def charge_work(self, peer: bytes, units: int, method: str = "space.next") -> int:
+        """Charge a peer for work that it causes; return how many milliseconds more of it waits."""
+        now_ms = self._now_ms()
+        self.quota.charge(peer, method, now_ms, units, made=True)
+        return self.quota.pause_ms(peer, now_ms)
+
     def answer_joins(self, handler: JoinHandler) -> None:
         """Pass calls of `peers.join` to this handler, from peers and from strangers."""
         self._join = handler

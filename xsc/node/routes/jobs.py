@@ -7,18 +7,16 @@ keep it any more, the answer is `module_unknown`, and nothing was run.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import replace
 
 from xsc.api import endpoint, problems
 from xsc.api import jobs as api
-from xsc.base import clock, errors, ids
+from xsc.base import errors, ids
 from xsc.base.jobs import JobResult, StoredOutput
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.node.api.serving import Body
 from xsc.node.build import Node
-from xsc.node.jobs import name_of
 
 
 async def _brought(asked: api.Job, body: Body) -> tuple[bytes, bytes]:
@@ -34,7 +32,7 @@ async def _run(
 ) -> JobResult:
     """Run the job of a request; what a program writes goes to `output`, too."""
     spec = asked.spec(
-        await _module(node, asked.module, module),
+        await node.modules.find(asked.module, module),
         stdin,
         on=None if asked.on is None else ids.to_text(node.find(asked.on)),
     )
@@ -43,20 +41,6 @@ async def _run(
     if spec.store is not None and done.trap is None:
         return replace(done, objects=await _store_outputs(node, spec.store, done.files))
     return done
-
-
-async def _module(node: Node, name: str | None, brought: bytes) -> bytes:
-    named = name_of(name, brought)
-    if named is not None:
-        return node.modules.get(named)
-    if node.modules.wants(brought):
-        executor = node.parts.executor
-        node.modules.keep(await clock.run_sized(executor, len(brought), _sha256, brought), brought)
-    return brought
-
-
-def _sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from xsc.allocation import commitments, declaring, explaining, published, queries, windows
 from xsc.allocation.granting import until_ms
@@ -390,19 +390,10 @@ def _cleared(
     )
 
 
-def _entitled(
-    key: EntitlementKey,
-    kind: Kind,
-    drawn: int,
-    *values: object,
-    **given: Any,  # noqa: ANN401
-) -> api.Entitled:
-    level = drawn * STEP[kind]
-    return filled(api.Entitled, *values, key, node=key.provider, kind=kind, drawn=level, **given)
-
-
 def _granted(each: Entitlement, drawn: int) -> api.Entitled:
-    return _entitled(each.key, each.kind, drawn, each, quantity=each.quantity * STEP[each.kind])
+    step, key = STEP[each.kind], each.key
+    level = each.quantity * step
+    return filled(api.Entitled, each, key, node=key.provider, quantity=level, drawn=drawn * step)
 
 
 def _known(node: Node) -> dict[bytes, queries.Participant]:
@@ -498,10 +489,12 @@ async def received(node: Node, _: Nothing) -> api.Entitlements:
     for entry in node.market.store.all("customer"):
         key, terms = node.market.store.key(entry), entry.terms
         if drawn.get(key, 0) and key not in rows:
-            rows[key] = _entitled(
-                key,
-                terms.kind,
-                drawn[key],
+            rows[key] = api.Entitled(
+                node=key.provider,
+                slot=key.slot,
+                need=key.need,
+                kind=terms.kind,
+                drawn=drawn[key] * STEP[terms.kind],
                 price=terms.price,
                 window=terms.window,
                 until_ms=terms.window[1],

@@ -12,6 +12,7 @@ from xsc.api import objects as api
 from xsc.base import errors, ids, limits
 from xsc.node.api.serving import Body, Download, filled
 from xsc.node.build import Node
+from xsc.node.jobs import from_hex
 from xsc.storage.catalogue.names import PART, check_name, listed
 from xsc.storage.object.durability import parse as parse_contract
 
@@ -56,9 +57,7 @@ def _part(given: str) -> str:
 def _upload_id(given: str | None) -> bytes | None:
     if given is None:
         return None
-    if not re.fullmatch(r"[0-9a-f]{64}", given):
-        raise errors.ArgumentInvalid("the id of an upload must be 64 hexadecimal digits")
-    return bytes.fromhex(given)
+    return from_hex(given, "the id of an upload must be 64 hexadecimal digits")
 
 
 async def put(node: Node, asked: api.Put, body: Body) -> api.Stored:
@@ -127,8 +126,7 @@ async def list_(node: Node, asked: api.Under) -> list[api.Object]:
 
 async def parts(node: Node, asked: api.Directory) -> list[api.Part]:
     """List files of a directory."""
-    if not re.fullmatch(r"[0-9a-f]{64}", asked.part):
-        raise errors.ArgumentInvalid("a directory is named by 64 hexadecimal digits")
+    from_hex(asked.part, "a directory is named by 64 hexadecimal digits")
     prefix = f"{PART}{asked.part}/"
     return [
         filled(api.Part, entry, part=entry.name.removeprefix(prefix))

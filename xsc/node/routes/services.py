@@ -7,14 +7,8 @@ from collections.abc import Sequence
 from xsc.api import services as api
 from xsc.api.endpoint import Nothing
 from xsc.compute.wasm.limits import limits_of
-from xsc.node import build, jobs
+from xsc.node import build
 from xsc.node.api.serving import Body
-
-
-async def _module(node: build.Node, named: bytes | None, brought: bytes) -> bytes:
-    if named is None:
-        return brought
-    return await node.services.module(named) or node.modules.get(named)
 
 
 async def deploy(node: build.Node, asked: api.Deploy, body: Body) -> api.Service:
@@ -22,7 +16,7 @@ async def deploy(node: build.Node, asked: api.Deploy, body: Body) -> api.Service
     module = await body.exactly(asked.module_bytes, "the module")
     await body.ended()
     entry = await node.services.owner.deploy(
-        await _module(node, jobs.name_of(asked.module, module), module),
+        await node.modules.find(asked.module, module),
         asked.name,
         version=asked.version,
         environment=asked.env,

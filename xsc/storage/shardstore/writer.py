@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal, ParamSpec, TypeAlias, TypeVar
 
-from xsc.base.bounded import FairBounded
+from xsc.base.bounded import Bounded
 from xsc.base.clock import Executor
 from xsc.base.errors import NotAllowed, ShardMismatch, SpaceExhausted, XscError
 from xsc.base.gather import Gather
@@ -178,7 +178,7 @@ class ShardWriter:
         self._bury = bury
         self._executor = executor
         self._log = log
-        self._ended: FairBounded[bytes, Owner, Literal[True]] = FairBounded(TOMBSTONES_MAX)
+        self._ended: Bounded[Owner, Literal[True]] = Bounded(TOMBSTONES_MAX)
         """Objects that were deleted for good, by customer."""
         self._behind: tuple[Sequence[Put], Sequence[Drop]] | None = None
         """What is on the disk and not in the index."""

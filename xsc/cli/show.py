@@ -1,7 +1,8 @@
 """What is printed, and how: results on standard output, everything else on standard error.
 
-Progress shows on terminals only. Texts that come from peers or objects are shown
-without control characters, which would steer the terminal.
+With `--json` a result is one document, and what is made for people of it is not printed.
+Progress shows on terminals only. Texts that come from peers or objects are shown without
+control characters, which would steer the terminal.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
+from xsc.base import units
 from xsc.base.errors import XscError
 from xsc.base.text import printable
-from xsc.base.units import format_level, format_time
 
 if TYPE_CHECKING:
     from xsc.client.core import Document, Progress
@@ -25,60 +26,80 @@ GAP = "  "
 """Between two columns of a table, and before those that stand below others."""
 
 
-def show_json(document: object) -> None:
+def for_people() -> bool:
+    """Say whether results are for people: with --json they are one document."""
+    ctx = click.get_current_context(silent=True)
+    return ctx is None or not ctx.obj.json
+
+
+def json(document: object) -> None:
     """Print one JSON document on one line."""
-    click.echo(_line_of(document))
+    click.echo(_json_of(document))
 
 
-def _line_of(document: object) -> str:
+def _json_of(document: object) -> str:
     """Return JSON that is UTF-8, also with names of files that are not: these are escaped."""
-    import json
+    from json import dumps
 
-    text = json.dumps(document, ensure_ascii=False)
+    text = dumps(document, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:
-        return json.dumps(document)
+        return dumps(document)
     return text
 
 
-def show(line: str = "") -> None:
-    """Print a line of the result."""
-    click.echo(printable(line))
+def line(text: str = "") -> None:
+    """Print a line of the result for people."""
+    if for_people():
+        click.echo(printable(text))
 
 
-def say(line: str) -> None:
+def note(text: str) -> None:
+    """Print a line beside the result for people."""
+    if for_people():
+        say(text)
+
+
+def detail(text: str) -> None:
+    """Print a line beside the result with `--verbose`."""
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None and ctx.obj.verbose:
+        say(text)
+
+
+def say(text: str) -> None:
     """Print a line beside the result."""
-    click.echo(printable(line), err=True)
+    click.echo(printable(text), err=True)
 
 
-def warn(line: str) -> None:
+def warn(text: str) -> None:
     """Print a warning."""
-    say(f"warning: {line}")
+    say(f"warning: {text}")
 
 
-def show_error(error: XscError, *, as_json: bool) -> None:
+def error(fault: XscError, *, as_json: bool) -> None:
     """Print an error on standard error: a sentence and a hint, or a problem document."""
-    code = "bug" if type(error) is XscError else error.code
+    code = "bug" if type(fault) is XscError else fault.code
     if as_json:
         from xsc.api import serial
         from xsc.api.problems import problem
 
         document = {
-            **serial.document(problem(error)),
+            **serial.document(problem(fault)),
             "code": code,
             "title": code.replace("_", " "),
         }
-        click.echo(_line_of(document), err=True)
+        click.echo(_json_of(document), err=True)
         return
-    say(f"error: {error.message} ({code})")
-    if error.hint:
-        say(f"hint: {error.hint}")
-    elif error.retry_after_s:
-        say(f"hint: try again in {error.retry_after_s} s")
+    say(f"error: {fault.message} ({code})")
+    if fault.hint:
+        say(f"hint: {fault.hint}")
+    elif fault.retry_after_s:
+        say(f"hint: try again in {fault.retry_after_s} s")
 
 
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
     """Print a table; `<` before a column's name puts its numbers to the right.
 
     On a terminal, columns that do not fit beside the others stand below them.
@@ -89,7 +110,8 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str
         empty: said on standard error where there are no rows.
     """
     if not rows:
-        say(empty)
+        note(empty)
+    if not rows or not for_people():
         return
     on_terminal = sys.stdout.isatty()
     width = None
@@ -105,32 +127,42 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str
 
 Cell: TypeAlias = "str | tuple[str, Callable[[Any], str]] | Callable[[Document], str]"
 """The key of a field, that key with what makes a text of it, or what makes a text of the row."""
-Columns: TypeAlias = Mapping[str, Cell]
-"""The cells of a row by the heads of their columns, as `show_table` takes these."""
 
 
-def show_rows(rows: Iterable[Document], columns: Columns, empty: str) -> None:
+def rows(found: Iterable[Document], heads: str, empty: str = "", **cells: Cell) -> None:
     """Print the rows of an answer as a table.
 
     Args:
-        rows: the rows.
-        columns: what of them is shown.
+        found: the rows.
+        heads: of the columns, `_` for a blank; `<` before one puts its numbers to the right.
         empty: said on standard error where there are no rows.
+        cells: what stands under a head that is not the name of a field, its unit left out.
     """
-    cells = [[_text_of(row, cell) for cell in columns.values()] for row in rows]
-    show_table(list(columns), cells, empty)
+    if for_people():
+        names = heads.replace("<", "").split()
+        texts = [[_text_of(row, name, cells) for name in names] for row in found]
+        table([head.replace("_", " ") for head in heads.split()], texts, empty)
 
 
-def show_fields(answer: Document, fields: Columns) -> None:
-    """Print fields of an answer, one a line, by their names for people."""
-    show_pairs([(name, _text_of(answer, cell)) for name, cell in fields.items()])
+def fields(answer: Document, names: str, **cells: Cell) -> None:
+    """Print fields of an answer, one a line, by their names for people (`rows`)."""
+    if for_people():
+        pairs([(name.replace("_", " "), _text_of(answer, name, cells)) for name in names.split()])
 
 
-def _text_of(row: Document, cell: Cell) -> str:
+def _text_of(row: Document, name: str, cells: Mapping[str, Cell]) -> str:
+    cell = cells.get(name) or next(
+        (f"{name}_{unit}" for unit in _FORMS if f"{name}_{unit}" in row), name
+    )
     if callable(cell):
         return cell(row)
-    key, form = (cell, str) if isinstance(cell, str) else cell
-    return form(row[key])
+    if isinstance(cell, tuple):
+        key, form = cell
+        return form(row[key])
+    value = row[cell]
+    if isinstance(value, bool):
+        return yes_or_no(value)
+    return _FORMS.get(cell.rpartition("_")[2], or_dash)(value)
 
 
 def table_lines(
@@ -176,19 +208,21 @@ Branch: TypeAlias = "tuple[str, Sequence[Branch]]"
 """A line, and the branches under it."""
 
 
-def show_tree(line: str, branches: Sequence[Branch]) -> None:
+def tree(top: str, branches: Sequence[Branch]) -> None:
     """Print a line with what is under it, each on a line of its own that is never broken."""
+    if not for_people():
+        return
     from rich.console import Console
     from rich.text import Text
     from rich.tree import Tree
 
-    tree = Tree(Text(printable(line)))
-    left: list[tuple[Tree, Sequence[Branch]]] = [(tree, branches)]
+    root = Tree(Text(printable(top)))
+    left: list[tuple[Tree, Sequence[Branch]]] = [(root, branches)]
     while left:
         parent, under = left.pop()
         for text, deeper in under:
             left.append((parent.add(Text(printable(text))), deeper))
-    Console(highlight=False).print(tree, soft_wrap=True)
+    Console(highlight=False).print(root, soft_wrap=True)
 
 
 def width_of(text: str) -> int:
@@ -196,15 +230,15 @@ def width_of(text: str) -> int:
     return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
 
 
-def show_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+def pairs(named_values: Sequence[tuple[str, str]]) -> None:
     """Print names and values, one a line."""
-    width = max(len(name) for name, _ in pairs)
-    for name, value in pairs:
-        show(f"{name.ljust(width)}  {value}")
+    width = max(len(name) for name, _ in named_values)
+    for name, value in named_values:
+        line(f"{name.ljust(width)}  {value}")
 
 
 @contextmanager
-def progress_bar(what: str, size_bytes: int | None) -> Iterator[Progress]:
+def progress(what: str, size_bytes: int | None) -> Iterator[Progress]:
     """Give a callback for bytes that were moved; it draws a bar with rate and time left.
 
     Args:
@@ -241,19 +275,19 @@ def short(node: str | None) -> str:
     return "-" if node is None else node[:10]
 
 
-def named(row: Document, node: str) -> str:
-    """Return how a peer is called: by its name, else by its short id."""
-    return str(row.get("name") or short(node))
+def named(row: Document, key: str) -> str:
+    """Return how a peer is called that a row is about: by its name, else by its short id."""
+    return str(row.get("name") or short(row[key]))
 
 
 def by_name(key: str) -> Callable[[Document], str]:
-    """Return the cell of a peer that a row is about: its name, else its short id."""
-    return lambda row: named(row, row[key])
+    """Return the cell of a peer that a row is about."""
+    return lambda row: named(row, key)
 
 
 def level_of(key: str) -> Callable[[Document], str]:
     """Return the cell of a quantity of a row's kind, which may be unknown."""
-    return lambda row: "?" if row[key] is None else format_level(row["kind"], row[key])
+    return lambda row: "?" if row[key] is None else units.format_level(row["kind"], row[key])
 
 
 def or_dash(text: object) -> str:
@@ -270,4 +304,14 @@ def moment(at_ms: int | None) -> str:
     """Return a time for people, in UTC: a time that is typed without a zone is read so, too."""
     if at_ms is None:
         return "never"
-    return format_time(at_ms)
+    return units.format_time(at_ms)
+
+
+_FORMS: Mapping[str, Callable[[Any], str]] = {
+    **dict.fromkeys(("clearing", "need", "node", "slot"), short),
+    "bytes": units.format_size,
+    "micro": units.format_credits,
+    "ms": moment,
+    "ppm": units.format_share,
+}
+"""What makes a text of a field, by the last word of its name: a unit, or what has an id."""

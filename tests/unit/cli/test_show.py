@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base.text import cause, printable
+from xsc.cli import show
 from xsc.cli.market import MOMENT
-from xsc.cli.output import moment, show_json, table_lines, width_of
+from xsc.cli.show import moment, table_lines, width_of
 
 CELL = st.text("ab1年", min_size=1, max_size=60)
 TABLES = st.integers(1, 9).flatmap(
@@ -63,7 +64,7 @@ def test_a_name_that_is_no_text_is_shown_by_its_bytes_and_leaves_json_readable(c
     name = os.fsdecode(b"caf\xc3\xa9 \xff\n")
     assert printable(name) == r"café \xff\n"
     for shown in (name, "café"):
-        show_json({"file": shown})
+        show.json({"file": shown})
         written = capfdbinary.readouterr().out.decode("utf-8", "strict")
         assert json.loads(written) == {"file": shown}
 
