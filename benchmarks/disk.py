@@ -20,12 +20,11 @@ from benchmarks.size import least
 from xsc.base.limits import MIB
 from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
-from xsc.db.group import GroupCommit
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.node.build import RECLAIM_PAUSE_MS
 from xsc.node.home.backup import BODY, frames, new_head, rows_of, seal_of
 from xsc.node.system import ThreadExecutor
-from xsc.storage.shardstore.bodies import ShardBody
+from xsc.storage.shardstore.bodies import Body, shard_key
 from xsc.storage.shardstore.store import StorageNode
 
 OWNER, WRITER = b"o" * 32, b"w" * 32
@@ -33,9 +32,9 @@ SEGMENTS = 16
 """Shards of one object at this host: an object of 64 MiB."""
 
 
-def shard(number: int, segment: int, customer: bytes, data: bytes) -> ShardBody:
+def shard(number: int, segment: int, customer: bytes, data: bytes) -> Body:
     locate = number.to_bytes(32, "big")
-    return ShardBody(locate, 0, segment, 0, customer, customer, root_of(data), data)
+    return Body(shard_key(locate, 0, segment, 0, customer), customer, root_of(data), data)
 
 
 def directory_bytes(path: Path) -> int:
@@ -84,7 +83,6 @@ async def measure(total_bytes: int) -> None:
         capacity_bytes=2**40,
         bodies=bodies,
         index=index,
-        commit=GroupCommit(bodies, executor).commit,
         executor=executor,
         log=SilentLog(),
     )

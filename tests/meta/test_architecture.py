@@ -117,11 +117,8 @@ SHELL = {
     "xsc.storage.service": "stores and fetches",
     "xsc.storage.transfer.resume": "keeps journals of puts, and ends what nobody goes on with",
     "xsc.storage.shardstore.store": "keeps shards on the disk",
-    "xsc.storage.shardstore.access": "lets writers wait for each other",
-    "xsc.storage.shardstore.committer": "commits bodies, and indexes them",
     "xsc.storage.shardstore.compactor": "compacts the disk",
-    "xsc.storage.shardstore.deleter": "deletes what customers have",
-    "xsc.storage.shardstore.writer": "stores what customers send",
+    "xsc.storage.shardstore.writer": "stores and deletes, one change after the other",
     "xsc.storage.sweeper": "drops what need not be kept, in time",
 }
 

@@ -114,7 +114,7 @@ def format_of(case: dict[str, Any]) -> Format:
         case "account":
             return row_format(ACCOUNTS)
         case "damaged":
-            return Format(bodies.decode_damaged, lambda value: bodies.encode_damaged(*value))
+            return Format(bodies.decode_damaged, bodies.encode_damaged)
         case other:
             raise AssertionError(other)
 

@@ -17,7 +17,7 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.storage.object.inventory import FoundShard, Wanted
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore import compactor as shard_compactor
-from xsc.storage.shardstore.bodies import ShardBody
+from xsc.storage.shardstore.bodies import Body, shard_key
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.shardstore.writer import Write
 
@@ -52,24 +52,26 @@ class Disk:
         if self.writes_left is not None:
             self.writes_left -= 1
 
-    async def commit(self, changes):
-        self.spend()
-        self.bodies.write(changes, sync=True)
-        self.spend()
-
     async def node(self, capacity=CAPACITY):
-        write = self.index.write
+        self.plain()
+        write_bodies, write_index = self.bodies.write, self.index.write
 
-        def counted(changes, *, sync):
+        def to_bodies(changes, *, sync):
+            if sync:
+                self.spend()
+            write_bodies(changes, sync=sync)
+            if sync:
+                self.spend()
+
+        def to_index(changes, *, sync):
             self.spend()
-            write(changes, sync=sync)
+            write_index(changes, sync=sync)
 
-        self.index.write = counted
+        self.bodies.write, self.index.write = to_bodies, to_index
         node = StorageNode(
             capacity_bytes=capacity,
             bodies=self.bodies,
             index=self.index,
-            commit=self.commit,
             executor=InlineExecutor(),
             log=SilentLog(),
         )
@@ -79,8 +81,9 @@ class Disk:
     def replace_index(self):
         self.index = MemoryKeyValue()
 
-    def plain_index(self):
-        del self.index.write
+    def plain(self):
+        for store in (self.bodies, self.index):
+            vars(store).pop("write", None)
 
 
 actions = st.one_of(
@@ -121,19 +124,7 @@ async def play(story):
                         for column, size in columns
                     }
                     unsure = dict(wanted)
-                    bodies = [
-                        ShardBody(
-                            LOCATES[locate],
-                            0,
-                            0,
-                            column,
-                            CUSTOMERS[customer],
-                            CUSTOMERS[customer],
-                            root_of(data),
-                            data,
-                        )
-                        for (_, _, column), data in wanted.items()
-                    ]
+                    bodies = shards(locate, customer, columns)
                     fresh = sum(
                         held_bytes(len(d)) for place, d in wanted.items() if place not in model
                     )
@@ -168,7 +159,7 @@ async def play(story):
         except (PowerLost, UnavailableError):
             # Calls of a batch hear of the lost power as of a stop of the node.
             assert disk.writes_left == 0
-            disk.plain_index()
+            disk.plain()
             disk.crash()
             node = await disk.node()
             model = before
@@ -199,7 +190,7 @@ async def stored(node):
 async def check(node, model):
     assert sorted(await stored(node)) == sorted(model)
     assert node.used_bytes == counted(model) <= CAPACITY
-    assert node.reserved_bytes == 0
+    assert node.writer.reserved_bytes == 0
     assert sum(node.usage.values()) == node.used_bytes
     audit = await node.audit(deep=True)
     assert audit.whole
@@ -211,12 +202,8 @@ async def check(node, model):
 
 def shards(locate, customer, columns):
     return [
-        ShardBody(
-            LOCATES[locate],
-            0,
-            0,
-            column,
-            CUSTOMERS[customer],
+        Body(
+            shard_key(LOCATES[locate], 0, 0, column, CUSTOMERS[customer]),
             CUSTOMERS[customer],
             root_of(bytes([column]) * size),
             bytes([column]) * size,
@@ -244,11 +231,11 @@ def test_writes_that_come_together_are_as_if_one_by_one(before, group):
                 Write(shards(*item), lambda held, item=item: told.append((item, dict(held))))
                 for item in one
             ]
-            for item, held in zip(one, await node.store_together(items), strict=True):
+            for item, held in zip(one, await node.writer.store_together(items), strict=True):
                 given.append((item, type(held) if isinstance(held, XscError) else dict(held)))
         heard = [(item, {} if isinstance(held, type) else held) for item, held in given]
         assert sorted(told, key=repr) == sorted(heard, key=repr)
-        assert node.reserved_bytes == 0
+        assert node.writer.reserved_bytes == 0
         audit = await node.audit(deep=True)
         assert audit.whole
         assert audit.bytes_held == audit.bytes_counted == node.used_bytes
@@ -276,12 +263,12 @@ def test_of_writes_that_come_together_each_is_wholly_there_after_a_power_loss(gr
         disk.writes_left = left
         outcomes = []
         try:
-            outcomes = await node.store_together([Write(shards(*item)) for item in group])
+            outcomes = await node.writer.store_together([Write(shards(*item)) for item in group])
             if any(isinstance(held, UnavailableError) for held in outcomes):
                 raise PowerLost
         except PowerLost:
             assert disk.writes_left == 0
-            disk.plain_index()
+            disk.plain()
             disk.crash()
             node = await disk.node(10**6)
         disk.writes_left = None
@@ -290,7 +277,11 @@ def test_of_writes_that_come_together_each_is_wholly_there_after_a_power_loss(gr
         for locate, customer, columns in group:
             wanted = shards(locate, customer, columns)
             found = [
-                await node.get(LOCATES[locate], 0, [Wanted(0, body.column, body.root)])
+                await node.get(
+                    LOCATES[locate],
+                    0,
+                    [Wanted(0, formats.column_of_key(body.index_key)[1], body.proof)],
+                )
                 for body in wanted
             ]
             wholly.append(found == [[FoundShard("ok", body.data)] for body in wanted])
@@ -324,7 +315,6 @@ class Snapshot:
             capacity_bytes=2**30,
             bodies=self.bodies,
             index=self.index,
-            commit=None,
             executor=InlineExecutor(),
             log=SilentLog(),
         )

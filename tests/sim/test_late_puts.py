@@ -71,7 +71,7 @@ def test_puts_that_come_together_to_a_host_that_is_nearly_full_take_all_room_and
         assert len(refused) == most
         assert {type(item) for item in refused} <= {LeaseExhausted, SpaceExhausted}
         assert node.shards.used_bytes == most * held_bytes(len(data))
-        assert node.shards.reserved_bytes == 0
+        assert node.shards.writer.reserved_bytes == 0
         await customer.market.settlement.settle_all()
         await agree(world)
 

@@ -42,7 +42,7 @@ from xsc.storage.catalogue.objects import MANIFESTS
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.manifest import Manifest, hash_of, open_manifest
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.bodies import RecordBody, ShardBody
+from xsc.storage.shardstore.bodies import Body
 from xsc.storage.transfer.get import roots_of
 from xsc.storage.transfer.host_client import together
 from xsc.terms.storage_receipt import DeletionOrder, StorageReceipt
@@ -88,23 +88,29 @@ class Receipts:
     ended_ms: dict[tuple[int, bytes], int] = field(default_factory=dict)
 
 
+def place_of(body: Body) -> tuple[bytes, bytes, int, int]:
+    """Customer, object, segment and column of a shard."""
+    segment, column, customer = formats.column_of_key(body.index_key)
+    return customer, formats.owner_of(body.index_key)[0], segment, column
+
+
 class Bodies:
     """What lies on a disk; roots are computed once a value."""
 
     def __init__(self) -> None:
         self._roots: dict[bytes, bytes] = {}
 
-    def of(self, disk) -> list[ShardBody | RecordBody]:
+    def of(self, disk) -> list[Body]:
         return [
             formats.decode_body(raw)
             for _, raw in disk.bodies.scan(formats.BODIES, formats.BODIES + b"\xff" * 9)
         ]
 
-    def is_whole(self, body: ShardBody) -> bool:
+    def is_whole(self, body: Body) -> bool:
         data = bytes(body.data)
         if data not in self._roots:
             self._roots[data] = root_of(data)
-        return self._roots[data] == body.root
+        return self._roots[data] == body.proof
 
 
 class Laws(RuleBasedStateMachine):
@@ -218,13 +224,15 @@ class Laws(RuleBasedStateMachine):
             for segment in range(len(kept.manifest.nonces))
         }
         for body in self.bodies.of(self.world.disks[index]):
+            if not body.is_shard:
+                continue
+            _, locate, segment, at = place_of(body)
             if (
-                isinstance(body, ShardBody)
-                and (body.locate, body.column) == (kept.locate, column)
-                and body.root == wanted.get(body.segment)
+                (locate, at) == (kept.locate, column)
+                and body.proof == wanted.get(segment)
                 and self.bodies.is_whole(body)
             ):
-                del wanted[body.segment]
+                del wanted[segment]
         return not wanted
 
     def must_read(self, reader: int, kept: Kept) -> bool:
@@ -237,7 +245,7 @@ class Laws(RuleBasedStateMachine):
             body
             for index in near
             for body in self.bodies.of(self.world.disks[index])
-            if isinstance(body, RecordBody) and hash_of(body.sealed) == kept.manifest_hash
+            if not body.is_shard and hash_of(body.data) == kept.manifest_hash
         ]
         if kept.manifest.inline is not None:
             return bool(records) or reader == kept.owner
@@ -462,8 +470,7 @@ class Laws(RuleBasedStateMachine):
         found = [
             key
             for key, raw in values.scan(formats.BODIES, formats.BODIES + b"\xff" * 9)
-            if isinstance(shard := formats.decode_body(raw), ShardBody)
-            and shard.locate == kept.locate
+            if (shard := formats.decode_body(raw)).is_shard and place_of(shard)[1] == kept.locate
         ]
         if not found:
             return
@@ -515,7 +522,7 @@ class Laws(RuleBasedStateMachine):
             assert not audit.unreadable
             assert audit.bytes_held == audit.bytes_counted == node.shards.used_bytes
             assert sum(node.shards.usage.values()) == node.shards.used_bytes
-            assert node.shards.used_bytes + node.shards.reserved_bytes <= node.shards.capacity_bytes
+            assert node.shards.used_bytes <= node.shards.writer.capacity_bytes
 
     @invariant()
     def receipts_exist_only_for_what_can_be_read_back(self):
@@ -527,10 +534,8 @@ class Laws(RuleBasedStateMachine):
                 formats.BODIES, formats.BODIES + b"\xff" * 9
             ):
                 body = formats.decode_body(raw)
-                if isinstance(body, ShardBody) and (
-                    (index, key) in self.bitten or self.bodies.is_whole(body)
-                ):
-                    there[index].add((body.customer, body.locate, body.segment, body.column))
+                if body.is_shard and ((index, key) in self.bitten or self.bodies.is_whole(body)):
+                    there[index].add(place_of(body))
         for place in self.receipts.held:
             assert place[1:] in there[place[0]], "a receipt for what is not on the disk"
 
@@ -573,7 +578,7 @@ class Laws(RuleBasedStateMachine):
             self.do(self.world.nodes[index].storage.retry_deletions())
         for index in self.up():
             node = self.world.nodes[index]
-            assert node.shards.reserved_bytes == 0
+            assert node.shards.writer.reserved_bytes == 0
             for _, entry in node.storage.catalogue.entries():
                 # Who is gone for good can confirm nothing.
                 left = {ids[at.node] for at in entry.held} if entry.deleting else set()
@@ -584,7 +589,9 @@ class Laws(RuleBasedStateMachine):
         ended = {kept.locate for kept in self.gone.values() if kept.owner not in self.lost}
         for index in self.up():
             for body in self.bodies.of(self.world.disks[index]):
-                assert body.locate not in ended, f"node-{index} keeps what was deleted"
+                assert formats.owner_of(body.index_key)[0] not in ended, (
+                    f"node-{index} keeps what was deleted"
+                )
         self._books_agree()
 
     def _books_agree(self) -> None:

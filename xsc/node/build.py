@@ -109,7 +109,7 @@ class NodeCapacity:
 
     def level(self, kind: Kind) -> int:
         """Return what there is of a kind in all: bytes, or fuel a second."""
-        return self.shards.capacity_bytes if kind == "storage" else self.steps_a_second
+        return self.shards.writer.capacity_bytes if kind == "storage" else self.steps_a_second
 
     def free(self, kind: Kind) -> int:
         """Return the bytes neither held nor reserved, at most what the disk has left; or all fuel.
@@ -121,8 +121,8 @@ class NodeCapacity:
         if kind == "compute":
             return self.steps_a_second
         # What is being written takes from the disk, too, and may not be there yet.
-        on_disk = self.disk_free_bytes() - self.shards.reserved_bytes
-        return max(0, min(self.shards.free_bytes, on_disk))
+        on_disk = self.disk_free_bytes() - self.shards.writer.reserved_bytes
+        return max(0, min(self.shards.writer.free_bytes, on_disk))
 
 
 def market_settings(config: Config) -> MarketSettings:
@@ -241,7 +241,6 @@ class Node:
     def _make_net(self) -> None:
         """Make what calls peers and answers them."""
         config, parts = self.config, self.parts
-        self._commit = GroupCommit(parts.stores.bodies, parts.executor)
         self._state_commit = GroupCommit(parts.stores.state, parts.executor)
         self.peers = PeerNet(
             key=self.key,
@@ -348,7 +347,6 @@ class Node:
             capacity_bytes=config.storage_capacity_bytes,
             bodies=parts.stores.bodies,
             index=parts.stores.index,
-            commit=self._commit.commit,
             executor=parts.executor,
             log=parts.log,
         )
@@ -803,7 +801,6 @@ class Node:
             self.compute.stop,
             self.ledger.close,
             self.space.close,
-            self._commit.settle,
             self._state_commit.settle,
             self.shards.close,
         ):

@@ -3,13 +3,20 @@
     storage/mark/<ms, 8 bytes>     the next sequence at that time
     storage/orphan/<lease id>      when a lease was first seen that the market does not know
 
-The rules are in `xsc.storage.shardstore.sweep_rules`. A lease that the market does not know, for
+A host deletes unasked in two cases only. A body whose lease has ended for longer
+than the grace is dropped; what its customer owes plays no part. Shards of an
+object of which no record came are leftovers of an upload that was given up, and
+are dropped once the newest of them is old enough. Everything else stays.
+
+Bodies carry no time. Their age follows from marks: at a known time, every body
+so far had a sequence below the mark's. A lease that the market does not know, for
 instance because the state database was lost, counts as one that began when it
 was first missed, and has the longest length.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,17 +25,9 @@ from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import STORAGE_LEASE_MS, SWEEP_SLICE
 from xsc.identity.context import Context
 from xsc.storage.ports import Leases
-from xsc.storage.shardstore.bodies import decode_number, encode_number
+from xsc.storage.shardstore import bodies as formats
+from xsc.storage.shardstore.bodies import Owner, decode_number, encode_number
 from xsc.storage.shardstore.store import StorageNode
-from xsc.storage.shardstore.sweep_rules import (
-    Mark,
-    Owner,
-    ended,
-    needless,
-    newest_of,
-    older_than,
-    under_ended,
-)
 from xsc.storage.transfer import deletions
 
 SWEEP_PAUSE_MS = 20
@@ -37,6 +36,30 @@ SWEEP_OBJECTS_MAX = 10_000
 
 MARKS: Final = b"storage/mark/"
 ORPHANS: Final = b"storage/orphan/"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """At `time_ms` all bodies had sequences below `sequence`."""
+
+    time_ms: int
+    sequence: int
+
+
+def older_than(marks: Iterable[Mark], before_ms: int) -> int:
+    """Return the sequence below which all bodies are from before a time; 0 where none is known."""
+    return max((mark.sequence for mark in marks if mark.time_ms <= before_ms), default=0)
+
+
+def needless(marks: Sequence[Mark], before_ms: int) -> list[Mark]:
+    """Return the marks that no later question can need: all but the newest of the old ones."""
+    old = sorted((mark for mark in marks if mark.time_ms <= before_ms), key=lambda m: m.time_ms)
+    return old[:-1]
+
+
+def ended(ends_ms: Mapping[bytes, int], now_ms: int, grace_ms: int) -> frozenset[bytes]:
+    """Return the leases whose bodies may be dropped: over for longer than the grace."""
+    return frozenset(lease for lease, end_ms in ends_ms.items() if end_ms + grace_ms < now_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +137,12 @@ class Sweeper:
         newest: dict[Owner, int] = {}
         after = b""
         while entries := await self._node.entries(after, SWEEP_SLICE):
-            doomed |= under_ended(entries, over)
-            newest_of(entries, newest)
+            for key, entry in entries:
+                owner = formats.owner_of(key)
+                if entry.lease_id in over:
+                    doomed[owner] = None
+                if key.startswith(formats.SHARDS):
+                    newest[owner] = max(newest.get(owner, 0), entry.sequence)
             after = entries[-1][0]
             await self._clock.sleep_ms(SWEEP_PAUSE_MS)
         return doomed, newest
@@ -123,17 +150,15 @@ class Sweeper:
     async def _drop(self, owner: Owner, over: frozenset[bytes], cutoff: int | None) -> int:
         """Drop what lies under the leases; with a cutoff, all, if it still is a leftover."""
         if cutoff is None:
-            freed = await self._node.drop(owner.locate, owner.customer, over)
+            freed = await self._node.writer.delete(*owner, lambda _, entry: entry.lease_id in over)
         else:
-            freed = await self._node.drop_leftover(owner.locate, owner.customer, cutoff)
+            freed = await self._node.drop_leftover(*owner, cutoff)
         for lease_id, size in freed.items():
             self._leases.settle_use(lease_id, -size)
         size = sum(freed.values())
         if size:
             why = "lease_over" if cutoff is None else "upload_given_up"
-            self._log.info(
-                "storage.dropped", why=why, customer=short(owner.customer), size_bytes=size
-            )
+            self._log.info("storage.dropped", why=why, customer=short(owner[1]), size_bytes=size)
         return size
 
     # Time

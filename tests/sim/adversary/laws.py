@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 from tests.sim.network import World
@@ -29,7 +30,6 @@ from xsc.base.limits import (
     STORED_OVERHEAD_BYTES_A_PEER_MAX,
 )
 from xsc.base.log import SilentLog
-from xsc.base.merkle import root_of
 from xsc.compute.deployments.holder import SERVICES_A_PEER_MAX
 from xsc.compute.jobs.orders import ORDERS_REMEMBERED_A_PEER_MAX
 from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult
@@ -48,7 +48,6 @@ from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.repair.custodian import CUSTODY_OBJECTS_A_PEER_MAX
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.bodies import RecordBody, ShardBody
 from xsc.storage.transfer.get import roots_of
 from xsc.terms.pricing import WORTH, compute_amount, fuel_steps, slot_amount
 from xsc.terms.slot import NeedSlot
@@ -271,8 +270,21 @@ class Oracle:
         ):
             if raw not in self._bodies:
                 body = formats.decode_body(raw)
-                whole = not isinstance(body, ShardBody) or root_of(body.data) == body.root
-                self._bodies[raw] = body, whole
+                locate, customer = formats.owner_of(body.index_key)
+                segment, column, _ = (
+                    formats.column_of_key(body.index_key) if body.is_shard else (None, None, b"")
+                )
+                self._bodies[raw] = (
+                    SimpleNamespace(
+                        locate=locate,
+                        customer=customer,
+                        segment=segment,
+                        column=column,
+                        lease_id=body.lease_id,
+                        proof=body.proof,
+                    ),
+                    not body.is_shard or body.is_whole,
+                )
             found.append((*self._bodies[raw], len(key) + len(raw)))
         return found
 
@@ -290,13 +302,11 @@ class Oracle:
             for body, whole, _ in self.bodies(index):
                 if body.locate != kept.locate or not whole or not counts(index, body):
                     continue
-                if isinstance(body, RecordBody):
-                    if kept.manifest.inline is not None and (
-                        body.manifest_hash == kept.manifest_hash
-                    ):
+                if body.column is None:
+                    if kept.manifest.inline is not None and (body.proof == kept.manifest_hash):
                         found.add(index)
                 elif body.segment in segments and (
-                    (body.column, body.root) in enumerate(roots_of(kept.manifest, body.segment))
+                    (body.column, body.proof) in enumerate(roots_of(kept.manifest, body.segment))
                 ):
                     there.add((body.segment, body.column))
             found |= {
@@ -343,7 +353,7 @@ class Oracle:
     def _judge_deletion(self, host: int, customer: bytes, order: DeletionOrder) -> None:
         def goes(index: int, body: Any) -> bool:
             return (index, body.customer) == (host, customer) and (
-                not order.columns or getattr(body, "column", None) in order.columns
+                not order.columns or body.column in order.columns
             )
 
         for kept in self.kept:
@@ -483,7 +493,7 @@ class Oracle:
             now = {
                 (body.customer, body.locate, body.segment, body.column)
                 for body, _, _ in self.bodies(index)
-                if isinstance(body, ShardBody) and body.customer != self.foe
+                if body.column is not None and body.customer != self.foe
             }
             own = self.world.key(index).node_id
             for customer, locate, segment, column in self.there.get(index, set()) - now:

@@ -616,7 +616,7 @@ class Play:
         expect(not self._unlike(), "space", "; ".join(self._unlike()[:3]))
         for index in self.oracle.up():
             node = self.node(index)
-            expect(not node.shards.reserved_bytes, "recovers", "room stays reserved")
+            expect(not node.shards.writer.reserved_bytes, "recovers", "room stays reserved")
             running = len(self.world.net._up[self.world.name(index)]._running)
             expect(running <= NODES, "recovers", f"node-{index} has {running} handlers running")
         self.proxy.manner = Manner()

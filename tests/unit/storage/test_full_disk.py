@@ -15,12 +15,11 @@ from xsc.storage.object.inventory import FoundShard
 CHILD = """
 import asyncio, resource, signal, sys
 from pathlib import Path
-from tests.unit.storage.shardstore.test_store import LOCATE, shard, wanted
+from tests.unit.storage.shardstore.test_store import ALICE, LOCATE, shard, wanted
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import SpaceExhausted
 from xsc.base.log import SilentLog
 from xsc.base.units import held_bytes
-from xsc.db.group import GroupCommit
 from xsc.node.home.stores import open_stores
 from xsc.storage.shardstore.store import StorageNode
 
@@ -33,7 +32,6 @@ async def main():
         capacity_bytes=2**40,
         bodies=stores.bodies,
         index=stores.index,
-        commit=GroupCommit(stores.bodies, executor).commit,
         executor=executor,
         log=SilentLog(),
     )
@@ -49,7 +47,7 @@ async def main():
             assert "\\n" not in fault.message
         else:
             raise SystemExit("it was never full")
-        assert node.reserved_bytes == 0
+        assert node.writer.reserved_bytes == 0
     if sys.argv[3] == "room":
         # The same process goes on, and what was refused is taken now.
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, -1))
@@ -58,11 +56,11 @@ async def main():
         assert node.used_bytes == used + held_bytes(len(data))
         audit = await node.audit(deep=True)
         assert audit.whole, audit
-        await node.delete(LOCATE, shard().customer)
+        await node.delete(LOCATE, ALICE)
         assert node.used_bytes == 0
         assert (await node.audit()).whole
         await node.store([shard(segment=segment, data=data) for segment in range(7)])
-        assert not node._committer.open
+        assert node.writer._behind is None
     held = node.used_bytes // held_bytes(len(data))
     found = await node.get(LOCATE, 0, [wanted(data, segment=s) for s in range(held)])
     assert {item.state for item in found} == {"ok"}
@@ -123,7 +121,7 @@ async def test_wherever_the_room_ends_reads_go_on_and_a_start_puts_it_right(stor
         for column in range(1, 4):
             with contextlib.suppress(SpaceExhausted):
                 await node.store([shard(column)])
-        assert node.reserved_bytes == 0
+        assert node.writer.reserved_bytes == 0
         assert await node.get(LOCATE, 0, [wanted()]) == [FoundShard("ok", b"data")]
         getattr(disk, store).room = min(room, 2)
         refused = False
@@ -134,7 +132,7 @@ async def test_wherever_the_room_ends_reads_go_on_and_a_start_puts_it_right(stor
             except SpaceExhausted:
                 refused = True
         assert refused
-        assert node.reserved_bytes == 0
+        assert node.writer.reserved_bytes == 0
         (found,) = await node.get(LOCATE, 0, [wanted()])
         assert found.data in (None, b"data")
         # A body that was deleted while its entry could not be is noted: that goes, too.
@@ -154,10 +152,10 @@ async def test_a_host_whose_disk_is_full_is_replaced_and_goes_on_serving():
     done = await put(world[0], data)
     full = world.by_id[done.hosts[0]]
 
-    async def commit(changes):
+    def write(changes, *, sync):
         raise SpaceExhausted("the disk is full")
 
-    full.node._committer.commit_port = commit
+    full.bodies.write = write
     again = await put(world[0], data)
     assert full.id not in again.hosts
     assert await get(world[0], again.capability) == data

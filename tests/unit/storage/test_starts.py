@@ -18,7 +18,6 @@ from xsc.base.clock import InlineExecutor
 from xsc.base.errors import SpaceExhausted
 from xsc.base.log import SilentLog
 from xsc.base.units import held_bytes
-from xsc.db.group import GroupCommit
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.db.memory import MemoryKeyValue
 from xsc.storage.shardstore import bodies as formats
@@ -101,7 +100,6 @@ async def test_a_store_that_was_never_started_or_is_full_notes_nothing():
         capacity_bytes=10,
         bodies=disk.bodies,
         index=disk.index,
-        commit=disk.commit,
         executor=InlineExecutor(),
         log=SilentLog(),
     )
@@ -135,7 +133,6 @@ async def on_disk(folder):
         capacity_bytes=10**9,
         bodies=stores[0],
         index=stores[1],
-        commit=GroupCommit(stores[0], executor).commit,
         executor=executor,
         log=SilentLog(),
     )
@@ -166,7 +163,7 @@ async def test_the_lost_end_of_a_log_is_found_and_told_as_damage(tmp_path, clean
     assert node.used_bytes == used + held_bytes(4)
     (lost,) = await node.get(LOCATE, 0, [wanted(segment=9)])
     assert lost.state == "corrupt"
-    stat = await node.stat(LOCATE, 0, record().manifest_hash)
+    stat = await node.stat(LOCATE, 0, record().proof)
     assert stat.record == "corrupt"
     # It is stored anew, or deleted: nothing of the loss is left.
     for segment in range(10):
@@ -185,7 +182,7 @@ async def test_a_store_without_a_loss_has_none(tmp_path):
     for segment in range(10):
         await node.store([shard(segment=segment)])
     # The highest sequences are deleted: that is no loss, either.
-    await node.trim(LOCATE, ALICE, frozenset({0}))
+    await node.delete(LOCATE, ALICE, frozenset({0}))
     await node.store([shard(1)])
     await node.delete(LOCATE, ALICE)
     for store in stores:

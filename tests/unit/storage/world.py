@@ -139,7 +139,6 @@ class Host:
             capacity_bytes=capacity_bytes,
             bodies=self.bodies,
             index=self.index,
-            commit=self.commit,
             executor=InlineExecutor(),
             log=SilentLog(),
         )
@@ -148,10 +147,6 @@ class Host:
         self.charged.append((caller, method, size_bytes))
         if not self.may_read:
             raise RateLimited("the caller has nothing left")
-
-    async def commit(self, changes: list[Change]) -> None:
-        await asyncio.sleep(0)
-        self.bodies.write(changes, sync=True)
 
     async def commit_state(self, changes: list[Change]) -> None:
         await asyncio.sleep(0)
@@ -198,9 +193,9 @@ class Host:
         free = [
             other.id
             for other in self.world.hosts
-            if other is not self and other.up and other.node.free_bytes >= size_bytes
+            if other is not self and other.up and other.node.writer.free_bytes >= size_bytes
         ]
-        if self.node.free_bytes >= size_bytes:
+        if self.node.writer.free_bytes >= size_bytes:
             free.append(self.id)
         chosen = [node for node in free if node not in exclude][:count]
         for node in chosen:

@@ -9,13 +9,13 @@ from pathlib import Path
 from xsc.api import home as api
 from xsc.base import errors, ids, keyvalue, log
 from xsc.base.clock import Executor, InlineExecutor
-from xsc.db import group, leveldb
+from xsc.db import leveldb
 from xsc.identity.keys import network_id
 from xsc.node.home import folder as homes
 from xsc.node.home.stores import open_stores
 from xsc.space import store as space_store
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.fsck import Damage
+from xsc.storage.shardstore.bodies import Damage
 from xsc.storage.shardstore.store import StorageNode
 
 CAPACITY_BYTES = 2**62
@@ -99,7 +99,6 @@ async def _check(folder: Path, network: str, *, deep: bool, kept: Path | None) -
             capacity_bytes=CAPACITY_BYTES,
             bodies=stores.bodies,
             index=stores.index,
-            commit=group.GroupCommit(stores.bodies, executor).commit,
             executor=executor,
             log=log.SilentLog(),
         )

@@ -34,6 +34,7 @@ async def status(node: Node, _: Nothing) -> api.Status:
         storage=filled(
             api.StorageStatus,
             node.shards,
+            node.shards.writer,
             offered_bytes=offered["storage"],
             granted_bytes=granted["storage"],
         ),

@@ -16,17 +16,16 @@ nobody can take the place of another's shard.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid, StoreDamaged
-from xsc.base.fields import take_bytes, take_int, take_list, take_str
 from xsc.base.ids import ID_BYTES
+from xsc.base.merkle import root_of
 from xsc.base.units import held_bytes
-from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX, Buffer, StorageShard
-from xsc.storage.object.messages import ObjectRecord
+from xsc.storage.object.erasure import Buffer
+from xsc.storage.object.manifest import hash_of
 
 VERSION = 1
 BODIES = b"b"
@@ -38,111 +37,36 @@ USAGE = b"u"
 MARK = b"m"
 CLOSED = b"c"
 
+Owner: TypeAlias = tuple[bytes, bytes]
+"""Locate id of an object, and the customer that stored something of it."""
+
 
 @dataclass(frozen=True, slots=True)
-class ShardBody:
-    """A stored shard."""
+class Body:
+    """A stored shard or object record."""
 
-    locate: bytes
-    generation: int
-    segment: int
-    column: int
-    customer: bytes
+    index_key: bytes
+    """Where the index has its entry: `shard_key` or `record_key`."""
     lease_id: bytes
-    root: bytes
+    proof: bytes
+    """The Merkle root of a shard; the SHA-256 of a sealed manifest."""
     data: Buffer
 
     @property
-    def index_key(self) -> bytes:
-        """Where the index holds its entry."""
-        return (
-            shards_prefix(self.locate, self.generation, self.segment)
-            + bytes([self.column])
-            + self.customer
-        )
-
-    @property
-    def size_bytes(self) -> int:
-        """The bytes of the shard."""
-        return len(self.data)
+    def is_shard(self) -> bool:
+        """Whether it is a shard, and no object record."""
+        return self.index_key.startswith(SHARDS)
 
     @property
     def held_bytes(self) -> int:
         """What it counts for."""
-        return held_bytes(self.size_bytes)
+        return held_bytes(len(self.data))
 
     @property
-    def proof(self) -> bytes:
-        """What must be equal for it to be the same shard."""
-        return self.root
-
-    def pieces(self) -> list[Buffer]:
-        """Return the data, to be joined after the header."""
-        return [self.data]
-
-    def header(self) -> dict[str, Value]:
-        """Return the fields before the data."""
-        return {
-            "v": VERSION,
-            "kind": "shard",
-            "locate": self.locate,
-            "generation": self.generation,
-            "segment": self.segment,
-            "column": self.column,
-            "customer": self.customer,
-            "lease": self.lease_id,
-            "root": self.root,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class RecordBody:
-    """A stored object record."""
-
-    locate: bytes
-    customer: bytes
-    lease_id: bytes
-    manifest_hash: bytes
-    """SHA-256 of the sealed manifest."""
-    sealed: Buffer
-
-    @property
-    def index_key(self) -> bytes:
-        """Where the index holds its entry."""
-        return RECORDS + self.locate + self.customer
-
-    @property
-    def size_bytes(self) -> int:
-        """The bytes of the manifest."""
-        return len(self.sealed)
-
-    @property
-    def held_bytes(self) -> int:
-        """What it counts for."""
-        return held_bytes(self.size_bytes)
-
-    @property
-    def proof(self) -> bytes:
-        """What must be equal for it to be the same record."""
-        return self.manifest_hash
-
-    def pieces(self) -> list[Buffer]:
-        """Return the data, to be joined after the header."""
-        return [self.sealed]
-
-    def header(self) -> dict[str, Value]:
-        """Return the fields before the data."""
-        return {
-            "v": VERSION,
-            "kind": "object",
-            "locate": self.locate,
-            "customer": self.customer,
-            "lease": self.lease_id,
-            "manifest": self.manifest_hash,
-        }
-
-
-Body: TypeAlias = ShardBody | RecordBody
+    def is_whole(self) -> bool:
+        """Whether its data have the root or hash that it names."""
+        found = root_of(self.data) if self.is_shard else hash_of(self.data)
+        return found == self.proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,36 +84,23 @@ class IndexEntry:
         return held_bytes(self.size_bytes)
 
 
-def bodies_of(
-    *,
-    customer: bytes,
-    lease_id: bytes,
-    locate: bytes,
-    generation: int,
-    shards: Sequence[tuple[int, StorageShard]],
-    record: ObjectRecord | None,
-) -> list[Body]:
-    """Return what a shard store is to hold."""
-    bodies: list[Body] = [
-        ShardBody(
-            locate,
-            generation,
-            segment,
-            shard.column,
-            customer,
-            lease_id,
-            shard.root,
-            shard.data,
-        )
-        for segment, shard in shards
-    ]
-    if record is not None:
-        bodies.append(RecordBody(locate, customer, lease_id, record.manifest_hash, record.sealed))
-    return bodies
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A body that cannot be given back: its owner has to store it anew."""
+
+    key: bytes
+    """In the index."""
+    entry: IndexEntry
+    reason: str
+    """ "unreadable": the database fails its checksum or holds no body; "gone": it holds nothing;
+    "mismatch": it holds other bytes."""
+
+
+# Keys
 
 
 def sequenced(prefix: bytes, sequence: int) -> bytes:
-    """Return the key of a body or gone note."""
+    """Return the key of a body or note."""
     return prefix + sequence.to_bytes(8, "big")
 
 
@@ -198,19 +109,24 @@ def sequence_of(key: bytes) -> int:
     return int.from_bytes(key[1:], "big")
 
 
-def locate_prefix(locate: bytes) -> bytes:
-    """Return how the index keys of all shards of an object begin."""
-    return SHARDS + locate
-
-
 def generation_prefix(locate: bytes, generation: int) -> bytes:
     """Return how the index keys of one encoding generation begin."""
-    return locate_prefix(locate) + generation.to_bytes(4, "big")
+    return SHARDS + locate + generation.to_bytes(4, "big")
 
 
-def shards_prefix(locate: bytes, generation: int, segment: int) -> bytes:
-    """Return how the index keys of one segment begin."""
-    return generation_prefix(locate, generation) + segment.to_bytes(4, "big")
+def column_prefix(locate: bytes, generation: int, segment: int, column: int) -> bytes:
+    """Return how the index keys of one column of a segment begin."""
+    return generation_prefix(locate, generation) + segment.to_bytes(4, "big") + bytes([column])
+
+
+def shard_key(locate: bytes, generation: int, segment: int, column: int, customer: bytes) -> bytes:
+    """Return the index key of a shard."""
+    return column_prefix(locate, generation, segment, column) + customer
+
+
+def record_key(locate: bytes, customer: bytes) -> bytes:
+    """Return the index key of an object record."""
+    return RECORDS + locate + customer
 
 
 def column_of_key(key: bytes) -> tuple[int, int, bytes]:
@@ -219,50 +135,50 @@ def column_of_key(key: bytes) -> tuple[int, int, bytes]:
     return int.from_bytes(rest[:4], "big"), rest[4], rest[5:]
 
 
+def owner_of(key: bytes) -> Owner:
+    """Return of which object, and whose, the body is that has an index key."""
+    return key[1 : 1 + ID_BYTES], key[-ID_BYTES:]
+
+
+def is_entry_key(key: bytes) -> bool:
+    """Say whether a key of the index is one of a shard or of an object record."""
+    length = {SHARDS: 1 + ID_BYTES + 4 + 4 + 1 + ID_BYTES, RECORDS: 1 + 2 * ID_BYTES}
+    return len(key) == length.get(key[:1])
+
+
+# Values
+
+
+def _decoded(raw: bytes) -> Value:
+    try:
+        return decode(raw)
+    except RecordInvalid as fault:
+        raise StoreDamaged(f"the store is damaged: {fault.message}") from None
+
+
 def encode_body(body: Body) -> bytes:
     """Return the value of a body."""
-    header = encode(body.header())
-    return b"".join((len(header).to_bytes(2, "big"), header, *body.pieces()))
+    header = encode([VERSION, body.index_key, body.lease_id, body.proof])
+    return b"".join((len(header).to_bytes(2, "big"), header, body.data))
 
 
 def decode_body(raw: bytes) -> Body:
-    """Return the body of a value; its data are views, and not verified.
+    """Return the body of a value; its data are a view, and not verified.
 
     Raises:
         StoreDamaged: not a body.
     """
     size = int.from_bytes(raw[:2], "big")
-    data = memoryview(raw)[2 + size :]
-    try:
-        header = decode(raw[2 : 2 + size])
-        if not isinstance(header, dict) or header.get("v") != VERSION:
-            raise RecordInvalid("of an unknown version")
-        kind = take_str(header, "kind")
-        locate = take_bytes(header, "locate", size=ID_BYTES)
-        customer = take_bytes(header, "customer", size=ID_BYTES)
-        lease_id = take_bytes(header, "lease", size=ID_BYTES)
-        if kind == "shard":
-            return ShardBody(
-                locate,
-                take_int(header, "generation", most=GENERATION_MAX),
-                take_int(header, "segment", most=SEGMENT_MAX),
-                take_int(header, "column", most=COLUMN_MAX),
-                customer,
-                lease_id,
-                take_bytes(header, "root", size=ID_BYTES),
-                data,
-            )
-        if kind != "object":
-            raise RecordInvalid("of an unknown kind")
-        manifest = take_bytes(header, "manifest", size=ID_BYTES)
-        return RecordBody(locate, customer, lease_id, manifest, data)
-    except RecordInvalid as fault:
-        raise StoreDamaged(f"a stored body is damaged: {fault.message}") from None
+    match _decoded(raw[2 : 2 + size]):
+        case [1, bytes(key), bytes(lease), bytes(proof)] if is_entry_key(key):
+            return Body(key, lease, proof, memoryview(raw)[2 + size :])
+        case _:
+            raise StoreDamaged("a stored body is damaged")
 
 
 def entry_of(body: Body, sequence: int) -> IndexEntry:
     """Return what the index must know of a body."""
-    return IndexEntry(sequence, body.size_bytes, body.lease_id, body.proof)
+    return IndexEntry(sequence, len(body.data), body.lease_id, body.proof)
 
 
 def encode_entry(entry: IndexEntry) -> bytes:
@@ -276,11 +192,7 @@ def decode_entry(raw: bytes) -> IndexEntry:
     Raises:
         StoreDamaged: not an entry.
     """
-    try:
-        value = decode(raw)
-    except RecordInvalid as fault:
-        raise StoreDamaged(f"the index is damaged: {fault.message}") from None
-    match value:
+    match _decoded(raw):
         case [1, int(sequence), int(size), bytes(lease), bytes(proof)]:
             return IndexEntry(sequence, size, lease, proof)
         case _:
@@ -298,52 +210,35 @@ def decode_number(raw: bytes) -> int:
     Raises:
         StoreDamaged: not a number.
     """
-    try:
-        value = decode(raw)
-    except RecordInvalid as fault:
-        raise StoreDamaged(f"a stored number is damaged: {fault.message}") from None
-    match value:
+    match _decoded(raw):
         case [1, int(number)] if not isinstance(number, bool):
             return number
         case _:
             raise StoreDamaged("a stored number is none")
 
 
-def encode_damaged(key: bytes, entry: IndexEntry, reason: str) -> bytes:
-    """Return the value of a damaged note: the body's index key and entry, and what is wrong."""
-    return encode(
-        {"v": VERSION, "key": key, "entry": encode_entry(entry), "reason": reason},
-    )
+def encode_damaged(damage: Damage) -> bytes:
+    """Return the value of a damaged note."""
+    return encode([VERSION, damage.key, encode_entry(damage.entry), damage.reason])
 
 
-def decode_damaged(raw: bytes) -> tuple[bytes, IndexEntry, str]:
-    """Return index key, entry and reason of a damaged note.
+def decode_damaged(raw: bytes) -> Damage:
+    """Return what a damaged note says.
 
     Raises:
         StoreDamaged: not a damaged note.
     """
-    try:
-        value = decode(raw)
-        if not isinstance(value, dict) or value.get("v") != VERSION:
-            raise RecordInvalid("of an unknown version")
-        key, reason = take_bytes(value, "key"), take_str(value, "reason")
-        entry = decode_entry(take_bytes(value, "entry"))
-        if not is_entry_key(key):
-            raise RecordInvalid("not a key of the index")
-    except RecordInvalid as fault:
-        raise StoreDamaged(f"a note of damage is damaged: {fault.message}") from None
-    return key, entry, reason
-
-
-def is_entry_key(key: bytes) -> bool:
-    """Say whether a key of the index is one of a shard or of an object record."""
-    length = {SHARDS: 1 + ID_BYTES + 4 + 4 + 1 + ID_BYTES, RECORDS: 1 + 2 * ID_BYTES}
-    return len(key) == length.get(key[:1])
+    match _decoded(raw):
+        case [1, bytes(key), bytes(entry), str(reason)] if is_entry_key(key):
+            return Damage(key, decode_entry(entry), reason)
+        case _:
+            raise StoreDamaged("a note of damage is damaged")
 
 
 def encode_gone(dropped: list[tuple[bytes, int]]) -> bytes:
     """Return the value of a gone note: index keys and the sequences they had."""
-    return encode({"v": VERSION, "dropped": [[key, sequence] for key, sequence in dropped]})
+    items: list[Value] = [[key, sequence] for key, sequence in dropped]
+    return encode([VERSION, *items])
 
 
 def decode_gone(raw: bytes) -> list[tuple[bytes, int]]:
@@ -352,17 +247,15 @@ def decode_gone(raw: bytes) -> list[tuple[bytes, int]]:
     Raises:
         StoreDamaged: not a gone note.
     """
-    try:
-        value = decode(raw)
-        if not isinstance(value, dict) or value.get("v") != VERSION:
-            raise RecordInvalid("of an unknown version")
-        dropped = []
-        for item in take_list(value, "dropped"):
-            match item:
-                case [bytes(key), int(sequence)]:
-                    dropped.append((key, sequence))
-                case _:
-                    raise RecordInvalid("not a key and a sequence")
-    except RecordInvalid as fault:
-        raise StoreDamaged(f"a note of a deletion is damaged: {fault.message}") from None
-    return dropped
+    dropped = []
+    match _decoded(raw):
+        case [1, *items]:
+            for item in items:
+                match item:
+                    case [bytes(key), int(sequence)]:
+                        dropped.append((key, sequence))
+                    case _:
+                        raise StoreDamaged("a note of a deletion is damaged")
+            return dropped
+        case _:
+            raise StoreDamaged("a note of a deletion is damaged")

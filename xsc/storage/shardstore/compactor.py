@@ -1,8 +1,15 @@
-"""Returns the space of deleted bodies to the disk, in slices beside all else."""
+"""Returns the space of deleted bodies to the disk, in slices beside all else.
+
+Deleted bodies keep their room until the tables that hold them are written anew.
+That costs as much as the living bodies beside them, so it goes in slices of neighbouring
+bodies: small enough that writers hardly notice, and only where enough is dead. Bodies are
+appended, hence neighbours by sequence are neighbours on the disk. LevelDB compacts in a
+thread of its own: no write waits for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from xsc.base.clock import Executor
 from xsc.base.errors import SpaceExhausted, StoreDamaged
@@ -10,49 +17,115 @@ from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import MIB
 from xsc.base.log import Log
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.bodies import IndexEntry
-from xsc.storage.shardstore.committer import Committer
-from xsc.storage.shardstore.damage import DamagedBodies
-from xsc.storage.shardstore.fsck import Damage
+from xsc.storage.shardstore.bodies import Damage
 from xsc.storage.shardstore.index import ShardIndex, drop_in_batches
-from xsc.storage.shardstore.reclaim import DeadSpace, Slice, live_by_bucket
+from xsc.storage.shardstore.writer import ShardWriter
 
 GONE_BYTES_MAX = 4 * MIB
 """Notes of deletions that a shard store keeps until its index is synced: some 110 bytes a body."""
 
 
+BUCKET = 64
+"""Sequences that are counted together."""
+SLICE_BYTES = 64 * MIB
+"""Most of the disk that one compaction goes through, unless one bucket alone has more."""
+DEAD_SHARE = 8
+"""A slice is compacted once one part in so many is dead: 1.15 times the live data is kept."""
+
+
+class DeadSpace:
+    """Bytes that were deleted and not reclaimed yet, by bucket of sequences."""
+
+    def __init__(self) -> None:
+        self._dead: dict[int, int] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """All of them."""
+        return sum(self._dead.values())
+
+    def bury(self, sequence: int, size_bytes: int) -> None:
+        """Take note that a body was deleted."""
+        bucket = sequence // BUCKET
+        self._dead[bucket] = self._dead.get(bucket, 0) + size_bytes
+
+    def survey(self, live: dict[int, int], size_of: Callable[[int, int], int]) -> None:
+        """Learn what is dead from what lives by bucket: what was known before is gone.
+
+        Args:
+            live: bytes of living bodies by bucket.
+            size_of: about how many bytes of the disk the sequences low <= s < high take.
+        """
+        last = max(live, default=-1)
+        for bucket in range(last + 1):
+            dead = size_of(bucket * BUCKET, (bucket + 1) * BUCKET) - live.get(bucket, 0)
+            if dead > 0:
+                self._dead[bucket] = max(dead, self._dead.get(bucket, 0))
+
+    def plan(self, size_of: Callable[[int, int], int], *, everything: bool) -> list[range]:
+        """Return the slices of sequences that are worth their writing.
+
+        With `everything`, all in which something is dead.
+        """
+        found: list[range] = []
+        run: list[int] = []
+
+        def close() -> None:
+            if not run:
+                return
+            low, high = run[0] * BUCKET, (run[-1] + 1) * BUCKET
+            dead = sum(self._dead[bucket] for bucket in run)
+            if everything or dead * DEAD_SHARE >= size_of(low, high):
+                found.append(range(low, high))
+            run.clear()
+
+        size = 0
+        for bucket in sorted(self._dead):
+            more = size_of(bucket * BUCKET, (bucket + 1) * BUCKET)
+            if run and (bucket != run[-1] + 1 or size + more > SLICE_BYTES):
+                close()
+                size = 0
+            run.append(bucket)
+            size += more
+        close()
+        return found
+
+    def done(self, piece: range) -> None:
+        """Take note that a slice was compacted."""
+        for bucket in range(piece.start // BUCKET, piece.stop // BUCKET):
+            self._dead.pop(bucket, None)
+
+
+def live_by_bucket(items: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Return the bytes of living bodies by bucket, of (sequence, bytes)."""
+    live: dict[int, int] = {}
+    for sequence, size_bytes in items:
+        bucket = sequence // BUCKET
+        live[bucket] = live.get(bucket, 0) + size_bytes
+    return live
+
+
 class Compactor:
-    """Counts dead bytes, and compacts the slices that `reclaim` plans."""
+    """Compacts the slices that are worth it."""
 
     def __init__(
         self,
         *,
         bodies: KeyValue,
         index: ShardIndex,
-        damaged: DamagedBodies,
-        committer: Committer,
+        dead: DeadSpace,
+        writer: ShardWriter,
         executor: Executor,
         log: Log,
     ) -> None:
         self._bodies = bodies
         self._index = index
-        self._damaged = damaged
-        self._committer = committer
+        self._dead = dead
+        self._writer = writer
         self._executor = executor
         self._log = log
-        self._dead = DeadSpace()
-        self._gone_bytes = 0
         self.missing = range(0)
         """Sequences of bodies that the disk has lost with the end of a log."""
-
-    def note_dead(self, entries: Sequence[IndexEntry]) -> None:
-        """Take note that bodies were deleted."""
-        for entry in entries:
-            self._dead.bury(entry.sequence, entry.held_bytes)
-
-    def note_gone(self, size_bytes: int) -> None:
-        """Take note that a note of a deletion was written, of that size."""
-        self._gone_bytes += size_bytes
 
     def _disk_bytes(self, low: int, high: int) -> int:
         prefix = formats.BODIES
@@ -61,21 +134,21 @@ class Compactor:
 
     async def survey(self) -> int:
         """Find what was deleted and not reclaimed before this start; return all dead bytes."""
-        await self._executor.run(self._survey)
+        lost = await self._executor.run(self._survey)
+        await self._writer.look(self._writer.note_damage, lost)
         return self._dead.size_bytes
 
-    def _survey(self) -> None:
+    def _survey(self) -> list[Damage]:
         lost: list[Damage] = []
 
         def entries() -> Iterator[tuple[int, int]]:
-            for key, entry in self._index.all():
+            for key, entry in self._index.behind(b""):
                 if entry.sequence in self.missing:
                     lost.append(Damage(key, entry, "gone"))
                 yield entry.sequence, entry.size_bytes
 
         self._dead.survey(live_by_bucket(entries()), self._disk_bytes)
-        for damage in self._committer.still_held(lost):
-            self._damaged.note(damage)
+        return lost
 
     async def compact(
         self, pause: Callable[[], Awaitable[None]] | None = None, *, everything: bool = False
@@ -86,45 +159,42 @@ class Compactor:
             pause: awaited between two slices, so that writers come first.
             everything: also where little is dead.
         """
-        if self._gone_bytes > GONE_BYTES_MAX:
-            before, self._gone_bytes = self._gone_bytes, 0
-            if not await self._executor.run(self._drop_gone):
-                self._gone_bytes += before
-        planned = await self._executor.run(self._plan, everything)
+        if self._writer.gone_bytes > GONE_BYTES_MAX:
+            await self._drop_gone()
+        planned = await self._executor.run(self._dead.plan, self._disk_bytes, everything=everything)
         for number, piece in enumerate(planned):
             if number and pause is not None:
                 await pause()
             # What is deleted in there from now on is for the next round.
             self._dead.done(piece)
+            start = formats.sequenced(formats.BODIES, piece.start)
+            stop = formats.sequenced(formats.BODIES, piece.stop)
             try:
-                await self._executor.run(
-                    self._bodies.compact,
-                    formats.sequenced(formats.BODIES, piece.low),
-                    formats.sequenced(formats.BODIES, piece.high),
-                )
+                await self._executor.run(self._bodies.compact, start, stop)
             except (StoreDamaged, SpaceExhausted) as fault:
                 # For example an unreadable block: the dead bytes beside it are not reclaimed.
-                self._log.error("storage.not_reclaimed", low=piece.low, reason=fault.message)
+                self._log.error("storage.not_reclaimed", low=piece.start, reason=fault.message)
         return len(planned)
 
-    def _drop_gone(self) -> bool:
-        """Drop the notes of deletions that the index on the disk knows; return if it could.
+    async def _drop_gone(self) -> None:
+        """Drop the notes of deletions that the index on the disk knows.
 
         Else a customer that stores and deletes again and again would fill the disk for free.
         """
         try:
-            mark = self._index.mark()
-            assert mark is not None, "the start wrote it"
-            stop = formats.sequenced(formats.GONE, mark + 1)
-            # All that the mark speaks of, and the mark itself.
-            self._index.sync()
-            drop_in_batches(self._bodies, formats.GONE, stop)
-            self._bodies.compact(formats.GONE, stop)
+            stop = await self._writer.look(self._dropped_gone)
+            await self._executor.run(self._bodies.compact, formats.GONE, stop)
         except (StoreDamaged, SpaceExhausted) as fault:
             # They are dropped the next time, or by the next start.
             self._log.error("storage.notes_not_dropped", reason=fault.message)
-            return False
-        return True
 
-    def _plan(self, everything: bool) -> list[Slice]:
-        return self._dead.plan(self._disk_bytes, everything=everything)
+    def _dropped_gone(self) -> bytes:
+        """Drop them, and return the key behind the last one."""
+        mark = self._index.mark()
+        assert mark is not None, "the start wrote it"
+        stop = formats.sequenced(formats.GONE, mark + 1)
+        # All that the mark speaks of, and the mark itself.
+        self._index.sync_at(mark)
+        drop_in_batches(self._bodies, formats.GONE, stop)
+        self._writer.gone_bytes = 0
+        return stop

@@ -1,4 +1,4 @@
-"""Comparing what a shard store holds with what its index says, body by body.
+"""Reading all bodies of a shard store, past damage too, and comparing them with the index.
 
 The bodies are the truth. Every one is read, with `deep` also against its root
 or hashes; every entry of the index must be exactly what follows from its body;
@@ -10,31 +10,88 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Final
 
 from xsc.base.errors import StoreDamaged
 from xsc.base.ids import to_text
-from xsc.base.keyvalue import KeyValue
-from xsc.base.merkle import root_of
-from xsc.storage.object.manifest import hash_of
+from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.bodies import Body, IndexEntry, ShardBody
-from xsc.storage.shardstore.scan import Gaps, readable
+from xsc.storage.shardstore.bodies import Damage, IndexEntry
 
-Reason: TypeAlias = Literal["unreadable", "gone", "mismatch"]
-"""The database fails its checksum or holds no body; holds nothing; or holds other bytes."""
+MISSED_MAX: Final = 4096
+"""Behind the highest known sequence it is read on until so many in a row hold nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A body that cannot be given back: its owner has to store it anew."""
+class Gaps:
+    """Ranges of sequences, first to last, in which bodies could not be read."""
 
-    key: bytes
-    """In the index."""
-    entry: IndexEntry
-    reason: str
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int, int]] = []
+
+    def add(self, sequence: int) -> None:
+        """Note a sequence above those noted before."""
+        first = sequence
+        if self.ranges and self.ranges[-1][1] == sequence - 1:
+            first, _ = self.ranges.pop()
+        self.ranges.append((first, sequence))
+
+    def __contains__(self, sequence: object) -> bool:
+        return isinstance(sequence, int) and any(
+            first <= sequence <= last for first, last in self.ranges
+        )
+
+
+def highest(store: KeyValue, prefix: bytes) -> int | None:
+    """Return the highest sequence under a prefix, 0 for none; None where it cannot be read."""
+    try:
+        for key, _ in store.scan(prefix, prefix_end(prefix), reverse=True):
+            return formats.sequence_of(key)
+    except StoreDamaged:
+        return None
+    return 0
+
+
+def readable(
+    store: KeyValue, prefix: bytes, above: int, gaps: Gaps, known: int = 0
+) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield sequence, key and value of all that can be read above a sequence, in order.
+
+    A scan ends at the first damaged block, and does not begin at all while one of the newest
+    tables cannot be opened. A single read looks only into what lies around its key: from
+    there on every sequence is read by itself.
+
+    Args:
+        store: the bodies.
+        prefix: of the keys: BODIES, GONE or DAMAGED.
+        above: the last sequence that is not wanted.
+        gaps: is told what could not be read.
+        known: the highest sequence that is known to have been given.
+    """
+    following = above + 1
+    try:
+        for key, value in store.scan(formats.sequenced(prefix, following), prefix_end(prefix)):
+            sequence = formats.sequence_of(key)
+            yield sequence, key, value
+            following = sequence + 1
+    except StoreDamaged:
+        known = max(known, highest(store, prefix) or 0)
+    else:
+        return
+    missed = 0
+    while following <= known or missed < MISSED_MAX:
+        key = formats.sequenced(prefix, following)
+        missed += 1
+        try:
+            found = store.get(key)
+        except StoreDamaged:
+            gaps.add(following)
+        else:
+            if found is not None:
+                yield following, key, found
+                missed = 0
+        following += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +116,6 @@ class StoreAudit:
         return not (self.damaged or self.unreadable or self.index_faults)
 
 
-def is_whole(body: Body) -> bool:
-    """Say whether a body has the root or hashes that it names."""
-    if isinstance(body, ShardBody):
-        return root_of(body.data) == body.root
-    return hash_of(body.sealed) == body.manifest_hash
-
-
 def _print(key: bytes, entry: IndexEntry) -> int:
     """Return a fingerprint that tells entries apart, within this process."""
     return hash((key, entry))
@@ -77,7 +127,7 @@ class Scanned:
 
     sequences: array[int] = field(default_factory=lambda: array("Q"))
     prints: array[int] = field(default_factory=lambda: array("q"))
-    bad: dict[int, Reason] = field(default_factory=dict)
+    bad: dict[int, str] = field(default_factory=dict)
     gaps: Gaps = field(default_factory=Gaps)
 
 
@@ -92,7 +142,7 @@ def scan_bodies(store: KeyValue, before: int, *, deep: bool) -> Scanned:
         except StoreDamaged:
             found.bad[sequence] = "unreadable"
             continue
-        if deep and not is_whole(body):
+        if deep and not body.is_whole:
             found.bad[sequence] = "mismatch"
         found.sequences.append(sequence)
         found.prints.append(_print(body.index_key, formats.entry_of(body, sequence)))

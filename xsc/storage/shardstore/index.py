@@ -14,7 +14,7 @@ from xsc.base.errors import StoreDamaged
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.log import Log
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.bodies import IndexEntry
+from xsc.storage.shardstore.bodies import IndexEntry, Owner
 
 Choose: TypeAlias = Callable[[bytes, IndexEntry], bool]
 """Says of a key and its entry whether it is selected."""
@@ -25,13 +25,17 @@ Drop: TypeAlias = tuple[bytes, int]
 
 DELETE_BATCH = 512
 """Bodies deleted in one write."""
+PASSED_MAX = 8 * DELETE_BATCH
+"""Entries that are looked at for it."""
 
 
 def in_columns(columns: frozenset[int]) -> Choose:
-    """Return what selects the shards of some columns."""
+    """Return what selects the shards of some columns; with none, everything."""
 
     def chosen(key: bytes, _: IndexEntry) -> bool:
-        return key.startswith(formats.SHARDS) and formats.column_of_key(key)[1] in columns
+        return not columns or (
+            key.startswith(formats.SHARDS) and formats.column_of_key(key)[1] in columns
+        )
 
     return chosen
 
@@ -67,17 +71,17 @@ class ShardIndex:
     def load(self) -> int | None:
         """Read mark and usage; return the mark, None where the index is missing or damaged."""
         try:
-            raw = self._store.get(formats.MARK)
-            if raw is None:
+            mark = self.mark()
+            if mark is None:
                 return None
-            mark = formats.decode_number(raw)
             end = prefix_end(formats.USAGE)
             self.usage = {
                 key[1:]: formats.decode_number(value)
                 for key, value in self._store.scan(formats.USAGE, end)
             }
             # The last write before the store was closed: where it is there, all of it is.
-            if self._store.get(formats.CLOSED) != raw and self._sums() != self.usage:
+            closed = self._store.get(formats.CLOSED) == formats.encode_number(mark)
+            if not closed and self._sums() != self.usage:
                 self._log.warning("storage.index_damaged", reason="it has lost entries")
                 return None
         except StoreDamaged as fault:
@@ -89,7 +93,7 @@ class ShardIndex:
     def _sums(self) -> dict[bytes, int]:
         """Return the bytes under each lease by the entries, as the totals should be."""
         sums: dict[bytes, int] = {}
-        for _, entry in self.all():
+        for _, entry in self.behind(b""):
             sums[entry.lease_id] = sums.get(entry.lease_id, 0) + entry.held_bytes
         return sums
 
@@ -109,15 +113,11 @@ class ShardIndex:
         number = formats.encode_number(mark)
         self._store.write([(formats.MARK, number), (formats.CLOSED, None)], sync=True)
 
-    def sync(self) -> None:
-        """Sync all that was written."""
-        self._store.write([], sync=True)
-
     def note_closed(self) -> None:
         """Note that the index is whole: the next start need not go through all of it."""
-        mark = self._store.get(formats.MARK)
-        if mark is not None:
-            self._store.write([(formats.CLOSED, mark)], sync=True)
+        mark = self.mark()
+        assert mark is not None, "the start wrote it"
+        self._store.write([(formats.CLOSED, formats.encode_number(mark))], sync=True)
 
     # Entries
 
@@ -132,71 +132,57 @@ class ShardIndex:
         return {key: entry for key, entry in found if entry is not None}
 
     def between(self, start: bytes, stop: bytes | None) -> Iterator[Put]:
-        """Yield key and entry from one key up to another, in order."""
-        for key, raw in self._store.scan(start, stop):
-            yield key, formats.decode_entry(raw)
+        """Yield key and entry from one key up to another, in order, as they are at the call."""
+        found = self._store.scan(start, stop)
+        return ((key, formats.decode_entry(raw)) for key, raw in found)
 
     def under(self, prefix: bytes) -> Iterator[Put]:
         """Yield key and entry of all keys with a prefix, in order."""
         return self.between(prefix, prefix_end(prefix))
 
-    def all(self) -> Iterator[Put]:
-        """Yield key and entry of every shard, then of every record."""
-        for prefix in (formats.SHARDS, formats.RECORDS):
-            yield from self.under(prefix)
+    def behind(self, key: bytes) -> Iterator[Put]:
+        """Yield key and entry of every record and then of every shard, behind a key."""
+        return self.between(max(formats.RECORDS, key + b"\0"), prefix_end(formats.SHARDS))
 
-    def snapshot(self) -> list[Iterator[tuple[bytes, bytes]]]:
-        """Return iterators over all raw entries as they are now."""
-        return [
-            self._store.scan(prefix, prefix_end(prefix))
-            for prefix in (formats.SHARDS, formats.RECORDS)
-        ]
+    def of_object(self, locate: bytes, after: bytes = b"") -> Iterator[Put]:
+        """Yield the records of an object and then its shards, whoever stored them, behind a key."""
+        for prefix in (formats.RECORDS + locate, formats.SHARDS + locate):
+            yield from self.between(max(prefix, after + b"\0"), prefix_end(prefix))
 
-    def after(self, key: bytes, most: int) -> list[Put]:
-        """Return up to `most` keys and entries behind a key, in order of keys."""
-        found: list[Put] = []
-        for prefix in (formats.RECORDS, formats.SHARDS):
-            for item in self.between(max(prefix, key + b"\0"), prefix_end(prefix)):
-                if len(found) == most:
-                    return found
-                found.append(item)
-        return found
+    def owned(self, owner: Owner, chosen: Choose, after: bytes) -> tuple[list[Put], bytes]:
+        """Return entries of a customer of an object, those that are chosen, behind a key.
 
-    def column(self, locate: bytes, generation: int, segment: int, column: int) -> Iterator[Put]:
-        """Yield the shards of a column of a segment, one for each customer that stored it."""
-        prefix = formats.shards_prefix(locate, generation, segment) + bytes([column])
-        return self.under(prefix)
-
-    def records(self, locate: bytes) -> Iterator[Put]:
-        """Yield the records of an object, one for each customer that stored it."""
-        return self.under(formats.RECORDS + locate)
-
-    def owned(self, locate: bytes, customer: bytes, chosen: Choose | None) -> list[Put]:
-        """Return up to DELETE_BATCH entries of a customer of an object, those that are chosen."""
+        They are DELETE_BATCH at most, of PASSED_MAX entries of the object. Return also the key
+        behind which it is to be gone on, empty where nothing is left.
+        """
         mine: list[Put] = []
-        for prefix in (formats.locate_prefix(locate), formats.RECORDS + locate):
-            for key, raw in self._store.scan(prefix, prefix_end(prefix)):
-                if not key.endswith(customer):
-                    continue
-                entry = formats.decode_entry(raw)
-                if chosen is not None and not chosen(key, entry):
-                    continue
-                if len(mine) == DELETE_BATCH:
-                    return mine
+        for number, (key, entry) in enumerate(self.of_object(owner[0], after), 1):
+            if formats.owner_of(key) == owner and chosen(key, entry):
                 mine.append((key, entry))
-        return mine
+            if len(mine) == DELETE_BATCH or number == PASSED_MAX:
+                return mine, key
+        return mine, b""
 
-    def is_leftover(self, locate: bytes, customer: bytes, before: int) -> bool:
+    def first_of(self, owner: Owner, chosen: Choose) -> tuple[bool, int]:
+        """Return whether a customer has an entry of an object that is chosen.
+
+        Return also how many entries were looked at.
+        """
+        passed = 0
+        for passed, (key, entry) in enumerate(self.of_object(owner[0]), 1):
+            if formats.owner_of(key) == owner and chosen(key, entry):
+                return True, passed
+        return False, passed
+
+    def is_leftover(self, owner: Owner, before: int) -> bool:
         """Return whether an object has no record, and a customer no shard of it from `before` on.
 
         `before` is a sequence.
         """
-        if any(True for _ in self.records(locate)):
-            return False
-        return all(
-            entry.sequence < before
-            for key, entry in self.under(formats.locate_prefix(locate))
-            if key.endswith(customer)
+        return not any(
+            key.startswith(formats.RECORDS)
+            or (formats.owner_of(key) == owner and entry.sequence >= before)
+            for key, entry in self.of_object(owner[0])
         )
 
     # Changes

@@ -26,10 +26,10 @@ from xsc.storage.object.erasure import Buffer
 from xsc.storage.object.expiry import with_ends
 from xsc.storage.object.inventory import whole_of
 from xsc.storage.object.manifest import hash_of
-from xsc.storage.object.messages import ObjectRecord, PutRequest
+from xsc.storage.object.messages import PutRequest
 from xsc.storage.object.receipts import expected_receipt, order_fault
 from xsc.storage.ports import ChargeRead, Leases
-from xsc.storage.shardstore.bodies import bodies_of
+from xsc.storage.shardstore.bodies import Body, record_key, shard_key
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.shardstore.writer import Write
 from xsc.terms.storage_receipt import (
@@ -93,39 +93,31 @@ class ShardServer:
         """Return what answers several calls that came together."""
         return {messages.PUT: self._on_puts}
 
-    @staticmethod
-    def _record_of(request: PutRequest) -> ObjectRecord | None:
-        if request.sealed is None:
-            return None
-        sealed = bytes(request.sealed)
-        return ObjectRecord(sealed=sealed, sealed_root=b"", manifest_hash=hash_of(sealed))
-
-    def _taken(self, request: PutRequest, record: ObjectRecord | None, caller: bytes) -> Write:
+    def _taken(self, request: PutRequest, caller: bytes) -> Write:
         """Return what is to be written for a put, once its lease has room for that.
 
         Raises:
             LeaseExhausted, SpaceExhausted: it has none.
         """
-        size = request.held_bytes
-        bodies = bodies_of(
-            customer=caller,
-            lease_id=request.lease_id,
-            locate=request.locate,
-            generation=request.generation,
-            shards=request.shards,
-            record=record,
-        )
+        size, lease_id, locate = request.held_bytes, request.lease_id, request.locate
+        bodies = []
+        for segment, shard in request.shards:
+            key = shard_key(locate, request.generation, segment, shard.column, caller)
+            bodies.append(Body(key, lease_id, shard.root, shard.data))
+        if request.sealed is not None:
+            sealed = bytes(request.sealed)
+            bodies.append(Body(record_key(locate, caller), lease_id, hash_of(sealed), sealed))
 
         # Told also where the caller has given up: the lease must learn what was stored.
         def settle(held: Mapping[bytes, int]) -> None:
-            self._leases.stored(request.lease_id, size, held.get(request.lease_id, 0))
+            self._leases.stored(lease_id, size, held.get(lease_id, 0))
             # A record or a damaged shard may have lain under another lease before.
-            for lease_id, delta in held.items():
-                if lease_id != request.lease_id:
-                    self._leases.settle_use(lease_id, delta)
+            for other, delta in held.items():
+                if other != lease_id:
+                    self._leases.settle_use(other, delta)
 
         write = Write(bodies, settle)
-        self._leases.admit(request.lease_id, caller, size)
+        self._leases.admit(lease_id, caller, size)
         return write
 
     async def _on_put(
@@ -138,49 +130,44 @@ class ShardServer:
 
     async def _on_puts(self, caller: bytes, calls: Sequence[Asked]) -> list[Outcome]:
         """Store what several puts bring: each is checked, stored and confirmed for itself."""
-        outcomes: dict[int, asyncio.Future[Signed[StorageReceipt]] | XscError] = {}
-        asked: dict[int, tuple[PutRequest, ObjectRecord | None]] = {}
-        writes: list[Write] = []
-        for number, (header, parts) in enumerate(calls):
+        asked: list[tuple[PutRequest, Write] | XscError] = []
+        for header, parts in calls:
             try:
                 request = messages.read_put(header, parts)
-                record = self._record_of(request)
                 self._check_room()
-                writes.append(self._taken(request, record, caller))
+                asked.append((request, self._taken(request, caller)))
             except XscError as fault:
-                outcomes[number] = fault
-            else:
-                asked[number] = request, record
+                asked.append(fault)
             header.clear()
-        stored = await self._node.store_together(writes)
-        for (number, (request, record)), held in zip(asked.items(), stored, strict=True):
-            if isinstance(held, XscError):
-                outcomes[number] = held
-                continue
-            outcomes[number] = self._signer.sign(self._receipt(caller, request, record))
-        answers: list[Outcome] = []
-        for number in range(len(calls)):
-            outcome = outcomes[number]
-            if isinstance(outcome, XscError):
-                answers.append(outcome)
-            else:
-                answers.append(({"receipt": (await outcome).raw}, []))
-        return answers
+        await self._node.writer.store_together(
+            [item[1] for item in asked if not isinstance(item, XscError)]
+        )
+        # All receipts are signed at once, before one of them is awaited.
+        confirmed = [
+            item if isinstance(item, XscError) else self._confirmed(caller, *item) for item in asked
+        ]
+        return [
+            item if isinstance(item, XscError) else ({"receipt": (await item).raw}, [])
+            for item in confirmed
+        ]
 
-    def _receipt(
-        self, caller: bytes, request: PutRequest, record: ObjectRecord | None
-    ) -> StorageReceipt:
-        """Return what confirms a put that is on the disk, not signed yet."""
-        return expected_receipt(
+    def _confirmed(
+        self, caller: bytes, request: PutRequest, write: Write
+    ) -> asyncio.Future[Signed[StorageReceipt]] | XscError:
+        """Return the receipt of a put that is on the disk, or why it is not."""
+        if isinstance(write.outcome, XscError):
+            return write.outcome
+        receipt = expected_receipt(
             host=self._key.node_id,
             customer=caller,
             lease_id=request.lease_id,
             locate=request.locate,
             generation=request.generation,
             shards=request.shards,
-            manifest=None if record is None else record.manifest_hash,
+            manifest=None if request.sealed is None else write.bodies[-1].proof,
             stored_ms=self._clock.now_ms(),
         )
+        return self._signer.sign(receipt)
 
     async def _on_keep(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -192,11 +179,12 @@ class ShardServer:
         found = await self._node.get(locate, generation, wanted, size_max=most, charge=charge)
         shards = whole_of(wanted, found)
         request = PutRequest(lease_id, locate, generation, tuple(shards), None)
-        (held,) = await self._node.store_together([self._taken(request, None, caller)])
-        if isinstance(held, XscError):
-            raise held
-        signed = await self._signer.sign(self._receipt(caller, request, None))
-        return {"receipt": signed.raw}, []
+        write = self._taken(request, caller)
+        await self._node.writer.store_together([write])
+        confirmed = self._confirmed(caller, request, write)
+        if isinstance(confirmed, XscError):
+            raise confirmed
+        return {"receipt": (await confirmed).raw}, []
 
     async def _on_get(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -279,13 +267,12 @@ class ShardServer:
         order = signed.record
         # Before anything is deleted: what the proof of a leave lacks cannot be had again.
         columns = frozenset(order.columns)
-        if await self._node.has_any(order.locate, order.customer, columns):
+        charge = partial(self._charge_read, order.customer, messages.DELETE)
+        if await self._node.has_any(order.locate, order.customer, columns, charge=charge):
             await self._released(signed)
-        if columns:
-            async with self._looks.of(order.customer):
-                freed = await self._node.trim(order.locate, order.customer, columns)
-        else:
-            freed = await self._node.delete(order.locate, order.customer, final=order.final)
+        freed = await self._node.delete(
+            order.locate, order.customer, columns, final=order.final and not columns
+        )
         for lease_id, size in freed.items():
             self._leases.settle_use(lease_id, -size)
         return freed

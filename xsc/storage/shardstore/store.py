@@ -3,44 +3,61 @@
 Laws (tests/unit/storage/shardstore/test_store.py):
 
 - what `store` returned for is synced, and survives a power loss;
-- used and reserved bytes never pass the capacity; both are known exactly;
+- used bytes never pass the capacity, and are known exactly;
 - the index is disposable: rebuilt from the bodies it says the same;
 - `get` gives the bytes of the root that was asked for, or says why not;
 - only the customer that stored a body can replace or delete it.
 
-Bodies are appended and synced by the commit port, which concurrent writers
-share; the index follows unsynced and is caught up from its high-water mark at
-the start. Formats: `xsc.storage.shardstore.bodies`. docs/design/storage.md.
+Bodies are appended and synced, in batches; the index follows unsynced and is caught up
+from its high-water mark at the start. Formats: `xsc.storage.shardstore.bodies`.
+docs/design/storage.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import ParamSpec, TypeAlias, TypeVar
 
 from xsc.base.clock import Executor
-from xsc.base.errors import TooLarge, XscError
-from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
+from xsc.base.errors import StoreDamaged, TooLarge, XscError
+from xsc.base.ids import ID_BYTES
+from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.limits import DAMAGED_TOLD_MAX, KIB, PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
 from xsc.base.log import Log
 from xsc.storage.object.erasure import Buffer
-from xsc.storage.object.inventory import ColumnPresence, FoundShard, HeldObject, Wanted
-from xsc.storage.ports import Commit
+from xsc.storage.object.inventory import (
+    ColumnPresence,
+    FoundShard,
+    HeldColumn,
+    HeldObject,
+    HeldRecord,
+    HeldState,
+    Span,
+    Wanted,
+    cut_found,
+)
+from xsc.storage.object.manifest import column_digest, hash_of
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.access import WriteAccess
-from xsc.storage.shardstore.bodies import Body
-from xsc.storage.shardstore.committer import Committer
-from xsc.storage.shardstore.compactor import Compactor
-from xsc.storage.shardstore.damage import DamagedBodies
-from xsc.storage.shardstore.deleter import ShardDeleter
-from xsc.storage.shardstore.fsck import Damage, StoreAudit, compare, scan_bodies
+from xsc.storage.shardstore.bodies import Body, Damage, IndexEntry
+from xsc.storage.shardstore.compactor import Compactor, DeadSpace
+from xsc.storage.shardstore.fsck import StoreAudit, compare, scan_bodies
 from xsc.storage.shardstore.index import Put, ShardIndex, in_columns
-from xsc.storage.shardstore.reader import ShardReader, size_of
 from xsc.storage.shardstore.replay import Recovery, Replay
-from xsc.storage.shardstore.tombstones import Tombstones
 from xsc.storage.shardstore.writer import ShardWriter, Write
+
+PASSED_BYTES = 12 * KIB
+"""What it costs to pass over an entry, once to look for it and once to delete it: as much as
+reading so much."""
+STAT_ROWS_MAX = 1_024
+"""Shards that one answer to a stat speaks of; it takes some 45 ms, and a longer one goes on from
+the place where the last ended."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Charge: TypeAlias = Callable[[int], None]
 """Told how many bytes are to be read, before the first is; raises to refuse it."""
@@ -49,6 +66,185 @@ Charge: TypeAlias = Callable[[int], None]
 def free(size_bytes: int) -> None:
     """Charge nothing: what reads for itself."""
     del size_bytes
+
+
+def size_of(held: Iterable[Put | None]) -> int:
+    """Return how many bytes the bodies of some entries have together."""
+    return sum(put[1].size_bytes for put in held if put is not None)
+
+
+class ShardReader:
+    """Reads bodies by their entries, verifies them, and says what damage it met.
+
+    All of it runs in the executor.
+    """
+
+    def __init__(
+        self, bodies: KeyValue, index: ShardIndex, damaged: Container[int], log: Log
+    ) -> None:
+        self._bodies = bodies
+        self._index = index
+        self._damaged = damaged
+        self._log = log
+        self.met: list[Damage] = []
+        """Damage that reads met and that is not noted yet."""
+
+    def wanted(self, locate: bytes, generation: int, wanted: Sequence[Wanted]) -> list[Put | None]:
+        """Return the entries of shards, None of those that are not here."""
+        return [self._wanted(locate, generation, want) for want in wanted]
+
+    def get(self, held: Sequence[Put | None], wanted: Sequence[Wanted]) -> list[FoundShard]:
+        """Return the shards of entries, each verified against its root."""
+        return [
+            FoundShard("missing") if item is None else self._read(*item, want.span)
+            for item, want in zip(held, wanted, strict=True)
+        ]
+
+    def _wanted(self, locate: bytes, generation: int, want: Wanted) -> Put | None:
+        for key, entry in self._index.under(
+            formats.column_prefix(locate, generation, want.segment, want.column)
+        ):
+            if entry.proof == want.root:
+                return key, entry
+        return None
+
+    def _read(self, key: bytes, entry: IndexEntry, span: Span | None = None) -> FoundShard:
+        """Return the data of a body, or a span of a shard, verified; or what is wrong."""
+        try:
+            # The entry's root or hash is stronger than the store's sums.
+            body = self._bodies.get(formats.sequenced(formats.BODIES, entry.sequence), verify=False)
+            data = None if body is None else formats.decode_body(body).data
+        except StoreDamaged as fault:
+            self._log.error("storage.body_damaged", sequence=entry.sequence, reason=fault.message)
+            data = None
+        if data is not None:
+            if key.startswith(formats.SHARDS):
+                found = cut_found(data, entry.proof, span)
+                if found is not None:
+                    return found
+            elif hash_of(data) == entry.proof:
+                return FoundShard("ok", data)
+        if self._index.entry(key) != entry:
+            return FoundShard("missing")  # It was deleted since its entry was read.
+        self.met.append(Damage(key, entry, "unreadable" if data is None else "mismatch"))
+        return FoundShard("corrupt")
+
+    def under_lease(
+        self, keys: Sequence[bytes], lease_id: bytes, wanted: Sequence[Wanted]
+    ) -> list[tuple[Wanted, Put]]:
+        """Return the entries that have these keys under a lease.
+
+        They have at most STAT_READ_BYTES_MAX together; what is behind that is left out.
+        """
+        found: list[tuple[Wanted, Put]] = []
+        budget = STAT_READ_BYTES_MAX
+        for key, want in zip(keys, wanted, strict=True):
+            entry = self._index.entry(key)
+            if entry is None or (entry.lease_id, entry.proof) != (lease_id, want.root):
+                continue
+            budget -= entry.size_bytes
+            if budget < 0:
+                break
+            found.append((want, (key, entry)))
+        return found
+
+    def readable(self, held: Sequence[tuple[Wanted, Put]]) -> list[tuple[Wanted, int]]:
+        """Return those shards of entries that can be read, and their sizes."""
+        return [(want, put[1].size_bytes) for want, put in held if self._read(*put).state == "ok"]
+
+    def find(self, locate: bytes, manifest_hash: bytes, size_max: int) -> Buffer | None:
+        """Return a sealed manifest, or None where no readable record has it.
+
+        Raises:
+            TooLarge: it has more than `size_max` bytes.
+        """
+        for key, entry in self._index.under(formats.RECORDS + locate):
+            if entry.proof == manifest_hash:
+                if entry.size_bytes > size_max:
+                    raise TooLarge(f"the manifest has more than {size_max} bytes")
+                found = self._read(key, entry)
+                if found.state == "ok":
+                    return found.data
+        return None
+
+    def holds(
+        self, locate: bytes, generation: int, manifest_hash: bytes, roots: Sequence[bytes]
+    ) -> ColumnPresence:
+        """Return which columns are held of which the first segment has these roots."""
+        columns = frozenset(
+            column
+            for column, root in enumerate(roots)
+            if any(
+                entry.proof == root
+                for _, entry in self._index.under(
+                    formats.column_prefix(locate, generation, 0, column)
+                )
+            )
+        )
+        record = any(
+            entry.proof == manifest_hash for _, entry in self._index.under(formats.RECORDS + locate)
+        )
+        return ColumnPresence(columns, record)
+
+    def page(
+        self, locate: bytes, generation: int, manifest_hash: bytes, after: bytes
+    ) -> tuple[list[Put], list[Put], bytes]:
+        """Return the entries of one page: of shards, of records, and where it ends."""
+        prefix = formats.generation_prefix(locate, generation)
+        start = prefix + after + b"\0" if after else prefix
+        held = self._index.between(start, prefix_end(prefix))
+        shards = list(islice(held, STAT_ROWS_MAX + 1))
+        until = b""
+        if len(shards) > STAT_ROWS_MAX:
+            shards.pop()
+            until = shards[-1][0].removeprefix(prefix)
+        records = () if after else self._index.under(formats.RECORDS + locate)
+        return shards, [put for put in records if put[1].proof == manifest_hash], until
+
+    def stat(self, shards: Sequence[Put], held_records: Sequence[Put], until: bytes) -> HeldObject:
+        """Return what is held of an object by a page; see `StorageNode.stat`."""
+        roots: dict[tuple[bytes, int], list[tuple[int, bytes]]] = {}
+        damaged: dict[tuple[bytes, int], list[int]] = {}
+        leases: dict[tuple[bytes, int], set[bytes]] = {}
+        sizes: Counter[tuple[bytes, bytes]] = Counter()
+        budget = STAT_READ_BYTES_MAX
+        for key, entry in shards:
+            segment, column, customer = formats.column_of_key(key)
+            group = (customer, column)
+            roots.setdefault(group, []).append((segment, entry.proof))
+            leases.setdefault(group, set()).add(entry.lease_id)
+            sizes[customer, entry.lease_id] += entry.held_bytes
+            bad = entry.sequence in self._damaged
+            if not bad and entry.size_bytes <= budget:
+                budget -= entry.size_bytes
+                bad = self._read(key, entry).state == "corrupt"
+            if bad:
+                damaged.setdefault(group, []).append(segment)
+        columns = tuple(
+            HeldColumn(
+                customer,
+                column,
+                len(held),
+                column_digest(held),
+                len(damaged.get(group, ())),
+                leases=frozenset(leases[group]),
+                bad=tuple(damaged.get(group, ())[:DAMAGED_TOLD_MAX]),
+            )
+            for group, held in sorted(roots.items())
+            for customer, column in [group]
+        )
+        state: HeldState = "missing"
+        records = []
+        for key, entry in held_records:
+            customer = key[-ID_BYTES:]
+            sizes[customer, entry.lease_id] += entry.held_bytes
+            found = self._read(key, entry).state
+            if found == "ok":
+                records.append(HeldRecord(customer, lease_id=entry.lease_id))
+            if state != "ok" and found != "missing":
+                state = found
+        by_lease = tuple((*place, size) for place, size in sorted(sizes.items()))
+        return HeldObject(columns, state, tuple(records), by_lease, until=until)
 
 
 class StorageNode:
@@ -60,7 +256,6 @@ class StorageNode:
         capacity_bytes: int,
         bodies: KeyValue,
         index: KeyValue,
-        commit: Commit,
         executor: Executor,
         log: Log,
     ) -> None:
@@ -68,58 +263,32 @@ class StorageNode:
         self._executor = executor
         self._log = log
         self._index = ShardIndex(index, log)
-        self._damaged = DamagedBodies(bodies, log)
-        self._access = WriteAccess()
-        self._tombstones = Tombstones()
+        self._damaged: dict[int, Damage] = {}
         self._reader = ShardReader(bodies, self._index, self._damaged, log)
-        self._committer = Committer(self._index, commit, executor)
-        self.compactor = Compactor(
+        dead = DeadSpace()
+        self.writer = ShardWriter(
+            capacity_bytes=capacity_bytes,
             bodies=bodies,
             index=self._index,
             damaged=self._damaged,
-            committer=self._committer,
+            bury=dead.bury,
             executor=executor,
             log=log,
         )
-        self._writer = ShardWriter(
-            capacity_bytes=capacity_bytes,
+        self.compactor = Compactor(
+            bodies=bodies,
             index=self._index,
-            damaged=self._damaged,
-            access=self._access,
-            committer=self._committer,
-            compactor=self.compactor,
-            tombstones=self._tombstones,
+            dead=dead,
+            writer=self.writer,
             executor=executor,
-        )
-        self._deleter = ShardDeleter(
-            index=self._index,
-            damaged=self._damaged,
-            access=self._access,
-            committer=self._committer,
-            compactor=self.compactor,
-            executor=executor,
+            log=log,
         )
         self._started = False
-
-    @property
-    def capacity_bytes(self) -> int:
-        """Most bytes that are stored."""
-        return self._writer.capacity_bytes
 
     @property
     def used_bytes(self) -> int:
         """Bytes that the shards and object records held count for."""
         return self._index.used_bytes
-
-    @property
-    def reserved_bytes(self) -> int:
-        """Bytes that are being written."""
-        return self._writer.reserved_bytes
-
-    @property
-    def free_bytes(self) -> int:
-        """Bytes that can still be stored."""
-        return self._writer.free_bytes
 
     @property
     def usage(self) -> Mapping[bytes, int]:
@@ -134,8 +303,8 @@ class StorageNode:
         """
         replay = Replay(self._bodies, self._index, self._damaged, self._log)
         recovery = await self._executor.run(lambda: replay.run(rebuild=rebuild))
-        self._committer.next_sequence = replay.next_sequence
-        self.compactor.missing = replay.missing
+        self.writer.next_sequence = recovery.next_sequence
+        self.compactor.missing = recovery.missing
         self._started = True
         self._log.info(
             "storage.started",
@@ -147,42 +316,26 @@ class StorageNode:
         return recovery
 
     async def close(self) -> None:
-        """Note that the index is whole: the next start need not go through all of it.
+        """Wait for what is being written, and note that the index is whole.
+
+        The next start need not go through all of it then.
 
         Raises:
             SpaceExhausted, StoreDamaged: it cannot be noted.
         """
-        if not self._started:
-            return
-        async with self._access.quiet():
-            if not self._committer.is_behind:
-                await self._executor.run(self._index.note_closed)
-
-    # Storing
+        if self._started:
+            await self.writer.look(self.writer.note_closed)
 
     async def store(self, bodies: Sequence[Body]) -> int:
-        """Store as `store_together`; return how many bytes more are held in all."""
-        (held,) = await self.store_together([Write(bodies)])
+        """Store bodies of one object and customer; return how many bytes more are held in all.
+
+        Raises:
+            XscError: as `ShardWriter.store_together`.
+        """
+        (held,) = await self.writer.store_together([Write(bodies)])
         if isinstance(held, XscError):
             raise held
         return sum(held.values())
-
-    def store_together(
-        self, writes: Sequence[Write]
-    ) -> Coroutine[Any, Any, list[Mapping[bytes, int] | XscError]]:
-        """Store several writes, each all or none, in one write to the disk.
-
-        Returns for each, in order, how many bytes more are held under each lease: bodies that
-        are held already count nothing, and a body that replaces another leaves less under the
-        lease of that. Or why it was not stored, as one of these errors. Once begun, a cancelled
-        call goes on.
-
-            ShardMismatch: another shard or manifest is held in that place.
-            NotAllowed: the customer has deleted the object for good.
-            SpaceExhausted: no room; nothing of it was written.
-            StoreDamaged: the disk does not take it.
-        """
-        return self._writer.store_together(writes)
 
     # Reading
 
@@ -205,7 +358,15 @@ class StorageNode:
         if size > size_max:
             raise TooLarge(f"{size} bytes were asked for at once, at most {size_max} are given")
         charge(size)
-        return await self._executor.run(self._reader.get, held, wanted)
+        return await self._read(self._reader.get, held, wanted)
+
+    async def _read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what a read of bodies gives, once the damage that it met is noted."""
+        found = await self._executor.run(function, *args, **kwargs)
+        if self._reader.met:
+            met, self._reader.met = self._reader.met, []
+            await self.writer.look(self.writer.note_damage, met)
+        return found
 
     async def held_shards(
         self,
@@ -222,15 +383,13 @@ class StorageNode:
         Waits for those that are being written; reads at most STAT_READ_BYTES_MAX, and says
         nothing of what is behind that.
         """
-        prefixes = [
-            formats.shards_prefix(locate, generation, want.segment) + bytes([want.column])
+        keys = [
+            formats.shard_key(locate, generation, want.segment, want.column, customer)
             for want in wanted
         ]
-        keys = [prefix + customer for prefix in prefixes]
-        await self._access.until(lambda: self._access.is_unwritten(keys))
-        held = await self._executor.run(self._reader.under_lease, keys, lease_id, wanted)
+        held = await self.writer.look(self._reader.under_lease, keys, lease_id, wanted)
         charge(size_of(put for _, put in held))
-        return await self._executor.run(self._reader.readable, held)
+        return await self._read(self._reader.readable, held)
 
     async def find(
         self, locate: bytes, manifest_hash: bytes, size_max: int = PEER_BODY_BYTES_MAX
@@ -240,7 +399,7 @@ class StorageNode:
         Raises:
             TooLarge: it has more than `size_max` bytes, and was not read.
         """
-        return await self._executor.run(self._reader.find, locate, manifest_hash, size_max)
+        return await self._read(self._reader.find, locate, manifest_hash, size_max)
 
     async def holds(
         self, locate: bytes, generation: int, manifest_hash: bytes, roots: Sequence[bytes]
@@ -274,55 +433,45 @@ class StorageNode:
         page = await self._executor.run(self._reader.page, locate, generation, manifest_hash, after)
         shards, records, _ = page
         charge(min(size_of(shards), STAT_READ_BYTES_MAX) + size_of(records))
-        return await self._executor.run(self._reader.stat, *page)
+        return await self._read(self._reader.stat, *page)
 
     async def has_any(
-        self, locate: bytes, customer: bytes, columns: frozenset[int] = frozenset()
+        self, locate: bytes, customer: bytes, columns: frozenset[int], *, charge: Charge = free
     ) -> bool:
         """Return whether a customer has anything of an object here, or of some columns of it."""
-        chosen = in_columns(columns) if columns else None
-        return bool(await self._executor.run(self._index.owned, locate, customer, chosen))
+        found, passed = await self._executor.run(
+            self._index.first_of, (locate, customer), in_columns(columns)
+        )
+        charge(passed * PASSED_BYTES)
+        return found
 
     # Deleting
 
-    def delete(
-        self, locate: bytes, customer: bytes, *, final: bool = False
-    ) -> Coroutine[Any, Any, dict[bytes, int]]:
-        """Delete all that a customer has of an object; return the bytes freed under each lease.
+    async def delete(
+        self,
+        locate: bytes,
+        customer: bytes,
+        columns: frozenset[int] = frozenset(),
+        *,
+        final: bool = False,
+    ) -> dict[bytes, int]:
+        """Delete all that a customer has of an object, or of some columns of it.
 
-        Nothing to delete is no error: deleting is idempotent, and what others have stays.
-
-        Args:
-            locate: of the object.
-            customer: whose part of it.
-            final: also refuse puts of it that are under way.
+        Return as `ShardWriter.delete`.
         """
-        if final:
-            self._tombstones.note(locate, customer)
-        return self._deleter.delete(locate, customer)
+        return await self.writer.delete(locate, customer, in_columns(columns), final=final)
 
-    def trim(
-        self, locate: bytes, customer: bytes, columns: frozenset[int]
-    ) -> Coroutine[Any, Any, dict[bytes, int]]:
-        """Delete what a customer has of some columns of an object; return as `delete`."""
-        return self._deleter.delete(locate, customer, in_columns(columns))
-
-    def drop(
-        self, locate: bytes, customer: bytes, leases: frozenset[bytes]
-    ) -> Coroutine[Any, Any, dict[bytes, int]]:
-        """Delete what a customer has of an object under some leases; return as `delete`."""
-        return self._deleter.delete(locate, customer, lambda _, entry: entry.lease_id in leases)
-
-    def drop_leftover(
-        self, locate: bytes, customer: bytes, before: int
-    ) -> Coroutine[Any, Any, dict[bytes, int]]:
+    async def drop_leftover(self, locate: bytes, customer: bytes, before: int) -> dict[bytes, int]:
         """Delete what a customer has of an object that never came whole; return as `delete`.
 
         Nothing is deleted where a record of the object is held, or a shard of that customer
         of the sequence `before` or above.
         """
-        return self._deleter.delete(
-            locate, customer, None, lambda: self._index.is_leftover(locate, customer, before)
+        return await self.writer.delete(
+            locate,
+            customer,
+            lambda _, entry: entry.sequence < before,
+            only_if=lambda: self._index.is_leftover((locate, customer), before),
         )
 
     # Enumerating
@@ -330,11 +479,11 @@ class StorageNode:
     @property
     def next_sequence(self) -> int:
         """The sequence of the next body: all that are held have lower ones."""
-        return self._committer.next_sequence
+        return self.writer.next_sequence
 
     async def entries(self, after: bytes, most: int) -> list[Put]:
         """Return up to `most` entries of the index behind a key, in order of keys."""
-        return await self._executor.run(self._index.after, after, most)
+        return await self._executor.run(lambda: list(islice(self._index.behind(after), most)))
 
     async def between(self, start: bytes, stop: bytes) -> list[Put]:
         """Return the entries of the index from one key up to another: few enough for a list."""
@@ -345,7 +494,7 @@ class StorageNode:
     @property
     def damaged(self) -> Sequence[Damage]:
         """Bodies known not to be readable any more, until they are stored anew or deleted."""
-        return self._damaged.all()
+        return tuple(self._damaged.values())
 
     async def audit(self, *, deep: bool = False) -> StoreAudit:
         """Compare index and totals with all bodies; what is damaged is noted for its owner.
@@ -356,25 +505,12 @@ class StorageNode:
         Raises:
             StoreDamaged: the index cannot be read; a start rebuilds it.
         """
-        async with self._access.quiet():
-            before, usage = self.next_sequence, dict(self.usage)
-            entries = self._index.snapshot()
-        audit = await self._executor.run(_audited, self._bodies, before, usage, entries, deep)
-        async with self._access.quiet():
-            # What was deleted or stored anew since the scan of the index is no damage.
-            damaged = await self._executor.run(self._committer.still_held, audit.damaged)
-            for damage in damaged:
-                await self._executor.run(self._damaged.note, damage)
+        before, usage, entries = await self.writer.look(
+            lambda: (self.next_sequence, dict(self.usage), self._index.behind(b""))
+        )
+        audit = await self._executor.run(
+            lambda: compare(scan_bodies(self._bodies, before, deep=deep), entries, usage)
+        )
+        # What was deleted or stored anew since the scan of the index is no damage.
+        damaged = await self.writer.look(self.writer.note_damage, audit.damaged)
         return replace(audit, damaged=damaged)
-
-
-def _audited(
-    bodies: KeyValue,
-    before: int,
-    usage: dict[bytes, int],
-    entries: Sequence[Iterator[tuple[bytes, bytes]]],
-    deep: bool,
-) -> StoreAudit:
-    scanned = scan_bodies(bodies, before, deep=deep)
-    decoded = ((key, formats.decode_entry(raw)) for scan in entries for key, raw in scan)
-    return compare(scanned, decoded, usage)

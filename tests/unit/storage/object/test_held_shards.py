@@ -107,7 +107,7 @@ async def test_what_is_being_written_is_waited_for():
     node = await Disk().node()
     storing = asyncio.ensure_future(node.store([shard()]))
     await asyncio.sleep(0)
-    assert node.reserved_bytes
+    assert node.writer.reserved_bytes
     assert await node.held_shards(LOCATE, 0, ALICE, LEASE, [wanted()]) == [(wanted(), 4)]
     await storing
 

@@ -17,8 +17,8 @@ from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.inventory import PLACE_BYTES, HeldColumn, HeldObject, InventoryPages
 from xsc.storage.object.manifest import SealedSegment, build, expected_digest
-from xsc.storage.shardstore import reader as shards
-from xsc.storage.shardstore.bodies import ShardBody
+from xsc.storage.shardstore import store as shards
+from xsc.storage.shardstore.bodies import Body, shard_key
 from xsc.storage.transfer.host_client import STAT_PAGES_MAX
 
 CUSTOMERS = [b"a" * 32, b"\xff" * 32]
@@ -52,7 +52,8 @@ def body(place, wrong=False):
     customer, segment, column = place
     data = b"wrong" if wrong else data_of(segment, column)
     lease = (LEASE, OTHER)[(customer + segment) % 2]
-    return ShardBody(LOCATE, 0, segment, column, CUSTOMERS[customer], lease, root_of(data), data)
+    key = shard_key(LOCATE, 0, segment, column, CUSTOMERS[customer])
+    return Body(key, lease, root_of(data), data)
 
 
 async def told(node, caller):
@@ -106,7 +107,7 @@ def test_pages_say_together_what_one_answer_says(left_out, wrong, extra, rows, c
                 size := sum(
                     held_bytes(len(item.data))
                     for item in (body(place, place in wrong) for place in held)
-                    if (item.customer, item.lease_id) == (caller, lease)
+                    if (item.index_key[-32:], item.lease_id) == (caller, lease)
                 )
             )
         )

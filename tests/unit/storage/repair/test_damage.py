@@ -100,12 +100,11 @@ def damage(disk, locate, places):
     """Flip a byte of the data of some shards of a host."""
     hit = 0
     for key, raw in list(disk.bodies.scan(bodies.BODIES)):
-        body = bodies.decode_body(raw) if key.startswith(bodies.BODIES) else None
-        if (
-            isinstance(body, bodies.ShardBody)
-            and body.locate == locate
-            and (body.column, body.segment) in places
-        ):
+        index_key = bodies.decode_body(raw).index_key if key.startswith(bodies.BODIES) else b""
+        if not index_key.startswith(bodies.SHARDS + locate):
+            continue
+        segment, column, _ = bodies.column_of_key(index_key)
+        if (column, segment) in places:
             disk.bodies.write([(key, raw[:-1] + bytes([raw[-1] ^ 1]))], sync=True)
             hit += 1
     return hit

@@ -3,9 +3,8 @@ import pytest
 from xsc.base.errors import StoreDamaged
 from xsc.base.merkle import root_of
 from xsc.storage.shardstore.bodies import (
+    Body,
     IndexEntry,
-    RecordBody,
-    ShardBody,
     column_of_key,
     decode_body,
     decode_entry,
@@ -15,14 +14,20 @@ from xsc.storage.shardstore.bodies import (
     encode_entry,
     encode_gone,
     encode_number,
+    owner_of,
+    record_key,
     sequence_of,
     sequenced,
+    shard_key,
 )
 
-SHARD = ShardBody(
-    b"l" * 32, 2**32 - 1, 2**32 - 2, 255, b"c" * 32, b"e" * 32, root_of(b"data"), b"data"
+SHARD = Body(
+    shard_key(b"l" * 32, 2**32 - 1, 2**32 - 2, 255, b"c" * 32),
+    b"e" * 32,
+    root_of(b"data"),
+    b"data",
 )
-RECORD = RecordBody(b"l" * 32, b"c" * 32, b"e" * 32, b"m" * 32, b"sealed")
+RECORD = Body(record_key(b"l" * 32, b"c" * 32), b"e" * 32, b"m" * 32, b"sealed")
 
 
 @pytest.mark.parametrize("body", [SHARD, RECORD])
@@ -42,6 +47,7 @@ def test_a_cut_body_is_damaged_or_has_other_data(body):
 
 def test_a_key_tells_its_place():
     assert column_of_key(SHARD.index_key) == (2**32 - 2, 255, b"c" * 32)
+    assert owner_of(SHARD.index_key) == owner_of(RECORD.index_key) == (b"l" * 32, b"c" * 32)
     assert sequence_of(sequenced(b"b", 2**40)) == 2**40
     assert sequenced(b"b", 255) < sequenced(b"b", 256)
 

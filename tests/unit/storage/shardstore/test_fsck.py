@@ -22,14 +22,13 @@ from tests.unit.storage.shardstore.test_store import (
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import StoreDamaged, XscError
 from xsc.base.log import SilentLog
-from xsc.db.group import GroupCommit
 from xsc.db.leveldb import LevelDBKeyValue, salvage
 from xsc.db.memory import MemoryKeyValue
 from xsc.node.home.stores import open_stores
 from xsc.storage.object.inventory import FoundShard, Wanted
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.scan import SEQUENCE_MAX, Gaps, readable
+from xsc.storage.shardstore.fsck import Gaps, readable
 from xsc.storage.shardstore.store import StorageNode
 
 
@@ -73,7 +72,7 @@ def test_every_choice_of_unreadable_bodies_is_read_past():
         store = Torn(map(body_key, torn))
         store.write([(body_key(s), b"x") for s in sequences], sync=True)
         gaps = Gaps()
-        found = [s for s, _, _ in readable(store, formats.BODIES, 0, gaps)]
+        found = [s for s, _, _ in readable(store, formats.BODIES, 0, gaps, sequences[-1])]
         assert found == [s for s in sequences if s not in torn]
         assert all(s in gaps for s in torn)
         assert not any(s in gaps for s in found)
@@ -86,7 +85,7 @@ def test_a_store_of_which_nothing_can_be_read_ends():
 
     gaps = Gaps()
     assert list(readable(Dead(), formats.BODIES, 6, gaps)) == []
-    assert gaps.ranges == [(7, SEQUENCE_MAX)]
+    assert gaps.ranges == []
 
 
 class Unscanned(Torn):
@@ -110,9 +109,8 @@ def test_where_no_scan_gets_on_every_body_is_read_by_itself(known):
         # Behind a hole of over 4 096 sequences nothing is looked for that nobody knows of.
         reached = [s for s in sequences if known == 5000 or s < 5000]
         assert found == [s for s in reached if s not in torn]
-        assert all(s in gaps for s in torn)
+        assert all(s in gaps for s in torn.intersection(reached))
         assert not any(s in gaps for s in found)
-        assert max([*found, *torn.intersection(reached), known]) + 1 in gaps, "what comes behind"
         assert sorted(gaps.ranges) == gaps.ranges
         if known == 5000:
             assert not any(s in gaps for s in range(1, 5000) if s not in torn)
@@ -312,7 +310,6 @@ async def start(folder, rebuild=False):
             capacity_bytes=2**30,
             bodies=stores.bodies,
             index=stores.index,
-            commit=GroupCommit(stores.bodies, executor).commit,
             executor=executor,
             log=SilentLog(),
         )
@@ -323,13 +320,13 @@ async def start(folder, rebuild=False):
     return node, stores
 
 
-WANTED = [Wanted(number, 0, shard(data=data).root) for number, data in enumerate(DATA)]
+WANTED = [Wanted(number, 0, shard(data=data).proof) for number, data in enumerate(DATA)]
 
 
-async def survive(folder):
+async def survive(folder, rebuild=False):
     """Start on a damaged store; return the states, or None where it was refused."""
     try:
-        node, stores = await start(folder)
+        node, stores = await start(folder, rebuild)
     except StoreDamaged:
         return None
     try:
@@ -473,7 +470,8 @@ def test_damaged_bodies_are_enumerated_or_refused_and_never_served(sound, tmp_pa
         old = sorted(file.name for file in (folder / "bodies").iterdir())
         kept = salvage(folder / "bodies")
         assert set(old) <= {file.name for file in kept.iterdir()} | {"LOG.old"}
-        states = asyncio.run(survive(folder))
+        # As the command does it: LevelDB repairs logs without looking at their checksums.
+        states = asyncio.run(survive(folder, rebuild=True))
         assert states is not None
     assert refused < 10
 
@@ -496,7 +494,7 @@ async def test_a_note_of_damage_that_outlived_its_body_brings_nothing_back(disk)
         await node.store([shard(0), shard(1)])
         entry = node._index.entry(shard(0).index_key)
         lagging = dict(disk.index.scan(b""))
-        note = formats.encode_damaged(shard(0).index_key, entry, "gone")
+        note = formats.encode_damaged(formats.Damage(shard(0).index_key, entry, "gone"))
         await node.delete(LOCATE, ALICE)
         disk.bodies.write([(formats.sequenced(formats.DAMAGED, entry.sequence), note)], sync=True)
         if rebuild:

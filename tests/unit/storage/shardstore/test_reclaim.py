@@ -15,12 +15,11 @@ from xsc.base.limits import KIB, MIB
 from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
 from xsc.base.units import held_bytes
-from xsc.db.group import GroupCommit
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.node.home.stores import open_stores
 from xsc.storage.object.manifest import hash_of
-from xsc.storage.shardstore.bodies import RecordBody, ShardBody
-from xsc.storage.shardstore.reclaim import (
+from xsc.storage.shardstore.bodies import Body, record_key, shard_key
+from xsc.storage.shardstore.compactor import (
     BUCKET,
     DEAD_SHARE,
     SLICE_BYTES,
@@ -46,14 +45,14 @@ def test_slices_are_bounded_apart_and_cover_all_that_is_worth_it(gone, everythin
         space.bury(sequence, BODY)
     assert space.size_bytes == len(gone) * BODY
     planned = space.plan(dense, everything=everything)
-    assert all(left.high <= right.low for left, right in itertools.pairwise(planned))
+    assert all(left.stop <= right.start for left, right in itertools.pairwise(planned))
     covered = set()
     for piece in planned:
-        assert dense(piece.low, piece.high) <= max(SLICE_BYTES, BUCKET * BODY)
-        dead = sum(piece.low <= sequence < piece.high for sequence in gone)
+        assert dense(piece.start, piece.stop) <= max(SLICE_BYTES, BUCKET * BODY)
+        dead = sum(piece.start <= sequence < piece.stop for sequence in gone)
         assert dead
-        assert everything or dead * BODY * DEAD_SHARE >= dense(piece.low, piece.high)
-        covered |= {sequence for sequence in gone if piece.low <= sequence < piece.high}
+        assert everything or dead * BODY * DEAD_SHARE >= dense(piece.start, piece.stop)
+        covered |= {sequence for sequence in gone if piece.start <= sequence < piece.stop}
         space.done(piece)
     if everything:
         assert covered == gone
@@ -101,7 +100,6 @@ async def test_half_of_a_real_store_deleted_leaves_the_directory_at_the_live_dat
             capacity_bytes=2**40,
             bodies=bodies,
             index=index,
-            commit=GroupCommit(bodies, executor).commit,
             executor=executor,
             log=SilentLog(),
         )
@@ -113,7 +111,7 @@ async def test_half_of_a_real_store_deleted_leaves_the_directory_at_the_live_dat
     for segment in range(4):
         for number in range(objects):
             locate = number.to_bytes(32, "big")
-            body = ShardBody(locate, 0, segment, 0, OWNER, OWNER, root_of(data), data)
+            body = Body(shard_key(locate, 0, segment, 0, OWNER), OWNER, root_of(data), data)
             await shards.store([body])
     for number in range(0, objects, 2):
         await shards.delete(number.to_bytes(32, "big"), OWNER)
@@ -143,7 +141,6 @@ async def started(stores):
         capacity_bytes=2**40,
         bodies=stores.bodies,
         index=stores.index,
-        commit=GroupCommit(stores.bodies, executor).commit,
         executor=executor,
         log=SilentLog(),
     )
@@ -166,13 +163,13 @@ async def test_what_a_host_counts_covers_what_it_takes_on_its_disk(tmp_path, kin
         locate, data = os.urandom(ID_BYTES), os.urandom(size)
         if kind == "shard":
             root = root_of(data)
-            bodies = [ShardBody(locate, 0, s, 5, OWNER, OWNER, root, data) for s in range(60)]
+            bodies = [Body(shard_key(locate, 0, s, 5, OWNER), OWNER, root, data) for s in range(60)]
             await node.store(bodies)
         else:
             proof = hash_of(data)
             customers = [os.urandom(ID_BYTES) for _ in range(60)]
-            records = [RecordBody(locate, each, OWNER, proof, data) for each in customers]
-            for done in await node.store_together([Write([record]) for record in records]):
+            records = [Body(record_key(locate, each), OWNER, proof, data) for each in customers]
+            for done in await node.writer.store_together([Write([record]) for record in records]):
                 assert not isinstance(done, XscError)
     await node.close()
     stores.close()
@@ -181,12 +178,18 @@ async def test_what_a_host_counts_covers_what_it_takes_on_its_disk(tmp_path, kin
     assert taken() - empty <= node.used_bytes
 
 
+def tiny(locate, count):
+    return [
+        Body(shard_key(locate, 0, s, 0, OWNER), OWNER, root_of(b"x"), b"x") for s in range(count)
+    ]
+
+
 async def test_small_bodies_that_are_deleted_give_their_room_back(tmp_path):
     stores = open_stores(tmp_path / "db", SilentLog())
     node = await started(stores)
     for number in range(100):
         locate = number.to_bytes(32, "big")
-        bodies = [ShardBody(locate, 0, s, 0, OWNER, OWNER, root_of(b"x"), b"x") for s in range(64)]
+        bodies = tiny(locate, 64)
         await node.store(bodies)
     stores.close()
     # What was only in logs is in tables now.
@@ -210,7 +213,7 @@ async def test_who_stores_and_deletes_again_and_again_leaves_nothing_on_the_disk
     most = 0
     for number in range(40):
         locate = number.to_bytes(32, "big")
-        bodies = [ShardBody(locate, 0, s, 0, OWNER, OWNER, root_of(b"x"), b"x") for s in range(250)]
+        bodies = tiny(locate, 250)
         await node.store(bodies)
         await node.delete(locate, OWNER)
         await node.compactor.compact()
@@ -225,7 +228,6 @@ async def test_who_stores_and_deletes_again_and_again_leaves_nothing_on_the_disk
             capacity_bytes=2**40,
             bodies=stores.bodies,
             index=stores.index,
-            commit=GroupCommit(stores.bodies, InlineExecutor()).commit,
             executor=InlineExecutor(),
             log=SilentLog(),
         )

@@ -13,8 +13,16 @@ from xsc.base.units import held_bytes
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.storage import sweeper
-from xsc.storage.shardstore.sweep_rules import Mark, ended, needless, older_than
-from xsc.storage.sweeper import MARKS, ORPHANS, SWEEP_OBJECTS_MAX, Sweeper
+from xsc.storage.sweeper import (
+    MARKS,
+    ORPHANS,
+    SWEEP_OBJECTS_MAX,
+    Mark,
+    Sweeper,
+    ended,
+    needless,
+    older_than,
+)
 from xsc.terms.lease import OWN_STORAGE
 
 HOUR = 3_600_000

@@ -11,29 +11,21 @@ from xsc.base.merkle import Part, root_of
 from xsc.base.units import held_bytes
 from xsc.storage.object import messages
 from xsc.storage.object.erasure import StorageShard
-from xsc.storage.shardstore.tombstones import TOMBSTONES_MAX, Tombstones
+from xsc.storage.shardstore import writer
 
 
-def test_the_customer_that_ended_most_is_forgotten_first():
-    ended = Tombstones(most=4)
-    ended.note(b"first", ALICE)
+async def test_nobody_makes_a_host_forget_what_others_have_ended(monkeypatch):
+    monkeypatch.setattr(writer, "TOMBSTONES_MAX", 4)
+    node = await Disk().node()
+    await node.delete(LOCATE, ALICE, final=True)
     for number in range(100):
-        ended.note(b"%d" % number, BOB)
-    assert len(ended) == 4
-    assert ended.has(b"first", ALICE)
-    assert not ended.has(b"first", BOB)
-    assert [number for number in range(100) if ended.has(b"%d" % number, BOB)] == [97, 98, 99]
-    ended.note(b"97", BOB)
-    ended.note(b"100", BOB)
-    assert not ended.has(b"98", BOB)
-    assert ended.has(b"97", BOB)
-
-
-def test_its_bound_holds_for_many_customers():
-    ended = Tombstones()
-    for number in range(TOMBSTONES_MAX + 100):
-        ended.note(LOCATE, number.to_bytes(32, "big"))
-    assert len(ended) == TOMBSTONES_MAX
+        await node.delete(number.to_bytes(32, "big"), BOB, final=True)
+    with pytest.raises(NotAllowed):
+        await node.store([shard()])
+    for number in (97, 98, 99):
+        with pytest.raises(NotAllowed):
+            await node.store([shard(locate=number.to_bytes(32, "big"), customer=BOB)])
+    await node.store([shard(locate=(96).to_bytes(32, "big"), customer=BOB)])
 
 
 async def test_a_store_after_the_end_of_its_object_is_refused():
@@ -43,7 +35,7 @@ async def test_a_store_after_the_end_of_its_object_is_refused():
         await node.store([shard(), record()])
     await node.store([shard(customer=BOB)])
     await node.store([shard(locate=b"x" * 32)])
-    assert (node.used_bytes, node.reserved_bytes) == (held_bytes(8, 2), 0)
+    assert (node.used_bytes, node.writer.reserved_bytes) == (held_bytes(8, 2), 0)
 
 
 async def test_a_store_that_waits_for_the_deletion_is_refused_after_it():
@@ -55,7 +47,7 @@ async def test_a_store_that_waits_for_the_deletion_is_refused_after_it():
     assert await deleting
     with pytest.raises(NotAllowed):
         await waiting
-    assert (node.used_bytes, node.reserved_bytes) == (0, 0)
+    assert (node.used_bytes, node.writer.reserved_bytes) == (0, 0)
 
 
 async def test_what_is_deleted_to_be_stored_anew_may_come_back():

@@ -5,9 +5,8 @@ import pytest
 from tests.unit.storage.shardstore.test_store import LEASE, OTHER, record, shard
 from xsc.base.errors import ShardMismatch, SpaceExhausted
 from xsc.base.units import held_bytes
-from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import entry_of
-from xsc.storage.shardstore.write_rules import changes_of, plan_write
+from xsc.storage.shardstore.writer import plan_write
 
 ROOM = {"free_bytes": 10**6, "capacity_bytes": 10**6}
 
@@ -53,12 +52,3 @@ def test_no_more_is_taken_than_is_free():
     assert plan_write([shard()], {}, (), free_bytes=need, capacity_bytes=need).fresh
     with pytest.raises(SpaceExhausted, match=f"{need} bytes: {need - 1} of {need} are free"):
         plan_write([shard()], {}, (), free_bytes=need - 1, capacity_bytes=need)
-
-
-def test_a_replaced_body_goes_with_the_note_of_its_damage():
-    (old,) = held(shard()).values()
-    assert changes_of([shard()], [7], [old]) == [
-        (formats.sequenced(formats.BODIES, 7), formats.encode_body(shard())),
-        (formats.sequenced(formats.BODIES, 1), None),
-        (formats.sequenced(formats.DAMAGED, 1), None),
-    ]

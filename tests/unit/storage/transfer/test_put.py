@@ -296,7 +296,7 @@ async def test_nodes_that_are_up_and_refuse_are_named_and_no_reason_to_double_up
             raise SpaceExhausted("no room")
 
     world[3].before = full
-    world[0].node._writer.capacity_bytes = 0
+    world[0].node.writer.capacity_bytes = 0
     with pytest.raises(SpaceExhausted) as caught:
         await put(world[0], data)
     both = ", ".join(sorted(short(node.id) for node in (world[0], world[3])))
@@ -309,14 +309,14 @@ async def test_what_finds_no_room_is_needed_until_the_same_put_succeeds():
     world = await World(8).start()
     data = content(FOUR_SEGMENTS)
     for host in (*world.hosts[:1], *world.hosts[3:]):
-        host.node._writer.capacity_bytes = 0
+        host.node.writer.capacity_bytes = 0
     with pytest.raises(XscError):
         await put(world[0], data)
     ((size_bytes, providers),) = world[0].short.items()
     assert FOUR_SEGMENTS // 4 < size_bytes < FOUR_SEGMENTS // 3
     assert providers == 4, "two of six had room; the own node is no provider"
     for host in world.hosts[3:]:
-        host.node._writer.capacity_bytes = FOUR_SEGMENTS
+        host.node.writer.capacity_bytes = FOUR_SEGMENTS
     await put(world[0], data)
     assert world[0].short == {}
 
@@ -326,9 +326,9 @@ async def test_what_a_fallback_finds_no_room_for_is_not_needed_beside_the_first_
     world = await World(8).start()
     column = FOUR_SEGMENTS // 4
     for host in world.hosts:
-        host.node._writer.capacity_bytes = 0
+        host.node.writer.capacity_bytes = 0
     for host in world.hosts[1:3]:
-        host.node._writer.capacity_bytes = column * 5 // 4
+        host.node.writer.capacity_bytes = column * 5 // 4
     for tries in range(2):
         with pytest.raises(XscError):
             await put(world[0], content(FOUR_SEGMENTS))
@@ -346,7 +346,7 @@ async def test_a_put_that_fails_leaves_nothing_behind():
 
     for host in world.hosts[1:]:
         host.before = refuse
-    world[0].node._writer.capacity_bytes = 3 * MIB
+    world[0].node.writer.capacity_bytes = 3 * MIB
     with pytest.raises(XscError):
         await put(world[0], content(FOUR_SEGMENTS))
     assert sum(used(world)) == 0
@@ -466,7 +466,7 @@ async def test_a_receipt_that_the_host_did_not_sign_is_refused(signer):
 
 async def test_with_no_honest_host_nothing_is_stored():
     world = await World(2).start()
-    world[0].node._writer.capacity_bytes = 0
+    world[0].node.writer.capacity_bytes = 0
     tampered(world[1], lambda receipt: b"")
     with pytest.raises((ReceiptInvalid, XscError)):
         await put(world[0], content(5000))
@@ -544,7 +544,7 @@ def test_requests_are_bounded_in_bytes():
 
 async def test_a_wide_code_on_few_hosts_goes_in_several_requests():
     world = await World(2).start()
-    world[0].node._writer.capacity_bytes = 0
+    world[0].node.writer.capacity_bytes = 0
     data = content(5 * MIB)
     done = await put(world[0], data, code=(2, 8), contract=Contract())
     assert accounts_agree(world, done)
