@@ -132,12 +132,12 @@ def test_a_module_that_a_service_has_no_more_is_brought_and_written_again(value)
         state = node.services.registry.store._state
         ((key, whole),) = [item for item in state.scan(b"") if item[1] == greet]
         state.write([(key, value)], sync=True)
-        node.services.registry._warm.clear()
+        node.services.registry._modules.clear()
         with pytest.raises(ModuleUnknown):
             await deployed(node, "one", named=digest.hex())
         await deployed(node, "one", greet)
         assert state.get(key) == whole
-        node.services.registry._warm.clear()
+        node.services.registry._modules.clear()
         assert (await deployed(node, "two", named=digest.hex()))["version"] == "1"
 
     run(5, 1, play)

@@ -484,7 +484,9 @@ def receipt_of(node, *, order=(), outcome=(), by=None, customer=None, network=NE
         | dict(outcome)
     )
     seen = Observed(started_ms=0, wall_ms=0, saved_bytes=0, compiled_bytes=0, calls=0)
-    receipt = ExecutionReceipt(order=signed.raw, outcome=found, observed=seen, amount_micro=0)
+    receipt = ExecutionReceipt(
+        order=signed.raw, request=None, outcome=found, observed=seen, amount_micro=0
+    )
     return sign(receipt, by or node.key, network).raw
 
 

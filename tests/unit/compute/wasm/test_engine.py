@@ -40,13 +40,6 @@ def test_compiled_modules_are_bounded_in_size(machine, monkeypatch):
     assert len(machine._modules) == 1
 
 
-def test_a_module_is_told_of_only_when_it_is_compiled(machine):
-    heard = []
-    for _ in range(2):
-        machine.run(job("add", "add", i32(1), i32(2)), heard.append)
-    assert heard == ["compiling", "running"]
-
-
 def test_a_deadline_ends_its_own_job_and_no_later_one(machine):
     for _ in range(5):
         ended = machine.run(job("endless", "spin", fuel=FUEL_MAX, timeout_ms=5))
