@@ -21,6 +21,7 @@ from xsc.base.text import printable
 if TYPE_CHECKING:
     from xsc.client.core import Document, Progress
 
+LINE_CHARS_MAX = 100_000
 GAP = "  "
 """Between two columns of a table, and before those that stand below others."""
 
@@ -216,7 +217,8 @@ def tree(top: str, branches: Sequence[Branch]) -> None:
         parent, under = left.pop()
         for text, deeper in under:
             left.append((parent.add(Text(printable(text))), deeper))
-    Console(highlight=False).print(root, soft_wrap=True)
+    # rich cuts what is under a line at the width, whatever soft_wrap says.
+    Console(highlight=False, width=LINE_CHARS_MAX).print(root, soft_wrap=True)
 
 
 def width_of(text: str) -> int:

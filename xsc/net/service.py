@@ -140,12 +140,12 @@ class PeerNet:
     ) -> None:
         """Let small calls of these methods share requests; they must be quick.
 
-        A call whose answer may be large (`PeerServer.bound_answers`) goes by itself. What is shared
-        by one call of this does not wait for what is by another.
+        A call whose answer may be large (`RequestServer.bound_answers`) goes by itself. What is
+        shared by one call of this does not wait for what is by another.
 
         Args:
             methods: whose calls.
-            halves: have only half of what is about leave at a time (see above).
+            halves: have only half of what is about leave at a time (`half_of`).
             timeout_ms: how long each call may take, also one that goes by itself.
         """
         batcher = RequestBatcher(self, halves=halves, timeout_ms=timeout_ms)

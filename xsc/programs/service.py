@@ -202,7 +202,7 @@ class ComputeRuntimeManager:
         if program in self._registered:
             return
         dropped = None
-        if len(self._registered) + len(self._failed.keys() - {program}) >= limits.PROGRAMS_MAX:
+        if len(self._registered.keys() | self._failed.keys() - {program}) >= limits.PROGRAMS_MAX:
             idle = (old for old in self._registered if not self._is_marked(old))
             dropped = next(idle, None) or next(iter(self._failed), None)
             if dropped is None:

@@ -62,7 +62,7 @@ def value_in(part: ProvenanceInput | ProvenanceOutput) -> Value | None:
             f"the value of '{part.name}' is not of its type",
         )
         return numbers.from_record(part.type, found[1])
-    except (errors.ArgumentInvalid, errors.XscError) as fault:
+    except errors.XscError as fault:
         raise errors.ProofInvalid(f"the value of '{part.name}': {fault.message}") from None
 
 

@@ -1,4 +1,4 @@
-"""The space of one node: puts, gets, watches, schemas and heads.
+"""The space of one node: puts, gets, watches and schemas.
 
 Own values are checked by the schemas of their path before anything is stored. A put returns once
 it is on the disk.

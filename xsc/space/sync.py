@@ -47,6 +47,7 @@ from xsc.space.table import Repair
 
 MALFORMED = (errors.RecordInvalid, errors.FrameInvalid, errors.TooLarge, errors.SignatureInvalid)
 """What a peer answered that no honest one does."""
+MORE_THAN_ASKED = "a record that was not asked for"
 CURSORS_AT_ONCE = 32
 """Looked at before others have a turn."""
 
@@ -625,7 +626,7 @@ class SpaceSync:
                 self._spend(peer, limits.RECORD_UNITS * (1 + cost // limits.STAMP_BYTES_A_RECORD))
             path = signed.record.path
             if (sent.owner, section_of(path)) not in wanted:
-                raise errors.RecordInvalid("a record that was not asked for")
+                raise errors.RecordInvalid(MORE_THAN_ASKED)
             if sent.value and self._space.has_schema(path):
                 self._spend(
                     peer, limits.RECORD_UNITS * len(sent.value) // limits.CHECKED_BYTES_A_RECORD
@@ -745,6 +746,8 @@ class SpaceSync:
             reply = await self._ask_records(peer, owner, paths)
             del missing[: take_int(reply.header, "told", least=1, most=len(paths))]
             answer = await self._read(peer, reply)
+            if len(answer.records) > len(paths):
+                raise errors.RecordInvalid(MORE_THAN_ASKED)
             _, refused = await self._store_records(peer, answer.records, {followed}, listed=repair)
             if refused:
                 for _, refusal in refused:
@@ -791,8 +794,16 @@ class SpaceSync:
     async def _fetch(self, peer: bytes, owner: bytes, record: SpaceRecord) -> bytes | None:
         """Return the value of a record from a peer; None where the peer does not have it."""
         reply = await self._ask_records(peer, owner, [record.path], whole=True)
-        for sent in (await self._read(peer, reply)).records:
-            if self._opened(sent, owner).record.digest == record.digest:
+        found = (await self._read(peer, reply)).records
+        if len(found) > 1:
+            raise errors.RecordInvalid(MORE_THAN_ASKED)
+        for sent in found:
+            cost = len(sent.raw) // limits.STAMP_BYTES_A_RECORD
+            self._spend(peer, limits.RECORD_UNITS * (1 + cost))
+            other = self._opened(sent, owner).record
+            if other.path != record.path:
+                raise errors.RecordInvalid(MORE_THAN_ASKED)
+            if other.digest == record.digest:
                 return sent.value
         return None
 

@@ -53,8 +53,8 @@ from xsc.space.messages import (
     Sent,
     SentHead,
 )
-from xsc.space.paths import section_of
-from xsc.space.record import Change, SpaceHead
+from xsc.space.paths import UserSpacePaths, section_of
+from xsc.space.record import Change, SpaceHead, SpaceRecord, value_digest
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync, relays_of
@@ -1362,3 +1362,46 @@ async def test_a_full_disk_is_nobodys_fault(circle):
     bea.db.write = write
     await circle.pass_ms(RETRY_MS)
     assert bea.has(ada, "a") == b"1"
+
+
+@pytest.mark.parametrize("many", [1, 2])
+async def test_the_answer_to_one_path_has_one_record_of_that_path(many):
+    clock = ManualClock()
+    network = MemoryNetwork(clock)
+    nodes = [Node(network, name, clock=clock) for name in ("ada", "bea")]
+    await acquainted(*nodes)
+    ada, bea = map(Member, nodes)
+
+    def record(path, sequence):
+        made = SpaceRecord(
+            path=path,
+            sequence=sequence,
+            written_ms=clock.now_ms(),
+            domain=bytes(32),
+            stamp=event_bytes(1),
+            digest=value_digest(bytes([sequence]) * 5_000),
+            size_bytes=5_000,
+        )
+        return sign(made, ada.node.key, ada.node.net.network).raw
+
+    asked = []
+
+    async def page(caller, header, parts):
+        if asked:
+            await asyncio.get_running_loop().create_future()
+        return {}, [answer_bytes([Sent(ada.id, record(UserSpacePaths.INTERVAL, 1), None)])]
+
+    async def other(caller, header, parts):
+        asked.append(header["paths"])
+        path = UserSpacePaths.INTERVAL if many > 1 else "other"
+        return {"told": 1}, [answer_bytes([Sent(ada.id, record(path, 2), None)] * many)]
+
+    ada.handlers.update({"space.next": page, "space.records": other})
+    bea.subscribe(ada.id, UserSpacePaths.INTERVAL)
+    bea.follow(ada)
+    await settle()
+    assert asked == [[UserSpacePaths.INTERVAL]]
+    assert [(peer, type(fault)) for peer, fault in bea.blamed] == [(ada.id, RecordInvalid)]
+    await bea.leave()
+    for node in nodes:
+        await node.net.stop()

@@ -142,20 +142,24 @@ class ServiceHolder:
         Raises:
             RateLimited: too many wait already, or it waited for too long.
         """
-        turns = service.turns
-        if turns.locked() and service.waiting >= SERVICE_QUEUE_MAX:
+        if service.turns.locked() and service.waiting >= SERVICE_QUEUE_MAX:
             raise errors.RateLimited(f"{SERVICE_QUEUE_MAX} requests wait for this service already")
         service.waiting += 1
         try:
             async with asyncio.timeout(SERVICE_WAIT_MS_MAX / 1000):
-                await turns.acquire()
+                while True:
+                    turns = service.turns
+                    await turns.acquire()
+                    if turns is service.turns:
+                        return turns
+                    # Another concurrency was deployed meanwhile: its turns count.
+                    turns.release()
         except TimeoutError:
             raise errors.RateLimited(
                 f"no request could be taken within {SERVICE_WAIT_MS_MAX} ms"
             ) from None
         finally:
             service.waiting -= 1
-        return turns
 
     async def _work(
         self, service: ServiceEntry, turns: asyncio.Semaphore, request: wagi.Request

@@ -105,7 +105,10 @@ class ServiceEntry:
         before = self.active.record.concurrency if self.versions else 0
         self.versions = versions
         if self.active.record.concurrency != before:
-            self.turns = asyncio.Semaphore(self.active.record.concurrency)
+            old, self.turns = self.turns, asyncio.Semaphore(self.active.record.concurrency)
+            # Who waits for a turn goes on to wait for one of these.
+            for _ in range(self.waiting):
+                old.release()
 
     @property
     def active(self) -> Signed[Deployment]:

@@ -40,8 +40,9 @@ assert limits.PEER_REQUESTS_IN_FLIGHT_MAX * 8 <= REQUESTS_IN_FLIGHT_MAX
 Caller = bytes | str
 """The id of a known peer, or the source of whoever is not known."""
 _ALL = ""
-_HALF = limits.PEER_REQUESTS_A_SECOND_MAX * limits.REQUEST_UNITS // 2
 """The one holder of what all callers have together."""
+_HALF = limits.PEER_REQUESTS_A_SECOND_MAX * limits.REQUEST_UNITS // 2
+"""What work on what a peer has told leaves of its units for its requests."""
 
 
 def _refuse(wait_ms: int) -> None:

@@ -361,6 +361,9 @@ class RequestServer:
                     if number:
                         ticket = self.quota.enter(caller, now_ms, method)
                         tickets.append(ticket)
+                    else:
+                        dearer = costs.COSTS.get(method, costs.OTHER).base - limits.REQUEST_UNITS
+                        self.quota.charge(caller, method, now_ms, dearer)
                     # The head of the batch has those of its calls.
                     ticket.charge_content(0, call.size_bytes, now_ms)
                 except errors.RateLimited as fault:

@@ -3,7 +3,7 @@
 The index is disposable: where it cannot be opened or read it is thrown away, and
 made again from the bodies. Bodies, state and space are not: a node refuses to start
 on what cannot be opened, and says what can be done. Single bodies that cannot be
-read do not keep a node from starting (`xsc.storage.shardstore.scan`).
+read do not keep a node from starting (`xsc.storage.shardstore.fsck`).
 """
 
 from __future__ import annotations

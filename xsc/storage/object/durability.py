@@ -348,7 +348,7 @@ def plan_around(
         bounds: of each host, how many columns stay there, and the most that it may hold.
         n: columns in all, the kept ones included.
         m: columns that may be lost.
-        asked: the contract.
+        contract: what is asked for.
     """
     if m > PLANNED_PARITY_MAX:
         return None
@@ -392,7 +392,7 @@ def plan(
         hosts: distinct nodes with room, the preferred ones first.
         n: columns; any n - m of them give the object back.
         m: columns that may be lost.
-        asked: the contract.
+        contract: what is asked for.
 
     Exact up to PLANNED_PARITY_MAX, EFFORT_MAX and STEPS_MAX, which networks of dozens of nodes
     stay far below for codes with up to four parity shards; beyond that the columns are
@@ -446,7 +446,7 @@ def yearly_loss_ppb(
     Args:
         columns: the host of each column that is there.
         m: how many of those may be lost; below 0 it is lost.
-        lives_ms: mean time to the loss for good of a domain, by kind (`durability.KINDS`); kinds
+        lives_ms: mean time to the loss for good of a domain, by kind (`KINDS`); kinds
             beyond them are left out.
         repair_ms: mean time until a lost column is rebuilt.
     """

@@ -166,13 +166,13 @@ class ShardIndex:
     def first_of(self, owner: Owner, chosen: Choose) -> tuple[bool, int]:
         """Return whether a customer has an entry of an object that is chosen.
 
-        Return also how many entries were looked at.
+        Return also how many entries the object has: a deletion passes all of them.
         """
-        passed = 0
-        for passed, (key, entry) in enumerate(self.of_object(owner[0]), 1):
-            if formats.owner_of(key) == owner and chosen(key, entry):
-                return True, passed
-        return False, passed
+        found, passed = False, 0
+        for key, entry in self.of_object(owner[0]):
+            passed += 1
+            found = found or (formats.owner_of(key) == owner and chosen(key, entry))
+        return found, passed
 
     def is_leftover(self, owner: Owner, before: int) -> bool:
         """Return whether an object has no record, and a customer no shard of it from `before` on.

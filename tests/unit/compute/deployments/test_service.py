@@ -490,6 +490,21 @@ async def test_no_more_run_at_once_than_the_deployment_says(world):
     assert (view.requests, view.refused, view.running) == (2 + SERVICE_QUEUE_MAX, 1, 0)
 
 
+async def test_who_waits_goes_by_the_bound_of_the_newest_deployment(world):
+    held = Held()
+    owner = world.make(b"q", sandbox=held)
+    await owner.deploy(concurrency=1)
+    tasks = [asyncio.create_task(owner.ask()) for _ in range(6)]
+    await until(lambda: owner.services.views()[0].waiting == 5)
+    await owner.deploy(version="2", concurrency=2)
+    await until(lambda: len(held.jobs) == 3)
+    assert (owner.services.views()[0].waiting, owner.services.views()[0].running) == (3, 3)
+    for number in range(len(tasks)):
+        await until(lambda number=number: len(held.ends) > number)
+        held.ends[number].set_result(result())
+    assert {served.response.status for served in await asyncio.gather(*tasks)} == {200}
+
+
 async def test_a_request_runs_to_its_end_where_its_caller_goes_away(world):
     held = Held()
     owner = world.make(b"q", sandbox=held)

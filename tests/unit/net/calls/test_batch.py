@@ -369,6 +369,26 @@ async def test_every_call_of_a_batch_counts_against_the_quota():
     await pair.stop()
 
 
+async def test_a_call_costs_as_much_in_a_batch_as_alone(pair):
+    async def stat(caller, header, parts):
+        return {}, []
+
+    server = pair.bert.net.server
+    server.register({"storage.stat": stat})
+    server.allow_in_batches(["storage.stat"])
+
+    async def cost(method, header, parts):
+        now_ms = pair.bert.clock.monotonic_ms()
+        before = server.quota.spending.of(pair.anna.id, now_ms).units.total()
+        await pair.anna.net.call_alone(pair.bert.id, method, header, parts, 5_000)
+        return server.quota.spending.of(pair.anna.id, now_ms).units.total() - before
+
+    alone = await cost("storage.stat", {}, ())
+    for many in (1, 2):
+        calls = [batch.Call("storage.stat", encode({}), [])] * many
+        assert await cost(batch.METHOD, *batch.pack_calls(calls)) == many * alone
+
+
 async def test_requests_in_flight_count_each_call_of_a_batch():
     pair = Pair(quota_of(share=4))
     await pair.start()
