@@ -149,10 +149,12 @@ class MemoryNetwork:
         size = sum(len(buffer) for buffer in request.body)
         await self._awake(source)
         async with turn_to_send(self._turns, f"{source} {target}", size):
-            self._note(source, target, "sent", path, size)
+            # As with TCP: where the port is closed, nothing of the body leaves.
+            connects = self.is_up(target)
+            self._note(source, target, "sent", path, size if connects else 0)
             await self._travel(source, target, path)
             await self._awake(target)
-        end = self._up.get(target)
+        end = self._up.get(target) if connects else None
         if end is None:
             self._note(source, target, "refused", path)
             raise errors.PeerSilent(f"nobody serves at {target}")
