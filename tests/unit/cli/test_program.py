@@ -128,6 +128,13 @@ def test_why_prints_a_tree_of_what_is_behind_a_value(xsc, stand_in):
     assert xsc("program", "why", "bob:out/b", "--json").json == root
 
 
+def test_a_line_of_why_is_whole_however_wide_the_terminal_is(xsc, stand_in):
+    root = step("out/b", step("in/a", input="x", value="v" * 300), function="math.add")
+    stand_in.answers("GET", "/v1/provenance?at=out%2Fb", root)
+    lines = xsc("program", "why", "out/b").out.decode().splitlines()
+    assert [line.endswith("[verified]") for line in lines] == [True, True]
+
+
 def test_why_exits_with_6_where_a_second_run_gives_something_else(xsc, stand_in):
     root = step("out/b", step("out/a", replayed=False, note="differs"), replayed=True)
     stand_in.answers("GET", "/v1/provenance?at=out%2Fb&replay=1", root)
