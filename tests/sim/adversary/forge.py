@@ -304,6 +304,8 @@ class Forge:
                 values[name] = self.field(kind, name, info)
         for _ in range(self.rng.choice((0, 0, 1, 1, 2))):
             names = [name for name in kind.model_fields if name != "v"]
+            if not names:
+                break
             numbers = [name for name in names if isinstance(values.get(name), int)]
             name = self.rng.choice(numbers if numbers and self.chance(0.5) else names)
             values[name] = self.field(kind, name, kind.model_fields[name])

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.sim.network import World
+from xsc.base import encoding
 from xsc.base.clock import Clock, InlineExecutor
 from xsc.base.errors import RecordInvalid, SandboxFailed
 from xsc.base.limits import (
@@ -24,6 +25,7 @@ from xsc.base.limits import (
     HEAD_BYTES_MAX,
     KIB,
     LEASES_A_CUSTOMER_MAX,
+    PEER_BODY_BYTES_MAX,
     PEER_REQUESTS_A_SECOND_MAX,
     PEER_REQUESTS_IN_FLIGHT_MAX,
     REQUEST_UNITS,
@@ -32,6 +34,7 @@ from xsc.base.limits import (
 from xsc.base.log import SilentLog
 from xsc.compute.deployments.holder import SERVICES_A_PEER_MAX
 from xsc.compute.jobs.orders import ORDERS_REMEMBERED_A_PEER_MAX
+from xsc.compute.wasm.engine import ENGINE, ENGINE_CONFIG
 from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult
 from xsc.compute.worker import frames
 from xsc.compute.worker.local import LocalSandbox
@@ -64,6 +67,8 @@ class LawBroken(AssertionError):
     """A law does not hold; the first word names it."""
 
 
+ENDS = ("storage.delete", "storage.unguard")
+"""With these a customer ends what a host keeps for it."""
 UNREAD = {
     "too_large",
     "rate_limited",
@@ -130,7 +135,7 @@ class MeteredSandbox(LocalSandbox):
         self.largest_steps[job.customer] = max(self.largest_steps[job.customer], steps)
         try:
             raw = frames.to_frame(frames.result_message(result))[frames.PREFIX_BYTES :]
-            frames.result_of(frames.from_frame(raw), job)
+            frames.result_of(frames.from_frame(raw), job, ENGINE, ENGINE_CONFIG)
         except RecordInvalid as fault:
             self.lost.append(fault.message)
             raise SandboxFailed(f"the worker of the job is lost: {fault.message}") from None
@@ -210,6 +215,22 @@ class MeteredTransport(MemoryTransport):
             return await handler(arrival)
 
         await super().serve(metered)
+
+
+def _ended_by(request: RawRequest) -> list[tuple[str, dict[str, Any]]]:
+    """Return the calls of a request, also of a batch, that end what a host keeps."""
+    method = request.path.rsplit("/", 1)[-1]
+    if method not in (*ENDS, batch.METHOD):
+        return []
+    header = unpack(memoryview(b"".join(request.body))).header
+    calls = [(method, header)]
+    if method == batch.METHOD:
+        calls = [
+            (call["method"], encoding.decode(call["header"], size_max=PEER_BODY_BYTES_MAX))
+            for call in header["calls"]
+            if call["method"] in ENDS
+        ]
+    return calls
 
 
 @dataclass
@@ -327,18 +348,16 @@ class Oracle:
             foe = self.world.name(self.adversary)
             if target == foe and request.path.endswith("market.account"):
                 self._note_voucher(source, request)
-            if source != foe and request.path.endswith("storage.delete"):
-                raw = unpack(memoryview(b"".join(request.body))).header["order"]
-                order = open_signed(raw, DeletionOrder, network=None).record
+            for method, header in _ended_by(request) if source != foe else ():
                 customer = self.world.nodes[self.number(source)].key.node_id
+                if method == "storage.unguard":
+                    self.unguarded.add((self.number(target), customer, header["object"]))
+                    continue
+                order = open_signed(header["order"], DeletionOrder, network=None).record
                 self.ended.add((self.number(target), customer, order.locate))
                 # Who says that it is called where another is, has that one refuse it.
                 if target != foe and order.host == self.world.key(self.number(target)).node_id:
                     self._judge_deletion(self.number(target), customer, order)
-            if source != foe and request.path.endswith("storage.unguard"):
-                ref = unpack(memoryview(b"".join(request.body))).header["object"]
-                owner = self.world.nodes[self.number(source)].key.node_id
-                self.unguarded.add((self.number(target), owner, ref))
             response = await exchange(source, target, request)
             if foe not in (source, target):
                 self._judge(source, target, request, response)
@@ -396,7 +415,7 @@ class Oracle:
                 for call, answer in zip(asked, some, strict=True)
             ]
         for path, status, body in answers:
-            code = json.loads(body).get("code") if status != 200 else ""
+            code = json.loads(body).get("code") if status not in (200, batch.ALONE) else ""
             method = path.rsplit("/", 1)[-1]
             if code in UNFOUNDED and (method, code) not in FOUNDED:
                 detail = json.loads(body).get("detail")

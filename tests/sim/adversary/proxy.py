@@ -21,6 +21,7 @@ from tests.sim.adversary.messages import many_items
 from xsc.base.clock import Clock
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import EntryRefused, LimitError, NotAllowed, PeerSilent, XscError, leaves
+from xsc.base.ids import node_id_from_text
 from xsc.base.limits import NONCE_BYTES, PEER_BODY_BYTES_MAX, PEER_TIMEOUT_MS
 from xsc.base.merkle import Part, root_of
 from xsc.net.calls import problems, signing
@@ -130,7 +131,7 @@ class Proxy:
         frame = unpack(memoryview(b"".join(request.body)))
         parts = [bytes(part.data) for part in frame.parts]
         header = self.forge.tampered(frame.header)
-        to = signing.node_id_from_text(request.headers[signing.TO])
+        to = node_id_from_text(request.headers[signing.TO])
         return self.signed(to, method, header, parts)
 
     def signed(
@@ -186,7 +187,7 @@ class Proxy:
             said = {"columns": [*range(max(1, len(asked["roots"])))], "record": True}
         else:
             (caller,) = re.findall(r'keyid="(\w+)"', arrival.headers["signature-input"])
-            mine = {"customer": signing.node_id_from_text(caller), "ends_ms": None}
+            mine = {"customer": node_id_from_text(caller), "ends_ms": None}
             whole = {"segments": len(manifest.nonces), "damaged": 0, **mine}
             said = unpack(memoryview(b"".join(response.body))).header | {
                 "record": "ok",
