@@ -25,8 +25,6 @@ Drop: TypeAlias = tuple[bytes, int]
 
 DELETE_BATCH = 512
 """Bodies deleted in one write."""
-PASSED_MAX = 8 * DELETE_BATCH
-"""Entries that are looked at for it."""
 
 
 def in_columns(columns: frozenset[int]) -> Choose:
@@ -149,17 +147,19 @@ class ShardIndex:
         for prefix in (formats.RECORDS + locate, formats.SHARDS + locate):
             yield from self.between(max(prefix, after + b"\0"), prefix_end(prefix))
 
-    def owned(self, owner: Owner, chosen: Choose, after: bytes) -> tuple[list[Put], bytes]:
+    def owned(
+        self, owner: Owner, chosen: Choose, after: bytes, passed_max: int
+    ) -> tuple[list[Put], bytes]:
         """Return entries of a customer of an object, those that are chosen, behind a key.
 
-        They are DELETE_BATCH at most, of PASSED_MAX entries of the object. Return also the key
+        They are DELETE_BATCH at most, of `passed_max` entries of the object. Return also the key
         behind which it is to be gone on, empty where nothing is left.
         """
         mine: list[Put] = []
         for number, (key, entry) in enumerate(self.of_object(owner[0], after), 1):
             if formats.owner_of(key) == owner and chosen(key, entry):
                 mine.append((key, entry))
-            if len(mine) == DELETE_BATCH or number == PASSED_MAX:
+            if len(mine) == DELETE_BATCH or number == passed_max:
                 return mine, key
         return mine, b""
 

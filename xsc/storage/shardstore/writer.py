@@ -41,6 +41,8 @@ TOMBSTONES_MAX = 16_384
 """Deleted objects of which a host takes nothing that was under way meanwhile."""
 GROUP_BYTES = 16 * MIB
 """A batch is closed once it holds this much; one larger write makes a batch of its own."""
+PASSED_MAX = 8 * DELETE_BATCH
+"""Entries that the deletions of one turn look at together, each an equal part of them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -274,6 +276,7 @@ class ShardWriter:
     def _carry_out(self, calls: Sequence[Call]) -> list[XscError | None]:
         """Carry out calls in order; writes, or deletions, that follow each other share a sync."""
         outcomes: list[XscError | None] = []
+        passed_max = PASSED_MAX // max(1, sum(isinstance(call, Deletion) for call in calls))
         for _, group in groupby(calls, key=lambda call: call if callable(call) else type(call)):
             run = list(group)
             writes = [call for call in run if isinstance(call, Write)]
@@ -283,7 +286,7 @@ class ShardWriter:
                 if writes:
                     self._store(writes)
                 elif deletions:
-                    self._delete(deletions)
+                    self._delete(deletions, passed_max)
                 for call in run:
                     if callable(call):
                         call()
@@ -331,7 +334,7 @@ class ShardWriter:
             for write, growth in grown:
                 write.outcome = growth
 
-    def _delete(self, deletions: Sequence[Deletion]) -> None:
+    def _delete(self, deletions: Sequence[Deletion], passed_max: int) -> None:
         """Delete the next batch of each deletion; of one owner one after the other."""
         self._enter()
         doomed: dict[Owner, list[Put]] = {}
@@ -341,7 +344,7 @@ class ShardWriter:
             deletion.more = False
             if deletion.after or deletion.only_if():
                 mine, deletion.after = self._index.owned(
-                    deletion.owner, deletion.chosen, deletion.after
+                    deletion.owner, deletion.chosen, deletion.after, passed_max
                 )
                 doomed[deletion.owner] = mine
                 deletion.more = bool(deletion.after)

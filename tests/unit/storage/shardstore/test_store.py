@@ -15,6 +15,7 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.storage.object.inventory import ColumnPresence, FoundShard, Wanted
 from xsc.storage.object.manifest import column_digest, hash_of
 from xsc.storage.shardstore import bodies as formats
+from xsc.storage.shardstore import writer
 from xsc.storage.shardstore.bodies import Body, record_key, shard_key
 from xsc.storage.shardstore.compactor import BUCKET
 from xsc.storage.shardstore.index import DELETE_BATCH
@@ -53,10 +54,13 @@ class Bodies(MemoryKeyValue):
 
 
 class Yielding(InlineExecutor):
-    """Lets others run before each work."""
+    """Lets others run before each work, and counts it."""
+
+    runs = 0
 
     async def run(self, function, *args, **kwargs):
         await asyncio.sleep(0)
+        self.runs += 1
         return await super().run(function, *args, **kwargs)
 
 
@@ -66,13 +70,14 @@ class Disk:
     def __init__(self):
         self.bodies = Bodies()
         self.index = MemoryKeyValue()
+        self.executor = Yielding()
 
     async def node(self, capacity=10**9, *, rebuild=False):
         node = StorageNode(
             capacity_bytes=capacity,
             bodies=self.bodies,
             index=self.index,
-            executor=Yielding(),
+            executor=self.executor,
             log=SilentLog(),
         )
         self.recovery = await node.start(rebuild=rebuild)
@@ -483,6 +488,25 @@ async def test_a_deletion_of_many_shards_goes_in_batches(disk):
     count = len(list(disk.bodies.scan(b"b", b"c")))
     assert count > DELETE_BATCH
     assert await node.delete(LOCATE, ALICE) == {LEASE: held_bytes(4 * count, count)}
+    assert index_of(disk) == []
+
+
+async def test_deletions_of_many_objects_pass_no_more_in_a_turn_than_one(disk, monkeypatch):
+    monkeypatch.setattr(writer, "PASSED_MAX", 12)
+    node = await disk.node()
+    places = [bytes([number]) * 32 for number in range(4)]
+    for locate in places:
+        await node.store([shard(locate=locate, segment=number) for number in range(7)])
+    passed = Counter()
+
+    def chosen(*_):
+        passed[disk.executor.runs] += 1
+        return True
+
+    deleting = [node.writer.delete(locate, ALICE, chosen) for locate in places]
+    assert await asyncio.gather(*deleting) == [{LEASE: held_bytes(28, 7)}] * 4
+    assert passed.total() == 28
+    assert max(passed.values()) <= 12
     assert index_of(disk) == []
 
 
