@@ -465,6 +465,49 @@ def test_a_custodian_that_repeats_its_report_has_an_object_read_so_often_and_no_
     play(story)
 
 
+def test_a_report_that_comes_while_all_is_read_waits_for_the_next_read():
+    """What was read may have been so before that copy was made."""
+
+    async def story(world):
+        owner, early, late = world[0], world[6].id, world[7].id
+        done = await put(owner, content(50_000))
+        ref, repairer = parse_verify(done.capability).manifest_hash, owner.service.repairer
+        repairer.watch.look()
+        assert not repairer.reported(ref, early)
+
+        def report(method, _):
+            if method == messages.GET:
+                repairer.reported(ref, late)
+
+        world.by_id[done.hosts[1]].before = report
+        await in_time(world, repairer.repair(ref))
+        world.by_id[done.hosts[1]].before = lambda *_: None
+        assert (repairer.reported(ref, early), repairer.reported(ref, late)) == (True, False)
+        await in_time(world, repairer.repair(ref))
+        assert repairer.reported(ref, late)
+
+    play(story)
+
+
+def test_an_object_that_is_forgotten_while_it_is_read_permits_nobody():
+    async def story(world):
+        owner, custodian = world[0], world[7].id
+        done = await put(owner, content(50_000))
+        ref, repairer = parse_verify(done.capability).manifest_hash, owner.service.repairer
+        repairer.watch.look()
+        assert not repairer.reported(ref, custodian)
+
+        def forget(method, _):
+            if method == messages.GET:
+                repairer.reports.forget_others([])
+
+        world.by_id[done.hosts[1]].before = forget
+        await in_time(world, repairer.repair(ref))
+        assert not repairer.reported(ref, custodian)
+
+    play(story)
+
+
 WANTED = Wanted(0, 0, root_of(content(MIB)))
 LEAF = replace(WANTED, span=Span(0, 1, MIB))
 

@@ -86,13 +86,14 @@ class CopyReports:
         reports[custodian] = False
         return True
 
-    def is_waiting(self, ref: bytes) -> bool:
-        """Say whether a custodian waits for a look at the object."""
-        return False in self._reports.get(ref, {}).values()
+    def waiting(self, ref: bytes) -> list[bytes]:
+        """Return the custodians that wait for a look at the object."""
+        return [node for node, may in self._reports.get(ref, {}).items() if not may]
 
-    def permit(self, ref: bytes) -> None:
-        """Let each custodian that reported copies of an object delete one."""
-        self._reports[ref] = dict.fromkeys(self._reports[ref], True)
+    def permit(self, ref: bytes, custodians: Iterable[bytes]) -> None:
+        """Let each of these custodians that is not forgotten delete one copy of an object."""
+        reports = self._reports.get(ref, {})
+        reports.update((node, True) for node in custodians if node in reports)
 
     def forget_others(self, refs: Collection[bytes]) -> None:
         """Forget the reports about all other objects."""
@@ -391,7 +392,7 @@ class Repairer:
                 except XscError as fault:
                     self._failed(ref, fault)
                     return None
-                reported = self.reports.is_waiting(ref)
+                reported = bool(self.reports.waiting(ref))
                 if needs_repair(survey, self._available(), reported=reported):
                     return survey.margin
                 self.cleanup.nothing_to_do(survey)
@@ -421,10 +422,11 @@ class Repairer:
                 return None
             unreadable = self.surveyor.unreadable(ref)
             survey = await self._corrected(await self.surveyor.verified(maintained))
-            reported = self.reports.is_waiting(ref)
-            cleaned = await self.cleanup.clean(survey, reported=reported)
-            if cleaned.proven and reported:
-                self.reports.permit(ref)
+            # Who reports during the cleanup may have made its copy after the read: it waits.
+            reported_by = self.reports.waiting(ref)
+            cleaned = await self.cleanup.clean(survey, reported=bool(reported_by))
+            if cleaned.proven:
+                self.reports.permit(ref, reported_by)
             if cleaned.look_again:
                 self._again.add(ref)
             survey = replace(survey, maintained=cleaned.maintained)

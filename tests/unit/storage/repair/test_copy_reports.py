@@ -8,10 +8,10 @@ REF, OTHER, ONE, TWO = (bytes([number]) * 32 for number in range(4))
 def test_a_custodian_may_delete_once_after_each_proof():
     reports = CopyReports()
     assert reports.note(REF, ONE, 0)
-    assert reports.is_waiting(REF)
+    assert reports.waiting(REF) == [ONE]
     assert not reports.take_permission(REF, ONE)
-    reports.permit(REF)
-    assert not reports.is_waiting(REF)
+    reports.permit(REF, [ONE])
+    assert reports.waiting(REF) == []
     assert not reports.take_permission(REF, TWO)
     assert not reports.take_permission(OTHER, ONE)
     assert reports.take_permission(REF, ONE)
@@ -23,7 +23,7 @@ def test_a_report_causes_one_look_until_it_is_answered_and_so_many_a_day():
     for _ in range(REPORTS_AN_OBJECT_MAX):
         assert reports.note(REF, ONE, 0)
         assert not reports.note(REF, ONE, 0), "it waits for that look"
-        reports.permit(REF)
+        reports.permit(REF, [ONE])
         assert reports.take_permission(REF, ONE)
     assert not reports.note(REF, ONE, REPORTS_MS - 1)
     assert reports.note(REF, TWO, 0), "others are counted by themselves"
@@ -36,4 +36,4 @@ def test_objects_that_are_gone_are_forgotten():
     reports.note(OTHER, ONE, 0)
     reports.forget_others([OTHER])
     assert len(reports) == 1
-    assert (reports.is_waiting(REF), reports.is_waiting(OTHER)) == (False, True)
+    assert (reports.waiting(REF), reports.waiting(OTHER)) == ([], [ONE])
