@@ -21,6 +21,7 @@ from tests.unit.storage.world import (
 from xsc.base.errors import PeerSilent, RateLimited
 from xsc.base.limits import MIB, SEGMENT_BYTES
 from xsc.base.merkle import root_of
+from xsc.base.units import held_bytes
 from xsc.identity.envelope import sign
 from xsc.storage.catalogue.objects import MANIFESTS
 from xsc.storage.object import held_shards, messages
@@ -32,6 +33,7 @@ from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.repair.custodian import HEALED
 from xsc.storage.repair.node_watch import WATCHES_MAX
 from xsc.storage.repair.repairer import REPORTS_AN_OBJECT_MAX
+from xsc.storage.shardstore.store import PASSED_BYTES
 from xsc.terms.storage_receipt import DeletionOrder
 
 LOCATE = b"l" * 32
@@ -545,3 +547,25 @@ def test_what_is_read_for_a_caller_is_charged_before_the_first_read(method, aske
         assert reads
 
     play(story, 2)
+
+
+def test_a_deletion_is_charged_for_every_entry_of_its_object_before_anything_is_deleted():
+    """Whoever stored them: it passes all of them, also those behind its own."""
+
+    async def story(world):
+        caller, host, other = world[0], world[1], world[2]
+        data = b"data"
+        for customer, column in ((caller, 0), (other, 1), (other, 2)):
+            lease = Lease(host.id, customer.lease_id(host.id))
+            shard = StorageShard(column, data, root_of(data))
+            await customer.service._client.store(lease, LOCATE, 0, shards=[(0, shard)], record=None)
+        host.may_read = False
+        with pytest.raises(RateLimited):
+            await caller.service._client.delete(host.id, LOCATE)
+        assert host.charged == [(caller.id, messages.DELETE, 3 * PASSED_BYTES)]
+        assert host.node.used_bytes == held_bytes(12, 3)
+        host.may_read = True
+        await caller.service._client.delete(host.id, LOCATE)
+        assert host.node.used_bytes == held_bytes(8, 2)
+
+    play(story, 3)
