@@ -32,7 +32,7 @@ from xsc.base.limits import (
     STORED_OVERHEAD_BYTES_A_PEER_MAX,
 )
 from xsc.base.log import SilentLog
-from xsc.compute.deployments.holder import SERVICES_A_PEER_MAX
+from xsc.compute.deployments.registry import SERVICES_A_PEER_MAX
 from xsc.compute.jobs.orders import ORDERS_REMEMBERED_A_PEER_MAX
 from xsc.compute.wasm.engine import ENGINE, ENGINE_CONFIG
 from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult

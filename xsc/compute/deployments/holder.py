@@ -30,7 +30,6 @@ from xsc.identity.envelope import Signed, open_signed
 from xsc.terms import execution, lease
 from xsc.terms.deployment import Deployment
 
-SERVICES_A_PEER_MAX = 8
 SERVICE_QUEUE_MAX = 64
 """Requests that wait for one service."""
 SERVICE_WAIT_MS_MAX = 10_000
@@ -332,11 +331,6 @@ class ServiceHolder:
         record = signed.record
         key = (record.owner, record.name)
         if service is None:
-            held = sum(service.key[0] == record.owner for service in self._registry.all())
-            if held >= SERVICES_A_PEER_MAX:
-                raise errors.SpaceExhausted(
-                    f"this node holds {SERVICES_A_PEER_MAX} services of yours"
-                )
             service = self._registry.new(key)
         elif record.generation <= service.active.record.generation:
             raise errors.RecordInvalid("a later deployment of this service is held here")

@@ -20,6 +20,7 @@ from xsc.terms.deployment import Deployment
 
 SERVICES_MAX = 64
 """Services that a node holds, its own and those of peers."""
+SERVICES_A_PEER_MAX = 8
 SERVICE_VERSIONS_KEPT = 16
 """Versions of one service that can be gone back to."""
 SERVICE_MODULES_BYTES_MAX = 512 * MIB
@@ -209,7 +210,7 @@ class ServiceRegistry:
                 hint="its operator can remove some: `xsc compute ls`, `xsc compute undeploy`",
             )
         if key[0] != self._own:
-            self._check_peer_room(key[0], digest, size_bytes)
+            self._check_peer_room(key, digest, size_bytes)
         held = sum(self._sizes.values())
         if digest not in self._sizes and held + size_bytes > SERVICE_MODULES_BYTES_MAX:
             raise SpaceExhausted(
@@ -217,13 +218,11 @@ class ServiceRegistry:
                 hint="deploy a smaller module, or at another node",
             )
 
-    def _check_peer_room(self, owner: bytes, digest: bytes, size_bytes: int) -> None:
-        mine = {
-            signed.record.module
-            for key, service in self._services.items()
-            if key[0] == owner
-            for signed in service.versions.values()
-        }
+    def _check_peer_room(self, key: store.ServiceKey, digest: bytes, size_bytes: int) -> None:
+        services = [each for each in self._services.values() if each.key[0] == key[0]]
+        if key not in self._services and len(services) >= SERVICES_A_PEER_MAX:
+            raise SpaceExhausted(f"this node holds {SERVICES_A_PEER_MAX} services of yours")
+        mine = {signed.record.module for each in services for signed in each.versions.values()}
         held = sum(self._sizes.get(module, 0) for module in mine - {digest})
         if held + size_bytes > SERVICE_MODULES_A_PEER_BYTES_MAX:
             raise SpaceExhausted(
@@ -233,7 +232,11 @@ class ServiceRegistry:
             )
 
     async def keep(self, service: ServiceEntry, signed: Signed[Deployment], module: bytes) -> None:
-        """Keep a deployment, which becomes the active one, and drop the oldest versions."""
+        """Keep a deployment, which becomes the active one, and drop the oldest versions.
+
+        Raises:
+            SpaceExhausted: other deployments took the room meanwhile.
+        """
         record = signed.record
         versions = {**service.versions, record.version: signed}
         oldest = sorted(versions.values(), key=lambda each: each.record.generation)
@@ -241,6 +244,7 @@ class ServiceRegistry:
         for version in dropped:
             del versions[version]
         async with self._writing:
+            self.check_room(service.key, record.module, len(module))
             new = None if record.module in self._sizes else module
             await self._executor.run(self.store.keep, signed, new, dropped)
             self._sizes[record.module] = len(module)

@@ -46,10 +46,13 @@ from xsc.compute.deployments.holder import (
     SERVICE_QUEUE_MAX,
     SERVICE_UNPAID_KEPT_MS,
     SERVICE_UNPAID_ROWS_MAX,
-    SERVICES_A_PEER_MAX,
 )
 from xsc.compute.deployments.pages import SERVICE_NOTE_BYTES_MAX
-from xsc.compute.deployments.registry import SERVICE_VERSIONS_KEPT, SERVICES_MAX
+from xsc.compute.deployments.registry import (
+    SERVICE_VERSIONS_KEPT,
+    SERVICES_A_PEER_MAX,
+    SERVICES_MAX,
+)
 from xsc.compute.deployments.rules import steps_of, to_roll_back
 from xsc.compute.deployments.service import DeploymentService
 from xsc.compute.deployments.store import LogRow
@@ -1151,6 +1154,25 @@ async def test_a_peer_has_so_many_services_at_one_node(world):
         await world.owner.deploy(f"s{number}", on=world.holder.id)
     with pytest.raises(SpaceExhausted, match="of yours"):
         await world.owner.deploy("one-more", on=world.holder.id)
+
+
+async def test_deployments_at_once_pass_no_bound(world, monkeypatch):
+    """Each is checked while none of the others is kept."""
+    prepared = asyncio.Barrier(SERVICES_A_PEER_MAX + 1)
+
+    async def together(*_):
+        await prepared.wait()
+
+    monkeypatch.setattr(world.holder.services.holder._runner, "prepare", together)
+    names = [f"s{number}" for number in range(SERVICES_A_PEER_MAX + 1)]
+    deployed = await asyncio.gather(
+        *(world.owner.deploy(name, on=world.holder.id) for name in names), return_exceptions=True
+    )
+    [refused] = [each for each in deployed if isinstance(each, BaseException)]
+    assert isinstance(refused, SpaceExhausted)
+    assert "of yours" in refused.message
+    assert len(world.holder.services.views()) == SERVICES_A_PEER_MAX
+    assert len(world.owner.services.views()) == SERVICES_A_PEER_MAX
 
 
 async def test_the_modules_of_one_peer_take_no_room_of_others(world, monkeypatch):
