@@ -1,6 +1,7 @@
 """Finding, stat, ls, rm, and what a host refuses."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 
@@ -408,28 +409,46 @@ async def test_a_caller_has_one_long_look_at_a_time_and_others_their_own():
     """Else a peer could have all threads read for it, for questions of some bytes."""
     world = await World(3).start()
     host, running, most = world[0], 0, 0
+    looks = Counter()
 
-    async def slow(*_args, **_options):
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await turns(5)
-        running -= 1
-        raise StoreDamaged("nothing to see")
+    def slow(name):
+        async def look(*_args, **_options):
+            nonlocal running, most
+            looks[name] += 1
+            running += 1
+            most = max(most, running)
+            await turns(5)
+            running -= 1
+            raise StoreDamaged("nothing to see")
 
-    for name in ("stat", "have"):
-        setattr(host.node, name, slow)
-    asked = {
-        messages.STAT: messages.stat_message(bytes(32), 0, bytes(32)),
-        held_shards.HAVE: held_shards.have_message(bytes(32), bytes(32), 0, []),
-    }
+        return look
+
+    for name in ("stat", "held_shards", "has_any"):
+        setattr(host.node, name, slow(name))
+
+    def asked(caller):
+        order = DeletionOrder(
+            customer=caller.id,
+            host=host.id,
+            locate=bytes(32),
+            columns=(),
+            final=False,
+            ordered_ms=1,
+        )
+        return {
+            messages.STAT: messages.stat_message(bytes(32), 0, bytes(32)),
+            held_shards.HAVE: held_shards.have_message(bytes(32), bytes(32), 0, []),
+            messages.DELETE: {"order": sign(order, caller.key, NETWORK).raw},
+        }
+
     calls = [
         caller.call(host.id, method, header)
         for caller in (world[1], world[2])
-        for method, header in asked.items()
+        for method, header in asked(caller).items()
         for _ in range(10)
     ]
     await asyncio.gather(*calls, return_exceptions=True)
+    assert looks == {"stat": 20, "held_shards": 20, "has_any": 20}
     assert most == 2
 
 

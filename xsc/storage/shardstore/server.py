@@ -268,7 +268,9 @@ class ShardServer:
         # Before anything is deleted: what the proof of a leave lacks cannot be had again.
         columns = frozenset(order.columns)
         charge = partial(self._charge_read, order.customer, messages.DELETE)
-        if await self._node.has_any(order.locate, order.customer, columns, charge=charge):
+        async with self._looks.of(order.customer):
+            held = await self._node.has_any(order.locate, order.customer, columns, charge=charge)
+        if held:
             await self._released(signed)
         freed = await self._node.delete(
             order.locate, order.customer, columns, final=order.final and not columns

@@ -49,9 +49,9 @@ from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, HeldShard,
 
 STAT_PAGES_MAX = 1_024
 STAT_TIMEOUT_MS = 60_000
+"""For all pages of one stat."""
 SMALL_MANIFEST_BYTES = 48 * KIB
 """Up to here the question for a manifest travels with others: most are a few hundred bytes."""
-"""For all pages of one stat."""
 
 T = TypeVar("T")
 VERIFIED_AT_ONCE_BYTES = MIB

@@ -59,12 +59,7 @@ from xsc.storage.object.placement import (
 )
 from xsc.storage.object.segment import NONCE_BYTES, Place
 from xsc.storage.ports import HostLease
-from xsc.storage.transfer.host_client import (
-    HostClient,
-    let_end,
-    stop_all,
-    together,
-)
+from xsc.storage.transfer.host_client import HostClient, let_end, stop_all, together
 from xsc.storage.transfer.journal import (
     Head,
     Kept,
@@ -533,8 +528,7 @@ class Upload:
             place = KeptPlace(node=slot.node, lease_id=slot.lease_id, size_bytes=size)
             kept.acks[index, column] = place
             self._journal.acked(index, column, place)
-            known = (slot.node, slot.lease_id)
-            self._sender.held[known] = self._sender.held.get(known, 0) + size
+            self._sender.count(slot.lease, size)
 
     async def _same(self, index: int, place: Place, plain: bytes) -> KeptSegment | None:
         """Return how a segment was sealed before, or None for one that is new.
