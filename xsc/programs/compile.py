@@ -315,12 +315,11 @@ def without_cells(document: Document) -> Document:
         for source in variable.sources or (None,):
             label = "own" if source is None else short(source)  # type: ignore[arg-type]
             read[label] = f"{name}.{label}"
-            part = {"name": read[label], "kind": "subscription", "owner": source, "sources": ()}
+            part = {"name": read[label], "kind": "subscription", "owner": source}
             variables.append(dataclasses.replace(variable, **part))  # type: ignore[arg-type]
         merged = f"{name}.merge"
         variables.append(Variable(name, "derived", computation=merged, output=merged))
-        outputs = (Output(merged),)
-        computations.append(Computation(merged, f"merge.{variable.merge}", read, outputs))
+        computations.append(Computation(merged, f"merge.{variable.merge}", read, (Output(merged),)))
     return dataclasses.replace(
         document, variables=tuple(variables), computations=tuple(computations)
     )

@@ -18,7 +18,7 @@ from xsc.base.text import cut
 from xsc.programs import limits, numbers
 from xsc.programs.compile import CompiledProgram, Slot, Step, state_key
 from xsc.programs.document import ModuleCall, Variable
-from xsc.programs.functions import fault_of_said
+from xsc.programs.functions import check_said
 from xsc.programs.numbers import Value, check_value, same
 from xsc.programs.runtime import RuntimeState, create_runtime_state
 from xsc.programs.state import SavedCell
@@ -90,10 +90,10 @@ def external_value(variable: Variable, raw: bytes | None) -> Value | Fault:
         return Fault(f"there is no value at '{variable.path}', and no default")
     try:
         value = numbers.from_space(variable.type, raw)
+        check_said(variable.merge, variable.type, value, len(variable.sources) or 1)
     except errors.ArgumentInvalid as fault:
         return Fault(f"the value at '{variable.path}': {fault.message}")
-    wrong = fault_of_said(variable.merge, value)
-    return Fault(f"the value at '{variable.path}': {wrong}") if wrong else value
+    return value
 
 
 def given_to(call: ModuleCall, inputs: Iterable[tuple[str, Value]]) -> Given:

@@ -120,12 +120,37 @@ def _join(items: tuple[str, ...], between: str) -> str:
     return between.join(items)
 
 
-def fault_of_said(merge: str, value: Value) -> str:
-    """Return why a merge rule can take nothing of what a source says, or ''."""
-    if merge != "interval":
-        return ""
-    fits = isinstance(value, tuple) and len(value) == 2 and value[0] <= value[1]  # type: ignore[operator]
-    return "" if fits else "an interval is a list of its least and its greatest number"
+def check_said(merge: str, type_: str, value: Any, sources: int) -> None:  # noqa: ANN401
+    """Refuse what a merge rule can take nothing of, where one of its sources says it.
+
+    What all say together must fit the type, so a source has its share of the bounds: what fits
+    if each of them says as much.
+
+    Raises:
+        ArgumentInvalid: why it counts for nothing.
+    """
+    if merge == "interval" and not (len(value) == 2 and value[0] <= value[1]):
+        raise ArgumentInvalid("an interval is a list of its least and its greatest number")
+    if merge in {"min", "max"} and value != value:  # noqa: PLR0124 (NaN)
+        raise ArgumentInvalid("NaN is neither less nor greater than a number")
+    if merge in {"counter", "union"}:
+        share = f"the share of one of {sources} sources"
+        try:
+            together: Any = numbers.check_value(type_, _fit(type_, value * sources))
+        except ArgumentInvalid as fault:
+            raise ArgumentInvalid(f"it is over {share}: {fault.message}") from None
+        if type_ in FLOATS and not math.isfinite(together):
+            raise ArgumentInvalid(f"it is no finite number, or over {share}")
+
+
+def _signed(number: float) -> tuple[float, float]:
+    """Return what orders numbers so that no two of other bits are equal: −0 is before +0."""
+    return number, math.copysign(1, number)
+
+
+def _count(type_: str, *said: Any) -> Value:  # noqa: ANN401
+    # Rounded once: a sum that rounds after each item depends on their order.
+    return _fit(type_, math.fsum(said)) if type_ in FLOATS else sum(said)
 
 
 def _union(type_: str, *said: Any) -> Value:  # noqa: ANN401
@@ -136,7 +161,8 @@ def _union(type_: str, *said: Any) -> Value:  # noqa: ANN401
 
 
 def _meet(_: str, *said: Any) -> Value:  # noqa: ANN401
-    low, high = max(one[0] for one in said), min(one[1] for one in said)
+    lows, highs = zip(*said, strict=True)
+    low, high = max(lows, key=_signed), min(highs, key=_signed)
     if low > high:
         raise ArgumentInvalid(
             f"the sources contradict each other: at least {low}, and at most {high}"
@@ -175,9 +201,9 @@ BUILT_IN: Final = (
     ),
     Function("text.of", 1, {"value": "T"}, "text", numbers.format_value),
     _merge("last", "V", lambda _, said: said),
-    _merge("min", "N", lambda _, *said: min(said)),
-    _merge("max", "N", lambda _, *said: max(said)),
-    _merge("counter", "N", lambda t, *said: _sum(t, said)),
+    _merge("min", "N", lambda _, *said: min(said, key=_signed)),
+    _merge("max", "N", lambda _, *said: max(said, key=_signed)),
+    _merge("counter", "N", _count),
     _merge("union", "[T]", _union),
     _merge("interval", "[N]", _meet),
 )

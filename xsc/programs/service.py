@@ -81,8 +81,6 @@ class ComputeRuntimeManager:
         """What a replay calls."""
         self._failed: dict[bytes, str] = {}
         """Why a registered program cannot run."""
-        self._readers: dict[tuple[bytes, str], set[bytes]] = {}
-        """Active programs by what they subscribe to."""
         self._lock = asyncio.Lock()
         self._ended = False
         ports.space.on_change(self._heard)
@@ -143,9 +141,8 @@ class ComputeRuntimeManager:
         return compile_program(program, self._functions)
 
     def _heard(self, change: Change) -> None:
-        for program in self._readers.get((change.owner, change.path), ()):
-            if program in self._running:
-                self._running[program].heard(change)
+        for running in self._running.values():
+            running.heard(change)
 
     # The registry
 
@@ -210,10 +207,8 @@ class ComputeRuntimeManager:
                     f"{limits.PROGRAMS_MAX} programs are active, which is all that a node runs",
                     hint="deactivate one: xsc program deactivate HASH",
                 )
-        needed = modules_of(compiled)
-        for old, other in self._registered.items():
-            if old != dropped:
-                needed |= modules_of(other)
+        others = [other for old, other in self._registered.items() if old != dropped]
+        needed = modules_of(compiled).union(*map(modules_of, others))
         brought = {hashlib.sha256(raw).digest(): raw for raw in modules.values()}
         have = {
             digest: raw for digest, raw in {**self._modules, **brought}.items() if digest in needed
@@ -230,8 +225,11 @@ class ComputeRuntimeManager:
         writes.register_program(program, kept)
         if dropped is not None:
             writes[UserSpacePaths.program(dropped)] = None
-            for kept_at in (UserSpacePaths.kept, UserSpacePaths.program_provenance):
+            paths = UserSpacePaths
+            for kept_at in (paths.active_program, paths.kept, paths.program_provenance):
                 writes.update({record.path: None for record in self._space.ls(kept_at(dropped))})
+            if self._is_marked(dropped):
+                self._list_subscriptions(writes, dropped, active=False)
         await self._space.put_all(writes)
         if dropped is not None:
             self._ports.recorder.forget(dropped)
@@ -262,11 +260,11 @@ class ComputeRuntimeManager:
             writes = Writes()
             writes.activate_program(program, compiled.program.document.id)
             if swapped is not None:
-                frame = running.execution.runtime.frame_id
-                writes.write_state(program, frame, running.execution.save())
+                writes.write_state(program, swapped.frame_id, running.execution.save())
             self._list_subscriptions(writes, program, active=True)
             await self._space.put_all(writes)
-            self._run(program, running)
+            # Anew from the space: nobody heard what changed while it was written.
+            self._run(program)
 
     def _swapped(self, compiled: CompiledProgram) -> RuntimeState | None:
         """Return the stores of the newest version that runs, for a new one to go on with."""
@@ -291,23 +289,22 @@ class ComputeRuntimeManager:
             ) from None
 
     def _list_subscriptions(self, writes: Writes, program: bytes, *, active: bool) -> None:
-        for owner, path in subscriptions_of(self._registered[program], self._space.owner):
-            readers = self._readers.get((owner, path), set())
-            listed = readers | {program} if active else readers - {program}
-            writes.register_subscription(self._listed_at(owner, path), listed)
+        marked = {program for program in self._registered if self._is_marked(program)}
+        listed = marked | {program} if active else marked - {program}
+        keys = {one: subscriptions_of(self._registered[one], self._space.owner) for one in listed}
+        for key in subscriptions_of(self._registered[program], self._space.owner):
+            readers = [one for one in listed if key in keys[one]]
+            writes.register_subscription(self._listed_at(*key), readers)
 
-    def _run(self, program: bytes, running: RunningProgram | None = None) -> None:
+    def _run(self, program: bytes) -> None:
         try:
-            running = running or RunningProgram(
-                self._registered[program], self._ports, self._modules
-            )
+            running = RunningProgram(self._registered[program], self._ports, self._modules)
         except errors.StoreDamaged as fault:
             self._failed[program] = f"{fault.code}: {fault.message}"
             self._ports.log.warning("program.not_read", program=program, code=fault.code)
             return
         self._running[program] = running
         for owner, path in running.subscribed:
-            self._readers.setdefault((owner, path), set()).add(program)
             if owner != self._space.owner:
                 self._ports.peers.watch(owner, path)
         self._tasks[program] = self._start(f"program_{short(program)}", running.run)
@@ -326,11 +323,6 @@ class ComputeRuntimeManager:
             self._list_subscriptions(writes, program, active=False)
             await self._space.put_all(writes)
             await self._end(program)
-            for key in subscriptions_of(self._registered[program], self._space.owner):
-                readers = self._readers.get(key, set())
-                readers.discard(program)
-                if not readers:
-                    self._readers.pop(key, None)
 
     async def stop(self, program: bytes) -> None:
         """End a program until it is activated again, or the node starts; it stays active.
@@ -457,11 +449,7 @@ class ComputeRuntimeManager:
     def status(self) -> list[Program]:
         """Return a row for each program: those of XSC, then in the order of their registration."""
         names = [each.name for each in fields(Program)]
-        programs = [
-            *self._served,
-            *self._registered,
-            *(self._failed.keys() - self._registered.keys()),
-        ]
+        programs = dict.fromkeys([*self._served, *self._registered, *self._failed])
         found = [self.get_results(program) for program in programs]
         return [Program(**{name: getattr(row, name) for name in names}) for row in found]
 

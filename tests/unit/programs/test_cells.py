@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,10 @@ from tests.unit.programs.nodes import ProgramNode, document
 from tests.unit.space.test_store import Journal
 from xsc.base.errors import ArgumentInvalid, ProgramInvalid
 from xsc.base.ids import short
-from xsc.programs.functions import Functions
-from xsc.programs.limits import OWN_FRAMES_MAX, VALUE_BYTES_MAX
+from xsc.programs import numbers
+from xsc.programs.functions import Functions, check_said
+from xsc.programs.limits import LIST_ITEMS_MAX, OWN_FRAMES_MAX, VALUE_BYTES_MAX
+from xsc.programs.numbers import INTEGERS, NAN, check_value, parse_value, same
 from xsc.programs.running import latest
 from xsc.programs.service import CellSyncManager
 from xsc.space.itc import Stamp
@@ -224,30 +227,104 @@ async def test_what_is_no_cell_is_refused(two, keys, fault):
 
 # Laws
 
-NUMBERS = st.integers(-(2**40), 2**40)
-SAID = {
-    "min": NUMBERS,
-    "max": NUMBERS,
-    "counter": NUMBERS,
-    "union": st.lists(NUMBERS, max_size=4).map(tuple),
-    "interval": st.tuples(st.integers(0, 9), st.integers(10, 20)),
+NUMBERS = {
+    "f64": st.floats(),
+    "f32": st.floats(width=32),
+    "integer": st.integers(*INTEGERS["integer"]),
+    "u32": st.integers(*INTEGERS["u32"]),
 }
+EDGES = {
+    "f64": [0.0, -0.0, NAN, math.inf, -math.inf, 1e16, 1.0, -1e16, 1.7e308],
+    "f32": [0.0, -0.0, NAN, math.inf, -math.inf, 2.0**24, 1.0, -(2.0**24), 2.0**127],
+    "integer": [0, 2**61, 2**63 - 1, -(2**63)],
+    "u32": [0, 2**31, 2**32 - 1],
+}
+ITEMS_MAX = 8
 
 
-@pytest.mark.parametrize("rule", SAID)
-def test_contents_merge_in_any_order(rule):
+def contents(rule, type_):
+    """What sources may say, with much of what is special."""
+    number = st.sampled_from(EDGES[type_]) | NUMBERS[type_]
+    if rule == "union":
+        return st.lists(number, max_size=ITEMS_MAX + 1).map(tuple)
+    if rule == "interval":
+        return st.lists(number, min_size=1, max_size=3).map(tuple)
+    return number
+
+
+@pytest.mark.parametrize("type_", NUMBERS)
+@pytest.mark.parametrize("rule", ["min", "max", "counter", "union", "interval"])
+def test_contents_merge_in_any_order(rule, type_, monkeypatch):
+    """What counts of each source fits together, whatever each says; intervals may contradict."""
+    monkeypatch.setattr(numbers, "LIST_ITEMS_MAX", ITEMS_MAX)
     merge = Functions().get(f"merge.{rule}").run
+    of = f"[{type_}]" if rule in {"union", "interval"} else type_
 
-    @given(st.lists(SAID[rule], min_size=1, max_size=5), st.randoms(use_true_random=False))
+    def merged(values):
+        return check_value(of, merge(type_, *values))
+
+    def counts_for_something(value, sources):
+        try:
+            check_said(rule, of, value, sources)
+        except ArgumentInvalid:
+            return False
+        return True
+
+    @given(st.lists(contents(rule, type_), min_size=1, max_size=5), st.randoms())
     def law(said, random):
-        turned = said.copy()
+        counts = [value for value in said if counts_for_something(value, len(said))]
+        lows = [value[0] for value in counts if rule == "interval"]
+        highs = [value[1] for value in counts if rule == "interval"]
+        if not counts or max(lows, default=0) > min(highs, default=0):
+            return
+        found, turned = merged(counts), counts.copy()
         random.shuffle(turned)
-        found = merge("integer", *said)
-        assert merge("integer", *turned) == found
+        assert same(of, merged(turned), found)
         if rule != "counter":
-            assert merge("integer", found, *said) == found, "what is merged adds nothing"
+            assert same(of, merged([found, *counts]), found), "what is merged adds nothing"
 
     law()
+
+
+@pytest.mark.parametrize(
+    ("of", "fits", "wrong", "why"),
+    [
+        ("f64 min", "-1", "nan", "NaN is neither less nor greater"),
+        ("f32 max", "1", "nan", "NaN is neither less nor greater"),
+        ("f64 counter", "1", "nan", "no finite number"),
+        ("f32 counter", "1", "-inf", "no finite number"),
+        ("f64 counter", "1", "1e308", "over the share of one of 2 sources"),
+        ("u32 counter", f"{2**31 - 1}", f"{2**31}", "the share of one of 2 sources"),
+        ("integer counter", f"{-(2**62)}", f"{-(2**62) - 1}", "the share of one of 2 sources"),
+        (
+            "[i32] union",
+            f"{[*range(LIST_ITEMS_MAX // 2)]}",
+            f"{[*range(LIST_ITEMS_MAX // 2 + 1)]}",
+            "the share of one of 2 sources",
+        ),
+        (
+            "[text] union",
+            f'["{"x" * (VALUE_BYTES_MAX // 2)}"]',
+            f'["{"x" * (VALUE_BYTES_MAX // 2)}", "y"]',
+            "the share of one of 2 sources",
+        ),
+    ],
+)
+async def test_what_a_source_says_beyond_its_share_counts_for_nothing(two, of, fits, wrong, why):
+    """A source alone must not make the cell fail for the others."""
+    alice, bob = two
+    type_, merge = of.split()
+    program = await alice.run(reading(type_=type_, merge=merge), "json")
+    await alice.space.put_all({"cells/x": fits.encode()})
+    await bob.space.put_all({"cells/x": wrong.encode()})
+    await alice.pass_ms(150)
+    results = alice.manager.get_results(program)
+    assert parse_value(type_, results.variables["x"]) == parse_value(type_, fits)
+    assert [*results.errors] == [f"x.{short(bob.id)}"]
+    assert why in results.errors[f"x.{short(bob.id)}"]
+    await bob.space.put_all({"cells/x": fits.encode()})
+    await alice.pass_ms(150)
+    assert alice.manager.get_results(program).errors == {}
 
 
 def said(event, written_ms, name=b""):

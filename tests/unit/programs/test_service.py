@@ -816,6 +816,52 @@ async def test_the_programs_of_a_node_are_bounded_and_the_oldest_inactive_one_go
         await node.manager.register(numbered(4), "json")
 
 
+async def test_a_program_that_cannot_run_goes_with_its_mark_and_its_subscriptions(
+    node, monkeypatch
+):
+    monkeypatch.setattr(limits, "PROGRAMS_MAX", 1)
+    program = await node.run(SUM, "json")
+    await node.pass_ms(100)
+    await node.put(UserSpacePaths.state(program), "nonsense")
+    node = await node.again()
+    await node.manager.register(COUNT, "json")
+    assert not node.has(UserSpacePaths.program(program))
+    assert not node.has(UserSpacePaths.active_program(program))
+    assert not node.has(UserSpacePaths.local_subscription("demo/a"))
+    await node.end()
+
+
+async def test_the_list_of_who_reads_a_path_has_those_that_cannot_run(node):
+    program = await node.run(SUM, "json")
+    await node.pass_ms(100)
+    await node.put(UserSpacePaths.state(program), "nonsense")
+    node = await node.again()
+    other = await node.run(COUNT, "json")
+    listed = json.loads(node.get(UserSpacePaths.local_subscription("demo/a")))
+    assert listed == sorted(map(to_text, (program, other)))
+    await node.manager.deactivate(other)
+    await node.manager.deactivate(program)
+    assert not node.has(UserSpacePaths.local_subscription("demo/a"))
+    await node.end()
+
+
+async def test_a_change_while_a_program_is_activated_again_is_computed(node, monkeypatch):
+    program = await node.run(SUM, "json")
+    await node.pass_ms(1_000)
+    await node.manager.deactivate(program)
+    put_all = node.space.put_all
+
+    async def put_late(writes):
+        monkeypatch.setattr(node.space, "put_all", put_all)
+        await put_all(writes)
+        await node.space.put("demo/a", b"7")
+
+    monkeypatch.setattr(node.space, "put_all", put_late)
+    await node.manager.activate(program)
+    await node.pass_ms(1_000)
+    assert node.get("demo/total") == "7"
+
+
 async def test_the_modules_of_a_node_are_bounded(node, monkeypatch):
     assert PROGRAM_MODULES_BYTES_MAX == 64 * 2**20
     monkeypatch.setattr(limits, "PROGRAM_MODULES_BYTES_MAX", 10)
