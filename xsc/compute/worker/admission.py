@@ -16,6 +16,7 @@ others.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 from xsc.base import errors, limits, tally, units
@@ -183,13 +184,13 @@ class Admission:
         self._lost_by = tally.Tally(1, limits.MODULE_LOST_MS)
         """Customers with the modules that ended a worker process."""
 
-    def enter(self, job: Job, now_ms: int, wait_s: int) -> None:
+    def enter(self, job: Job, now_ms: int, wait_s: Callable[[], int]) -> None:
         """Count a job; each return needs one `leave`.
 
         Args:
             job: the job.
             now_ms: the time now.
-            wait_s: how long the waiting jobs take.
+            wait_s: returns how long the waiting jobs take.
 
         Raises:
             RateLimited: the customer has too many jobs, or lost too many workers.
@@ -198,7 +199,7 @@ class Admission:
         if self._jobs[job.customer] >= limits.JOBS_QUEUED_A_PEER_MAX:
             raise errors.RateLimited(
                 f"{limits.JOBS_QUEUED_A_PEER_MAX} jobs of this customer wait already",
-                retry_after_s=wait_s,
+                retry_after_s=wait_s(),
             )
         if wait_ms := self._losses.wait_ms(job.customer, now_ms):
             raise errors.RateLimited(

@@ -147,7 +147,7 @@ class PoolSandbox:
         function = (job.module_hash, job.function)
         given: SandboxResult | SandboxProcess | None = None
         fuel: int | None = None
-        self._admission.enter(job, self._clock.monotonic_ms(), self._wait_s())
+        self._admission.enter(job, self._clock.monotonic_ms(), self._wait_s)
         try:
             if watch is None and function in self._quick and frames.may_call(job):
                 given = await self._queue_call(job)
