@@ -348,7 +348,8 @@ def _drained(calls: Calls) -> Document:
     answer = calls.ask(api.home.LEAVE)
     with show.progress("moving away", answer["total_bytes"]) as progress:
         shown, said = 0, ""
-        waiting: set[str] = set()
+        waiting: set[tuple[str, str]] = set()
+        untold = 0
         while answer["state"] == "leaving":
             moved = answer["total_bytes"] - answer["left_bytes"]
             progress(moved - shown)
@@ -360,10 +361,14 @@ def _drained(calls: Calls) -> Document:
             stuck = answer["stuck_objects"] + len(answer["directories_only_here"])
             if stuck and stuck >= answer["left_objects"]:
                 break
-            for row in answer["stuck"]:
-                if row["object"] not in waiting:
-                    waiting.add(row["object"])
-                    show.say(_stays(row))
+            for why, line in _stays(answer).items():
+                if why not in waiting:
+                    waiting.add(why)
+                    show.say(line)
+            silent = answer["peers"] - answer["peers_told"]
+            if silent and silent != untold:
+                show.say(f"waiting for {silent} of {count_of(answer['peers'], 'peer')}: silent")
+            untold = silent
             answer = calls.ask(api.home.DRAIN, api.home.Look(wait_ms=DRAIN_WAIT_MS))
     return answer
 
@@ -373,15 +378,23 @@ def _so_much(answer: Document, which: str) -> str:
     return f"{objects}, {units.format_size(answer[f'{which}_bytes'])}"
 
 
-def _stays(row: Document) -> str:
-    size = units.format_size(row["size_bytes"])
-    return (
-        f"object {row['object'][:16]} of {show.short(row['owner'])}, {size}, stays: {row['reason']}"
-    )
+def _stays(answer: Document) -> dict[tuple[str, str], str]:
+    """Return a line for each owner and reason why objects of it stay."""
+    alike: dict[tuple[str, str], list[Document]] = {}
+    for row in answer["stuck"]:
+        alike.setdefault((row["owner"], row["reason"]), []).append(row)
+    lines: dict[tuple[str, str], str] = {}
+    for (owner, reason), rows in alike.items():
+        what, stays = f"object {rows[0]['object'][:16]}", "stays"
+        if len(rows) > 1:
+            what, stays = count_of(len(rows), "object"), "stay"
+        size = units.format_size(sum(row["size_bytes"] for row in rows))
+        lines[owner, reason] = f"{what} of {show.short(owner)}, {size}, {stays}: {reason}"
+    return lines
 
 
 def _drain_warnings(answer: Document) -> list[str]:
-    lines = [_stays(row) for row in answer["stuck"]]
+    lines = list(_stays(answer).values())
     more = answer["stuck_objects"] - len(answer["stuck"])
     if more > 0:
         lines.append(f"beside them: {count_of(more, 'object')}")

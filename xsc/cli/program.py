@@ -104,7 +104,9 @@ def _show(answer: Document) -> None:
     rows += [["output", name, _shown(value)] for name, value in answer["outputs"].items()]
     rows += [["error", name, value] for name, value in answer["errors"].items()]
     rows += [["stale", name, ""] for name in answer["stale"]]
-    show.table(["what", "name", "value"], rows, "nothing was computed yet")
+    idle = answer["state"] in {"registered", "stopped"}
+    empty = "the program is not running" if idle else "nothing was computed yet"
+    show.table(["what", "name", "value"], rows, empty)
 
 
 @asks(program, api.programs.SET, name="set")

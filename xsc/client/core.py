@@ -132,7 +132,8 @@ def find_place(home: Path) -> Place:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except (FileNotFoundError, NotADirectoryError):
-        if not home.is_dir() and home != default_home():
+        may_start = home.is_dir() and (not any(home.iterdir()) or (home / "format").exists())
+        if not may_start and home != default_home():
             raise HomeInvalid(f"there is no XSC home at {home}", hint="check --home") from None
         raise NodeUnreachable(
             f"no node runs at {home}", hint=f"start it with `{start_command(home)}`"

@@ -1299,6 +1299,31 @@ def test_drain_says_once_what_it_waits_for(xsc, stand_in, tmp_path):
     assert (done.code, done.err.count("stays: no node")) == (0, 1)
 
 
+def test_drain_says_that_it_waits_for_silent_peers(xsc, stand_in, tmp_path):
+    going = {**DRAINED, "state": "leaving", "left_objects": 4, "peers_told": 2}
+    stand_in.answers("POST", "/v1/drain", going, 202)
+    answers = [going, {**going, "peers_told": 5}, {**going, "peers_told": 6}, DRAINED]
+    stand_in.routes["GET", "/v1/drain?wait_ms=5000"] = lambda request: request.answer.document(
+        answers.pop(0)
+    )
+    stand_in.streams("/v1/drain/proof", b"XSC drain proof")
+    done = xsc("node", "drain", "--proof", tmp_path / "p")
+    assert done.code == 0
+    said = [line for line in done.err.splitlines() if line.startswith("waiting")]
+    assert said == ["waiting for 4 of 6 peers: silent", "waiting for 1 of 6 peers: silent"]
+
+
+def test_drain_says_a_reason_once_however_many_objects_have_it(xsc, stand_in):
+    row = STUCK["stuck"][0]
+    many = {"stuck": [{**row, "object": f"{n:064x}"} for n in range(100)], "stuck_objects": 100}
+    stand_in.answers("GET", "/v1/drain", {**STUCK, **many})
+    done = xsc("node", "drain", "--status")
+    assert done.code == 7
+    assert f"100 objects of {NODE[:10]}, 100.0 KiB, stay: no node" in done.err
+    assert done.err.count("no node") == 1
+    assert xsc("node", "drain", "--status", "--json").json == {**STUCK, **many}
+
+
 def test_drain_status_and_cancel_begin_nothing(xsc, stand_in, tmp_path):
     stand_in.answers("GET", "/v1/drain", {**DRAINED, "state": "staying"})
     done = xsc("node", "drain", "--status")

@@ -21,6 +21,7 @@ RESULTS = ROW | {
     "errors": {"b": "no value"},
     "stale": ["late"],
 }
+EMPTY = {"variables": {}, "outputs": {}, "errors": {}, "stale": []}
 
 
 def test_register_sends_the_document_with_its_modules_and_prints_the_hash(xsc, stand_in, tmp_path):
@@ -91,6 +92,19 @@ def test_results_show_values_errors_and_what_is_stale(xsc, stand_in):
     assert ["output", "total", "2"] in words
     assert ["error", "b", "no", "value"] in words
     assert ["stale", "late"] in words
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("active", "nothing was computed yet"),
+        ("stopped", "the program is not running"),
+        ("registered", "the program is not running"),
+    ],
+)
+def test_results_without_a_value_say_whether_the_program_runs(xsc, stand_in, state, said):
+    stand_in.answers("GET", f"/v1/programs/{HASH}", ROW | EMPTY | {"state": state})
+    assert xsc("program", "results", HASH).err.splitlines()[-1] == said
 
 
 def test_ls_lists_programs(xsc, stand_in):

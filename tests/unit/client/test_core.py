@@ -468,7 +468,10 @@ def test_threads_share_no_connection_and_few_are_kept(core, stand_in):
     assert len(core._kept) == core_module.KEPT_CONNECTIONS_MAX
 
 
-def test_a_directory_that_does_not_exist_is_no_home(tmp_path):
+def test_a_directory_that_does_not_exist_or_holds_something_else_is_no_home(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(HomeInvalid, match="no XSC home"):
+        find_place(tmp_path)
     assert not Core(tmp_path / "typo").alive()
     with pytest.raises(HomeInvalid, match="no XSC home") as caught:
         find_place(tmp_path / "typo" / "deeper")

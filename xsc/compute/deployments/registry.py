@@ -189,9 +189,10 @@ class ServiceRegistry:
         """
         service = self._services.get((self._own, name))
         if service is None:
-            raise NotFound(
-                f"there is no service '{name[:80]}'", hint="`xsc compute ls` shows what there is"
-            )
+            hint = "`xsc compute ls` shows what there is"
+            if any(served == name for _, served in self._services):
+                hint = "this node serves it for another, who alone has its log and may change it"
+            raise NotFound(f"this node owns no service '{name[:80]}'", hint=hint)
         return service
 
     def has_module(self, digest: bytes) -> bool:

@@ -675,6 +675,13 @@ async def test_a_peer_holds_it_and_is_paid_for_each_request(world):
     assert len(await world.owner.rows()) == 3
 
 
+async def test_a_holder_says_that_the_log_is_with_the_owner(world):
+    await world.owner.deploy(on=world.holder.id)
+    with pytest.raises(NotFound, match="owns no service 'greet'") as caught:
+        await world.holder.services.log_rows("greet", after=None, most=1)
+    assert "who alone has its log" in (caught.value.hint or "")
+
+
 async def test_a_request_is_run_again_like_any_job(world):
     await world.owner.deploy(on=world.holder.id, environment={"GREETING": "Ahoj"})
     await world.holder.ask(world.owner, query="name=you")
