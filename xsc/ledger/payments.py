@@ -32,7 +32,7 @@ from xsc.ledger.off_books import Payment
 from xsc.terms.voucher import Voucher, off_books_account
 
 ACCOUNT_TIMEOUT_MS = 2_000
-"""How long a peer has to say how an account stands: a person waits for it."""
+"""How long a peer has to answer what an account holds: a person waits for it."""
 
 ACCOUNT: Final = "ledger.account"
 PAID: Final = b"ledger-paid/"

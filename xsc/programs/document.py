@@ -28,7 +28,7 @@ from xsc.space.paths import fault_of
 Form: TypeAlias = Literal["toml", "json"]
 KeyPath: TypeAlias = tuple[str, ...]
 Lines: TypeAlias = Mapping[KeyPath, int]
-"""By key, the line where it stands."""
+"""The line of each key."""
 
 IDENTIFIER: Final = re.compile(rf"[A-Za-z_][A-Za-z0-9_-]{{0,{limits.NAME_CHARS_MAX - 1}}}")
 STATE_TYPES: Final = ("f64", "f32", "i32")

@@ -239,7 +239,7 @@ class Execution:
     # What is kept
 
     def save(self) -> bytes:
-        """Return what a restart needs, but values: cells, the hashes of values, and how it stands.
+        """Return what a restart needs beside values: cells, the hashes of values, and the errors.
 
         Values are kept where they are read again: those of the space by their owners, outputs at
         their own paths.

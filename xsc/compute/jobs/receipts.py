@@ -68,7 +68,7 @@ def job_of(order: Order, module: bytes, given: inputs.RunInput, output_bytes: in
 def standing_order(
     signed: Signed[Deployment], request: ServiceRequest, given: bytes
 ) -> Signed[Order]:
-    """Return the order that a deployment stands for, of one request.
+    """Return the order of one request of a service, which its deployment allows.
 
     Args:
         signed: what the owner signed.
