@@ -11,8 +11,7 @@ import base64
 import re
 from functools import lru_cache
 
-from xsc.base.errors import ArgumentInvalid
-from xsc.base.limits import PEERS_MAX
+from xsc.base import errors, limits
 
 ID_BYTES = 32
 TEXT_CHARS = 52
@@ -29,7 +28,7 @@ def to_text(raw: bytes) -> str:
     return base64.b32encode(raw).decode().rstrip("=").lower()
 
 
-@lru_cache(maxsize=2 * PEERS_MAX)
+@lru_cache(maxsize=2 * limits.PEERS_MAX)
 def node_text(node_id: bytes) -> str:
     """Return the text of a node id; kept, as base32 is slow and a node's peers stay the same."""
     return to_text(node_id)
@@ -45,13 +44,13 @@ def from_text(text: str) -> bytes:
         ArgumentInvalid: not base32, upper case, padded, or with stray low bits.
     """
     if not _TEXT.fullmatch(text):
-        raise ArgumentInvalid("that is not base32 text (a-z and 2-7)")
+        raise errors.ArgumentInvalid("that is not base32 text (a-z and 2-7)")
     try:
         raw = base64.b32decode(text.upper() + "=" * (-len(text) % 8))
     except ValueError:
-        raise ArgumentInvalid("that base32 text has an impossible length") from None
+        raise errors.ArgumentInvalid("that base32 text has an impossible length") from None
     if to_text(raw) != text:
-        raise ArgumentInvalid("that base32 text has stray bits at its end")
+        raise errors.ArgumentInvalid("that base32 text has stray bits at its end")
     return raw
 
 
@@ -71,7 +70,7 @@ def is_strong(node_id: bytes) -> bool:
     return y < _FIELD and y not in _SMALL_Y
 
 
-@lru_cache(maxsize=2 * PEERS_MAX)
+@lru_cache(maxsize=2 * limits.PEERS_MAX)
 def node_id_from_text(text: str) -> bytes:
     """Return the 32 bytes of a node id given as text; kept, as `node_text`.
 
@@ -79,11 +78,11 @@ def node_id_from_text(text: str) -> bytes:
         ArgumentInvalid: not the text of 32 bytes, or of no key that somebody can have.
     """
     if len(text) != TEXT_CHARS:
-        raise ArgumentInvalid(
+        raise errors.ArgumentInvalid(
             f"a node id has {TEXT_CHARS} characters, this has {len(text)}",
             hint="`xsc node status` shows a node's id; a peer may also go by its name",
         )
     raw = from_text(text)
     if not is_strong(raw):
-        raise ArgumentInvalid("that is no node's id: everybody could sign for such a key")
+        raise errors.ArgumentInvalid("that is no node's id: everybody could sign for such a key")
     return raw

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias
 
+from xsc.base import ids, limits
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import PeerSilent, XscError
-from xsc.base.ids import short
-from xsc.base.limits import PEER_TIMEOUT_MS
 from xsc.base.merkle import Part
 
 HISTORY_TIMEOUT_MS = 60_000
@@ -85,9 +84,9 @@ class History:
         """
         left_ms = self._end_ms - self._clock.monotonic_ms()
         if left_ms <= 0:
-            raise PeerSilent(f"{short(self._peer)} comes to no end of its answer")
+            raise PeerSilent(f"{ids.short(self._peer)} comes to no end of its answer")
         return await self._caller.call(
-            self._peer, self._method, header, timeout_ms=min(left_ms, PEER_TIMEOUT_MS)
+            self._peer, self._method, header, timeout_ms=min(left_ms, limits.PEER_TIMEOUT_MS)
         )
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 
-from xsc.base.errors import RateLimited
-from xsc.base.units import ceil_div
+from xsc.base import errors, units
 
 
 class Tally:
@@ -36,9 +35,9 @@ class Tally:
             RateLimited: it has done it too often; the hint says for how long.
         """
         if wait_ms := self.wait_ms(peer, now_ms):
-            raise RateLimited(
+            raise errors.RateLimited(
                 f"more than {self._most} {what} within {self._within_ms // 1000} s",
-                retry_after_s=ceil_div(wait_ms, 1000),
+                retry_after_s=units.ceil_div(wait_ms, 1000),
             )
         self.note(peer, now_ms)
 
@@ -75,12 +74,12 @@ class Rate:
 
     def left(self, holder: Hashable, now_ms: int) -> int:
         """Return how much a holder may take now; less than nothing where it owes."""
-        return self._most - ceil_div(self._owed(holder, now_ms), self._within_ms)
+        return self._most - units.ceil_div(self._owed(holder, now_ms), self._within_ms)
 
     def wait_ms(self, holder: Hashable, amount: int, now_ms: int) -> int:
         """Return how long a holder has to wait until it may take so much, 0 where it need not."""
         full = min(amount, self._most) * self._within_ms + self._owed(holder, now_ms)
-        return max(0, ceil_div(full - self._most * self._within_ms, self._most))
+        return max(0, units.ceil_div(full - self._most * self._within_ms, self._most))
 
     def note(self, holder: Hashable, amount: int, now_ms: int) -> None:
         """Note that a holder takes so much; `now_ms` is by a clock that never goes back."""

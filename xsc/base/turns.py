@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from contextlib import asynccontextmanager
 from typing import Final, Generic, ParamSpec, TypeVar
 
-from xsc.base.clock import Executor, run_sized
-from xsc.base.limits import KIB
+from xsc.base import clock, limits
 
-WORK_INLINE_BYTES = 4 * KIB
+WORK_INLINE_BYTES = 4 * limits.KIB
 """What a peer sent is decoded without waiting for its turn up to this size."""
 
 K = TypeVar("K", bound=Hashable)
@@ -83,7 +82,7 @@ class PeerWork:
     event loop from running as if it were done there.
     """
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: clock.Executor) -> None:
         self._executor = executor
         self._turns: Turns[bytes] = Turns()
 
@@ -99,6 +98,6 @@ class PeerWork:
         if size_bytes <= WORK_INLINE_BYTES:
             return function(*args, **kwargs)
         async with self._turns.of(peer):
-            found = await run_sized(self._executor, size_bytes, function, *args, **kwargs)
+            found = await clock.run_sized(self._executor, size_bytes, function, *args, **kwargs)
             await asyncio.sleep(0)
             return found

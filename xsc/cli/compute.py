@@ -27,13 +27,7 @@ from xsc.cli.options import Group, ProgramCommand, Settings, asks
 from xsc.client import core, targets
 from xsc.client.calls import DeployOptions, Show
 from xsc.client.calls import follow as rows_of
-from xsc.client.files import (
-    make_directory,
-    place_in,
-    read_file,
-    read_module,
-    write_whole,
-)
+from xsc.client.files import make_directory, place_in, read_file, read_module, write_whole
 
 _NUMBER = re.compile(r"-(\.?[0-9]|inf|nan).*", re.IGNORECASE | re.DOTALL)
 EXIT_MAX = 255
@@ -392,13 +386,7 @@ def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -
 @option("--timeout", "timeout_ms", type=options.RUN_TIME, help="Most time of a request.")
 @option("--concurrency", type=options.CONCURRENCY, help="Requests that run at once.  [4]")
 @option("--on", type=options.PEER, metavar="NODE", help="Have this node hold it, and pay it.")
-def deploy(
-    settings: Settings,
-    *,
-    module: Path,
-    name: str,
-    **how: Unpack[DeployOptions],
-) -> None:
+def deploy(settings: Settings, *, module: Path, name: str, **how: Unpack[DeployOptions]) -> None:
     """Let the WASI program MOD answer requests, and print where.
 
     Each request runs it anew: fields, query and path come as variables, the

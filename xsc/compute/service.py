@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xsc.base import encoding, ids, jobs, limits
-from xsc.base.peering import Handler
+from xsc.base import encoding, ids, jobs, limits, peering
 from xsc.compute.jobs import customer, output_buffer, quorum, replicated, runner
 from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.jobs.executor import JobExecutor
@@ -67,7 +66,7 @@ class ComputeService:
         """Return the sandbox's description of itself."""
         return self._sandbox.describe()
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, peering.Handler]:
         """Return what peers may call."""
         return {**self._job_executor.handlers(), **self._streams.handlers()}
 

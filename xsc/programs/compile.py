@@ -12,14 +12,11 @@ import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from xsc.base.errors import ProgramInvalid
-from xsc.base.ids import short
-from xsc.programs import limits
+from xsc.base import errors, ids
+from xsc.programs import limits, numbers, values
 from xsc.programs.document import Computation, Document, ModuleCall, Output, Program, Variable
 from xsc.programs.functions import Function, Functions
-from xsc.programs.numbers import EXPORTED, Value, size_max, storage_of
 from xsc.programs.state import Const, ConstPool, StateCellLayout, StateLayout
-from xsc.programs.values import SlotMeta
 from xsc.space.paths import UserSpacePaths, is_systems
 
 
@@ -78,7 +75,7 @@ class CompiledProgram:
     """What frames run."""
 
     program: Program
-    slot_meta: tuple[SlotMeta, ...]
+    slot_meta: tuple[values.SlotMeta, ...]
     state_layout: StateLayout
     constants: ConstPool
     variables: Mapping[str, tuple[Variable, Slot]]
@@ -133,23 +130,23 @@ class _Compiler:
         self.built_in = built_in
         self.computations = {item.id: item for item in document.computations}
         self.variables = {item.name: item for item in document.variables}
-        self.metas: list[SlotMeta] = []
+        self.metas: list[values.SlotMeta] = []
         self.sizes: dict[str, int] = {}
         self.values_bytes = 0
         self.outputs: dict[tuple[str, str], Slot] = {}
         self.slots: dict[str, Slot] = {}
         self.writers: dict[tuple[str, str], str] = {}
 
-    def fault(self, message: str, *path: str) -> ProgramInvalid:
+    def fault(self, message: str, *path: str) -> errors.ProgramInvalid:
         return self.document.fault(path, message)
 
     def slot(self, type_: str) -> Slot:
-        storage = storage_of(type_)
+        storage = numbers.storage_of(type_)
         offset = self.sizes.get(storage, 0)
         self.sizes[storage] = offset + 1
-        self.values_bytes += size_max(type_)
+        self.values_bytes += numbers.size_max(type_)
         slot = Slot(len(self.metas), type_)
-        self.metas.append(SlotMeta(slot.slot, storage, offset))
+        self.metas.append(values.SlotMeta(slot.slot, storage, offset))
         return slot
 
     def schedule(self) -> tuple[str, ...]:
@@ -195,7 +192,7 @@ class _Compiler:
             function, bound, results = call, "", []
             ordered = tuple(sorted(types))
             for param, type_ in types.items():
-                if not call.is_filter and type_ not in EXPORTED:
+                if not call.is_filter and type_ not in numbers.EXPORTED:
                     message = f"a module takes no {type_} by an export"
                     raise self.fault(message, *at, "inputs", param)
             wanted = {output.result for output in computation.outputs}
@@ -206,14 +203,14 @@ class _Compiler:
                 function = self.functions.get(call)
                 ordered = function.order(types)
                 bound, result = function.bind(types)
-            except ProgramInvalid as fault:
+            except errors.ProgramInvalid as fault:
                 raise self.fault(fault.message, *at) from None
             results = [result]
         outputs = []
         for output in computation.outputs:
             place = (*at, "outputs", output.name)
             if isinstance(function, ModuleCall):
-                if not function.is_filter and output.type not in EXPORTED:
+                if not function.is_filter and output.type not in numbers.EXPORTED:
                     raise self.fault("a module's output needs a type of numbers", *place)
                 if not output.type:
                     raise self.fault("a module's output needs a type", *place)
@@ -256,7 +253,7 @@ class _Compiler:
     def state(self) -> tuple[StateLayout, ConstPool]:
         sizes = {"f64": 0, "f32": 0, "i32": 0}
         cells, index = [], {}
-        pools: dict[str, list[Value]] = {kind: [] for kind in sizes}
+        pools: dict[str, list[numbers.Value]] = {kind: [] for kind in sizes}
         for name, variable in self.variables.items():
             if variable.kind != "local" or variable.default is None:
                 continue
@@ -313,7 +310,7 @@ def without_cells(document: Document) -> Document:
             continue
         read = {}
         for source in variable.sources or (None,):
-            label = "own" if source is None else short(source)  # type: ignore[arg-type]
+            label = "own" if source is None else ids.short(source)  # type: ignore[arg-type]
             read[label] = f"{name}.{label}"
             part = {"name": read[label], "kind": "subscription", "owner": source}
             variables.append(dataclasses.replace(variable, **part))  # type: ignore[arg-type]

@@ -12,13 +12,10 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from xsc.base import errors
-from xsc.base.encoding import decode, encode
+from xsc.base import encoding, errors
 from xsc.base.text import cut
-from xsc.programs import limits, numbers
+from xsc.programs import document, functions, limits, numbers
 from xsc.programs.compile import CompiledProgram, Slot, Step, state_key
-from xsc.programs.document import ModuleCall, Variable
-from xsc.programs.functions import check_said
 from xsc.programs.numbers import Value, check_value, same
 from xsc.programs.runtime import RuntimeState, create_runtime_state
 from xsc.programs.state import SavedCell
@@ -46,7 +43,7 @@ class Call:
     """A module that a frame needs to be called: an export with numbers, or a filter with bytes."""
 
     computation: str
-    call: ModuleCall
+    call: document.ModuleCall
     given: Given
 
 
@@ -78,7 +75,7 @@ class FrameResult:
     """Whether a local variable changed, which another frame would read."""
 
 
-def external_value(variable: Variable, raw: bytes | None) -> Value | Fault:
+def external_value(variable: document.Variable, raw: bytes | None) -> Value | Fault:
     """Return the value of a variable: of a record's bytes, or where there is none."""
     if raw is None:
         if variable.default is not None:
@@ -90,16 +87,16 @@ def external_value(variable: Variable, raw: bytes | None) -> Value | Fault:
         return Fault(f"there is no value at '{variable.path}', and no default")
     try:
         value = numbers.from_space(variable.type, raw)
-        check_said(variable.merge, variable.type, value, len(variable.sources) or 1)
+        functions.check_said(variable.merge, variable.type, value, len(variable.sources) or 1)
     except errors.ArgumentInvalid as fault:
         return Fault(f"the value at '{variable.path}': {fault.message}")
     return value
 
 
-def given_to(call: ModuleCall, inputs: Iterable[tuple[str, Value]]) -> Given:
+def given_to(call: document.ModuleCall, inputs: Iterable[tuple[str, Value]]) -> Given:
     """Return the inputs of a module, types and values in their order, as it takes them."""
     if call.is_filter:
-        return encode([numbers.to_record(type_, value) for type_, value in inputs])
+        return encoding.encode([numbers.to_record(type_, value) for type_, value in inputs])
     return tuple(numbers.to_number(type_, value) for type_, value in inputs)
 
 
@@ -111,7 +108,7 @@ def results_in(found: Given) -> Sequence[Any]:
     """
     if isinstance(found, tuple):
         return found
-    results = decode(found, size_max=SPACE_VALUE_BYTES_MAX)
+    results = encoding.decode(found, size_max=SPACE_VALUE_BYTES_MAX)
     if not isinstance(results, list):
         raise errors.ArgumentInvalid("the filter gives no list of results")
     return results
@@ -250,7 +247,7 @@ class Execution:
                 raw = numbers.value_bytes(slot.type, self._at(slot))
                 self._digests[slot.slot] = numbers.digest_of(raw)
         missing = [name for name, (_, slot) in variables.items() if slot.slot in self._bad]
-        return encode(
+        return encoding.encode(
             {
                 "cells": {key[0]: saved.bits for key, saved in cells.items()},
                 "hashes": b"".join(self._digests.get(s.slot, _NO_HASH) for s in self.program.slots),
@@ -272,9 +269,9 @@ class Execution:
             StoreDamaged: what was kept is not of this program.
         """
         try:
-            found: Any = decode(raw, size_max=SPACE_VALUE_BYTES_MAX)
+            found: Any = encoding.decode(raw, size_max=SPACE_VALUE_BYTES_MAX)
             self.runtime.frame_id, saved = int(found[0]), bytes(found[1])
-            self._restore(decode(saved, size_max=SPACE_VALUE_BYTES_MAX), kept)
+            self._restore(encoding.decode(saved, size_max=SPACE_VALUE_BYTES_MAX), kept)
         except (errors.XscError, LookupError, TypeError, ValueError) as fault:
             raise errors.StoreDamaged(f"what was kept of the program is damaged: {fault}") from None
         return saved
@@ -335,7 +332,7 @@ class Execution:
     def _at(self, slot: Slot) -> Value:
         return self.runtime.values.read(slot.slot)  # type: ignore[no-any-return]
 
-    def _cell(self, variable: Variable) -> Value:
+    def _cell(self, variable: document.Variable) -> Value:
         """Return what a local variable keeps now."""
         kept = self.runtime.state.read(state_key(variable.name))
         return kept if variable.size > 1 else kept[0]
@@ -427,7 +424,7 @@ class Execution:
                     self.stale.discard(step.id)
                     self._bad -= self._gives[step.id]
                 continue
-            elif isinstance(step.function, ModuleCall):
+            elif isinstance(step.function, document.ModuleCall):
                 needed.append(step)
             else:
                 inputs = self._inputs(step)
@@ -480,14 +477,14 @@ class Execution:
 
 
 def _call(step: Step, inputs: Sequence[Value | None]) -> Call:
-    assert isinstance(step.function, ModuleCall)
+    assert isinstance(step.function, document.ModuleCall)
     types = [read.slot.type for read in step.inputs]
     given = [(type_, one) for type_, one in zip(types, inputs, strict=True) if one is not None]
     return Call(step.id, step.function, given_to(step.function, given))
 
 
 def _compute(step: Step, inputs: Sequence[Value | None]) -> list[Value] | Fault:
-    assert not isinstance(step.function, ModuleCall)
+    assert not isinstance(step.function, document.ModuleCall)
     try:
         value = step.function.run(step.bound, *(one for one in inputs if one is not None))
         return [check_value(output.slot.type, value) for output in step.outputs]
@@ -495,7 +492,7 @@ def _compute(step: Step, inputs: Sequence[Value | None]) -> list[Value] | Fault:
         return Fault(str(fault) or type(fault).__name__)
 
 
-def _checked(variable: Variable, slot: Slot, value: Value) -> Value:
+def _checked(variable: document.Variable, slot: Slot, value: Value) -> Value:
     if variable.kind == "given" and isinstance(value, bytes):
         # Larger than a program may make or read one: the node bounds it.
         if len(value) > limits.GIVEN_BYTES_MAX:

@@ -15,8 +15,7 @@ from typing import Any, Final
 from xsc.base.encoding import Value as Encodable
 from xsc.base.encoding import encode, tagged_sha256
 from xsc.base.errors import ArgumentInvalid, ProgramInvalid
-from xsc.programs import numbers
-from xsc.programs.limits import VALUE_BYTES_MAX
+from xsc.programs import limits, numbers
 from xsc.programs.numbers import FLOATS, NUMBERS, SCALARS, TYPES, Value, same
 
 _VARIABLES: Final = {"T": SCALARS, "N": NUMBERS, "V": TYPES}
@@ -115,8 +114,8 @@ def _sum(type_: str, items: Any) -> Value:  # noqa: ANN401
 
 
 def _join(items: tuple[str, ...], between: str) -> str:
-    if sum(map(len, items)) + len(between) * len(items) > 2 * VALUE_BYTES_MAX:
-        raise ArgumentInvalid(f"the text is over the bound of {VALUE_BYTES_MAX} bytes")
+    if sum(map(len, items)) + len(between) * len(items) > 2 * limits.VALUE_BYTES_MAX:
+        raise ArgumentInvalid(f"the text is over the bound of {limits.VALUE_BYTES_MAX} bytes")
     return between.join(items)
 
 

@@ -14,10 +14,9 @@ import struct
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
+from xsc.base import encoding, numerals
 from xsc.base.encoding import Value as Encodable
-from xsc.base.encoding import encode, tagged_sha256
 from xsc.base.errors import ArgumentInvalid
-from xsc.base.numerals import format_float, parse_float, parse_integer
 from xsc.programs.limits import LIST_ITEMS_MAX, VALUE_BYTES_MAX
 from xsc.terms.execution import Number
 
@@ -236,12 +235,12 @@ def from_record(type_: str, found: Encodable) -> Value:
 
 def value_bytes(type_: str, value: Value) -> bytes:
     """Return the canonical bytes of a type and a value, of which `digest_of` is the hash."""
-    return encode([type_, to_record(type_, value)])
+    return encoding.encode([type_, to_record(type_, value)])
 
 
 def digest_of(raw: bytes) -> bytes:
     """Return the hash of a value and its type, of their canonical bytes; 32 bytes."""
-    return tagged_sha256("program_value", raw)
+    return encoding.tagged_sha256("program_value", raw)
 
 
 def parse_value(type_: str, text: str) -> Value:
@@ -258,12 +257,12 @@ def parse_value(type_: str, text: str) -> Value:
         return _parse_list(type_, item, text)
     found: object = None
     if type_ in FLOATS:
-        bits = parse_float(text, type_)
+        bits = numerals.parse_float(text, type_)
         if bits is not None:
             width = struct.calcsize(FLOATS[type_])
             found = struct.unpack(FLOATS[type_], bits.to_bytes(width, "big"))[0]
     elif type_ in INTEGERS:
-        found = parse_integer(text, *INTEGERS[type_])
+        found = numerals.parse_integer(text, *INTEGERS[type_])
     elif type_ == "text":
         found = text
     else:
@@ -310,7 +309,7 @@ def format_value(type_: str, value: Value) -> str:
         ]
         return f"[{', '.join(bare)}]"
     if type_ in FLOATS:
-        return format_float(type_, int.from_bytes(to_bits(type_, value), "big"))  # type: ignore[arg-type]
+        return numerals.format_float(type_, int.from_bytes(to_bits(type_, value), "big"))  # type: ignore[arg-type]
     if isinstance(value, bytes):
         return value.hex()
     return str(value)

@@ -15,14 +15,12 @@ from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from xsc.base.encoding import encode, tagged_sha256
-from xsc.base.errors import XscError
+from xsc.base import encoding, errors
 from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, seal
 from xsc.identity.keys import KeyPair
-from xsc.programs import limits, numbers
+from xsc.programs import document, limits, numbers
 from xsc.programs.compile import CompiledProgram, Published, Read, Step
-from xsc.programs.document import ModuleCall
 from xsc.programs.frame import FrameResult
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
@@ -132,7 +130,7 @@ def event_of(place: tuple[str, str], number: int) -> bytes:
             the path alone finds its records.
         number: which of the records that are kept.
     """
-    return tagged_sha256("provenance_event", encode([*place, number]))
+    return encoding.tagged_sha256("provenance_event", encoding.encode([*place, number]))
 
 
 def place_of(computation: str, output: Published | ProvenanceOutput) -> tuple[str, str]:
@@ -247,7 +245,7 @@ class Recorder:
                 )
                 body = record.to_bytes()
                 made.append((record, body))
-                paths.append(chains.add(record, tagged_sha256(record.KIND, body)))
+                paths.append(chains.add(record, encoding.tagged_sha256(record.KIND, body)))
                 if output.path and self._writers.get(output.path) is not chains:
                     self._writers[output.path] = chains
                     pointers[UserSpacePaths.writer(output.path)] = program.hash
@@ -287,7 +285,7 @@ class Recorder:
                 author=self._space.owner,
                 size_max=limits.PROVENANCE_BYTES_MAX,
             )
-        except XscError:
+        except errors.XscError:
             return None  # the user may write there too: what is no record proves nothing
 
     def _input(
@@ -319,7 +317,7 @@ class Recorder:
 def _function_of(step: Step) -> tuple[str, bytes]:
     """Return name and hash of a function, or the export of a module and its hash."""
     call = step.function
-    if not isinstance(call, ModuleCall):
+    if not isinstance(call, document.ModuleCall):
         return call.name, call.hash
     assert isinstance(call.module, bytes), "a resolved program names modules by hash"
     return call.export, call.module

@@ -15,19 +15,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from xsc.api.programs import Results, State
+from xsc.base import encoding, ids
 from xsc.base.clock import Clock
-from xsc.base.encoding import encode
 from xsc.base.errors import NotFound, StoreDamaged, XscError
-from xsc.base.ids import to_text
 from xsc.base.log import Log
 from xsc.identity.envelope import Signed
-from xsc.programs import limits
+from xsc.programs import limits, runtime
 from xsc.programs.compile import CompiledProgram
 from xsc.programs.document import ModuleCall, Variable
 from xsc.programs.frame import Call, Execution, Fault, FrameResult, Given, external_value
 from xsc.programs.numbers import Value, format_value, to_space
 from xsc.programs.provenance import Recorder, Sources
-from xsc.programs.runtime import RuntimeState
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change, Entry, SpaceRecord
@@ -127,7 +125,7 @@ class Writes(dict[str, "bytes | None"]):
 
     def write_state(self, program: bytes, frame: int, saved: bytes) -> None:
         """Keep how a program stands after a frame (`Execution.save`)."""
-        self[UserSpacePaths.state(program)] = encode([frame, saved])
+        self[UserSpacePaths.state(program)] = encoding.encode([frame, saved])
 
     def write_output(self, path: str, type_: str, value: Value) -> None:
         """Publish an output as text, at its declared path, or keep it where it has none."""
@@ -139,7 +137,7 @@ class Writes(dict[str, "bytes | None"]):
 
     def register_subscription(self, path: str, programs: Iterable[bytes]) -> None:
         """List at a path which programs subscribe to something; without any, no more."""
-        names = sorted(map(to_text, programs))
+        names = sorted(map(ids.to_text, programs))
         self[path] = json.dumps(names).encode() if names else None
 
 
@@ -155,7 +153,7 @@ class Frames:
         program: CompiledProgram,
         space: Space,
         recorder: Recorder,
-        swapped: RuntimeState | None = None,
+        swapped: runtime.RuntimeState | None = None,
     ) -> None:
         self.program = program
         self.fault = ""
@@ -169,7 +167,7 @@ class Frames:
         self.execution: Execution
         self._begin(swapped)
 
-    def _begin(self, swapped: RuntimeState | None = None) -> None:
+    def _begin(self, swapped: runtime.RuntimeState | None = None) -> None:
         """Go on from what the last written frame has kept."""
         self.execution = Execution.begin(self.program, swapped)
         raw = self._kept(UserSpacePaths.state(self.program.hash))
@@ -242,7 +240,7 @@ class Frames:
         outputs = {o.name: o for step in program.steps for o in step.outputs if not step.is_hidden}
         return Results(
             id=program.program.document.id,
-            hash=to_text(program.hash),
+            hash=ids.to_text(program.hash),
             state=state,
             frame=execution.runtime.frame_id,
             fault=self.fault,
@@ -274,7 +272,7 @@ class ServedProgram(Frames):
         self._given: Mapping[str, Value] = {}
         super().__init__(program, space, recorder)
 
-    def _begin(self, swapped: RuntimeState | None = None) -> None:
+    def _begin(self, swapped: runtime.RuntimeState | None = None) -> None:
         try:
             super()._begin(swapped)
         except StoreDamaged as fault:
@@ -321,7 +319,7 @@ class RunningProgram(Frames):
         program: CompiledProgram,
         ports: Ports,
         modules: Mapping[bytes, bytes],
-        swapped: RuntimeState | None = None,
+        swapped: runtime.RuntimeState | None = None,
     ) -> None:
         self.oscillates = False
         self._ports = ports
@@ -356,7 +354,7 @@ class RunningProgram(Frames):
     def _owner_of(self, variable: Variable) -> bytes:
         return variable.owner if isinstance(variable.owner, bytes) else self._owner
 
-    def _begin(self, swapped: RuntimeState | None = None) -> None:
+    def _begin(self, swapped: runtime.RuntimeState | None = None) -> None:
         """Go on from what the last frame wrote; what has changed since is pending."""
         super()._begin(swapped)
         read: dict[str, Entry | Fault | None] = {

@@ -14,15 +14,12 @@ from dataclasses import fields
 from typing import Any
 
 from xsc.api.programs import Program, Results, State
-from xsc.base import errors
-from xsc.base.clock import Executor
+from xsc.base import clock, errors, keyvalue
 from xsc.base.ids import from_text, short, to_text
-from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import MODULE_BYTES_MAX
-from xsc.programs import limits
+from xsc.programs import frame, limits, runtime, why
 from xsc.programs.compile import CompiledProgram, compile_program
 from xsc.programs.document import Document, Form, naming, parse, portable, resolve
-from xsc.programs.frame import Call, Fault, FrameResult, Given
 from xsc.programs.functions import Function, Functions
 from xsc.programs.numbers import Value, check_value, parse_value, to_space
 from xsc.programs.running import (
@@ -33,8 +30,6 @@ from xsc.programs.running import (
     modules_of,
     subscriptions_of,
 )
-from xsc.programs.runtime import RuntimeState, hot_swap
-from xsc.programs.why import Step, replay
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change
@@ -59,8 +54,8 @@ class ComputeRuntimeManager:
         self,
         ports: Ports,
         *,
-        state: KeyValue,
-        executor: Executor,
+        state: keyvalue.KeyValue,
+        executor: clock.Executor,
         start: Start,
         functions: Functions,
     ) -> None:
@@ -88,7 +83,7 @@ class ComputeRuntimeManager:
     async def open(self) -> None:
         """Read what is registered, and go on with what is active."""
         stored = await self._executor.run(
-            lambda: list(self._state.scan(MODULE, prefix_end(MODULE)))
+            lambda: list(self._state.scan(MODULE, keyvalue.prefix_end(MODULE)))
         )
         self._modules = {key.removeprefix(MODULE): raw for key, raw in stored}
         rows = sorted(self._space.ls(UserSpacePaths.REGISTRY), key=lambda record: record.sequence)
@@ -266,13 +261,13 @@ class ComputeRuntimeManager:
             # Anew from the space: nobody heard what changed while it was written.
             self._run(program)
 
-    def _swapped(self, compiled: CompiledProgram) -> RuntimeState | None:
+    def _swapped(self, compiled: CompiledProgram) -> runtime.RuntimeState | None:
         """Return the stores of the newest version that runs, for a new one to go on with."""
         if self._space.ls(UserSpacePaths.kept(compiled.hash)):
             return None
         for other in reversed(self._running.values()):
             if other.program.program.document.id == compiled.program.document.id:
-                return hot_swap(other.execution.runtime, compiled)
+                return runtime.hot_swap(other.execution.runtime, compiled)
         return None
 
     def _get(self, program: bytes) -> CompiledProgram:
@@ -388,7 +383,7 @@ class ComputeRuntimeManager:
 
     # What runs
 
-    async def execute(self, program: bytes) -> FrameResult:
+    async def execute(self, program: bytes) -> frame.FrameResult:
         """Run a frame of an active program now.
 
         Raises:
@@ -397,7 +392,7 @@ class ComputeRuntimeManager:
         """
         return await self._active(program).execute()
 
-    async def set_variable(self, program: bytes, name: str, text: str) -> FrameResult:
+    async def set_variable(self, program: bytes, name: str, text: str) -> frame.FrameResult:
         """Give a variable of kind `value` or `local` the value of a text, and run a frame.
 
         Raises:
@@ -453,11 +448,11 @@ class ComputeRuntimeManager:
         found = [self.get_results(program) for program in programs]
         return [Program(**{name: getattr(row, name) for name in names}) for row in found]
 
-    async def rerun(self, root: Step) -> None:
+    async def rerun(self, root: why.Step) -> None:
         """Run again all functions and modules behind a value, and note what they give."""
-        await replay(root, self._again, self._call_again, self._executor)
+        await why.replay(root, self._again, self._call_again, self._executor)
 
-    async def _call_again(self, call: Call) -> Given | Fault | None:
+    async def _call_again(self, call: frame.Call) -> frame.Given | frame.Fault | None:
         digest = call.call.module
         module = self._modules.get(digest) if isinstance(digest, bytes) else None
         return None if module is None else (await self._ports.sandbox.call(module, call))[0]

@@ -15,13 +15,9 @@ from functools import partial
 from typing import Any
 
 from xsc.api.programs import Provenance
-from xsc.base import errors
-from xsc.base.clock import Executor, InlineExecutor
-from xsc.base.encoding import decode
-from xsc.base.ids import short, to_text
+from xsc.base import clock, encoding, errors, ids
 from xsc.identity.envelope import Signed, open_signed
-from xsc.programs import limits, numbers
-from xsc.programs.document import FILTER, ModuleCall
+from xsc.programs import document, limits, numbers
 from xsc.programs.frame import Call, Fault, Given, given_to, result_as, results_in
 from xsc.programs.functions import Functions
 from xsc.programs.numbers import Value, digest_of, value_bytes
@@ -56,7 +52,7 @@ def value_in(part: ProvenanceInput | ProvenanceOutput) -> Value | None:
         return None
     _require(digest_of(part.value) == part.digest, f"'{part.name}' has another hash than its value")
     try:
-        found: Any = decode(part.value)
+        found: Any = encoding.decode(part.value)
         _require(
             isinstance(found, list) and len(found) == 2 and found[0] == part.type,
             f"the value of '{part.name}' is not of its type",
@@ -118,7 +114,7 @@ def _check_receipt(signed: Signed[ProvenanceRecord], raw: bytes) -> None:
         and (order.record.module, order.record.function) == (record.version, record.function),
         "the receipt is of another function",
     )
-    if record.function == FILTER:
+    if record.function == document.FILTER:
         ended = (outcome.mode, outcome.exit_code, outcome.input)
         wanted = ("run", 0, order.record.input)
         _require(ended == wanted, "the receipt is of a run that did not end well")
@@ -147,7 +143,7 @@ def given_of(record: ProvenanceRecord, large: Mapping[str, Value]) -> Given | No
     Raises:
         ProofInvalid: an export takes no value of such a type.
     """
-    call = ModuleCall(record.version, record.function)
+    call = document.ModuleCall(record.version, record.function)
     values = _values_of(record, large)
     for item in record.inputs:
         takes = call.is_filter or item.type in numbers.EXPORTED
@@ -269,7 +265,7 @@ def call_of(record: ProvenanceRecord, large: Mapping[str, Value]) -> Call | str:
             "memory_bytes": order.memory_bytes_max,
             "timeout_ms": order.timeout_ms,
         }
-    call = ModuleCall(record.version, record.function, **bounds)
+    call = document.ModuleCall(record.version, record.function, **bounds)
     return Call(record.computation, call, given)
 
 
@@ -306,12 +302,12 @@ class Why:
         read: Read,
         network: bytes,
         parts: Parts = lambda _: (),
-        executor: Executor | None = None,
+        executor: clock.Executor | None = None,
     ) -> None:
         self._read = read
         self._network = network
         self._parts = parts
-        self._executor = executor or InlineExecutor()
+        self._executor = executor or clock.InlineExecutor()
         self._steps: dict[bytes, Step] = {}
         """By the id of a record."""
         self._next: list[Step] = []
@@ -332,7 +328,7 @@ class Why:
         digest = entry.signed.record.digest
         if entry.value is None or digest is None:
             raise errors.NotFound(
-                f"nothing is at '{path}' of {short(owner)}", hint="see `xsc space ls`"
+                f"nothing is at '{path}' of {ids.short(owner)}", hint="see `xsc space ls`"
             )
         root = await self._published(owner, path, digest)
         if isinstance(root, str):
@@ -497,7 +493,7 @@ class Why:
             return []  # gathered from no space
         if len(parts) > left:
             return None
-        return [(short(part[0]), self._check_part(*part)) for part in parts]
+        return [(ids.short(part[0]), self._check_part(*part)) for part in parts]
 
     def _check_part(self, owner: bytes, path: str, record: bytes, value: bytes) -> Step:
         part = Step(owner, path, value_digest(value).hex())
@@ -566,7 +562,7 @@ def steps_of(root: Step) -> list[Step]:
     return found
 
 
-async def replay(root: Step, functions: Functions, call: Rerun, executor: Executor) -> None:
+async def replay(root: Step, functions: Functions, call: Rerun, executor: clock.Executor) -> None:
     """Run every function and module of a tree again, and note whether it gives the same bits."""
     for step in steps_of(root):
         if step.signed is None:
@@ -605,7 +601,7 @@ def shown(root: Step) -> Provenance:
         record = None if step.signed is None else step.signed.record
         return Provenance(
             path=step.path,
-            owner=to_text(step.owner),
+            owner=ids.to_text(step.owner),
             input=name,
             value=step.value,
             verified=bool(step.verified),

@@ -245,9 +245,7 @@ def own_part(interval: Interval, event: Event) -> Event:
         return _base(event) if interval else 0
     base, left, right = _open(event)
     return _node(
-        0,
-        own_part(interval[0], _lift(left, base)),
-        own_part(interval[1], _lift(right, base)),
+        0, own_part(interval[0], _lift(left, base)), own_part(interval[1], _lift(right, base))
     )
 
 

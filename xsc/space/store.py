@@ -27,8 +27,7 @@ from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.db.group import GroupCommit
 from xsc.identity import envelope, keys
-from xsc.space import itc, limits
-from xsc.space.messages import Cursor, Ids, Section
+from xsc.space import itc, limits, messages
 from xsc.space.paths import SECTIONS, UserSpacePaths, is_under, sections_of
 from xsc.space.record import (
     HEAD_ENVELOPE_BYTES_MAX,
@@ -40,14 +39,7 @@ from xsc.space.record import (
     check_value,
     value_digest,
 )
-from xsc.space.table import (
-    OwnerTable,
-    Proven,
-    Repair,
-    Row,
-    old_versions,
-    owner_bytes_max,
-)
+from xsc.space.table import OwnerTable, Proven, Repair, Row, old_versions, owner_bytes_max
 
 META, VALUE, ARCHIVE, PROVEN = b"m", b"v", b"a", b"p"
 CLOCK, FLOOR, INVITER = b"c", b"f", b"i"
@@ -105,7 +97,7 @@ class KeptHead(envelope.Record):
     KIND: ClassVar[str] = "space_kept_head"
 
     head: bytes
-    cursors: tuple[tuple[Section, envelope.Count], ...]
+    cursors: tuple[tuple[messages.Section, envelope.Count], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +174,7 @@ class SpaceStore:
         self._own: itc.Granted | None = None
         self._given = 0
         """How many parts of the own interval were given."""
-        self.asked: dict[bytes, Sequence[Cursor]] = {}
+        self.asked: dict[bytes, Sequence[messages.Cursor]] = {}
         """What each known subscriber has asked for last, since the start."""
         self._told: Callable[[Change], None] = lambda _: None
         self._inviter = db.get(INVITER)
@@ -535,7 +527,7 @@ class SpaceStore:
         async with self._turns.of(owner):
             return (await self._table(owner)).cursors.get(section, 0)
 
-    async def listing(self, owner: bytes, section: str) -> tuple[bytes, Ids]:
+    async def listing(self, owner: bytes, section: str) -> tuple[bytes, messages.Ids]:
         """Return the head that is shown of a section, and its live paths and their records' ids.
 
         Raises:

@@ -13,25 +13,16 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from xsc.base import errors, merkle
+from xsc.base import encoding, errors, merkle
 from xsc.base.clock import Clock, event_within
-from xsc.base.encoding import Value, tagged_sha256
 from xsc.base.fields import take_bool, take_bytes, take_int, take_texts
 from xsc.base.ids import short
 from xsc.base.limits import KIB, SOUGHT_MAX
 from xsc.base.log import Log
 from xsc.base.peering import Answered, Caller, Handler, Reply
 from xsc.identity.envelope import Signed
-from xsc.space import limits
-from xsc.space.messages import (
-    Answer,
-    Cursor,
-    Listed,
-    Question,
-    Sent,
-    SentHead,
-    check_section,
-)
+from xsc.space import limits, table
+from xsc.space.messages import Answer, Cursor, Listed, Question, Sent, SentHead, check_section
 from xsc.space.paths import SECTIONS, UserSpacePaths, section_of, sections_of
 from xsc.space.record import (
     Change,
@@ -43,7 +34,6 @@ from xsc.space.record import (
     open_record,
 )
 from xsc.space.store import SpaceStore, Taken
-from xsc.space.table import Repair
 
 MALFORMED = (errors.RecordInvalid, errors.FrameInvalid, errors.TooLarge, errors.SignatureInvalid)
 """What a peer answered that no honest one does."""
@@ -66,7 +56,7 @@ class Space(Protocol):
     """What subscriptions need of the node's space."""
 
     async def take(
-        self, owner: bytes, offered: Sequence[Offered], listed: Repair | None = None
+        self, owner: bytes, offered: Sequence[Offered], listed: table.Repair | None = None
     ) -> Taken:
         """Adopt verified records of another owner."""
 
@@ -100,7 +90,7 @@ def relays_of(owner: bytes, peers: Sequence[bytes], failed: set[bytes]) -> list[
     """
     others = [peer for peer in peers if peer != owner]
     left = [peer for peer in others if peer not in failed] or others
-    left.sort(key=lambda peer: tagged_sha256("space_relay", owner, peer))
+    left.sort(key=lambda peer: encoding.tagged_sha256("space_relay", owner, peer))
     return left[: limits.RELAYS_MAX]
 
 
@@ -162,7 +152,7 @@ class SpaceSync:
 
     def _counted(self, handler: Handler) -> Handler:
         async def answer(
-            caller: bytes, header: dict[str, Value], parts: Sequence[merkle.Part]
+            caller: bytes, header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
         ) -> Answered:
             said, bodies = await handler(caller, header, parts)
             self.sent_bytes += sum(map(len, bodies))
@@ -192,7 +182,7 @@ class SpaceSync:
             await event_within(self._clock, ended, pause_ms)
 
     async def _answer_next(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[merkle.Part]
+        self, caller: bytes, header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
     ) -> Answered:
         del parts
         cursors = Question.from_value({"v": 1, "cursors": header.get("cursors")}).cursors
@@ -307,7 +297,7 @@ class SpaceSync:
         return Answer(records=tuple(records), heads=tuple(heads), more=more)
 
     async def _answer_list(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[merkle.Part]
+        self, caller: bytes, header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
     ) -> Answered:
         del parts
         owner, section = take_bytes(header, "owner", size=32), check_section(header.get("section"))
@@ -317,7 +307,7 @@ class SpaceSync:
         return {}, [Listed(head=head, ids=ids).to_bytes()]
 
     async def _answer_records(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[merkle.Part]
+        self, caller: bytes, header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
     ) -> Answered:
         del parts
         owner, whole = take_bytes(header, "owner", size=32), take_bool(header, "whole")
@@ -431,7 +421,7 @@ class SpaceSync:
         self,
         peer: bytes,
         method: str,
-        header: dict[str, Value],
+        header: dict[str, encoding.Value],
         *,
         timeout_ms: int | None = None,
     ) -> Reply:
@@ -593,7 +583,7 @@ class SpaceSync:
         records: Sequence[Sent],
         wanted: set[Followed],
         *,
-        listed: Repair | None = None,
+        listed: table.Repair | None = None,
         told: bool = False,
     ) -> tuple[int, list[tuple[bytes, errors.XscError]]]:
         """Verify and store records; of those that a cursor was `told`, note how far it is.
@@ -811,7 +801,7 @@ class SpaceSync:
         self, peer: bytes, owner: bytes, paths: list[str], *, whole: bool = False
     ) -> Reply:
         """Ask a peer for an owner's records at paths; `whole` ones have large values, too."""
-        asked: dict[str, Value] = {"owner": owner, "paths": [*paths], "whole": whole}
+        asked: dict[str, encoding.Value] = {"owner": owner, "paths": [*paths], "whole": whole}
         return await self._call(peer, "space.records", asked)
 
     def is_followed(self, owner: bytes, path: str) -> bool:

@@ -10,8 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 from xsc.api.market import PassedOver
-from xsc.base.errors import XscError
-from xsc.base.keyvalue import Change
+from xsc.base import errors, keyvalue
 
 
 class HostLease(Protocol):
@@ -38,7 +37,7 @@ class Offered(Protocol):
         """Room at distinct nodes, the preferred first."""
 
     @property
-    def refused(self) -> Mapping[bytes, XscError]:
+    def refused(self) -> Mapping[bytes, errors.XscError]:
         """Where fewer nodes gave room than were wanted: why each of the others did not."""
 
     @property
@@ -135,5 +134,5 @@ ChargeRead: TypeAlias = Callable[[bytes, str, int], None]
 """Charges a caller of a method for bytes that are to be read from the disk; raises RateLimited
 where it has too little left."""
 
-Commit: TypeAlias = Callable[[list[Change]], Awaitable[None]]
+Commit: TypeAlias = Callable[[list[keyvalue.Change]], Awaitable[None]]
 """Applies all changes or none to one store and returns once they are synced to the disk."""

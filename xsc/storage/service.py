@@ -14,18 +14,14 @@ from typing import NamedTuple, TypeVar
 
 from xsc.api import objects as shown
 from xsc.api.market import PassedOver
-from xsc.base.errors import NotAllowed, StoreDamaged, TooLarge, XscError
+from xsc.base import errors, keyvalue, limits, peering
 from xsc.base.ids import short
-from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import READ_AHEAD_KEPT_MS, READ_TOGETHER_MAX, SEGMENT_BYTES
-from xsc.base.peering import GroupHandler, Handler
 from xsc.base.turns import sliced
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
-from xsc.storage.catalogue.adoption import Adoption
-from xsc.storage.catalogue.finder import ObjectFinder
-from xsc.storage.catalogue.names import HIDDEN, check_name
+from xsc.storage.catalogue import adoption, finder, names
 from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
+from xsc.storage.object import durability, erasure, expiry, inventory
 from xsc.storage.object.capability import (
     SECRET_BYTES,
     VerifyCapability,
@@ -33,17 +29,6 @@ from xsc.storage.object.capability import (
     parse_verify,
     verify_key,
 )
-from xsc.storage.object.durability import (
-    KINDS,
-    Contract,
-    HostLabels,
-    domains_of,
-    survival,
-    yearly_loss_ppb,
-)
-from xsc.storage.object.erasure import Code
-from xsc.storage.object.expiry import ending, first_end, own_ends, told_ends
-from xsc.storage.object.inventory import HeldAt, HeldObject
 from xsc.storage.object.placement import (
     State,
     column_state,
@@ -52,23 +37,17 @@ from xsc.storage.object.placement import (
     likely_columns,
 )
 from xsc.storage.ports import ChargeRead, Commit, Hosts, Leases
-from xsc.storage.repair.assignment import CustodianAssignment
-from xsc.storage.repair.custodian import Custodian
+from xsc.storage.repair import assignment, custodian, peer_departures, repairer
 from xsc.storage.repair.drain import Drain
 from xsc.storage.repair.maintained_object import MaintainedObjects, OwnObjects, Settings
 from xsc.storage.repair.mover import Progress
 from xsc.storage.repair.node_watch import NodeWatch
-from xsc.storage.repair.peer_departures import Departures
-from xsc.storage.repair.repairer import Repairer
-from xsc.storage.shardstore.server import ShardServer
-from xsc.storage.shardstore.store import StorageNode
-from xsc.storage.transfer.deep_read import BadShard, read_every_shard
-from xsc.storage.transfer.get import Located, ObjectReader, read_whole
+from xsc.storage.shardstore import server, store
+from xsc.storage.transfer import deep_read, get, read_ahead_cache
 from xsc.storage.transfer.host_client import HostClient, together
 from xsc.storage.transfer.journal import Kept
 from xsc.storage.transfer.locality import Referred, open_reference, refer, spared_bytes
 from xsc.storage.transfer.put import Upload
-from xsc.storage.transfer.read_ahead_cache import ReadAheadCache
 from xsc.storage.transfer.resume import ResumeJournal, ResumeJournals
 from xsc.terms.storage_receipt import DeletionReceipt
 
@@ -85,7 +64,7 @@ class PutResult:
     hosts: tuple[bytes, ...]
     """The node of each column."""
     warnings: list[str]
-    survives: Contract
+    survives: durability.Contract
     """How many nodes, sites and owners can be lost, whichever they are."""
     version: int = 1
     """Its number under the name."""
@@ -121,7 +100,7 @@ class Retried(NamedTuple):
 
 
 def best_columns(
-    located: Located, answers: Mapping[bytes, HeldObject | None], *, placed: bool
+    located: get.Located, answers: Mapping[bytes, inventory.HeldObject | None], *, placed: bool
 ) -> tuple[list[bytes | None], list[State]]:
     """Return for each column the node with its best copy, and the state of that copy.
 
@@ -166,9 +145,9 @@ class StorageService:
         *,
         hosts: Hosts,
         leases: Leases,
-        node: StorageNode,
-        departures: Departures,
-        state: KeyValue,
+        node: store.StorageNode,
+        departures: peer_departures.Departures,
+        state: keyvalue.KeyValue,
         commit: Commit,
         settings: Settings,
         charge_read: ChargeRead,
@@ -196,10 +175,7 @@ class StorageService:
         self._settings = settings
         self.catalogue = ObjectCatalogue(context, state, commit)
         self._client = client = HostClient(
-            context,
-            hosts=hosts,
-            leaving=departures.leaving,
-            lease_grace_ms=settings.lease_grace_ms,
+            context, hosts=hosts, leaving=departures.leaving, lease_grace_ms=settings.lease_grace_ms
         )
         grace_ms = settings.repair_grace_ms
         watch = NodeWatch(context.clock, client, grace_ms)
@@ -214,7 +190,7 @@ class StorageService:
             grace_ms=grace_ms,
         )
         drain.on_change = self.node_changed
-        self._shard_server = ShardServer(
+        self._shard_server = server.ShardServer(
             context,
             leases=leases,
             node=node,
@@ -222,11 +198,11 @@ class StorageService:
             released=drain.keep,
             charge_read=charge_read,
         )
-        self._finder = ObjectFinder(context, client, self.catalogue.placement)
-        self.adoption = Adoption(self.catalogue, self._finder)
+        self._finder = finder.ObjectFinder(context, client, self.catalogue.placement)
+        self.adoption = adoption.Adoption(self.catalogue, self._finder)
         self._owned = OwnObjects(self.catalogue, self._own)
         self.repairer = self._repairer(self._owned, watch)
-        self.assignment = CustodianAssignment(
+        self.assignment = assignment.CustodianAssignment(
             context,
             client,
             state,
@@ -238,7 +214,7 @@ class StorageService:
             grace_ms=grace_ms,
         )
         owners = NodeWatch(context.clock, client, grace_ms)
-        self.custodian = Custodian(
+        self.custodian = custodian.Custodian(
             context,
             client,
             state,
@@ -251,11 +227,11 @@ class StorageService:
         )
         self.custody_repairer = self._repairer(self.custodian, owners)
         self.resume_journals = ResumeJournals(client, state, commit)
-        self.read_ahead = ReadAheadCache()
+        self.read_ahead = read_ahead_cache.ReadAheadCache()
         self._reading_together = asyncio.Semaphore(READ_AT_ONCE)
 
-    def _repairer(self, objects: MaintainedObjects, watch: NodeWatch) -> Repairer:
-        return Repairer(
+    def _repairer(self, objects: MaintainedObjects, watch: NodeWatch) -> repairer.Repairer:
+        return repairer.Repairer(
             self._context,
             self._client,
             objects,
@@ -287,11 +263,11 @@ class StorageService:
 
     # Customer: putting
 
-    def default_contract(self, code: tuple[int, int]) -> Contract:
+    def default_contract(self, code: tuple[int, int]) -> durability.Contract:
         """Return the default contract: as configured, else what all known nodes could keep."""
         if self._settings.survive is not None:
             return self._settings.survive
-        return default_contract(Code(*code), 1 + len(self._hosts.peers()))
+        return default_contract(erasure.Code(*code), 1 + len(self._hosts.peers()))
 
     async def put(
         self,
@@ -299,7 +275,7 @@ class StorageService:
         *,
         name: str,
         size_hint: int | None = None,
-        contract: Contract | None = None,
+        contract: durability.Contract | None = None,
         code: tuple[int, int] = (4, 2),
         resume: bytes | None = None,
     ) -> PutResult:
@@ -321,8 +297,8 @@ class StorageService:
             CreditExceeded, SpaceExhausted, NoOffers: too few of them take it now, and why;
                 or nobody takes a failed host's place.
         """
-        if not name.startswith(HIDDEN):
-            check_name(name)
+        if not name.startswith(names.HIDDEN):
+            names.check_name(name)
         contract = self.default_contract(code) if contract is None else contract
         secret = self._context.entropy.token(SECRET_BYTES)
         locate = VerifyCapability(verify_key(secret), bytes(32)).locate
@@ -332,7 +308,7 @@ class StorageService:
                 self._client,
                 self._context.key,
                 self._context.entropy,
-                code=Code(*code),
+                code=erasure.Code(*code),
                 contract=contract,
                 trail=trail,
                 resumes=resume is not None,
@@ -358,7 +334,7 @@ class StorageService:
         """Return what a put can go on with."""
         try:
             kept = await journal.going_on()
-        except StoreDamaged as fault:
+        except errors.StoreDamaged as fault:
             await self.resume_journals.give_up(resume, fault)
             kept = None
         if kept is None:
@@ -382,7 +358,7 @@ class StorageService:
             for node in others:
                 if await self._client.find(node, verify.locate, ref) is not None:
                     return False
-        except XscError:
+        except errors.XscError:
             return False
         if others:
             await self.rm(entry.capability)
@@ -406,7 +382,7 @@ class StorageService:
                 held[host.lease_id] += host.size_bytes
         return held, doubts
 
-    async def open(self, capability: str) -> ObjectReader:
+    async def open(self, capability: str) -> get.ObjectReader:
         """Return a reader of an object.
 
         Raises:
@@ -415,7 +391,7 @@ class StorageService:
         """
         read = parse_read(capability)
         entry = self.catalogue.entry(read.manifest_hash)
-        return ObjectReader(
+        return get.ObjectReader(
             self._client,
             await self._finder.locate(read.verify),
             read,
@@ -431,26 +407,28 @@ class StorageService:
             TooLarge: together they have more than a segment; nothing was fetched.
             XscError: as `open` and `ObjectReader.stream`, of the first that cannot be read.
         """
-        if len(capabilities) > READ_TOGETHER_MAX:
-            raise TooLarge(f"at most {READ_TOGETHER_MAX} objects are read together")
+        if len(capabilities) > limits.READ_TOGETHER_MAX:
+            raise errors.TooLarge(f"at most {limits.READ_TOGETHER_MAX} objects are read together")
 
-        async def opened(capability: str) -> ObjectReader:
+        async def opened(capability: str) -> get.ObjectReader:
             async with self._reading_together:
                 return await self.open(capability)
 
-        async def read(reader: ObjectReader) -> bytes:
+        async def read(reader: get.ObjectReader) -> bytes:
             async with self._reading_together:
                 return await reader.whole()
 
         readers = await together(map(opened, capabilities))
-        if sum(reader.size_bytes for reader in readers) > SEGMENT_BYTES:
-            raise TooLarge(f"objects that are read together have at most {SEGMENT_BYTES} bytes")
+        if sum(reader.size_bytes for reader in readers) > limits.SEGMENT_BYTES:
+            raise errors.TooLarge(
+                f"objects that are read together have at most {limits.SEGMENT_BYTES} bytes"
+            )
         return await together(map(read, readers))
 
     async def run_read_ahead(self) -> None:
         """Forget what readers that went away did not come back for, until cancelled."""
         while True:
-            await self._context.clock.sleep_ms(READ_AHEAD_KEPT_MS // 2)
+            await self._context.clock.sleep_ms(limits.READ_AHEAD_KEPT_MS // 2)
             self.read_ahead.expire(self._context.clock.monotonic_ms())
 
     async def refer(self, capability: str) -> Referred:
@@ -481,8 +459,8 @@ class StorageService:
         """
         located, content_key = open_reference(raw)
         if located.manifest.size_bytes > size_max:
-            raise TooLarge(f"the object is over {size_max} bytes")
-        return await read_whole(self._client, located, content_key)
+            raise errors.TooLarge(f"the object is over {size_max} bytes")
+        return await get.read_whole(self._client, located, content_key)
 
     # Customer: looking after
 
@@ -495,7 +473,7 @@ class StorageService:
         found, _ = await self._stat(parse_verify(capability))
         return found
 
-    async def _stat(self, verify: VerifyCapability) -> tuple[shown.Stat, Located]:
+    async def _stat(self, verify: VerifyCapability) -> tuple[shown.Stat, get.Located]:
         located = await self._finder.locate(verify)
         manifest = located.manifest
         is_own = self.catalogue.placement(verify) is not None
@@ -515,7 +493,7 @@ class StorageService:
         holding = {node for node, state in zip(columns, states, strict=True) if state == "ok"}
         up = {node for node in self._hosts.peers() if self._hosts.is_up(node)}
         entry = self.catalogue.entry(verify.manifest_hash)
-        ends = told_ends(answers) if entry is None else self._own_ends(entry)
+        ends = expiry.told_ends(answers) if entry is None else self._own_ends(entry)
         # What was asked just now is known better than by the last probes.
         up -= {node for node, held in answers.items() if held is None}
         up |= {self._own} | {node for node, held in answers.items() if held is not None}
@@ -530,7 +508,7 @@ class StorageService:
             readable=whole.readable,
             margin=whole.margin,
             healable=whole.healable,
-            ends_ms=first_end(ends),
+            ends_ms=expiry.first_end(ends),
             ending=self._ending(ends),
         )
         return said, located
@@ -538,9 +516,9 @@ class StorageService:
     async def _said(
         self,
         verify: VerifyCapability,
-        located: Located,
-        known: Mapping[bytes, HeldObject | None],
-    ) -> dict[bytes, HeldObject | None]:
+        located: get.Located,
+        known: Mapping[bytes, inventory.HeldObject | None],
+    ) -> dict[bytes, inventory.HeldObject | None]:
         """Return what every node says that should hold some of an object."""
         nodes = sorted({node for nodes in located.holders for node in nodes} - known.keys())
         said = await together(self._finder.stat(node, verify, located.manifest) for node in nodes)
@@ -548,7 +526,7 @@ class StorageService:
 
     def _own_ends(self, entry: ObjectEntry) -> list[shown.Ending]:
         held = ((item.node, item.lease_id) for item in entry.held if item.size_bytes)
-        return own_ends(held, self._own, self._hosts.lease_end)
+        return expiry.own_ends(held, self._own, self._hosts.lease_end)
 
     def _denied(self, entry: ObjectEntry) -> set[bytes]:
         """Return the hosts that have signed that they know none of the leases of an object."""
@@ -559,7 +537,7 @@ class StorageService:
         return {node for node, ids in leases.items() if all(map(self._hosts.is_denied, ids))}
 
     def _ending(self, ends: Sequence[shown.Ending]) -> list[shown.Ending]:
-        return ending(ends, self._context.clock.now_ms() + self._settings.warned_ms)
+        return expiry.ending(ends, self._context.clock.now_ms() + self._settings.warned_ms)
 
     async def check(
         self, capability: str, *, deep: bool, lives_ms: Sequence[int], repair_ms: int
@@ -579,10 +557,10 @@ class StorageService:
         """
         found, located = await self._stat(parse_verify(capability))
         read_bytes = 0
-        bad: list[BadShard] = []
+        bad: list[deep_read.BadShard] = []
         if deep:
             columns = [host.node for host in found.hosts]
-            read_bytes, bad = await read_every_shard(self._client, located, columns)
+            read_bytes, bad = await deep_read.read_every_shard(self._client, located, columns)
         broken = {fault.column for fault in bad}
         states: list[State] = [
             "corrupt" if host.state == "ok" and host.shard in broken else host.state
@@ -594,10 +572,10 @@ class StorageService:
             if state == "ok" and host.node is not None
         ]
         await self._hosts.learn_labels(nodes)
-        live = [HostLabels(node, *self._hosts.labels(node)) for node in nodes]
+        live = [durability.HostLabels(node, *self._hosts.labels(node)) for node in nodes]
         spares = len(live) - found.code.k
         contract = located.manifest.contract
-        survives = survival(live, spares) if spares > 0 else Contract()
+        survives = durability.survival(live, spares) if spares > 0 else durability.Contract()
         hosts = zip(found.hosts, states, strict=True)
         told = {each.name: getattr(found, each.name) for each in fields(found)}
         if broken:
@@ -608,12 +586,14 @@ class StorageService:
             survives=survives.shown_for(contract).to_text(),
             domains={
                 kind: shown.Domains(known=each.known, unknown=each.unknown)
-                for kind, each in zip(KINDS, domains_of(live), strict=True)
+                for kind, each in zip(durability.KINDS, durability.domains_of(live), strict=True)
             },
-            contract=contract.to_text() if contract != Contract() else None,
+            contract=contract.to_text() if contract != durability.Contract() else None,
             contract_kept=survives.meets(contract),
             yearly_loss_ppb=await self._context.executor.run(
-                partial(yearly_loss_ppb, live, spares, lives_ms=lives_ms, repair_ms=repair_ms)
+                partial(
+                    durability.yearly_loss_ppb, live, spares, lives_ms=lives_ms, repair_ms=repair_ms
+                )
             ),
             read_bytes=read_bytes,
             bad=[
@@ -635,7 +615,7 @@ class StorageService:
         self.repairer.watch.look()
         done = await self.repairer.repair(verify.manifest_hash, progress)
         if done is None:
-            raise NotAllowed(
+            raise errors.NotAllowed(
                 "this node does not look after that object",
                 hint="the node that stored it does, and those that it asked to",
             )
@@ -664,7 +644,7 @@ class StorageService:
             size_bytes=entry.size_bytes,
             created_ms=entry.created_ms,
             margin=margin,
-            ends_ms=first_end(ends),
+            ends_ms=expiry.first_end(ends),
             ending=self._ending(ends),
         )
 
@@ -688,8 +668,8 @@ class StorageService:
         if entry is None:
             located = await self._finder.locate(verify)
             if located.manifest.owner != self._own:
-                raise NotAllowed("only the node that stored an object can delete it")
-            held: tuple[HeldAt, ...] = ()
+                raise errors.NotAllowed("only the node that stored an object can delete it")
+            held: tuple[inventory.HeldAt, ...] = ()
             nodes = {node for nodes in located.holders for node in nodes}
         else:
             held = entry.held
@@ -719,7 +699,7 @@ class StorageService:
         await self.catalogue.note_deletion(ref, entry, left, receipts)
         await self.assignment.release(ref)
         asked = {item.node for item in left} if entry is not None else nodes - {*confirmed}
-        name = "" if entry is None or entry.name.startswith(HIDDEN) else entry.name
+        name = "" if entry is None or entry.name.startswith(names.HIDDEN) else entry.name
         return RmResult(confirmed, tuple(sorted(asked)), receipts, name, bool(over))
 
     async def _forget(
@@ -728,7 +708,7 @@ class StorageService:
         """Return whether nothing of this node is left at a host, and the host's word for it."""
         try:
             _, receipt = await self._client.delete(node, locate, final=True)
-        except XscError as fault:
+        except errors.XscError as fault:
             self._context.log.warning(
                 "storage.delete_failed", peer=short(node), reason=fault.message
             )
@@ -752,7 +732,7 @@ class StorageService:
 
     # Host
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers peers, by method."""
         return {
             **self._shard_server.handlers(),
@@ -761,6 +741,6 @@ class StorageService:
             **self.drain.handlers(),
         }
 
-    def group_handlers(self) -> dict[str, GroupHandler]:
+    def group_handlers(self) -> dict[str, peering.GroupHandler]:
         """Return what answers several calls that came together."""
         return self._shard_server.group_handlers()

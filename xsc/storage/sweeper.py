@@ -20,9 +20,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from xsc.base import keyvalue, limits
 from xsc.base.ids import short
-from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import STORAGE_LEASE_MS, SWEEP_SLICE
 from xsc.identity.context import Context
 from xsc.storage.ports import Leases
 from xsc.storage.shardstore import bodies as formats
@@ -85,7 +84,7 @@ class Sweeper:
         *,
         node: StorageNode,
         leases: Leases,
-        state: KeyValue,
+        state: keyvalue.KeyValue,
         grace_ms: int,
         leftover_ms: int,
     ) -> None:
@@ -126,7 +125,7 @@ class Sweeper:
             self._log.info(
                 "storage.swept", objects=objects, expired_bytes=expired, leftover_bytes=leftover
             )
-        old = await self._executor.run(deletions.too_old, self._state, now_ms, SWEEP_SLICE)
+        old = await self._executor.run(deletions.too_old, self._state, now_ms, limits.SWEEP_SLICE)
         if old:
             await self._executor.run(self._write, old)
         return Swept(expired, leftover, objects, objects >= most and not everything)
@@ -136,7 +135,7 @@ class Sweeper:
         doomed: dict[Owner, None] = {}
         newest: dict[Owner, int] = {}
         after = b""
-        while entries := await self._node.entries(after, SWEEP_SLICE):
+        while entries := await self._node.entries(after, limits.SWEEP_SLICE):
             for key, entry in entries:
                 owner = formats.owner_of(key)
                 if entry.lease_id in over:
@@ -163,19 +162,19 @@ class Sweeper:
 
     # Time
 
-    def _write(self, changes: list[Change]) -> None:
+    def _write(self, changes: list[keyvalue.Change]) -> None:
         self._state.write(changes, sync=False)
 
     def _mark(self, now_ms: int) -> int:
         """Take note of the present sequence; return below which all bodies may be leftovers."""
         marks = [
             Mark(int.from_bytes(key[len(MARKS) :], "big"), decode_number(raw))
-            for key, raw in self._state.scan(MARKS, prefix_end(MARKS))
+            for key, raw in self._state.scan(MARKS, keyvalue.prefix_end(MARKS))
         ]
         before_ms = now_ms - self._leftover_ms
         # A clock that was ahead left marks in what is the future now: they say nothing.
         stale = [mark for mark in marks if mark.time_ms > now_ms] + needless(marks, before_ms)
-        changes: list[Change] = [(_mark_key(mark.time_ms), None) for mark in stale]
+        changes: list[keyvalue.Change] = [(_mark_key(mark.time_ms), None) for mark in stale]
         changes.append((_mark_key(now_ms), encode_number(self._node.next_sequence)))
         self._write(changes)
         return older_than(marks, before_ms)
@@ -183,7 +182,7 @@ class Sweeper:
     def _ends_ms(self, now_ms: int) -> dict[bytes, int]:
         """Return when each lease under which something is held ends or ended."""
         ends: dict[bytes, int] = {}
-        changes: list[Change] = []
+        changes: list[keyvalue.Change] = []
         held = set(self._node.usage)
         for lease_id in sorted(held):
             end_ms = self._leases.end_ms(lease_id)
@@ -195,8 +194,8 @@ class Sweeper:
             since_ms = now_ms if raw is None else decode_number(raw)
             if raw is None:
                 changes.append((key, encode_number(now_ms)))
-            ends[lease_id] = since_ms + STORAGE_LEASE_MS
-        for key, _ in self._state.scan(ORPHANS, prefix_end(ORPHANS)):
+            ends[lease_id] = since_ms + limits.STORAGE_LEASE_MS
+        for key, _ in self._state.scan(ORPHANS, keyvalue.prefix_end(ORPHANS)):
             lease_id = key[len(ORPHANS) :]
             if lease_id not in held or self._leases.end_ms(lease_id) is not None:
                 changes.append((key, None))

@@ -298,7 +298,7 @@ def test_an_owner_reads_what_was_built_again_elsewhere_while_it_was_away(missing
         for column, (host, other) in enumerate(zip(hosts, world.hosts[4:7], strict=True)):
             located = await owner.service._finder.locate(verify)
             root = located.manifest.roots[column]
-            (found,) = await host.node.get(verify.locate, 0, [messages.Wanted(0, column, root)])
+            (found,) = await host.node.get(verify.locate, 0, [Wanted(0, column, root)])
             lease = Lease(other.id, custodian.lease_id(other.id))
             shard = StorageShard(column, bytes(found.data), root)
             sealed = owner.state.get(MANIFESTS + verify.manifest_hash)

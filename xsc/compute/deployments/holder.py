@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from xsc.base import encoding, errors, fields, ids, limits, merkle
+from xsc.base import encoding, errors, fields, ids, limits, merkle, peering
 from xsc.base.clock import run_sized
-from xsc.base.peering import Handler
 from xsc.compute.deployments import pages, rules, wagi
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
 from xsc.compute.deployments.rules import fault_answer
@@ -89,7 +88,7 @@ class ServiceHolder:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, peering.Handler]:
         """Return what peers may call."""
         return {
             "service.deploy": self._on_deploy,

@@ -11,8 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 from xsc.api.services import WAIT_MS_MAX, Service, State
-from xsc.base import errors, ids, keyvalue, limits
-from xsc.base.peering import Handler
+from xsc.base import errors, ids, keyvalue, limits, peering
 from xsc.compute.deployments import holder, registry, store
 from xsc.compute.deployments.owner import ServiceOwner
 from xsc.compute.jobs.runner import JobRunner
@@ -65,7 +64,7 @@ class DeploymentService:
         """Cancel running requests."""
         await self.holder.stop()
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, peering.Handler]:
         """Return what peers may call."""
         return self.holder.handlers()
 

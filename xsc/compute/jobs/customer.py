@@ -10,10 +10,9 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from xsc.base import clock, errors, jobs, limits, merkle
+from xsc.base import clock, errors, jobs, limits, merkle, peering
 from xsc.base.bounded import Bounded
 from xsc.base.encoding import Value
-from xsc.base.peering import Reply
 from xsc.compute.jobs import locality, output_buffer, receipts, tasks
 from xsc.compute.jobs.executor import RUN
 from xsc.compute.jobs.quorum import Quorum
@@ -178,7 +177,7 @@ class JobCustomer:
         task, node = purchase.task, lease.node
         referred = locality.referred_to(node, task.objects)
         with_module = False
-        reply: Reply | None = None
+        reply: peering.Reply | None = None
         while reply is None:
             try:
                 reply = await self._send(purchase, node, order, referred, with_module=with_module)
@@ -232,7 +231,7 @@ class JobCustomer:
         referred: Sequence[InputObject],
         *,
         with_module: bool,
-    ) -> Reply:
+    ) -> peering.Reply:
         """Return the reply to an order; the provider reads the referred objects itself."""
         task = purchase.task
         wait_ms = max(0, purchase.until_ms - self._context.clock.monotonic_ms())
@@ -254,7 +253,7 @@ class JobCustomer:
 
     async def _send_shared(
         self, task: tasks.Task, node: bytes, header: dict[str, Value], parts: Sequence[merkle.Part]
-    ) -> Reply | None:
+    ) -> peering.Reply | None:
         """Return the reply to a quick order, which may share its request; None: send it alone."""
         function = (task.module_hash, task.function)
         if task.mode != "invoke" or function not in self._quick:

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from xsc.base import encoding, errors, fields, limits, merkle, room
+from xsc.base import encoding, errors, fields, limits, merkle, peering, room
 from xsc.base.clock import Clock, run_sized
-from xsc.base.peering import Handler
 from xsc.compute.jobs import orders, receipts
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.jobs.runner import GrantedOrder, JobRunner
@@ -94,7 +93,7 @@ class JobExecutor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, peering.Handler]:
         """Return what peers may call."""
         return {RUN: self._serve}
 

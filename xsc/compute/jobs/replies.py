@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xsc.base import errors, fields, ids, limits
+from xsc.base import errors, fields, ids, limits, peering
 from xsc.base.jobs import JobItem, JobResult, Verification
-from xsc.base.peering import Reply
 from xsc.compute.jobs.receipts import check_compiled, check_receipt, given_hash
 from xsc.compute.jobs.tasks import Task
 from xsc.compute.wasm import inputs, rows, sandbox, values
@@ -43,7 +42,7 @@ class Asked:
     """Whether the provider had lost a worker by this module a short while before the order."""
 
 
-def read_reply(task: Task, asked: Asked, reply: Reply, network: bytes) -> Delivered:
+def read_reply(task: Task, asked: Asked, reply: peering.Reply, network: bytes) -> Delivered:
     """Return what a provider delivered, once every rule is checked.
 
     Raises:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from xsc.base.errors import ObjectUnknown
-from xsc.storage.catalogue.directory import DirectoryEntry
+from xsc.storage.catalogue import directory, objects
 from xsc.storage.catalogue.finder import ObjectFinder
-from xsc.storage.catalogue.objects import ObjectCatalogue
 from xsc.storage.object.capability import parse_read
 from xsc.storage.transfer.get import Located
 
@@ -15,7 +14,7 @@ from xsc.storage.transfer.get import Located
 class Adoption:
     """Finds objects of a directory; looks again for those that were not found."""
 
-    def __init__(self, catalogue: ObjectCatalogue, finder: ObjectFinder) -> None:
+    def __init__(self, catalogue: objects.ObjectCatalogue, finder: ObjectFinder) -> None:
         self._catalogue = catalogue
         self._finder = finder
         self._came_up = asyncio.Event()
@@ -36,7 +35,7 @@ class Adoption:
                     continue
                 await self._catalogue.adopt_unfound(item, located)
 
-    async def adopt(self, listed: DirectoryEntry) -> None:
+    async def adopt(self, listed: directory.DirectoryEntry) -> None:
         """Write an object into the own list, as its hosts have it.
 
         Raises:
@@ -44,6 +43,6 @@ class Adoption:
         """
         await self._catalogue.adopt(listed, await self._find(listed))
 
-    async def _find(self, listed: DirectoryEntry) -> Located:
+    async def _find(self, listed: directory.DirectoryEntry) -> Located:
         verify = parse_read(listed.capability).verify
         return await self._finder.search(verify, await self._finder.find(verify))

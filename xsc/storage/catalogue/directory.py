@@ -18,16 +18,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import Field, model_validator
 
-from xsc.base.encoding import Value, decode, domain, encode
-from xsc.base.errors import RecordInvalid, XscError
-from xsc.base.fields import take_list
+from xsc.base import encoding, errors, fields, limits
 from xsc.base.ids import ID_BYTES
-from xsc.base.limits import (
-    DIRECTORY_BYTES_MAX,
-    DIRECTORY_HEAD_BYTES_MAX,
-    PEERS_MAX,
-    REMOVED_LISTED_MAX,
-)
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.storage.transfer.put import Held
@@ -52,13 +44,13 @@ class HeadBody(Record):
     """The plaintext of a head: the peers, and the directory or where it is."""
 
     written_ms: Count
-    peers: Annotated[tuple[bytes, ...], Field(max_length=PEERS_MAX)]
+    peers: Annotated[tuple[bytes, ...], Field(max_length=limits.PEERS_MAX)]
     """The known peers, each as the owner keeps it."""
     directory: bytes | None
     capability: str | None
     ledger: bytes
     """What the owner's ledger says of itself."""
-    removed: Annotated[tuple[Id32, ...], Field(max_length=REMOVED_LISTED_MAX)] = ()
+    removed: Annotated[tuple[Id32, ...], Field(max_length=limits.REMOVED_LISTED_MAX)] = ()
     """Peers that the operator removed, the newest first; REMOVED_LISTED_MAX at most."""
 
     @model_validator(mode="after")
@@ -88,9 +80,9 @@ def locate_of(key: KeyPair) -> bytes:
 def pack(objects: Sequence[DirectoryEntry]) -> bytes:
     """Return the canonical bytes of a directory."""
     ids: dict[bytes, int] = {}
-    rows: list[Value] = []
+    rows: list[encoding.Value] = []
     for item in objects:
-        held: list[Value] = [
+        held: list[encoding.Value] = [
             [
                 ids.setdefault(host.node, len(ids)),
                 ids.setdefault(host.lease_id, len(ids)),
@@ -101,8 +93,8 @@ def pack(objects: Sequence[DirectoryEntry]) -> bytes:
         rows.append(
             [item.name, item.version, item.capability, item.size_bytes, item.created_ms, held]
         )
-    table: list[Value] = [*ids]
-    return encode({"v": _VERSION, "ids": table, "objects": rows})
+    table: list[encoding.Value] = [*ids]
+    return encoding.encode({"v": _VERSION, "ids": table, "objects": rows})
 
 
 def unpack(raw: bytes) -> list[DirectoryEntry]:
@@ -111,14 +103,14 @@ def unpack(raw: bytes) -> list[DirectoryEntry]:
     Raises:
         TooLarge, RecordInvalid: not a directory, or of another version.
     """
-    value = decode(raw, size_max=DIRECTORY_BYTES_MAX)
+    value = encoding.decode(raw, size_max=limits.DIRECTORY_BYTES_MAX)
     if not isinstance(value, dict) or value.get("v") != _VERSION:
-        raise RecordInvalid("the directory is of an unknown version")
-    ids = take_list(value, "ids", most=_ENTRIES_MAX)
-    return [_listed(row, ids) for row in take_list(value, "objects", most=_ENTRIES_MAX)]
+        raise errors.RecordInvalid("the directory is of an unknown version")
+    ids = fields.take_list(value, "ids", most=_ENTRIES_MAX)
+    return [_listed(row, ids) for row in fields.take_list(value, "objects", most=_ENTRIES_MAX)]
 
 
-def _listed(row: Value, ids: Sequence[Value]) -> DirectoryEntry:
+def _listed(row: encoding.Value, ids: Sequence[encoding.Value]) -> DirectoryEntry:
     match row:
         case [
             str(name),
@@ -130,10 +122,10 @@ def _listed(row: Value, ids: Sequence[Value]) -> DirectoryEntry:
         ] if min(version, size_bytes, created_ms) >= 0:
             hosts = tuple(_host(item, ids) for item in held)
             return DirectoryEntry(name, version, capability, size_bytes, created_ms, hosts)
-    raise RecordInvalid("an object of the directory is of no known form")
+    raise errors.RecordInvalid("an object of the directory is of no known form")
 
 
-def _host(item: Value, ids: Sequence[Value]) -> Held:
+def _host(item: encoding.Value, ids: Sequence[encoding.Value]) -> Held:
     match item:
         case [int(node), int(lease), int(size)] if (
             0 <= node < len(ids) and 0 <= lease < len(ids) and size >= 0
@@ -144,11 +136,11 @@ def _host(item: Value, ids: Sequence[Value]) -> Held:
                     len(node_id) == ID_BYTES and len(lease_id) == ID_BYTES
                 ):
                     return Held(node_id, lease_id, size)
-    raise RecordInvalid("a host in the directory is of no known form")
+    raise errors.RecordInvalid("a host in the directory is of no known form")
 
 
 def _bound(generation: int) -> bytes:
-    return domain("directory-head") + generation.to_bytes(8, "big")
+    return encoding.domain("directory-head") + generation.to_bytes(8, "big")
 
 
 def make_head(
@@ -169,7 +161,7 @@ def open_head(raw: bytes, author: bytes, network: bytes) -> Signed[DirectoryHead
         TooLarge, RecordInvalid, SignatureInvalid: it is no head, or not signed by `author`.
     """
     return open_signed(
-        raw, DirectoryHead, network=network, author=author, size_max=DIRECTORY_HEAD_BYTES_MAX
+        raw, DirectoryHead, network=network, author=author, size_max=limits.DIRECTORY_HEAD_BYTES_MAX
     )
 
 
@@ -180,15 +172,15 @@ def open_body(head: DirectoryHead, key: KeyPair) -> HeadBody:
         RecordInvalid: it does not open under this identity, or breaks its form.
     """
     if head.locate != locate_of(key):
-        raise RecordInvalid("the head is of another directory")
+        raise errors.RecordInvalid("the head is of another directory")
     secret = AESGCM(key.derive("directory/head"))
     try:
         plain = secret.decrypt(
             head.sealed[:_NONCE_BYTES], head.sealed[_NONCE_BYTES:], _bound(head.generation)
         )
     except (InvalidTag, ValueError):
-        raise RecordInvalid("the head does not open under this identity") from None
-    return HeadBody.from_bytes(plain, size_max=DIRECTORY_HEAD_BYTES_MAX)
+        raise errors.RecordInvalid("the head does not open under this identity") from None
+    return HeadBody.from_bytes(plain, size_max=limits.DIRECTORY_HEAD_BYTES_MAX)
 
 
 def newest(
@@ -202,6 +194,6 @@ def newest(
             if best is not None and head.record.generation <= best[0].record.generation:
                 continue
             best = head, open_body(head.record, key)
-        except XscError:
+        except errors.XscError:
             continue
     return best

@@ -7,17 +7,14 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
-from xsc.base.clock import run_sized
-from xsc.base.errors import CorruptionError, ObjectUnknown, PeerUnknown, UnavailableError, XscError
+from xsc.base import clock, errors
 from xsc.base.ids import short
 from xsc.identity.context import Context
+from xsc.storage.object import erasure, inventory
 from xsc.storage.object.capability import VerifyCapability
-from xsc.storage.object.erasure import Buffer
-from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.manifest import Manifest, open_manifest
 from xsc.storage.object.placement import Placement
-from xsc.storage.transfer.get import Located, roots_of
-from xsc.storage.transfer.host_client import HostClient, stop_all
+from xsc.storage.transfer import get, host_client
 
 FIND_GRACE_MS = 100
 """How long others may still say what they hold, once enough is known to read the object."""
@@ -31,7 +28,7 @@ class ObjectFinder:
     def __init__(
         self,
         context: Context,
-        client: HostClient,
+        client: host_client.HostClient,
         own: Callable[[VerifyCapability], tuple[Placement, bytes] | None],
     ) -> None:
         self._context = context
@@ -42,15 +39,15 @@ class ObjectFinder:
     async def _opened(
         self,
         capability: VerifyCapability,
-        sealed: Buffer,
+        sealed: erasure.Buffer,
         holders: Sequence[tuple[bytes, ...]] = (),
-    ) -> Located:
+    ) -> get.Located:
         executor = self._context.executor
-        manifest = await run_sized(executor, len(sealed), open_manifest, sealed, capability)
+        manifest = await clock.run_sized(executor, len(sealed), open_manifest, sealed, capability)
         nobody = ((),) * (manifest.k + manifest.m)
-        return Located(capability.locate, manifest, bytes(sealed), tuple(holders) or nobody)
+        return get.Located(capability.locate, manifest, bytes(sealed), tuple(holders) or nobody)
 
-    async def locate(self, capability: VerifyCapability) -> Located:
+    async def locate(self, capability: VerifyCapability) -> get.Located:
         """Find an object and who has its columns: by the own placement, or by asking all peers.
 
         Raises:
@@ -65,7 +62,7 @@ class ObjectFinder:
             return found
         return await self.search(capability, found, thorough=False)
 
-    async def find(self, capability: VerifyCapability) -> Located:
+    async def find(self, capability: VerifyCapability) -> get.Located:
         """Find the manifest of an object: in the own state, or at any peer.
 
         Raises:
@@ -75,13 +72,13 @@ class ObjectFinder:
         if own is not None:
             return await self._opened(capability, own[1])
 
-        async def ask(node: bytes) -> Located | None:
+        async def ask(node: bytes) -> get.Located | None:
             sealed = await self._client.find(node, capability.locate, capability.manifest_hash)
             if sealed is None:
                 return None
             try:
                 return await self._opened(capability, sealed)
-            except XscError as fault:
+            except errors.XscError as fault:
                 if node == self._client.own:
                     raise
                 self._context.log.warning(
@@ -94,14 +91,14 @@ class ObjectFinder:
         if said:
             return next(iter(said.values()))
         named = f"; silent: {', '.join(sorted(short(node) for node in silent))}" if silent else ""
-        raise ObjectUnknown(
+        raise errors.ObjectUnknown(
             f"no node that answered knows this object{named}",
             hint="try again when the silent peers are back" if silent else "",
         )
 
     async def search(
-        self, capability: VerifyCapability, located: Located, *, thorough: bool = True
-    ) -> Located:
+        self, capability: VerifyCapability, located: get.Located, *, thorough: bool = True
+    ) -> get.Located:
         """Ask every peer which columns it has. What it says is verified when it is read.
 
         Args:
@@ -112,7 +109,7 @@ class ObjectFinder:
         """
         manifest = located.manifest
         n = manifest.k + manifest.m
-        roots = roots_of(manifest, 0) if manifest.inline is None else ()
+        roots = get.roots_of(manifest, 0) if manifest.inline is None else ()
 
         async def ask(node: bytes) -> frozenset[int] | None:
             holds = await self._client.holds(
@@ -165,10 +162,10 @@ class ObjectFinder:
                     node = running.pop(task)
                     try:
                         answer = task.result()
-                    except (UnavailableError, PeerUnknown):
+                    except (errors.UnavailableError, errors.PeerUnknown):
                         silent.append(node)
                         continue
-                    except XscError as fault:
+                    except errors.XscError as fault:
                         self._context.log.warning(
                             "storage.find_failed", peer=short(node), reason=fault.message
                         )
@@ -186,23 +183,23 @@ class ObjectFinder:
                 if grace is None:
                     grace = asyncio.create_task(self._context.clock.sleep_ms(grace_ms))
         finally:
-            await stop_all([*running, *([] if grace is None else [grace])])
+            await host_client.stop_all([*running, *([] if grace is None else [grace])])
         return said, silent
 
     async def stat(
         self, node: bytes, capability: VerifyCapability, manifest: Manifest
-    ) -> HeldObject | None:
+    ) -> inventory.HeldObject | None:
         """Return what a node says that it has of an object; None if it is silent."""
         try:
             return await self._client.stat(
                 node, capability.locate, manifest, capability.manifest_hash
             )
-        except (UnavailableError, PeerUnknown):
+        except (errors.UnavailableError, errors.PeerUnknown):
             return None
-        except XscError as fault:
+        except errors.XscError as fault:
             if fault.retryable:
                 return None
             # A host that cannot say what it has, has nothing that can be counted on.
             self._context.log.warning("storage.stat_failed", peer=short(node), reason=fault.message)
-            state = "corrupt" if isinstance(fault, CorruptionError) else "missing"
-            return HeldObject((), cast(Any, state))
+            state = "corrupt" if isinstance(fault, errors.CorruptionError) else "missing"
+            return inventory.HeldObject((), cast(Any, state))

@@ -12,17 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from xsc.base import encoding, errors, fields, ids, keyvalue, limits, merkle, peering, turns, units
 from xsc.base.clock import run_sized
-from xsc.base.encoding import Value
-from xsc.base.errors import RecordInvalid
-from xsc.base.fields import take_bytes
-from xsc.base.ids import ID_BYTES
-from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import DIRECTORY_HEAD_BYTES_MAX, HEAD_STEP_BYTES
-from xsc.base.merkle import Part
-from xsc.base.peering import Answered, Handler
-from xsc.base.turns import Turns
-from xsc.base.units import ceil_div
 from xsc.identity.context import Context
 from xsc.storage.catalogue.directory import DirectoryHead, open_head
 from xsc.storage.ports import Commit
@@ -34,27 +25,27 @@ HEAD_GET = "storage.head_get"
 
 def steps_of(size_bytes: int) -> int:
     """Return how many steps of time a head of that size takes to be told."""
-    return max(1, ceil_div(size_bytes, HEAD_STEP_BYTES))
+    return max(1, units.ceil_div(size_bytes, limits.HEAD_STEP_BYTES))
 
 
 class DirectoryHeadStore:
     """Keeps and answers heads."""
 
-    def __init__(self, context: Context, state: KeyValue, commit: Commit) -> None:
+    def __init__(self, context: Context, state: keyvalue.KeyValue, commit: Commit) -> None:
         self._context = context
         self._state = state
         self._commit = commit
-        self._turns: Turns[bytes] = Turns()
+        self._turns: turns.Turns[bytes] = turns.Turns()
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers peers, by method."""
         return {HEAD_PUT: self._on_put, HEAD_GET: self._on_get}
 
     async def _on_put(
-        self, caller: bytes, _header: dict[str, Value], parts: Sequence[Part]
-    ) -> Answered:
-        if len(parts) != 1 or len(parts[0].data) > DIRECTORY_HEAD_BYTES_MAX:
-            raise RecordInvalid("a directory head is one part within its size limit")
+        self, caller: bytes, _header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
+    ) -> peering.Answered:
+        if len(parts) != 1 or len(parts[0].data) > limits.DIRECTORY_HEAD_BYTES_MAX:
+            raise errors.RecordInvalid("a directory head is one part within its size limit")
         raw = bytes(parts[0].data)
         generation = (await self._opened(raw, caller)).generation
         async with self._turns.of(caller):
@@ -76,9 +67,9 @@ class DirectoryHeadStore:
         return head.record
 
     async def _on_get(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> Answered:
-        locate = take_bytes(header, "locate", size=ID_BYTES)
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> peering.Answered:
+        locate = fields.take_bytes(header, "locate", size=ids.ID_BYTES)
         raw = await self._held(caller)
         if raw is None or (await self._opened(raw, caller)).locate != locate:
             return {"found": False}, ()

@@ -16,10 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from xsc.base.encoding import decode, encode, tagged_sha256
-from xsc.base.errors import ArgumentInvalid, RecordInvalid, StoreDamaged
-from xsc.base.fields import take_int
-from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base import encoding, errors, fields, keyvalue
 
 NAMES = b"storage/name/"
 NAME_CHARS_MAX = 1024
@@ -35,23 +32,23 @@ def check_name(name: str) -> None:
         ArgumentInvalid: too long, or with a NUL.
     """
     if len(name) > NAME_CHARS_MAX:
-        raise ArgumentInvalid(f"a name has at most {NAME_CHARS_MAX} characters")
+        raise errors.ArgumentInvalid(f"a name has at most {NAME_CHARS_MAX} characters")
     if "\0" in name:
-        raise ArgumentInvalid("a name has no NUL in it")
+        raise errors.ArgumentInvalid("a name has no NUL in it")
 
 
 def _key(name: str) -> bytes:
-    return NAMES + tagged_sha256("object-name", name.encode())
+    return NAMES + encoding.tagged_sha256("object-name", name.encode())
 
 
-def version_row(name: str, version: int, manifest_hash: bytes | None) -> Change:
+def version_row(name: str, version: int, manifest_hash: bytes | None) -> keyvalue.Change:
     """Return the change that writes a version; None as the manifest hash deletes it."""
     return _key(name) + version.to_bytes(8, "big"), manifest_hash
 
 
-def last_row(name: str, version: int) -> Change:
+def last_row(name: str, version: int) -> keyvalue.Change:
     """Return the change that writes the last number of a name."""
-    return _key(name), encode({"v": 1, "last": version})
+    return _key(name), encoding.encode({"v": 1, "last": version})
 
 
 def read_last(raw: bytes | None) -> int:
@@ -63,18 +60,18 @@ def read_last(raw: bytes | None) -> int:
     if raw is None:
         return 0
     try:
-        value = decode(raw)
+        value = encoding.decode(raw)
         if isinstance(value, dict) and value.get("v") == 1:
-            return take_int(value, "last")
-    except RecordInvalid:
+            return fields.take_int(value, "last")
+    except errors.RecordInvalid:
         pass
-    raise StoreDamaged("the versions of a name are damaged")
+    raise errors.StoreDamaged("the versions of a name are damaged")
 
 
 class NameVersions:
     """Numbers the versions of names, and finds their objects."""
 
-    def __init__(self, state: KeyValue) -> None:
+    def __init__(self, state: keyvalue.KeyValue) -> None:
         self._state = state
         self._given: dict[str, int] = {}
         self._writing: dict[str, int] = {}
@@ -95,7 +92,7 @@ class NameVersions:
         if not self._writing[name]:
             del self._writing[name], self._given[name]
 
-    def rows(self, name: str, version: int, manifest_hash: bytes) -> list[Change]:
+    def rows(self, name: str, version: int, manifest_hash: bytes) -> list[keyvalue.Change]:
         """Return the changes that write a new version, to be committed with its object."""
         last = max(version, self._given.get(name, 0), read_last(self._state.get(_key(name))))
         return [last_row(name, last), version_row(name, version, manifest_hash)]
@@ -103,7 +100,7 @@ class NameVersions:
     def of(self, name: str) -> Iterator[tuple[int, bytes]]:
         """Yield number and manifest hash of the versions of a name, the newest first."""
         prefix = _key(name)
-        for key, value in self._state.scan(prefix, prefix_end(prefix), reverse=True):
+        for key, value in self._state.scan(prefix, keyvalue.prefix_end(prefix), reverse=True):
             if key != prefix:
                 yield int.from_bytes(key.removeprefix(prefix), "big"), value
 

@@ -12,29 +12,18 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from xsc.base.errors import ObjectUnknown, RecordInvalid, StoreDamaged
+from xsc.base import errors, limits, turns
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import MANIFEST_BYTES_MAX
-from xsc.base.turns import Turns
 from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Record, Signed
+from xsc.storage.catalogue import names
 from xsc.storage.catalogue.directory import DirectoryEntry, pack, unpack
 from xsc.storage.catalogue.held import held_at, held_of
-from xsc.storage.catalogue.names import (
-    HIDDEN,
-    NAME_CHARS_MAX,
-    PART,
-    NameVersions,
-    last_row,
-    version_row,
-)
+from xsc.storage.object import durability, inventory
 from xsc.storage.object.capability import VerifyCapability, parse_read, parse_verify
-from xsc.storage.object.durability import Contract
-from xsc.storage.object.inventory import HeldAt
 from xsc.storage.object.placement import Placement, likely_columns, placement_of
 from xsc.storage.ports import Commit
-from xsc.storage.transfer import deletions
-from xsc.storage.transfer.get import Located
+from xsc.storage.transfer import deletions, get
 from xsc.storage.transfer.put import Held, Uploaded
 from xsc.terms.storage_receipt import DeletionReceipt
 
@@ -46,12 +35,12 @@ UNFOUND: Final = b"storage/unfound/"
 class ObjectEntry(Record):
     """An object that this node stored, as its state database has it."""
 
-    name: Annotated[str, Field(max_length=NAME_CHARS_MAX)]
+    name: Annotated[str, Field(max_length=names.NAME_CHARS_MAX)]
     capability: str
     size_bytes: Count
     created_ms: Count
     placement: Placement
-    held: tuple[HeldAt, ...]
+    held: tuple[inventory.HeldAt, ...]
     """By host and lease; hosts that failed during the put included."""
     deleting: bool
     """Deletion has begun; the last confirmation deletes the entry."""
@@ -81,8 +70,8 @@ class ObjectCatalogue:
         self._own = context.key.node_id
         self._state = state
         self._commit = commit
-        self.versions = NameVersions(state)
-        self.rows: Turns[bytes] = Turns()
+        self.versions = names.NameVersions(state)
+        self.rows: turns.Turns[bytes] = turns.Turns()
         """By manifest hash: held from the reading of an entry until it is written."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when an object was added or deleted."""
@@ -102,9 +91,9 @@ class ObjectCatalogue:
     @staticmethod
     def _parse(raw: bytes) -> ObjectEntry:
         try:
-            return ObjectEntry.from_bytes(raw, size_max=MANIFEST_BYTES_MAX)
-        except RecordInvalid as fault:
-            raise StoreDamaged(f"the list of objects is damaged: {fault.message}") from None
+            return ObjectEntry.from_bytes(raw, size_max=limits.MANIFEST_BYTES_MAX)
+        except errors.RecordInvalid as fault:
+            raise errors.StoreDamaged(f"the list of objects is damaged: {fault.message}") from None
 
     def placement(self, capability: VerifyCapability) -> tuple[Placement, bytes] | None:
         """Return placement and sealed manifest of an own object; None if it is not one.
@@ -115,7 +104,7 @@ class ObjectCatalogue:
         entry = self.entry(capability.manifest_hash)
         if entry is not None and entry.deleting:
             # Hosts that have not confirmed the deletion may still have it.
-            raise ObjectUnknown("the object was deleted")
+            raise errors.ObjectUnknown("the object was deleted")
         sealed = self._state.get(MANIFESTS + capability.manifest_hash)
         return None if entry is None or sealed is None else (entry.placement, sealed)
 
@@ -196,7 +185,7 @@ class ObjectCatalogue:
                 found.append(entry.capability)
         if not found:
             what = "object" if version is None else f"version {version} of an object"
-            raise ObjectUnknown(
+            raise errors.ObjectUnknown(
                 f"this node has stored no {what} under that name",
                 hint="`xsc store ls --versions` shows names and versions",
             )
@@ -218,7 +207,7 @@ class ObjectCatalogue:
             try:
                 entry = self.entry(ref)
                 if entry is None:
-                    raise ObjectUnknown(
+                    raise errors.ObjectUnknown(
                         "that version is at no host that answered since the recovery",
                         hint="try again when more peers are up",
                     )
@@ -226,7 +215,7 @@ class ObjectCatalogue:
                 await self._commit(
                     [
                         (OBJECTS + ref, moved.to_bytes()),
-                        version_row(name, version, None),
+                        names.version_row(name, version, None),
                         *self.versions.rows(name, made, ref),
                     ]
                 )
@@ -250,7 +239,7 @@ class ObjectCatalogue:
             )
             for _, entry in self.entries()
             if not entry.deleting
-            and (entry.name.startswith(PART) or not entry.name.startswith(HIDDEN))
+            and (entry.name.startswith(names.PART) or not entry.name.startswith(names.HIDDEN))
         ]
         rows += self.unfound()
         return sorted(rows, key=lambda row: (row.created_ms, row.name, row.capability))
@@ -271,12 +260,12 @@ class ObjectCatalogue:
         for item in self.unfound():
             changes.append((UNFOUND + parse_read(item.capability).manifest_hash, None))
             if item.name:
-                changes.append(version_row(item.name, item.version, None))
+                changes.append(names.version_row(item.name, item.version, None))
         for item in listed:
             ref = parse_read(item.capability).manifest_hash
             changes.append((UNFOUND + ref, pack([item])))
             if item.name:
-                changes.append(version_row(item.name, item.version, ref))
+                changes.append(names.version_row(item.name, item.version, ref))
         await self._commit(changes)
 
     async def keep_versions(self, listed: Sequence[DirectoryEntry]) -> None:
@@ -285,13 +274,13 @@ class ObjectCatalogue:
         for item in listed:
             if item.name:
                 last[item.name] = max(last.get(item.name, 0), item.version)
-        await self._commit([last_row(name, number) for name, number in last.items()])
+        await self._commit([names.last_row(name, number) for name, number in last.items()])
 
-    async def adopt(self, listed: DirectoryEntry, located: Located) -> None:
+    async def adopt(self, listed: DirectoryEntry, located: get.Located) -> None:
         """Write an object of a directory as it was found at its hosts."""
         await self._commit(self._adoption(listed, located))
 
-    async def adopt_unfound(self, listed: DirectoryEntry, located: Located) -> None:
+    async def adopt_unfound(self, listed: DirectoryEntry, located: get.Located) -> None:
         """Write an object that a recovery had not found, unless it was deleted since."""
         ref = parse_read(listed.capability).manifest_hash
         async with self.rows.of(ref):
@@ -300,7 +289,7 @@ class ObjectCatalogue:
             await self._commit(self._adoption(listed, located))
         self.on_change()
 
-    def _adoption(self, listed: DirectoryEntry, located: Located) -> list[Change]:
+    def _adoption(self, listed: DirectoryEntry, located: get.Located) -> list[Change]:
         hosts = [item.node for item in listed.held]
         columns = likely_columns(located.holders, hosts, self._own)
         entry = entry_of(listed, placement_of(located.manifest, columns))
@@ -314,7 +303,7 @@ class ObjectCatalogue:
 
         Its placement is not known. A deletion asks only the hosts in `held`.
         """
-        nowhere = Placement(k=1, columns=(self._own,), survive=tuple(Contract()))
+        nowhere = Placement(k=1, columns=(self._own,), survive=tuple(durability.Contract()))
         return entry_of(listed, nowhere)
 
     async def begin_deletion(self, ref: bytes) -> None:
@@ -335,7 +324,7 @@ class ObjectCatalogue:
         self,
         ref: bytes,
         entry: ObjectEntry | None,
-        left: tuple[HeldAt, ...],
+        left: tuple[inventory.HeldAt, ...],
         receipts: Sequence[Signed[DeletionReceipt]],
     ) -> None:
         """Write what came of a deletion; delete the entry if no host is left to confirm it.
@@ -345,7 +334,7 @@ class ObjectCatalogue:
         now_ms = self._context.clock.now_ms()
         changes: list[Change] = [(OBJECTS + ref, None), (MANIFESTS + ref, None)]
         if entry is not None and entry.name:
-            changes.append(version_row(entry.name, entry.version, None))
+            changes.append(names.version_row(entry.name, entry.version, None))
         if entry is not None and left:
             rest = entry.model_copy(update={"deleting": True, "held": left})
             changes = [(OBJECTS + ref, rest.to_bytes())]

@@ -29,9 +29,7 @@ from itertools import count, permutations, product, takewhile
 from operator import gt
 from typing import Final, NamedTuple, Self
 
-from xsc.base.errors import ArgumentInvalid
-from xsc.base.limits import SHARDS_MAX
-from xsc.base.units import ceil_div
+from xsc.base import errors, limits, units
 
 UNBOUNDED = 10**6
 EFFORT_MAX = 100_000
@@ -107,8 +105,8 @@ def parse(text: str) -> Contract:
     found: dict[str, int] = {}
     for term in text.replace(" ", "").split(","):
         match = _TERM.fullmatch(term)
-        if match is None or match[2] in found or int(match[1]) >= SHARDS_MAX:
-            raise ArgumentInvalid(
+        if match is None or match[2] in found or int(match[1]) >= limits.SHARDS_MAX:
+            raise errors.ArgumentInvalid(
                 f"'{text}' does not say what an object must survive",
                 hint="write for example 2nodes, or 2nodes,1site",
             )
@@ -455,7 +453,7 @@ def yearly_loss_ppb(
     rounds, rest_ms = divmod(YEAR_MS, 2 * repair_ms)
     kept = _power(_kept(columns, m, _chances(lives_ms, 2 * repair_ms)), rounds)
     kept = kept * _kept(columns, m, _chances(lives_ms, rest_ms)) // _ONE
-    return ceil_div((_ONE - kept) * PPB, _ONE)
+    return units.ceil_div((_ONE - kept) * PPB, _ONE)
 
 
 def _chances(lives_ms: Sequence[int], span_ms: int) -> list[int]:

@@ -18,10 +18,7 @@ from typing import Protocol, TypeAlias
 
 import zfec
 
-from xsc.base.errors import ArgumentInvalid, ShardsInsufficient
-from xsc.base.limits import DATA_SHARDS_DEFAULT, PARITY_SHARDS_DEFAULT, SHARDS_MAX
-from xsc.base.merkle import root_of
-from xsc.base.units import ceil_div
+from xsc.base import errors, limits, merkle, units
 
 Buffer: TypeAlias = "bytes | memoryview"
 
@@ -38,18 +35,18 @@ class Code:
     Shards of two generations never meet in a decode.
     """
 
-    k: int = DATA_SHARDS_DEFAULT
-    m: int = PARITY_SHARDS_DEFAULT
+    k: int = limits.DATA_SHARDS_DEFAULT
+    m: int = limits.PARITY_SHARDS_DEFAULT
     generation: int = 0
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.m < 0 or self.n > SHARDS_MAX:
-            raise ArgumentInvalid(
+        if self.k < 1 or self.m < 0 or self.n > limits.SHARDS_MAX:
+            raise errors.ArgumentInvalid(
                 f"a code of {self.k} data and {self.m} parity shards is impossible",
-                hint=f"at least 1 data shard, and at most {SHARDS_MAX} shards in all",
+                hint=f"at least 1 data shard, and at most {limits.SHARDS_MAX} shards in all",
             )
         if not 0 <= self.generation < 2**32:
-            raise ArgumentInvalid("an encoding generation is a number from 0 to 2^32 - 1")
+            raise errors.ArgumentInvalid("an encoding generation is a number from 0 to 2^32 - 1")
 
     @property
     def n(self) -> int:
@@ -58,7 +55,7 @@ class Code:
 
     def shard_bytes(self, length: int) -> int:
         """Return the size of each shard of `length` bytes."""
-        return ceil_div(length, self.k)
+        return units.ceil_div(length, self.k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +139,14 @@ def decode_rows(
         ArgumentInvalid: a column outside of the code, or a shard of the wrong size.
     """
     if len(shards) < code.k:
-        raise ShardsInsufficient(f"{len(shards)} of the {code.k} shards needed are here")
+        raise errors.ShardsInsufficient(f"{len(shards)} of the {code.k} shards needed are here")
     size = code.shard_bytes(length)
     # Data shards first: they need no arithmetic.
     columns = sorted(shards)[: code.k]
     if columns[0] < 0 or max(shards) >= code.n:
-        raise ArgumentInvalid("a shard is of no column of its code")
+        raise errors.ArgumentInvalid("a shard is of no column of its code")
     if any(len(shards[column]) != size for column in columns):
-        raise ArgumentInvalid(f"a shard of {length} bytes of data has {size} bytes")
+        raise errors.ArgumentInvalid(f"a shard of {length} bytes of data has {size} bytes")
     if not size:
         return []
     if columns == list(range(code.k)):
@@ -170,7 +167,7 @@ def decode_rows(
 def cut(data: Buffer, code: Code, *, codec: Codec = ZFEC) -> list[StorageShard]:
     """Return the n shards of the data with their roots."""
     return [
-        StorageShard(column, shard, root_of(shard))
+        StorageShard(column, shard, merkle.root_of(shard))
         for column, shard in enumerate(encode(data, code, codec=codec))
     ]
 
@@ -191,6 +188,6 @@ def rebuild(
     data = decode(shards, code, length, codec=codec)
     built = encode(data, code, columns=columns, codec=codec)
     return [
-        StorageShard(column, shard, root_of(shard))
+        StorageShard(column, shard, merkle.root_of(shard))
         for column, shard in zip(columns, built, strict=True)
     ]

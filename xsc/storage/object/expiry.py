@@ -22,9 +22,7 @@ def before_end(time_ms: int, lease_ms: int) -> int:
 
 
 def own_ends(
-    held: Iterable[tuple[bytes, bytes]],
-    own: bytes,
-    end_of: Callable[[bytes], LeaseEnd | None],
+    held: Iterable[tuple[bytes, bytes]], own: bytes, end_of: Callable[[bytes], LeaseEnd | None]
 ) -> list[Ending]:
     """Return for each host when the first of the own leases there ends.
 

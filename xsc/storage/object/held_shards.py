@@ -11,10 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from xsc.base.encoding import Value
-from xsc.base.errors import RecordInvalid
-from xsc.base.fields import take_bytes, take_int, take_list
-from xsc.base.ids import ID_BYTES
+from xsc.base import encoding, errors, fields, ids
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
 from xsc.storage.object.inventory import Wanted
 from xsc.terms.storage_receipt import StorageReceipt
@@ -26,37 +23,37 @@ HAVE_MAX = 256
 
 def have_message(
     lease_id: bytes, locate: bytes, generation: int, wanted: Sequence[Wanted]
-) -> dict[str, Value]:
+) -> dict[str, encoding.Value]:
     """Return the header of a `storage.have`."""
-    listed: list[Value] = [
+    listed: list[encoding.Value] = [
         {"segment": want.segment, "column": want.column, "root": want.root} for want in wanted
     ]
     return {"lease": lease_id, "locate": locate, "generation": generation, "shards": listed}
 
 
-def read_have(header: Mapping[str, Value]) -> tuple[bytes, bytes, int, list[Wanted]]:
+def read_have(header: Mapping[str, encoding.Value]) -> tuple[bytes, bytes, int, list[Wanted]]:
     """Return lease, locate id, generation, and the shards that are asked for.
 
     Raises:
         RecordInvalid: it breaks a rule.
     """
     wanted = []
-    for item in take_list(header, "shards", most=HAVE_MAX):
+    for item in fields.take_list(header, "shards", most=HAVE_MAX):
         if not isinstance(item, dict):
-            raise RecordInvalid("an item of a list must be a map")
+            raise errors.RecordInvalid("an item of a list must be a map")
         wanted.append(
             Wanted(
-                take_int(item, "segment", most=SEGMENT_MAX),
-                take_int(item, "column", most=COLUMN_MAX),
-                take_bytes(item, "root", size=ID_BYTES),
+                fields.take_int(item, "segment", most=SEGMENT_MAX),
+                fields.take_int(item, "column", most=COLUMN_MAX),
+                fields.take_bytes(item, "root", size=ids.ID_BYTES),
             )
         )
     if len({(want.segment, want.column) for want in wanted}) != len(wanted):
-        raise RecordInvalid("a shard is named twice")
+        raise errors.RecordInvalid("a shard is named twice")
     return (
-        take_bytes(header, "lease", size=ID_BYTES),
-        take_bytes(header, "locate", size=ID_BYTES),
-        take_int(header, "generation", most=GENERATION_MAX),
+        fields.take_bytes(header, "lease", size=ids.ID_BYTES),
+        fields.take_bytes(header, "locate", size=ids.ID_BYTES),
+        fields.take_int(header, "generation", most=GENERATION_MAX),
         wanted,
     )
 

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from xsc.base.errors import RecordInvalid, ShardsInsufficient
-from xsc.base.ids import ID_BYTES
-from xsc.base.limits import COLUMNS_MAX, DAMAGED_TOLD_MAX, LEAF_BYTES, SEGMENT_BYTES
-from xsc.base.merkle import leaf_count, leaf_hashes, prove_span, root_from
+from xsc.base import errors, ids, limits, merkle
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.object.erasure import Buffer, StorageShard
 from xsc.storage.object.manifest import (
@@ -36,15 +33,15 @@ class Span:
     @property
     def size_bytes(self) -> int:
         """How many bytes they have together: the last leaf of a shard may be short."""
-        return min(self.stop * LEAF_BYTES, self.shard_bytes) - self.first * LEAF_BYTES
+        return min(self.stop * limits.LEAF_BYTES, self.shard_bytes) - self.first * limits.LEAF_BYTES
 
     @property
     def is_whole(self) -> bool:
         """Whether these are all leaves of the shard."""
-        return self.first == 0 and self.stop >= leaf_count(self.shard_bytes)
+        return self.first == 0 and self.stop >= merkle.leaf_count(self.shard_bytes)
 
 
-PLACE_BYTES = 4 + 1 + ID_BYTES
+PLACE_BYTES = 4 + 1 + ids.ID_BYTES
 """Segment, column and customer of a shard, as hosts order them."""
 
 
@@ -65,7 +62,7 @@ class Wanted:
     root: bytes
     span: Span | None = None
     """None for the whole shard."""
-    size_bytes: int = SEGMENT_BYTES
+    size_bytes: int = limits.SEGMENT_BYTES
     """Of the whole shard; a host gives none that is larger."""
 
 
@@ -81,17 +78,17 @@ class FoundShard:
 
 def cut_found(data: Buffer, root: bytes, span: Span | None) -> FoundShard | None:
     """Return a shard, or some of its leaves and their proof; None where its root is another."""
-    hashes = leaf_hashes(data)
-    if root_from(hashes, len(data)) != root:
+    hashes = merkle.leaf_hashes(data)
+    if merkle.root_from(hashes, len(data)) != root:
         return None
     if span is None:
         return FoundShard("ok", data)
     if span.shard_bytes != len(data):
         return FoundShard("missing")
-    start = span.first * LEAF_BYTES
+    start = span.first * limits.LEAF_BYTES
     # A copy: a view would keep all of the shard in memory until the answer is read.
     leaves = bytes(memoryview(data)[start : start + span.size_bytes])
-    return FoundShard("ok", leaves, tuple(prove_span(hashes, span.first, span.stop)))
+    return FoundShard("ok", leaves, tuple(merkle.prove_span(hashes, span.first, span.stop)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +169,7 @@ def whole_of(
     shards = []
     for want, item in zip(wanted, found, strict=True):
         if item.data is None:
-            raise ShardsInsufficient(
+            raise errors.ShardsInsufficient(
                 f"segment {want.segment}, column {want.column} is {item.state} here"
             )
         shards.append((want.segment, StorageShard(want.column, item.data, want.root)))
@@ -216,15 +213,17 @@ class InventoryPages:
             RecordInvalid: it goes backwards, or tells of more columns than one answer may.
         """
         if page.until and page.until <= self._after:
-            raise RecordInvalid("what a host says that it holds goes backwards")
+            raise errors.RecordInvalid("what a host says that it holds goes backwards")
         if self._first is None:
             self._first = page
         for item in page.columns:
             start = _behind(self._after, item)
             stop = min(_behind(page.until, item) if page.until else self._segments, self._segments)
             self._add(item, range(start, stop))
-        if len(self._found) > COLUMNS_MAX:
-            raise RecordInvalid(f"a host tells of more than {COLUMNS_MAX} columns of one object")
+        if len(self._found) > limits.COLUMNS_MAX:
+            raise errors.RecordInvalid(
+                f"a host tells of more than {limits.COLUMNS_MAX} columns of one object"
+            )
         if page.mine is None:
             self._sizes = None
         elif self._sizes is not None:
@@ -241,7 +240,7 @@ class InventoryPages:
                 known.shown += len(roots)
         known.segments += item.segments
         known.damaged += item.damaged
-        known.bad = (known.bad + item.bad)[:DAMAGED_TOLD_MAX]
+        known.bad = (known.bad + item.bad)[: limits.DAMAGED_TOLD_MAX]
         ends = [end for end in (known.ends_ms, item.ends_ms) if end is not None]
         known.ends_ms = min(ends, default=None)
 
@@ -262,7 +261,7 @@ class InventoryPages:
                 item.segments,
                 expected_digest(self._manifest, column)
                 if item.shown == item.segments == self._segments
-                else bytes(ID_BYTES),
+                else bytes(ids.ID_BYTES),
                 item.damaged,
                 item.ends_ms,
                 bad=item.bad,

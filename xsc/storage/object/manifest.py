@@ -19,24 +19,16 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import Field
 
+from xsc.base import errors, limits
 from xsc.base.encoding import domain, tagged_sha256
-from xsc.base.errors import RecordInvalid
-from xsc.base.limits import (
-    INLINE_BYTES_MAX,
-    MANIFEST_BYTES_MAX,
-    OBJECT_BYTES_MAX,
-    SEGMENT_BYTES,
-    SHARDS_MAX,
-)
 from xsc.identity.envelope import Count, Id32, Record
-from xsc.storage.object import segment
+from xsc.storage.object import erasure, segment
 from xsc.storage.object.capability import VerifyCapability
 from xsc.storage.object.durability import KINDS, Contract
-from xsc.storage.object.erasure import Code
 from xsc.storage.object.segment import NONCE_BYTES, TAG_BYTES, Place
 
 Nonce = Annotated[bytes, Field(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
-_Loss = Annotated[int, Field(ge=0, lt=SHARDS_MAX)]
+_Loss = Annotated[int, Field(ge=0, lt=limits.SHARDS_MAX)]
 ContractField = Annotated[tuple[_Loss, ...], Field(min_length=len(KINDS), max_length=len(KINDS))]
 """How many domains of each kind may be lost, in the order of `durability.KINDS`."""
 Tag = Annotated[bytes, Field(min_length=TAG_BYTES, max_length=TAG_BYTES)]
@@ -80,13 +72,13 @@ class SealedSegment:
 
 def build(
     owner: bytes,
-    code: Code,
+    code: erasure.Code,
     size_bytes: int,
     segments: Sequence[SealedSegment],
     *,
     inline: bytes | None = None,
     survive: Contract = Contract(),  # noqa: B008 (a frozen value)
-    segment_bytes: int = SEGMENT_BYTES,
+    segment_bytes: int = limits.SEGMENT_BYTES,
 ) -> Manifest:
     """Return the manifest of segments that were cut in order."""
     return Manifest(
@@ -107,23 +99,23 @@ def build(
 def check_manifest(manifest: Manifest) -> str | None:
     """Return the first rule that a manifest breaks, or None."""
     n = manifest.k + manifest.m
-    if not 1 <= manifest.k <= n <= SHARDS_MAX:
+    if not 1 <= manifest.k <= n <= limits.SHARDS_MAX:
         return f"a code of {manifest.k} data and {manifest.m} parity shards is impossible"
     if manifest.generation >= 2**32:
         return "the encoding generation is above its bound"
-    if manifest.segment_bytes != SEGMENT_BYTES:
-        return f"segments have {SEGMENT_BYTES} bytes, not {manifest.segment_bytes}"
-    if manifest.size_bytes > OBJECT_BYTES_MAX:
+    if manifest.segment_bytes != limits.SEGMENT_BYTES:
+        return f"segments have {limits.SEGMENT_BYTES} bytes, not {manifest.segment_bytes}"
+    if manifest.size_bytes > limits.OBJECT_BYTES_MAX:
         return "the object is larger than any object can be"
     if manifest.inline is not None:
-        if manifest.size_bytes > INLINE_BYTES_MAX:
+        if manifest.size_bytes > limits.INLINE_BYTES_MAX:
             return "the object is too large to stand in its manifest"
         if len(manifest.inline) != manifest.size_bytes:
             return "the inline data is not as long as the object"
         if len(manifest.nonces) != 1 or len(manifest.tags) != 1 or manifest.roots:
             return "an inline object has one nonce, one tag and no shards"
         return None
-    if manifest.size_bytes <= INLINE_BYTES_MAX:
+    if manifest.size_bytes <= limits.INLINE_BYTES_MAX:
         return "an object this small stands in its manifest"
     count = segment.count(manifest.size_bytes, manifest.segment_bytes)
     if len(manifest.nonces) != count or len(manifest.tags) != count:
@@ -135,9 +127,9 @@ def check_manifest(manifest: Manifest) -> str | None:
     return None
 
 
-def code_of(manifest: Manifest) -> Code:
+def code_of(manifest: Manifest) -> erasure.Code:
     """Return the code of a checked manifest."""
-    return Code(manifest.k, manifest.m, manifest.generation)
+    return erasure.Code(manifest.k, manifest.m, manifest.generation)
 
 
 def segments_of(manifest: Manifest) -> int:
@@ -193,16 +185,16 @@ def open_manifest(sealed: bytes | memoryview, capability: VerifyCapability) -> M
         RecordInvalid: another manifest than the capability's, or one that breaks a rule.
     """
     if hash_of(sealed) != capability.manifest_hash:
-        raise RecordInvalid("this is not the manifest that the capability stands for")
+        raise errors.RecordInvalid("this is not the manifest that the capability stands for")
     view = memoryview(sealed)
     try:
         plain = AESGCM(capability.manifest_key).decrypt(
             bytes(view[:NONCE_BYTES]), view[NONCE_BYTES:], domain("manifest")
         )
     except (InvalidTag, ValueError):
-        raise RecordInvalid("the manifest does not open under this capability") from None
-    manifest = Manifest.from_bytes(plain, size_max=MANIFEST_BYTES_MAX)
+        raise errors.RecordInvalid("the manifest does not open under this capability") from None
+    manifest = Manifest.from_bytes(plain, size_max=limits.MANIFEST_BYTES_MAX)
     fault = check_manifest(manifest)
     if fault is not None:
-        raise RecordInvalid(f"the manifest is wrong: {fault}")
+        raise errors.RecordInvalid(f"the manifest is wrong: {fault}")
     return manifest

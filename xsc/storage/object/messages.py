@@ -26,33 +26,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from xsc.base import limits, merkle
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, TooLarge
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes, take_str
 from xsc.base.ids import ID_BYTES
-from xsc.base.limits import (
-    COLUMNS_MAX,
-    DAMAGED_TOLD_MAX,
-    FRAME_PARTS_MAX,
-    MANIFEST_BYTES_MAX,
-    PEER_BODY_BYTES_MAX,
-    SEGMENT_BYTES,
-    SHARDS_MAX,
-)
-from xsc.base.merkle import ROOT_BYTES, Part, leaf_count, root_of, span_holds
 from xsc.base.units import held_bytes
+from xsc.storage.object import inventory
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX, Buffer, StorageShard
-from xsc.storage.object.inventory import (
-    PLACE_BYTES,
-    ColumnPresence,
-    FoundShard,
-    HeldColumn,
-    HeldObject,
-    HeldRecord,
-    HeldState,
-    Span,
-    Wanted,
-)
 from xsc.terms.storage_receipt import HeldShard
 
 PUT = "storage.put"
@@ -62,7 +43,7 @@ FIND = "storage.find"
 KEEP = "storage.keep"
 HOLDS = "storage.holds"
 DELETE = "storage.delete"
-SHARD_BYTES_MAX = SEGMENT_BYTES
+SHARD_BYTES_MAX = limits.SEGMENT_BYTES
 GET_MAX = 64
 """Shards in one get."""
 PATH_MAX = 64
@@ -114,14 +95,14 @@ def put_message(
     generation: int,
     shards: Sequence[tuple[int, StorageShard]],
     record: ObjectRecord | None,
-) -> tuple[dict[str, Value], list[Part]]:
+) -> tuple[dict[str, Value], list[merkle.Part]]:
     """Return header and parts of a `storage.put`."""
     listed: list[Value] = [
         {"segment": segment, "column": shard.column} for segment, shard in shards
     ]
-    parts = [Part(shard.data, shard.root) for _, shard in shards]
+    parts = [merkle.Part(shard.data, shard.root) for _, shard in shards]
     if record is not None:
-        parts.append(Part(record.sealed, record.sealed_root))
+        parts.append(merkle.Part(record.sealed, record.sealed_root))
     header: dict[str, Value] = {
         "lease": lease_id,
         "locate": locate,
@@ -132,13 +113,13 @@ def put_message(
     return header, parts
 
 
-def read_put(header: Mapping[str, Value], parts: Sequence[Part]) -> PutRequest:
+def read_put(header: Mapping[str, Value], parts: Sequence[merkle.Part]) -> PutRequest:
     """Return a `storage.put`, its parts already verified against their roots.
 
     Raises:
         RecordInvalid, TooLarge: it breaks a rule.
     """
-    listed = take_list(header, "shards", most=FRAME_PARTS_MAX)
+    listed = take_list(header, "shards", most=limits.FRAME_PARTS_MAX)
     carried = take_bool(header, "manifest")
     if len(parts) != len(listed) + carried:
         raise RecordInvalid(f"{len(listed) + carried} parts are announced, {len(parts)} came")
@@ -157,8 +138,8 @@ def read_put(header: Mapping[str, Value], parts: Sequence[Part]) -> PutRequest:
     if len(places) != len(shards):
         raise RecordInvalid("a shard is named twice")
     sealed = parts[-1].data if carried else None
-    if sealed is not None and len(sealed) > MANIFEST_BYTES_MAX:
-        raise TooLarge(f"a sealed manifest has at most {MANIFEST_BYTES_MAX} bytes")
+    if sealed is not None and len(sealed) > limits.MANIFEST_BYTES_MAX:
+        raise TooLarge(f"a sealed manifest has at most {limits.MANIFEST_BYTES_MAX} bytes")
     return PutRequest(
         take_bytes(header, "lease", size=ID_BYTES),
         take_bytes(header, "locate", size=ID_BYTES),
@@ -168,34 +149,36 @@ def read_put(header: Mapping[str, Value], parts: Sequence[Part]) -> PutRequest:
     )
 
 
-def get_message(locate: bytes, generation: int, wanted: Sequence[Wanted]) -> dict[str, Value]:
+def get_message(
+    locate: bytes, generation: int, wanted: Sequence[inventory.Wanted]
+) -> dict[str, Value]:
     """Return the header of a `storage.get`."""
     listed: list[Value] = [_asked(want) for want in wanted]
     sizes = [want.size_bytes if want.span is None else want.span.shard_bytes for want in wanted]
-    most = min(PEER_BODY_BYTES_MAX, sum(sizes))
+    most = min(limits.PEER_BODY_BYTES_MAX, sum(sizes))
     return {"locate": locate, "generation": generation, "shards": listed, "most": most}
 
 
-def _asked(want: Wanted) -> dict[str, Value]:
+def _asked(want: inventory.Wanted) -> dict[str, Value]:
     item: dict[str, Value] = {"segment": want.segment, "column": want.column, "root": want.root}
     if want.span is not None:
         item["leaves"] = [want.span.first, want.span.stop, want.span.shard_bytes]
     return item
 
 
-def _span(fields: Mapping[str, Value]) -> Span | None:
+def _span(fields: Mapping[str, Value]) -> inventory.Span | None:
     if "leaves" not in fields:
         return None
     match fields["leaves"]:
         case [int(first), int(stop), int(size)] if not any(
             isinstance(item, bool) for item in (first, stop, size)
         ):
-            if 0 < size <= SHARD_BYTES_MAX and 0 <= first < stop <= leaf_count(size):
-                return Span(first, stop, size)
+            if 0 < size <= SHARD_BYTES_MAX and 0 <= first < stop <= merkle.leaf_count(size):
+                return inventory.Span(first, stop, size)
     raise RecordInvalid("leaves are the first, the one after the last, and the size of the shard")
 
 
-def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[Wanted], int]:
+def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[inventory.Wanted], int]:
     """Return locate id, generation, what is wanted, and how many bytes are read at most.
 
     Raises:
@@ -205,7 +188,7 @@ def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[Wanted], int
     for item in take_list(header, "shards", most=GET_MAX):
         fields = _map(item)
         wanted.append(
-            Wanted(
+            inventory.Wanted(
                 take_int(fields, "segment", most=SEGMENT_MAX),
                 take_int(fields, "column", most=COLUMN_MAX),
                 take_bytes(fields, "root", size=ID_BYTES),
@@ -228,7 +211,7 @@ def read_most(header: Mapping[str, Value]) -> int:
     Raises:
         RecordInvalid: it breaks a rule.
     """
-    return take_int(header, "most", most=PEER_BODY_BYTES_MAX)
+    return take_int(header, "most", most=limits.PEER_BODY_BYTES_MAX)
 
 
 ANSWER_BOUNDS: Mapping[str, Callable[[Mapping[str, Value]], int]] = {
@@ -244,12 +227,13 @@ def keep_message(
 ) -> dict[str, Value]:
     """Return the header of a `storage.keep`: a put of what the host has already."""
     wanted = [
-        Wanted(item.segment, item.column, item.root, size_bytes=item.size_bytes) for item in shards
+        inventory.Wanted(item.segment, item.column, item.root, size_bytes=item.size_bytes)
+        for item in shards
     ]
     return {"lease": lease_id, **get_message(locate, generation, wanted)}
 
 
-def read_keep(header: Mapping[str, Value]) -> tuple[bytes, bytes, int, list[Wanted], int]:
+def read_keep(header: Mapping[str, Value]) -> tuple[bytes, bytes, int, list[inventory.Wanted], int]:
     """Return lease, locate id, generation, what is to be kept, and the bytes read at most.
 
     Raises:
@@ -261,7 +245,7 @@ def read_keep(header: Mapping[str, Value]) -> tuple[bytes, bytes, int, list[Want
     return take_bytes(header, "lease", size=ID_BYTES), locate, generation, wanted, most
 
 
-def get_answer(found: Sequence[FoundShard]) -> tuple[dict[str, Value], list[Buffer]]:
+def get_answer(found: Sequence[inventory.FoundShard]) -> tuple[dict[str, Value], list[Buffer]]:
     """Return the answer to a `storage.get`."""
     states: list[Value] = [item.state for item in found]
     header: dict[str, Value] = {"states": states}
@@ -276,21 +260,21 @@ def _path(value: Value) -> tuple[bytes, ...]:
         raise RecordInvalid(f"a proof is a list of at most {PATH_MAX} hashes")
     path = []
     for item in value:
-        if not isinstance(item, bytes) or len(item) != ROOT_BYTES:
+        if not isinstance(item, bytes) or len(item) != merkle.ROOT_BYTES:
             raise RecordInvalid("a proof consists of hashes")
         path.append(item)
     return tuple(path)
 
 
-def _holds(data: Buffer, span: Span, root: bytes, path: tuple[bytes, ...]) -> bool:
-    return len(data) == span.size_bytes and span_holds(
+def _holds(data: Buffer, span: inventory.Span, root: bytes, path: tuple[bytes, ...]) -> bool:
+    return len(data) == span.size_bytes and merkle.span_holds(
         root, span.shard_bytes, span.first, data, path
     )
 
 
 def read_got(
-    header: Mapping[str, Value], parts: Sequence[Buffer], wanted: Sequence[Wanted]
-) -> list[FoundShard]:
+    header: Mapping[str, Value], parts: Sequence[Buffer], wanted: Sequence[inventory.Wanted]
+) -> list[inventory.FoundShard]:
     """Return what a peer answered; what does not fit the root that was asked for is corrupt.
 
     Raises:
@@ -311,15 +295,17 @@ def read_got(
             case "ok":
                 piece = next(data)
                 good = (
-                    root_of(piece) == want.root
+                    merkle.root_of(piece) == want.root
                     if want.span is None
                     else _holds(piece, want.span, want.root, _path(next(paths)))
                 )
-                found.append(FoundShard("ok", piece) if good else FoundShard("corrupt"))
+                found.append(
+                    inventory.FoundShard("ok", piece) if good else inventory.FoundShard("corrupt")
+                )
             case "missing":
-                found.append(FoundShard("missing"))
+                found.append(inventory.FoundShard("missing"))
             case "corrupt":
-                found.append(FoundShard("corrupt"))
+                found.append(inventory.FoundShard("corrupt"))
             case _:
                 raise RecordInvalid("a shard is in no known state")
     return found
@@ -339,7 +325,7 @@ def stat_message(
 
 def _place(header: Mapping[str, Value], name: str) -> bytes:
     place = take_opt_bytes(header, name)
-    if place is not None and len(place) != PLACE_BYTES:
+    if place is not None and len(place) != inventory.PLACE_BYTES:
         raise RecordInvalid(f"the field '{name}' must be a segment, a column and a customer")
     return place or b""
 
@@ -358,7 +344,7 @@ def read_stat(header: Mapping[str, Value]) -> tuple[bytes, int, bytes, bytes]:
     )
 
 
-def stat_answer(held: HeldObject, caller: bytes) -> dict[str, Value]:
+def stat_answer(held: inventory.HeldObject, caller: bytes) -> dict[str, Value]:
     """Return the answer to a `storage.stat` of that caller."""
     columns: list[Value] = [
         {
@@ -370,10 +356,11 @@ def stat_answer(held: HeldObject, caller: bytes) -> dict[str, Value]:
             "ends_ms": item.ends_ms,
             "bad": [*item.bad],
         }
-        for item in held.columns[:COLUMNS_MAX]
+        for item in held.columns[: limits.COLUMNS_MAX]
     ]
     records: list[Value] = [
-        {"customer": item.customer, "ends_ms": item.ends_ms} for item in held.records[:COLUMNS_MAX]
+        {"customer": item.customer, "ends_ms": item.ends_ms}
+        for item in held.records[: limits.COLUMNS_MAX]
     ]
     sizes: list[Value] = [[lease, size] for lease, size in held.sizes_of(caller)]
     return {
@@ -393,7 +380,7 @@ def _end(fields: Mapping[str, Value]) -> int | None:
 
 def _bad(fields: Mapping[str, Value]) -> tuple[int, ...]:
     """Return which segments are damaged."""
-    listed = take_list(fields, "bad", most=DAMAGED_TOLD_MAX)
+    listed = take_list(fields, "bad", most=limits.DAMAGED_TOLD_MAX)
     return tuple(take_int({"bad": segment}, "bad", most=SEGMENT_MAX) for segment in listed)
 
 
@@ -411,7 +398,7 @@ def _mine(header: Mapping[str, Value]) -> tuple[tuple[bytes, int], ...] | None:
     return tuple(found.items())
 
 
-def read_stated(header: Mapping[str, Value]) -> HeldObject:
+def read_stated(header: Mapping[str, Value]) -> inventory.HeldObject:
     """Return what a peer says that it holds.
 
     Raises:
@@ -421,10 +408,10 @@ def read_stated(header: Mapping[str, Value]) -> HeldObject:
     if record not in ("ok", "missing", "corrupt"):
         raise RecordInvalid("the record is in no known state")
     columns = []
-    for item in take_list(header, "columns", most=COLUMNS_MAX):
+    for item in take_list(header, "columns", most=limits.COLUMNS_MAX):
         fields = _map(item)
         columns.append(
-            HeldColumn(
+            inventory.HeldColumn(
                 take_bytes(fields, "customer", size=ID_BYTES),
                 take_int(fields, "column", most=COLUMN_MAX),
                 take_int(fields, "segments"),
@@ -435,13 +422,13 @@ def read_stated(header: Mapping[str, Value]) -> HeldObject:
             )
         )
     records = []
-    for item in take_list(header, "records", most=COLUMNS_MAX):
+    for item in take_list(header, "records", most=limits.COLUMNS_MAX):
         fields = _map(item)
         customer = take_bytes(fields, "customer", size=ID_BYTES)
-        records.append(HeldRecord(customer, _end(fields)))
-    return HeldObject(
+        records.append(inventory.HeldRecord(customer, _end(fields)))
+    return inventory.HeldObject(
         tuple(columns),
-        cast(HeldState, record),
+        cast(inventory.HeldState, record),
         tuple(records),
         mine=_mine(header),
         until=_place(header, "until"),
@@ -495,7 +482,7 @@ def read_holds(header: Mapping[str, Value]) -> tuple[bytes, int, bytes, list[byt
     Raises:
         RecordInvalid: it breaks a rule.
     """
-    listed = take_list(header, "roots", most=SHARDS_MAX)
+    listed = take_list(header, "roots", most=limits.SHARDS_MAX)
     return (
         take_bytes(header, "locate", size=ID_BYTES),
         take_int(header, "generation", most=GENERATION_MAX),
@@ -504,12 +491,12 @@ def read_holds(header: Mapping[str, Value]) -> tuple[bytes, int, bytes, list[byt
     )
 
 
-def holds_answer(holds: ColumnPresence) -> dict[str, Value]:
+def holds_answer(holds: inventory.ColumnPresence) -> dict[str, Value]:
     """Return the answer to a `storage.holds`."""
     return {"columns": [*sorted(holds.columns)], "record": holds.record}
 
 
-def read_held(header: Mapping[str, Value], n: int) -> ColumnPresence:
+def read_held(header: Mapping[str, Value], n: int) -> inventory.ColumnPresence:
     """Return what a peer says that it holds of an object of n columns.
 
     Raises:
@@ -517,4 +504,4 @@ def read_held(header: Mapping[str, Value], n: int) -> ColumnPresence:
     """
     listed = take_list(header, "columns", most=n)
     columns = [take_int({"column": column}, "column", most=n - 1) for column in listed]
-    return ColumnPresence(frozenset(columns), take_bool(header, "record"))
+    return inventory.ColumnPresence(frozenset(columns), take_bool(header, "record"))

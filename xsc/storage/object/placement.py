@@ -17,16 +17,7 @@ from pydantic import Field
 from xsc.base.limits import SHARDS_MAX
 from xsc.base.units import ceil_div, held_bytes
 from xsc.identity.envelope import Id32, Record
-from xsc.storage.object.durability import (
-    KINDS,
-    Contract,
-    HostLabels,
-    attainable,
-    domains_of,
-    plan,
-    survival,
-)
-from xsc.storage.object.erasure import Code
+from xsc.storage.object import durability, erasure
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.manifest import ContractField, Manifest, expected_digest, segments_of
 
@@ -52,9 +43,9 @@ class Placement(Record):
         return len(self.columns) - self.k
 
     @property
-    def contract(self) -> Contract:
+    def contract(self) -> durability.Contract:
         """The contract."""
-        return Contract(*self.survive)
+        return durability.Contract(*self.survive)
 
 
 def placement_of(manifest: Manifest, columns: Sequence[bytes]) -> Placement:
@@ -78,10 +69,10 @@ def columns_of(columns: Sequence[bytes], node: bytes) -> tuple[int, ...]:
 
 def losses_survived(columns: Sequence[bytes], m: int) -> int:
     """Return how many nodes can be lost, whichever they are, with k columns left."""
-    return survival([HostLabels(node) for node in columns], m).nodes
+    return durability.survival([durability.HostLabels(node) for node in columns], m).nodes
 
 
-def nodes_needed(code: Code, survive_nodes: int) -> int | None:
+def nodes_needed(code: erasure.Code, survive_nodes: int) -> int | None:
     """Return how many nodes the code needs to survive that many losses; None: never enough."""
     for nodes in range(1, code.n + 1):
         if losses_survived(assign([bytes([i]) for i in range(nodes)], code.n), code.m) >= (
@@ -91,7 +82,7 @@ def nodes_needed(code: Code, survive_nodes: int) -> int | None:
     return None
 
 
-def default_contract(code: Code, nodes: int) -> Contract:
+def default_contract(code: erasure.Code, nodes: int) -> durability.Contract:
     """Return the contract of a put that names none: what the planner reaches, if all are up.
 
     Args:
@@ -99,7 +90,7 @@ def default_contract(code: Code, nodes: int) -> Contract:
         nodes: how many are known, this one included.
     """
     columns = assign([node.to_bytes() for node in range(min(nodes, code.n))], code.n)
-    return Contract(min(DEFAULT_LOSSES_MAX, losses_survived(columns, code.m)))
+    return durability.Contract(min(DEFAULT_LOSSES_MAX, losses_survived(columns, code.m)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +101,29 @@ class Shortfall:
     hint: str
 
 
-def check_code(code: Code, contract: Contract) -> Shortfall | None:
+def check_code(code: erasure.Code, contract: durability.Contract) -> Shortfall | None:
     """Return why a code can never survive what is asked, whatever the nodes, or None."""
     most = max(contract)
     if most <= code.m:
         return None
     return Shortfall(
         f"a code with {code.m} parity shards never survives more than {code.m} "
-        f"{KINDS[contract.index(most)]}s, asked for was {most}",
+        f"{durability.KINDS[contract.index(most)]}s, asked for was {most}",
         f"use --code {code.k},{most} on {code.k + most} nodes",
     )
 
 
-def shortfall(known: Sequence[HostLabels], code: Code, contract: Contract) -> Shortfall | None:
+def shortfall(
+    known: Sequence[durability.HostLabels], code: erasure.Code, contract: durability.Contract
+) -> Shortfall | None:
     """Return why no placement at the known nodes survives what is asked, or None if one does."""
-    most = attainable(known, code.n, code.m, contract)
+    most = durability.attainable(known, code.n, code.m, contract)
     if most == contract:
         return None
     hosts = {host.node: host for host in known}
     # The planner may give up on a wide code: then it is said of one placement of many.
-    columns = plan(known, code.n, code.m, most) or assign([*hosts], code.n)
-    nodes, *others = domains_of([hosts[node] for node in columns])
+    columns = durability.plan(known, code.n, code.m, most) or assign([*hosts], code.n)
+    nodes, *others = durability.domains_of([hosts[node] for node in columns])
     where = f"{code.n} shards on {nodes.known} {'node' if nodes.known == 1 else 'nodes'}"
     short = next(i for i, wanted in enumerate(contract) if most[i] < wanted)
     if short == 0:
@@ -138,7 +131,7 @@ def shortfall(known: Sequence[HostLabels], code: Code, contract: Contract) -> Sh
             f"{where} survive the loss of {most.nodes}, asked for was {contract.nodes}",
             f"it takes {nodes_needed(code, contract.nodes)} nodes",
         )
-    kind, named = KINDS[short], others[short - 1].known
+    kind, named = durability.KINDS[short], others[short - 1].known
     hint = f"it takes more nodes at other {kind}s, or a code with more parity shards"
     if kind == "introducer":
         hint = "answer for some of them (`xsc peer confirm`), or invite others"
@@ -155,7 +148,7 @@ def shortfall(known: Sequence[HostLabels], code: Code, contract: Contract) -> Sh
     )
 
 
-def warnings_of(columns: Sequence[bytes], code: Code, own: bytes) -> list[str]:
+def warnings_of(columns: Sequence[bytes], code: erasure.Code, own: bytes) -> list[str]:
     """Return what people should know about a placement, in sentences."""
     nodes = len(set(columns))
     if nodes == 1 and columns[0] == own:
@@ -263,19 +256,19 @@ def condition(states: Sequence[State], k: int, spare_nodes: int, *, inline: bool
     )
 
 
-def host_bytes(size_bytes: int, code: Code, hosts: int, segment_bytes: int) -> int:
+def host_bytes(size_bytes: int, code: erasure.Code, hosts: int, segment_bytes: int) -> int:
     """Return what the shards at the busiest of that many hosts will count for."""
     return column_bytes(size_bytes, code, segment_bytes) * ceil_div(code.n, hosts)
 
 
-def column_bytes(size_bytes: int, code: Code, segment_bytes: int) -> int:
+def column_bytes(size_bytes: int, code: erasure.Code, segment_bytes: int) -> int:
     """Return what one column of an object that is not inline counts for at its host."""
     segments, tail = divmod(size_bytes, segment_bytes)
     size = segments * code.shard_bytes(segment_bytes) + code.shard_bytes(tail)
     return held_bytes(size, ceil_div(size_bytes, segment_bytes))
 
 
-def record_bytes(size_bytes: int, code: Code, segment_bytes: int) -> int:
+def record_bytes(size_bytes: int, code: erasure.Code, segment_bytes: int) -> int:
     """Return an upper bound of what the manifest of an object counts for at each host."""
     each = 34 * code.n + 40
     return held_bytes(1024 + min(size_bytes, 4096) + each * ceil_div(size_bytes, segment_bytes))

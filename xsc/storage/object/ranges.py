@@ -14,8 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from xsc.base.limits import LEAF_BYTES
-from xsc.base.units import ceil_div
+from xsc.base import limits, units
 from xsc.storage.object.erasure import Buffer, Code, decode
 from xsc.storage.object.inventory import Span
 
@@ -40,9 +39,9 @@ def pieces_of(start: int, stop: int, length: int, code: Code) -> list[Piece]:
     for column in range(start // size, (stop - 1) // size + 1):
         low = max(0, start - column * size)
         high = min(size, stop - column * size)
-        first = low // LEAF_BYTES
-        span = Span(first, ceil_div(high, LEAF_BYTES), size)
-        origin = first * LEAF_BYTES
+        first = low // limits.LEAF_BYTES
+        span = Span(first, units.ceil_div(high, limits.LEAF_BYTES), size)
+        origin = first * limits.LEAF_BYTES
         pieces.append(Piece(column, span, low - origin, high - origin))
     return pieces
 

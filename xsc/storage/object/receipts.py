@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from xsc.base import errors, limits
 from xsc.base.encoding import Value, decode, encode
-from xsc.base.errors import ReceiptInvalid
 from xsc.base.fields import take_bytes, take_int
-from xsc.base.limits import REQUEST_WINDOW_MS
 from xsc.identity.envelope import Signed, open_body
 from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.manifest import Manifest, code_of, root_at, segments_of
@@ -78,7 +77,7 @@ def check_receipt(answer: Mapping[str, Value], expected: StorageReceipt, network
     # One byte string stands for each value, so comparing bytes saves building the record.
     if body != encode({**expected.to_value(), "stored_ms": stored_ms}):
         fault = receipt_fault(StorageReceipt.from_bytes(body), expected)
-        raise ReceiptInvalid(fault or "the receipt is not what it must be")
+        raise errors.ReceiptInvalid(fault or "the receipt is not what it must be")
 
 
 def order_fault(order: DeletionOrder, *, host: bytes, customer: bytes) -> str | None:
@@ -106,7 +105,7 @@ def deletion_fault(
         return "the deletion receipt is for another order"
     if len({item.lease_id for item in receipt.freed}) != len(receipt.freed):
         return "the deletion receipt names a lease twice"
-    if abs(receipt.deleted_ms - now_ms) > REQUEST_WINDOW_MS:
+    if abs(receipt.deleted_ms - now_ms) > limits.REQUEST_WINDOW_MS:
         return "the deletion receipt is of another time"
     return None
 

@@ -11,30 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar, Final
 
-from xsc.base.encoding import Value
-from xsc.base.errors import (
-    NotAllowed,
-    PeerUnknown,
-    RateLimited,
-    RecordInvalid,
-    StoreDamaged,
-    XscError,
-)
-from xsc.base.fields import take_bytes
+from xsc.base import encoding, errors, fields, keyvalue, limits, merkle, peering, turns
 from xsc.base.ids import ID_BYTES, short
-from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import BATCH_CALLS_MAX, CUSTODIANS
-from xsc.base.merkle import Part
-from xsc.base.peering import Answered, Handler
-from xsc.base.turns import Turns, sliced
 from xsc.identity.context import Context
 from xsc.identity.envelope import Id32, Record
 from xsc.storage.ports import Commit
 from xsc.storage.repair.custodian import GUARD, HEALED, RESIGN, UNGUARD, custody_message
 from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects
 from xsc.storage.repair.repairer import Repairer
-from xsc.storage.transfer.deletions import was_ended
-from xsc.storage.transfer.host_client import HostClient, together
+from xsc.storage.transfer import deletions, host_client
 
 CUSTODIAN_RETRY_MS = 600_000
 """A node that refused custody is asked again after that."""
@@ -63,8 +48,8 @@ class CustodianAssignment:
     def __init__(
         self,
         context: Context,
-        client: HostClient,
-        state: KeyValue,
+        client: host_client.HostClient,
+        state: keyvalue.KeyValue,
         commit: Commit,
         *,
         objects: MaintainedObjects,
@@ -86,10 +71,10 @@ class CustodianAssignment:
         """By peer that refused: when it may be asked again."""
         self._reasons: dict[bytes, str] = {}
         """By peer that refused last: why, as the log has it."""
-        self._asking: Turns[bytes] = Turns()
+        self._asking: turns.Turns[bytes] = turns.Turns()
         """By object: held while peers are asked to be its custodians, or told to stop."""
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers custodians, by method."""
         return {HEALED: self.on_healed, RESIGN: self.on_resign}
 
@@ -115,16 +100,16 @@ class CustodianAssignment:
             if self._client.is_up(node) and node not in leaving and node not in self._refused
         ]
         asked = []
-        async for ref, _ in sliced(self._objects.refs()):
+        async for ref, _ in turns.sliced(self._objects.refs()):
             assigned = self._assigned(ref)
-            if len(assigned) >= min(CUSTODIANS, len(up)) and not self._gone(assigned):
+            if len(assigned) >= min(limits.CUSTODIANS, len(up)) and not self._gone(assigned):
                 continue
             asked.append(self._ask(ref, up))
-            if len(asked) == BATCH_CALLS_MAX:
+            if len(asked) == limits.BATCH_CALLS_MAX:
                 # Calls made together share requests, and their results share syncs.
-                await together(asked)
+                await host_client.together(asked)
                 asked = []
-        await together(asked)
+        await host_client.together(asked)
 
     def _gone(self, nodes: Collection[bytes]) -> frozenset[bytes]:
         return self._repairer.watch.gone(nodes) | self._leaving().intersection(nodes)
@@ -135,8 +120,8 @@ class CustodianAssignment:
             return ()
         try:
             return AssignedCustodians.from_bytes(raw).nodes
-        except RecordInvalid as fault:
-            raise StoreDamaged(f"a list of custodians is damaged: {fault.message}") from None
+        except errors.RecordInvalid as fault:
+            raise errors.StoreDamaged(f"a list of custodians is damaged: {fault.message}") from None
 
     async def _write(self, ref: bytes, nodes: tuple[bytes, ...], *, also_empty: bool) -> None:
         row = AssignedCustodians(nodes=nodes).to_bytes() if nodes or also_empty else None
@@ -162,23 +147,23 @@ class CustodianAssignment:
         fresh = custodians_in_order(set(up) - set(keep), hosts, self._weight_ppm)
         agreed: list[bytes] = []
         for node in [*keep, *fresh]:
-            if len(agreed) == CUSTODIANS:
+            if len(agreed) == limits.CUSTODIANS:
                 break
             if node in self._refused:
                 continue
             header = custody_message(maintained.capability, maintained.placement, agreed)
             try:
                 await self._context.caller.call(node, GUARD, header)
-            except XscError as fault:
+            except errors.XscError as fault:
                 self._note_refusal(node, fault)
-                if isinstance(fault, (NotAllowed, RateLimited)):
+                if isinstance(fault, (errors.NotAllowed, errors.RateLimited)):
                     self._leave_out(node)
                 continue
             self._reasons.pop(node, None)
             agreed.append(node)
         return tuple(agreed)
 
-    def _note_refusal(self, node: bytes, fault: XscError) -> None:
+    def _note_refusal(self, node: bytes, fault: errors.XscError) -> None:
         """Log why a peer is no custodian, once: it is asked for every object, again and again."""
         if self._reasons.get(node) != fault.code:
             self._reasons[node] = fault.code
@@ -202,19 +187,19 @@ class CustodianAssignment:
         """Tell a custodian; return whether it need not be told again."""
         try:
             await self._context.caller.call(node, UNGUARD, {"object": ref})
-        except XscError as fault:
+        except errors.XscError as fault:
             self._context.log.info("custody.end_not_told", peer=short(node), reason=fault.message)
             # It has nothing in custody for this node, or cannot be asked any more.
-            return isinstance(fault, (NotAllowed, PeerUnknown))
+            return isinstance(fault, (errors.NotAllowed, errors.PeerUnknown))
         return True
 
     async def release_all(self) -> None:
         """Tell custodians that are up again of the deletions that they missed."""
-        rows = self._state.scan(ASSIGNED, prefix_end(ASSIGNED))
+        rows = self._state.scan(ASSIGNED, keyvalue.prefix_end(ASSIGNED))
         ended = [
             ref
-            async for ref in sliced(key.removeprefix(ASSIGNED) for key, _ in rows)
-            if was_ended(self._state, ref)
+            async for ref in turns.sliced(key.removeprefix(ASSIGNED) for key, _ in rows)
+            if deletions.was_ended(self._state, ref)
         ]
         peers = set(self._client.hosts.peers())
         for ref in ended:
@@ -225,10 +210,10 @@ class CustodianAssignment:
     # What custodians say
 
     async def on_resign(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> Answered:
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> peering.Answered:
         """Note that a custodian has resigned from an object."""
-        ref = take_bytes(header, "object", size=ID_BYTES)
+        ref = fields.take_bytes(header, "object", size=ID_BYTES)
         async with self._asking.of(ref):
             assigned = self._assigned(ref)
             if caller in assigned:
@@ -238,8 +223,8 @@ class CustodianAssignment:
         return {}, []
 
     async def on_healed(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> Answered:
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> peering.Answered:
         """Note that a node keeps copies of an object; answer what it may do with them.
 
         A report is a reason to look and nothing else: what is where, the hosts say. The caller
@@ -247,8 +232,8 @@ class CustodianAssignment:
         answer `release` lets it delete one column of its own, `ended` all of them, because the
         object was deleted. About an unknown object both are False.
         """
-        ref = take_bytes(header, "object", size=ID_BYTES)
+        ref = fields.take_bytes(header, "object", size=ID_BYTES)
         known = self._objects.load(ref) is not None
         release = known and self._repairer.reported(ref, caller)
-        ended = not known and was_ended(self._state, ref)
+        ended = not known and deletions.was_ended(self._state, ref)
         return {"ended": ended, "release": release}, []

@@ -21,33 +21,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from xsc.base.encoding import Value
-from xsc.base.errors import (
-    NotAllowed,
-    RateLimited,
-    RecordInvalid,
-    StoreDamaged,
-    UnavailableError,
-    XscError,
-)
-from xsc.base.fields import take_bool, take_bytes, take_list, take_str
-from xsc.base.ids import ID_BYTES, short
-from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import (
-    CUSTODIANS,
-    CUSTODIANS_MAX,
-    LEASE_RESCUE_MS,
-    LEASE_TURN_MS,
-    MIB,
-    RECORD_BYTES_MAX,
-    STORAGE_QUESTION_TIMEOUT_MS,
-    SYNC_BYTES,
-    SYNCED_A_PEER_BYTES_MAX,
-)
-from xsc.base.merkle import Part
-from xsc.base.peering import Answered, Handler, Reply
-from xsc.base.turns import Turns, sliced
-from xsc.base.units import format_size
+from xsc.base import encoding, errors, fields, ids, keyvalue, limits, merkle, peering, turns, units
 from xsc.identity.context import Context
 from xsc.identity.envelope import Id32, Record
 from xsc.storage.catalogue.held import held_at, held_of
@@ -56,8 +30,7 @@ from xsc.storage.object.inventory import HeldAt
 from xsc.storage.object.manifest import open_manifest
 from xsc.storage.object.placement import Placement
 from xsc.storage.ports import Commit
-from xsc.storage.repair.maintained_object import MaintainedObject
-from xsc.storage.repair.node_watch import NodeWatch
+from xsc.storage.repair import maintained_object, node_watch
 from xsc.storage.transfer.host_client import HostClient
 from xsc.storage.transfer.put import Held
 
@@ -65,14 +38,15 @@ CUSTODY_SHARES = 4
 """What a node keeps for all absent owners: so many times what it keeps for one (`guard_bytes`)."""
 CUSTODY_OBJECTS_A_PEER_MAX = 10_000
 """Objects that a node has in custody for one peer."""
-CUSTODY_ROW_BYTES_A_PEER_MAX = 16 * MIB
+CUSTODY_ROW_BYTES_A_PEER_MAX = 16 * limits.MIB
 """What it keeps on its disk of those: the row of one can have from 400 to 9 000 bytes."""
 assert (
-    SYNCED_A_PEER_BYTES_MAX > CUSTODY_OBJECTS_A_PEER_MAX * SYNC_BYTES + CUSTODY_ROW_BYTES_A_PEER_MAX
+    limits.SYNCED_A_PEER_BYTES_MAX
+    > CUSTODY_OBJECTS_A_PEER_MAX * limits.SYNC_BYTES + CUSTODY_ROW_BYTES_A_PEER_MAX
 )
 
 IN_CUSTODY: Final = b"storage/ward/"
-_ROW_BYTES_MAX: Final = 4 * RECORD_BYTES_MAX
+_ROW_BYTES_MAX: Final = 4 * limits.RECORD_BYTES_MAX
 
 
 class ObjectInCustody(Record):
@@ -83,7 +57,7 @@ class ObjectInCustody(Record):
     capability: str
     """A verify capability: it does not read."""
     owner: Id32
-    before: Annotated[tuple[Id32, ...], Field(max_length=CUSTODIANS_MAX)]
+    before: Annotated[tuple[Id32, ...], Field(max_length=limits.CUSTODIANS_MAX)]
     """The custodians whose turn comes before this one's."""
     placement: Placement
     held: tuple[HeldAt, ...]
@@ -117,7 +91,7 @@ class CustodyUsage:
 class CustodyStore:
     """Reads and writes the objects in custody, and bounds what one owner may hand over."""
 
-    def __init__(self, state: KeyValue, commit: Commit, budget_bytes: int) -> None:
+    def __init__(self, state: keyvalue.KeyValue, commit: Commit, budget_bytes: int) -> None:
         self._state = state
         self._commit = commit
         self._budget_bytes = budget_bytes
@@ -126,7 +100,7 @@ class CustodyStore:
 
     def objects(self) -> Iterator[tuple[bytes, ObjectInCustody]]:
         """Yield the objects in custody, by owner and manifest hash."""
-        for key, raw in self._state.scan(IN_CUSTODY, prefix_end(IN_CUSTODY)):
+        for key, raw in self._state.scan(IN_CUSTODY, keyvalue.prefix_end(IN_CUSTODY)):
             yield key.removeprefix(IN_CUSTODY), self._parse(raw)
 
     def get(self, ref: bytes) -> ObjectInCustody | None:
@@ -138,8 +112,8 @@ class CustodyStore:
     def _parse(raw: bytes) -> ObjectInCustody:
         try:
             return ObjectInCustody.from_bytes(raw, size_max=_ROW_BYTES_MAX)
-        except RecordInvalid as fault:
-            raise StoreDamaged(f"an object in custody is damaged: {fault.message}") from None
+        except errors.RecordInvalid as fault:
+            raise errors.StoreDamaged(f"an object in custody is damaged: {fault.message}") from None
 
     def usage(self) -> CustodyUsage:
         """Return what is in custody, by owner; counted once, then kept up to date."""
@@ -166,13 +140,15 @@ class CustodyStore:
         """
         usage = self.usage()
         if known is None and usage.objects[entry.owner] >= CUSTODY_OBJECTS_A_PEER_MAX:
-            raise RateLimited(
+            raise errors.RateLimited(
                 f"this node has {CUSTODY_OBJECTS_A_PEER_MAX} objects in custody for one peer"
             )
         more = len(entry.to_bytes()) - (0 if known is None else len(known.to_bytes()))
         if more > 0 and usage.rows[entry.owner] + more > CUSTODY_ROW_BYTES_A_PEER_MAX:
-            most = format_size(CUSTODY_ROW_BYTES_A_PEER_MAX)
-            raise RateLimited(f"this node keeps {most} of placements in custody for one peer")
+            most = units.format_size(CUSTODY_ROW_BYTES_A_PEER_MAX)
+            raise errors.RateLimited(
+                f"this node keeps {most} of placements in custody for one peer"
+            )
 
     async def put(
         self, ref: bytes, known: ObjectInCustody | None, entry: ObjectInCustody | None
@@ -185,7 +161,7 @@ class CustodyStore:
         usage.add(entry, 1)
         try:
             await self._commit([(IN_CUSTODY + ref, row)])
-        except XscError:
+        except errors.XscError:
             usage.add(known, 1)
             usage.add(entry, -1)
             raise
@@ -199,7 +175,7 @@ RESIGN: Final = "storage.resign"
 
 def custody_message(
     capability: VerifyCapability, placement: Placement, before: Sequence[bytes]
-) -> dict[str, Value]:
+) -> dict[str, encoding.Value]:
     """Return the header of a `storage.guard`."""
     return {
         "capability": capability.to_text(),
@@ -215,9 +191,9 @@ class Custodian:
         self,
         context: Context,
         client: HostClient,
-        state: KeyValue,
+        state: keyvalue.KeyValue,
         commit: Commit,
-        watch: NodeWatch,
+        watch: node_watch.NodeWatch,
         *,
         leaving: Callable[[], frozenset[bytes]],
         accepts: Callable[[bytes], bool],
@@ -232,12 +208,12 @@ class Custodian:
         self._leaving = leaving
         self._accepts = accepts
         self._grace_ms = grace_ms
-        self.turns: Turns[bytes] = Turns()
+        self.turns: turns.Turns[bytes] = turns.Turns()
         """By object: held while it is surveyed or repaired, or its copies are deleted."""
-        self._rows: Turns[bytes] = Turns()
+        self._rows: turns.Turns[bytes] = turns.Turns()
         """By object: held from the reading of its row until it is written."""
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers owners, by method."""
         return {GUARD: self.on_guard, UNGUARD: self.on_unguard}
 
@@ -269,12 +245,12 @@ class Custodian:
             if not entry.ended and (entry.held or self._acts(entry))
         )
 
-    def load(self, ref: bytes) -> MaintainedObject | None:
+    def load(self, ref: bytes) -> maintained_object.MaintainedObject | None:
         """Return an object in custody as the repairer needs it; None if the custody has ended."""
         entry = self.store.get(ref)
         if entry is None or entry.ended:
             return None
-        return MaintainedObject(
+        return maintained_object.MaintainedObject(
             ref,
             entry.verify,
             entry.owner,
@@ -283,7 +259,8 @@ class Custodian:
             is_own=False,
             before=entry.before,
             budget_bytes=self.store.budget_left(entry.owner),
-            rescue_ms=LEASE_RESCUE_MS - min(len(entry.before), CUSTODIANS - 1) * LEASE_TURN_MS,
+            rescue_ms=limits.LEASE_RESCUE_MS
+            - min(len(entry.before), limits.CUSTODIANS - 1) * limits.LEASE_TURN_MS,
             only_clean=not self._acts(entry),
         )
 
@@ -301,8 +278,8 @@ class Custodian:
     # Beginning and end
 
     async def on_guard(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> Answered:
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> peering.Answered:
         """Take an object of the caller into custody.
 
         Raises:
@@ -311,15 +288,15 @@ class Custodian:
             RateLimited: this node has enough in custody for this caller.
         """
         if not self._accepts(caller):
-            raise NotAllowed("this node takes nothing into custody for that peer")
-        capability = parse(take_str(header, "capability"))
+            raise errors.NotAllowed("this node takes nothing into custody for that peer")
+        capability = parse(fields.take_str(header, "capability"))
         if not isinstance(capability, VerifyCapability):
-            raise RecordInvalid("a custodian takes no capability that reads")
-        placement = Placement.from_bytes(take_bytes(header, "placement"))
+            raise errors.RecordInvalid("a custodian takes no capability that reads")
+        placement = Placement.from_bytes(fields.take_bytes(header, "placement"))
         ref = caller + capability.manifest_hash
         before = tuple(
-            take_bytes({"node": node}, "node", size=ID_BYTES)
-            for node in take_list(header, "before", most=CUSTODIANS_MAX)
+            fields.take_bytes({"node": node}, "node", size=ids.ID_BYTES)
+            for node in fields.take_list(header, "before", most=limits.CUSTODIANS_MAX)
         )
         async with self._rows.of(ref):
             known = self.store.get(ref)
@@ -339,25 +316,27 @@ class Custodian:
         return {}, []
 
     async def on_unguard(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> Answered:
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> peering.Answered:
         """End the custody of an object; its copies are deleted in the background.
 
         Raises:
             NotAllowed: this object is not in custody for the caller.
         """
-        ref = caller + take_bytes(header, "object", size=ID_BYTES)
+        ref = caller + fields.take_bytes(header, "object", size=ids.ID_BYTES)
         async with self._rows.of(ref):
             entry = self.store.get(ref)
             if entry is None:
-                raise NotAllowed("this node does not have that object in custody for that node")
+                raise errors.NotAllowed(
+                    "this node does not have that object in custody for that node"
+                )
             ended = entry.model_copy(update={"ended": True}) if entry.held else None
             await self.store.put(ref, entry, ended)
         return {}, []
 
     async def end_all(self) -> None:
         """Delete the copies of objects whose custody has ended."""
-        for ref in [ref async for ref, entry in sliced(self.objects()) if entry.ended]:
+        for ref in [ref async for ref, entry in turns.sliced(self.objects()) if entry.ended]:
             # A repair under way stops, and writes what is where, before this begins.
             async with self.turns.of(ref), self._rows.of(ref):
                 entry = self.store.get(ref)
@@ -371,7 +350,7 @@ class Custodian:
 
     async def _call_owner(
         self, method: str, ref: bytes, owner: bytes, silent: set[bytes]
-    ) -> Reply | None:
+    ) -> peering.Reply | None:
         """Call the owner of an object about it; return None if that failed.
 
         Args:
@@ -383,23 +362,23 @@ class Custodian:
         """
         if owner in silent or not self._client.is_up(owner):
             return None
-        about: dict[str, Value] = {"object": ref[ID_BYTES:]}
+        about: dict[str, encoding.Value] = {"object": ref[ids.ID_BYTES :]}
         try:
             return await self._context.caller.call(
-                owner, method, about, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+                owner, method, about, timeout_ms=limits.STORAGE_QUESTION_TIMEOUT_MS
             )
-        except XscError as fault:
+        except errors.XscError as fault:
             self._context.log.info(
-                "custody.owner_not_told", peer=short(owner), method=method, reason=fault.message
+                "custody.owner_not_told", peer=ids.short(owner), method=method, reason=fault.message
             )
-            if isinstance(fault, UnavailableError):
+            if isinstance(fault, errors.UnavailableError):
                 silent.add(owner)
             return None
 
     async def resign_all(self) -> None:
         """Resign from objects that the operator allows no more, once nothing is paid for them."""
         silent: set[bytes] = set()
-        for ref, entry in [item async for item in sliced(self.objects())]:
+        for ref, entry in [item async for item in turns.sliced(self.objects())]:
             if entry.ended or entry.held or self._accepts(entry.owner):
                 continue
             if await self._call_owner(RESIGN, ref, entry.owner, silent) is None:
@@ -413,18 +392,18 @@ class Custodian:
     async def report_all(self) -> None:
         """Tell owners that are back which copies this node has, until it may delete them all."""
         silent: set[bytes] = set()
-        for ref, entry in [item async for item in sliced(self.objects())]:
+        for ref, entry in [item async for item in turns.sliced(self.objects())]:
             if entry.ended or not entry.held:
                 continue
             reply = await self._call_owner(HEALED, ref, entry.owner, silent)
             if reply is None:
                 continue
             try:
-                ended = take_bool(reply.header, "ended")
-                release = take_bool(reply.header, "release")
-            except XscError as fault:
+                ended = fields.take_bool(reply.header, "ended")
+                release = fields.take_bool(reply.header, "release")
+            except errors.XscError as fault:
                 self._context.log.info(
-                    "custody.answer_invalid", peer=short(entry.owner), reason=fault.message
+                    "custody.answer_invalid", peer=ids.short(entry.owner), reason=fault.message
                 )
                 continue
             if release:
@@ -448,7 +427,7 @@ class Custodian:
             node = next((node for node in nodes if self._client.is_up(node)), nodes[0])
             try:
                 held = await self._delete_one_at(node, entry)
-            except XscError as fault:
+            except errors.XscError as fault:
                 self._not_deleted(node, fault)
                 return
             await self.store.put(ref, entry, entry.model_copy(update={"held": held}))
@@ -486,7 +465,7 @@ class Custodian:
             items = [item for item in entry.held if item.node == node]
             try:
                 await self._client.delete(node, entry.verify.locate)
-            except XscError as fault:
+            except errors.XscError as fault:
                 self._not_deleted(node, fault)
                 over = [item for item in items if self._client.has_dropped(node, item.lease_id)]
                 left += [item for item in items if item not in over]
@@ -495,5 +474,5 @@ class Custodian:
                 await self._client.note_freed(node, item.lease_id, item.size_bytes)
         return tuple(left)
 
-    def _not_deleted(self, node: bytes, fault: XscError) -> None:
-        self._context.log.info("custody.not_deleted", peer=short(node), reason=fault.message)
+    def _not_deleted(self, node: bytes, fault: errors.XscError) -> None:
+        self._context.log.info("custody.not_deleted", peer=ids.short(node), reason=fault.message)

@@ -17,24 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from xsc.base.clock import event_within, rest
-from xsc.base.encoding import Value
+from xsc.base import clock, encoding, fields, ids, limits, merkle, peering
 from xsc.base.errors import NotAllowed, StoreDamaged, XscError
-from xsc.base.fields import take_bytes, take_int, take_str
-from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import STORAGE_QUESTION_TIMEOUT_MS, SWEEP_SLICE
-from xsc.base.merkle import Part
-from xsc.base.peering import Answered, Handler
 from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Record, Signed, sign
 from xsc.storage.catalogue.heads import HEADS
 from xsc.storage.ports import Commit, Hosts
+from xsc.storage.repair import node_watch, peer_departures
 from xsc.storage.repair.departures import DepartureNotice, ProofSummary, stuck_reason, write_proof
-from xsc.storage.repair.node_watch import NodeWatch
-from xsc.storage.repair.peer_departures import Departures
-from xsc.storage.shardstore import bodies
-from xsc.storage.shardstore.store import StorageNode
+from xsc.storage.shardstore import bodies, store
 from xsc.terms.storage_receipt import DeletionOrder
 
 DRAIN_LOOK_MS = 2_000
@@ -106,11 +98,11 @@ class Drain:
         context: Context,
         *,
         hosts: Hosts,
-        node: StorageNode,
+        node: store.StorageNode,
         state: KeyValue,
         commit: Commit,
-        departures: Departures,
-        watch: NodeWatch,
+        departures: peer_departures.Departures,
+        watch: node_watch.NodeWatch,
         grace_ms: int,
     ) -> None:
         """Read what was kept.
@@ -153,7 +145,7 @@ class Drain:
         except XscError as fault:
             raise StoreDamaged(f"the state of the drain is damaged: {fault.message}") from None
         for key, _ in self._state.scan(RELEASED, prefix_end(RELEASED)):
-            self._released.add(key.removeprefix(RELEASED)[:ID_BYTES])
+            self._released.add(key.removeprefix(RELEASED)[: ids.ID_BYTES])
         self._changed()
 
     # Which nodes leave
@@ -227,7 +219,7 @@ class Drain:
             if self.active:
                 await self.count()
             taken_ms = self._context.clock.monotonic_ms() - begun_ms
-            await rest(self._context.clock, self._woken, max(DRAIN_LOOK_MS, 10 * taken_ms))
+            await clock.rest(self._context.clock, self._woken, max(DRAIN_LOOK_MS, 10 * taken_ms))
 
     def _untold(self) -> list[bytes]:
         """Return the peers that may not know the notice yet, or whose directory is only here."""
@@ -254,11 +246,11 @@ class Drain:
     async def _tell(self, peer: bytes, raw: bytes, said_ms: int) -> None:
         try:
             reply = await self._context.caller.call(
-                peer, LEAVING, {"said": raw}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+                peer, LEAVING, {"said": raw}, timeout_ms=limits.STORAGE_QUESTION_TIMEOUT_MS
             )
-            self._copies[peer] = take_int(reply.header, "copies", most=COPIES_MAX)
+            self._copies[peer] = fields.take_int(reply.header, "copies", most=COPIES_MAX)
         except XscError as fault:
-            self._context.log.info("drain.not_told", peer=short(peer), reason=fault.message)
+            self._context.log.info("drain.not_told", peer=ids.short(peer), reason=fault.message)
         else:
             self._told[peer] = said_ms
 
@@ -269,9 +261,9 @@ class Drain:
         left: dict[tuple[bytes, bytes], int] = {}
         recorded: set[tuple[bytes, bytes]] = set()
         after = b""
-        while page := await self._node.entries(after, SWEEP_SLICE):
+        while page := await self._node.entries(after, limits.SWEEP_SLICE):
             for key, entry in page:
-                locate, customer = key[1 : 1 + ID_BYTES], key[-ID_BYTES:]
+                locate, customer = key[1 : 1 + ids.ID_BYTES], key[-ids.ID_BYTES :]
                 owned = (locate, customer)
                 if key.startswith(bodies.RECORDS):
                     recorded.add(owned)
@@ -325,7 +317,7 @@ class Drain:
         if self.active and (wait_ms or self._remaining is None):
             if wait_ms:
                 self._counted.clear()
-            await event_within(self._context.clock, self._counted, wait_ms or DRAIN_LOOK_MS)
+            await clock.event_within(self._context.clock, self._counted, wait_ms or DRAIN_LOOK_MS)
         notice, remaining = self._notice, self._remaining
         if notice is None or not notice.leaving:
             return DrainStatus("staying", 0, 0, 0, 0, 0, Remaining())
@@ -363,22 +355,22 @@ class Drain:
 
     # What peers say
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers peers, by method."""
         return {LEAVING: self._on_leaving, STAYS: self._on_stays}
 
     async def _on_leaving(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> Answered:
-        if await self._departures.hear(caller, take_bytes(header, "said")):
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> peering.Answered:
+        if await self._departures.hear(caller, fields.take_bytes(header, "said")):
             self._changed()
         return {"copies": self.copies(caller)}, []
 
     async def _on_stays(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> Answered:
-        locate = take_bytes(header, "locate", size=ID_BYTES)
-        reason = take_str(header, "reason", most=REASON_CHARS_MAX)
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> peering.Answered:
+        locate = fields.take_bytes(header, "locate", size=ids.ID_BYTES)
+        reason = fields.take_str(header, "reason", most=REASON_CHARS_MAX)
         key = bodies.RECORDS + locate + caller
         if self.active and await self._node.between(key, key + b"\0"):
             self._stays[locate, caller] = reason
@@ -392,11 +384,11 @@ class Drain:
                 leaver,
                 STAYS,
                 {"locate": locate, "reason": text},
-                timeout_ms=STORAGE_QUESTION_TIMEOUT_MS,
+                timeout_ms=limits.STORAGE_QUESTION_TIMEOUT_MS,
             )
         except XscError as fault:
             self._context.log.info(
-                "drain.reason_not_told", peer=short(leaver), reason=fault.message
+                "drain.reason_not_told", peer=ids.short(leaver), reason=fault.message
             )
 
 

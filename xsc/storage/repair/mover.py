@@ -12,18 +12,14 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from xsc.api.objects import Moved
+from xsc.base import ids, merkle
 from xsc.base.errors import LeaseExhausted, SpaceExhausted, XscError
-from xsc.base.ids import short
 from xsc.base.limits import STORE_REQUEST_BYTES_MAX
-from xsc.base.merkle import root_of
 from xsc.base.refusals import refusal
 from xsc.identity.context import Context
-from xsc.storage.object.erasure import Buffer, StorageShard
-from xsc.storage.object.inventory import Wanted
+from xsc.storage.object import erasure, inventory, placement, receipts
 from xsc.storage.object.manifest import code_of, hash_of, segments_of
 from xsc.storage.object.messages import GET_MAX, ObjectRecord
-from xsc.storage.object.placement import placement_of
-from xsc.storage.object.receipts import shards_of
 from xsc.storage.object.segment import length_of
 from xsc.storage.ports import HostLease
 from xsc.storage.repair.maintained_object import (
@@ -85,7 +81,7 @@ async def delete_at(
     try:
         freed, _ = await client.delete(node, survey.located.locate, columns=columns)
     except XscError as fault:
-        ref = short(survey.maintained.ref)
+        ref = ids.short(survey.maintained.ref)
         client.log.warning("repair.failed", object=ref, reason=fault.message)
         return held
     if columns:
@@ -119,7 +115,7 @@ class RecordWriter:
         """
         sealed = survey.located.sealed
         record = ObjectRecord(
-            sealed=sealed, sealed_root=root_of(sealed), manifest_hash=hash_of(sealed)
+            sealed=sealed, sealed_root=merkle.root_of(sealed), manifest_hash=hash_of(sealed)
         )
         wanted = list(dict.fromkeys(nodes))
         # A node that had something of the object before may have the record still.
@@ -184,7 +180,7 @@ class RecordWriter:
             fresh, _ = await room_at(self._client, frozenset({node}), record.held_bytes)
             return None if fresh is None else await self._store_under(fresh, located, record)
         except XscError as fault:
-            ref = short(maintained.ref)
+            ref = ids.short(maintained.ref)
             self._log.warning("repair.failed", object=ref, reason=fault.message)
             return None
 
@@ -215,7 +211,7 @@ class ColumnMover:
         self._bandwidth = bandwidth
 
     def _failed(self, survey: Survey, fault: XscError) -> None:
-        ref = short(survey.maintained.ref)
+        ref = ids.short(survey.maintained.ref)
         self._context.log.warning("repair.failed", object=ref, reason=fault.message)
 
     # Where to
@@ -294,7 +290,7 @@ class ColumnMover:
         # The object record goes to the new hosts, too.
         held = (*held, *marks(leases.values()))
         maintained = replace(
-            maintained, placement=placement_of(located.manifest, columns), held=held
+            maintained, placement=placement.placement_of(located.manifest, columns), held=held
         )
         if not await self._objects.save(maintained.ref, maintained.placement, held):
             return maintained, (), DELETED
@@ -337,7 +333,7 @@ class ColumnMover:
         return reason
 
     @staticmethod
-    async def _stored(sender: ColumnSender, index: int, shard: StorageShard) -> str:
+    async def _stored(sender: ColumnSender, index: int, shard: erasure.StorageShard) -> str:
         """Store a shard at its host; return why it is not there, or nothing."""
         sender.live.setdefault(index, {})[shard.column] = shard
         try:
@@ -355,7 +351,7 @@ class ColumnMover:
             lease = slot.lease
             if survey.columns[column] != lease.node or column in survey.displaced:
                 continue
-            shards = shards_of(located.manifest, column)
+            shards = receipts.shards_of(located.manifest, column)
             most = max(1, STORE_REQUEST_BYTES_MAX // max((s.size_bytes for s in shards), default=1))
             most = min(most, GET_MAX)
             generation = located.manifest.generation
@@ -373,7 +369,7 @@ class ColumnMover:
 
     async def _build(
         self, survey: Survey, index: int, columns: Sequence[int]
-    ) -> list[StorageShard]:
+    ) -> list[erasure.StorageShard]:
         """Return shards of a segment: copied from where they still are, else rebuilt."""
         manifest = survey.manifest
         code = code_of(manifest)
@@ -389,7 +385,7 @@ class ColumnMover:
 
     async def _rebuild(
         self, survey: Survey, index: int, good: Sequence[int], columns: Sequence[int]
-    ) -> list[StorageShard]:
+    ) -> list[erasure.StorageShard]:
         """Return shards of a segment, built from k of the good columns."""
         manifest = survey.manifest
         length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
@@ -403,17 +399,17 @@ class ColumnMover:
             columns=columns,
         )
 
-    async def _copy(self, survey: Survey, index: int, column: int) -> StorageShard:
+    async def _copy(self, survey: Survey, index: int, column: int) -> erasure.StorageShard:
         manifest = survey.manifest
         root = roots_of(manifest, index)[column]
         length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
-        data: Buffer = await self._client.fetch(
+        data: erasure.Buffer = await self._client.fetch(
             survey.columns[column],
             survey.located.locate,
             manifest.generation,
-            Wanted(index, column, root, None, code_of(manifest).shard_bytes(length)),
+            inventory.Wanted(index, column, root, None, code_of(manifest).shard_bytes(length)),
         )
-        return StorageShard(column, data, root)
+        return erasure.StorageShard(column, data, root)
 
     async def rewrite_damaged(self, survey: Survey) -> int:
         """Store damaged shards again at hosts that have the rest of the column; return how many.
@@ -434,7 +430,7 @@ class ColumnMover:
                 reason = await self._rewrite(survey, sender, segment, column)
                 if reason:
                     self._context.log.info(
-                        "repair.shard_not_rewritten", peer=short(node), reason=reason
+                        "repair.shard_not_rewritten", peer=ids.short(node), reason=reason
                     )
                     break
                 done += 1
@@ -442,7 +438,7 @@ class ColumnMover:
                 # It takes the place of what was counted already.
                 await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
         if done:
-            ref = short(survey.maintained.ref)
+            ref = ids.short(survey.maintained.ref)
             self._context.log.info("repair.shards_rewritten", object=ref, shards=done)
         return done
 

@@ -33,10 +33,7 @@ class NodeWatch:
         hosts = self._client.hosts
         for node in {*hosts.peers(), *self._nodes}:
             self._nodes[node] = observed(
-                self._nodes.get(node),
-                up=hosts.is_up(node),
-                now_ms=now_ms,
-                grace_ms=self._grace_ms,
+                self._nodes.get(node), up=hosts.is_up(node), now_ms=now_ms, grace_ms=self._grace_ms
             )
 
     def gone(self, nodes: Iterable[bytes]) -> frozenset[bytes]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from xsc.base import ids, keyvalue
 from xsc.base.errors import SpaceExhausted, StoreDamaged, XscError
-from xsc.base.ids import short
-from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.storage.ports import Commit
@@ -22,7 +21,7 @@ LEAVERS: Final = b"storage/leaver/"
 class Departures:
     """Verifies notices of peers and keeps the latest of each; `Drain` says if this node leaves."""
 
-    def __init__(self, context: Context, state: KeyValue, commit: Commit) -> None:
+    def __init__(self, context: Context, state: keyvalue.KeyValue, commit: Commit) -> None:
         """Read what was kept.
 
         Raises:
@@ -34,7 +33,7 @@ class Departures:
         self._commit = commit
         self._notices: dict[bytes, DepartureNotice] = {}
         self._hearing = asyncio.Lock()
-        for key, raw in state.scan(LEAVERS, prefix_end(LEAVERS)):
+        for key, raw in state.scan(LEAVERS, keyvalue.prefix_end(LEAVERS)):
             node = key.removeprefix(LEAVERS)
             try:
                 self._notices[node] = self._opened(raw, node)
@@ -75,5 +74,5 @@ class Departures:
             await self._commit([(LEAVERS + node, raw)])
             self._notices[node] = notice
             event = "drain.peer_leaves" if notice.leaving else "drain.peer_stays"
-            self._context.log.info(event, peer=short(node))
+            self._context.log.info(event, peer=ids.short(node))
             return True

@@ -21,21 +21,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from xsc.api.objects import Moved, Repaired
-from xsc.base.clock import rest
-from xsc.base.errors import XscError
-from xsc.base.ids import short
-from xsc.base.limits import SEGMENT_BYTES
-from xsc.base.room import Room
-from xsc.base.tally import Tally
-from xsc.base.turns import sliced
+from xsc.base import clock, errors, ids, limits, room, tally, turns
 from xsc.identity.context import Context
 from xsc.storage.catalogue.finder import ObjectFinder
 from xsc.storage.object.durability import HostLabels, survival
 from xsc.storage.object.placement import Placement
+from xsc.storage.repair import maintained_object, mover, node_watch
 from xsc.storage.repair.drain import Drain
-from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects, Settings
-from xsc.storage.repair.mover import ColumnMover, Progress, RecordWriter, delete_at
-from xsc.storage.repair.node_watch import Bandwidth, NodeWatch
 from xsc.storage.repair.survey import (
     Survey,
     former_hosts,
@@ -47,8 +39,7 @@ from xsc.storage.repair.survey import (
     recounted_held,
 )
 from xsc.storage.repair.surveyor import Surveyor
-from xsc.storage.transfer.host_client import HostClient, together
-from xsc.storage.transfer.recount import differences
+from xsc.storage.transfer import host_client, recount
 
 REPORTS_AN_OBJECT_MAX = 16
 """How often within REPORTS_MS an owner reads all of an object because a peer reports copies."""
@@ -61,7 +52,7 @@ class CopyReports:
     def __init__(self) -> None:
         self._reports: dict[bytes, dict[bytes, bool]] = {}
         """By object and custodian: whether it may delete one of its copies."""
-        self._counted = Tally(REPORTS_AN_OBJECT_MAX, REPORTS_MS)
+        self._counted = tally.Tally(REPORTS_AN_OBJECT_MAX, REPORTS_MS)
 
     def __len__(self) -> int:
         return len(self._reports)
@@ -105,7 +96,7 @@ class CopyReports:
 class Cleaned:
     """What a cleanup of one object did."""
 
-    maintained: MaintainedObject
+    maintained: maintained_object.MaintainedObject
     proven: bool = False
     """Whether every column was read whole, and no copy deleted after that."""
     look_again: bool = False
@@ -118,8 +109,8 @@ class Cleanup:
     def __init__(
         self,
         context: Context,
-        client: HostClient,
-        objects: MaintainedObjects,
+        client: host_client.HostClient,
+        objects: maintained_object.MaintainedObjects,
         surveyor: Surveyor,
         kept_ms: int,
     ) -> None:
@@ -190,7 +181,7 @@ class Cleanup:
         plan = plan_cleanup(survey, former)
         held = list(maintained.held)
         for node, columns in plan.broken:
-            held = await delete_at(self._client, survey, node, columns, held)
+            held = await mover.delete_at(self._client, survey, node, columns, held)
         for item in plan.dropped:
             await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
             held.remove(item)
@@ -203,7 +194,7 @@ class Cleanup:
             proven = bad == []
             look_again = any(not fault.silent for fault in bad or ())
         if proven and plan.copies:
-            held = await delete_at(self._client, survey, *plan.copies[0], held)
+            held = await mover.delete_at(self._client, survey, *plan.copies[0], held)
             proven, look_again = False, True
         if tuple(held) != maintained.held:
             maintained = replace(maintained, held=tuple(held))
@@ -213,7 +204,7 @@ class Cleanup:
 
 REPAIRS_AT_ONCE = 64
 """What they ask of the same hosts travels together."""
-REPAIR_BYTES = 2 * SEGMENT_BYTES
+REPAIR_BYTES = 2 * limits.SEGMENT_BYTES
 """Of objects under repair, of a large one a segment: so many bytes are in memory some times."""
 REPAIRS_A_ROUND_MAX = 1_024
 """Objects repaired before the order of urgency is made anew."""
@@ -226,12 +217,12 @@ class Repairer:
     def __init__(
         self,
         context: Context,
-        client: HostClient,
-        objects: MaintainedObjects,
+        client: host_client.HostClient,
+        objects: maintained_object.MaintainedObjects,
         *,
-        settings: Settings,
+        settings: maintained_object.Settings,
         finder: ObjectFinder,
-        watch: NodeWatch,
+        watch: node_watch.NodeWatch,
         drain: Drain,
     ) -> None:
         self._context = context
@@ -240,7 +231,7 @@ class Repairer:
         self._settings = settings
         self.watch = watch
         self._drain = drain
-        bandwidth = Bandwidth(context.clock, settings.repair_bytes_a_second)
+        bandwidth = node_watch.Bandwidth(context.clock, settings.repair_bytes_a_second)
         self.surveyor = Surveyor(
             context,
             client,
@@ -251,8 +242,8 @@ class Repairer:
             bandwidth=bandwidth,
             lease_ms=settings.storage_lease_ms,
         )
-        self._mover = ColumnMover(context, client, objects, bandwidth)
-        self._records = RecordWriter(context, client, objects, self.surveyor)
+        self._mover = mover.ColumnMover(context, client, objects, bandwidth)
+        self._records = mover.RecordWriter(context, client, objects, self.surveyor)
         self.cleanup = Cleanup(context, client, objects, self.surveyor, settings.moved_kept_ms)
         self.reports = CopyReports()
         self._again: set[bytes] = set()
@@ -260,7 +251,7 @@ class Repairer:
         self._warned: dict[bytes, tuple[str, dict[str, object]]] = {}
         """What was logged last of objects that could not be made whole."""
         self._woken = asyncio.Event()
-        self._room = Room(REPAIR_BYTES, REPAIR_BYTES)
+        self._room = room.Room(REPAIR_BYTES, REPAIR_BYTES)
         """Segments of objects that are repaired at the same time."""
         self.recent: deque[tuple[bytes, Repaired]] = deque(maxlen=REPAIRS_A_ROUND_MAX)
         """What was repaired in this run, by reference, the oldest first."""
@@ -298,7 +289,7 @@ class Repairer:
             everything = now_ms >= full_ms
             if everything:
                 full_ms = now_ms + self._settings.repair_interval_ms
-            listed = [item async for item in sliced(self._objects.refs())]
+            listed = [item async for item in turns.sliced(self._objects.refs())]
             known = frozenset(ref for ref, _ in listed)
             situation = (
                 self.watch.all_gone(),
@@ -314,7 +305,7 @@ class Repairer:
             if everything or situation != seen or self._again or due:
                 seen = situation
                 await self.round(listed, everything=everything, also=also)
-            await rest(self._context.clock, self._woken, self._tick_ms(due))
+            await clock.rest(self._context.clock, self._woken, self._tick_ms(due))
 
     def _tick_ms(self, looked_at: Mapping[bytes, int]) -> int:
         """Return when to look again: at once if old copies are to be deleted."""
@@ -351,11 +342,11 @@ class Repairer:
         again, self._again = self._again, set()
         refs = [
             ref
-            async for ref, placement in sliced(listed)
+            async for ref, placement in turns.sliced(listed)
             if everything or ref in again or ref in also or self._is_affected(placement)
         ]
         places = asyncio.Semaphore(SURVEYS_AT_ONCE)
-        found = await together(self._margin_if_needed(ref, places) for ref in refs)
+        found = await host_client.together(self._margin_if_needed(ref, places) for ref in refs)
         order = sorted(
             (margin, ref) for margin, ref in zip(found, refs, strict=True) if margin is not None
         )
@@ -367,14 +358,14 @@ class Repairer:
                 ref = queue.pop(0)
                 try:
                     done = await self.repair(ref)
-                except XscError as fault:
+                except errors.XscError as fault:
                     self._failed(ref, fault)
                     continue
                 if done is not None and done.moved and len(order) > REPAIRS_A_ROUND_MAX:
                     # The rest follows at once, unless nothing finds a place.
                     self._woken.set()
 
-        await together(work() for _ in range(REPAIRS_AT_ONCE))
+        await host_client.together(work() for _ in range(REPAIRS_AT_ONCE))
 
     async def _margin_if_needed(self, ref: bytes, places: asyncio.Semaphore) -> int | None:
         """Survey an object; return its margin if it needs a repair."""
@@ -389,7 +380,7 @@ class Repairer:
                     return None
                 try:
                     survey = await self.surveyor.survey(maintained)
-                except XscError as fault:
+                except errors.XscError as fault:
                     self._failed(ref, fault)
                     return None
                 reported = bool(self.reports.waiting(ref))
@@ -399,18 +390,18 @@ class Repairer:
                 self._warned.pop(ref, None)
                 return None
 
-    def _failed(self, ref: bytes, fault: XscError) -> None:
+    def _failed(self, ref: bytes, fault: errors.XscError) -> None:
         self._warn(ref, "repair.failed", reason=fault.message)
 
     def _warn(self, ref: bytes, event: str, **fields: object) -> None:
         """Log what keeps an object from being whole, once: it is tried in every round."""
         if self._warned.get(ref) != (event, fields):
             self._warned[ref] = (event, fields)
-            self._context.log.warning(event, object=short(ref), **fields)
+            self._context.log.warning(event, object=ids.short(ref), **fields)
 
     # Repair
 
-    async def repair(self, ref: bytes, progress: Progress | None = None) -> Repaired | None:
+    async def repair(self, ref: bytes, progress: mover.Progress | None = None) -> Repaired | None:
         """Give an object what it needs; return None if this node does not look after it.
 
         Raises:
@@ -432,7 +423,7 @@ class Repairer:
             survey = replace(survey, maintained=cleaned.maintained)
             if maintained.only_clean:
                 return Repaired(margin=survey.margin, waiting=survey.waiting)
-            size = min(SEGMENT_BYTES, survey.manifest.size_bytes)
+            size = min(limits.SEGMENT_BYTES, survey.manifest.size_bytes)
             await self._room.wait(ref, size)
             try:
                 result = await self._restore(survey, progress)
@@ -447,12 +438,12 @@ class Repairer:
     async def _corrected(self, survey: Survey) -> Survey:
         """Write down what hosts have of an object and where it was found, if that changed."""
         maintained, held = survey.maintained, recounted_held(survey)
-        for node, lease_id, more_bytes in differences(maintained.held, held):
+        for node, lease_id, more_bytes in recount.differences(maintained.held, held):
             self._context.log.info(
                 "repair.recounted",
-                object=short(maintained.ref),
-                peer=short(node),
-                lease=short(lease_id),
+                object=ids.short(maintained.ref),
+                peer=ids.short(node),
+                lease=ids.short(lease_id),
                 more_bytes=more_bytes,
             )
         corrected = replace(maintained, held=held, placement=found_placement(survey))
@@ -460,7 +451,7 @@ class Repairer:
             await self._objects.save(corrected.ref, corrected.placement, corrected.held)
         return replace(survey, maintained=corrected)
 
-    async def _restore(self, survey: Survey, progress: Progress | None) -> Repaired:
+    async def _restore(self, survey: Survey, progress: mover.Progress | None) -> Repaired:
         """Store what is lost, damaged or must leave its host again."""
         maintained, before = survey.maintained, survey.margin
         patched = await self._mover.rewrite_damaged(survey)
@@ -500,10 +491,10 @@ class Repairer:
         for item in result.moved:
             self._context.log.info(
                 "repair.column_moved",
-                object=short(ref),
+                object=ids.short(ref),
                 column=item.shard,
-                source=short(item.from_),
-                target=short(item.to),
+                source=ids.short(item.from_),
+                target=ids.short(item.to),
             )
         if result.moved:
             self.recent.append((ref, result))

@@ -12,30 +12,24 @@ from dataclasses import dataclass
 from typing import Final
 
 from xsc.api.objects import Ending
-from xsc.base.limits import LEASE_LAST_MS, LEASE_URGENT_MS, STORAGE_LEASE_MS
-from xsc.base.units import held_bytes
-from xsc.storage.object.durability import HostLabels
-from xsc.storage.object.expiry import before_end, custody_expiring, own_expiring
+from xsc.base import limits, units
+from xsc.storage.object import durability, expiry, placement
 from xsc.storage.object.inventory import HeldColumn, HeldObject
 from xsc.storage.object.manifest import Manifest, code_of, expected_digest
-from xsc.storage.object.placement import Placement, State, column_bytes, placement_of
-from xsc.storage.repair.maintained_object import MaintainedObject
-from xsc.storage.repair.migration import Layout, next_move
+from xsc.storage.repair import maintained_object, migration
 from xsc.storage.repair.repair_rules import margin, surplus_columns
-from xsc.storage.transfer.get import Located
-from xsc.storage.transfer.put import Held
-from xsc.storage.transfer.recount import most_held, recounted
+from xsc.storage.transfer import get, put, recount
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
     """What the hosts of an object say, and what was known of the nodes at that moment."""
 
-    maintained: MaintainedObject
-    located: Located
+    maintained: maintained_object.MaintainedObject
+    located: get.Located
     columns: tuple[bytes, ...]
     """The node of each column: as in the placement, or where it was found instead."""
-    states: tuple[State, ...]
+    states: tuple[placement.State, ...]
     answers: Mapping[bytes, HeldObject | None]
     own: bytes
     """This node."""
@@ -48,7 +42,7 @@ class Survey:
     that others pay for; at a custodian, those that the owner did not renew."""
     expiring: frozenset[int] = frozenset()
     """Columns whose lease ends soon at a node that gives no other; part of `displaced`."""
-    labels: Mapping[bytes, HostLabels] | None = None
+    labels: Mapping[bytes, durability.HostLabels] | None = None
     """Nodes of which it is known where they are and whose, or that they do not say it; None
     where labels decide nothing."""
     up: frozenset[bytes] = frozenset()
@@ -83,11 +77,11 @@ class Survey:
         )
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> migration.Layout:
         """The object as the migration planner needs it."""
         contract = self.manifest.contract
         labels = self.labels or {}
-        return Layout(
+        return migration.Layout(
             columns=self.columns,
             displaced=self.displaced,
             m=self.manifest.m,
@@ -105,12 +99,12 @@ def bytes_of_column(manifest: Manifest) -> int:
     """Return the bytes of the shards of one column; 0 for an inline object."""
     if manifest.inline is not None:
         return 0
-    return column_bytes(manifest.size_bytes, code_of(manifest), manifest.segment_bytes)
+    return placement.column_bytes(manifest.size_bytes, code_of(manifest), manifest.segment_bytes)
 
 
-def bytes_of_record(located: Located) -> int:
+def bytes_of_record(located: get.Located) -> int:
     """Return what the object record counts for at a host."""
-    return held_bytes(len(located.sealed))
+    return units.held_bytes(len(located.sealed))
 
 
 # Leases
@@ -119,7 +113,7 @@ def bytes_of_record(located: Located) -> int:
 def columns_paid_by_others(
     manifest: Manifest,
     columns: Sequence[bytes],
-    states: Sequence[State],
+    states: Sequence[placement.State],
     answers: Mapping[bytes, HeldObject | None],
     own: bytes,
 ) -> frozenset[int]:
@@ -140,16 +134,16 @@ def columns_paid_by_others(
 
 
 def columns_to_pay_for(
-    maintained: MaintainedObject,
+    maintained: maintained_object.MaintainedObject,
     manifest: Manifest,
     columns: Sequence[bytes],
-    states: Sequence[State],
+    states: Sequence[placement.State],
     answers: Mapping[bytes, HeldObject | None],
     *,
     own: bytes,
     ends: Iterable[Ending],
     now_ms: int,
-    lease_ms: int = STORAGE_LEASE_MS,
+    lease_ms: int = limits.STORAGE_LEASE_MS,
 ) -> tuple[frozenset[int], frozenset[int]]:
     """Return the columns that need a lease of this node where they are, and those elsewhere.
 
@@ -167,7 +161,7 @@ def columns_to_pay_for(
     if maintained.only_clean:
         return frozenset(), frozenset()
     if not maintained.is_own:
-        return custody_expiring(
+        return expiry.custody_expiring(
             manifest,
             columns,
             states,
@@ -175,18 +169,18 @@ def columns_to_pay_for(
             own=own,
             trusted={maintained.owner, *maintained.before},
             now_ms=now_ms,
-            rescue_ms=before_end(maintained.rescue_ms, lease_ms),
-            last_ms=before_end(LEASE_LAST_MS, lease_ms),
+            rescue_ms=expiry.before_end(maintained.rescue_ms, lease_ms),
+            last_ms=expiry.before_end(limits.LEASE_LAST_MS, lease_ms),
         )
     unpaid = columns_paid_by_others(manifest, columns, states, answers, own)
-    ending = own_expiring(
+    ending = expiry.own_expiring(
         manifest,
         columns,
         states,
         answers,
         ends=ends,
         own=own,
-        until_ms=now_ms + before_end(LEASE_URGENT_MS, lease_ms),
+        until_ms=now_ms + expiry.before_end(limits.LEASE_URGENT_MS, lease_ms),
     )
     return unpaid, ending - unpaid
 
@@ -194,18 +188,18 @@ def columns_to_pay_for(
 # What is recorded
 
 
-def recounted_held(survey: Survey) -> tuple[Held, ...]:
+def recounted_held(survey: Survey) -> tuple[put.Held, ...]:
     """Return what is held, corrected by what hosts say is stored under leases of this node."""
     column, record = bytes_of_column(survey.manifest), bytes_of_record(survey.located)
     held = survey.maintained.held
     for node, answer in survey.answers.items():
         if node != survey.own and answer is not None:
-            most = most_held(answer, survey.own, column, record)
-            held = recounted(held, node, answer.mine, most)
+            most = recount.most_held(answer, survey.own, column, record)
+            held = recount.recounted(held, node, answer.mine, most)
     return held
 
 
-def found_placement(survey: Survey) -> Placement:
+def found_placement(survey: Survey) -> placement.Placement:
     """Return the placement with the columns that were found at other nodes.
 
     An owner leaves out what it has still to take over from a custodian.
@@ -217,7 +211,7 @@ def found_placement(survey: Survey) -> Placement:
     ]
     if columns == [*before]:
         return survey.maintained.placement
-    return placement_of(survey.manifest, columns)
+    return placement.placement_of(survey.manifest, columns)
 
 
 def nodes_without_manifest(survey: Survey) -> list[bytes]:
@@ -258,7 +252,7 @@ def former_hosts_up(survey: Survey) -> frozenset[bytes]:
     return former_hosts(survey) & survey.up
 
 
-def dropped_by_hosts(survey: Survey) -> list[Held]:
+def dropped_by_hosts(survey: Survey) -> list[put.Held]:
     """Return what silent former hosts have dropped by themselves."""
     return [item for item in survey.maintained.held if (item.node, item.lease_id) in survey.dropped]
 
@@ -315,7 +309,7 @@ class CleanupPlan:
     """Host and column of good copies: one may go, after every other column was read whole."""
     blocked: bool
     """Whether a good copy must stay until nodes come or go."""
-    dropped: tuple[Held, ...]
+    dropped: tuple[put.Held, ...]
     """What hosts have dropped by themselves: only the count of it has to go."""
 
 
@@ -372,7 +366,7 @@ def needs_repair(survey: Survey, available: Collection[bytes], *, reported: bool
         or surplus_by_host(survey)
         or reported
         or dropped_by_hosts(survey)
-        or next_move(survey.layout, available) is not None
+        or migration.next_move(survey.layout, available) is not None
     )
 
 

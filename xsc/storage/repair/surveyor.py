@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from xsc.base.errors import ObjectUnknown, RecordInvalid
-from xsc.base.ids import short
-from xsc.base.limits import LEASE_URGENT_MS
+from xsc.base import errors, ids, limits
 from xsc.identity.context import Context
 from xsc.storage.catalogue.finder import ObjectFinder
 from xsc.storage.object.durability import HostLabels
@@ -18,13 +16,11 @@ from xsc.storage.object.expiry import before_end, own_ends, refusing
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.object.placement import State, column_state, column_states
+from xsc.storage.repair import node_watch, repair_rules
 from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects
-from xsc.storage.repair.node_watch import Bandwidth, NodeWatch
-from xsc.storage.repair.repair_rules import lost_columns
 from xsc.storage.repair.survey import Survey, columns_to_pay_for
+from xsc.storage.transfer import get, host_client
 from xsc.storage.transfer.deep_read import BadShard, read_every_shard
-from xsc.storage.transfer.get import Located
-from xsc.storage.transfer.host_client import HostClient, together
 
 
 class Surveyor:
@@ -33,13 +29,13 @@ class Surveyor:
     def __init__(
         self,
         context: Context,
-        client: HostClient,
+        client: host_client.HostClient,
         objects: MaintainedObjects,
         *,
         finder: ObjectFinder,
-        watch: NodeWatch,
+        watch: node_watch.NodeWatch,
         leaving: Callable[[], frozenset[bytes]],
-        bandwidth: Bandwidth,
+        bandwidth: node_watch.Bandwidth,
         lease_ms: int,
     ) -> None:
         self._context = context
@@ -81,7 +77,7 @@ class Surveyor:
         located = await self._finder.find(maintained.capability)
         manifest, columns = located.manifest, list(maintained.placement.columns)
         if manifest.owner != maintained.owner or len(columns) != manifest.k + manifest.m:
-            raise RecordInvalid("the object is another one than its placement is for")
+            raise errors.RecordInvalid("the object is another one than its placement is for")
         answers = await self.ask(maintained, manifest, columns)
         states = await self._context.executor.run(column_states, manifest, columns, answers)
         for column, node in self._unreadable.get(maintained.ref, ()):
@@ -89,7 +85,7 @@ class Surveyor:
                 states[column] = "corrupt"
         await self._find_elsewhere(maintained, located, columns, states, answers)
         leaving = self._leaving()
-        lost = lost_columns(columns, states, self._watch.gone(set(columns)))
+        lost = repair_rules.lost_columns(columns, states, self._watch.gone(set(columns)))
         held = [(item.node, item.lease_id) for item in maintained.held if item.size_bytes]
         ends = own_ends(held, self._own, self._client.hosts.lease_end)
         now_ms = self._context.clock.now_ms()
@@ -131,7 +127,7 @@ class Surveyor:
                 and node not in up
                 and self._client.has_dropped(node, lease_id)
             ),
-            refusing(ends, now_ms + before_end(LEASE_URGENT_MS, self._lease_ms)),
+            refusing(ends, now_ms + before_end(limits.LEASE_URGENT_MS, self._lease_ms)),
         )
 
     async def _labels(self, nodes: Iterable[bytes]) -> dict[bytes, HostLabels]:
@@ -143,7 +139,7 @@ class Surveyor:
     ) -> dict[bytes, HeldObject | None]:
         """Return what each node says that it has of an object; None if it is silent."""
         ordered = sorted(set(nodes))
-        said = await together(
+        said = await host_client.together(
             self._finder.stat(node, maintained.capability, manifest) for node in ordered
         )
         return dict(zip(ordered, said, strict=True))
@@ -151,7 +147,7 @@ class Surveyor:
     async def _find_elsewhere(
         self,
         maintained: MaintainedObject,
-        located: Located,
+        located: get.Located,
         columns: list[bytes],
         states: list[State],
         answers: dict[bytes, HeldObject | None],
@@ -161,7 +157,7 @@ class Surveyor:
         A node that has another column does not count: one that claims to have all columns
         would get all.
         """
-        lost = lost_columns(columns, states, self._watch.gone(set(columns)))
+        lost = repair_rules.lost_columns(columns, states, self._watch.gone(set(columns)))
         if not lost:
             return
         manifest = located.manifest
@@ -208,12 +204,12 @@ class Surveyor:
         async def pace(size_bytes: int) -> None:
             if self._objects.load(ref) is None:
                 # Its deletion waits for this.
-                raise ObjectUnknown("it is being deleted")
+                raise errors.ObjectUnknown("it is being deleted")
             await self._bandwidth.take(size_bytes)
 
         try:
             _, bad = await read_every_shard(self._client, survey.located, survey.columns, pace)
-        except ObjectUnknown:
+        except errors.ObjectUnknown:
             return None
         # Silence is no loss before the grace is over: it is asked again later.
         failed = frozenset((fault.column, fault.node) for fault in bad if not fault.silent)
@@ -222,8 +218,8 @@ class Surveyor:
         for fault in bad[:1]:
             self._context.log.warning(
                 "repair.column_not_proven",
-                object=short(ref),
-                peer=short(fault.node),
+                object=ids.short(ref),
+                peer=ids.short(fault.node),
                 column=fault.column,
                 reason=fault.reason,
             )

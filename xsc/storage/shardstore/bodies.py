@@ -19,13 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from xsc.base.encoding import Value, decode, encode
-from xsc.base.errors import RecordInvalid, StoreDamaged
-from xsc.base.ids import ID_BYTES
-from xsc.base.merkle import root_of
+from xsc.base import encoding, errors, ids, merkle
 from xsc.base.units import held_bytes
-from xsc.storage.object.erasure import Buffer
-from xsc.storage.object.manifest import hash_of
+from xsc.storage.object import erasure, manifest
 
 VERSION = 1
 BODIES = b"b"
@@ -50,7 +46,7 @@ class Body:
     lease_id: bytes
     proof: bytes
     """The Merkle root of a shard; the SHA-256 of a sealed manifest."""
-    data: Buffer
+    data: erasure.Buffer
 
     @property
     def is_shard(self) -> bool:
@@ -65,7 +61,7 @@ class Body:
     @property
     def is_whole(self) -> bool:
         """Whether its data have the root or hash that it names."""
-        found = root_of(self.data) if self.is_shard else hash_of(self.data)
+        found = merkle.root_of(self.data) if self.is_shard else manifest.hash_of(self.data)
         return found == self.proof
 
 
@@ -131,34 +127,34 @@ def record_key(locate: bytes, customer: bytes) -> bytes:
 
 def column_of_key(key: bytes) -> tuple[int, int, bytes]:
     """Return segment, column and customer of a shard's index key."""
-    rest = key[1 + ID_BYTES + 4 :]
+    rest = key[1 + ids.ID_BYTES + 4 :]
     return int.from_bytes(rest[:4], "big"), rest[4], rest[5:]
 
 
 def owner_of(key: bytes) -> Owner:
     """Return of which object, and whose, the body is that has an index key."""
-    return key[1 : 1 + ID_BYTES], key[-ID_BYTES:]
+    return key[1 : 1 + ids.ID_BYTES], key[-ids.ID_BYTES :]
 
 
 def is_entry_key(key: bytes) -> bool:
     """Say whether a key of the index is one of a shard or of an object record."""
-    length = {SHARDS: 1 + ID_BYTES + 4 + 4 + 1 + ID_BYTES, RECORDS: 1 + 2 * ID_BYTES}
+    length = {SHARDS: 1 + ids.ID_BYTES + 4 + 4 + 1 + ids.ID_BYTES, RECORDS: 1 + 2 * ids.ID_BYTES}
     return len(key) == length.get(key[:1])
 
 
 # Values
 
 
-def _decoded(raw: bytes) -> Value:
+def _decoded(raw: bytes) -> encoding.Value:
     try:
-        return decode(raw)
-    except RecordInvalid as fault:
-        raise StoreDamaged(f"the store is damaged: {fault.message}") from None
+        return encoding.decode(raw)
+    except errors.RecordInvalid as fault:
+        raise errors.StoreDamaged(f"the store is damaged: {fault.message}") from None
 
 
 def encode_body(body: Body) -> bytes:
     """Return the value of a body."""
-    header = encode([VERSION, body.index_key, body.lease_id, body.proof])
+    header = encoding.encode([VERSION, body.index_key, body.lease_id, body.proof])
     return b"".join((len(header).to_bytes(2, "big"), header, body.data))
 
 
@@ -173,7 +169,7 @@ def decode_body(raw: bytes) -> Body:
         case [1, bytes(key), bytes(lease), bytes(proof)] if is_entry_key(key):
             return Body(key, lease, proof, memoryview(raw)[2 + size :])
         case _:
-            raise StoreDamaged("a stored body is damaged")
+            raise errors.StoreDamaged("a stored body is damaged")
 
 
 def entry_of(body: Body, sequence: int) -> IndexEntry:
@@ -183,7 +179,7 @@ def entry_of(body: Body, sequence: int) -> IndexEntry:
 
 def encode_entry(entry: IndexEntry) -> bytes:
     """Return the index value of an entry."""
-    return encode([VERSION, entry.sequence, entry.size_bytes, entry.lease_id, entry.proof])
+    return encoding.encode([VERSION, entry.sequence, entry.size_bytes, entry.lease_id, entry.proof])
 
 
 def decode_entry(raw: bytes) -> IndexEntry:
@@ -196,12 +192,12 @@ def decode_entry(raw: bytes) -> IndexEntry:
         case [1, int(sequence), int(size), bytes(lease), bytes(proof)]:
             return IndexEntry(sequence, size, lease, proof)
         case _:
-            raise StoreDamaged("the index holds what is no entry")
+            raise errors.StoreDamaged("the index holds what is no entry")
 
 
 def encode_number(number: int) -> bytes:
     """Return the stored value of a size, a sequence or a time."""
-    return encode([VERSION, number])
+    return encoding.encode([VERSION, number])
 
 
 def decode_number(raw: bytes) -> int:
@@ -214,12 +210,12 @@ def decode_number(raw: bytes) -> int:
         case [1, int(number)] if not isinstance(number, bool):
             return number
         case _:
-            raise StoreDamaged("a stored number is none")
+            raise errors.StoreDamaged("a stored number is none")
 
 
 def encode_damaged(damage: Damage) -> bytes:
     """Return the value of a damaged note."""
-    return encode([VERSION, damage.key, encode_entry(damage.entry), damage.reason])
+    return encoding.encode([VERSION, damage.key, encode_entry(damage.entry), damage.reason])
 
 
 def decode_damaged(raw: bytes) -> Damage:
@@ -232,13 +228,13 @@ def decode_damaged(raw: bytes) -> Damage:
         case [1, bytes(key), bytes(entry), str(reason)] if is_entry_key(key):
             return Damage(key, decode_entry(entry), reason)
         case _:
-            raise StoreDamaged("a note of damage is damaged")
+            raise errors.StoreDamaged("a note of damage is damaged")
 
 
 def encode_gone(dropped: list[tuple[bytes, int]]) -> bytes:
     """Return the value of a gone note: index keys and the sequences they had."""
-    items: list[Value] = [[key, sequence] for key, sequence in dropped]
-    return encode([VERSION, *items])
+    items: list[encoding.Value] = [[key, sequence] for key, sequence in dropped]
+    return encoding.encode([VERSION, *items])
 
 
 def decode_gone(raw: bytes) -> list[tuple[bytes, int]]:
@@ -255,7 +251,7 @@ def decode_gone(raw: bytes) -> list[tuple[bytes, int]]:
                     case [bytes(key), int(sequence)]:
                         dropped.append((key, sequence))
                     case _:
-                        raise StoreDamaged("a note of a deletion is damaged")
+                        raise errors.StoreDamaged("a note of a deletion is damaged")
             return dropped
         case _:
-            raise StoreDamaged("a note of a deletion is damaged")
+            raise errors.StoreDamaged("a note of a deletion is damaged")

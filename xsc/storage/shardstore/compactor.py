@@ -11,23 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-from xsc.base.clock import Executor
-from xsc.base.errors import SpaceExhausted, StoreDamaged
-from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import MIB
+from xsc.base import clock, errors, keyvalue, limits
 from xsc.base.log import Log
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import Damage
 from xsc.storage.shardstore.index import ShardIndex, drop_in_batches
 from xsc.storage.shardstore.writer import ShardWriter
 
-GONE_BYTES_MAX = 4 * MIB
+GONE_BYTES_MAX = 4 * limits.MIB
 """Notes of deletions that a shard store keeps until its index is synced: some 110 bytes a body."""
 
 
 BUCKET = 64
 """Sequences that are counted together."""
-SLICE_BYTES = 64 * MIB
+SLICE_BYTES = 64 * limits.MIB
 """Most of the disk that one compaction goes through, unless one bucket alone has more."""
 DEAD_SHARE = 8
 """A slice is compacted once one part in so many is dead: 1.15 times the live data is kept."""
@@ -111,11 +108,11 @@ class Compactor:
     def __init__(
         self,
         *,
-        bodies: KeyValue,
+        bodies: keyvalue.KeyValue,
         index: ShardIndex,
         dead: DeadSpace,
         writer: ShardWriter,
-        executor: Executor,
+        executor: clock.Executor,
         log: Log,
     ) -> None:
         self._bodies = bodies
@@ -171,7 +168,7 @@ class Compactor:
             stop = formats.sequenced(formats.BODIES, piece.stop)
             try:
                 await self._executor.run(self._bodies.compact, start, stop)
-            except (StoreDamaged, SpaceExhausted) as fault:
+            except (errors.StoreDamaged, errors.SpaceExhausted) as fault:
                 # For example an unreadable block: the dead bytes beside it are not reclaimed.
                 self._log.error("storage.not_reclaimed", low=piece.start, reason=fault.message)
         return len(planned)
@@ -184,7 +181,7 @@ class Compactor:
         try:
             stop = await self._writer.look(self._dropped_gone)
             await self._executor.run(self._bodies.compact, formats.GONE, stop)
-        except (StoreDamaged, SpaceExhausted) as fault:
+        except (errors.StoreDamaged, errors.SpaceExhausted) as fault:
             # They are dropped the next time, or by the next start.
             self._log.error("storage.notes_not_dropped", reason=fault.message)
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
-from xsc.base.errors import StoreDamaged
-from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base import errors, keyvalue
 from xsc.base.log import Log
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import IndexEntry, Owner
@@ -38,9 +37,9 @@ def in_columns(columns: frozenset[int]) -> Choose:
     return chosen
 
 
-def drop_in_batches(store: KeyValue, start: bytes, stop: bytes | None) -> None:
+def drop_in_batches(store: keyvalue.KeyValue, start: bytes, stop: bytes | None) -> None:
     """Drop a range of keys, DELETE_BATCH in one write, without a sync."""
-    batch: list[Change] = []
+    batch: list[keyvalue.Change] = []
     for key, _ in store.scan(start, stop):
         batch.append((key, None))
         if len(batch) == DELETE_BATCH:
@@ -56,7 +55,7 @@ class ShardIndex:
     Any of its methods raises StoreDamaged where the store cannot be read.
     """
 
-    def __init__(self, store: KeyValue, log: Log) -> None:
+    def __init__(self, store: keyvalue.KeyValue, log: Log) -> None:
         self._store = store
         self._log = log
         self.usage: dict[bytes, int] = {}
@@ -72,7 +71,7 @@ class ShardIndex:
             mark = self.mark()
             if mark is None:
                 return None
-            end = prefix_end(formats.USAGE)
+            end = keyvalue.prefix_end(formats.USAGE)
             self.usage = {
                 key[1:]: formats.decode_number(value)
                 for key, value in self._store.scan(formats.USAGE, end)
@@ -82,7 +81,7 @@ class ShardIndex:
             if not closed and self._sums() != self.usage:
                 self._log.warning("storage.index_damaged", reason="it has lost entries")
                 return None
-        except StoreDamaged as fault:
+        except errors.StoreDamaged as fault:
             self._log.warning("storage.index_damaged", reason=fault.message)
             return None
         self.used_bytes = sum(self.usage.values())
@@ -136,16 +135,16 @@ class ShardIndex:
 
     def under(self, prefix: bytes) -> Iterator[Put]:
         """Yield key and entry of all keys with a prefix, in order."""
-        return self.between(prefix, prefix_end(prefix))
+        return self.between(prefix, keyvalue.prefix_end(prefix))
 
     def behind(self, key: bytes) -> Iterator[Put]:
         """Yield key and entry of every record and then of every shard, behind a key."""
-        return self.between(max(formats.RECORDS, key + b"\0"), prefix_end(formats.SHARDS))
+        return self.between(max(formats.RECORDS, key + b"\0"), keyvalue.prefix_end(formats.SHARDS))
 
     def of_object(self, locate: bytes, after: bytes = b"") -> Iterator[Put]:
         """Yield the records of an object and then its shards, whoever stored them, behind a key."""
         for prefix in (formats.RECORDS + locate, formats.SHARDS + locate):
-            yield from self.between(max(prefix, after + b"\0"), prefix_end(prefix))
+            yield from self.between(max(prefix, after + b"\0"), keyvalue.prefix_end(prefix))
 
     def owned(
         self, owner: Owner, chosen: Choose, after: bytes, passed_max: int
@@ -215,7 +214,7 @@ class ShardIndex:
                 continue
             count(old.lease_id, -old.held_bytes)
             known[key] = None
-        changes: list[Change] = [
+        changes: list[keyvalue.Change] = [
             (key, None if item is None else formats.encode_entry(item))
             for key, item in known.items()
         ]

@@ -8,8 +8,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 
-from xsc.base.errors import StoreDamaged
-from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base import errors, keyvalue
 from xsc.base.log import Log
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import Damage
@@ -38,7 +37,7 @@ class Replay:
     """One run through the bodies that the index does not know yet."""
 
     def __init__(
-        self, bodies: KeyValue, index: ShardIndex, damaged: dict[int, Damage], log: Log
+        self, bodies: keyvalue.KeyValue, index: ShardIndex, damaged: dict[int, Damage], log: Log
     ) -> None:
         self._bodies = bodies
         self._index = index
@@ -63,7 +62,7 @@ class Replay:
         self._read_damage(mark or 0, gone, known)
         # Only once the index is on the disk may the notes of deletions go.
         self._index.sync_at(self._last)
-        notes: list[Change] = [
+        notes: list[keyvalue.Change] = [
             (key, None) for _, key, _ in readable(self._bodies, formats.GONE, 0, Gaps(), known)
         ]
         if mark is None:
@@ -80,9 +79,9 @@ class Replay:
     def _deletions_readable(self) -> bool:
         """Return whether every note of a deletion can be read: else the index is not trusted."""
         try:
-            for _, value in self._bodies.scan(formats.GONE, prefix_end(formats.GONE)):
+            for _, value in self._bodies.scan(formats.GONE, keyvalue.prefix_end(formats.GONE)):
                 formats.decode_gone(value)
-        except StoreDamaged:
+        except errors.StoreDamaged:
             return False
         return True
 
@@ -90,7 +89,7 @@ class Replay:
         """Return up to which sequence the index knows the bodies, where it can be read."""
         try:
             return self._index.mark() or 0
-        except StoreDamaged:
+        except errors.StoreDamaged:
             return 0
 
     def _replay(self, mark: int, known: int) -> tuple[int, list[int], set[int]]:
@@ -119,7 +118,7 @@ class Replay:
                 else:
                     body = formats.decode_body(value)
                     puts.append((body.index_key, formats.entry_of(body, sequence)))
-            except StoreDamaged as fault:
+            except errors.StoreDamaged as fault:
                 self._lost += 1
                 self._log.error("storage.body_damaged", sequence=sequence, reason=fault.message)
             # A note must see what was put before it, and nothing that came later.
@@ -139,13 +138,13 @@ class Replay:
         A note can have come to the disk beside the deletion of its body: what was deleted,
         by a note of that or by an index that knew it once, does not come back.
         """
-        stale: list[Change] = []
+        stale: list[keyvalue.Change] = []
         self._damaged.clear()
         for sequence, note, value in readable(self._bodies, formats.DAMAGED, 0, Gaps(), known):
             self._last = max(self._last, sequence)
             try:
                 damage = formats.decode_damaged(value)
-            except StoreDamaged as fault:
+            except errors.StoreDamaged as fault:
                 self._log.error("storage.note_damaged", sequence=sequence, reason=fault.message)
                 stale.append((note, None))
                 continue

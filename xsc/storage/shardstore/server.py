@@ -12,26 +12,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
+from xsc.base import fields, turns
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, XscError
-from xsc.base.fields import take_bytes
 from xsc.base.merkle import Part
 from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
-from xsc.base.turns import Turns
-from xsc.identity.batch_signer import BatchSigner
+from xsc.identity import batch_signer, envelope
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed, open_signed, sign
-from xsc.storage.object import held_shards, messages
-from xsc.storage.object.erasure import Buffer
-from xsc.storage.object.expiry import with_ends
-from xsc.storage.object.inventory import whole_of
+from xsc.storage.object import erasure, expiry, held_shards, inventory, messages, receipts
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import PutRequest
-from xsc.storage.object.receipts import expected_receipt, order_fault
 from xsc.storage.ports import ChargeRead, Leases
+from xsc.storage.shardstore import store, writer
 from xsc.storage.shardstore.bodies import Body, record_key, shard_key
-from xsc.storage.shardstore.store import StorageNode
-from xsc.storage.shardstore.writer import Write
 from xsc.terms.storage_receipt import (
     DeletionOrder,
     DeletionReceipt,
@@ -49,9 +42,9 @@ class ShardServer:
         context: Context,
         *,
         leases: Leases,
-        node: StorageNode,
+        node: store.StorageNode,
         check_room: Callable[[], None],
-        released: Callable[[Signed[DeletionOrder]], Awaitable[None]],
+        released: Callable[[envelope.Signed[DeletionOrder]], Awaitable[None]],
         charge_read: ChargeRead,
     ) -> None:
         """Put it together.
@@ -72,8 +65,8 @@ class ShardServer:
         self._check_room = check_room
         self._released = released
         self._charge_read = charge_read
-        self._signer = BatchSigner(context.key, context.network)
-        self._looks: Turns[bytes] = Turns()
+        self._signer = batch_signer.BatchSigner(context.key, context.network)
+        self._looks: turns.Turns[bytes] = turns.Turns()
         """One question at a time for each caller that reads much for some bytes."""
 
     def handlers(self) -> dict[str, Handler]:
@@ -93,7 +86,7 @@ class ShardServer:
         """Return what answers several calls that came together."""
         return {messages.PUT: self._on_puts}
 
-    def _taken(self, request: PutRequest, caller: bytes) -> Write:
+    def _taken(self, request: PutRequest, caller: bytes) -> writer.Write:
         """Return what is to be written for a put, once its lease has room for that.
 
         Raises:
@@ -116,13 +109,13 @@ class ShardServer:
                 if other != lease_id:
                     self._leases.settle_use(other, delta)
 
-        write = Write(bodies, settle)
+        write = writer.Write(bodies, settle)
         self._leases.admit(lease_id, caller, size)
         return write
 
     async def _on_put(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+    ) -> tuple[dict[str, Value], Sequence[erasure.Buffer]]:
         (answer,) = await self._on_puts(caller, [(header, parts)])
         if isinstance(answer, XscError):
             raise answer
@@ -130,7 +123,7 @@ class ShardServer:
 
     async def _on_puts(self, caller: bytes, calls: Sequence[Asked]) -> list[Outcome]:
         """Store what several puts bring: each is checked, stored and confirmed for itself."""
-        asked: list[tuple[PutRequest, Write] | XscError] = []
+        asked: list[tuple[PutRequest, writer.Write] | XscError] = []
         for header, parts in calls:
             try:
                 request = messages.read_put(header, parts)
@@ -152,12 +145,12 @@ class ShardServer:
         ]
 
     def _confirmed(
-        self, caller: bytes, request: PutRequest, write: Write
-    ) -> asyncio.Future[Signed[StorageReceipt]] | XscError:
+        self, caller: bytes, request: PutRequest, write: writer.Write
+    ) -> asyncio.Future[envelope.Signed[StorageReceipt]] | XscError:
         """Return the receipt of a put that is on the disk, or why it is not."""
         if isinstance(write.outcome, XscError):
             return write.outcome
-        receipt = expected_receipt(
+        receipt = receipts.expected_receipt(
             host=self._key.node_id,
             customer=caller,
             lease_id=request.lease_id,
@@ -171,13 +164,13 @@ class ShardServer:
 
     async def _on_keep(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+    ) -> tuple[dict[str, Value], Sequence[erasure.Buffer]]:
         """Store under a lease of the caller what lies here already: a put without its bytes."""
         lease_id, locate, generation, wanted, most = messages.read_keep(header)
         self._check_room()
         charge = partial(self._charge_read, caller, messages.KEEP)
         found = await self._node.get(locate, generation, wanted, size_max=most, charge=charge)
-        shards = whole_of(wanted, found)
+        shards = inventory.whole_of(wanted, found)
         request = PutRequest(lease_id, locate, generation, tuple(shards), None)
         write = self._taken(request, caller)
         await self._node.writer.store_together([write])
@@ -188,7 +181,7 @@ class ShardServer:
 
     async def _on_get(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+    ) -> tuple[dict[str, Value], Sequence[erasure.Buffer]]:
         locate, generation, wanted, most = messages.read_get(header)
         charge = partial(self._charge_read, caller, messages.GET)
         found = await self._node.get(locate, generation, wanted, size_max=most, charge=charge)
@@ -196,7 +189,7 @@ class ShardServer:
 
     async def _on_have(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+    ) -> tuple[dict[str, Value], Sequence[erasure.Buffer]]:
         lease_id, locate, generation, wanted = held_shards.read_have(header)
         charge = partial(self._charge_read, caller, held_shards.HAVE)
         async with self._looks.of(caller):
@@ -220,32 +213,32 @@ class ShardServer:
 
     async def _on_stat(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+    ) -> tuple[dict[str, Value], Sequence[erasure.Buffer]]:
         asked = messages.read_stat(header)
         charge = partial(self._charge_read, caller, messages.STAT)
         async with self._looks.of(caller):
             held = await self._node.stat(*asked, charge=charge)
-        return messages.stat_answer(with_ends(held, self._leases.end_ms), caller), []
+        return messages.stat_answer(expiry.with_ends(held, self._leases.end_ms), caller), []
 
     async def _on_find(
         self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+    ) -> tuple[dict[str, Value], Sequence[erasure.Buffer]]:
         sealed = await self._node.find(*messages.read_find(header))
         return {}, [] if sealed is None else [sealed]
 
     async def _on_holds(
         self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
+    ) -> tuple[dict[str, Value], Sequence[erasure.Buffer]]:
         return messages.holds_answer(await self._node.holds(*messages.read_holds(header))), []
 
     async def _on_delete(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        signed = open_signed(
-            take_bytes(header, "order"), DeletionOrder, network=self._network, author=caller
+    ) -> tuple[dict[str, Value], Sequence[erasure.Buffer]]:
+        signed = envelope.open_signed(
+            fields.take_bytes(header, "order"), DeletionOrder, network=self._network, author=caller
         )
         order = signed.record
-        fault = order_fault(order, host=self._key.node_id, customer=caller)
+        fault = receipts.order_fault(order, host=self._key.node_id, customer=caller)
         if fault is not None:
             raise RecordInvalid(fault)
         # A caller that gives up must not keep the lease from learning what was freed.
@@ -261,9 +254,9 @@ class ShardServer:
             ),
             deleted_ms=self._clock.now_ms(),
         )
-        return {"receipt": sign(receipt, self._key, self._network).raw}, []
+        return {"receipt": envelope.sign(receipt, self._key, self._network).raw}, []
 
-    async def _deleted(self, signed: Signed[DeletionOrder]) -> dict[bytes, int]:
+    async def _deleted(self, signed: envelope.Signed[DeletionOrder]) -> dict[bytes, int]:
         order = signed.record
         # Before anything is deleted: what the proof of a leave lacks cannot be had again.
         columns = frozenset(order.columns)

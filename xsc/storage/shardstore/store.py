@@ -22,13 +22,10 @@ from itertools import islice
 from types import MappingProxyType
 from typing import ParamSpec, TypeAlias, TypeVar
 
-from xsc.base.clock import Executor
+from xsc.base import clock, ids, keyvalue, limits
 from xsc.base.errors import StoreDamaged, TooLarge, XscError
-from xsc.base.ids import ID_BYTES
-from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import DAMAGED_TOLD_MAX, KIB, PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
 from xsc.base.log import Log
-from xsc.storage.object.erasure import Buffer
+from xsc.storage.object import erasure, manifest
 from xsc.storage.object.inventory import (
     ColumnPresence,
     FoundShard,
@@ -40,16 +37,13 @@ from xsc.storage.object.inventory import (
     Wanted,
     cut_found,
 )
-from xsc.storage.object.manifest import column_digest, hash_of
 from xsc.storage.shardstore import bodies as formats
+from xsc.storage.shardstore import compactor, fsck, writer
 from xsc.storage.shardstore.bodies import Body, Damage, IndexEntry
-from xsc.storage.shardstore.compactor import Compactor, DeadSpace
-from xsc.storage.shardstore.fsck import StoreAudit, compare, scan_bodies
 from xsc.storage.shardstore.index import Put, ShardIndex, in_columns
 from xsc.storage.shardstore.replay import Recovery, Replay
-from xsc.storage.shardstore.writer import ShardWriter, Write
 
-PASSED_BYTES = 12 * KIB
+PASSED_BYTES = 12 * limits.KIB
 """What it costs to pass over an entry, once to look for it and once to delete it: as much as
 reading so much."""
 STAT_ROWS_MAX = 1_024
@@ -80,7 +74,7 @@ class ShardReader:
     """
 
     def __init__(
-        self, bodies: KeyValue, index: ShardIndex, damaged: Container[int], log: Log
+        self, bodies: keyvalue.KeyValue, index: ShardIndex, damaged: Container[int], log: Log
     ) -> None:
         self._bodies = bodies
         self._index = index
@@ -122,7 +116,7 @@ class ShardReader:
                 found = cut_found(data, entry.proof, span)
                 if found is not None:
                     return found
-            elif hash_of(data) == entry.proof:
+            elif manifest.hash_of(data) == entry.proof:
                 return FoundShard("ok", data)
         if self._index.entry(key) != entry:
             return FoundShard("missing")  # It was deleted since its entry was read.
@@ -137,7 +131,7 @@ class ShardReader:
         They have at most STAT_READ_BYTES_MAX together; what is behind that is left out.
         """
         found: list[tuple[Wanted, Put]] = []
-        budget = STAT_READ_BYTES_MAX
+        budget = limits.STAT_READ_BYTES_MAX
         for key, want in zip(keys, wanted, strict=True):
             entry = self._index.entry(key)
             if entry is None or (entry.lease_id, entry.proof) != (lease_id, want.root):
@@ -152,7 +146,7 @@ class ShardReader:
         """Return those shards of entries that can be read, and their sizes."""
         return [(want, put[1].size_bytes) for want, put in held if self._read(*put).state == "ok"]
 
-    def find(self, locate: bytes, manifest_hash: bytes, size_max: int) -> Buffer | None:
+    def find(self, locate: bytes, manifest_hash: bytes, size_max: int) -> erasure.Buffer | None:
         """Return a sealed manifest, or None where no readable record has it.
 
         Raises:
@@ -192,7 +186,7 @@ class ShardReader:
         """Return the entries of one page: of shards, of records, and where it ends."""
         prefix = formats.generation_prefix(locate, generation)
         start = prefix + after + b"\0" if after else prefix
-        held = self._index.between(start, prefix_end(prefix))
+        held = self._index.between(start, keyvalue.prefix_end(prefix))
         shards = list(islice(held, STAT_ROWS_MAX + 1))
         until = b""
         if len(shards) > STAT_ROWS_MAX:
@@ -207,7 +201,7 @@ class ShardReader:
         damaged: dict[tuple[bytes, int], list[int]] = {}
         leases: dict[tuple[bytes, int], set[bytes]] = {}
         sizes: Counter[tuple[bytes, bytes]] = Counter()
-        budget = STAT_READ_BYTES_MAX
+        budget = limits.STAT_READ_BYTES_MAX
         for key, entry in shards:
             segment, column, customer = formats.column_of_key(key)
             group = (customer, column)
@@ -225,10 +219,10 @@ class ShardReader:
                 customer,
                 column,
                 len(held),
-                column_digest(held),
+                manifest.column_digest(held),
                 len(damaged.get(group, ())),
                 leases=frozenset(leases[group]),
-                bad=tuple(damaged.get(group, ())[:DAMAGED_TOLD_MAX]),
+                bad=tuple(damaged.get(group, ())[: limits.DAMAGED_TOLD_MAX]),
             )
             for group, held in sorted(roots.items())
             for customer, column in [group]
@@ -236,7 +230,7 @@ class ShardReader:
         state: HeldState = "missing"
         records = []
         for key, entry in held_records:
-            customer = key[-ID_BYTES:]
+            customer = key[-ids.ID_BYTES :]
             sizes[customer, entry.lease_id] += entry.held_bytes
             found = self._read(key, entry).state
             if found == "ok":
@@ -254,9 +248,9 @@ class StorageNode:
         self,
         *,
         capacity_bytes: int,
-        bodies: KeyValue,
-        index: KeyValue,
-        executor: Executor,
+        bodies: keyvalue.KeyValue,
+        index: keyvalue.KeyValue,
+        executor: clock.Executor,
         log: Log,
     ) -> None:
         self._bodies = bodies
@@ -265,8 +259,8 @@ class StorageNode:
         self._index = ShardIndex(index, log)
         self._damaged: dict[int, Damage] = {}
         self._reader = ShardReader(bodies, self._index, self._damaged, log)
-        dead = DeadSpace()
-        self.writer = ShardWriter(
+        dead = compactor.DeadSpace()
+        self.writer = writer.ShardWriter(
             capacity_bytes=capacity_bytes,
             bodies=bodies,
             index=self._index,
@@ -275,7 +269,7 @@ class StorageNode:
             executor=executor,
             log=log,
         )
-        self.compactor = Compactor(
+        self.compactor = compactor.Compactor(
             bodies=bodies,
             index=self._index,
             dead=dead,
@@ -332,7 +326,7 @@ class StorageNode:
         Raises:
             XscError: as `ShardWriter.store_together`.
         """
-        (held,) = await self.writer.store_together([Write(bodies)])
+        (held,) = await self.writer.store_together([writer.Write(bodies)])
         if isinstance(held, XscError):
             raise held
         return sum(held.values())
@@ -345,7 +339,7 @@ class StorageNode:
         generation: int,
         wanted: Sequence[Wanted],
         *,
-        size_max: int = PEER_BODY_BYTES_MAX,
+        size_max: int = limits.PEER_BODY_BYTES_MAX,
         charge: Charge = free,
     ) -> list[FoundShard]:
         """Return the shards that were asked for, each verified against its root.
@@ -392,8 +386,8 @@ class StorageNode:
         return await self._read(self._reader.readable, held)
 
     async def find(
-        self, locate: bytes, manifest_hash: bytes, size_max: int = PEER_BODY_BYTES_MAX
-    ) -> Buffer | None:
+        self, locate: bytes, manifest_hash: bytes, size_max: int = limits.PEER_BODY_BYTES_MAX
+    ) -> erasure.Buffer | None:
         """Return a sealed manifest, or None where it is not held whole.
 
         Raises:
@@ -432,7 +426,7 @@ class StorageNode:
         """
         page = await self._executor.run(self._reader.page, locate, generation, manifest_hash, after)
         shards, records, _ = page
-        charge(min(size_of(shards), STAT_READ_BYTES_MAX) + size_of(records))
+        charge(min(size_of(shards), limits.STAT_READ_BYTES_MAX) + size_of(records))
         return await self._read(self._reader.stat, *page)
 
     async def has_any(
@@ -496,7 +490,7 @@ class StorageNode:
         """Bodies known not to be readable any more, until they are stored anew or deleted."""
         return tuple(self._damaged.values())
 
-    async def audit(self, *, deep: bool = False) -> StoreAudit:
+    async def audit(self, *, deep: bool = False) -> fsck.StoreAudit:
         """Compare index and totals with all bodies; what is damaged is noted for its owner.
 
         Args:
@@ -509,7 +503,7 @@ class StorageNode:
             lambda: (self.next_sequence, dict(self.usage), self._index.behind(b""))
         )
         audit = await self._executor.run(
-            lambda: compare(scan_bodies(self._bodies, before, deep=deep), entries, usage)
+            lambda: fsck.compare(fsck.scan_bodies(self._bodies, before, deep=deep), entries, usage)
         )
         # What was deleted or stored anew since the scan of the index is no damage.
         damaged = await self.writer.look(self.writer.note_damage, audit.damaged)

@@ -23,12 +23,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal, ParamSpec, TypeAlias, TypeVar
 
-from xsc.base.bounded import Bounded
-from xsc.base.clock import Executor
+from xsc.base import bounded, clock, gather, limits
 from xsc.base.errors import NotAllowed, ShardMismatch, SpaceExhausted, XscError
-from xsc.base.gather import Gather
 from xsc.base.keyvalue import Change, KeyValue
-from xsc.base.limits import KIB, MIB
 from xsc.base.log import Log
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import Body, Damage, IndexEntry, Owner
@@ -39,7 +36,7 @@ T = TypeVar("T")
 
 TOMBSTONES_MAX = 16_384
 """Deleted objects of which a host takes nothing that was under way meanwhile."""
-GROUP_BYTES = 16 * MIB
+GROUP_BYTES = 16 * limits.MIB
 """A batch is closed once it holds this much; one larger write makes a batch of its own."""
 PASSED_MAX = 8 * DELETE_BATCH
 """Entries that the deletions of one turn look at together, each an equal part of them."""
@@ -151,7 +148,7 @@ def plan_write(
 def _size_of(call: Call) -> int:
     if isinstance(call, Write):
         return call.held_bytes
-    return DELETE_BATCH * KIB if isinstance(call, Deletion) else KIB
+    return DELETE_BATCH * limits.KIB if isinstance(call, Deletion) else limits.KIB
 
 
 class ShardWriter:
@@ -170,7 +167,7 @@ class ShardWriter:
         index: ShardIndex,
         damaged: dict[int, Damage],
         bury: Callable[[int, int], None],
-        executor: Executor,
+        executor: clock.Executor,
         log: Log,
     ) -> None:
         self.capacity_bytes = capacity_bytes
@@ -180,12 +177,12 @@ class ShardWriter:
         self._bury = bury
         self._executor = executor
         self._log = log
-        self._ended: Bounded[Owner, Literal[True]] = Bounded(TOMBSTONES_MAX)
+        self._ended: bounded.Bounded[Owner, Literal[True]] = bounded.Bounded(TOMBSTONES_MAX)
         """Objects that were deleted for good, by customer."""
         self._behind: tuple[Sequence[Put], Sequence[Drop]] | None = None
         """What is on the disk and not in the index."""
         self._running: set[asyncio.Task[dict[bytes, int]]] = set()
-        self._gather: Gather[None, Call, None] = Gather(
+        self._gather: gather.Gather[None, Call, None] = gather.Gather(
             self._turn, size_of=_size_of, size_max=GROUP_BYTES, all_run=True
         )
         self.next_sequence = 1

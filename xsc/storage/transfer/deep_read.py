@@ -9,21 +9,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from xsc.base.errors import PeerUnknown, RateLimited, ShardsInsufficient, UnavailableError, XscError
-from xsc.base.ids import short
+from xsc.base import errors, ids
 from xsc.storage.object.inventory import Wanted
 from xsc.storage.object.manifest import code_of, hash_of, segments_of
 from xsc.storage.object.segment import length_of
-from xsc.storage.transfer.get import Located, roots_of
-from xsc.storage.transfer.host_client import HostClient
+from xsc.storage.transfer import get, host_client
 
 SHARDS_IN_FLIGHT = 8
 
 
-def is_silent(fault: XscError) -> bool:
+def is_silent(fault: errors.XscError) -> bool:
     """Say whether a host was not heard, instead of having said that it lacks something."""
-    unheard = isinstance(fault, (UnavailableError, PeerUnknown, RateLimited))
-    return unheard and not isinstance(fault, ShardsInsufficient)
+    unheard = isinstance(fault, (errors.UnavailableError, errors.PeerUnknown, errors.RateLimited))
+    return unheard and not isinstance(fault, errors.ShardsInsufficient)
 
 
 async def unpaced(_size_bytes: int) -> None:
@@ -43,8 +41,8 @@ class BadShard:
 
 
 async def read_every_shard(
-    client: HostClient,
-    located: Located,
+    client: host_client.HostClient,
+    located: get.Located,
     columns: Sequence[bytes | None],
     pace: Callable[[int], Awaitable[None]] = unpaced,
 ) -> tuple[int, list[BadShard]]:
@@ -67,7 +65,7 @@ async def read_every_shard(
         async with room:
             try:
                 data = await client.fetch(node, located.locate, manifest.generation, want)
-            except XscError as fault:
+            except errors.XscError as fault:
                 where = want.segment, want.column, node
                 bad.append(BadShard(*where, fault.message, is_silent(fault)))
             else:
@@ -77,11 +75,11 @@ async def read_every_shard(
         nonlocal read_bytes
         try:
             sealed = await client.find(node, located.locate, hash_of(located.sealed))
-        except XscError as fault:
+        except errors.XscError as fault:
             bad.append(BadShard(0, column, node, fault.message, is_silent(fault)))
             return
         if sealed is None or bytes(sealed) != located.sealed:
-            bad.append(BadShard(0, column, node, f"{short(node)} does not have the object"))
+            bad.append(BadShard(0, column, node, f"{ids.short(node)} does not have the object"))
         else:
             read_bytes += len(sealed)
 
@@ -89,7 +87,7 @@ async def read_every_shard(
     if manifest.inline is not None:
         await asyncio.gather(*(record(column, node) for column, node in listed))
     for index in range(segments_of(manifest)):
-        roots = roots_of(manifest, index)
+        roots = get.roots_of(manifest, index)
         length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
         size = code.shard_bytes(length)
         await pace(size * len(listed))

@@ -24,10 +24,9 @@ from xsc.storage.object.inventory import Wanted
 from xsc.storage.object.manifest import Manifest, code_of, place_of, segments_of
 from xsc.storage.object.ranges import Piece, is_whole, pieces_of, rebuild_span
 from xsc.storage.object.segment import Opener, Place
+from xsc.storage.transfer import latency, read_ahead_cache
 from xsc.storage.transfer.host_client import HostClient, Source, stop_all, together
-from xsc.storage.transfer.latency import patience_ms
 from xsc.storage.transfer.race import first_of, in_order, race
-from xsc.storage.transfer.read_ahead_cache import ReadAheadCache
 from xsc.storage.transfer.segment_decoder import ByteBudget, SegmentDecoder
 
 SEGMENTS_BEGUN = 2
@@ -79,11 +78,7 @@ def _join(
 
 
 def _decipher(
-    content_key: bytes,
-    nonce: bytes,
-    start: int,
-    pieces: Sequence[Piece],
-    leaves: Sequence[Buffer],
+    content_key: bytes, nonce: bytes, start: int, pieces: Sequence[Piece], leaves: Sequence[Buffer]
 ) -> bytes:
     plain = []
     for piece, data in zip(pieces, leaves, strict=True):
@@ -134,7 +129,7 @@ class ObjectReader:
         client: HostClient,
         located: Located,
         capability: ReadCapability,
-        read_ahead: ReadAheadCache,
+        read_ahead: read_ahead_cache.ReadAheadCache,
         *,
         name: str | None,
         search: Callable[[Located], Coroutine[None, None, Located]],
@@ -301,7 +296,7 @@ class ObjectReader:
         return await first_of(
             client.clock,
             [ask, rebuild] if quick else [rebuild, ask],
-            patience_ms(client.kth_ms(located.sources, code.k, size), size),
+            latency.patience_ms(client.kth_ms(located.sources, code.k, size), size),
             lambda: client.note_late(host) if quick else None,
         )
 

@@ -7,54 +7,29 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+from xsc.base import encoding, errors, fields, ids, limits, peering
 from xsc.base.clock import Clock
-from xsc.base.encoding import Value
-from xsc.base.errors import (
-    CreditExceeded,
-    LeaseExhausted,
-    PeerSilent,
-    ReceiptInvalid,
-    RecordInvalid,
-    ShardMismatch,
-    ShardsInsufficient,
-    SpaceExhausted,
-    TooLarge,
-    XscError,
-)
-from xsc.base.fields import take_bytes
-from xsc.base.ids import short
-from xsc.base.limits import KIB, MIB, PEER_BODY_BYTES_MAX, STORE_REQUEST_BYTES_MAX
 from xsc.base.log import Log
-from xsc.base.peering import Reply
 from xsc.base.units import held_bytes
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
-from xsc.storage.object import held_shards, messages
+from xsc.storage.object import held_shards, inventory, messages, receipts
 from xsc.storage.object.erasure import Buffer, StorageShard
-from xsc.storage.object.inventory import (
-    ColumnPresence,
-    FoundShard,
-    HeldObject,
-    InventoryPages,
-    Wanted,
-)
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.object.messages import ObjectRecord
-from xsc.storage.object.receipts import check_receipt, deletion_fault, expected_receipt
 from xsc.storage.ports import HostLease, Hosts
-from xsc.storage.transfer import latency
-from xsc.storage.transfer.deletions import dropped_ms
+from xsc.storage.transfer import deletions, latency
 from xsc.storage.transfer.latency import LatencyEstimate
 from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, HeldShard, StorageReceipt
 
 STAT_PAGES_MAX = 1_024
 STAT_TIMEOUT_MS = 60_000
 """For all pages of one stat."""
-SMALL_MANIFEST_BYTES = 48 * KIB
+SMALL_MANIFEST_BYTES = 48 * limits.KIB
 """Up to here the question for a manifest travels with others: most are a few hundred bytes."""
 
 T = TypeVar("T")
-VERIFIED_AT_ONCE_BYTES = MIB
+VERIFIED_AT_ONCE_BYTES = limits.MIB
 """Up to here a shard is verified where it arrives. A thread would give up and take the interpreter
 lock for each leaf beside a busy event loop: half a millisecond of work took three."""
 Take: TypeAlias = Callable[[int, Buffer], None]
@@ -104,14 +79,14 @@ def requests_of(
     size = 0
     for item in shards:
         size += len(item[1].data)
-        if batches[-1] and size > STORE_REQUEST_BYTES_MAX:
+        if batches[-1] and size > limits.STORE_REQUEST_BYTES_MAX:
             batches.append([])
             size = len(item[1].data)
         batches[-1].append(item)
     if (
         record is not None
         and batches[-1]
-        and size + len(record.sealed) > 2 * STORE_REQUEST_BYTES_MAX
+        and size + len(record.sealed) > 2 * limits.STORE_REQUEST_BYTES_MAX
     ):
         batches.append([])
     last = len(batches) - 1
@@ -126,7 +101,7 @@ class Source:
     node: bytes
 
 
-def _data_of(node: bytes, want: Wanted, found: FoundShard, log: Log) -> Buffer:
+def _data_of(node: bytes, want: inventory.Wanted, found: inventory.FoundShard, log: Log) -> Buffer:
     """Return the bytes of a shard that was found.
 
     Raises:
@@ -135,12 +110,14 @@ def _data_of(node: bytes, want: Wanted, found: FoundShard, log: Log) -> Buffer:
     if found.data is None:
         where = f"segment {want.segment}, column {want.column}"
         if found.state == "corrupt":
-            log.warning("storage.shard_damaged", peer=short(node), shard=where)
-        raise ShardsInsufficient(f"{short(node)} says {found.state} for {where}")
+            log.warning("storage.shard_damaged", peer=ids.short(node), shard=where)
+        raise errors.ShardsInsufficient(f"{ids.short(node)} says {found.state} for {where}")
     return found.data
 
 
-def _read_one(reply: Reply, want: Wanted, take: Take | None) -> FoundShard:
+def _read_one(
+    reply: peering.Reply, want: inventory.Wanted, take: Take | None
+) -> inventory.FoundShard:
     """Return what a peer answered to a question about one shard."""
     (found,) = messages.read_got(reply.header, reply.parts, [want])
     if take is not None and found.data is not None:
@@ -185,7 +162,7 @@ class HostClient:
         """
         end = self.hosts.lease_end(lease_id)
         stays = node in self.hosts.peers() and node not in self.leaving()
-        at_ms = dropped_ms(
+        at_ms = deletions.dropped_ms(
             None if end is None else end.end_ms, deleted_ms, self.lease_grace_ms if stays else 0
         )
         return at_ms is not None and self.clock.now_ms() > at_ms
@@ -214,7 +191,7 @@ class HostClient:
         """Expect of a peer what is expected of one that was never asked: it has come up anew."""
         self._latencies.pop(node, None)
 
-    def reprobe(self, node: bytes, locate: bytes, generation: int, want: Wanted) -> bool:
+    def reprobe(self, node: bytes, locate: bytes, generation: int, want: inventory.Wanted) -> bool:
         """Fetch a shard that nobody waits for from a slow node, if it is time to."""
         now_ms, estimate = self.clock.monotonic_ms(), self._latency(node)
         if node in self._reprobes or not self.is_up(node) or not latency.is_due(estimate, now_ms):
@@ -224,7 +201,7 @@ class HostClient:
         async def attempt() -> None:
             try:
                 await self.fetch(node, locate, generation, want)
-            except XscError:
+            except errors.XscError:
                 self.note_late(node)
 
         task = asyncio.create_task(attempt())
@@ -233,7 +210,7 @@ class HostClient:
         return True
 
     def _blame(self, node: bytes, what: str, reason: str) -> None:
-        self.log.warning("storage.peer_wrong", peer=short(node), what=what, reason=reason)
+        self.log.warning("storage.peer_wrong", peer=ids.short(node), what=what, reason=reason)
         self.hosts.report(node, what)
 
     async def store(
@@ -254,10 +231,10 @@ class HostClient:
         header, parts = messages.put_message(lease.lease_id, locate, generation, shards, record)
         try:
             reply = await self._context.caller.call(lease.node, messages.PUT, header, parts)
-        except (CreditExceeded, LeaseExhausted, SpaceExhausted):
+        except (errors.CreditExceeded, errors.LeaseExhausted, errors.SpaceExhausted):
             await self.hosts.refused(lease.lease_id)
             raise
-        expected = expected_receipt(
+        expected = receipts.expected_receipt(
             host=lease.node,
             customer=self.own,
             lease_id=lease.lease_id,
@@ -274,11 +251,11 @@ class HostClient:
         return size
 
     def _check_receipt(
-        self, node: bytes, header: Mapping[str, Value], expected: StorageReceipt
+        self, node: bytes, header: Mapping[str, encoding.Value], expected: StorageReceipt
     ) -> None:
         try:
-            check_receipt(header, expected, self._context.network)
-        except XscError as fault_error:
+            receipts.check_receipt(header, expected, self._context.network)
+        except errors.XscError as fault_error:
             self._blame(node, "receipt_invalid", fault_error.message)
             raise
 
@@ -287,8 +264,8 @@ class HostClient:
         lease: HostLease,
         locate: bytes,
         generation: int,
-        wanted: Sequence[Wanted],
-        size_of: Callable[[Wanted], int],
+        wanted: Sequence[inventory.Wanted],
+        size_of: Callable[[inventory.Wanted], int],
     ) -> set[tuple[int, int]]:
         """Return segment and column of the shards that a host has under a lease, by its receipt.
 
@@ -300,7 +277,7 @@ class HostClient:
         reply = await self._context.caller.call(lease.node, held_shards.HAVE, header)
         try:
             receipt = open_signed(
-                take_bytes(reply.header, "receipt"),
+                fields.take_bytes(reply.header, "receipt"),
                 StorageReceipt,
                 network=self._context.network,
                 author=lease.node,
@@ -316,8 +293,8 @@ class HostClient:
                 size_of=size_of,
             )
             if fault is not None:
-                raise ReceiptInvalid(fault)
-        except XscError as wrong:
+                raise errors.ReceiptInvalid(fault)
+        except errors.XscError as wrong:
             self._blame(lease.node, "receipt_invalid", wrong.message)
             raise
         size = held_bytes(sum(held.size_bytes for held in receipt.shards), len(receipt.shards))
@@ -358,7 +335,7 @@ class HostClient:
         node: bytes,
         locate: bytes,
         generation: int,
-        want: Wanted,
+        want: inventory.Wanted,
         take: Take | None = None,
     ) -> Buffer:
         """Return one shard from a host, verified against its root.
@@ -383,18 +360,20 @@ class HostClient:
                 found = await self.executor.run(_read_one, reply, want, take)
             else:
                 found = _read_one(reply, want, take)
-        except RecordInvalid as fault:
+        except errors.RecordInvalid as fault:
             self._blame(node, "record_invalid", fault.message)
             raise
         if found.state == "corrupt" and reply.header["states"] == ["ok"]:
             where = f"segment {want.segment}, column {want.column}"
             self._blame(node, "shard_mismatch", where)
-            raise ShardMismatch(f"{short(node)} gave other bytes than it was given for {where}")
+            raise errors.ShardMismatch(
+                f"{ids.short(node)} gave other bytes than it was given for {where}"
+            )
         return _data_of(node, want, found, self.log)
 
     async def stat(
         self, node: bytes, locate: bytes, manifest: Manifest, manifest_hash: bytes
-    ) -> HeldObject:
+    ) -> inventory.HeldObject:
         """Return what a host says that it holds of an object, all pages of it.
 
         Raises:
@@ -403,7 +382,7 @@ class HostClient:
             XscError: what it answered.
         """
         end_ms = self.clock.monotonic_ms() + STAT_TIMEOUT_MS
-        stated = InventoryPages(manifest)
+        stated = inventory.InventoryPages(manifest)
         after = b""
         for _ in range(STAT_PAGES_MAX):
             if self.clock.monotonic_ms() >= end_ms:
@@ -413,7 +392,7 @@ class HostClient:
             after = stated.add(messages.read_stated(reply.header))
             if not after:
                 return stated.whole()
-        raise PeerSilent(f"{short(node)} comes to no end of what it holds")
+        raise errors.PeerSilent(f"{ids.short(node)} comes to no end of what it holds")
 
     async def find(self, node: bytes, locate: bytes, manifest_hash: bytes) -> Buffer | None:
         """Return the sealed manifest that a host keeps, unverified."""
@@ -421,8 +400,8 @@ class HostClient:
         try:
             header = messages.find_message(locate, manifest_hash, SMALL_MANIFEST_BYTES)
             reply = await call(node, messages.FIND, header)
-        except TooLarge:
-            header = messages.find_message(locate, manifest_hash, PEER_BODY_BYTES_MAX)
+        except errors.TooLarge:
+            header = messages.find_message(locate, manifest_hash, limits.PEER_BODY_BYTES_MAX)
             reply = await call(node, messages.FIND, header)
         return messages.read_found(reply.parts)
 
@@ -433,7 +412,7 @@ class HostClient:
         generation: int,
         manifest_hash: bytes,
         roots: Sequence[bytes],
-    ) -> ColumnPresence:
+    ) -> inventory.ColumnPresence:
         """Return which columns a host says that it holds, by the roots of the first segment."""
         header = messages.holds_message(locate, generation, manifest_hash, roots)
         reply = await self._context.caller.call(node, messages.HOLDS, header)
@@ -472,15 +451,15 @@ class HostClient:
         reply = await self._context.caller.call(node, messages.DELETE, {"order": order.raw})
         try:
             signed = open_signed(
-                take_bytes(reply.header, "receipt"),
+                fields.take_bytes(reply.header, "receipt"),
                 DeletionReceipt,
                 network=self._context.network,
                 author=node,
             )
-            fault = deletion_fault(signed.record, order, now_ms=self.clock.now_ms())
+            fault = receipts.deletion_fault(signed.record, order, now_ms=self.clock.now_ms())
             if fault is not None:
-                raise ReceiptInvalid(fault)
-        except XscError as wrong:
+                raise errors.ReceiptInvalid(fault)
+        except errors.XscError as wrong:
             self._blame(node, "receipt_invalid", wrong.message)
             raise
         return {item.lease_id: item.size_bytes for item in signed.record.freed}, signed
@@ -491,5 +470,5 @@ class HostClient:
             return
         try:
             await self.hosts.used(lease_id, -size_bytes)
-        except LeaseExhausted:
-            self.log.info("storage.lease_over", peer=short(node), lease=short(lease_id))
+        except errors.LeaseExhausted:
+            self.log.info("storage.lease_over", peer=ids.short(node), lease=ids.short(lease_id))

@@ -18,10 +18,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from xsc.base.errors import RecordInvalid, StoreDamaged
+from xsc.base import errors, limits
 from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import MIB
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.object.capability import VerifyCapability, verify_key
 from xsc.storage.object.erasure import Code
@@ -170,9 +169,9 @@ def read_head(state: KeyValue, upload: bytes) -> Head | None:
     if raw is None:
         return None
     try:
-        return Head.from_bytes(raw, size_max=MIB)
-    except RecordInvalid as fault:
-        raise StoreDamaged(f"the journal of a put is damaged: {fault.message}") from None
+        return Head.from_bytes(raw, size_max=limits.MIB)
+    except errors.RecordInvalid as fault:
+        raise errors.StoreDamaged(f"the journal of a put is damaged: {fault.message}") from None
 
 
 def read(state: KeyValue, upload: bytes) -> Kept | None:
@@ -197,8 +196,8 @@ def read(state: KeyValue, upload: bytes) -> Kept | None:
             # Whoever goes on sends it as it is: what does not open cannot be sent.
             verify = VerifyCapability(verify_key(head.secret), hash_of(kept.sealed))
             open_manifest(kept.sealed, verify)
-    except RecordInvalid as fault:
-        raise StoreDamaged(f"the journal of a put is damaged: {fault.message}") from None
+    except errors.RecordInvalid as fault:
+        raise errors.StoreDamaged(f"the journal of a put is damaged: {fault.message}") from None
     return kept
 
 
@@ -209,14 +208,14 @@ def read_rest(state: KeyValue, upload: bytes) -> Kept | None:
     """
     try:
         head = read_head(state, upload)
-    except StoreDamaged:
+    except errors.StoreDamaged:
         return None
     if head is None:
         return None
     kept = Kept(head)
-    with suppress(StoreDamaged):
+    with suppress(errors.StoreDamaged):
         for tail, value in _tails(state, ACK + upload):
-            with suppress(RecordInvalid):
+            with suppress(errors.RecordInvalid):
                 place = int.from_bytes(tail[:4], "big"), int.from_bytes(tail[4:], "big")
                 kept.acks[place] = KeptPlace.from_bytes(value)
     # A host whose receipts cannot be read may hold something all the same.

@@ -15,15 +15,13 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from xsc.base.errors import RecordInvalid
-from xsc.base.limits import INPUT_BYTES_MAX, KIB, SHARDS_MAX
+from xsc.base import errors, limits
 from xsc.identity.envelope import Id32, Record
-from xsc.storage.object.erasure import Code
+from xsc.storage.object import erasure, placement
 from xsc.storage.object.manifest import Manifest, check_manifest, code_of, place_of, segments_of
-from xsc.storage.object.placement import columns_of
 from xsc.storage.transfer.get import Located
 
-REFERENCE_BYTES_MAX = 512 * KIB
+REFERENCE_BYTES_MAX = 512 * limits.KIB
 """The manifest of INPUT_BYTES_MAX in SHARDS_MAX columns, and its columns, are half of that."""
 
 
@@ -36,7 +34,7 @@ class Reference(Record):
     content_key: Annotated[bytes, Field(min_length=32, max_length=32, repr=False)]
     manifest: bytes
     """In clear, canonical."""
-    columns: Annotated[tuple[Id32, ...], Field(min_length=1, max_length=SHARDS_MAX)]
+    columns: Annotated[tuple[Id32, ...], Field(min_length=1, max_length=limits.SHARDS_MAX)]
     """The node of each column, as far as who refers knows: every shard is checked by its root."""
 
 
@@ -51,7 +49,7 @@ class Referred:
     """How many of its bytes a node need not receive in order to read it."""
 
 
-def received_of(length: int, code: Code, own: int) -> int:
+def received_of(length: int, code: erasure.Code, own: int) -> int:
     """Return what a node fetches of a segment of which it holds that many columns."""
     return (code.k - min(own, code.k)) * code.shard_bytes(length)
 
@@ -65,7 +63,7 @@ def spared_bytes(manifest: Manifest, columns: Sequence[bytes]) -> Mapping[bytes,
     lengths = [place_of(manifest, b"", index).length for index in range(segments_of(manifest))]
     found = {}
     for node in dict.fromkeys(columns):
-        own = len(columns_of(columns, node))
+        own = len(placement.columns_of(columns, node))
         found[node] = sum(max(0, size - received_of(size, code, own)) for size in lengths)
     return {node: spared for node, spared in found.items() if spared}
 
@@ -93,10 +91,10 @@ def open_reference(raw: bytes) -> tuple[Located, bytes]:
         fault = "it does not name one node a column"
     if fault is None and manifest.inline is not None:
         fault = "an object this small is sent itself"
-    if fault is None and manifest.size_bytes > INPUT_BYTES_MAX:
-        fault = f"an input has at most {INPUT_BYTES_MAX} bytes"
+    if fault is None and manifest.size_bytes > limits.INPUT_BYTES_MAX:
+        fault = f"an input has at most {limits.INPUT_BYTES_MAX} bytes"
     if fault is not None:
-        raise RecordInvalid(f"the reference is wrong: {fault}")
+        raise errors.RecordInvalid(f"the reference is wrong: {fault}")
     holders = tuple((node,) for node in reference.columns)
     located = Located(reference.locate, manifest, b"", holders)
     return located, reference.content_key

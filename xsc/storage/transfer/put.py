@@ -17,37 +17,19 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from xsc.api.market import PassedOver
+from xsc.base import errors, merkle, units
 from xsc.base.clock import Clock, Entropy, run_sized
-from xsc.base.errors import (
-    DurabilityUnreachable,
-    LimitError,
-    NoOffers,
-    SpaceExhausted,
-    TooLarge,
-    UnavailableError,
-    UploadChanged,
-    XscError,
-)
 from xsc.base.ids import short
 from xsc.base.limits import INLINE_BYTES_MAX, OBJECT_BYTES_MAX, SEGMENT_BYTES, SEGMENTS_IN_FLIGHT
-from xsc.base.merkle import root_of
 from xsc.base.refusals import refusal
-from xsc.base.units import held_bytes
 from xsc.identity.keys import KeyPair
+from xsc.storage.object import held_shards, inventory, messages
 from xsc.storage.object import segment as segments
-from xsc.storage.object.capability import (
-    ReadCapability,
-    VerifyCapability,
-    content_key,
-    verify_key,
-)
+from xsc.storage.object.capability import ReadCapability, VerifyCapability, content_key, verify_key
 from xsc.storage.object.durability import Contract, HostLabels, attainable, survival
 from xsc.storage.object.durability import plan as plan_columns
 from xsc.storage.object.erasure import Code, StorageShard, cut
-from xsc.storage.object.held_shards import HAVE_MAX
-from xsc.storage.object.inventory import Wanted
 from xsc.storage.object.manifest import SealedSegment, build, hash_of, open_manifest, seal_manifest
-from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.object.placement import (
     Placement,
     check_code,
@@ -59,6 +41,7 @@ from xsc.storage.object.placement import (
 )
 from xsc.storage.object.segment import NONCE_BYTES, Place
 from xsc.storage.ports import HostLease
+from xsc.storage.transfer import resume, sending
 from xsc.storage.transfer.host_client import HostClient, let_end, stop_all, together
 from xsc.storage.transfer.journal import (
     Head,
@@ -69,9 +52,7 @@ from xsc.storage.transfer.journal import (
     places,
     sealed_of,
 )
-from xsc.storage.transfer.resume import ResumeJournal
 from xsc.storage.transfer.sender import ColumnSender, Notes, SentSegment
-from xsc.storage.transfer.sending import Sending
 
 PUT_ENDS_MS = 10_000
 """How long segments may still be on their way whose client has gone."""
@@ -120,7 +101,7 @@ async def cut_stream(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes,
     async for chunk in source:
         total += len(chunk)
         if total > OBJECT_BYTES_MAX:
-            raise TooLarge(
+            raise errors.TooLarge(
                 f"an object has at most {OBJECT_BYTES_MAX} bytes", hint="store it in several parts"
             )
         rest = memoryview(chunk)
@@ -143,9 +124,9 @@ def _cut_segment(
     return SealedSegment(nonce, tag, tuple(shard.root for shard in shards)), shards
 
 
-def changed() -> UploadChanged:
+def changed() -> errors.UploadChanged:
     """Return the error of a put that goes on with another content."""
-    return UploadChanged(
+    return errors.UploadChanged(
         "the content is not the one that the put which broke off had begun with",
         hint="nothing is left of that put; store it again",
     )
@@ -160,7 +141,7 @@ class RoomSearch:
         self._contract = contract
         self.size_hint = 0
         """The length of the stream, as far as it is known."""
-        self._refused: dict[bytes, XscError] = {}
+        self._refused: dict[bytes, errors.XscError] = {}
         self.passed_over: dict[tuple[bytes, bytes | None], PassedOver] = {}
         self._asked: dict[int, int] = {}
         """By room that was asked for, how many nodes more were to give it; in this order."""
@@ -179,7 +160,7 @@ class RoomSearch:
             size = 0
         return size + record_bytes(self.size_hint, self._code, SEGMENT_BYTES)
 
-    def note_unplaced(self, gone: Mapping[bytes, XscError]) -> None:
+    def note_unplaced(self, gone: Mapping[bytes, errors.XscError]) -> None:
         """Note what was refused for want of room: it is needed until it is placed.
 
         That is the first choice alone: whatever was asked for after it was to do in its stead. Who
@@ -188,7 +169,7 @@ class RoomSearch:
         full = {
             node
             for node, fault in {**self._refused, **gone}.items()
-            if isinstance(fault, SpaceExhausted) and node != self._client.own
+            if isinstance(fault, errors.SpaceExhausted) and node != self._client.own
         }
         short = [(size, nodes) for size, nodes in self._asked.items() if nodes]
         if full and short:
@@ -242,7 +223,7 @@ class RoomSearch:
     async def _one(self, size_bytes: int, exclude: frozenset[bytes]) -> HostLease | None:
         try:
             leases = await self.lease(size_bytes, 1, exclude)
-        except (NoOffers, LimitError):
+        except (errors.NoOffers, errors.LimitError):
             return None
         return leases[0] if leases[0].node not in exclude else None
 
@@ -256,7 +237,7 @@ class RoomSearch:
         """Say whether a placement keeps the contract."""
         return survival(self.hosts_of(columns), self._code.m).meets(self._contract)
 
-    async def require(self, state: Sending) -> None:
+    async def require(self, state: sending.Sending) -> None:
         """Return if a placement keeps the contract.
 
         Raises:
@@ -265,7 +246,9 @@ class RoomSearch:
         if not self.keeps(state.columns):
             raise await self.refusal(list(dict.fromkeys(state.columns)), state.gone)
 
-    async def refusal(self, nodes: Sequence[bytes], gone: Mapping[bytes, XscError]) -> XscError:
+    async def refusal(
+        self, nodes: Sequence[bytes], gone: Mapping[bytes, errors.XscError]
+    ) -> errors.XscError:
         """Return why the contract cannot be kept, and what can be with these nodes as they are.
 
         It is for the caller to change what could not be kept if all known nodes were up, each
@@ -294,7 +277,7 @@ class RoomSearch:
                 f"no placement survives {contract.to_text()}" if never is None else never.reason
             )
             hints = [less] if never is None else [never.hint, less]
-            return DurabilityUnreachable(reason, hint="; ".join(hints))
+            return errors.DurabilityUnreachable(reason, hint="; ".join(hints))
         return refusal(refused, f"the contract {contract.to_text()} cannot be kept now", also=less)
 
 
@@ -302,7 +285,7 @@ class PutNotes(Notes):
     """Writes into the journal of a put what lies where."""
 
     def __init__(
-        self, clock: Clock, secret: bytes, code: Code, trail: ResumeJournal, *, resumes: bool
+        self, clock: Clock, secret: bytes, code: Code, trail: resume.ResumeJournal, *, resumes: bool
     ) -> None:
         self._clock = clock
         self._secret = secret
@@ -351,7 +334,7 @@ class PutNotes(Notes):
         if not self._resumes or sender.last == index == 0:
             return
         lease = sender.state.slots[column].lease
-        size = held_bytes(sum(len(shard.data) for shard in shards), len(shards))
+        size = units.held_bytes(sum(len(shard.data) for shard in shards), len(shards))
         place = KeptPlace(node=lease.node, lease_id=lease.lease_id, size_bytes=size)
         self._trail.acked(index, column, place)
 
@@ -372,7 +355,7 @@ class Upload:
         *,
         code: Code,
         contract: Contract,
-        trail: ResumeJournal,
+        trail: resume.ResumeJournal,
         resumes: bool,
         secret: bytes,
         kept: Kept | None = None,
@@ -409,7 +392,7 @@ class Upload:
             client,
             self._locate,
             code,
-            Sending({}, code.m, contract, replaces=True),
+            sending.Sending({}, code.m, contract, replaces=True),
             rooms=self._rooms,
             notes=self._notes,
         )
@@ -441,7 +424,7 @@ class Upload:
                 # The id was given again with other options: what was stored is deleted.
                 self._sender.held = self._kept.held()
         except BaseException as fault:
-            if isinstance(fault, XscError):
+            if isinstance(fault, errors.XscError):
                 rooms.note_unplaced(self._sender.state.gone)
             await _close(pieces)
             raise
@@ -451,10 +434,10 @@ class Upload:
                 raise changed()
             uploaded = await self._send(first, final, pieces)
             whole = True
-        except XscError as fault:
+        except errors.XscError as fault:
             rooms.note_unplaced(self._sender.state.gone)
             # Somebody was silent: the same put again may go on where this one ended.
-            self._abandoned = not isinstance(fault, UnavailableError)
+            self._abandoned = not isinstance(fault, errors.UnavailableError)
             raise
         else:
             rooms.note_placed()
@@ -502,29 +485,29 @@ class Upload:
         """Learn from a host what it stored of a column before its receipt could be kept."""
         assert self._journal is not None
         missing = [
-            Wanted(index, column, segment.roots[column])
+            inventory.Wanted(index, column, segment.roots[column])
             for index, segment in sorted(kept.segments.items())
             if not kept.has(index, column, slot.node)
         ]
 
-        def size_of(want: Wanted) -> int:
+        def size_of(want: inventory.Wanted) -> int:
             return self._code.shard_bytes(kept.segments[want.segment].length)
 
         held: set[tuple[int, int]] = set()
-        for start in range(0, len(missing), HAVE_MAX):
-            asked = missing[start : start + HAVE_MAX]
+        for start in range(0, len(missing), held_shards.HAVE_MAX):
+            asked = missing[start : start + held_shards.HAVE_MAX]
             try:
                 held |= await self._client.held_shards(
                     slot.lease, self._locate, self._code.generation, asked, size_of
                 )
-            except XscError as fault:
+            except errors.XscError as fault:
                 # What it does not confirm is sent again.
                 self._client.log.info(
                     "storage.host_not_asked", peer=short(slot.node), code=fault.code
                 )
                 break
         for index, _ in sorted(held):
-            size = held_bytes(size_of(Wanted(index, column, b"")))
+            size = units.held_bytes(size_of(inventory.Wanted(index, column, b"")))
             place = KeptPlace(node=slot.node, lease_id=slot.lease_id, size_bytes=size)
             kept.acks[index, column] = place
             self._journal.acked(index, column, place)
@@ -557,7 +540,7 @@ class Upload:
     async def _choose(self) -> None:
         never = check_code(self._code, self._contract)
         if never is not None:
-            raise DurabilityUnreachable(never.reason, hint=never.hint)
+            raise errors.DurabilityUnreachable(never.reason, hint=never.hint)
         n, rooms = self._code.n, self._rooms
         leases = await rooms.lease(rooms.size_for(n), n)
         columns = self._plan(leases)
@@ -601,7 +584,7 @@ class Upload:
             if running:
                 await asyncio.gather(*running)
         except BaseException as fault:
-            if self._journal is not None and not isinstance(fault, XscError):
+            if self._journal is not None and not isinstance(fault, errors.XscError):
                 # The client went away: what is on its way need not be sent again.
                 await let_end(running, self._client.clock, PUT_ENDS_MS)
             raise
@@ -680,8 +663,8 @@ class Upload:
             )
             if self._journal is not None and index:
                 await self._journal.sealed(sealed)
-        sender.record = ObjectRecord(
-            sealed=sealed, sealed_root=root_of(sealed), manifest_hash=hash_of(sealed)
+        sender.record = messages.ObjectRecord(
+            sealed=sealed, sealed_root=merkle.root_of(sealed), manifest_hash=hash_of(sealed)
         )
         await self._rooms.require(sender.state)
         await together(sender.store(column, index) for column in sender.state.slots)
@@ -731,7 +714,7 @@ class Upload:
         """Delete at one host; return it where it did not confirm."""
         try:
             await self._client.delete(node, self._locate, final=True)
-        except XscError:
+        except errors.XscError:
             return node
         for (holder, lease_id), size in self._sender.held.items():
             if holder == node:

@@ -8,15 +8,12 @@ from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable,
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
+from xsc.base import errors, limits, refusals
 from xsc.base.clock import Clock
-from xsc.base.errors import ShardsInsufficient, XscError
-from xsc.base.limits import MIB
-from xsc.base.refusals import reasons
 from xsc.storage.object.erasure import Buffer
 from xsc.storage.object.inventory import Span, Wanted
-from xsc.storage.transfer import latency
+from xsc.storage.transfer import latency, segment_decoder
 from xsc.storage.transfer.host_client import HostClient, Source, stop_all
-from xsc.storage.transfer.segment_decoder import SegmentDecoder
 
 T = TypeVar("T")
 More: TypeAlias = Callable[[], Awaitable[Sequence[Source]]]
@@ -53,7 +50,7 @@ async def first_of(
                 running.discard(task)
                 try:
                     return cast(T, task.result())
-                except XscError:
+                except errors.XscError:
                     if not waiting and not running:
                         raise
             if alarm in done:
@@ -68,7 +65,7 @@ def in_order(
     client: HostClient,
     sources: Iterable[Source],
     k: int,
-    size_bytes: int = MIB,
+    size_bytes: int = limits.MIB,
     doubted: Container[bytes] = (),
 ) -> list[Source]:
     """Return sources in the order to ask them: up, not late, not slow, data columns, the fastest.
@@ -114,7 +111,7 @@ async def race(
     k: int,
     size_bytes: int,
     span: Span | None = None,
-    decoder: SegmentDecoder | None = None,
+    decoder: segment_decoder.SegmentDecoder | None = None,
     arrived: Callable[[], None] | None = None,
     more: More | None = None,
     doubted: set[bytes] | None = None,
@@ -151,7 +148,7 @@ async def race(
     late: set[asyncio.Task[Any]] = set()
     answers: list[tuple[int, int]] = []
     got: dict[int, Buffer] = {}
-    failed: list[tuple[Source, XscError]] = []
+    failed: list[tuple[Source, errors.XscError]] = []
     faulty = set() if doubted is None else doubted
     take = None if decoder is None else decoder.take
     tickets = deque(() if decoder is None else decoder.tickets)
@@ -226,7 +223,7 @@ async def race(
                 each = running.pop(task)
                 try:
                     got[each.source.column] = task.result()
-                except XscError as fault:
+                except errors.XscError as fault:
                     failed.append((each.source, fault))
                     faulty.add(each.source.node)
                 else:
@@ -257,11 +254,11 @@ async def race(
 
 
 def insufficient(
-    segment: int, k: int, got: int, failed: Sequence[tuple[Source, XscError]]
-) -> ShardsInsufficient:
+    segment: int, k: int, got: int, failed: Sequence[tuple[Source, errors.XscError]]
+) -> errors.ShardsInsufficient:
     """Return the error that says how many of k shards were fetched, and what failed."""
-    named = reasons((source.node, fault) for source, fault in failed)
-    return ShardsInsufficient(
+    named = refusals.reasons((source.node, fault) for source, fault in failed)
+    return errors.ShardsInsufficient(
         f"{got} of the {k} shards needed of segment {segment} could be fetched ({named})",
         hint="try again when the silent peers are back; `xsc store stat` shows every shard",
     )

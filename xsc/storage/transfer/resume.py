@@ -10,16 +10,13 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from xsc.base import errors, ids, turns
 from xsc.base.clock import Clock, Executor
-from xsc.base.errors import StoreDamaged, XscError
-from xsc.base.ids import short
 from xsc.base.keyvalue import Change, KeyValue
-from xsc.base.turns import Turns
 from xsc.storage.object.capability import VerifyCapability, verify_key
 from xsc.storage.object.manifest import SealedSegment
 from xsc.storage.ports import Commit
-from xsc.storage.transfer import journal
-from xsc.storage.transfer.host_client import HostClient
+from xsc.storage.transfer import host_client, journal
 from xsc.storage.transfer.journal import Head, Kept, KeptPlace
 
 UPLOAD_KEPT_MS = 24 * 3_600_000
@@ -117,11 +114,11 @@ class ResumeJournals:
     threads, so that others are answered meanwhile.
     """
 
-    def __init__(self, client: HostClient, state: KeyValue, commit: Commit) -> None:
+    def __init__(self, client: host_client.HostClient, state: KeyValue, commit: Commit) -> None:
         self._client = client
         self._state = state
         self._commit = commit
-        self._turns: Turns[bytes] = Turns()
+        self._turns: turns.Turns[bytes] = turns.Turns()
 
     @asynccontextmanager
     async def turn(self, upload: bytes) -> AsyncIterator[ResumeJournal]:
@@ -139,7 +136,7 @@ class ResumeJournals:
         def count() -> int:
             try:
                 kept = journal.read(self._state, upload)
-            except StoreDamaged:
+            except errors.StoreDamaged:
                 return 0  # It will begin anew.
             return 0 if kept is None else kept.stored_bytes()
 
@@ -155,7 +152,7 @@ class ResumeJournals:
         for upload in journal.ids(self._state):
             try:
                 kept = journal.read(self._state, upload)
-            except StoreDamaged:
+            except errors.StoreDamaged:
                 continue  # `expire` tells it, and drops the journal.
             if kept is None:
                 continue
@@ -180,13 +177,13 @@ class ResumeJournals:
             async with self.turn(upload):
                 try:
                     kept = await self._over(upload, now_ms)
-                except StoreDamaged as fault:
+                except errors.StoreDamaged as fault:
                     await self.give_up(upload, fault)
                     continue
                 if kept is not None:
                     await self._end(upload, kept, now_ms)
 
-    async def give_up(self, upload: bytes, fault: StoreDamaged) -> None:
+    async def give_up(self, upload: bytes, fault: errors.StoreDamaged) -> None:
         """End a put whose journal is damaged; to be called in its turn.
 
         The hosts that can still be read of are asked to delete what it stored. Where not even
@@ -235,8 +232,8 @@ class ResumeJournals:
         for node in sorted({node for node, _ in held}):
             try:
                 await self._client.delete(node, locate, final=True)
-            except XscError as fault:
-                self._client.log.info("storage.upload_left", peer=short(node), code=fault.code)
+            except errors.XscError as fault:
+                self._client.log.info("storage.upload_left", peer=ids.short(node), code=fault.code)
                 continue
             for place in [place for place in left if place[0] == node]:
                 await self._client.note_freed(*place, left.pop(place))

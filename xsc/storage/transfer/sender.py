@@ -9,26 +9,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from xsc.base import ids, units
 from xsc.base.errors import XscError
-from xsc.base.ids import short
-from xsc.base.units import held_bytes
-from xsc.storage.object.durability import HostLabels
+from xsc.storage.object import durability, messages
 from xsc.storage.object.erasure import Code, StorageShard, rebuild
-from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.ports import HostLease
+from xsc.storage.transfer import sending
 from xsc.storage.transfer.host_client import HostClient, Source, requests_of
 from xsc.storage.transfer.race import in_order, race
-from xsc.storage.transfer.sending import (
-    Ask,
-    Event,
-    Failed,
-    Fill,
-    GiveUp,
-    Offered,
-    Sending,
-    Slot,
-    step,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +91,7 @@ class ColumnSender:
         client: HostClient,
         locate: bytes,
         code: Code,
-        state: Sending,
+        state: sending.Sending,
         *,
         rooms: Rooms | None = None,
         notes: Notes | None = None,
@@ -133,7 +121,7 @@ class ColumnSender:
         """By column: segments that its first host confirmed to an earlier put."""
         self.held: dict[tuple[bytes, bytes], int] = {}
         """By host and lease: what was confirmed. Hosts that failed stand here, too."""
-        self.record: ObjectRecord | None = None
+        self.record: messages.ObjectRecord | None = None
         self.last = -1
         """The segment with which the record goes."""
         self.recorded: dict[bytes, bytes] = {}
@@ -146,7 +134,9 @@ class ColumnSender:
 
     def place(self, leases: Mapping[int, HostLease]) -> None:
         """Begin with these hosts."""
-        self.state = replace(self.state, slots={each: Slot(it) for each, it in leases.items()})
+        self.state = replace(
+            self.state, slots={each: sending.Slot(it) for each, it in leases.items()}
+        )
 
     def lacking_record(self) -> list[int]:
         """Return the columns whose hosts have no record yet."""
@@ -216,8 +206,8 @@ class ColumnSender:
 
     # Where a host fails
 
-    def _step(self, event: Event) -> Ask | Fill | GiveUp | None:
-        self.state, effect = step(self.state, event)
+    def _step(self, event: sending.Event) -> sending.Ask | sending.Fill | sending.GiveUp | None:
+        self.state, effect = sending.step(self.state, event)
         return effect
 
     async def _replace(self, column: int, tries: int, fault: XscError) -> None:
@@ -230,16 +220,16 @@ class ColumnSender:
             effect = self._step(self._failed(column, tries, fault))
             replaced = False
             while effect is not None:
-                if isinstance(effect, GiveUp):
+                if isinstance(effect, sending.GiveUp):
                     if effect.fault is not None:
                         raise effect.fault
                     assert self._rooms is not None
                     raise await self._rooms.refusal(effect.columns, self.state.gone)
-                if isinstance(effect, Ask):
+                if isinstance(effect, sending.Ask):
                     if effect.asking == "other":
                         self._client.log.warning(
                             "storage.host_replaced",
-                            peer=short(self.state.slots[column].lease.node),
+                            peer=ids.short(self.state.slots[column].lease.node),
                             reason=fault.code,
                         )
                     effect = await self._ask(effect)
@@ -254,13 +244,13 @@ class ColumnSender:
             if replaced:
                 self._notes.moved(self)
 
-    def _failed(self, column: int, tries: int, fault: XscError) -> Failed:
+    def _failed(self, column: int, tries: int, fault: XscError) -> sending.Failed:
         slot = self.state.slots[column]
         held = self.held.get((slot.lease.node, slot.lease.lease_id), 0)
         denied = self._client.hosts.is_denied(slot.lease.lease_id)
-        return Failed(column, tries, fault, held, denied)
+        return sending.Failed(column, tries, fault, held, denied)
 
-    async def _ask(self, ask: Ask) -> Ask | Fill | GiveUp | None:
+    async def _ask(self, ask: sending.Ask) -> sending.Ask | sending.Fill | sending.GiveUp | None:
         assert self._rooms is not None
         node = self.state.slots[ask.column].lease.node
         there = sum(size for (at, _), size in self.held.items() if at == node)
@@ -270,15 +260,15 @@ class ColumnSender:
                 lease = await self._rooms.at(node, hosts, there)
             else:
                 sizes = (self.segments[index].length for index in self.done[ask.column])
-                least = sum(held_bytes(self._code.shard_bytes(length)) for length in sizes)
+                least = sum(units.held_bytes(self._code.shard_bytes(length)) for length in sizes)
                 others = {self._client.own, *self._client.hosts.peers()} - {node}
                 taken = self.state.taken if ask.asking == "other" else frozenset(others)
                 lease = await self._rooms.elsewhere(taken, least)
             labels = {
-                node: HostLabels(node, *self._client.hosts.labels(node))
+                node: durability.HostLabels(node, *self._client.hosts.labels(node))
                 for node in self.state.columns
             }
-            return self._step(Offered(ask.column, ask.asking, lease, labels))
+            return self._step(sending.Offered(ask.column, ask.asking, lease, labels))
 
     async def _fill(self, column: int) -> None:
         """Store at a column's new host what the one before held."""
