@@ -42,7 +42,7 @@ from xsc.storage.repair.survey import (
 )
 from xsc.storage.repair.surveyor import Surveyor
 from xsc.storage.transfer.get import Located, roots_of
-from xsc.storage.transfer.host_client import HostClient, Source, requests_of, together
+from xsc.storage.transfer.host_client import HostClient, Source, together
 from xsc.storage.transfer.sender import ColumnSender, SentSegment, rebuilt
 from xsc.storage.transfer.sending import Sending
 from xsc.terms.lease import LeaseHandle
@@ -187,11 +187,9 @@ class RecordWriter:
     async def _store_under(
         self, lease: LeaseHandle, located: Located, record: ObjectRecord
     ) -> Held:
-        generation = located.manifest.generation
-        for batch, carried in requests_of([], record):
-            await self._client.store(
-                lease, located.locate, generation, shards=batch, record=carried
-            )
+        await self._client.store(
+            lease, located.locate, located.manifest.generation, shards=[], record=record
+        )
         return Held(lease.node, lease.lease_id, record.held_bytes)
 
 

@@ -23,7 +23,7 @@ from xsc.base.ids import short
 from xsc.base.limits import INLINE_BYTES_MAX, OBJECT_BYTES_MAX, SEGMENT_BYTES, SEGMENTS_IN_FLIGHT
 from xsc.base.refusals import refusal
 from xsc.identity.keys import KeyPair
-from xsc.storage.object import held_shards, inventory, messages
+from xsc.storage.object import messages
 from xsc.storage.object import segment as segments
 from xsc.storage.object.capability import ReadCapability, VerifyCapability, content_key, verify_key
 from xsc.storage.object.durability import Contract, HostLabels, attainable, survival
@@ -46,6 +46,7 @@ from xsc.storage.transfer.host_client import HostClient, let_end, stop_all, toge
 from xsc.storage.transfer.journal import Head, Kept, KeptSegment, sealed_of
 from xsc.storage.transfer.sender import ColumnSender, Notes, SentSegment
 from xsc.terms.lease import LeaseHandle
+from xsc.terms.storage_receipt import HeldShard
 
 PUT_ENDS_MS = 10_000
 """How long segments may still be on their way whose client has gone."""
@@ -455,20 +456,21 @@ class Upload:
         """Learn from a host what it stored of a column before its receipt could be kept."""
         assert self._journal is not None
         missing = [
-            inventory.Wanted(index, column, segment.roots[column])
+            HeldShard(
+                segment=index,
+                column=column,
+                size_bytes=self._code.shard_bytes(segment.length),
+                root=segment.roots[column],
+            )
             for index, segment in sorted(kept.segments.items())
             if not kept.has(index, column, lease.node)
         ]
-
-        def size_of(want: inventory.Wanted) -> int:
-            return self._code.shard_bytes(kept.segments[want.segment].length)
-
-        held: set[tuple[int, int]] = set()
-        for start in range(0, len(missing), held_shards.HAVE_MAX):
-            asked = missing[start : start + held_shards.HAVE_MAX]
+        held: list[HeldShard] = []
+        for start in range(0, len(missing), messages.GET_MAX):
+            asked = missing[start : start + messages.GET_MAX]
             try:
-                held |= await self._client.held_shards(
-                    lease, self._locate, self._code.generation, asked, size_of
+                held += await self._client.held_shards(
+                    lease, self._locate, self._code.generation, asked
                 )
             except errors.XscError as fault:
                 # What it does not confirm is sent again.
@@ -476,12 +478,11 @@ class Upload:
                     "storage.host_not_asked", peer=short(lease.node), code=fault.code
                 )
                 break
-        for index, _ in sorted(held):
-            size = units.held_bytes(size_of(inventory.Wanted(index, column, b"")))
-            place = Held(lease.node, lease.lease_id, size)
-            kept.acks[index, column] = place
-            self._journal.acked(index, column, place)
-            self._sender.count(lease, size)
+        for item in held:
+            place = Held(lease.node, lease.lease_id, units.held_bytes(item.size_bytes))
+            kept.acks[item.segment, column] = place
+            self._journal.acked(item.segment, column, place)
+            self._sender.count(lease, place.size_bytes)
 
     async def _same(self, index: int, place: Place, plain: bytes) -> KeptSegment | None:
         """Return how a segment was sealed before, or None for one that is new.

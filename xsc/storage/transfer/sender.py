@@ -11,10 +11,11 @@ from typing import Protocol
 
 from xsc.base import ids, units
 from xsc.base.errors import XscError
+from xsc.base.limits import STORE_REQUEST_BYTES_MAX
 from xsc.storage.object import durability, messages
 from xsc.storage.object.erasure import Code, StorageShard, rebuild
 from xsc.storage.transfer import sending
-from xsc.storage.transfer.host_client import HostClient, Source, requests_of
+from xsc.storage.transfer.host_client import HostClient, Source
 from xsc.storage.transfer.race import in_order, race
 from xsc.terms.lease import LeaseHandle
 
@@ -193,11 +194,14 @@ class ColumnSender:
         if carries:
             self._recording.add(lease.node)
         try:
-            numbered = [(index, shard) for shard in shards]
-            for batch, record in requests_of(numbered, self.record if carries else None):
-                if batch or record is not None:
+            record = self.record if carries else None
+            requests = [([(index, shard) for shard in shards], record)]
+            if shards and record is not None and len(record.sealed) > STORE_REQUEST_BYTES_MAX:
+                requests = [(requests[0][0], None), ([], record)]
+            for batch, brought in requests:
+                if batch or brought is not None:
                     stored = await self._client.store(
-                        lease, self._locate, self._code.generation, shards=batch, record=record
+                        lease, self._locate, self._code.generation, shards=batch, record=brought
                     )
                     self.count(lease, stored)
             if carries:
