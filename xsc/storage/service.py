@@ -303,22 +303,21 @@ class StorageService:
         contract = self.default_contract(code) if contract is None else contract
         secret = self._context.entropy.token(SECRET_BYTES)
         locate = VerifyCapability(verify_key(secret), bytes(32)).locate
-        async with self.resume_journals.turn(resume or locate) as trail:
-            kept = None if resume is None else await self._kept(resume, trail)
+        turn = self.resume_journals.turn(resume or locate, resumes=resume is not None)
+        async with turn as journal:
+            kept = None if resume is None else await self._kept(resume, journal)
             upload = Upload(
                 self._client,
                 self._context.key,
                 self._context.entropy,
                 code=erasure.Code(*code),
                 contract=contract,
-                trail=trail,
-                resumes=resume is not None,
+                journal=journal,
                 secret=secret if kept is None else kept.head.secret,
                 kept=kept,
             )
             done = await upload.run(source, size_hint)
-            rows = trail.forget_head() if resume is None else await trail.forget()
-            version = await self.catalogue.add(done, name, rows)
+            version = await self.catalogue.add(done, name, await journal.forget())
         for warning in done.warnings:
             self._context.log.warning("storage.put_warning", warning=warning)
         return PutResult(

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from xsc.base import ids, units
 from xsc.base.errors import XscError
@@ -17,6 +16,7 @@ from xsc.storage.object.erasure import Code, StorageShard, rebuild
 from xsc.storage.transfer import sending
 from xsc.storage.transfer.host_client import HostClient, Source
 from xsc.storage.transfer.race import in_order, race
+from xsc.storage.transfer.rooms import RoomSearch
 from xsc.terms.lease import LeaseHandle
 
 
@@ -56,19 +56,6 @@ async def rebuilt(
     return await client.executor.run(rebuild, got, code, segment.length, columns)
 
 
-class Rooms(Protocol):
-    """Finds room for a column whose host fails."""
-
-    async def at(self, node: bytes, hosts: int, there_bytes: int) -> LeaseHandle | None:
-        """Return room at one host for what it lacks, under another lease where it takes one."""
-
-    async def elsewhere(self, taken: frozenset[bytes], least_bytes: int) -> LeaseHandle | None:
-        """Return room for a column at a node that is not taken."""
-
-    async def refusal(self, nodes: Sequence[bytes], gone: Mapping[bytes, XscError]) -> XscError:
-        """Return why a placement at these nodes does not keep the contract, and what could."""
-
-
 class Notes:
     """Is told where something is about to lie, and what does. This one keeps nothing."""
 
@@ -94,7 +81,7 @@ class ColumnSender:
         code: Code,
         state: sending.Sending,
         *,
-        rooms: Rooms | None = None,
+        rooms: RoomSearch | None = None,
         notes: Notes | None = None,
     ) -> None:
         """Begin.
