@@ -105,7 +105,7 @@ def best_columns(
 ) -> tuple[list[bytes | None], list[State]]:
     """Return for each column the node with its best copy, and the state of that copy.
 
-    It is not known which of several silent nodes has a column: each is named once.
+    Where no placement says which of several silent nodes has a column, each is named once.
 
     Args:
         located: the object, and who may hold its columns.
@@ -125,7 +125,7 @@ def best_columns(
         ]
         state = rank[min(told)[0]] if told else "missing"
         best = [node for place, node in told if rank[place] == state]
-        if state == "unreachable":
+        if state == "unreachable" and not placed:
             best = [node for node in best if node not in columns]
         columns.append(best[0] if best else None)
         states.append(state)
@@ -390,13 +390,11 @@ class StorageService:
             ObjectUnknown: nobody who answers knows it.
         """
         read = parse_read(capability)
-        entry = self.catalogue.entry(read.manifest_hash)
         return get.ObjectReader(
             self._client,
             await self._finder.locate(read.verify),
-            read,
+            read.content_key,
             self.read_ahead,
-            name=None if entry is None else entry.name,
             search=partial(self._finder.search, read.verify),
         )
 
@@ -460,7 +458,9 @@ class StorageService:
         located, content_key = open_reference(raw)
         if located.manifest.size_bytes > size_max:
             raise errors.TooLarge(f"the object is over {size_max} bytes")
-        return await get.read_whole(self._client, located, content_key)
+        cache = read_ahead_cache.ReadAheadCache()
+        reader = get.ObjectReader(self._client, located, content_key, cache, own_first=True)
+        return await reader.whole(), reader.received_bytes
 
     # Customer: looking after
 

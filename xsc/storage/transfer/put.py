@@ -29,6 +29,7 @@ from xsc.storage.object.durability import Contract, survival
 from xsc.storage.object.durability import plan as plan_columns
 from xsc.storage.object.erasure import Code, StorageShard, cut
 from xsc.storage.object.held import Held, held_of
+from xsc.storage.object.inventory import SegmentShards
 from xsc.storage.object.manifest import SealedSegment, build, hash_of, open_manifest, seal_manifest
 from xsc.storage.object.placement import (
     Placement,
@@ -42,7 +43,7 @@ from xsc.storage.transfer.host_client import HostClient, let_end, stop_all, toge
 from xsc.storage.transfer.journal import Kept, KeptSegment, sealed_of
 from xsc.storage.transfer.resume import ResumeJournal
 from xsc.storage.transfer.rooms import PLAN_HOSTS_MAX, RoomSearch
-from xsc.storage.transfer.sender import ColumnSender, SentSegment
+from xsc.storage.transfer.sender import ColumnSender
 from xsc.terms.lease import LeaseHandle
 from xsc.terms.storage_receipt import HeldShard
 
@@ -240,7 +241,7 @@ class Upload:
         for index in whole:
             segment = kept.segments[index]
             self._sealed[index] = sealed_of(segment)
-            sender.segments[index] = SentSegment(segment.length, segment.roots)
+            sender.segments[index] = self._shards(index, segment.length, segment.roots)
         self._journal.moved(sender)
         self._client.log.info("storage.put_goes_on", segments=len(whole))
 
@@ -369,10 +370,13 @@ class Upload:
             self._code,
         )
         sealed = self._sealed[index]
-        self._sender.segments[index] = SentSegment(len(plain), sealed.roots)
+        self._sender.segments[index] = self._shards(index, len(plain), sealed.roots)
         if self._journal.resumes and kept is None and not (final and index == 0):
             await self._journal.begin(self._sender, index, len(plain), sealed)
         return {shard.column: shard for shard in shards}
+
+    def _shards(self, index: int, length: int, roots: Sequence[bytes]) -> SegmentShards:
+        return SegmentShards(self._locate, self._code, index, length, roots)
 
     async def _segment(self, index: int, plain: bytes) -> None:
         sender = self._sender
@@ -396,7 +400,7 @@ class Upload:
             inline = bytes(ciphertext)
             self._sealed[0] = SealedSegment(nonce, tag, ())
             sender.live[0] = {}
-            sender.segments[0] = SentSegment(0, ())
+            sender.segments[0] = self._shards(0, 0, ())
         else:
             sender.live[index] = await self._cut(index, plain, final=True)
         manifest = build(

@@ -6,13 +6,14 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from xsc.base import ids, units
 from xsc.base.errors import XscError
 from xsc.base.limits import STORE_REQUEST_BYTES_MAX
 from xsc.storage.object import durability, messages
 from xsc.storage.object.erasure import Code, StorageShard, rebuild
+from xsc.storage.object.inventory import SegmentShards
 from xsc.storage.transfer import sending
 from xsc.storage.transfer.host_client import HostClient, Source
 from xsc.storage.transfer.race import in_order, race
@@ -20,20 +21,9 @@ from xsc.storage.transfer.rooms import RoomSearch
 from xsc.terms.lease import LeaseHandle
 
 
-@dataclass(frozen=True, slots=True)
-class SentSegment:
-    """What is known of a segment that is sent."""
-
-    length: int
-    roots: Sequence[bytes]
-
-
 async def rebuilt(
     client: HostClient,
-    locate: bytes,
-    code: Code,
-    index: int,
-    segment: SentSegment,
+    segment: SegmentShards,
     *,
     sources: Iterable[Source],
     columns: Sequence[int],
@@ -43,17 +33,8 @@ async def rebuilt(
     Raises:
         ShardsInsufficient: fewer than k can be fetched.
     """
-    got = await race(
-        client,
-        locate=locate,
-        generation=code.generation,
-        segment=index,
-        roots=segment.roots,
-        sources=in_order(client, sources, code.k),
-        k=code.k,
-        size_bytes=code.shard_bytes(segment.length),
-    )
-    return await client.executor.run(rebuild, got, code, segment.length, columns)
+    got = await race(client, segment, in_order(client, sources, segment.code.k))
+    return await client.executor.run(rebuild, got, segment.code, segment.length, columns)
 
 
 class Notes:
@@ -102,7 +83,7 @@ class ColumnSender:
         self.state = state
         self.live: dict[int, dict[int, StorageShard]] = {}
         """By segment and column: shards of segments that are under way."""
-        self.segments: dict[int, SentSegment] = {}
+        self.segments: dict[int, SegmentShards] = {}
         self.done: defaultdict[int, set[int]] = defaultdict(set)
         """By column: segments that its host, or the one before it, confirmed."""
         self.before: dict[int, frozenset[int]] = {}
@@ -272,9 +253,6 @@ class ColumnSender:
             else:
                 shards = await rebuilt(
                     self._client,
-                    self._locate,
-                    self._code,
-                    index,
                     self.segments[index],
                     sources=[
                         Source(other, node)
