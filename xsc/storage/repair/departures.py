@@ -1,8 +1,7 @@
-"""Departure notices, and the drain proof of a node that leaves: formats and their checks.
+"""The drain proof of a node that leaves: its format and checks.
 
-A node that leaves says so in a signed notice; the latest notice counts. Each customer
-moves what it stored there and then orders its deletion (`DeletionOrder`). The node
-keeps these orders. Its proof is a file of all of them, which ends with a drain
+Each customer moves what it stored there and then orders its deletion (`DeletionOrder`).
+The node keeps these orders. Its proof is a file of all of them, which ends with a drain
 receipt, signed by the node itself:
 
     "XSC drain proof 1\n", then frames: tag (1 byte), length (4 bytes, big-endian), bytes
@@ -27,16 +26,6 @@ from xsc.terms.storage_receipt import DeletionOrder
 MAGIC: Final = b"XSC drain proof 1\n"
 ORDER: Final = b"o"
 END: Final = b"e"
-
-
-class DepartureNotice(Record):
-    """Signed by a node: from now on it leaves, or stays after all."""
-
-    KIND: ClassVar[str] = "leaving"
-
-    leaving: bool
-    said_ms: Count
-    """The latest notice counts."""
 
 
 class DrainReceipt(Record):
