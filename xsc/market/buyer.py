@@ -22,16 +22,8 @@ from xsc.market.choosing import Wish, at_hand, is_dear, why_lost, why_unused
 from xsc.market.headroom import Headroom
 from xsc.market.lease import OWN, QUANTITY_MAX, LeaseEntry
 from xsc.market.providers import Providers
+from xsc.terms.lease import LeaseHandle
 from xsc.terms.quote import KINDS, Kind
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseHandle:
-    """A lease to use; one with oneself costs nothing."""
-
-    node: bytes
-    lease_id: bytes
-    price: int
 
 
 @dataclass(frozen=True, slots=True)
