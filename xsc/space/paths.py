@@ -125,6 +125,7 @@ class UserSpacePaths:
     GRANTS = "causality/grants"
     REGISTRY = "programs/registry"
     ACTIVE = "programs/active"
+    SUBSCRIPTIONS = "subscriptions"
 
     @staticmethod
     def member(number: int) -> str:
@@ -226,7 +227,7 @@ DECLARED: Final = frozenset(
         UserSpacePaths.PROGRAMS,
         UserSpacePaths.SERVICES,
         UserSpacePaths.PROVENANCE,
-        "subscriptions",
+        UserSpacePaths.SUBSCRIPTIONS,
     }
 )
 """Prefixes of XSC's own that are sections by themselves."""

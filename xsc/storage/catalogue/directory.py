@@ -21,7 +21,7 @@ from pydantic import Field
 from xsc.base import encoding, errors, limits
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
-from xsc.storage.transfer.put import Held
+from xsc.storage.object.held import Held
 
 _NONCE_BYTES = 12
 
