@@ -41,7 +41,7 @@ def test_a_deletion_that_comes_with_the_cancelling_does_not_undo_it():
         await drain.begin()
         await drain.count()
         assert not list(world[1].state.scan(RELEASED, RELEASED + b"\xff"))
-        assert (await drain.status()).released_objects == 0
+        assert drain.status().released_objects == 0
 
     play(story)
 
@@ -53,7 +53,7 @@ def test_orders_that_come_together_are_all_counted():
         orders = [order_by(world[0], world[1], bytes([n]) * 32) for n in range(20)]
         await asyncio.gather(*(drain.keep(order) for order in orders))
         await drain.count()
-        assert (await drain.status()).released_objects == 20
+        assert drain.status().released_objects == 20
 
     play(story)
 
@@ -138,13 +138,13 @@ def test_a_directory_that_no_other_peer_has_holds_the_drain_up():
         leaver.state.write([(HEADS + owner.id, b"head")], sync=True)
         owner.service.drain.copies = lambda beside: beside != leaver.id
         assert (await drain.count()).only_here == (owner.id,)
-        assert (await drain.status()).phase == "leaving"
+        assert drain.status().state == "leaving"
         owner.up = False
         assert (await drain.count()).only_here == (), "nobody waits for who is away"
         owner.up = True
         owner.service.drain.copies = lambda _: 1
         assert (await drain.count()).only_here == ()
-        assert (await drain.status()).phase == "done"
+        assert drain.status().state == "done"
 
     play(story)
 

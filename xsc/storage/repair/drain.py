@@ -12,10 +12,11 @@ Design: docs/design/storage-drain.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
+from xsc.api import home as api
 from xsc.base import clock, encoding, fields, ids, limits, merkle, peering
 from xsc.base.errors import NotAllowed, NotFound, SpaceExhausted, XscError
 from xsc.base.keyvalue import KeyValue, prefix_end
@@ -28,7 +29,7 @@ from xsc.space.record import Change, Entry
 from xsc.storage.catalogue.heads import HEADS
 from xsc.storage.ports import Commit, Hosts
 from xsc.storage.repair import node_watch
-from xsc.storage.repair.departures import ProofSummary, stuck_reason, write_proof
+from xsc.storage.repair.departures import stuck_reason, write_proof
 from xsc.storage.shardstore import bodies, store
 from xsc.terms.storage_receipt import DeletionOrder
 
@@ -42,8 +43,6 @@ STAYS: Final = "storage.stays"
 RELEASED: Final = b"storage/released/"
 REASON_CHARS_MAX: Final = 200
 
-DrainPhase: TypeAlias = Literal["staying", "leaving", "done"]
-
 
 class Departure(Record):
     """What a node that leaves has in its space at DEPARTURE; one that stays has nothing there."""
@@ -53,40 +52,21 @@ class Departure(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class StuckObject:
-    """An object that is still here, and why."""
-
-    locate: bytes
-    customer: bytes
-    size_bytes: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Remaining:
     """What this node still holds."""
 
     left_objects: int = 0
     left_bytes: int = 0
     stuck_objects: int = 0
-    stuck: tuple[StuckObject, ...] = ()
+    stuck: tuple[api.Stuck, ...] = ()
     """Some of the objects that no customer is about to move."""
     only_here: tuple[bytes, ...] = ()
     """Peers whose directory no other peer has."""
 
-
-@dataclass(frozen=True, slots=True)
-class DrainStatus:
-    """The progress of a drain."""
-
-    phase: DrainPhase
-    since_ms: int
-    total_bytes: int
-    released_objects: int
-    released_bytes: int
-    told: int
-    """Peers that know that this node leaves."""
-    remaining: Remaining
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left that anybody needs."""
+        return not (self.left_objects or self.only_here)
 
 
 class Departures:
@@ -103,7 +83,7 @@ class Departures:
         self,
         space: Space,
         owners: Iterable[bytes],
-        told: Callable[[str], Collection[bytes]],
+        told: Callable[[str], set[bytes]],
         log: Log,
     ) -> None:
         self.space = space
@@ -155,7 +135,7 @@ class Departures:
         begun = Departure.from_bytes(entry.value or b"")
         return entry.signed.record.written_ms, begun.begun_bytes
 
-    def told(self) -> Collection[bytes]:
+    def told(self) -> set[bytes]:
         """Return the peers that know that this node leaves, which it does."""
         return self._told(UserSpacePaths.DEPARTURE)
 
@@ -285,20 +265,22 @@ class Drain:
                     recorded.add(owned)
                 left[owned] = left.get(owned, 0) + entry.held_bytes
             after = page[-1][0]
-        stuck = [
-            StuckObject(*owned, size, reason)
-            for owned, size in left.items()
-            if (reason := self._stuck_reason(*owned, recorded=owned in recorded))
-        ]
-        stuck.sort(key=lambda item: (-item.size_bytes, item.locate))
+        stuck: list[tuple[int, bytes, bytes, str]] = []
+        for (locate, customer), size in left.items():
+            is_recorded = (locate, customer) in recorded
+            if reason := self._stuck_reason(locate, customer, recorded=is_recorded):
+                stuck.append((-size, locate, customer, reason))
         remaining = Remaining(
             left_objects=len({locate for locate, _ in left}),
             left_bytes=sum(left.values()),
-            stuck_objects=len({item.locate for item in stuck}),
-            stuck=tuple(stuck[:DRAIN_STUCK_LISTED]),
+            stuck_objects=len({locate for _, locate, _, _ in stuck}),
+            stuck=tuple(
+                api.Stuck(object=locate.hex(), owner=customer, size_bytes=-size, reason=reason)
+                for size, locate, customer, reason in sorted(stuck)[:DRAIN_STUCK_LISTED]
+            ),
             only_here=await self._only_here(),
         )
-        if self._remaining != remaining and _is_done(remaining):
+        if self._remaining != remaining and remaining.is_done:
             self._context.log.info("drain.done", objects=len(self._released))
         self._remaining = remaining
         self._counted.set()
@@ -347,31 +329,44 @@ class Drain:
         """Return what was deleted since the drain began. Nothing is stored meanwhile."""
         return max(0, begun_bytes - self._node.used_bytes)
 
-    async def status(self, wait_ms: int = 0) -> DrainStatus:
-        """Return the progress of the drain.
-
-        Args:
-            wait_ms: wait at most that long for the next count.
-        """
+    async def counted(self, wait_ms: int) -> None:
+        """Return after the next count, or after that long; at once where this node stays."""
         if self.active and (wait_ms or self._remaining is None):
             if wait_ms:
                 self._counted.clear()
             await clock.event_within(self._context.clock, self._counted, wait_ms or DRAIN_LOOK_MS)
-        own, remaining = self._departures.own(), self._remaining
+
+    def status(self, guarded: int = 0, owed_micro: int = 0) -> api.Drain:
+        """Return how far this node is with leaving.
+
+        Args:
+            guarded: objects of others of which it holds columns elsewhere, at its own cost.
+            owed_micro: what it is owed.
+        """
+        own, left, state = self._departures.own(), self._remaining, "leaving"
         if own is None:
-            return DrainStatus("staying", 0, 0, 0, 0, 0, Remaining())
+            own, left, state = (0, 0), Remaining(), "staying"
+        elif left is None:
+            left = Remaining(left_bytes=self._node.used_bytes)
+        elif left.is_done:
+            state = "done"
         since_ms, begun_bytes = own
-        done = remaining is not None and _is_done(remaining)
-        if remaining is None:
-            remaining = Remaining(left_bytes=self._node.used_bytes)
-        return DrainStatus(
-            phase="done" if done else "leaving",
+        peers, leaves = self._hosts.peers(), state != "staying"
+        return api.Drain(
+            state=state,
             since_ms=since_ms,
-            total_bytes=max(begun_bytes, remaining.left_bytes),
-            released_objects=len(self._released),
+            total_bytes=max(begun_bytes, left.left_bytes),
+            left_bytes=left.left_bytes,
+            left_objects=left.left_objects,
+            released_objects=len(self._released) if leaves else 0,
             released_bytes=self._released_bytes(begun_bytes),
-            told=len({*self._hosts.peers()} & {*self._departures.told()}),
-            remaining=remaining,
+            peers_told=len(self._departures.told().intersection(peers)) if leaves else 0,
+            peers=len(peers),
+            stuck_objects=left.stuck_objects,
+            stuck=[*left.stuck],
+            directories_only_here=[*left.only_here],
+            guarded_at_own_cost=guarded,
+            owed_micro=owed_micro,
         )
 
     def proof(self) -> Iterator[bytes]:
@@ -386,9 +381,9 @@ class Drain:
         remaining = self._remaining or Remaining(left_objects=1)
         return write_proof(
             (raw for _, raw in self._orders()),
-            ProofSummary(
-                self._released_bytes(own[1]), remaining.left_objects, self._context.clock.now_ms()
-            ),
+            released_bytes=self._released_bytes(own[1]),
+            left_objects=remaining.left_objects,
+            said_ms=self._context.clock.now_ms(),
             key=self._context.key,
             network=self._context.network,
         )
@@ -428,7 +423,3 @@ class Drain:
             self._context.log.info(
                 "drain.reason_not_told", peer=ids.short(leaver), reason=fault.message
             )
-
-
-def _is_done(remaining: Remaining) -> bool:
-    return not (remaining.left_objects or remaining.only_here)

@@ -13,7 +13,6 @@ from xsc.node.offline.verify import verify_drain
 from xsc.storage.repair.departures import (
     MAGIC,
     DrainReceipt,
-    ProofSummary,
     check_proof,
     open_order,
     stuck_reason,
@@ -29,7 +28,7 @@ OWNER = KeyPair(bytes.fromhex(GOLDEN["owner_seed"]))
 GUARDIAN = KeyPair(bytes.fromhex(GOLDEN["guardian_seed"]))
 ORDERS = [bytes.fromhex(order) for order in GOLDEN["orders"]]
 PROOF = bytes.fromhex(GOLDEN["proof"])
-REST = ProofSummary(12, 0, 1_700_000_001_000)
+REST = {"released_bytes": 12, "left_objects": 0, "said_ms": 1_700_000_001_000}
 
 
 def checked(raw):
@@ -37,7 +36,7 @@ def checked(raw):
 
 
 def made(orders=ORDERS, rest=REST):
-    return b"".join(write_proof(orders, rest, key=LEAVER, network=NETWORK))
+    return b"".join(write_proof(orders, **rest, key=LEAVER, network=NETWORK))
 
 
 def order(key=OWNER, network=NETWORK, **change):
@@ -77,12 +76,12 @@ def test_an_independent_implementation_says_and_proves_the_same():
     assert "2 customers" in text
     assert "2 objects" in text
     assert "still holds" not in text
-    left = made(rest=ProofSummary(0, 4, 1))
+    left = made(rest=REST | {"left_objects": 4})
     assert "still holds 4 objects" in verify_drain(io.BytesIO(left).read)
 
 
 def test_who_held_nothing_proves_nothing_more():
-    proof = checked(made([], ProofSummary(0, 0, 1)))
+    proof = checked(made([]))
     assert (proof.customers, proof.drained.items, proof.drained.objects) == (0, 0, 0)
 
 
