@@ -19,7 +19,7 @@ from xsc.base.ids import short
 from xsc.base.turns import sliced
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
-from xsc.storage.catalogue import adoption, finder, names
+from xsc.storage.catalogue import finder, names
 from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
 from xsc.storage.object import durability, erasure, expiry, inventory
 from xsc.storage.object.capability import (
@@ -46,10 +46,9 @@ from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.shardstore import server, store
 from xsc.storage.transfer import deep_read, get, read_ahead_cache
 from xsc.storage.transfer.host_client import HostClient, together
-from xsc.storage.transfer.journal import Kept
+from xsc.storage.transfer.journal import Kept, ResumeJournal, ResumeJournals
 from xsc.storage.transfer.locality import Referred, open_reference, refer, spared_bytes
 from xsc.storage.transfer.put import Upload
-from xsc.storage.transfer.resume import ResumeJournal, ResumeJournals
 from xsc.terms.storage_receipt import DeletionReceipt
 
 UNFOUND_MARGIN = -1
@@ -200,7 +199,7 @@ class StorageService:
             charge_read=charge_read,
         )
         self._finder = finder.ObjectFinder(context, client, self.catalogue.placement)
-        self.adoption = adoption.Adoption(self.catalogue, self._finder)
+        self.adoption = finder.Adoption(self.catalogue, self._finder)
         self._owned = OwnObjects(self.catalogue, self._own)
         self.repairer = self._repairer(self._owned, watch)
         self.assignment = assignment.CustodianAssignment(

@@ -40,8 +40,7 @@ from xsc.storage.object.placement import (
 from xsc.storage.object.segment import NONCE_BYTES, Place
 from xsc.storage.transfer import sending
 from xsc.storage.transfer.host_client import HostClient, let_end, stop_all, together
-from xsc.storage.transfer.journal import Kept, KeptSegment, sealed_of
-from xsc.storage.transfer.resume import ResumeJournal
+from xsc.storage.transfer.journal import Kept, KeptSegment, ResumeJournal, sealed_of
 from xsc.storage.transfer.rooms import PLAN_HOSTS_MAX, RoomSearch
 from xsc.storage.transfer.sender import ColumnSender
 from xsc.terms.lease import LeaseHandle
