@@ -17,13 +17,13 @@ a sync: a kill loses none, and a power failure some, whose shards are sent again
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from xsc.base import errors, limits, turns, units
-from xsc.base.ids import ID_BYTES, short
+from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.object.capability import VerifyCapability, verify_key
@@ -272,7 +272,7 @@ class ResumeJournal(Notes):
         return kept if kept is not None and kept.head.hosts else None
 
     def _head(
-        self, sender: ColumnSender, held: Mapping[tuple[bytes, bytes], int], *, over: bool = False
+        self, sender: ColumnSender, places: tuple[Held, ...], *, over: bool = False
     ) -> Change:
         """Return the write of the head: of a put that is `over`, hosts are asked for a day."""
         now_ms = self._clock.now_ms()
@@ -282,7 +282,7 @@ class ResumeJournal(Notes):
             m=self.code.m,
             touched_ms=max(0, now_ms - UPLOAD_KEPT_MS) if over else now_ms,
             hosts=() if over else sender.state.leases,
-            places=held_of(held),
+            places=places,
         )
         return HEAD + self.upload, head.to_bytes()
 
@@ -292,7 +292,7 @@ class ResumeJournal(Notes):
         """Keep how a segment is sealed; it may be sent once this returned."""
         changes: list[Change] = [segment_change(self.upload, index, length, sealed)]
         if not self.begun:
-            changes.append(self._head(sender, sender.held))
+            changes.append(self._head(sender, held_of(sender.held)))
         self.begun = True
         await self._commit(changes)
 
@@ -305,7 +305,7 @@ class ResumeJournal(Notes):
             return
         hosts = (lease[:2] for lease in sender.state.leases)
         noted = dict.fromkeys((*sender.held, *hosts, place), 0)
-        self._keep(self._head(sender, noted, over=True))
+        self._keep(self._head(sender, held_of(noted), over=True))
         self._noted.update(noted)
 
     def stored(
@@ -325,7 +325,7 @@ class ResumeJournal(Notes):
     def moved(self, sender: ColumnSender) -> None:
         """Keep where columns go from now on."""
         if self.resumes and sender.last != 0:
-            self._keep(self._head(sender, sender.held))
+            self._keep(self._head(sender, held_of(sender.held)))
 
     def _keep(self, head: Change) -> None:
         self.begun = True
@@ -335,7 +335,7 @@ class ResumeJournal(Notes):
         """Keep the sealed manifest; it may be sent afterwards."""
         await self._commit([(RECORD + self.upload, sealed)])
 
-    async def undone(self, sender: ColumnSender, left: Mapping[tuple[bytes, bytes], int]) -> None:
+    async def undone(self, sender: ColumnSender, left: tuple[Held, ...]) -> None:
         """Keep of a put that has failed only where something of it may lie still."""
         changes = await self.forget()
         if left:
@@ -459,28 +459,17 @@ class ResumeJournals:
         return await self._client.executor.run(read, self._state, upload)
 
     async def _end(self, upload: bytes, kept: Kept, now_ms: int) -> None:
-        held, touched_ms = kept.held(), kept.head.touched_ms
+        held, touched_ms = held_of(kept.held()), kept.head.touched_ms
         if kept.head.hosts:
             # Silent hosts are asked from now on, however long this node itself was away.
             touched_ms = now_ms - UPLOAD_KEPT_MS
         # From here on nothing can go on with it: hosts lose its shards one by one.
-        head = kept.head.model_copy(
-            update={"hosts": (), "places": held_of(held), "touched_ms": touched_ms}
-        )
+        head = kept.head.model_copy(update={"hosts": (), "places": held, "touched_ms": touched_ms})
         rows = await self._forget(upload)
         await self._commit([*rows, (HEAD + upload, head.to_bytes())])
-        locate = _locate(kept.head)
-        left = dict(held)
-        for node in sorted({node for node, _ in held}):
-            try:
-                await self._client.delete(node, locate, final=True)
-            except errors.XscError as fault:
-                self._client.log.info("storage.upload_left", peer=short(node), code=fault.code)
-                continue
-            for place in [place for place in left if place[0] == node]:
-                await self._client.note_freed(*place, left.pop(place))
+        left, _ = await self._client.delete_all(_locate(kept.head), held)
         if left and now_ms - touched_ms < 2 * UPLOAD_KEPT_MS:
-            rest = head.model_copy(update={"places": held_of(left)})
+            rest = head.model_copy(update={"places": left})
             await self._commit([(HEAD + upload, rest.to_bytes())])
         else:
             await self._commit([(HEAD + upload, None)])
