@@ -123,7 +123,7 @@ class ObjectCatalogue:
     async def _add(self, done: Uploaded, name: str, version: int, also: Sequence[Change]) -> None:
         entry = ObjectEntry(
             name=name,
-            capability=done.capability.to_text(),
+            capability=done.capability,
             size_bytes=done.size_bytes,
             created_ms=self._context.clock.now_ms(),
             placement=done.placement,

@@ -60,7 +60,7 @@ MANIFEST_SEGMENT_BYTES = 250
 class Uploaded:
     """An object that is stored whole."""
 
-    capability: ReadCapability
+    capability: str
     size_bytes: int
     sealed: bytes
     placement: Placement
@@ -68,7 +68,15 @@ class Uploaded:
     """By host and lease; hosts that failed on the way stand here too."""
     warnings: list[str]
     survives: Contract
+    """How many nodes, sites and owners can be lost, whichever they are."""
     passed_over: tuple[PassedOver, ...]
+    version: int = 1
+    """Its number under the name."""
+
+    @property
+    def hosts(self) -> tuple[bytes, ...]:
+        """The node of each column."""
+        return self.placement.columns
 
 
 async def cut_stream(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, bool]]:
@@ -438,13 +446,15 @@ class Upload:
         await self._rooms.require(sender.state.columns, sender.state.gone)
         columns = sender.state.columns
         return Uploaded(
-            capability=ReadCapability(self._secret, hash_of(sealed)),
+            capability=ReadCapability(self._secret, hash_of(sealed)).to_text(),
             size_bytes=size,
             sealed=sealed,
             placement=placement_of(manifest, columns),
             held=held_of(sender.held),
             warnings=warnings_of(columns, self._code, self._client.own),
-            survives=survival(self._rooms.hosts_of(columns), self._code.m),
+            survives=survival(self._rooms.hosts_of(columns), self._code.m).shown_for(
+                self._contract
+            ),
             passed_over=tuple(
                 each
                 for (node, lease_id), each in self._rooms.passed_over.items()
