@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -16,17 +15,13 @@ from xsc.api.endpoint import Id
 from xsc.base import errors, limits, units
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
-from xsc.client.calls import Calls, code_text
 from xsc.client.core import Document
 
 KINDS = ("storage", "compute")
 
 
-def _own_slots(calls: Calls) -> Iterable[str]:
-    return [row["id"] for row in calls.ask(api.market.SLOTS)["slots"]]
-
-
-_slot = argument("id", metavar="ID", type=options.Parsed("ID", str, _own_slots))
+SLOT = options.Parsed("ID", str, lambda: [(api.market.SLOTS, "id")])
+_slot = argument("id", metavar="ID", type=SLOT)
 
 
 def _amount(kind: str, quantity: int) -> str:
@@ -163,7 +158,7 @@ def need(answer: Document) -> str:
 def _declared(answer: Document, comes: str) -> str:
     day = units.format_credits(answer["day_micro"])
     month = units.format_credits(answer["month_micro"])
-    show.note(f"{comes} {day} credits a day, {month} in 30 days")
+    show.note(f"{comes} {day} credits within a day, {month} within 30 days")
     if (size := answer["object_bytes"]) is not None:
         fits = f"objects of {units.format_size(size)} in all fit in it"
         show.note(f"it goes over {answer['spread']} providers: {fits}")
@@ -221,7 +216,7 @@ def slots(answer: Document) -> None:
 @argument("kind", metavar="[KIND]", required=False, type=click.Choice(KINDS))
 @option("--size", "size_bytes", type=options.SIZE, help="Say what it costs to store so much.")
 @option("--for", "duration_ms", type=options.DURATION, help="For how long.  [30d]")
-@option("--code", type=options.CODE, help="K data shards and M parity shards.  [4,2]")
+@option("--code", metavar="K,M", help="K data shards and M parity shards.  [4,2]")
 @option("--fuel", type=options.FUEL, help="Say what so much fuel costs, as 1e12.")
 @option("--memory", "memory_bytes", type=options.SIZE, help="Under that memory limit.  [64MiB]")
 def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noqa: ANN401
@@ -249,7 +244,7 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
         raise errors.ArgumentInvalid("nothing is to be priced", hint="say --size or --fuel")
     if kind is not None and priced != {"size_bytes" if kind == "storage" else "fuel"}:
         raise errors.ArgumentInvalid(f"that is no {kind}", hint="leave the kind out to price both")
-    said = api.market.Estimate(**{**given, "code": code_text(asked["code"])})
+    said = api.market.Estimate(**given)
     found = settings.ask(api.market.ESTIMATE, said)
     settings.view(found)
     _show_cost(said, found)
@@ -336,8 +331,8 @@ _TIERS = {
 }
 
 
-def _explained(calls: Calls) -> Iterable[str]:
-    return [*_own_slots(calls), *options.LEASE.offers(calls), *options.PEER.offers(calls)]
+def _explained() -> options.Offers:
+    return [*SLOT.offers(), *options.LEASE.offers(), *options.PEER.offers()]
 
 
 @market.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from xsc.client.core import Document
     from xsc.client.targets import Meant
 
+    Offers = Sequence[tuple[Endpoint[Any, Any], str]]
+
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V", bound="Callable[[Document], str | int | None]")
 Q = TypeVar("Q")
-T = TypeVar("T")
 
 CAPABILITY_BYTES_MAX = 4096
 STREAM = Path("-")
@@ -219,18 +220,18 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
     Args:
         name: what stands for it in help.
         read: returns the value that a text stands for.
-        offers: asks the node what a shell may complete it to.
+        offers: lists of the node, and the fields of their rows, which a shell completes it to.
     """
 
     def __init__(
         self,
         name: str,
         read: Callable[[str], Any],
-        offers: Callable[[Calls], Iterable[str]] | None = None,
+        offers: Callable[[], Offers] = list,
     ) -> None:
         self.name = name
         self._read = read
-        self.offers = offers or _nothing
+        self.offers = offers
 
     def convert(
         self,
@@ -265,7 +266,12 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
         from click.shell_completion import CompletionItem
 
         try:
-            known = set(self.offers(ctx.ensure_object(Settings).calls()))
+            calls = ctx.ensure_object(Settings).calls()
+            known = {
+                row[field]
+                for endpoint, field in self.offers()
+                for row in calls.ask(endpoint)[endpoint.rows]
+            }
         except XscError:
             return []
         words = sorted(word for word in known if _PLAIN_WORD.fullmatch(word))
@@ -327,24 +333,8 @@ def _target(text: str) -> Path:
     return path
 
 
-def _nothing(_: Calls) -> Iterable[str]:
-    return ()
-
-
-def _peers(calls: Calls) -> Iterable[str]:
-    return [row["name"] for row in calls.ask(api.peers.LIST)["peers"]]
-
-
-def _objects(calls: Calls) -> Iterable[str]:
-    return [row["name"] for row in calls.objects()["objects"]]
-
-
-def _services(calls: Calls) -> Iterable[str]:
-    return [row["name"] for row in calls.ask(api.services.LIST)["services"]]
-
-
-def _leases(calls: Calls) -> Iterable[str]:
-    return [row["lease_id"] for row in calls.ask(api.market.LEASES)["leases"]]
+def _objects() -> Offers:
+    return [(api.objects.LIST, "name")]
 
 
 def _directory(text: str) -> Path:
@@ -391,22 +381,6 @@ def _sizes(most: int | None = None) -> Parsed:
 def _durations(most: int | None = None, least: int = 1) -> Parsed:
     read = _within(units.parse_duration_ms, most, units.format_duration, least)
     return Parsed("DURATION", read)
-
-
-def _survive(text: str) -> str:
-    """Check the form here, so that a mistyped contract is refused before a file is read."""
-    from xsc.storage.object.durability import parse
-
-    return parse(text).to_text()
-
-
-def _code(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]{1,3}),([0-9]{1,3})", text)
-    if match is None:
-        raise ArgumentInvalid(
-            f"'{text}' is no code of K data and M parity shards", hint="write for example 4,2"
-        )
-    return int(match[1]), int(match[2])
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -481,9 +455,9 @@ def _input(text: str) -> tuple[str, Meant]:
 
 OBJECT = Parsed("CAP", object_of, _objects)
 NAME = Parsed("NAME", str, _objects)
-PEER = Parsed("PEER", str, _peers)
-SERVICE = Parsed("NAME", str, _services)
-LEASE = Parsed("LEASE", str, _leases)
+PEER = Parsed("PEER", str, lambda: [(api.peers.LIST, "name")])
+SERVICE = Parsed("NAME", str, lambda: [(api.services.LIST, "name")])
+LEASE = Parsed("LEASE", str, lambda: [(api.market.LEASES, "lease_id")])
 INVITATION = Parsed("INVITATION", _capability)
 WHOLE = Parsed("N", _whole)
 SIZE = _sizes()
@@ -496,8 +470,6 @@ RUN_WAIT = _durations(limits.TIMEOUT_MS_MAX, 0)
 CONCURRENCY = Parsed("N", _within(_whole, limits.SERVICE_CONCURRENCY_MAX, str))
 SHARE = Parsed("SHARE", units.parse_share_ppm)
 CREDITS = Parsed("CREDITS", units.parse_credits)
-SURVIVE = Parsed("WHAT", _survive)
-CODE = Parsed("K,M", _code)
 RANGE = Parsed("FIRST-LAST", check_range)
 PAIR = Parsed("NAME=VALUE", _pair)
 INPUT = Parsed("NAME=CAP", _input)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
 from typing import Final
 
 import click
@@ -14,18 +13,12 @@ from xsc import api
 from xsc.base.units import format_duration, format_size
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
-from xsc.client.calls import FSCK_TIMEOUT_S, Calls, value_of
+from xsc.client.calls import FSCK_TIMEOUT_S, value_of
 from xsc.client.core import Document
 from xsc.client.files import read_bounded
 from xsc.space.limits import VALUE_BYTES_MAX
 
-
-def _own_paths(calls: Calls) -> Iterable[str]:
-    everything = api.space.Under(under="")
-    return [row["path"] for row in calls.ask(api.space.LIST, everything)["records"]]
-
-
-ADDRESS = options.Parsed("PATH", str, _own_paths)
+ADDRESS = options.Parsed("PATH", str, lambda: [(api.space.LIST, "path")])
 _STATS: Final = "records live on_disk subscriptions received sent"
 
 

@@ -22,7 +22,7 @@ from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
 from xsc.base.text import count_of
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
-from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions, code_text
+from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions
 from xsc.client.core import Document, Progress
 from xsc.client.files import check_target, make_directory, write_whole
 from xsc.client.targets import (
@@ -63,12 +63,11 @@ _FETCHING: Final = partial(show.progress, "fetching")
 @option("--name", metavar="NAME", help="Name in the list of objects.  [the file's name]")
 @option(
     "--survive",
-    type=options.SURVIVE,
     metavar="2nodes,1site",
     help="Refuse unless so many nodes, sites, owners or introducers may be lost."
     "  [setting survive]",
 )
-@option("--code", type=options.CODE, help="K data shards and M parity shards.  [4,2]")
+@option("--code", metavar="K,M", help="K data shards and M parity shards.  [4,2]")
 @option("-r", "--recursive", is_flag=True, help="FILE is a directory; store all of it.")
 @option("--reread", is_flag=True, help="With -r: trust no times, read every file.")
 def put(
@@ -79,8 +78,7 @@ def put(
     With -r a whole directory, under NAME/. What has not changed since its last
     version is not sent again. Exits with 7 if something was left out.
     """
-    calls, name = settings.calls(), how.get("name")
-    how["survive"] = how.get("survive") or ""
+    calls, name = settings.calls(), how["name"]
     if recursive:
         return _put_tree(settings, calls, file, reread=reread, **how)
     if reread:
@@ -93,8 +91,8 @@ def put(
             stored = calls.put(sys.stdin.buffer, progress=progress, **how)
     else:
         _check_kind(file)
-        how["wait_for_name"] = name != ""
-        watch = partial(_storing, calls, file.name, how.get("code"))
+        how["wait_for_name"] = True
+        watch = partial(_storing, calls, file.name, how["code"])
         stored = calls.put_file(file, watch=watch, goes_on=_say_before, **how)
     for warning in stored["warnings"]:
         show.warn(warning)
@@ -151,12 +149,12 @@ def _say_where(stored: Document) -> None:
 
 
 def _storing(
-    calls: Calls, name: str, code: tuple[int, int] | None, size_bytes: int | None
+    calls: Calls, name: str, code: str | None, size_bytes: int | None
 ) -> AbstractContextManager[Progress]:
     """Watch what is stored; before more than a GiB, say what that costs a month."""
     if size_bytes is not None and size_bytes > limits.GIB:
         with suppress(errors.XscError):  # of what is wrong the put itself tells
-            asked = api.market.Estimate(size_bytes=size_bytes, code=code_text(code))
+            asked = api.market.Estimate(size_bytes=size_bytes, code=code)
             found = calls.ask(api.market.ESTIMATE, asked)
             coded, cost = found["coded_bytes"], units.format_credits(found["storage_micro"])
             show.note(
@@ -172,7 +170,7 @@ def _put_tree(
     """Store a directory; return the exit code."""
     from xsc.client.folders import put_tree
 
-    given, code = how.get("name"), how.get("code")
+    given = how["name"]
     name = (folder.absolute().name if given is None else given).rstrip("/")
     if not name:
         raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
@@ -183,9 +181,9 @@ def _put_tree(
         started_ms=time.time_ns() // 1_000_000,
         warn=show.warn,
         survive=how["survive"],
-        code=code,
+        code=how["code"],
         reread=reread,
-        watch=partial(_storing, calls, name, code),
+        watch=partial(_storing, calls, name, how["code"]),
     )
     sent = f"sent {stored['sent_files']} of {stored['files']} files"
     show.detail(f"{sent}, {units.format_size(stored['sent_bytes'])}")
@@ -310,18 +308,21 @@ def listing(
     if version is not None:
         raise ArgumentInvalid("--version goes with -r", hint="--versions shows all of them")
     answer = calls.objects(prefix, versions=versions or ending)
-    soon = [row for row in answer["objects"] if row.get("ending")]
+    soon = [row for row in answer["objects"] if row["ending"]]
     if ending:
         settings.view({"objects": soon})
-        _show_ending(soon)
+        show.rows(
+            [row | end for row in soon for end in row["ending"]],
+            "name <version host kept_until why",
+            "nothing ends soon",
+            version=_version,
+            host=("node", show.short),
+            kept_until=("ends_ms", _until),
+            why=lambda end: end["reason"] or "not asked yet",
+        )
         return
     if soon:
         show.warn(f"{count_of(len(soon), 'object')} may end soon; see: xsc store ls --ending")
-    if settings.json:
-        # What scripts hold on to has these keys and no others.
-        for row in answer["objects"]:
-            for key in ("ends_ms", "ending", *(() if versions else ("version",))):
-                row.pop(key, None)
     settings.view(answer)
     empty = "this node has stored nothing" + (" under such names" if prefix else "")
     show.rows(
@@ -337,20 +338,8 @@ def _version(row: Document) -> str:
     return str(row["version"]) if row["name"] else "-"
 
 
-def _show_ending(objects: Sequence[Document]) -> None:
-    show.rows(
-        [row | end for row in objects for end in row["ending"]],
-        "name <version host kept_until why",
-        "nothing ends soon",
-        version=_version,
-        host=("node", show.short),
-        kept_until=("ends_ms", _until),
-        why=lambda end: end["reason"] or "not asked yet",
-    )
-
-
 def _until(ends_ms: int | None) -> str:
-    return "-" if ends_ms is None else show.moment(ends_ms)
+    return "not known" if ends_ms is None else show.moment(ends_ms)
 
 
 def _margin(answer: Document) -> str:
@@ -369,47 +358,51 @@ def _show_placement(answer: Document, *, deep: bool = False) -> None:
     Said on standard error: which of them do not hold it much longer. Of a directory the files
     follow that are not whole, the worst first.
     """
-    about, checked = answer.get("tree"), "survives" in answer
-    pairs = [("size", units.format_size(answer["size_bytes"]))]
+    about, names = answer.get("tree"), "size readable margin healable"
     if about is not None:
-        whole = f", {about['not_whole']} of them not whole" if about["not_whole"] else ""
-        pairs.append(("files", f"{about['files']}{whole}"))
-        pairs.append(("the worst", about["path"] or "the list of the directory"))
-    if not checked:
-        code = answer["code"]
-        pairs.append(("code", f"any {code['k']} of {code['k'] + code['m']} shards"))
-    pairs.append(("readable", show.yes_or_no(answer["readable"])))
-    pairs.append(("margin", _margin(answer)))
-    pairs.append(("healable", show.yes_or_no(answer["healable"])))
-    if checked:
-        pairs += _worth(answer)
-    if deep:
-        pairs.append(("read", units.format_size(answer["read_bytes"])))
-    show.pairs([*pairs, ("leases until", _until(answer.get("ends_ms")))])
-    for end in answer.get("ending", []):
-        until = "not known" if end["ends_ms"] is None else show.moment(end["ends_ms"])
+        names = "files size_of_all the_worst readable margin healable"
+    if "survives" not in answer:
+        names += " code"
+    else:
+        names += " lies_on introduced survives" + " contract" * bool(answer["contract"])
+        names += " yearly_loss" + " read" * deep
+    show.fields(
+        answer,
+        f"{names} leases_until",
+        files=("tree", _files),
+        size_of_all="size_bytes",
+        the_worst=("tree", lambda about: about["path"] or "the list of the directory"),
+        margin=_margin,
+        code=("code", lambda code: f"any {code['k']} of {code['k'] + code['m']} shards"),
+        lies_on=_domains,
+        introduced=_introduced,
+        survives=("survives", "the loss of {}".format),
+        contract=_contract,
+        yearly_loss=("yearly_loss_ppb", _yearly_loss),
+        leases_until=("ends_ms", _until),
+    )
+    for end in answer["ending"]:
         reason = f": {end['reason']}" if end["reason"] else ""
-        host = show.short(end["node"])
-        show.warn(f"the lease at {host} was not renewed, its end is {until}{reason}")
+        until = f"{_until(end['ends_ms'])}{reason}"
+        show.warn(f"the lease at {show.short(end['node'])} was not renewed, its end is {until}")
     if about is not None and about["worst"]:
         show.rows(
             about["worst"], "<margin readable path", path=lambda row: row["path"] or "(the list)"
         )
 
 
-def _worth(answer: Document) -> list[tuple[str, str]]:
-    """Return what a check says beyond what the hosts do."""
-    loss_ppb = answer["yearly_loss_ppb"]
-    pairs = [
-        ("lies on", _domains(answer)),
-        ("introduced", _introduced(answer)),
-        ("survives", f"the loss of {answer['survives']}"),
-    ]
-    if answer.get("contract"):
-        kept = "kept" if answer["contract_kept"] else "broken"
-        pairs.append(("contract", f"the loss of {answer['contract']}: {kept}"))
-    pairs.append(("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"))
-    return pairs
+def _files(about: Document) -> str:
+    whole = f", {about['not_whole']} of them not whole" if about["not_whole"] else ""
+    return f"{about['files']}{whole}"
+
+
+def _contract(answer: Document) -> str:
+    kept = "kept" if answer["contract_kept"] else "broken"
+    return f"the loss of {answer['contract']}: {kept}"
+
+
+def _yearly_loss(loss_ppb: int) -> str:
+    return f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"
 
 
 def _introduced(answer: Document) -> str:
@@ -484,7 +477,7 @@ def check(settings: Settings, cap: Meant, version: int | None, *, deep: bool) ->
         )
     if lost:
         raise errors.PeerSilent(f"{count_of(lost, 'shard')} of it cannot be asked for")
-    if answer.get("contract_kept") is False:
+    if not answer["contract_kept"]:
         show.warn(
             f"it was to survive the loss of {answer['contract']}; it is moved back by itself "
             "once there are peers for it"
@@ -624,8 +617,6 @@ def restore(settings: Settings, name: str, version: int) -> None:
 
 def _merged(answers: Sequence[Document]) -> Document:
     """Return what became of several deletions as of one: a host confirms all or not."""
-    if len(answers) == 1:
-        return answers[0]
     unconfirmed = {host for answer in answers for host in answer["unconfirmed"]}
     confirmed = {host for answer in answers for host in answer["confirmed"]}
     receipts = {host: proof for answer in answers for host, proof in answer["receipts"].items()}

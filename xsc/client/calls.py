@@ -52,10 +52,10 @@ class PutOptions(TypedDict, total=False):
 
     name: str | None
     """In the list of this node's objects; none where None, and of a file its own."""
-    survive: str
-    """The contract: refuse unless that may be lost, like "2nodes,1site"; empty: the default."""
-    code: tuple[int, int] | None
-    """(k, m): k shards of k + m rebuild the object; (4, 2) where None."""
+    survive: str | None
+    """The contract: refuse unless that may be lost, like "2nodes,1site"; the default where None."""
+    code: str | None
+    """K,M: K shards of K + M rebuild the object; 4,2 where None."""
     wait_for_name: bool
     """Return once so many peers have the list of names that a recovery knows this one."""
 
@@ -81,11 +81,6 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """
     with ThreadPoolExecutor(WORKERS) as pool:
         yield from pool.map(work, items)
-
-
-def code_text(code: tuple[int, int] | None) -> str | None:
-    """Return a code as the API writes it: "K,M"."""
-    return None if code is None else f"{code[0]},{code[1]}"
 
 
 def value_of(shown: str | dict[str, str]) -> bytes:
@@ -174,7 +169,7 @@ class Calls(Core):
         *,
         size_bytes: int | None = None,
         resume: str | None = None,
-        part: str = "",
+        part: str | None = None,
         progress: Progress = ignore_progress,
         **how: Unpack[PutOptions],
     ) -> Document:
@@ -189,16 +184,8 @@ class Calls(Core):
         Raises:
             UploadChanged: the put that broke off had another content; it is gone now.
         """
-        name, code = how.pop("name", None), how.pop("code", None)
         said: dict[str, Any] = {key: value for key, value in how.items() if value}
-        asked = api.objects.Put(
-            name=name or "",
-            size_bytes=size_bytes,
-            code=code_text(code),
-            resume=resume,
-            part=part or None,
-            **said,
-        )
+        asked = api.objects.Put(size_bytes=size_bytes, resume=resume, part=part, **said)
         return self.upload(api.objects.PUT, asked, source, progress)
 
     def put_file(
@@ -223,7 +210,7 @@ class Calls(Core):
         with opened(path) as source:
             size = size_of(source)
             name = how["name"] = path.name if how.get("name") is None else how["name"]
-            resume = upload_id(path, source, name, how.get("survive", ""), how.get("code"))
+            resume = upload_id(path, source, name, how.get("survive"), how.get("code"))
 
             def send() -> Document:
                 with watch(size) as progress:

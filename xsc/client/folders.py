@@ -204,8 +204,8 @@ def put_tree(
     *,
     started_ms: int,
     warn: Warn,
-    survive: str = "",
-    code: tuple[int, int] | None = None,
+    survive: str | None = None,
+    code: str | None = None,
     reread: bool = False,
     watch: core.Watch = core.unwatched,
 ) -> core.Document:
@@ -229,7 +229,7 @@ def put_tree(
         ArgumentInvalid: it is no directory, or too large for one.
     """
     how: dict[str, Any] = {"survive": survive, "code": code}
-    options = f"{survive} {code or ''}"
+    options = f"{survive or ''} {code or ''}"
     full = name.rstrip("/") + trees.SUFFIX
     missing: list[str] = []
 

@@ -62,7 +62,7 @@ async def test_put_and_get_a_file(there, tmp_path):
     (tmp_path / "photo ü.jpg").write_bytes(b"abc")
     async with client.connect(str(there.home)) as node:
         assert node.id == "n0"
-        capability = await node.put(tmp_path / "photo ü.jpg", survive="2nodes", code=(1, 2))
+        capability = await node.put(tmp_path / "photo ü.jpg", survive="2nodes", code="1,2")
         assert capability == "xsc:r:abc"
         sent = there.last
         assert sent.body == b"abc"
