@@ -21,7 +21,6 @@ from xsc.base.text import printable
 if TYPE_CHECKING:
     from xsc.client.core import Document, Progress
 
-LINE_CHARS_MAX = 100_000
 GAP = "  "
 """Between two columns of a table, and before those that stand below others."""
 
@@ -199,26 +198,18 @@ def table_lines(
     ]
 
 
-Branch: TypeAlias = "tuple[str, Sequence[Branch]]"
-"""A line, and the branches under it."""
+def branches(under: Sequence[Document], told: Callable[[Document], str], before: str = "") -> None:
+    """Print what is under a line as a tree, each step with its inputs under it.
 
-
-def tree(top: str, branches: Sequence[Branch]) -> None:
-    """Print a line with what is under it, each on a line of its own that is never broken."""
-    if not for_people():
-        return
-    from rich.console import Console
-    from rich.text import Text
-    from rich.tree import Tree
-
-    root = Tree(Text(printable(top)))
-    left: list[tuple[Tree, Sequence[Branch]]] = [(root, branches)]
-    while left:
-        parent, under = left.pop()
-        for text, deeper in under:
-            left.append((parent.add(Text(printable(text))), deeper))
-    # rich cuts what is under a line at the width, whatever soft_wrap says.
-    Console(highlight=False, width=LINE_CHARS_MAX).print(root, soft_wrap=True)
+    Args:
+        under: the steps.
+        told: returns the line of one.
+        before: stands before each line.
+    """
+    for number, step in enumerate(under, 1):
+        fork, beside = ("└── ", "    ") if number == len(under) else ("├── ", "│   ")
+        line(before + fork + told(step))
+        branches(step["inputs"], told, before + beside)
 
 
 def width_of(text: str) -> int:
