@@ -15,7 +15,6 @@ import pytest
 
 from tests.e2e.conftest import Member, Net, wait_for
 from xsc import api
-from xsc.api.endpoint import Id
 from xsc.base.limits import MIB, SEGMENT_BYTES
 from xsc.client.calls import Calls
 from xsc.client.files import upload_id
@@ -55,7 +54,7 @@ class Putting:
         )
 
     def stored(self) -> int:
-        return self.calls.ask(api.objects.UPLOAD, Id(id=self.id))["stored_bytes"]
+        return self.calls.ask(api.objects.UPLOAD, id=self.id)["stored_bytes"]
 
     def wait_for(self, size_bytes: int) -> int:
         wait_for(lambda: self.stored() >= size_bytes)

@@ -128,7 +128,7 @@ def log(answer: Document) -> None:
 def statement(settings: Settings, limit: int) -> None:
     """Show balances and entries together."""
     balances = settings.ask(api.ledger.BALANCE)
-    entries = settings.ask(api.ledger.LOG, api.ledger.Page(limit=limit))
+    entries = settings.ask(api.ledger.LOG, limit=limit)
     settings.view({**balances, **entries})
     balance(balances)
     show.line()
@@ -188,8 +188,7 @@ def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
         if answer["pending"]:
             show.line(f"with {answer['pending']} peers something is still owed")
         return 0
-    asked = api.ledger.Payment(peer=peer, amount_micro=off_books)
-    answer = settings.ask(api.ledger.OFF_BOOKS, asked)
+    answer = settings.ask(api.ledger.OFF_BOOKS, peer=peer, amount_micro=off_books)
     settings.view(answer)
     _show_payment(off_books, answer)
     return EXIT_PARTLY if answer["state"] == "waits" else 0

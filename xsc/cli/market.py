@@ -11,7 +11,6 @@ import click
 from click import argument, option
 
 from xsc import api
-from xsc.api.endpoint import Id
 from xsc.base import errors, limits, units
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
@@ -244,10 +243,9 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
         raise errors.ArgumentInvalid("nothing is to be priced", hint="say --size or --fuel")
     if kind is not None and priced != {"size_bytes" if kind == "storage" else "fuel"}:
         raise errors.ArgumentInvalid(f"that is no {kind}", hint="leave the kind out to price both")
-    said = api.market.Estimate(**given)
-    found = settings.ask(api.market.ESTIMATE, said)
+    found = settings.ask(api.market.ESTIMATE, **given)
     settings.view(found)
-    _show_cost(said, found)
+    _show_cost(given, found)
 
 
 def _unit(kind: api.market.Kind) -> str:
@@ -256,9 +254,9 @@ def _unit(kind: api.market.Kind) -> str:
     return UNITS[kind]
 
 
-def _show_cost(asked: api.market.Estimate, found: Document) -> None:
+def _show_cost(asked: Document, found: Document) -> None:
     pairs = []
-    if size := asked.size_bytes:
+    if size := asked.get("size_bytes"):
         coded = f"{units.format_size(found['coded_bytes'])} coded {found['code']}"
         pairs += [
             ("stored", f"{units.format_size(size)}, which is {coded}"),
@@ -266,8 +264,8 @@ def _show_cost(asked: api.market.Estimate, found: Document) -> None:
             ("price", f"{_price('storage', found['storage_price_micro'])} at most"),
             ("storage", f"{units.format_credits(found['storage_micro'])} credits"),
         ]
-    if fuel := asked.fuel:
-        memory = units.format_size(asked.memory_bytes)
+    if fuel := asked.get("fuel"):
+        memory = units.format_size(asked.get("memory_bytes", limits.MEMORY_BYTES_DEFAULT))
         pairs += [
             ("run", f"{fuel} fuel under a memory limit of {memory}"),
             ("price", _price("compute", found["compute_price_micro"])),
@@ -345,10 +343,10 @@ def why(settings: Settings, some_id: str) -> None:
     what both sides have signed; what a need was granted, from the clearing
     records of its providers, recomputed first.
     """
-    calls, lease_id = settings.calls(), api.market.LeaseId(id=some_id)
-    answer = calls.ask(api.market.WHY, Id(id=some_id))
+    calls = settings.calls()
+    answer = calls.ask(api.market.WHY, id=some_id)
     try:
-        with calls.download(api.market.LEASE, lease_id) as download:
+        with calls.download(api.market.LEASE, id=some_id) as download:
             raw = b"".join(download)
     except (errors.ArgumentInvalid, errors.NotFound):  # a name need not look like the id of a lease
         settings.view(answer)

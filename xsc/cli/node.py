@@ -260,7 +260,7 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     if running and salvage:
         raise ArgumentInvalid("the node runs", hint="stop it first")
     if running:
-        answer = settings.ask(api.home.FSCK, api.home.Fsck(deep=deep), timeout_s=FSCK_TIMEOUT_S)
+        answer = settings.ask(api.home.FSCK, timeout_s=FSCK_TIMEOUT_S, deep=deep)
     else:
         from xsc.api import serial
         from xsc.node.offline.fsck import check_home
@@ -377,7 +377,7 @@ def _drained(calls: Calls) -> Document:
                 if about not in said:
                     show.say(line)
             said |= news.keys()
-            answer = calls.ask(api.home.DRAIN, api.home.Look(wait_ms=DRAIN_WAIT_MS))
+            answer = calls.ask(api.home.DRAIN, wait_ms=DRAIN_WAIT_MS)
     return answer
 
 
@@ -485,8 +485,8 @@ def backup(
 
     with ExitStack() as stack:
         if settings.runs():
-            asked = api.home.Backup(identity=identity, bodies=bodies)
-            blocks = iter(stack.enter_context(settings.calls().download(api.home.BACKUP, asked)))
+            asked = settings.calls().download(api.home.BACKUP, identity=identity, bodies=bodies)
+            blocks = iter(stack.enter_context(asked))
         else:
             opened_by = _key_passphrase(settings.home)
             blocks = stream_stopped(settings.home, opened_by, identity=identity, bodies=bodies)

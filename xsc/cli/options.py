@@ -26,16 +26,14 @@ from xsc.client.files import check_target, read_bounded, read_file, write_whole
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from xsc.api.endpoint import Endpoint
     from xsc.client.calls import Calls
-    from xsc.client.core import Document
+    from xsc.client.core import Asked, Document
     from xsc.client.targets import Meant
 
-    Offers = Sequence[tuple[Endpoint[Any, Any], str]]
+    Offers = Sequence[tuple[Asked, str]]
 
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V", bound="Callable[[Document], str | int | None]")
-Q = TypeVar("Q")
 
 CAPABILITY_BYTES_MAX = 4096
 STREAM = Path("-")
@@ -78,10 +76,14 @@ class Settings:
         return (self.home / "api.json").exists() and self.calls().alive()
 
     def ask(
-        self, endpoint: Endpoint[Q, Any], asked: Q | None = None, *parts: bytes, **how: float
+        self,
+        endpoint: Asked,
+        /,
+        *parts: bytes,
+        **said: Any,  # noqa: ANN401
     ) -> Document:
         """Return what the node answers (`Core.ask`)."""
-        return self.calls().ask(endpoint, asked, *parts, **how)
+        return self.calls().ask(endpoint, *parts, **said)
 
     def view(self, answer: object, text: str | None = None) -> None:
         """Print an answer: as JSON, or a line of it for people."""
@@ -90,9 +92,9 @@ class Settings:
         elif text is not None:
             show.line(text)
 
-    def save(self, endpoint: Endpoint[Q, bytes], asked: Q, path: Path) -> None:
+    def save(self, endpoint: Asked, path: Path, /, **said: Any) -> None:  # noqa: ANN401
         """Write what the node answers to a file, and print as JSON what was written."""
-        with self.calls().download(endpoint, asked) as download:
+        with self.calls().download(endpoint, **said) as download:
             size = write_whole(path, download.blocks())
         self.view({"file": str(path), "size_bytes": size})
 
@@ -159,7 +161,7 @@ class Fields(dict[str, object]):
 
 def asks(
     group: click.Group,
-    endpoint: Endpoint[Any, Any],
+    endpoint: Asked,
     name: str | None = None,
     *,
     always: Mapping[str, object] | None = None,
@@ -185,13 +187,11 @@ def asks(
         ) -> str | int | None:
             said = dict(always or {})
             for field, value in given.items():
-                if value is not None:
-                    said |= value if isinstance(value, Fields) else {field: value}
-            asked = endpoint.request(**said)
+                said |= value if isinstance(value, Fields) else {field: value}
             if output is not None:
-                settings.save(endpoint, asked, output)
+                settings.save(endpoint, output, **said)
                 return None
-            answer = settings.ask(endpoint, asked, **how)
+            answer = settings.ask(endpoint, **said, **how)
             settings.view(answer)
             told = view(answer)
             if isinstance(told, str):

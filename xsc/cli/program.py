@@ -59,7 +59,7 @@ def run(settings: Settings, file: Path) -> None:
     calls = settings.calls()
     answer = calls.register(*read_document(file), activate=True)
     show.say(f"running {answer['hash']}")
-    with calls.events(api.programs.WATCH, api.programs.Hash(hash=answer["hash"])) as results:
+    with calls.events(api.programs.WATCH, hash=answer["hash"]) as results:
         for found in results:
             settings.view(found, _line(found))
 

@@ -51,7 +51,7 @@ def put(settings: Settings, path: str, value: str) -> None:
         )
     else:
         data = os.fsencode(value)
-    answer = settings.ask(api.space.PUT, api.space.At(at=path), data)
+    answer = settings.ask(api.space.PUT, data, at=path)
     settings.view(answer, str(answer["sequence"]))
 
 
@@ -102,7 +102,7 @@ def versions(answer: Document) -> None:
 @_below
 def watch(settings: Settings, under: str) -> None:
     """Print each change at a path and below it, from now on, until Ctrl-C."""
-    with settings.calls().events(api.space.WATCH, api.space.Under(under=under)) as changes:
+    with settings.calls().events(api.space.WATCH, under=under) as changes:
         show.say("watching")
         for change in changes:
             shown = _shown(change["value"])

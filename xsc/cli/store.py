@@ -154,8 +154,7 @@ def _storing(
     """Watch what is stored; before more than a GiB, say what that costs a month."""
     if size_bytes is not None and size_bytes > limits.GIB:
         with suppress(errors.XscError):  # of what is wrong the put itself tells
-            asked = api.market.Estimate(size_bytes=size_bytes, code=code)
-            found = calls.ask(api.market.ESTIMATE, asked)
+            found = calls.ask(api.market.ESTIMATE, size_bytes=size_bytes, code=code)
             coded, cost = found["coded_bytes"], units.format_credits(found["storage_micro"])
             show.note(
                 f"{units.format_size(size_bytes)}, {units.format_size(coded)} coded "
