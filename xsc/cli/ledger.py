@@ -115,7 +115,6 @@ def log(answer: Document) -> None:
         "<seq time kind peer <amount state entry",
         "there are no such entries",
         time="created_ms",
-        peer=show.by_name("peer"),
         amount=_signed,
         entry="entry_id",
     )
@@ -182,7 +181,6 @@ def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
             answer["settled"],
             "role peer <settled",
             "nothing was left to settle",
-            peer=show.by_name("peer"),
             settled="amount_micro",
         )
         if answer["pending"]:

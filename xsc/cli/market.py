@@ -201,13 +201,9 @@ def slots(answer: Document) -> None:
         "id role origin node kind <quantity <granted <used <price next_window until <windows",
         empty,
         id=("id", show.short),
-        node=show.by_name("node"),
-        quantity=show.level_of("quantity"),
-        granted=show.level_of("granted"),
-        used=show.level_of("used"),
-        next_window=lambda row: _next_window(row["windows"])[0],
-        until=lambda row: _next_window(row["windows"])[1],
-        windows=lambda row: str(len(row["windows"])),
+        next_window=("windows", lambda windows: _next_window(windows)[0]),
+        until=("windows", lambda windows: _next_window(windows)[1]),
+        windows=("windows", lambda windows: str(len(windows))),
     )
 
 
@@ -233,8 +229,6 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
             answer["quotes"],
             "node kind <available <price <reserve for_a tier slot",
             "nobody offers anything",
-            node=show.by_name("node"),
-            available=show.level_of("available"),
             for_a=("kind", _unit),
         )
         return
@@ -295,7 +289,6 @@ def leases(answer: Document) -> None:
         "lease role peer kind origin <used <of <price <owed <settled state until",
         "this node has no leases",
         lease=("lease_id", show.short),
-        peer=show.by_name("peer"),
         used=_lease_use,
         of=_lease_level,
         owed="billed_micro",
@@ -376,8 +369,6 @@ def _show_price(settings: Settings, raw: bytes, passed_over: list[Document]) -> 
     show.fields(
         answer,
         f"provider customer price tier slot {need_name}why",
-        provider=("provider", show.short),
-        customer=("customer", show.short),
         price=lambda _: _price(asked.kind, asked.price),
         tier=("tier", _TIERS.__getitem__),
     )
@@ -555,7 +546,6 @@ def consistent(answer: Document) -> None:
         answer["commitments"],
         "node written <offers <needs of_the_cut heard_more_of",
         "no commitment is known here",
-        node=show.by_name("node"),
         of_the_cut="consistent",
         heard_more_of=unheard,
     )
@@ -566,11 +556,9 @@ def _show_entitled(answer: Document, empty: str) -> None:
         answer["allocations"],
         "need node kind tier <granted <leased <price window lapses",
         empty,
-        node=show.by_name("node"),
         tier=lambda row: row["tier"] or "pinned",
-        granted=show.level_of("quantity"),
-        leased=show.level_of("drawn"),
-        price=("price", units.format_credits),
+        granted="quantity",
+        leased="drawn",
         window=("window", _time),
         lapses=_lapses,
     )

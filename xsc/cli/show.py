@@ -156,6 +156,10 @@ def _text_of(row: Document, name: str, cells: Mapping[str, Cell]) -> str:
     value = row[cell]
     if isinstance(value, bool):
         return yes_or_no(value)
+    if cell in {"node", "peer"}:
+        return named(row, cell)
+    if cell in _LEVELS and "kind" in row:
+        return "?" if value is None else units.format_level(row["kind"], value)
     return _FORMS.get(cell.rpartition("_")[2], or_dash)(value)
 
 
@@ -263,18 +267,8 @@ def short(node: str | None) -> str:
 
 
 def named(row: Document, key: str) -> str:
-    """Return how a peer is called that a row is about: by its name, else by its short id."""
+    """Return how the node of a row is called: by its name, else by its short id."""
     return str(row.get("name") or short(row[key]))
-
-
-def by_name(key: str) -> Callable[[Document], str]:
-    """Return the cell of a peer that a row is about."""
-    return lambda row: named(row, key)
-
-
-def level_of(key: str) -> Callable[[Document], str]:
-    """Return the cell of a quantity of a row's kind, which may be unknown."""
-    return lambda row: "?" if row[key] is None else units.format_level(row["kind"], row[key])
 
 
 def or_dash(text: object) -> str:
@@ -294,10 +288,13 @@ def moment(at_ms: int | None) -> str:
     return units.format_time(at_ms)
 
 
+_LEVELS = {"available", "capacity", "drawn", "granted", "quantity", "used"}
+"""Fields of what is traded: how much it is depends on the kind of the row, and may be unknown."""
 _FORMS: Mapping[str, Callable[[Any], str]] = {
-    **dict.fromkeys(("clearing", "need", "node", "slot"), short),
+    **dict.fromkeys(("clearing", "customer", "need", "provider", "slot"), short),
     "bytes": units.format_size,
     "micro": units.format_credits,
+    "price": units.format_credits,
     "ms": moment,
     "ppm": units.format_share,
 }

@@ -588,14 +588,8 @@ class Market(_Face):
 
 
 def _stored(document: Document) -> Stored:
-    return Stored(
-        capability=document["capability"],
-        name=document["name"],
-        size_bytes=document["size_bytes"],
-        survives_nodes=document["survives_nodes"],
-        hosts=tuple(row["node"] for row in document["hosts"]),
-        warnings=tuple(document["warnings"]),
-    )
+    hosts = tuple(row["node"] for row in document["hosts"])
+    return _row(Stored, {**document, "hosts": hosts, "warnings": tuple(document["warnings"])})
 
 
 def _code(module: Path | str | bytes) -> bytes:
@@ -622,7 +616,7 @@ async def _gathered(
 ) -> AsyncIterator[bytes]:
     """Yield the lines of up to that many calls at once."""
     lines: list[str] = []
-    async for call in _in_turn(calls):
+    async for call in calls if isinstance(calls, AsyncIterable) else _in_turn(calls):
         lines.append(_line(call))
         if len(lines) == most:
             yield "".join(lines).encode()
@@ -631,13 +625,9 @@ async def _gathered(
         yield "".join(lines).encode()
 
 
-async def _in_turn(items: AsyncIterable[T] | Iterable[T]) -> AsyncIterator[T]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item
+async def _in_turn(items: Iterable[T]) -> AsyncIterator[T]:
+    for item in items:
+        yield item
 
 
 class Allocation(_Face):

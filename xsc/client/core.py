@@ -130,6 +130,8 @@ def find_place(home: Path) -> Place:
         token = (home / "api.token").read_text(encoding="ascii").strip()
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        if parts.scheme != "http" or host not in _LOOPBACK or not port or not token.isalnum():
+            raise ValueError
     except (FileNotFoundError, NotADirectoryError):
         may_start = home.is_dir() and (not any(home.iterdir()) or (home / "format").exists())
         if not may_start and home != default_home():
@@ -146,8 +148,6 @@ def find_place(home: Path) -> Place:
         raise HomeInvalid(
             f"{home / 'api.json'} is damaged", hint=f"start the node anew: `{start_command(home)}`"
         ) from None
-    if parts.scheme != "http" or host not in _LOOPBACK or not port or not token.isalnum():
-        raise HomeInvalid(f"{home / 'api.json'} does not name an API on this machine")
     return Place(host, port, token)
 
 
