@@ -156,7 +156,7 @@ def run(
     arguments: tuple[str, ...],
     stdin: Path | None,
     env: Mapping[str, str] | None,
-    inputs: Mapping[str, str | targets.Meant] | None,
+    inputs: Mapping[str, str] | None,
     out: Path | None,
     store: str | None,
     receipt: Path | None,

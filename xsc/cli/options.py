@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from xsc.client.calls import Calls
     from xsc.client.core import Asked, Document
-    from xsc.client.targets import Meant
 
     Offers = Sequence[tuple[Asked, str]]
 
@@ -414,15 +413,15 @@ def _warn_of_list() -> None:
     )
 
 
-def object_of(text: str) -> Meant:
+def object_of(text: str) -> str:
     """Return a capability, or else the name of an own object, or of what is in a directory."""
     if text == "-" or text.startswith(("@", "xsc:")):
-        return _capability(text)
+        if not (found := _capability(text)).startswith("xsc:"):
+            raise ArgumentInvalid(f"{text} does not hold a capability")
+        return found
     if not text:
         raise ArgumentInvalid("an empty text names no object")
-    from xsc.client.targets import Named
-
-    return Named(text)
+    return text
 
 
 def read_given(path: Path | None, what: str, size_max: int) -> bytes:
@@ -441,14 +440,12 @@ def read_given(path: Path | None, what: str, size_max: int) -> bytes:
 
 def _word(path: Path, place: str) -> str:
     try:
-        return read_given(path, "file", CAPABILITY_BYTES_MAX).decode("ascii").strip()
+        return read_given(path, "file", CAPABILITY_BYTES_MAX).decode("ascii", "replace").strip()
     except TooLarge:
         raise TooLarge(f"{place} holds more than one capability") from None
-    except UnicodeDecodeError:
-        raise ArgumentInvalid(f"{place} does not hold a capability") from None
 
 
-def _input(text: str) -> tuple[str, Meant]:
+def _input(text: str) -> tuple[str, str]:
     name, value = _pair(text)
     return name, object_of(value)
 

@@ -26,9 +26,8 @@ from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions
 from xsc.client.core import Document, Progress
 from xsc.client.files import check_target, make_directory, write_whole
 from xsc.client.targets import (
-    Meant,
-    Named,
     Target,
+    is_name,
     objects_of,
     one_object,
     read_tree,
@@ -199,7 +198,7 @@ def _put_tree(
 @object_options
 def get(
     settings: Settings,
-    cap: Meant,
+    cap: str,
     output: Path,
     part: str | None,
     version: int | None,
@@ -254,20 +253,20 @@ def _write(output: Path, blocks: Iterable[bytes]) -> int:
     return 0
 
 
-def _directory(calls: Calls, target: Meant, version: int | None) -> Target:
+def _directory(calls: Calls, target: str, version: int | None) -> Target:
     """Return what is meant, which is a directory as far as a name says it.
 
     Raises:
         ArgumentInvalid: a file has that name. ObjectUnknown: nothing has.
     """
     found = resolve(calls, target, version)
-    if isinstance(target, Named) and found.kind != "directory":
-        raise ArgumentInvalid(f"{target.name} is a file, not a directory", hint="leave -r out")
+    if is_name(target) and found.kind != "directory":
+        raise ArgumentInvalid(f"{target} is a file, not a directory", hint="leave -r out")
     return found
 
 
 def _get_tree(
-    settings: Settings, calls: Calls, target: Meant, output: Path, version: int | None
+    settings: Settings, calls: Calls, target: str, output: Path, version: int | None
 ) -> None:
     from xsc.client.folders import get_tree
 
@@ -430,7 +429,7 @@ def _domains(answer: Document) -> str:
 
 @store.command()
 @object_options
-def stat(settings: Settings, cap: Meant, version: int | None) -> None:
+def stat(settings: Settings, cap: str, version: int | None) -> None:
     """Ask an object's hosts which of its shards they still hold.
 
     Of a directory all files are asked about, and the worst is shown. A
@@ -448,7 +447,7 @@ def stat(settings: Settings, cap: Meant, version: int | None) -> None:
 @store.command()
 @option("--deep", is_flag=True, help="Read every shard and verify it.")
 @object_options
-def check(settings: Settings, cap: Meant, version: int | None, *, deep: bool) -> int:
+def check(settings: Settings, cap: str, version: int | None, *, deep: bool) -> int:
     """Say what an object's placement is worth: what it survives, and for how long.
 
     Of a directory all files are looked at, and the worst is shown.
@@ -488,7 +487,7 @@ def check(settings: Settings, cap: Meant, version: int | None, *, deep: bool) ->
 @store.command()
 @argument("cap", metavar="[CAP|NAME]", type=options.OBJECT, required=False)
 @version_option
-def repair(settings: Settings, cap: Meant | None, version: int | None) -> int:
+def repair(settings: Settings, cap: str | None, version: int | None) -> int:
     """Rebuild the lost shards of an object now; without CAP, of all objects.
 
     Of a directory those of all its files. The node does the same by itself.
@@ -536,7 +535,7 @@ def repair(settings: Settings, cap: Meant | None, version: int | None) -> int:
 @option("--version", type=options.WHOLE, help="That version of the name alone.  [all]")
 @option("-y", "--yes", is_flag=True, help="Delete a directory without asking.")
 def rm(
-    settings: Settings, cap: Meant, receipts: Path | None, version: int | None, *, yes: bool
+    settings: Settings, cap: str, receipts: Path | None, version: int | None, *, yes: bool
 ) -> int:
     """Delete an object at all of its hosts; with a NAME, all its versions.
 
@@ -550,12 +549,12 @@ def rm(
         make_directory(receipts)
     calls = settings.calls()
     cap, found = _to_delete(calls, cap, version)
-    if isinstance(cap, Named) and cap.name.endswith(SUFFIX):
-        _confirm_removal(calls, cap.name, version, yes=yes)
+    if is_name(cap) and cap.endswith(SUFFIX):
+        _confirm_removal(calls, cap, version, yes=yes)
     answers = remove_all(calls, found)
     names = {answer.pop("name", "") for answer in answers}
-    if isinstance(cap, Named):
-        names.add(cap.name)
+    if is_name(cap):
+        names.add(cap)
     for name in names:
         if name.endswith(SUFFIX):
             answers += clean(calls, name)
@@ -571,7 +570,7 @@ def rm(
     return EXIT_PARTLY if answer["unconfirmed"] else 0
 
 
-def _to_delete(calls: Calls, target: Meant, version: int | None) -> tuple[Meant, Sequence[str]]:
+def _to_delete(calls: Calls, target: str, version: int | None) -> tuple[str, Sequence[str]]:
     """Return what is meant, a directory with its slash, and the capabilities of its versions.
 
     There are none of a directory of which only files are left, because deleting it broke off.
@@ -580,17 +579,17 @@ def _to_delete(calls: Calls, target: Meant, version: int | None) -> tuple[Meant,
         ArgumentInvalid: a version of a capability, or what lies in a directory.
         ObjectUnknown: no such name or version.
     """
-    if not isinstance(target, Named):
+    if not is_name(target):
         return target, [resolve(calls, target, version).capability]
-    folder = Named(target.name.rstrip(SUFFIX) + SUFFIX)
+    folder = target.rstrip(SUFFIX) + SUFFIX
     for each in (target, folder):
         with suppress(errors.ObjectUnknown):
-            return each, calls.named(each.name, version, deleting=True)
-    if version is None and calls.parts(tree_id(folder.name)):
+            return each, calls.named(each, version, deleting=True)
+    if version is None and calls.parts(tree_id(folder)):
         return folder, ()
     resolve(calls, target, version)
     raise ArgumentInvalid(
-        f"{target.name} lies in a stored directory, and goes with it",
+        f"{target} lies in a stored directory, and goes with it",
         hint="store the directory again without it: xsc store put -r DIR",
     )
 
@@ -630,7 +629,7 @@ def _merged(answers: Sequence[Document]) -> Document:
 @option("--read", is_flag=True, help="Whoever has it may read the object.")
 @option("--verify", is_flag=True, help="It may be checked, not read.")
 @object_options
-def share(settings: Settings, cap: Meant, version: int | None, *, read: bool, verify: bool) -> None:
+def share(settings: Settings, cap: str, version: int | None, *, read: bool, verify: bool) -> None:
     """Print the capability of an object to give to somebody: to read it, or to check it.
 
     What only checks finds the object and says which shards its hosts hold; it
@@ -681,7 +680,7 @@ def gc(answer: Document) -> int:
 _LETTERS = {"directory": "d", "file": "-", "link": "l"}
 
 
-def _show_tree(settings: Settings, calls: Calls, target: Meant, version: int | None) -> None:
+def _show_tree(settings: Settings, calls: Calls, target: str, version: int | None) -> None:
     """List what is in a stored directory."""
     found = _directory(calls, target, version)
     tree = read_tree(calls, found.capability)

@@ -33,17 +33,6 @@ Ask = Callable[[str], Document]
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """An object by its name in this node's list, or a place in a directory by NAME/PATH."""
-
-    name: str
-
-
-Meant: TypeAlias = str | Named
-"""A capability, or a name."""
-
-
-@dataclass(frozen=True, slots=True)
 class Target:
     """What a capability or a name stands for."""
 
@@ -59,7 +48,12 @@ class Target:
     """The whole directory, where it was read to find the path."""
 
 
-def resolve(calls: Calls, target: Meant, version: int | None = None) -> Target:
+def is_name(target: str) -> bool:
+    """Say whether a text is no capability: a name of an object, or a place in a directory."""
+    return not target.startswith("xsc:")
+
+
+def resolve(calls: Calls, target: str, version: int | None = None) -> Target:
     """Return what a capability or a name stands for.
 
     A name is that of an object, or of a directory with or without its slash, or of a
@@ -74,18 +68,18 @@ def resolve(calls: Calls, target: Meant, version: int | None = None) -> Target:
         ArgumentInvalid: a version of a capability, or the path of a link.
         ObjectUnknown: no such name, version or path.
     """
-    if isinstance(target, str):
+    if not is_name(target):
         if version is not None:
             raise ArgumentInvalid(
                 "--version goes with a name: a capability stands for one version",
                 hint="leave --version out",
             )
         return Target(target)
-    found = _newest(calls, target.name, version)
+    found = _newest(calls, target, version)
     if isinstance(found, str):
-        kind: Kind = "directory" if target.name.endswith(SUFFIX) else "file"
-        return Target(found, kind, name=target.name)
-    parts = target.name.rstrip(SUFFIX).split(SUFFIX)
+        kind: Kind = "directory" if target.endswith(SUFFIX) else "file"
+        return Target(found, kind, name=target)
+    parts = target.rstrip(SUFFIX).split(SUFFIX)
     for count in range(len(parts), 0, -1):
         folder, path = SUFFIX.join(parts[:count]) + SUFFIX, SUFFIX.join(parts[count:])
         capability = _newest(calls, folder, version)
@@ -125,7 +119,7 @@ def _inside(calls: Calls, capability: str, folder: str, path: str) -> Target:
 
 
 def one_object(
-    calls: Calls, target: Meant, version: int | None = None, *, whole: bool = False
+    calls: Calls, target: str, version: int | None = None, *, whole: bool = False
 ) -> str:
     """Return the capability of the one object that is meant.
 
