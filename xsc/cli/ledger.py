@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 from click import argument, option
 
@@ -34,6 +36,11 @@ def _told(amount_micro: int | None) -> str:
     return "?" if amount_micro is None else format_credits(amount_micro)
 
 
+def _alone(key: str) -> Callable[[Document], str]:
+    """Return the cell of an amount that a peer does not share with others."""
+    return lambda row: "shared" if row["shared_through"] else format_credits(row[key])
+
+
 def _one_credit(credit: Document) -> str:
     names = [show.named(row, "id") for row in credit["peers"]]
     more = [f"{len(names) - NAMES_SHOWN} more"] if len(names) > NAMES_SHOWN else []
@@ -50,24 +57,16 @@ def balance(answer: Document) -> None:
 
     Below zero, this node owes. A peer that does not answer shows no limit.
     """
-    show.table(
-        ["peer", "id", "<owes us", "<may owe us", "<left", "<we may owe", "<left"],
-        [
-            [
-                show.named(row, "peer"),
-                show.short(row["peer"]),
-                format_credits(row["balance_micro"]),
-                *(
-                    ("shared", "shared")
-                    if row["shared_through"]
-                    else (format_credits(row["limit_micro"]), format_credits(row["left_micro"]))
-                ),
-                _told(row["own_limit_micro"]),
-                _told(row["own_left_micro"]),
-            ]
-            for row in answer["balances"]
-        ],
+    show.rows(
+        answer["balances"],
+        "peer id <owes_us <may_owe_us <left <we_may_owe <left_",
         "nobody owes anything",
+        id=("peer", show.short),
+        owes_us="balance_micro",
+        may_owe_us=_alone("limit_micro"),
+        left=_alone("left_micro"),
+        we_may_owe=("own_limit_micro", _told),
+        left_=("own_left_micro", _told),
     )
     for credit in answer["shared"]:
         show.line(_one_credit(credit))

@@ -129,14 +129,15 @@ def rows(found: Iterable[Document], heads: str, empty: str = "", **cells: Cell) 
 
     Args:
         found: the rows.
-        heads: of the columns, `_` for a blank; `<` before one puts its numbers to the right.
+        heads: of the columns, `_` for a blank, or behind one that is there twice; `<` before one
+            puts its numbers to the right.
         empty: said on standard error where there are no rows.
         cells: what stands under a head that is not the name of a field, its unit left out.
     """
     if for_people():
         names = heads.replace("<", "").split()
         texts = [[_text_of(row, name, cells) for name in names] for row in found]
-        table([head.replace("_", " ") for head in heads.split()], texts, empty)
+        table([head.replace("_", " ").rstrip() for head in heads.split()], texts, empty)
 
 
 def fields(answer: Document, names: str, **cells: Cell) -> None:

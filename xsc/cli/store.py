@@ -22,18 +22,10 @@ from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
 from xsc.base.text import count_of
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
+from xsc.client import targets
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions
 from xsc.client.core import Document, Progress
 from xsc.client.files import check_target, make_directory, write_whole
-from xsc.client.targets import (
-    Target,
-    is_name,
-    objects_of,
-    one_object,
-    read_tree,
-    resolve,
-    survey,
-)
 from xsc.client.tree import SUFFIX, Node, tree_id
 
 
@@ -223,7 +215,7 @@ def get(
         return
     if output != options.STREAM:
         check_target(output)
-    found = resolve(calls, cap, version)
+    found = targets.resolve(calls, cap, version)
     if found.kind == "directory":
         raise ArgumentInvalid(
             f"{found.name} is a directory", hint="get -r fetches all of it, NAME/PATH one file"
@@ -253,14 +245,14 @@ def _write(output: Path, blocks: Iterable[bytes]) -> int:
     return 0
 
 
-def _directory(calls: Calls, target: str, version: int | None) -> Target:
+def _directory(calls: Calls, target: str, version: int | None) -> targets.Target:
     """Return what is meant, which is a directory as far as a name says it.
 
     Raises:
         ArgumentInvalid: a file has that name. ObjectUnknown: nothing has.
     """
-    found = resolve(calls, target, version)
-    if is_name(target) and found.kind != "directory":
+    found = targets.resolve(calls, target, version)
+    if targets.is_name(target) and found.kind != "directory":
         raise ArgumentInvalid(f"{target} is a file, not a directory", hint="leave -r out")
     return found
 
@@ -437,7 +429,7 @@ def stat(settings: Settings, cap: str, version: int | None) -> None:
     the list.
     """
     calls = settings.calls()
-    answer = survey(calls, resolve(calls, cap, version), calls.stat, _ASKING)
+    answer = targets.survey(calls, targets.resolve(calls, cap, version), calls.stat, _ASKING)
     settings.view(answer)
     _show_placement(answer)
     empty = "it has no shards: its content is in the manifest"
@@ -458,7 +450,7 @@ def check(settings: Settings, cap: str, version: int | None, *, deep: bool) -> i
     """
     calls = settings.calls()
     ask = partial(calls.check, deep=deep)
-    answer = survey(calls, resolve(calls, cap, version), ask, _ASKING)
+    answer = targets.survey(calls, targets.resolve(calls, cap, version), ask, _ASKING)
     settings.view(answer)
     _show_placement(answer, deep=deep)
     about = answer.get("tree")
@@ -499,7 +491,7 @@ def repair(settings: Settings, cap: str | None, version: int | None) -> int:
     if cap is None:
         wanted = [row["capability"] for row in calls.objects()["objects"]]
     else:
-        wanted = objects_of(calls, resolve(calls, cap, version))
+        wanted = targets.objects_of(calls, targets.resolve(calls, cap, version))
     several = cap is None or len(wanted) > 1
     answers = []
     for number, each in enumerate(wanted, 1):
@@ -549,11 +541,11 @@ def rm(
         make_directory(receipts)
     calls = settings.calls()
     cap, found = _to_delete(calls, cap, version)
-    if is_name(cap) and cap.endswith(SUFFIX):
+    if targets.is_name(cap) and cap.endswith(SUFFIX):
         _confirm_removal(calls, cap, version, yes=yes)
     answers = remove_all(calls, found)
     names = {answer.pop("name", "") for answer in answers}
-    if is_name(cap):
+    if targets.is_name(cap):
         names.add(cap)
     for name in names:
         if name.endswith(SUFFIX):
@@ -579,15 +571,15 @@ def _to_delete(calls: Calls, target: str, version: int | None) -> tuple[str, Seq
         ArgumentInvalid: a version of a capability, or what lies in a directory.
         ObjectUnknown: no such name or version.
     """
-    if not is_name(target):
-        return target, [resolve(calls, target, version).capability]
+    if not targets.is_name(target):
+        return target, [targets.resolve(calls, target, version).capability]
     folder = target.rstrip(SUFFIX) + SUFFIX
     for each in (target, folder):
         with suppress(errors.ObjectUnknown):
             return each, calls.named(each, version, deleting=True)
     if version is None and calls.parts(tree_id(folder)):
         return folder, ()
-    resolve(calls, target, version)
+    targets.resolve(calls, target, version)
     raise ArgumentInvalid(
         f"{target} lies in a stored directory, and goes with it",
         hint="store the directory again without it: xsc store put -r DIR",
@@ -644,7 +636,7 @@ def share(settings: Settings, cap: str, version: int | None, *, read: bool, veri
         )
     from xsc.storage.object.capability import parse_read, parse_verify
 
-    given = one_object(settings.calls(), cap, version, whole=True)
+    given = targets.one_object(settings.calls(), cap, version, whole=True)
     shared = parse_read(given) if read else parse_verify(given)
     allows = "read" if read else "verify"
     settings.view({"capability": shared.to_text(), "allows": allows}, shared.to_text())
@@ -683,7 +675,7 @@ _LETTERS = {"directory": "d", "file": "-", "link": "l"}
 def _show_tree(settings: Settings, calls: Calls, target: str, version: int | None) -> None:
     """List what is in a stored directory."""
     found = _directory(calls, target, version)
-    tree = read_tree(calls, found.capability)
+    tree = targets.read_tree(calls, found.capability)
     if found.path:
         tree = tree.at(found.path)
     settings.view({"entries": [_entry(node) for node in tree.nodes]})

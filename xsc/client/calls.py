@@ -17,17 +17,8 @@ from typing import Any, BinaryIO, Literal, TypedDict, TypeVar, Unpack
 from xsc import api
 from xsc.api.ranges import UNIT
 from xsc.base import errors, jobs, limits
-from xsc.client.core import (
-    ANSWER_TIMEOUT_S,
-    Core,
-    Document,
-    Download,
-    Progress,
-    Watch,
-    ignore_progress,
-    problem_of,
-    unwatched,
-)
+from xsc.client import core
+from xsc.client.core import Core, Document
 from xsc.client.files import fetch, opened, read_file, read_module, size_of, upload_id
 
 DEEP_TIMEOUT_S = 24 * 3600.0
@@ -102,21 +93,21 @@ def _named_first(module: bytes, send: Callable[[str | None, bytes], Document]) -
     return send(None, module)
 
 
-def follow(core: Core, service: str, newest: int, wait_ms: int) -> Iterator[Document]:
+def follow(calls: Core, service: str, newest: int, wait_ms: int) -> Iterator[Document]:
     """Yield the newest rows of a service's log, and each one that comes, without end.
 
     Args:
-        core: the node.
+        calls: the node.
         service: its name.
         newest: how many rows of before.
         wait_ms: how long one call waits for the next row.
     """
-    rows = core.ask(api.services.LOG, name=service, n=max(newest, 1))["requests"]
+    rows = calls.ask(api.services.LOG, name=service, n=max(newest, 1))["requests"]
     after = 0
     yield from rows if newest else ()
     while True:
         after = rows[-1]["number"] if rows else after
-        asked = core.ask(api.services.LOG, name=service, after=after, wait_ms=wait_ms)
+        asked = calls.ask(api.services.LOG, name=service, after=after, wait_ms=wait_ms)
         rows = asked["requests"]
         yield from rows
 
@@ -168,7 +159,7 @@ class Calls(Core):
         size_bytes: int | None = None,
         resume: str | None = None,
         part: str | None = None,
-        progress: Progress = ignore_progress,
+        progress: core.Progress = core.ignore_progress,
         **how: Unpack[PutOptions],
     ) -> Document:
         """Store a stream; return what `POST /v1/objects` says of it.
@@ -189,7 +180,7 @@ class Calls(Core):
         self,
         path: Path,
         *,
-        watch: Watch = unwatched,
+        watch: core.Watch = core.unwatched,
         goes_on: Callable[[int], None] | None = None,
         **how: Unpack[PutOptions],
     ) -> Document:
@@ -224,7 +215,7 @@ class Calls(Core):
                 source.seek(0)
                 return send()
 
-    def open(self, capability: str, part: str | None = None) -> Download:
+    def open(self, capability: str, part: str | None = None) -> core.Download:
         """Return an object's content as a stream, to be used in a `with`.
 
         Args:
@@ -241,7 +232,7 @@ class Calls(Core):
             raise errors.NodeUnreachable("the node did not send a range")
         return download
 
-    def get(self, capability: str, path: Path, watch: Watch = unwatched) -> int:
+    def get(self, capability: str, path: Path, watch: core.Watch = core.unwatched) -> int:
         """Write an object to a file, whole or not at all; return its size in bytes.
 
         What an interrupted call has left beside the file is continued.
@@ -284,7 +275,7 @@ class Calls(Core):
 
     def check(self, capability: str, *, deep: bool = False) -> Document:
         """Say what an object's placement is worth; `deep` has every shard read and verified."""
-        how_long = DEEP_TIMEOUT_S if deep else ANSWER_TIMEOUT_S
+        how_long = DEEP_TIMEOUT_S if deep else core.ANSWER_TIMEOUT_S
         return self.ask(api.objects.CHECK, timeout_s=how_long, capability=capability, deep=deep)
 
     def repair(self, capability: str) -> Document:
@@ -325,7 +316,7 @@ class Calls(Core):
                 if "result" in line:
                     return dict(line["result"])
                 if "problem" in line:
-                    raise problem_of(line["problem"])
+                    raise core.problem_of(line["problem"])
                 for name, data in line.items():
                     show(2 if name == "stderr" else 1, b64decode(data))
         raise AssertionError
