@@ -365,10 +365,9 @@ def _show_price(settings: Settings, raw: bytes, passed_over: list[Document]) -> 
         "passed_over": passed_over,
     }
     settings.view(answer)
-    need_name = "" if asked.need is None else "need "
     show.fields(
         answer,
-        f"provider customer price tier slot {need_name}why",
+        "provider customer price tier slot need why",
         price=lambda _: _price(asked.kind, asked.price),
         tier=("tier", _TIERS.__getitem__),
     )

@@ -22,7 +22,7 @@ from xsc.cli import options, show
 from xsc.cli.options import Command, Group, Settings, asks
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls
 from xsc.client.core import Document, Progress
-from xsc.client.files import blocks_of, check_target, read_file, write_whole
+from xsc.client.files import blocks_of, check_target, opened, write_whole
 
 if TYPE_CHECKING:
     from xsc.identity.keys import KeyPair
@@ -647,15 +647,13 @@ def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
 
 
 def _read_key_file(file: Path) -> str:
-    """Return the text of an exported key file.
+    """Return the text of an exported key file, of one that is none its beginning.
 
     Raises:
-        ArgumentInvalid: it cannot be read. IdentityInvalid: it is larger than any key file.
+        ArgumentInvalid: it cannot be opened.
     """
-    try:
-        return read_file(file, "key file", KEY_FILE_BYTES_MAX).decode("ascii", "replace")
-    except errors.TooLarge:
-        raise errors.IdentityInvalid(f"{file} is no XSC key file: it is too large") from None
+    with opened(file, "key file") as source:
+        return source.read(KEY_FILE_BYTES_MAX).decode("ascii", "replace")
 
 
 def _key_passphrase(home: Path) -> str:
@@ -685,9 +683,7 @@ def _typed_for(_: str) -> str:
 def _new_passphrase(*, ask: bool) -> str:
     """Return the passphrase for a new key file; an empty one locks nothing."""
     given = os.environ.get(options.PASSPHRASE, "")
-    if given or not ask:
-        return given
-    return _ask_passphrase(f"set {options.PASSPHRASE}", twice=True)
+    return _ask_passphrase(f"set {options.PASSPHRASE}", twice=True) if ask and not given else given
 
 
 def _ask_passphrase(hint: str, *, twice: bool) -> str:

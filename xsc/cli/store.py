@@ -25,7 +25,7 @@ from xsc.cli.options import Group, Settings, asks
 from xsc.client import targets
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions
 from xsc.client.core import Document, Progress
-from xsc.client.files import check_target, make_directory, write_whole
+from xsc.client.files import make_directory, write_whole
 from xsc.client.tree import SUFFIX, Node, tree_id
 
 
@@ -130,10 +130,7 @@ def _say_where(stored: Document) -> None:
         f"stored {units.format_size(stored['size_bytes'])} on {count_of(hosts, 'node')}, "
         f"survives the loss of {stored['survives']}"
     )
-    if sys.stderr.isatty():
-        show.note(where)
-    else:
-        show.detail(where)
+    (show.note if sys.stderr.isatty() else show.detail)(where)
     for row in stored["passed_over"]:
         lease = "" if row["lease_id"] is None else f", lease {show.short(row['lease_id'])}"
         show.detail(f"passed over {show.short(row['node'])}{lease}: {row['reason']}")
@@ -213,8 +210,6 @@ def get(
     if recursive:
         _get_tree(settings, calls, cap, output, version)
         return
-    if output != options.STREAM:
-        check_target(output)
     found = targets.resolve(calls, cap, version)
     if found.kind == "directory":
         raise ArgumentInvalid(
@@ -594,14 +589,14 @@ def restore(settings: Settings, name: str, version: int) -> None:
 
     Nothing is copied: number N is free of it. Later versions stay.
     """
-    calls = settings.calls()
+    ask = partial(settings.ask, api.objects.RESTORE, version=version)
     try:
-        made = calls.restore(name, version)["version"]
+        made = ask(name=name)["version"]
     except errors.ObjectUnknown:
-        if name.endswith("/"):
+        if name.endswith(SUFFIX):
             raise
-        name += "/"
-        made = calls.restore(name, version)["version"]
+        name += SUFFIX
+        made = ask(name=name)["version"]
     settings.view({"name": name, "version": made}, str(made))
 
 

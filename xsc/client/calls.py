@@ -252,10 +252,6 @@ class Calls(Core):
         """Return the files that were stored for a directory: `part, capability, created_ms`."""
         return list(self.ask(api.objects.PARTS, part=tree)["parts"])
 
-    def restore(self, name: str, version: int) -> Document:
-        """Make an older version of a name its newest; return its new `version`."""
-        return self.ask(api.objects.RESTORE, name=name, version=version)
-
     def named(
         self, name: str, version: int | None = None, *, deleting: bool = False
     ) -> Sequence[str]:

@@ -396,7 +396,7 @@ async def test_a_name_that_is_no_text_is_said_to_be_one(there):
         lambda: calls.put(BytesIO(b"a"), name="\udcff"),
         lambda: calls.objects("\udcff"),
         lambda: calls.named("\udcff"),
-        lambda: calls.restore("\udcff", 1),
+        lambda: calls.named("\udcff", 1),
     ):
         with pytest.raises(ArgumentInvalid, match="not Unicode text"):
             call()
