@@ -357,11 +357,11 @@ def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -
     With ID and -o, one signed record is written to a file: `xsc verify` checks it
     without a node, and `xsc compute verify` says whose receipt is wrong.
     """
-    if (evidence_id is None) != (output is None):
-        raise errors.ArgumentInvalid("ID and --output go together")
     if evidence_id is not None and output is not None:
         settings.save(api.jobs.EVIDENCE_RECORD, output, id=evidence_id)
         return
+    if evidence_id is not None or output is not None:
+        raise errors.ArgumentInvalid("ID and --output go together")
     answer = settings.ask(api.jobs.EVIDENCE)
     settings.view(answer)
     show.rows(

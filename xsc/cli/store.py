@@ -94,18 +94,10 @@ def put(
 
 def _check_name(name: str) -> None:
     """Refuse a name by which the object could not be read again."""
-    if name == "":
-        raise ArgumentInvalid(
-            "a name must not be empty", hint="leave --name out to use the file's name"
-        )
-    if name.endswith(SUFFIX):
-        raise ArgumentInvalid(
-            "a name that ends in / is a directory's", hint="store a directory with -r"
-        )
-    if name == "-" or name.startswith(("@", "xsc:")):
+    if name in {"", "-"} or name.endswith(SUFFIX) or name.startswith(("@", "xsc:")):
         raise ArgumentInvalid(
             f"'{name}' could not be read again by that name",
-            hint="commands take @FILE, - and xsc:… for capabilities",
+            hint="commands take @FILE, - and xsc:… for capabilities, and NAME/ for directories",
         )
 
 
@@ -624,10 +616,7 @@ def share(settings: Settings, cap: str, version: int | None, *, read: bool, veri
     """
     if read == verify:
         raise ArgumentInvalid(
-            "a capability is to read, or only to check"
-            if read
-            else "it must be said what the capability is for",
-            hint="use --read or --verify",
+            "a capability is to read, or only to check", hint="use either --read or --verify"
         )
     from xsc.storage.object.capability import parse_read, parse_verify
 

@@ -199,16 +199,13 @@ class Core:
         """
         connection = self._sent(endpoint, said, parts, timeout_s, keep=True)
         try:
-            document = connection.document()
-        except BaseException:
-            connection.close()
-            raise
-        if connection.reusable and len(self._kept) < KEPT_CONNECTIONS_MAX:
-            connection.since = time.monotonic()
-            self._kept.append(connection)
-        else:
-            connection.close()
-        return document
+            return connection.document()
+        finally:
+            if connection.reusable and len(self._kept) < KEPT_CONNECTIONS_MAX:
+                connection.since = time.monotonic()
+                self._kept.append(connection)
+            else:
+                connection.close()
 
     def upload(
         self,
@@ -451,6 +448,7 @@ class _Connection(HTTPConnection):
         Raises:
             NodeUnreachable, XscError: as `answered`.
         """
+        self.reusable = False
         response = self.answered()
         with self.reading():
             stays = not response.will_close

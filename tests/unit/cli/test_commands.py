@@ -170,7 +170,7 @@ def test_put_takes_standard_input(xsc, stand_in):
     stand_in.answers("POST", "/v1/objects", STORED, 201)
     refused = xsc("store", "put", "-", "--name", "", stdin=b"abc")
     assert refused.code == 2
-    assert refused.err.startswith("error: a name must not be empty")
+    assert refused.err.startswith("error: '' could not be read again")
     assert not stand_in.requests
     done = xsc("store", "put", "-", "--name", "größe", stdin=b"abc")
     assert done.text == "xsc:r:abc\n"
