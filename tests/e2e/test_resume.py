@@ -47,7 +47,7 @@ class Putting:
     def __init__(self, nodes: Net, film: Path) -> None:
         self.calls = Calls(nodes[0].home)
         with film.open("rb") as file:
-            self.id = upload_id(film, file, film.name, "", None)
+            self.id = upload_id(film, file, film.name, None, None)
         words = ["--home", str(nodes[0].home), "store", "put", str(film)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "xsc", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
