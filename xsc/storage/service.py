@@ -330,7 +330,7 @@ class StorageService:
         verify = parse_verify(entry.capability)
         others = {item.node for item in entry.held} - {self._own}
         try:
-            for node in others:
+            for node in sorted(others):
                 if await self._client.find(node, verify.locate, ref) is not None:
                     return False
         except errors.XscError:
