@@ -49,6 +49,7 @@ from xsc.net.service import PeerNet
 from xsc.net.transport.port import Transport
 from xsc.node import circle, directory, jobs, programs, tasks
 from xsc.node.config import Config
+from xsc.node.monitor import events, watch
 from xsc.programs import functions, provenance
 from xsc.programs import running as programs_running
 from xsc.programs.service import CellSyncManager, ComputeRuntimeManager
@@ -217,8 +218,9 @@ class Node:
         self.key = key
         self.network = network
         self.clock = parts.clock
-        self.log = parts.log
-        self.parts = parts
+        self.log = self.events = events.CountedLog(parts.log)
+        self.parts = parts = replace(parts, log=self.events)
+        self.watch = watch.Watch(parts.clock)
         self.tasks = tasks.Tasks(parts.clock, parts.log)
         self.started_ms = parts.clock.monotonic_ms()
         self.api_url = ""

@@ -155,6 +155,9 @@ class Config(BaseModel, frozen=True, use_attribute_docstrings=True, arbitrary_ty
     """address and port of services, or a port on this machine; off if empty"""
     services_url: Annotated[str, Setting("", _url)]
     """external URL of services, if they are behind a proxy"""
+    metrics_listen: Annotated[str, Setting("", _listener)]
+    """address and port of metrics for a scraper elsewhere, or a port on this machine; if empty,
+    the API alone has them"""
     advertise: Annotated[tuple[str, ...], Setting("", _addresses)]
     """addresses announced to peers, comma-separated, instead of peer_listen"""
     accept_peers: Annotated[str, Setting("introduced", _choice("introduced", "invited"))]

@@ -37,6 +37,7 @@ async def status(node: Node, _: Nothing) -> api.Status:
             node.shards.writer,
             offered_bytes=offered["storage"],
             granted_bytes=granted["storage"],
+            disk_free_bytes=node.parts.disk_free_bytes(),
         ),
         compute=api.ComputeStatus(
             workers=take_int(sandbox, "workers"),
