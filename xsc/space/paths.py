@@ -123,6 +123,7 @@ class UserSpacePaths:
     GRANTS = "causality/grants"
     REGISTRY = "programs/registry"
     ACTIVE = "programs/active"
+    SUBSCRIPTIONS = "subscriptions"
 
     @staticmethod
     def member(number: int) -> str:
@@ -224,7 +225,7 @@ DECLARED: Final = frozenset(
         UserSpacePaths.PROGRAMS,
         UserSpacePaths.SERVICES,
         UserSpacePaths.PROVENANCE,
-        "subscriptions",
+        UserSpacePaths.SUBSCRIPTIONS,
     }
 )
 """Prefixes of XSC's own that are sections by themselves."""

@@ -29,6 +29,7 @@ from xsc.storage.object.capability import (
     parse_verify,
     verify_key,
 )
+from xsc.storage.object.held import Held
 from xsc.storage.object.placement import (
     State,
     column_state,
@@ -669,7 +670,7 @@ class StorageService:
             located = await self._finder.locate(verify)
             if located.manifest.owner != self._own:
                 raise errors.NotAllowed("only the node that stored an object can delete it")
-            held: tuple[inventory.HeldAt, ...] = ()
+            held: tuple[Held, ...] = ()
             nodes = {node for nodes in located.holders for node in nodes}
         else:
             held = entry.held

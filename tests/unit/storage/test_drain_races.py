@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.unit.storage.test_races import play
-from tests.unit.storage.world import NETWORK, Lease, content, finished, put
+from tests.unit.storage.world import NETWORK, content, finished, put
 from xsc.base.errors import SpaceExhausted
 from xsc.base.limits import SEGMENT_BYTES
 from xsc.base.merkle import root_of
@@ -16,6 +16,7 @@ from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.repair.departures import DepartureNotice
 from xsc.storage.repair.drain import LEAVING, OWN, RELEASED, STAYS, DrainState
+from xsc.terms.lease import LeaseHandle
 from xsc.terms.storage_receipt import DeletionOrder
 
 
@@ -80,7 +81,7 @@ def test_a_customer_cannot_fill_the_proof():
         verify = parse_verify((await put(owner, content(1_000), code=(1, 1))).capability)
         sealed = owner.state.get(MANIFESTS + verify.manifest_hash)
         await leaver.service.drain.begin()
-        lease = Lease(leaver.id, owner.lease_id(leaver.id))
+        lease = LeaseHandle(leaver.id, owner.lease_id(leaver.id))
         for column in range(5, 50):
             await owner.service._client.delete(leaver.id, verify.locate, columns={column})
         assert not list(leaver.state.scan(RELEASED, RELEASED + b"\xff"))

@@ -29,7 +29,7 @@ from xsc.node.config import load
 from xsc.storage.repair.peer_departures import Departures
 from xsc.storage.service import StorageService
 from xsc.storage.shardstore.store import StorageNode
-from xsc.terms.lease import OWN_STORAGE
+from xsc.terms.lease import OWN_STORAGE, LeaseHandle
 from xsc.terms.storage_receipt import StorageReceipt
 
 NETWORK = network_id("test")
@@ -44,15 +44,8 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Lease:
-    node: bytes
-    lease_id: bytes
-    price: int = 0
-
-
-@dataclass(frozen=True)
 class Offered:
-    leases: list[Lease]
+    leases: list[LeaseHandle]
     refused: dict[bytes, XscError]
     passed_over: tuple = ()
 
@@ -210,7 +203,7 @@ class Host:
             for other in self.world.hosts
             if other.id not in chosen and other.id not in exclude and len(chosen) < count
         }
-        return Offered([Lease(node, self.lease_id(node)) for node in chosen], refused)
+        return Offered([LeaseHandle(node, self.lease_id(node)) for node in chosen], refused)
 
     def unplaced(self, size_bytes, providers):
         self.short[size_bytes] = providers

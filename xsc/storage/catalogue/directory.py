@@ -22,7 +22,7 @@ from xsc.base import encoding, errors, fields, limits
 from xsc.base.ids import ID_BYTES
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
-from xsc.storage.transfer.put import Held
+from xsc.storage.object.held import Held
 
 _VERSION = 1
 _NONCE_BYTES = 12

@@ -41,7 +41,7 @@ from xsc.storage.catalogue.directory import (
     unpack,
 )
 from xsc.storage.catalogue.heads import HEAD_GET, HEAD_PUT, HEADS, DirectoryHeadStore
-from xsc.storage.transfer.put import Held
+from xsc.storage.object.held import Held
 
 NETWORK = network_id("test")
 KEY = KeyPair(b"k" * 32)

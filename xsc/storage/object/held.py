@@ -11,10 +11,24 @@ Design: docs/design/storage-repair.md, R12.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
+from xsc.identity.envelope import Count, Id32
 from xsc.storage.object.inventory import HeldObject
-from xsc.storage.transfer.put import Held
+
+
+class Held(NamedTuple):
+    """What a host confirmed to hold of an object under a lease."""
+
+    node: Id32
+    lease_id: Id32
+    size_bytes: Count
+
+
+def held_of(sizes: Mapping[tuple[bytes, bytes], int]) -> tuple[Held, ...]:
+    """Return what is held, from bytes by node and lease."""
+    return tuple(Held(*place, size) for place, size in sizes.items())
 
 
 def most_held(answer: HeldObject, own: bytes, column_bytes: int, record_bytes: int) -> int:

@@ -5,9 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xsc.storage.object.held import Held, differences, most_held, recounted
 from xsc.storage.object.inventory import HeldColumn, HeldObject, HeldRecord
-from xsc.storage.transfer.put import Held
-from xsc.storage.transfer.recount import differences, most_held, recounted
 
 A, B, OWN = b"a" * 32, b"b" * 32, b"o" * 32
 LEASES = [bytes([n]) * 32 for n in range(1, 5)]
