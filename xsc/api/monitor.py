@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from xsc.api.endpoint import Endpoint, Model, Nothing, OfPeer, get
+from annotated_types import Ge, Le
+
+from xsc.api.endpoint import Endpoint, Key, Model, Nothing, OfPeer, get, listing, named, post
 from xsc.api.market import Kind
 from xsc.api.status import Status
+
+POINTS_MAX = 2_000
 
 
 class Margin(Model):
@@ -88,13 +92,79 @@ class Measures(Model):
     leases: list[LeaseMeasures]
     peers: list[PeerMeasures]
     events: list[EventMeasures]
+    proofs: int
+    """Records kept here that prove a peer wrong: conflicting entries, false clearings,
+    contradictory receipts."""
     queue_delay_ms: int
     """How long a job that comes now waits for a worker, as jobs took of late."""
     loop_delay_ms: int
     """By how much the event loop was late at most, within the last ten seconds."""
 
 
+class Alert(Model):
+    """A condition that needs the operator."""
+
+    id: str
+    kind: str
+    peer: Key | None
+    """Whom it is about."""
+    name: str | None = named("peer")
+    says: str
+    since_ms: int
+    over_ms: int | None
+    """When it was over; null while it is not."""
+    told: int
+    """How many targets of `notify` have heard of it."""
+
+
+class Acknowledge(Model):
+    """One alert by its id, or all."""
+
+    id: str | None = None
+
+
+class Acknowledged(Model):
+    """How many alerts are not shown any more."""
+
+    alerts: int
+
+
+class PeerSample(Model):
+    """What a sample says of a peer."""
+
+    peer: Key
+    """The beginning of its id where it is no peer any more."""
+    name: str = named("peer")
+    balance_micro: int
+    availability_ppm: int
+
+
+class Sample(Model):
+    """What people plot, at one moment."""
+
+    at_ms: int
+    used_bytes: int
+    granted_bytes: int
+    margin: int | None
+    """The least of any own object; null without any."""
+    price_micro: int
+    """What a GiB and hour costs this node, in the mean of its leases; 0 without any."""
+    peers: list[PeerSample]
+
+
+class Since(Model):
+    """The samples since a moment, thinned out evenly to so many."""
+
+    since_ms: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
+    points: Annotated[int, Ge(1), Le(POINTS_MAX)] = 500
+
+
 MEASURES = get("/v1/measures", Nothing, Measures, "Say what the node measures of itself.")
 METRICS: Endpoint[Nothing, str] = Endpoint(
     "GET", "/metrics", Nothing, str, "Say the same as metrics of Prometheus.", gives="text"
+)
+ALERTS = listing("/v1/alerts", Nothing, Alert, "List what needs the operator.")
+ACKNOWLEDGE = post("/v1/alerts/acknowledge", Acknowledge, Acknowledged, "Show alerts no longer.")
+HISTORY = listing(
+    "/v1/history", Since, Sample, "Show what was measured every minute.", rows="samples"
 )

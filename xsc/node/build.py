@@ -49,7 +49,7 @@ from xsc.net.service import PeerNet
 from xsc.net.transport.port import Transport
 from xsc.node import circle, directory, jobs, programs, tasks
 from xsc.node.config import Config
-from xsc.node.monitor import events, watch
+from xsc.node.monitor import alerts, events, history, watch
 from xsc.programs import functions, provenance
 from xsc.programs import running as programs_running
 from xsc.programs.service import CellSyncManager, ComputeRuntimeManager
@@ -238,6 +238,7 @@ class Node:
         self._make_storage()
         self._make_compute()
         self._make_programs()
+        self._make_monitor()
         self._answer_peers()
 
     def _make_net(self) -> None:
@@ -553,6 +554,12 @@ class Node:
             functions=functions.Functions(),
         )
         self.cells = CellSyncManager(self.programs, self.space)
+
+    def _make_monitor(self) -> None:
+        """Make what tells the operator, and keeps what was measured."""
+        state, commit = self.parts.stores.state, self._state_commit.commit
+        self.alerts = alerts.Alerts(state, commit, self.clock, self.log, self.config.notify)
+        self.history = history.History(state, commit, self.parts.executor, self.log)
 
     def _answer_peers(self) -> None:
         """Have the services answer what peers ask once they are served, and what this node asks."""

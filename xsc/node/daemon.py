@@ -35,6 +35,7 @@ from xsc.node.config import Config, from_environment
 from xsc.node.home import folder as homes
 from xsc.node.home import recover, stores
 from xsc.node.logging import JsonLog, SentenceLog
+from xsc.node.routes import monitor
 from xsc.terms.quote import UNITS
 
 SCRAPERS_MAX = 16
@@ -174,6 +175,7 @@ async def serve(home: homes.Home, config: Config) -> None:
     ended = _ended_by_signal()
     await node.start()
     node.tasks.start("watch", node.watch.run)
+    node.tasks.start("monitor", partial(monitor.run, node))
     # What a start leaves stays to the end: it need not be looked through for garbage again
     # and again, nor what requests make as often as for a small program.
     gc.freeze()

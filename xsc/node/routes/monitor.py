@@ -8,6 +8,7 @@ from xsc.api import monitor as api
 from xsc.api import serial
 from xsc.api.endpoint import Nothing
 from xsc.base.fields import take_int
+from xsc.base.ids import to_text
 from xsc.market.lease import Role
 from xsc.node.api.serving import filled
 from xsc.node.build import Node, market_settings
@@ -15,6 +16,10 @@ from xsc.node.monitor import exposition
 from xsc.node.routes import market
 from xsc.node.routes.status import status
 from xsc.terms.quote import KINDS, Kind
+
+LOOK_MS = 15_000
+"""Between two looks for alerts."""
+LOOKS_A_SAMPLE = 4
 
 
 async def measures(node: Node, asked: Nothing) -> api.Measures:
@@ -42,9 +47,15 @@ async def _measured(node: Node, asked: Nothing, now_ms: int) -> api.Measures:
         leases=_leases(node),
         peers=_peers(node),
         events=node.events.counts(),
+        proofs=_proofs(node),
         queue_delay_ms=take_int(node.compute.describe(), "queue_ms"),
         loop_delay_ms=node.watch.loop_delay_ms,
     )
+
+
+def _proofs(node: Node) -> int:
+    false = node.allocator.records.false_clearings()
+    return len(false) + node.ledger.chain.conflicts() + len(node.evidence.list())
 
 
 def _kinds(node: Node) -> list[api.KindMeasures]:
@@ -107,3 +118,33 @@ def _peers(node: Node) -> list[api.PeerMeasures]:
         )
         for row in node.health.table()
     ]
+
+
+async def alerts(node: Node, _: Nothing) -> list[api.Alert]:
+    """List what needs the operator."""
+    return [
+        filled(api.Alert, each, id=each.key, peer=each.peer or None, told=len(each.told))
+        for each in node.alerts.shown()
+    ]
+
+
+async def acknowledge(node: Node, asked: api.Acknowledge) -> api.Acknowledged:
+    """Show alerts no longer."""
+    return api.Acknowledged(alerts=await node.alerts.acknowledge(asked.id))
+
+
+async def history(node: Node, asked: api.Since) -> list[api.Sample]:
+    """Show what was measured every minute."""
+    return await node.history.read(asked.since_ms, asked.points, node.peers.roster.all_peers())
+
+
+async def run(node: Node) -> None:
+    """Look for alerts, and keep a sample a minute, until cancelled."""
+    about = {"node": to_text(node.key.node_id), "name": node.config.name}
+    while True:
+        for look in range(LOOKS_A_SAMPLE):
+            found = await measures(node, Nothing())
+            await node.alerts.look(found, about)
+            if not look:
+                await node.history.add(found)
+            await node.clock.sleep_ms(LOOK_MS)
