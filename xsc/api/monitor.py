@@ -152,10 +152,10 @@ class Sample(Model):
     peers: list[PeerSample]
 
 
-class Since(Model):
-    """The samples since a moment, thinned out evenly to so many."""
+class Within(Model):
+    """The samples of the last so long, thinned out evenly to so many."""
 
-    since_ms: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
+    within_ms: Annotated[int, Ge(1), Le(2**53)] = 30 * 86_400_000
     points: Annotated[int, Ge(1), Le(POINTS_MAX)] = 500
 
 
@@ -166,5 +166,5 @@ METRICS: Endpoint[Nothing, str] = Endpoint(
 ALERTS = listing("/v1/alerts", Nothing, Alert, "List what needs the operator.")
 ACKNOWLEDGE = post("/v1/alerts/acknowledge", Acknowledge, Acknowledged, "Show alerts no longer.")
 HISTORY = listing(
-    "/v1/history", Since, Sample, "Show what was measured every minute.", rows="samples"
+    "/v1/history", Within, Sample, "Show what was measured every minute.", rows="samples"
 )

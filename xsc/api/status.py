@@ -82,6 +82,8 @@ class Status(Model):
     compute: ComputeStatus
     leases: LeasesStatus
     traffic: TrafficStatus
+    alerts: int
+    """Those that nobody has acknowledged."""
 
 
 class Version(Model):

@@ -133,9 +133,10 @@ async def acknowledge(node: Node, asked: api.Acknowledge) -> api.Acknowledged:
     return api.Acknowledged(alerts=await node.alerts.acknowledge(asked.id))
 
 
-async def history(node: Node, asked: api.Since) -> list[api.Sample]:
+async def history(node: Node, asked: api.Within) -> list[api.Sample]:
     """Show what was measured every minute."""
-    return await node.history.read(asked.since_ms, asked.points, node.peers.roster.all_peers())
+    since_ms = node.clock.now_ms() - asked.within_ms
+    return await node.history.read(since_ms, asked.points, node.peers.roster.all_peers())
 
 
 async def run(node: Node) -> None:

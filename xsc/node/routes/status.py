@@ -48,6 +48,7 @@ async def status(node: Node, _: Nothing) -> api.Status:
         ),
         leases=_leases(node),
         traffic=filled(api.TrafficStatus, node.peers.traffic),
+        alerts=len(node.alerts.shown()),
     )
 
 
