@@ -205,7 +205,8 @@ async def serve(home: homes.Home, config: Config) -> None:
         node.api_url = f"http://{host}:{await api.start(host, port, 'api_listen')}"
         if config.metrics_listen:
             host, port = addresses.split(config.metrics_listen)
-            await metrics.start(host, port, "metrics_listen")
+            port = await metrics.start(host, port, "metrics_listen")
+            _say(f"metrics at http://{host}:{port}{METRICS.path}")
         if config.services_listen:
             host, port = addresses.split(config.services_listen)
             found = f"http://{host}:{await services.start(host, port)}"
