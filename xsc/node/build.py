@@ -45,11 +45,11 @@ from xsc.market.auction import Bid, reserve
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain
 from xsc.market.service import MarketService
+from xsc.monitor import alerts, events, history, watch
 from xsc.net.service import PeerNet
 from xsc.net.transport.port import Transport
 from xsc.node import circle, directory, jobs, programs, tasks
 from xsc.node.config import Config
-from xsc.node.monitor import alerts, events, history, watch
 from xsc.programs import functions, provenance
 from xsc.programs import running as programs_running
 from xsc.programs.service import CellSyncManager, ComputeRuntimeManager

@@ -10,9 +10,9 @@ from xsc.api.endpoint import Nothing
 from xsc.base.fields import take_int
 from xsc.base.ids import to_text
 from xsc.market.lease import Role
+from xsc.monitor import exposition
 from xsc.node.api.serving import filled
 from xsc.node.build import Node, market_settings
-from xsc.node.monitor import exposition
 from xsc.node.routes import market
 from xsc.node.routes.status import status
 from xsc.terms.quote import KINDS, Kind

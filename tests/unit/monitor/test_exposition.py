@@ -3,7 +3,7 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from xsc.node.monitor.exposition import to_text
+from xsc.monitor.exposition import to_text
 
 ROW = {"peer": "abc", "name": "bob", "state": "up", "up": True, "availability_ppm": 500_000}
 

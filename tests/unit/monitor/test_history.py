@@ -5,13 +5,13 @@ from itertools import pairwise
 
 import pytest
 
-from tests.unit.node.monitor.test_alerts import Told
-from tests.unit.node.monitor.test_conditions import PEER, PEER_ROW, WELL
+from tests.unit.monitor.test_alerts import Told
+from tests.unit.monitor.test_conditions import PEER, PEER_ROW, WELL
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import SpaceExhausted, StoreDamaged
 from xsc.base.keyvalue import prefix_end
 from xsc.db.memory import MemoryKeyValue
-from xsc.node.monitor import history
+from xsc.monitor import history
 
 
 class Ring:

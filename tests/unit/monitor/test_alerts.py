@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.unit.node.monitor.test_conditions import WELL, with_status
+from tests.settle import until
+from tests.unit.monitor.test_conditions import WELL, with_status
 from xsc.base.clock import ManualClock
 from xsc.base.errors import NotFound, StoreDamaged
 from xsc.db.memory import MemoryKeyValue
-from xsc.node.monitor import alerts
-from xsc.node.monitor.conditions import RETRY_MS
+from xsc.monitor import alerts
+from xsc.monitor.conditions import RETRY_MS
 
 ABOUT = {"node": "me", "name": "bob"}
 BAD = with_status("leases", ending=2)
@@ -118,11 +119,7 @@ async def test_a_program_that_never_ends_is_killed_with_its_children(tmp_path, m
         board.clock.advance_to(board.clock.now_ms() + 2 * RETRY_MS * 64)
         await board.look()
     pid = (tmp_path / "heard").read_text()
-    for _ in range(1_000):
-        if not is_running(pid):
-            break
-        await asyncio.sleep(0.01)
-    assert not is_running(pid)
+    await until(lambda: not is_running(pid))
 
 
 def is_running(pid):

@@ -24,13 +24,12 @@ from xsc.api.monitor import Measures
 from xsc.base.clock import Clock
 from xsc.base.errors import NotFound, RecordInvalid, StoreDamaged, UnavailableError, XscError
 from xsc.base.ids import to_text
-from xsc.base.keyvalue import KeyValue
+from xsc.base.keyvalue import Commit, KeyValue
 from xsc.base.limits import KIB
 from xsc.base.log import Log
 from xsc.identity.envelope import Record
-from xsc.node.monitor import conditions
-from xsc.node.monitor.conditions import Alert
-from xsc.storage.ports import Commit
+from xsc.monitor import conditions
+from xsc.monitor.conditions import Alert
 
 STATE: Final = b"monitor/alerts"
 EXEC: Final = "exec:"

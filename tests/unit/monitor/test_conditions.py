@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from xsc.api import monitor as api
 from xsc.api import status
-from xsc.node.monitor import conditions
-from xsc.node.monitor.conditions import HELD_MS, TOLD_AGAIN_MS, Alert, due, step, told
+from xsc.monitor import conditions
+from xsc.monitor.conditions import HELD_MS, TOLD_AGAIN_MS, Alert, due, step, told
 
 NOW = 1_700_000_000_000
 PEER = bytes(32)

@@ -1,8 +1,8 @@
 """Every line of the log counts, written or not."""
 
 from xsc.base.clock import ManualClock
+from xsc.monitor.events import CountedLog
 from xsc.node.logging import JsonLog
-from xsc.node.monitor.events import CountedLog
 
 
 def test_lines_count_whatever_becomes_of_them(capsys):

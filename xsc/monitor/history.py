@@ -16,11 +16,10 @@ from typing import Final
 from xsc.api.monitor import Measures, PeerSample, Sample
 from xsc.base.clock import Executor
 from xsc.base.errors import RecordInvalid, StoreDamaged, XscError
-from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.keyvalue import Change, Commit, KeyValue, prefix_end
 from xsc.base.limits import MIB
 from xsc.base.log import Log
 from xsc.identity.envelope import Count, Record
-from xsc.storage.ports import Commit
 
 SAMPLES_MAX: Final = 30 * 24 * 60
 HISTORY_BYTES_MAX: Final = 16 * MIB
