@@ -30,8 +30,6 @@ from xsc.identity import envelope, keys
 from xsc.space import itc, limits, messages
 from xsc.space.paths import SECTIONS, UserSpacePaths, is_under, sections_of
 from xsc.space.record import (
-    HEAD_ENVELOPE_BYTES_MAX,
-    RECORD_ENVELOPE_BYTES_MAX,
     Change,
     Entry,
     SpaceHead,
@@ -45,7 +43,7 @@ META, VALUE, ARCHIVE, PROVEN = b"m", b"v", b"a", b"p"
 CLOCK, FLOOR, INVITER = b"c", b"f", b"i"
 KINDS = sorted((META, VALUE, ARCHIVE, PROVEN))
 """Of rows that name an owner."""
-KEPT_BYTES_MAX = 2 * limits.VALUE_BYTES_MAX + 2 * RECORD_ENVELOPE_BYTES_MAX
+KEPT_BYTES_MAX = 2 * limits.VALUE_BYTES_MAX + 2 * SpaceRecord.ENVELOPE_BYTES_MAX
 OWNER_BYTES = 32
 FAULTS_MAX = 1_000
 """Listed; a damaged database can have any number."""
@@ -234,7 +232,7 @@ class SpaceStore:
                 SpaceRecord,
                 network=self._network,
                 author=owner,
-                size_max=RECORD_ENVELOPE_BYTES_MAX,
+                size_max=SpaceRecord.ENVELOPE_BYTES_MAX,
             )
         except XscError as fault:
             raise StoreDamaged(f"a record of the space is damaged: {fault.message}") from None
@@ -347,7 +345,7 @@ class SpaceStore:
                 SpaceHead,
                 network=self._network,
                 author=owner,
-                size_max=HEAD_ENVELOPE_BYTES_MAX,
+                size_max=SpaceHead.ENVELOPE_BYTES_MAX,
             )
         except XscError as fault:
             raise StoreDamaged(f"a head of the space is damaged: {fault.message}") from None
@@ -518,9 +516,7 @@ class SpaceStore:
 
     async def cursor(self, owner: bytes, prefix: str) -> int:
         """Return up to which sequence everything under a prefix is proven; 0 without a head."""
-        async with self._turns.of(owner):
-            table = await self._table(owner)
-            return min(table.cursors.get(section, 0) for section in sections_of(prefix))
+        return min([await self.cursor_of(owner, section) for section in sections_of(prefix)])
 
     async def cursor_of(self, owner: bytes, section: str) -> int:
         """Return the sequence of the head that is proven of a section; 0 without one."""
@@ -657,7 +653,7 @@ class SpaceStore:
                     value, again = values.get(path), path not in values
                     self._stage(batch, table, signed, value, again=again)
                     number = signed.record.sequence
-                    changes.append(Change(self.owner, path, number, value, not again, signed))
+                    changes.append(Change(self.owner, path, number, value, signed))
         except XscError:
             self._tables.pop(self.owner, None)
             raise
@@ -986,7 +982,7 @@ def _record_fault(db: KeyValue, key: bytes, raw: bytes, network: bytes) -> str |
     owner, path = key[1 : 1 + OWNER_BYTES], key[1 + OWNER_BYTES :]
     try:
         record = envelope.open_signed(
-            raw, SpaceRecord, network=network, author=owner, size_max=RECORD_ENVELOPE_BYTES_MAX
+            raw, SpaceRecord, network=network, author=owner, size_max=SpaceRecord.ENVELOPE_BYTES_MAX
         ).record
         if record.path.encode() != path:
             raise RecordInvalid("it is of another path")
@@ -1008,7 +1004,7 @@ def _other_faults(db: KeyValue, network: bytes) -> Iterator[str]:
                 SpaceHead,
                 network=network,
                 author=owner,
-                size_max=HEAD_ENVELOPE_BYTES_MAX,
+                size_max=SpaceHead.ENVELOPE_BYTES_MAX,
             )
         except XscError as fault:
             yield f"a head of {ids.short(owner)} is damaged: {fault.message}"

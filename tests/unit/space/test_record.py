@@ -16,8 +16,7 @@ from xsc.space.record import (
     SpaceRecord,
     check_value,
     from_json,
-    open_head,
-    open_record,
+    open_dated,
     to_json,
     value_digest,
 )
@@ -42,7 +41,7 @@ def made(**changes):
 
 
 def opened(raw, owner, network, now_ms=NOW_MS):
-    return open_record(raw, owner=owner.node_id, network=network, now_ms=now_ms)
+    return open_dated(raw, SpaceRecord, owner=owner.node_id, network=network, now_ms=now_ms)
 
 
 @pytest.mark.parametrize("case", GOLDEN["records"], ids=lambda case: case["kind"])
@@ -125,12 +124,12 @@ def test_a_date_far_ahead_is_refused_and_one_not_so_far_is_taken(alice, network)
         said = sign(head, alice, network).raw
         if fits:
             assert opened(record, alice, network)
-            assert open_head(said, owner=alice.node_id, network=network, now_ms=NOW_MS)
+            assert open_dated(said, SpaceHead, owner=alice.node_id, network=network, now_ms=NOW_MS)
             continue
         with pytest.raises(ClockSkewed):
             opened(record, alice, network)
         with pytest.raises(ClockSkewed):
-            open_head(said, owner=alice.node_id, network=network, now_ms=NOW_MS)
+            open_dated(said, SpaceHead, owner=alice.node_id, network=network, now_ms=NOW_MS)
 
 
 @pytest.mark.parametrize("value", [VALUE[:-1], VALUE + b"!", b"What it says", b""])

@@ -16,7 +16,7 @@ from xsc.space.itc import event_bytes, height, minus, own_part, read_grant
 from xsc.space.limits import GRANTS_A_RECEIVER_MAX, VALUE_INLINE_BYTES_MAX
 from xsc.space.messages import Cursor
 from xsc.space.paths import SECTIONS, UserSpacePaths, section_of, sections_of
-from xsc.space.record import SpaceRecord, open_record, value_digest
+from xsc.space.record import SpaceRecord, open_dated, value_digest
 from xsc.space.store import SpaceStore
 
 CAROL = KeyPair(b"\xc0" * 32)
@@ -90,8 +90,12 @@ async def pull(source, target, prefix="", after=0):
     offered = []
     for entry in await everything(source, prefix, after):
         now_ms = target._time.now_ms()
-        signed = open_record(
-            entry.signed.raw, owner=source.owner, network=source._network, now_ms=now_ms
+        signed = open_dated(
+            entry.signed.raw,
+            SpaceRecord,
+            owner=source.owner,
+            network=source._network,
+            now_ms=now_ms,
         )
         offered.append((signed, entry.sent.value))
     taken = await target.take(source.owner, offered)
