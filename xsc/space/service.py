@@ -13,7 +13,8 @@ from xsc.base.errors import ArgumentInvalid, RateLimited, RecordInvalid, XscErro
 from xsc.identity.envelope import Signed
 from xsc.space import limits, paths, port, table
 from xsc.space.record import Change, Entry, SpaceRecord
-from xsc.space.store import SpaceStore, Stats, Taken
+from xsc.space.replicas import Taken
+from xsc.space.store import SpaceStore, Stats
 
 
 class Watch:
@@ -58,7 +59,9 @@ class SpaceService:
         self._store = store
         self._watches: list[Watch] = []
         self._told: list[Callable[[Change], None]] = []
-        self._schemas: dict[str, port.Check] = {paths.UserSpacePaths.INTERVAL: store.check_grant}
+        self._schemas: dict[str, port.Check] = {
+            paths.UserSpacePaths.INTERVAL: store.causality.check_grant
+        }
         store.on_written(self.tell)
 
     @property
