@@ -15,7 +15,7 @@ from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.identity import envelope
 from xsc.space import itc, limits, replicas
 from xsc.space.causality import Own
-from xsc.space.paths import SECTIONS, UserSpacePaths
+from xsc.space.paths import SECTIONS, UserSpacePaths, section_of
 from xsc.space.record import (
     Change,
     Entry,
@@ -61,6 +61,20 @@ class SpaceStore(replicas.Replicas):
             kept = _archived(raw)
             found.append(Entry(self._parsed(self.owner, kept.record), kept.value))
         return found[::-1]
+
+    def told(self, path: str) -> set[bytes]:
+        """Return the subscribers that say that they have what is at an own path now.
+
+        Raises:
+            NotFound: nothing is there.
+        """
+        sequence = self.get(self.owner, path).signed.record.sequence
+        where = self.owner, section_of(path)
+        return {
+            peer
+            for peer, cursors in self.asked.items()
+            if any((at.owner, at.section) == where and at.after >= sequence for at in cursors)
+        }
 
     # What this node writes
 

@@ -18,7 +18,6 @@ from xsc.storage.object import messages
 from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import ObjectRecord
-from xsc.storage.repair.departures import DepartureNotice
 from xsc.terms.lease import LeaseHandle
 from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, Freed
 
@@ -214,8 +213,6 @@ async def test_no_other_word_deletes(scene):
     await scene.refuse(b"")
     await scene.refuse(bytes(RECORD_BYTES_MAX + 1), fault=TooLarge)
     await scene.refuse(scene.order(Another).raw, fault=RecordInvalid)
-    leaving = sign(DepartureNotice(leaving=True, said_ms=NOW), scene.alice.key, NETWORK).raw
-    await scene.refuse(leaving, fault=RecordInvalid)
 
 
 async def test_nobody_deletes_by_the_order_of_another_or_for_another(scene):
