@@ -8,7 +8,6 @@ owner is the author of the envelope. docs/design/space.md. Vectors: `tests/vecto
 from __future__ import annotations
 
 import base64
-import binascii
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -170,27 +169,3 @@ def to_json(value: bytes | None) -> Json:
         return value.decode()
     except UnicodeDecodeError:
         return {"base64": base64.b64encode(value).decode()}
-
-
-def from_json(shown: object) -> bytes:
-    """Return the value that JSON shows.
-
-    Raises:
-        ArgumentInvalid: neither text nor {"base64": text}.
-        TooLarge: longer than VALUE_BYTES_MAX.
-    """
-    if isinstance(shown, dict) and set(shown) == {"base64"} and isinstance(shown["base64"], str):
-        try:
-            value = base64.b64decode(shown["base64"], validate=True)
-        except (binascii.Error, ValueError):
-            raise errors.ArgumentInvalid("that is not base64 text") from None
-    elif isinstance(shown, str):
-        try:
-            value = shown.encode()
-        except UnicodeEncodeError:
-            raise errors.ArgumentInvalid("a text holds half a surrogate pair") from None
-    else:
-        raise errors.ArgumentInvalid('a value is text or {"base64": text}')
-    if len(value) > VALUE_BYTES_MAX:
-        raise errors.TooLarge(f"a value has at most {VALUE_BYTES_MAX} bytes, this has {len(value)}")
-    return value
