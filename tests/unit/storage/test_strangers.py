@@ -549,7 +549,7 @@ def test_what_is_read_for_a_caller_is_charged_before_the_first_read(method, aske
     play(story, 2)
 
 
-def test_a_deletion_is_charged_for_every_entry_of_its_object_before_anything_is_deleted():
+def test_a_deletion_is_charged_for_every_entry_of_its_object_and_looks_at_none_before():
     """Whoever stored them: it passes all of them, also those behind its own."""
 
     async def story(world):
@@ -559,13 +559,21 @@ def test_a_deletion_is_charged_for_every_entry_of_its_object_before_anything_is_
             lease = Lease(host.id, customer.lease_id(host.id))
             shard = StorageShard(column, data, root_of(data))
             await customer.service._client.store(lease, LOCATE, 0, shards=[(0, shard)], record=None)
-        host.may_read = False
+        looks, scan = [], host.index.scan
+
+        def counted(*asked, **options):
+            looks.append(asked)
+            return scan(*asked, **options)
+
+        host.index.scan, host.may_read = counted, False
         with pytest.raises(RateLimited):
             await caller.service._client.delete(host.id, LOCATE)
-        assert host.charged == [(caller.id, messages.DELETE, 3 * PASSED_BYTES)]
+        first = (caller.id, messages.DELETE, PASSED_BYTES)
+        assert (looks, host.charged) == ([], [first])
         assert host.node.used_bytes == held_bytes(12, 3)
         host.may_read = True
         await caller.service._client.delete(host.id, LOCATE)
-        assert host.node.used_bytes == held_bytes(8, 2)
+        all_of_it = (caller.id, messages.DELETE, 3 * PASSED_BYTES)
+        assert (host.charged, host.node.used_bytes) == ([first, first, all_of_it], held_bytes(8, 2))
 
     play(story, 3)
