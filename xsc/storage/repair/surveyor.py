@@ -102,7 +102,7 @@ class Surveyor:
         )
         displaced = lost | {c for c, node in enumerate(columns) if node in leaving} | expiring
         labels = None
-        if displaced or any(manifest.contract[1:]):
+        if displaced or any(manifest.contract[1:]) or len(set(columns)) < len(columns):
             candidates = self._watch.available(also_unsteady=True) - leaving
             labels = await self._labels({*columns, *candidates})
         paid = {(item.node, item.lease_id) for item in maintained.held}
