@@ -34,7 +34,6 @@ from xsc.storage.repair.survey import (
     former_hosts_up,
     found_placement,
     needs_repair,
-    nodes_without_manifest,
     plan_cleanup,
     recounted_held,
 )
@@ -242,8 +241,7 @@ class Repairer:
             bandwidth=bandwidth,
             lease_ms=settings.storage_lease_ms,
         )
-        self._mover = mover.ColumnMover(context, client, objects, bandwidth)
-        self._records = mover.RecordWriter(context, client, objects, self.surveyor)
+        self._mover = mover.ColumnMover(context, client, objects, self.surveyor, bandwidth)
         self.cleanup = Cleanup(context, client, objects, self.surveyor, settings.moved_kept_ms)
         self.reports = CopyReports()
         self._again: set[bytes] = set()
@@ -460,6 +458,8 @@ class Repairer:
         available = self._available(also_unsteady=survey.margin <= 0)
         chosen, reason = await self._mover.choose(survey, available)
         moved: tuple[Moved, ...] = ()
+        if maintained.is_own:
+            chosen |= await self._mover.rooms_for_records(survey, chosen)
         if chosen:
             maintained, moved, fault = await self._mover.move(survey, chosen, progress)
             reason = fault or reason
@@ -468,9 +468,6 @@ class Repairer:
             if moved:
                 self.cleanup.note_moved(maintained.ref)
                 self.surveyor.forget(maintained.ref)
-                await self._records.write(maintained, survey, [item.to for item in moved])
-        elif maintained.is_own and (lacking := nodes_without_manifest(survey)):
-            await self._records.write(maintained, survey, lacking)
         left = tuple(sorted(survey.displaced - {item.shard for item in moved}))
         if left and not reason:
             reason = "no node that is up and holds none of it has room"

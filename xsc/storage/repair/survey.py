@@ -410,14 +410,17 @@ def damaged_segments(
 def good_for(
     manifest: Manifest,
     columns: Sequence[bytes],
+    states: Sequence[placement.State],
     answers: Mapping[bytes, HeldObject | None],
     segment: int,
 ) -> list[int]:
-    """Return the columns whose hosts say that they have an undamaged shard of a segment."""
+    """Return the columns that are good, or whose hosts name damage in other segments alone."""
     found = []
-    for column, node in enumerate(columns):
+    for column, (node, state) in enumerate(zip(columns, states, strict=True)):
         row = _row(manifest, column, answers.get(node))
-        if row is None or segment in row.bad or len(row.bad) < row.damaged:
-            continue
-        found.append(column)
+        damaged_elsewhere = (
+            row is not None and row.bad and segment not in row.bad and len(row.bad) == row.damaged
+        )
+        if state == "ok" or damaged_elsewhere:
+            found.append(column)
     return found
