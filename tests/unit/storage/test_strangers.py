@@ -270,7 +270,7 @@ def test_a_report_deletes_nothing_and_a_copy_goes_only_after_all_others_were_rea
             reply = await liar.call(owner.id, HEALED, {"object": ref})
             granted += reply.header["release"]
             owner.calls.clear()
-            await finished(world, repairer.round([(ref, before.placement)], everything=False))
+            await finished(world, repairer.round([(ref, before.placement, ())], everything=False))
             read = {node for node, method in owner.calls if method == messages.GET}
             if round_ == 0:
                 assert read == set(done.hosts) - {owner.id}
@@ -280,7 +280,7 @@ def test_a_report_deletes_nothing_and_a_copy_goes_only_after_all_others_were_rea
         # Where one of them cannot be read nothing is let go.
         world.by_id[done.hosts[2]].corrupt = wrong_bytes
         repairer.reported(ref, world[7].id)
-        await finished(world, repairer.round([(ref, before.placement)], everything=False))
+        await finished(world, repairer.round([(ref, before.placement, ())], everything=False))
         assert not repairer.reported(ref, world[7].id)
 
     play(story)

@@ -100,7 +100,7 @@ class CustodianAssignment:
             if self._client.is_up(node) and node not in leaving and node not in self._refused
         ]
         asked = []
-        async for ref, _ in turns.sliced(self._objects.refs()):
+        async for ref, _, _ in turns.sliced(self._objects.refs()):
             assigned = self._assigned(ref)
             if len(assigned) >= min(limits.CUSTODIANS, len(up)) and not self._gone(assigned):
                 continue

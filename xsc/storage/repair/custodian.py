@@ -15,7 +15,7 @@ its own, one column at a time. The owner's side is `xsc.storage.repair.assignmen
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Final
 
@@ -237,13 +237,12 @@ class Custodian:
             return False
         return self._watch.silent_ms(entry.owner) >= self._grace_ms * (1 + len(entry.before))
 
-    def refs(self) -> Iterator[tuple[bytes, Placement]]:
+    def refs(self) -> Iterator[tuple[bytes, Placement, Collection[bytes]]]:
         """Yield what to look after: objects of absent owners, or with copies to delete."""
-        return (
-            (ref, entry.placement)
-            for ref, entry in self.objects()
-            if not entry.ended and (entry.held or self._acts(entry))
-        )
+        for ref, entry in self.objects():
+            if not entry.ended and (entry.held or self._acts(entry)):
+                former = maintained_object.former_hosts(entry.placement.columns, entry.held)
+                yield ref, entry.placement, former
 
     def load(self, ref: bytes) -> maintained_object.MaintainedObject | None:
         """Return an object in custody as the repairer needs it; None if the custody has ended."""

@@ -5,7 +5,7 @@ Design: docs/design/storage-repair.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from xsc.storage.catalogue.held import held_of
 from xsc.storage.catalogue.objects import ObjectCatalogue
 from xsc.storage.object.capability import VerifyCapability, parse_verify
 from xsc.storage.object.durability import Contract
+from xsc.storage.object.inventory import HeldAt
 from xsc.storage.object.placement import Placement
 from xsc.storage.ports import HostLease
 from xsc.storage.transfer.put import Held
@@ -94,8 +95,11 @@ class MaintainedObjects(Protocol):
         returns None.
         """
 
-    def refs(self) -> Iterator[tuple[bytes, Placement]]:
-        """Yield reference and placement of the objects to look after at this moment."""
+    def refs(self) -> Iterator[tuple[bytes, Placement, Collection[bytes]]]:
+        """Yield what to look after at this moment: reference, placement, and former hosts.
+
+        These have no column any more, and this node still pays for something there.
+        """
 
     def load(self, ref: bytes) -> MaintainedObject | None:
         """Return an object; None if it is gone or being deleted."""
@@ -105,6 +109,11 @@ class MaintainedObjects(Protocol):
 
         Of an object that is being deleted only `held` is written: all of that is deleted.
         """
+
+
+def former_hosts(columns: Iterable[bytes], held: Iterable[Held | HeldAt]) -> frozenset[bytes]:
+    """Return the nodes that have no column any more, and at which this node still pays."""
+    return frozenset(item.node for item in held) - set(columns)
 
 
 def marks(leases: Iterable[HostLease]) -> list[Held]:
@@ -140,11 +149,11 @@ class OwnObjects:
         self.turns: Turns[bytes] = Turns()
         """By manifest hash: held while an object is surveyed, repaired or deleted."""
 
-    def refs(self) -> Iterator[tuple[bytes, Placement]]:
-        """Yield manifest hash and placement of each object that is not being deleted."""
-        return (
-            (ref, entry.placement) for ref, entry in self._catalogue.entries() if not entry.deleting
-        )
+    def refs(self) -> Iterator[tuple[bytes, Placement, Collection[bytes]]]:
+        """Yield each object that is not being deleted, as `MaintainedObjects.refs`."""
+        for ref, entry in self._catalogue.entries():
+            if not entry.deleting:
+                yield ref, entry.placement, former_hosts(entry.placement.columns, entry.held)
 
     def load(self, ref: bytes) -> MaintainedObject | None:
         """Return an object; None if it is gone or being deleted."""

@@ -242,14 +242,9 @@ def has_damaged_record(survey: Survey, node: bytes) -> bool:
 # Copies that are not needed any more
 
 
-def former_hosts(survey: Survey) -> frozenset[bytes]:
-    """Return the nodes that have no column any more, and at which this node still pays."""
-    return frozenset(item.node for item in survey.maintained.held) - set(survey.columns)
-
-
 def former_hosts_up(survey: Survey) -> frozenset[bytes]:
-    """Return those of them that can be asked now to delete what they have."""
-    return former_hosts(survey) & survey.up
+    """Return the former hosts that can be asked now to delete what they have."""
+    return maintained_object.former_hosts(survey.columns, survey.maintained.held) & survey.up
 
 
 def dropped_by_hosts(survey: Survey) -> list[put.Held]:
@@ -307,8 +302,6 @@ class CleanupPlan:
     """Host and columns that are no whole copies: to delete at once."""
     copies: tuple[tuple[bytes, frozenset[int]], ...]
     """Host and column of good copies: one may go, after every other column was read whole."""
-    blocked: bool
-    """Whether a good copy must stay until nodes come or go."""
     dropped: tuple[put.Held, ...]
     """What hosts have dropped by themselves: only the count of it has to go."""
 
@@ -322,7 +315,6 @@ def plan_cleanup(survey: Survey, answers: Mapping[bytes, HeldObject | None]) -> 
     """
     broken: list[tuple[bytes, frozenset[int]]] = []
     copies: list[tuple[bytes, frozenset[int]]] = []
-    blocked = False
     for node, said in answers.items():
         if said is None:
             continue
@@ -332,8 +324,6 @@ def plan_cleanup(survey: Survey, answers: Mapping[bytes, HeldObject | None]) -> 
         elif may_delete_copy(survey, node, min(whole)):
             # The last column goes together with all else that is there.
             copies.append((node, frozenset({min(whole)}) if len(whole) > 1 else frozenset()))
-        else:
-            blocked = True
     for node, columns in sorted(surplus_by_host(survey).items()):
         whole = whole_columns(survey, survey.answers[node]) & columns
         if columns - whole:
@@ -343,7 +333,7 @@ def plan_cleanup(survey: Survey, answers: Mapping[bytes, HeldObject | None]) -> 
             for column in sorted(whole)
             if may_delete_copy(survey, node, column)
         ]
-    return CleanupPlan(tuple(broken), tuple(copies), blocked, tuple(dropped_by_hosts(survey)))
+    return CleanupPlan(tuple(broken), tuple(copies), tuple(dropped_by_hosts(survey)))
 
 
 def needs_repair(survey: Survey, available: Collection[bytes], *, reported: bool) -> bool:

@@ -14,7 +14,6 @@ from xsc.storage.repair.survey import (
     Survey,
     columns_paid_by_others,
     columns_to_pay_for,
-    former_hosts,
     former_hosts_up,
     found_placement,
     has_damaged_record,
@@ -201,7 +200,6 @@ def test_a_damaged_record_counts_only_where_this_node_pays():
 
 def test_former_hosts_are_where_it_is_paid_for_and_no_column_is():
     survey = survey_of(kept=paying_at(SPARE, AWAY), up=frozenset({*NODES, SPARE}))
-    assert former_hosts(survey) == {SPARE, AWAY}
     assert former_hosts_up(survey) == {SPARE}
 
 
@@ -214,7 +212,7 @@ def test_what_is_no_whole_column_is_deleted_at_once():
 
 def test_a_silent_former_host_is_left_alone():
     plan = plan_cleanup(survey_of(kept=paying_at(SPARE)), {SPARE: None})
-    assert (plan.broken, plan.copies, plan.blocked) == ((), (), False)
+    assert (plan.broken, plan.copies) == ((), ())
 
 
 def test_the_last_copy_goes_with_all_that_is_there_and_others_one_by_one():
@@ -229,7 +227,7 @@ def test_a_copy_stays_while_its_column_is_at_a_node_that_has_several():
     columns = (NODES[1], *NODES[1:])
     survey = survey_of(columns=columns, kept=paying_at(SPARE))
     plan = plan_cleanup(survey, {SPARE: held(MANIFEST, 0)})
-    assert (plan.copies, plan.blocked) == ((), True)
+    assert plan.copies == ()
     for vacated in ({"leaving": frozenset({SPARE})}, {"refusing": frozenset({SPARE})}):
         plan = plan_cleanup(replace(survey, **vacated), {SPARE: held(MANIFEST, 0)})
         assert plan.copies == ((SPARE, frozenset()),), "others wait for the room"
