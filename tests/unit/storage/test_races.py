@@ -137,7 +137,9 @@ def test_what_a_custodian_reports_does_not_undo_what_was_repaired_meanwhile():
         ref = verify.manifest_hash
         repairing = asyncio.ensure_future(owner.service.repairer.repair(ref))
         await asyncio.sleep(0)
-        answer, _ = await owner.service.assignment.on_healed(world[3].id, {"object": ref}, [])
+        answer, _ = await owner.service.assignment.on_healed(
+            world[3].id, {"object": ref, "resigns": False}, []
+        )
         assert answer == {"ended": False, "release": False}
         assert (await repairing).moved
         assert pays_where_it_lies(owner, ref)

@@ -246,7 +246,7 @@ def test_who_holds_every_capability_deletes_nothing_of_it(size):
                 )
                 header = {"order": sign(order, world[7].key, NETWORK).raw}
                 await world[7].call(host.id, messages.DELETE, header)
-        await world[7].call(owner.id, HEALED, {"object": verify.manifest_hash})
+        await world[7].call(owner.id, HEALED, {"object": verify.manifest_hash, "resigns": False})
         assert [host.node.used_bytes for host in world.hosts] == used
         assert await get(owner, done.capability) == data
 
@@ -267,7 +267,7 @@ def test_a_report_deletes_nothing_and_a_copy_goes_only_after_all_others_were_rea
         repairer.watch.look()
         granted = 0
         for round_ in range(4):
-            reply = await liar.call(owner.id, HEALED, {"object": ref})
+            reply = await liar.call(owner.id, HEALED, {"object": ref, "resigns": False})
             granted += reply.header["release"]
             owner.calls.clear()
             await finished(world, repairer.round([(ref, before.placement, ())], everything=False))

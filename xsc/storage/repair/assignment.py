@@ -16,7 +16,7 @@ from xsc.base.ids import ID_BYTES, short
 from xsc.identity.context import Context
 from xsc.identity.envelope import Id32, Record
 from xsc.storage.ports import Commit
-from xsc.storage.repair.custodian import GUARD, HEALED, RESIGN, UNGUARD, custody_message
+from xsc.storage.repair.custodian import GUARD, HEALED, UNGUARD, custody_message
 from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects
 from xsc.storage.repair.repairer import Repairer
 from xsc.storage.transfer import deletions, host_client
@@ -76,7 +76,7 @@ class CustodianAssignment:
 
     def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers custodians, by method."""
-        return {HEALED: self.on_healed, RESIGN: self.on_resign}
+        return {HEALED: self.on_healed}
 
     async def run(self) -> None:
         """Keep custodians assigned to every own object, until cancelled."""
@@ -209,23 +209,18 @@ class CustodianAssignment:
 
     # What custodians say
 
-    async def on_resign(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> peering.Answered:
-        """Note that a custodian has resigned from an object."""
-        ref = fields.take_bytes(header, "object", size=ID_BYTES)
+    async def _resigned(self, ref: bytes, custodian: bytes) -> None:
         async with self._asking.of(ref):
             assigned = self._assigned(ref)
-            if caller in assigned:
-                self._leave_out(caller)
-                left = tuple(node for node in assigned if node != caller)
+            if custodian in assigned:
+                self._leave_out(custodian)
+                left = tuple(node for node in assigned if node != custodian)
                 await self._write(ref, left, also_empty=True)
-        return {}, []
 
     async def on_healed(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
     ) -> peering.Answered:
-        """Note that a node keeps copies of an object; answer what it may do with them.
+        """Note that a node keeps copies of an object, or resigns; answer what it may do with them.
 
         A report is a reason to look and nothing else: what is where, the hosts say. The caller
         need not be a custodian any more, or its consent may have been lost on the way. The
@@ -233,6 +228,9 @@ class CustodianAssignment:
         object was deleted. About an unknown object both are False.
         """
         ref = fields.take_bytes(header, "object", size=ID_BYTES)
+        if fields.take_bool(header, "resigns"):
+            await self._resigned(ref, caller)
+            return {"ended": False, "release": False}, []
         known = self._objects.load(ref) is not None
         release = known and self._repairer.reported(ref, caller)
         ended = not known and deletions.was_ended(self._state, ref)

@@ -5,8 +5,8 @@ Design: docs/design/storage-repair.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from xsc.base.turns import Turns
@@ -128,16 +128,6 @@ def merged(held: Iterable[Held], more: Iterable[Held]) -> tuple[Held, ...]:
         place = (item.node, item.lease_id)
         sizes[place] = sizes.get(place, 0) + item.size_bytes
     return tuple(Held(node, lease_id, max(0, size)) for (node, lease_id), size in sizes.items())
-
-
-def without(held: Sequence[Held], node: bytes, freed: dict[bytes, int]) -> list[Held]:
-    """Return what is held after a host freed so many bytes under each lease."""
-    return [
-        replace(item, size_bytes=max(0, item.size_bytes - freed.get(item.lease_id, 0)))
-        if item.node == node
-        else item
-        for item in held
-    ]
 
 
 class OwnObjects:

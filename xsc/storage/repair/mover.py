@@ -7,7 +7,7 @@ survey finds the object as it is. Design: docs/design/storage-repair.md, R6 and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -18,6 +18,7 @@ from xsc.base.limits import STORE_REQUEST_BYTES_MAX
 from xsc.base.refusals import refusal
 from xsc.identity.context import Context
 from xsc.storage.object import erasure, inventory, placement, receipts
+from xsc.storage.object.capability import VerifyCapability
 from xsc.storage.object.manifest import code_of, hash_of, segments_of
 from xsc.storage.object.messages import GET_MAX, ObjectRecord
 from xsc.storage.object.segment import length_of
@@ -27,7 +28,6 @@ from xsc.storage.repair.maintained_object import (
     MaintainedObjects,
     marks,
     merged,
-    without,
 )
 from xsc.storage.repair.migration import next_move
 from xsc.storage.repair.node_watch import Bandwidth
@@ -68,31 +68,38 @@ async def room_at(
 
 
 async def delete_at(
-    client: HostClient, survey: Survey, node: bytes, columns: frozenset[int], held: list[Held]
-) -> list[Held]:
+    client: HostClient,
+    capability: VerifyCapability,
+    node: bytes,
+    columns: frozenset[int],
+    held: Iterable[Held],
+) -> tuple[Held, ...]:
     """Delete columns of an object at a host; return what is held after that.
 
     Args:
         client: the hosts.
-        survey: of the object.
-        node: the host. One that does not confirm is asked again after the next survey.
+        capability: of the object.
+        node: the host. One that does not confirm is asked again later, unless it must have
+            dropped all by itself.
         columns: to delete; all that is there if empty.
         held: what is held before.
     """
+    left: list[Held] = []
+    freed: dict[bytes, int] | None = None
     try:
-        freed, _ = await client.delete(node, survey.located.locate, columns=columns)
+        freed, _ = await client.delete(node, capability.locate, columns=columns)
     except XscError as fault:
-        ref = ids.short(survey.maintained.ref)
-        client.log.warning("repair.failed", object=ref, reason=fault.message)
-        return held
-    if columns:
-        for lease_id, size in freed.items():
-            await client.note_freed(node, lease_id, size)
-        return without(held, node, freed)
-    for item in held:
-        if item.node == node:
-            await client.note_freed(node, item.lease_id, item.size_bytes)
-    return [item for item in held if item.node != node]
+        client.log.info("storage.delete_failed", peer=ids.short(node), reason=fault.message)
+    for item in merged(held, ()):
+        size = item.size_bytes
+        if item.node != node or (freed is None and not client.has_dropped(node, item.lease_id)):
+            left.append(item)
+            continue
+        if freed is not None and columns:
+            size = min(size, freed.get(item.lease_id, 0))
+            left.append(replace(item, size_bytes=item.size_bytes - size))
+        await client.note_freed(node, item.lease_id, size)
+    return tuple(left)
 
 
 DELETED = "it is being deleted"
@@ -194,12 +201,12 @@ class ColumnMover:
         held = (*maintained.held, *marks(chosen.values()))
         if not await self._objects.save(maintained.ref, maintained.placement, held):
             return maintained, (), DELETED
-        left = list(maintained.held)
+        left = maintained.held
         for column, lease in chosen.items():
             if survey.columns[column] == lease.node and column in survey.displaced:
                 # What the host has of the column is not what it should be.
                 gone = frozenset({column})
-                left = await delete_at(self._client, survey, lease.node, gone, left)
+                left = await delete_at(self._client, maintained.capability, lease.node, gone, left)
         sender = self._sender(survey, chosen)
         record = sender.record = ObjectRecord(
             sealed=located.sealed,

@@ -345,24 +345,24 @@ class Repairer:
         reported_by = self.reports.waiting(ref)
         former = await self.surveyor.ask(maintained, survey.manifest, former_hosts_up(survey))
         plan = plan_cleanup(survey, former)
-        held = list(maintained.held)
+        capability, held = maintained.capability, maintained.held
         for node, columns in plan.broken:
-            held = await mover.delete_at(self._client, survey, node, columns, held)
+            held = await mover.delete_at(self._client, capability, node, columns, held)
         for item in plan.dropped:
             await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
-            held.remove(item)
+        held = tuple(item for item in held if item not in plan.dropped)
         if (plan.copies or reported_by) and not maintained.only_clean:
             bad = await self.surveyor.read_all(survey)
             if bad == [] and plan.copies:
-                held = await mover.delete_at(self._client, survey, *plan.copies[0], held)
+                held = await mover.delete_at(self._client, capability, *plan.copies[0], held)
                 self._again.add(ref)
             elif bad == []:
                 # Every column was read whole, and no copy deleted after that.
                 self.reports.permit(ref, reported_by)
             elif any(not fault.silent for fault in bad or ()):
                 self._again.add(ref)
-        if tuple(held) != maintained.held:
-            maintained = replace(maintained, held=tuple(held))
+        if held != maintained.held:
+            maintained = replace(maintained, held=held)
             await self._objects.save(ref, maintained.placement, maintained.held)
         return maintained
 
