@@ -192,8 +192,8 @@ def test_of_an_object_that_is_deleted_after_it_was_repaired_nothing_is_remembere
         running = asyncio.ensure_future(repairer.run())
         await finished(world, world.clock.sleep_ms(2 * SETTINGS.moved_kept_ms))
         running.cancel()
-        assert (repairer._kept_until_ms, repairer.surveyor._unreadable) == ({}, {})
-        assert len(repairer.reports) == len(repairer._objects.turns) == 0
+        assert (repairer._kept_until_ms, repairer.surveyor.unreadable) == ({}, {})
+        assert len(repairer.reports.by_object) == len(repairer._objects.turns) == 0
 
     play(story, 5)
 
@@ -219,7 +219,7 @@ def test_others_have_their_turns_while_long_lists_are_gone_through():
         owner.state.write(many, sync=True)
         assignment, repairer = owner.service.assignment, owner.service.repairer
         repairer.watch.look()
-        assignment._refused = dict.fromkeys(owner.peers(), 2**62)
+        assignment._refused = dict.fromkeys(owner.peers(), ("", 2**62))
         placement = owner.service.catalogue.entry(ref).placement
         listed = [(ref, placement, ())] * 640
         assert await turns_of_others(repairer.round(listed, everything=False)) > 10

@@ -98,7 +98,7 @@ def with_ends(held: HeldObject, end_of: Callable[[bytes], int | None]) -> HeldOb
     return replace(held, columns=tuple(columns), records=tuple(records))
 
 
-def _copies(manifest: Manifest, column: int, held: HeldObject) -> list[tuple[bytes, int | None]]:
+def copies(manifest: Manifest, column: int, held: HeldObject) -> list[tuple[bytes, int | None]]:
     """Return who has a whole column at a host, and until when; of an inline object, the record.
 
     Whoever wants can keep a copy for itself and let it go again.
@@ -133,7 +133,7 @@ def own_expiring(
         held = answers[node]
         if node not in refused or state != "ok" or held is None:
             continue
-        told = [end for customer, end in _copies(manifest, column, held) if customer == own]
+        told = [end for customer, end in copies(manifest, column, held) if customer == own]
         if not any(end is not None and end > until_ms for end in told):
             found.add(column)
     return frozenset(found)
@@ -163,15 +163,15 @@ def custody_expiring(
         held = answers[node]
         if state != "ok" or held is None:
             continue
-        every = _copies(manifest, column, held)
-        copies = [item for item in every if item[0] == own or item[0] in trusted]
-        known = [end for _, end in copies if end is not None]
-        if not every or len(known) < len(copies):
+        every = copies(manifest, column, held)
+        kept = [item for item in every if item[0] == own or item[0] in trusted]
+        known = [end for _, end in kept if end is not None]
+        if not every or len(known) < len(kept):
             continue
         kept_ms = max(known, default=now_ms + last_ms + 1)
         if known and kept_ms > now_ms + rescue_ms:
             continue
-        mine = any(customer == own for customer, _ in copies)
+        mine = any(customer == own for customer, _ in kept)
         if mine or kept_ms <= now_ms + last_ms:
             elsewhere.add(column)
         else:

@@ -341,14 +341,13 @@ class ColumnMover:
                 return await together(self._copy(survey, index, column) for column in columns)
             except XscError as fault:
                 self._failed(survey, fault)
-        good = good_for(manifest, survey.columns, survey.states, survey.answers, index)
         return await rebuilt(
             self._client,
             survey.located.locate,
             code,
             index,
             SentSegment(length, roots_of(manifest, index)),
-            sources=[Source(column, survey.columns[column]) for column in good],
+            sources=[Source(column, survey.columns[column]) for column in good_for(survey, index)],
             columns=columns,
         )
 
@@ -370,7 +369,7 @@ class ColumnMover:
         What cannot be stored there is left to be moved with its column.
         """
         manifest, leases = survey.manifest, {}
-        damaged = damaged_segments(manifest, survey.columns, survey.answers, survey.own)
+        damaged = damaged_segments(survey)
         for column in damaged:
             node = survey.columns[column]
             known = {item.lease_id for item in survey.maintained.held if item.node == node}

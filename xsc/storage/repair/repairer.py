@@ -49,16 +49,13 @@ class CopyReports:
     """Keeps in memory which custodians reported copies of which objects."""
 
     def __init__(self) -> None:
-        self._reports: dict[bytes, dict[bytes, bool]] = {}
+        self.by_object: dict[bytes, dict[bytes, bool]] = {}
         """By object and custodian: whether it may delete one of its copies."""
         self._counted = tally.Tally(REPORTS_AN_OBJECT_MAX, REPORTS_MS)
 
-    def __len__(self) -> int:
-        return len(self._reports)
-
     def take_permission(self, ref: bytes, custodian: bytes) -> bool:
         """Return whether a custodian may delete one copy now; the permission is used by that."""
-        reports = self._reports.get(ref, {})
+        reports = self.by_object.get(ref, {})
         if reports.get(custodian):
             del reports[custodian]
             return True
@@ -69,7 +66,7 @@ class CopyReports:
 
         Each such look reads the whole object, so that their number is limited.
         """
-        reports = self._reports.setdefault(ref, {})
+        reports = self.by_object.setdefault(ref, {})
         if custodian in reports or self._counted.wait_ms(ref + custodian, now_ms):
             return False
         self._counted.note(ref + custodian, now_ms)
@@ -78,17 +75,12 @@ class CopyReports:
 
     def waiting(self, ref: bytes) -> list[bytes]:
         """Return the custodians that wait for a look at the object."""
-        return [node for node, may in self._reports.get(ref, {}).items() if not may]
+        return [node for node, may in self.by_object.get(ref, {}).items() if not may]
 
     def permit(self, ref: bytes, custodians: Iterable[bytes]) -> None:
         """Let each of these custodians that is not forgotten delete one copy of an object."""
-        reports = self._reports.get(ref, {})
+        reports = self.by_object.get(ref, {})
         reports.update((node, True) for node in custodians if node in reports)
-
-    def forget_others(self, refs: Collection[bytes]) -> None:
-        """Forget the reports about all other objects."""
-        for ref in self._reports.keys() - set(refs):
-            del self._reports[ref]
 
 
 REPAIRS_AT_ONCE = 64
@@ -190,9 +182,9 @@ class Repairer:
                 self._drain.leaving(),
                 known if len(listed) < REPAIRS_A_ROUND_MAX else 0,
             )
-            self.surveyor.forget_others(known)
-            self.reports.forget_others(known)
-            self._warned = {ref: said for ref, said in self._warned.items() if ref in known}
+            for remembered in (self.surveyor.unreadable, self.reports.by_object, self._warned):
+                for ref in remembered.keys() - known:
+                    remembered.pop(ref)
             if everything or situation != seen or self._again:
                 seen = situation
                 await self.round(listed, everything=everything)
@@ -300,7 +292,7 @@ class Repairer:
             maintained = self._objects.load(ref)
             if maintained is None:
                 return None
-            unreadable = self.surveyor.unreadable(ref)
+            unreadable = self.surveyor.unreadable.get(ref)
             survey = await self._corrected(await self.surveyor.verified(maintained))
             survey = replace(survey, maintained=await self._cleaned(survey))
             if maintained.only_clean:
@@ -311,9 +303,9 @@ class Repairer:
                 result = await self._restore(survey, progress)
             finally:
                 self._room.give(ref, size)
-            if unreadable is not None and self.surveyor.unreadable(ref) is unreadable:
+            if unreadable is not None and self.surveyor.unreadable.get(ref) is unreadable:
                 # It counted for this repair; the next survey shows whether it can be read now.
-                self.surveyor.forget(ref)
+                del self.surveyor.unreadable[ref]
                 self._again.add(ref)
             return result
 
@@ -385,7 +377,7 @@ class Repairer:
             if moved:
                 now_ms = self._context.clock.monotonic_ms()
                 self._kept_until_ms[maintained.ref] = now_ms + self._settings.moved_kept_ms
-                self.surveyor.forget(maintained.ref)
+                self.surveyor.unreadable.pop(maintained.ref, None)
         left = tuple(sorted(survey.displaced - {item.shard for item in moved}))
         if left and not reason:
             reason = "no node that is up and holds none of it has room"

@@ -7,7 +7,7 @@ Design: docs/design/storage-repair.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,7 +37,7 @@ class Survey:
     """Nodes that leave the network."""
     displaced: frozenset[int]
     """Columns that are lost, on nodes that leave, or under leases that end (`expiring`)."""
-    unpaid: frozenset[int]
+    unpaid: frozenset[int] = frozenset()
     """Columns that stay where they are, but need a lease of this node: at the owner, those
     that others pay for; at a custodian, those that the owner did not renew."""
     expiring: frozenset[int] = frozenset()
@@ -110,76 +110,52 @@ def bytes_of_record(located: get.Located) -> int:
 # Leases
 
 
-def columns_paid_by_others(
-    manifest: Manifest,
-    columns: Sequence[bytes],
-    states: Sequence[placement.State],
-    answers: Mapping[bytes, HeldObject | None],
-    own: bytes,
-) -> frozenset[int]:
+def columns_paid_by_others(survey: Survey) -> frozenset[int]:
     """Return the good columns that their host has only under leases of other nodes."""
     found = set()
-    for column, (node, state) in enumerate(zip(columns, states, strict=True)):
-        held = answers[node]
-        if state != "ok" or held is None:
-            continue
-        if manifest.inline is not None:
-            if held.records and all(row.customer != own for row in held.records):
+    for column, (node, state) in enumerate(zip(survey.columns, survey.states, strict=True)):
+        held = survey.answers[node]
+        if state == "ok" and held is not None:
+            customers = {who for who, _ in expiry.copies(survey.manifest, column, held)}
+            if survey.own not in customers:
                 found.add(column)
-            continue
-        mine = (own, column, expected_digest(manifest, column))
-        if mine not in {(row.customer, row.column, row.digest) for row in held.columns}:
-            found.add(column)
     return frozenset(found)
 
 
 def columns_to_pay_for(
-    maintained: maintained_object.MaintainedObject,
-    manifest: Manifest,
-    columns: Sequence[bytes],
-    states: Sequence[placement.State],
-    answers: Mapping[bytes, HeldObject | None],
-    *,
-    own: bytes,
-    ends: Iterable[Ending],
-    now_ms: int,
-    lease_ms: int = limits.STORAGE_LEASE_MS,
+    survey: Survey, ends: Iterable[Ending], now_ms: int, lease_ms: int
 ) -> tuple[frozenset[int], frozenset[int]]:
     """Return the columns that need a lease of this node where they are, and those elsewhere.
 
     Args:
-        maintained: the object.
-        manifest: of it.
-        columns: the node of each column.
-        states: of each column.
-        answers: what the nodes said.
-        own: this node.
+        survey: of the object, before this is known.
         ends: at the owner, when its leases at the hosts end.
         now_ms: the time.
         lease_ms: how long leases last.
     """
+    maintained = survey.maintained
     if maintained.only_clean:
         return frozenset(), frozenset()
     if not maintained.is_own:
         return expiry.custody_expiring(
-            manifest,
-            columns,
-            states,
-            answers,
-            own=own,
+            survey.manifest,
+            survey.columns,
+            survey.states,
+            survey.answers,
+            own=survey.own,
             trusted={maintained.owner, *maintained.before},
             now_ms=now_ms,
             rescue_ms=expiry.before_end(maintained.rescue_ms, lease_ms),
             last_ms=expiry.before_end(limits.LEASE_LAST_MS, lease_ms),
         )
-    unpaid = columns_paid_by_others(manifest, columns, states, answers, own)
+    unpaid = columns_paid_by_others(survey)
     ending = expiry.own_expiring(
-        manifest,
-        columns,
-        states,
-        answers,
+        survey.manifest,
+        survey.columns,
+        survey.states,
+        survey.answers,
         ends=ends,
-        own=own,
+        own=survey.own,
         until_ms=now_ms + expiry.before_end(limits.LEASE_URGENT_MS, lease_ms),
     )
     return unpaid, ending - unpaid
@@ -373,41 +349,23 @@ def _row(manifest: Manifest, column: int, held: HeldObject | None) -> HeldColumn
     return min(rows, key=lambda row: row.damaged, default=None)
 
 
-def damaged_segments(
-    manifest: Manifest,
-    columns: Sequence[bytes],
-    answers: Mapping[bytes, HeldObject | None],
-    own: bytes,
-) -> dict[int, tuple[int, ...]]:
-    """Return the segments to store again, by column; only columns of this customer.
-
-    Args:
-        manifest: of the object.
-        columns: the node of each column.
-        answers: what each node says.
-        own: the customer.
-    """
+def damaged_segments(survey: Survey) -> dict[int, tuple[int, ...]]:
+    """Return the segments to store again, by column; only columns of this customer."""
     found = {}
-    for column, node in enumerate(columns):
-        row = _row(manifest, column, answers.get(node))
-        if row is None or row.customer != own or not row.bad:
+    for column, node in enumerate(survey.columns):
+        row = _row(survey.manifest, column, survey.answers.get(node))
+        if row is None or row.customer != survey.own or not row.bad:
             continue
         if len(row.bad) == row.damaged <= max(1, row.segments // DAMAGED_SHARE_MAX) < row.segments:
             found[column] = row.bad
     return found
 
 
-def good_for(
-    manifest: Manifest,
-    columns: Sequence[bytes],
-    states: Sequence[placement.State],
-    answers: Mapping[bytes, HeldObject | None],
-    segment: int,
-) -> list[int]:
+def good_for(survey: Survey, segment: int) -> list[int]:
     """Return the columns that are good, or whose hosts name damage in other segments alone."""
     found = []
-    for column, (node, state) in enumerate(zip(columns, states, strict=True)):
-        row = _row(manifest, column, answers.get(node))
+    for column, (node, state) in enumerate(zip(survey.columns, survey.states, strict=True)):
+        row = _row(survey.manifest, column, survey.answers.get(node))
         damaged_elsewhere = (
             row is not None and row.bad and segment not in row.bad and len(row.bad) == row.damaged
         )

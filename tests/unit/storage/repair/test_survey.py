@@ -133,26 +133,23 @@ def test_a_column_that_only_others_pay_for_is_to_be_taken_over():
     answers[NODES[2]] = held(MANIFEST, 2, customer=OTHER)
     answers[NODES[3]] = None
     answers[NODES[4]] = held(MANIFEST, 4, digest=b"d" * 32)
-    assert columns_paid_by_others(MANIFEST, NODES, EVERY_COLUMN, answers, OWN) == {2, 4}
+    assert columns_paid_by_others(survey_of(answers=answers)) == {2, 4}
     lost = ("ok", "ok", "missing", *EVERY_COLUMN[3:])
-    assert columns_paid_by_others(MANIFEST, NODES, lost, answers, OWN) == {4}
+    assert columns_paid_by_others(survey_of(answers=answers, states=lost)) == {4}
 
 
 def test_of_an_inline_object_the_record_is_what_is_paid_for():
     manifest = MANIFEST.model_copy(update={"inline": b"x"})
+    located = Located(b"L" * 32, manifest, b"sealed", ((),) * 6)
     answers = {node: HeldObject((), "ok", (HeldRecord(OWN),)) for node in NODES}
     answers[NODES[1]] = HeldObject((), "ok", (HeldRecord(OTHER),))
-    answers[NODES[2]] = HeldObject((), "ok")
-    assert columns_paid_by_others(manifest, NODES, EVERY_COLUMN, answers, OWN) == {1}
+    assert columns_paid_by_others(survey_of(answers=answers, located=located)) == {1}
 
 
 def test_a_custodian_that_only_deletes_takes_no_lease():
-    maintained = survey_of(kept={"only_clean": True, "is_own": False}).maintained
     answers = dict.fromkeys(NODES)
-    found = columns_to_pay_for(
-        maintained, MANIFEST, NODES, EVERY_COLUMN, answers, own=OWN, ends=(), now_ms=0
-    )
-    assert found == (frozenset(), frozenset())
+    survey = survey_of(answers=answers, kept={"only_clean": True, "is_own": False})
+    assert columns_to_pay_for(survey, (), 0, 1) == (frozenset(), frozenset())
 
 
 # Records
