@@ -69,7 +69,7 @@ class Status(Model):
     name: str
     version: str
     network: str
-    state: Literal["running"]
+    state: Literal["running", "leaving"]
     home: str
     api_url: str
     peer_url: str

@@ -24,16 +24,14 @@ from pydantic import Field
 from xsc.base import encoding, errors, fields, ids, keyvalue, limits, merkle, peering, turns, units
 from xsc.identity.context import Context
 from xsc.identity.envelope import Id32, Record
-from xsc.storage.catalogue.held import held_at, held_of
 from xsc.storage.object.capability import VerifyCapability, parse, parse_verify
-from xsc.storage.object.inventory import HeldAt
+from xsc.storage.object.held import Held
 from xsc.storage.object.manifest import open_manifest
 from xsc.storage.object.placement import Placement
 from xsc.storage.ports import Commit
 from xsc.storage.repair import maintained_object, node_watch
 from xsc.storage.repair.mover import delete_at
 from xsc.storage.transfer.host_client import HostClient
-from xsc.storage.transfer.put import Held
 
 CUSTODY_SHARES = 4
 """What a node keeps for all absent owners: so many times what it keeps for one (`guard_bytes`)."""
@@ -61,7 +59,7 @@ class ObjectInCustody(Record):
     before: Annotated[tuple[Id32, ...], Field(max_length=limits.CUSTODIANS_MAX)]
     """The custodians whose turn comes before this one's."""
     placement: Placement
-    held: tuple[HeldAt, ...]
+    held: tuple[Held, ...]
     ended: bool
     """The owner has ended the custody; what is held is still to be deleted."""
 
@@ -253,7 +251,7 @@ class Custodian:
             entry.verify,
             entry.owner,
             entry.placement,
-            held_of(entry.held),
+            entry.held,
             is_own=False,
             before=entry.before,
             budget_bytes=self.store.budget_left(entry.owner),
@@ -264,12 +262,11 @@ class Custodian:
 
     async def save(self, ref: bytes, placement: Placement, held: tuple[Held, ...]) -> bool:
         """Write what became of an object; return False if its custody has ended."""
-        kept = held_at(held)
         async with self._rows.of(ref):
             entry = self.store.get(ref)
             if entry is None:
                 return False
-            change = entry.model_copy(update={"placement": placement, "held": kept})
+            change = entry.model_copy(update={"placement": placement, "held": held})
             await self.store.put(ref, entry, change)
         return not entry.ended
 
@@ -343,10 +340,10 @@ class Custodian:
                 entry = self.store.get(ref)
                 if entry is None or not entry.ended:
                     continue
-                left = held_of(entry.held)
+                left = entry.held
                 for node in dict.fromkeys(item.node for item in left):
                     left = await delete_at(self._client, entry.verify, node, frozenset(), left)
-                rest = entry.model_copy(update={"held": held_at(left)}) if left else None
+                rest = entry.model_copy(update={"held": left}) if left else None
                 await self.store.put(ref, entry, rest)
 
     # Calls to owners
@@ -407,8 +404,8 @@ class Custodian:
                 return
             # The last one goes together with all else that is there.
             one = frozenset({min(columns)} if len(columns) > 1 else ())
-            held = await delete_at(self._client, entry.verify, node, one, held_of(entry.held))
-            await self.store.put(ref, entry, entry.model_copy(update={"held": held_at(held)}))
+            held = await delete_at(self._client, entry.verify, node, one, entry.held)
+            await self.store.put(ref, entry, entry.model_copy(update={"held": held}))
 
     async def _columns_at(self, node: bytes, capability: VerifyCapability) -> set[int]:
         """Return which columns of an object a host says that it has for this node."""

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from xsc.base.turns import Turns
-from xsc.storage.catalogue.held import held_of
 from xsc.storage.catalogue.objects import ObjectCatalogue
 from xsc.storage.object.capability import VerifyCapability, parse_verify
 from xsc.storage.object.durability import Contract
-from xsc.storage.object.inventory import HeldAt
+from xsc.storage.object.held import Held
 from xsc.storage.object.placement import Placement
-from xsc.storage.ports import HostLease
-from xsc.storage.transfer.put import Held
+from xsc.terms.lease import LeaseHandle
 
 
 class Settings(Protocol):
@@ -111,12 +109,12 @@ class MaintainedObjects(Protocol):
         """
 
 
-def former_hosts(columns: Iterable[bytes], held: Iterable[Held | HeldAt]) -> frozenset[bytes]:
+def former_hosts(columns: Iterable[bytes], held: Iterable[Held]) -> frozenset[bytes]:
     """Return the nodes that have no column any more, and at which this node still pays."""
     return frozenset(item.node for item in held) - set(columns)
 
 
-def marks(leases: Iterable[HostLease]) -> list[Held]:
+def marks(leases: Iterable[LeaseHandle]) -> list[Held]:
     """Return the marks that a transfer under these leases is about to begin."""
     return [Held(lease.node, lease.lease_id, 0) for lease in leases]
 
@@ -150,7 +148,7 @@ class OwnObjects:
         entry = self._catalogue.entry(ref)
         if entry is None or entry.deleting:
             return None
-        capability, held = parse_verify(entry.capability), held_of(entry.held)
+        capability, held = parse_verify(entry.capability), entry.held
         return MaintainedObject(ref, capability, self._own, entry.placement, held)
 
     async def save(self, ref: bytes, placement: Placement, held: tuple[Held, ...]) -> bool:

@@ -19,10 +19,10 @@ from xsc.base.refusals import refusal
 from xsc.identity.context import Context
 from xsc.storage.object import erasure, inventory, placement, receipts
 from xsc.storage.object.capability import VerifyCapability
+from xsc.storage.object.held import Held, held_of
 from xsc.storage.object.manifest import code_of, hash_of, segments_of
 from xsc.storage.object.messages import GET_MAX, ObjectRecord
 from xsc.storage.object.segment import length_of
-from xsc.storage.ports import HostLease
 from xsc.storage.repair.maintained_object import (
     MaintainedObject,
     MaintainedObjects,
@@ -44,14 +44,14 @@ from xsc.storage.repair.survey import (
 from xsc.storage.repair.surveyor import Surveyor
 from xsc.storage.transfer.get import roots_of
 from xsc.storage.transfer.host_client import HostClient, Source, together
-from xsc.storage.transfer.put import Held
 from xsc.storage.transfer.sender import ColumnSender, SentSegment, rebuilt
-from xsc.storage.transfer.sending import KnownLease, Sending
+from xsc.storage.transfer.sending import Sending
+from xsc.terms.lease import LeaseHandle
 
 
 async def room_at(
     client: HostClient, targets: frozenset[bytes], size_bytes: int
-) -> tuple[HostLease | None, str]:
+) -> tuple[LeaseHandle | None, str]:
     """Return room at one of the nodes, or why there is none."""
     known = {client.own, *client.hosts.peers()}
     offered = await client.hosts.lease_hosts(
@@ -97,7 +97,7 @@ async def delete_at(
             continue
         if freed is not None and columns:
             size = min(size, freed.get(item.lease_id, 0))
-            left.append(replace(item, size_bytes=item.size_bytes - size))
+            left.append(item._replace(size_bytes=item.size_bytes - size))
         await client.note_freed(node, item.lease_id, size)
     return tuple(left)
 
@@ -133,7 +133,7 @@ class ColumnMover:
 
     async def choose(
         self, survey: Survey, available: Collection[bytes]
-    ) -> tuple[dict[int, HostLease], str]:
+    ) -> tuple[dict[int, LeaseHandle], str]:
         """Return room for each column that needs a lease or another host, and what failed.
 
         Args:
@@ -146,7 +146,7 @@ class ColumnMover:
         size = bytes_of_column(survey.manifest) + bytes_of_record(located)
         budget_bytes = survey.maintained.budget_bytes
         most = len(layout.columns) if budget_bytes is None else budget_bytes // max(1, size)
-        chosen: dict[int, HostLease] = {}
+        chosen: dict[int, LeaseHandle] = {}
         reason = ""
         for column in sorted(survey.unpaid)[:most]:
             lease, fault = await room_at(self._client, frozenset({layout.columns[column]}), size)
@@ -173,9 +173,9 @@ class ColumnMover:
 
     async def rooms_for_records(
         self, survey: Survey, chosen: Collection[int]
-    ) -> dict[int, HostLease]:
+    ) -> dict[int, LeaseHandle]:
         """Return room at hosts that lack the object record, for a column that stays there."""
-        rooms: dict[int, HostLease] = {}
+        rooms: dict[int, LeaseHandle] = {}
         lacking = nodes_without_manifest(survey)
         for column, node in enumerate(survey.columns):
             if node in lacking and column not in {*chosen, *survey.displaced}:
@@ -187,7 +187,7 @@ class ColumnMover:
         return rooms
 
     async def move(
-        self, survey: Survey, chosen: dict[int, HostLease], progress: Progress | None
+        self, survey: Survey, chosen: dict[int, LeaseHandle], progress: Progress | None
     ) -> tuple[MaintainedObject, tuple[Moved, ...], str]:
         """Copy or rebuild columns at their new hosts; return the object, what moved, and a fault.
 
@@ -237,7 +237,7 @@ class ColumnMover:
                 or columns[column] != survey.columns[column]
             ):
                 moved.append(Moved(shard=column, from_=survey.columns[column], to=columns[column]))
-        held = merged(left, held_of(sender))
+        held = merged(left, held_of(sender.held))
         placed = maintained.placement
         if moved:
             placed = placement.placement_of(located.manifest, columns)
@@ -246,7 +246,7 @@ class ColumnMover:
             return maintained, (), DELETED
         return maintained, tuple(moved), fault
 
-    def _sender(self, survey: Survey, leases: Mapping[int, HostLease]) -> ColumnSender:
+    def _sender(self, survey: Survey, leases: Mapping[int, LeaseHandle]) -> ColumnSender:
         """Return what sends columns: one whose host fails waits for the next look."""
         manifest = survey.manifest
         state = Sending({}, manifest.m, manifest.contract, replaces=False)
@@ -375,7 +375,7 @@ class ColumnMover:
             known = {item.lease_id for item in survey.maintained.held if item.node == node}
             # With several leases it is not known which one the shard is under.
             if node not in survey.leaving and len(known) == 1:
-                leases[column] = KnownLease(node, known.pop())
+                leases[column] = LeaseHandle(node, known.pop())
         sender = self._sender(survey, leases)
         for column in leases:
             sender.done[column].update({*range(segments_of(manifest))} - {*damaged[column]})
@@ -383,15 +383,10 @@ class ColumnMover:
         ref = ids.short(survey.maintained.ref)
         if reason:
             self._context.log.info("repair.shard_not_rewritten", object=ref, reason=reason)
-        for item in held_of(sender):
+        for item in held_of(sender.held):
             # It takes the place of what was counted already.
             await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
         done = sum(len(sender.done[column] & {*damaged[column]}) for column in leases)
         if done:
             self._context.log.info("repair.shards_rewritten", object=ref, shards=done)
         return done
-
-
-def held_of(sender: ColumnSender) -> list[Held]:
-    """Return what hosts confirmed."""
-    return [Held(node, lease_id, size) for (node, lease_id), size in sender.held.items()]
