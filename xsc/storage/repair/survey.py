@@ -7,11 +7,10 @@ Design: docs/design/storage-repair.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from xsc.api.objects import Ending
 from xsc.base import limits, units
 from xsc.storage.object import durability, expiry, placement
 from xsc.storage.object.held import Held, most_held, recounted
@@ -111,55 +110,87 @@ def bytes_of_record(located: get.Located) -> int:
 # Leases
 
 
-def columns_paid_by_others(survey: Survey) -> frozenset[int]:
-    """Return the good columns that their host has only under leases of other nodes."""
-    found = set()
+def _good_copies(survey: Survey) -> Iterator[tuple[int, list[tuple[bytes, int | None]]]]:
+    """Yield each good column, and who has it whole at its host until when."""
     for column, (node, state) in enumerate(zip(survey.columns, survey.states, strict=True)):
         held = survey.answers[node]
         if state == "ok" and held is not None:
-            customers = {who for who, _ in expiry.copies(survey.manifest, column, held)}
-            if survey.own not in customers:
-                found.add(column)
+            yield column, expiry.copies(survey.manifest, column, held)
+
+
+def columns_paid_by_others(survey: Survey) -> frozenset[int]:
+    """Return the good columns that their host has only under leases of other nodes."""
+    return frozenset(
+        column
+        for column, copies in _good_copies(survey)
+        if survey.own not in {customer for customer, _ in copies}
+    )
+
+
+def own_expiring(survey: Survey, until_ms: int) -> frozenset[int]:
+    """Return the columns that their owner must move, because a lease was refused and ends by then.
+
+    What the host says of the own copy decides where it says more than is known here.
+    """
+    found = set()
+    for column, copies in _good_copies(survey):
+        told = [end for customer, end in copies if customer == survey.own]
+        is_kept = any(end is not None and end > until_ms for end in told)
+        if survey.columns[column] in survey.refusing and not is_kept:
+            found.add(column)
     return frozenset(found)
 
 
+def custody_expiring(
+    survey: Survey, now_ms: int, rescue_ms: int, last_ms: int
+) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the columns that a custodian must keep where they are, and those it must move.
+
+    A column is safe while the owner, a custodian before this one, or this node keeps it for
+    longer than `rescue_ms`. It is kept where it is, under a lease of the custodian, unless it has
+    one there already, which was not renewed, or the end is nearer than `last_ms` and the host has
+    not given it one.
+    """
+    here, elsewhere = set(), set()
+    trusted = {survey.own, survey.maintained.owner, *survey.maintained.before}
+    for column, copies in _good_copies(survey):
+        kept = [(customer, end) for customer, end in copies if customer in trusted]
+        known = [end for _, end in kept if end is not None]
+        if not copies or len(known) < len(kept):
+            continue
+        kept_ms = max(known, default=now_ms + last_ms + 1)
+        if known and kept_ms > now_ms + rescue_ms:
+            continue
+        mine = any(customer == survey.own for customer, _ in kept)
+        if mine or kept_ms <= now_ms + last_ms:
+            elsewhere.add(column)
+        else:
+            here.add(column)
+    return frozenset(here), frozenset(elsewhere)
+
+
 def columns_to_pay_for(
-    survey: Survey, ends: Iterable[Ending], now_ms: int, lease_ms: int
+    survey: Survey, now_ms: int, lease_ms: int
 ) -> tuple[frozenset[int], frozenset[int]]:
     """Return the columns that need a lease of this node where they are, and those elsewhere.
 
     Args:
         survey: of the object, before this is known.
-        ends: at the owner, when its leases at the hosts end.
         now_ms: the time.
         lease_ms: how long leases last.
     """
-    maintained = survey.maintained
-    if maintained.only_clean:
+    if survey.maintained.only_clean:
         return frozenset(), frozenset()
-    if not maintained.is_own:
-        return expiry.custody_expiring(
-            survey.manifest,
-            survey.columns,
-            survey.states,
-            survey.answers,
-            own=survey.own,
-            trusted={maintained.owner, *maintained.before},
-            now_ms=now_ms,
-            rescue_ms=expiry.before_end(maintained.rescue_ms, lease_ms),
-            last_ms=expiry.before_end(limits.LEASE_LAST_MS, lease_ms),
-        )
-    unpaid = columns_paid_by_others(survey)
-    ending = expiry.own_expiring(
-        survey.manifest,
-        survey.columns,
-        survey.states,
-        survey.answers,
-        ends=ends,
-        own=survey.own,
-        until_ms=now_ms + expiry.before_end(limits.LEASE_URGENT_MS, lease_ms),
+    if survey.maintained.is_own:
+        unpaid = columns_paid_by_others(survey)
+        until_ms = now_ms + expiry.before_end(limits.LEASE_URGENT_MS, lease_ms)
+        return unpaid, own_expiring(survey, until_ms) - unpaid
+    return custody_expiring(
+        survey,
+        now_ms,
+        rescue_ms=expiry.before_end(survey.maintained.rescue_ms, lease_ms),
+        last_ms=expiry.before_end(limits.LEASE_LAST_MS, lease_ms),
     )
-    return unpaid, ending - unpaid
 
 
 # What is recorded

@@ -88,7 +88,7 @@ class Surveyor:
             up=frozenset(node for node, _ in paid if self._client.is_up(node)),
             refusing=refusing(ends, now_ms + before_end(limits.LEASE_URGENT_MS, self._lease_ms)),
         )
-        unpaid, expiring = columns_to_pay_for(survey, ends, now_ms, self._lease_ms)
+        unpaid, expiring = columns_to_pay_for(survey, now_ms, self._lease_ms)
         displaced = survey.displaced | expiring
         labels = None
         if displaced or any(manifest.contract[1:]) or len(set(columns)) < len(columns):

@@ -5,10 +5,14 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.storage.repair.test_damage import NODES, OTHER, OWN, held, manifest_of
+from xsc.api.objects import Ending
+from xsc.base.limits import LEASE_LAST_MS, LEASE_RESCUE_MS, LEASE_URGENT_MS, STORAGE_LEASE_MS
 from xsc.storage.object.capability import VerifyCapability
 from xsc.storage.object.durability import Contract, HostLabels
+from xsc.storage.object.expiry import refusing
 from xsc.storage.object.held import Held
-from xsc.storage.object.inventory import HeldObject, HeldRecord
+from xsc.storage.object.inventory import HeldColumn, HeldObject, HeldRecord
+from xsc.storage.object.manifest import expected_digest
 from xsc.storage.object.placement import placement_of
 from xsc.storage.repair.maintained_object import MaintainedObject, merged
 from xsc.storage.repair.survey import (
@@ -20,6 +24,7 @@ from xsc.storage.repair.survey import (
     has_damaged_record,
     needs_repair,
     nodes_without_manifest,
+    own_expiring,
     plan_cleanup,
     recounted_held,
     surplus_by_host,
@@ -149,7 +154,74 @@ def test_of_an_inline_object_the_record_is_what_is_paid_for():
 def test_a_custodian_that_only_deletes_takes_no_lease():
     answers = dict.fromkeys(NODES)
     survey = survey_of(answers=answers, kept={"only_clean": True, "is_own": False})
-    assert columns_to_pay_for(survey, (), 0, 1) == (frozenset(), frozenset())
+    assert columns_to_pay_for(survey, 0, 1) == (frozenset(), frozenset())
+
+
+A, B = b"a" * 32, b"b" * 32
+DAY = 86_400_000
+NOW = 1_000 * DAY
+
+
+def looked_at(inline):
+    """Return where an object is found, and a function that makes what hosts say."""
+    manifest = MANIFEST.model_copy(update={"inline": b"x" if inline else None})
+
+    def said(column, *copies):
+        if inline:
+            return HeldObject((), "ok", tuple(HeldRecord(who, end) for who, end in copies))
+        digest = expected_digest(manifest, column)
+        return HeldObject(
+            tuple(HeldColumn(w, column, 2, digest, 0, end) for w, end in copies), "ok"
+        )
+
+    return Located(b"L" * 32, manifest, b"sealed", ((),) * 6), said
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_custodian_keeps_what_ends_soon_and_moves_what_it_cannot_keep(inline):
+    located, said = looked_at(inline)
+    soon, far = NOW + 20 * DAY, NOW + 22 * DAY
+    answers = {
+        NODES[0]: said(0, (A, far)),
+        NODES[1]: said(1, (A, soon)),
+        NODES[2]: said(2, (A, soon), (B, far)),
+        NODES[3]: said(3, (A, soon), (OWN, soon)),
+        NODES[4]: said(4, (A, NOW + LEASE_LAST_MS)),
+        NODES[5]: None,
+    }
+    states = ["ok"] * 5 + ["unreachable"]
+    kept = {"is_own": False, "owner": A, "before": (B,), "rescue_ms": LEASE_RESCUE_MS}
+    survey = survey_of(located=located, answers=answers, states=states, kept=kept)
+
+    def expiring():
+        return columns_to_pay_for(survey, NOW, STORAGE_LEASE_MS)
+
+    assert expiring() == ({1}, {3, 4})
+    # Whoever else keeps it, and for how long ever, may let it go.
+    for stranger in ((OTHER, far), (OTHER, None)):
+        answers[NODES[1]] = said(1, (A, soon), stranger)
+        assert expiring() == ({1}, {3, 4})
+        answers[NODES[1]] = said(1, stranger)
+        assert expiring() == ({1}, {3, 4})
+    answers[NODES[1]] = said(1, (A, None))
+    answers[NODES[4]] = said(4)
+    states[3] = "corrupt"
+    assert expiring() == (frozenset(), frozenset())
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_an_owner_moves_what_was_refused_unless_the_host_keeps_it_after_all(inline):
+    located, said = looked_at(inline)
+    soon, far = NOW + LEASE_URGENT_MS, NOW + LEASE_URGENT_MS + 1
+    answers = {node: said(column, (OWN, soon)) for column, node in enumerate(NODES)}
+    answers[NODES[1]] = said(1, (OWN, far), (OWN, soon))
+    answers[NODES[2]] = said(2, (A, far))
+    answers[NODES[5]] = None
+    ends = [Ending(node=node, ends_ms=soon, reason="debt") for node in NODES]
+    ends[3] = Ending(node=NODES[3], ends_ms=soon)
+    ends[4] = Ending(node=NODES[4], ends_ms=far, reason="debt")
+    survey = survey_of(located=located, answers=answers, refusing=refusing(ends, soon))
+    assert own_expiring(survey, soon) == {0, 2}, "not what is only due, has time, or is silent"
 
 
 # Records
