@@ -17,12 +17,11 @@ from xsc.base.errors import SpaceExhausted, XscError
 from xsc.base.limits import STORE_REQUEST_BYTES_MAX
 from xsc.base.refusals import refusal
 from xsc.identity.context import Context
-from xsc.storage.object import erasure, inventory, placement, receipts
+from xsc.storage.object import erasure, placement, receipts
 from xsc.storage.object.capability import VerifyCapability
 from xsc.storage.object.held import Held, held_of
 from xsc.storage.object.manifest import code_of, hash_of, segments_of
 from xsc.storage.object.messages import GET_MAX, ObjectRecord
-from xsc.storage.object.segment import length_of
 from xsc.storage.repair.maintained_object import (
     MaintainedObject,
     MaintainedObjects,
@@ -42,9 +41,8 @@ from xsc.storage.repair.survey import (
     nodes_without_manifest,
 )
 from xsc.storage.repair.surveyor import Surveyor
-from xsc.storage.transfer.get import roots_of
 from xsc.storage.transfer.host_client import HostClient, Source, together
-from xsc.storage.transfer.sender import ColumnSender, SentSegment, rebuilt
+from xsc.storage.transfer.sender import ColumnSender, rebuilt
 from xsc.storage.transfer.sending import Sending
 from xsc.terms.lease import LeaseHandle
 
@@ -332,10 +330,8 @@ class ColumnMover:
         self, survey: Survey, index: int, columns: Sequence[int]
     ) -> list[erasure.StorageShard]:
         """Return shards of a segment: copied from where they still are, else rebuilt."""
-        manifest = survey.manifest
-        code = code_of(manifest)
-        length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
-        await self._bandwidth.take(code.shard_bytes(length) * (len(columns) + manifest.k))
+        segment = survey.located.segment(index)
+        await self._bandwidth.take(segment.shard_bytes * (len(columns) + survey.manifest.k))
         if all(survey.states[column] == "ok" for column in columns):
             try:
                 return await together(self._copy(survey, index, column) for column in columns)
@@ -343,25 +339,17 @@ class ColumnMover:
                 self._failed(survey, fault)
         return await rebuilt(
             self._client,
-            survey.located.locate,
-            code,
-            index,
-            SentSegment(length, roots_of(manifest, index)),
+            segment,
             sources=[Source(column, survey.columns[column]) for column in good_for(survey, index)],
             columns=columns,
         )
 
     async def _copy(self, survey: Survey, index: int, column: int) -> erasure.StorageShard:
-        manifest = survey.manifest
-        root = roots_of(manifest, index)[column]
-        length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
+        shards = survey.located.segment(index)
         data: erasure.Buffer = await self._client.fetch(
-            survey.columns[column],
-            survey.located.locate,
-            manifest.generation,
-            inventory.Wanted(index, column, root, None, code_of(manifest).shard_bytes(length)),
+            survey.columns[column], shards.locate, shards.code.generation, shards.wanted(column)
         )
-        return erasure.StorageShard(column, data, root)
+        return erasure.StorageShard(column, data, shards.roots[column])
 
     async def rewrite_damaged(self, survey: Survey) -> int:
         """Store damaged shards again at hosts that have the rest of the column; return how many.
