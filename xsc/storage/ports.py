@@ -118,7 +118,7 @@ class Leases(Protocol):
 class ChargeRead(Protocol):
     """Charges callers for what is read from the disk."""
 
-    def __call__(self, caller: bytes, method: str, size_bytes: int, *, made: bool = False) -> None:
+    def __call__(self, caller: bytes, method: str, size: int, *, made: bool = False) -> None:
         """Charge a caller of a method for bytes that are to be read, or were: then it owes them.
 
         Raises:

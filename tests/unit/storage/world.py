@@ -149,10 +149,8 @@ class Host:
             log=SilentLog(),
         )
 
-    def charge_read(
-        self, caller: bytes, method: str, size_bytes: int, *, made: bool = False
-    ) -> None:
-        self.charged.append((caller, method, size_bytes))
+    def charge_read(self, caller: bytes, method: str, size: int, *, made: bool = False) -> None:
+        self.charged.append((caller, method, size))
         if not self.may_read and not made:
             raise RateLimited("the caller has nothing left")
 
