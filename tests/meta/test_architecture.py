@@ -28,7 +28,6 @@ SHELL = {
     "xsc.allocation.commitments": "writes the own commitment and weights, and looks up time zones",
     "xsc.api": "imports its subjects where they are first used",
     "xsc.base.clock": "declares the ports of time, chance and work",
-    "xsc.base.peering": "declares the port to peers, and bounds the time of a history",
     "xsc.base.gather": "lets calls wait for the batch that they share",
     "xsc.base.room": "lets holders wait for room that they share",
     "xsc.base.work": "names whoever a task works for",
