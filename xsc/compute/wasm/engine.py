@@ -38,7 +38,7 @@ from xsc.base.errors import ExportUnknown, ModuleInvalid, SandboxFailed, Signatu
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm import program as programs
 from xsc.compute.wasm import rows, wasi
-from xsc.compute.wasm.code_format import About, MachineCode
+from xsc.compute.wasm.code_format import MachineCode
 from xsc.compute.wasm.program import PAGE_BYTES, Program
 from xsc.compute.wasm.sandbox import Bits, Job, SandboxResult
 from xsc.compute.wasm.signature import Signature
@@ -254,13 +254,10 @@ class _Compiled:
     """A module that is ready to run."""
 
     program: Program
-    memory: str | None
-    start: str | None
     ready: wasmtime.InstancePre
     """Linked once, for all runs."""
     world: _World
     """Where the host calls of the run that is on find its state."""
-    source_bytes: int
 
 
 def _function_type(signature: Signature) -> wasmtime.FuncType:
@@ -345,7 +342,7 @@ def new_engine() -> wasmtime.Engine:
 
 def translate(
     engine: wasmtime.Engine, module_hash: bytes, source: bytes, linked: Collection[str] = ()
-) -> tuple[About, wasmtime.Module]:
+) -> tuple[Program, wasmtime.Module]:
     """Compile a module here; `linked` as `xsc.compute.wasm.program.read` takes it.
 
     Raises:
@@ -356,15 +353,16 @@ def translate(
     program = programs.read(source, linked)
     prepared = programs.prepare(source, program)
     try:
-        if prepared.start is not None:
-            # An export declares a function for `ref.func`, and a start does not.
+        if prepared is not source:
+            # An export declares a function for `ref.func`, a start does not; and a copy has no
+            # custom sections.
             wasmtime.Module.validate(engine, source)
-        module = wasmtime.Module(engine, prepared.module)
+        module = wasmtime.Module(engine, prepared)
     except wasmtime.WasmtimeError as fault:
         lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
         reason = lines[-1].removeprefix("0: ")[:300] if lines else "no reason given"
         raise ModuleInvalid(f"the module is not valid WebAssembly: {reason}") from None
-    return About(program, prepared.memory, prepared.start, len(source)), module
+    return program, module
 
 
 def compile_module(engine: wasmtime.Engine, module_hash: bytes, source: bytes) -> MachineCode:
@@ -373,8 +371,8 @@ def compile_module(engine: wasmtime.Engine, module_hash: bytes, source: bytes) -
     Raises:
         ModuleInvalid: it cannot run.
     """
-    about, module = translate(engine, module_hash, source)
-    return MachineCode(codes.describe(about), bytes(module.serialize()))
+    program, module = translate(engine, module_hash, source)
+    return MachineCode(codes.describe(program), bytes(module.serialize()))
 
 
 def _deserialize(
@@ -404,7 +402,7 @@ class Machine:
         self._modules: bounded.Bounded[bytes, _Compiled] = bounded.Bounded(
             MODULES_COMPILED_MAX,
             size_max=MODULES_COMPILED_BYTES_MAX,
-            size_of=lambda compiled: compiled.source_bytes,
+            size_of=lambda compiled: compiled.program.size_bytes,
         )
         # A FuncType belongs to the first engine that it is used with: another one aborts.
         self._types = {name: _function_type(sig) for name, sig in wasi.SIGNATURES.items()}
@@ -453,14 +451,14 @@ class Machine:
         Raises:
             SandboxFailed: it is no code of this engine.
         """
-        about = codes.read(description)
+        program = codes.read(description)
         with self._lock:
-            self._modules.make_room(about.source_bytes)  # what is kept takes room from loading
+            self._modules.make_room(program.size_bytes)  # what is kept takes room from loading
             try:
                 module = _deserialize(self._engine, machine_code)
             except wasmtime.WasmtimeError as fault:
                 raise SandboxFailed(f"the engine refuses code: {str(fault)[:300]}") from None
-            self._keep(module_hash, about, module)
+            self._keep(module_hash, program, module)
 
     def _run_batch(self, job: Job, compiled: _Compiled) -> SandboxResult:
         shape = rows.shape_of(job.args)
@@ -507,16 +505,14 @@ class Machine:
         self._modules.make_room(len(job.module))  # what is kept takes room from compiling
         return self._keep(job.module_hash, *translate(self._engine, job.module_hash, job.module))
 
-    def _keep(self, module_hash: bytes, about: About, module: wasmtime.Module) -> _Compiled:
+    def _keep(self, module_hash: bytes, program: Program, module: wasmtime.Module) -> _Compiled:
         world = _World()
-        linker = self._link(about.program, world)
+        linker = self._link(program, world)
         try:
             ready = linker.instantiate_pre(module)
         finally:
             linker.close()
-        compiled = _Compiled(
-            about.program, about.memory, about.start, ready, world, about.source_bytes
-        )
+        compiled = _Compiled(program, ready, world)
         self._modules.put(module_hash, compiled)
         return compiled
 
@@ -526,9 +522,9 @@ class Machine:
         began = time.monotonic()
         check_call(job, compiled.program)
         empty = SandboxResult((), None, None, 0, 0, b"", b"", (), ENGINE, ENGINE_CONFIG, 0)
-        memory = compiled.program.memory
-        if memory is not None and memory.pages_min * PAGE_BYTES > job.limits.memory_bytes:
-            declared = memory.pages_min * PAGE_BYTES
+        program = compiled.program
+        declared = (program.pages_min or 0) * PAGE_BYTES
+        if declared > job.limits.memory_bytes:
             return replace(empty, trap=f"memory_exceeded: it declares {declared} bytes")
 
         store = wasmtime.Store(self._engine)
@@ -537,8 +533,8 @@ class Machine:
             store.set_fuel(job.limits.fuel)
             store.set_epoch_deadline(1)
             state = None
-            host = _Host(store, compiled.memory, job.limits.memory_bytes)
-            if compiled.program.imports:
+            host = _Host(store, program.memory, job.limits.memory_bytes)
+            if program.imports:
                 state = self._state(job, host, tell)
                 compiled.world.enter(host, state)
             run = _Run(store, compiled, state, job)
@@ -556,7 +552,7 @@ class Machine:
         trap = run.trap
         if trap is not None and trap.startswith("module_trapped"):
             limit = (job.limits.memory_bytes - host.held_bytes) // PAGE_BYTES * PAGE_BYTES
-            if memory is not None and memory_bytes == limit:
+            if program.memory is not None and memory_bytes == limit:
                 reason = trap.partition(": ")[2]
                 trap = f"memory_exceeded: {reason} with its memory at the limit"
         spent = job.limits.fuel if trap == "fuel_exhausted" else job.limits.fuel - left
@@ -621,9 +617,8 @@ class _Run:
         """Return the size of the memory: it never shrinks, so at the end this is the peak."""
         if self._memory is not None:
             return self._memory.data_len(self._store)
-        shape = self._compiled.program.memory
         # A trap in a data segment: the instance is lost, and nothing could grow yet.
-        return shape.pages_min * PAGE_BYTES if shape else 0
+        return (self._compiled.program.pages_min or 0) * PAGE_BYTES
 
     def go(self) -> tuple[Bits, ...]:
         """Run it, and leave in `trap` and `exit_code` how it ended."""
@@ -649,22 +644,22 @@ class _Run:
         return results
 
     def _go(self) -> tuple[Bits, ...]:
-        compiled = self._compiled
-        instance = compiled.ready.instantiate(self._store)
-        if compiled.memory is not None:
-            memory = _export(self._store, instance, compiled.memory)
+        program = self._compiled.program
+        instance = self._compiled.ready.instantiate(self._store)
+        if program.memory is not None:
+            memory = _export(self._store, instance, program.memory)
             assert isinstance(memory, wasmtime.Memory)
             self._memory = memory
-        before = [compiled.start] if compiled.start is not None else []
+        before = [program.start] if program.start is not None else []
         if self._job.mode == "invoke" and self._job.function != "_initialize":
-            before += ["_initialize"] if _is_command(compiled.program, "_initialize") else []
+            before += ["_initialize"] if _is_command(program, "_initialize") else []
         for name in before:
             function = _export(self._store, instance, name)
             assert isinstance(function, wasmtime.Func)
             call_raw(self._store, function, (), ())
         function = _export(self._store, instance, self._job.function)
         assert isinstance(function, wasmtime.Func)
-        signature = compiled.program.functions[self._job.function]
+        signature = program.functions[self._job.function]
         return call_raw(self._store, function, self._job.arguments, signature.results)
 
 

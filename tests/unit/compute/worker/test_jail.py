@@ -204,7 +204,7 @@ async def test_a_damaged_file_is_removed_and_its_module_compiled_again(tmp_path)
     assert (await pool.run(ADD)).results == (i32(3),)
     assert pool.describe()["compiled"] == 1
     await pool.stop()
-    assert file.read_bytes()[:11] == b"XSC code 2\n"
+    assert file.read_bytes()[:11] == b"XSC code 3\n"
 
 
 CODE = MachineCode(b"about", b"machine code")
@@ -216,7 +216,7 @@ def test_a_seal_is_for_one_key_one_module_and_one_engine():
     assert from_file(raw, b"K" * 32, b"m" * 32, b"c" * 32) is None
     assert from_file(raw, KEY, b"M" * 32, b"c" * 32) is None
     assert from_file(raw, KEY, b"m" * 32, b"C" * 32) is None
-    assert from_file(raw.replace(b"code 2", b"code 1"), KEY, b"m" * 32, b"c" * 32) is None
+    assert from_file(raw.replace(b"code 3", b"code 1"), KEY, b"m" * 32, b"c" * 32) is None
 
 
 def test_a_seal_is_a_keyed_hash_of_all_that_it_binds():
@@ -224,8 +224,8 @@ def test_a_seal_is_a_keyed_hash_of_all_that_it_binds():
     content = len(CODE.about).to_bytes(4, "big") + CODE.about + CODE.machine
     bound = b"XSC/1/compiled-code\0" + module + config
     seal = blake3(bound + content, key=KEY).digest()
-    assert to_file(CODE, KEY, module, config) == b"XSC code 2\n" + seal + content
-    assert from_file(b"XSC code 2\n" + seal + content[:-1], KEY, module, config) is None
+    assert to_file(CODE, KEY, module, config) == b"XSC code 3\n" + seal + content
+    assert from_file(b"XSC code 3\n" + seal + content[:-1], KEY, module, config) is None
 
 
 def test_the_longest_unused_goes_first_also_after_a_restart(tmp_path):
