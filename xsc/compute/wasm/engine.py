@@ -161,25 +161,22 @@ class Watchdog:
 class _Host:
     """The running program's memory and fuel, for host calls, and what is held for it beside."""
 
-    def __init__(self, store: wasmtime.Store, memory: str | None, memory_bytes_max: int) -> None:
+    def __init__(self, store: wasmtime.Store, memory_bytes_max: int) -> None:
         self._store = store
-        self._name = memory
-        self._memory: wasmtime.Memory | None = None
+        self.memory: wasmtime.Memory | None = None
+        """Known once the program is instantiated, which runs nothing of it."""
         self.memory_bytes_max = memory_bytes_max
         self.held_bytes = 0
         self._peak_bytes = 0
 
-    def meet(self, caller: wasmtime.Caller) -> None:
-        """Find the memory of the program that calls, the first time."""
-        if self._memory is None and self._name is not None:
-            found = caller.get(self._name)
-            assert isinstance(found, wasmtime.Memory)
-            self._memory = found
+    def memory_bytes(self) -> int:
+        """Return the size of the memory: it never shrinks, so at the end this is the peak."""
+        return 0 if self.memory is None else self.memory.data_len(self._store)
 
     def _place(self, address: int, size: int) -> int:
-        if self._memory is None or address + size > self._memory.data_len(self._store):
+        if self.memory is None or address + size > self.memory_bytes():
             raise wasi.Fault
-        return ctypes.addressof(self._memory.data_ptr(self._store).contents) + address
+        return ctypes.addressof(self.memory.data_ptr(self._store).contents) + address
 
     def read(self, address: int, size: int) -> bytes:
         """Return bytes of the memory."""
@@ -198,7 +195,7 @@ class _Host:
 
     def hold(self, size: int) -> bool:
         """Hold so much more beside the memory, which may then grow so much less."""
-        memory_bytes = 0 if self._memory is None else self._memory.data_len(self._store)
+        memory_bytes = self.memory_bytes()
         held_bytes = self.held_bytes + size
         if memory_bytes + held_bytes > self.memory_bytes_max:
             return False
@@ -229,24 +226,12 @@ def _limit(store: wasmtime.Store, memory_bytes: int) -> None:
 class _World:
     """What the host calls of a linked module reach: the state of the one run that is on."""
 
-    def __init__(self) -> None:
-        self._run: tuple[_Host, wasi.Wasi] | None = None
+    state: wasi.Wasi | None = None
 
-    def enter(self, host: _Host, state: wasi.Wasi) -> None:
-        """Begin a run."""
-        assert self._run is None
-        self._run = (host, state)
-
-    def leave(self) -> None:
-        """End it: what it was given and did is reachable no more."""
-        self._run = None
-
-    def call(self, caller: wasmtime.Caller, name: str, arguments: tuple[int, ...]) -> int:
+    def call(self, name: str, arguments: tuple[int, ...]) -> int:
         """Answer a host call."""
-        assert self._run is not None
-        host, state = self._run
-        host.meet(caller)
-        return state.call(name, arguments)
+        assert self.state is not None
+        return self.state.call(name, arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -532,21 +517,20 @@ class Machine:
             _limit(store, job.limits.memory_bytes)
             store.set_fuel(job.limits.fuel)
             store.set_epoch_deadline(1)
-            state = None
-            host = _Host(store, program.memory, job.limits.memory_bytes)
+            host = _Host(store, job.limits.memory_bytes)
             if program.imports:
-                state = self._state(job, host, tell)
-                compiled.world.enter(host, state)
-            run = _Run(store, compiled, state, job)
+                compiled.world.state = self._state(job, host, tell)
+            run = _Run(store, compiled, host, job)
             self._watchdog.arm(job.limits.timeout_ms)
             try:
                 results = run.go()
             finally:
                 self._watchdog.disarm()
             left = store.get_fuel()
-            memory_bytes = run.memory_bytes()
+            # After a trap in a data segment the instance is lost, and nothing could grow yet.
+            memory_bytes = declared if host.memory is None else host.memory_bytes()
         finally:
-            compiled.world.leave()
+            state, compiled.world.state = compiled.world.state, None
             store.close()
 
         trap = run.trap
@@ -589,10 +573,10 @@ class Machine:
         linker = wasmtime.Linker(self._engine)
 
         def define(name: str) -> None:
-            def called(caller: wasmtime.Caller, *arguments: int) -> int:
-                return world.call(caller, name, arguments)
+            def called(*arguments: int) -> int:
+                return world.call(name, arguments)
 
-            linker.define_func(wasi.MODULE, name, self._types[name], called, access_caller=True)
+            linker.define_func(wasi.MODULE, name, self._types[name], called)
 
         for name in program.imports:
             define(name)
@@ -602,36 +586,27 @@ class Machine:
 class _Run:
     """One run in its store."""
 
-    def __init__(
-        self, store: wasmtime.Store, compiled: _Compiled, state: wasi.Wasi | None, job: Job
-    ) -> None:
+    def __init__(self, store: wasmtime.Store, compiled: _Compiled, host: _Host, job: Job) -> None:
         self._store = store
         self._compiled = compiled
-        self._state = state
+        self._host = host
         self._job = job
-        self._memory: wasmtime.Memory | None = None
         self.trap: str | None = None
         self.exit_code: int | None = None
-
-    def memory_bytes(self) -> int:
-        """Return the size of the memory: it never shrinks, so at the end this is the peak."""
-        if self._memory is not None:
-            return self._memory.data_len(self._store)
-        # A trap in a data segment: the instance is lost, and nothing could grow yet.
-        return (self._compiled.program.pages_min or 0) * PAGE_BYTES
 
     def go(self) -> tuple[Bits, ...]:
         """Run it, and leave in `trap` and `exit_code` how it ended."""
         try:
             results = self._go()
         except wasi.ProgramExit:
-            assert self._state is not None
-            if self._state.trap is not None:
-                self.trap = self._state.trap
+            state = self._compiled.world.state
+            assert state is not None
+            if state.trap is not None:
+                self.trap = state.trap
             elif self._job.mode == "run":
-                self.exit_code = self._state.exit_code
+                self.exit_code = state.exit_code
             else:
-                self.trap = f"module_trapped: it exited with code {self._state.exit_code}"
+                self.trap = f"module_trapped: it exited with code {state.exit_code}"
             return ()
         except wasmtime.Trap as trap:
             self.trap = name_trap(trap)
@@ -649,7 +624,7 @@ class _Run:
         if program.memory is not None:
             memory = _export(self._store, instance, program.memory)
             assert isinstance(memory, wasmtime.Memory)
-            self._memory = memory
+            self._host.memory = memory
         before = [program.start] if program.start is not None else []
         if self._job.mode == "invoke" and self._job.function != "_initialize":
             before += ["_initialize"] if _is_command(program, "_initialize") else []
