@@ -185,7 +185,7 @@ async def test_a_damaged_file_is_removed_and_its_module_compiled_again(tmp_path)
     cache = CodeCache(tmp_path / "cache", KEY)
     pool = await _pool(cache)
     await pool.run(ADD)
-    config = pool._workers.hello["config"]
+    config = pool._workers.config
     await pool.stop()
     (file,) = (tmp_path / "cache").iterdir()
     whole = file.read_bytes()
@@ -292,9 +292,7 @@ async def test_nothing_of_a_module_is_in_the_jail_for_the_next(pool):
     # compiler would lay open to another customer.
     secret = hashlib.sha256(b"what only one customer knows").digest() * 2
     (jail,) = pool._compiler._idle
-    known = pool._workers.hello[
-        "config"
-    ]  # what the node says to it, and it to the node, is not secret
+    known = pool._workers.config  # what the node says to it, and it to the node, is not secret
     assert any(known in each for each in memory_of(jail.pid))
     for size in (100, 50_000, 3_000_000):
         text = "".join(f"\\{byte:02x}" for byte in secret)
