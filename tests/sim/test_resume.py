@@ -10,7 +10,7 @@ from tests.sim.test_repair import agree
 from xsc.base.errors import NoOffers, UploadChanged
 from xsc.base.limits import MIB, SEGMENT_BYTES
 from xsc.storage.transfer import journal
-from xsc.storage.transfer.resume import UPLOAD_KEPT_MS
+from xsc.storage.transfer.journal import UPLOAD_KEPT_MS
 
 UPLOAD = b"u" * 32
 SIZE = 4 * SEGMENT_BYTES + 12_345
@@ -409,7 +409,7 @@ def test_a_silent_host_is_asked_again_before_an_upload_is_forgotten():
         putting = begin(world, content(SIZE))
         await reaches(world, resume_journals, SEGMENT_BYTES)
         await kill(putting)
-        (place, *_) = journal.read(world.disks[0].state, UPLOAD).head.slots
+        (place, *_) = journal.read(world.disks[0].state, UPLOAD).head.hosts
         silent = world.index_of(place.node)
         await world.crash(silent)
         world.clock._now_ms += UPLOAD_KEPT_MS

@@ -20,13 +20,16 @@ from xsc.allocation.matching import mismatch
 from xsc.allocation.published import Published, Said, standing
 from xsc.base.errors import LimitError, PeerError, ProofInvalid, RecordInvalid
 from xsc.base.ids import short, to_text
-from xsc.base.limits import CLEARING_BYTES_MAX, KIB, SPACE_EVIDENCE_BYTES_MAX, STRANGER_BYTES_MAX
+from xsc.base.limits import CLEARING_BYTES_MAX, KIB, SPACE_EVIDENCE_BYTES_MAX
 from xsc.identity.envelope import Signed, open_signed
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
-from xsc.space.record import SpaceRecord, check_value, open_record
+from xsc.space.record import SpaceRecord, check_value, open_dated
 from xsc.terms.clearing import ClearingRecord, SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import AvailabilitySlot
+
+STRANGER_BYTES_MAX = 16 * KIB
+"""What a clearing reads of a customer that its provider does not recognise."""
 
 _FRAME_BYTES = 4 * KIB
 """Of the record, beside its slot, participants and what the provider published."""
@@ -127,7 +130,9 @@ def read_published(said: Said, *, network: bytes, at_ms: int) -> Published:
     paths = UserSpacePaths.COMMITMENT, UserSpacePaths.RECOGNITION
     for value, path in zip(said[1:], paths, strict=True):
         if value is not None:
-            record = open_record(value.record, owner=node, network=network, now_ms=at_ms).record
+            record = open_dated(
+                value.record, SpaceRecord, owner=node, network=network, now_ms=at_ms
+            ).record
             if record.path != path:
                 raise RecordInvalid(f"a record of {short(node)} is of {record.path}, not of {path}")
             check_value(record, value.value)

@@ -30,6 +30,8 @@ class StorageStatus(Model):
     """In own slots whose window is open."""
     granted_bytes: int
     """Of these to needs of others."""
+    disk_free_bytes: int
+    """What the disk has left beside `disk_reserve`."""
 
 
 class TrafficStatus(Model):
@@ -69,7 +71,7 @@ class Status(Model):
     name: str
     version: str
     network: str
-    state: Literal["running"]
+    state: Literal["running", "leaving"]
     home: str
     api_url: str
     peer_url: str
@@ -80,6 +82,8 @@ class Status(Model):
     compute: ComputeStatus
     leases: LeasesStatus
     traffic: TrafficStatus
+    alerts: int
+    """Those that nobody has acknowledged."""
 
 
 class Version(Model):

@@ -45,6 +45,7 @@ from xsc.market.auction import Bid, reserve
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain
 from xsc.market.service import MarketService
+from xsc.monitor import alerts, events, history, watch
 from xsc.net.service import PeerNet
 from xsc.net.transport.port import Transport
 from xsc.node import circle, directory, jobs, programs, tasks
@@ -58,7 +59,7 @@ from xsc.space.store import SpaceStore
 from xsc.storage.catalogue.heads import DirectoryHeadStore
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, FIND, GET, HOLDS, KEEP, PUT, STAT
 from xsc.storage.repair.custodian import GUARD, UNGUARD
-from xsc.storage.repair.peer_departures import Departures
+from xsc.storage.repair.drain import Departures
 from xsc.storage.service import StorageService
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.sweeper import Sweeper
@@ -217,8 +218,9 @@ class Node:
         self.key = key
         self.network = network
         self.clock = parts.clock
-        self.log = parts.log
-        self.parts = parts
+        self.log = self.events = events.CountedLog(parts.log)
+        self.parts = parts = replace(parts, log=self.events)
+        self.watch = watch.Watch(parts.clock)
         self.tasks = tasks.Tasks(parts.clock, parts.log)
         self.started_ms = parts.clock.monotonic_ms()
         self.api_url = ""
@@ -236,6 +238,7 @@ class Node:
         self._make_storage()
         self._make_compute()
         self._make_programs()
+        self._make_monitor()
         self._answer_peers()
 
     def _make_net(self) -> None:
@@ -350,7 +353,9 @@ class Node:
             executor=parts.executor,
             log=parts.log,
         )
-        self.departures = Departures(context, parts.stores.state, self._state_commit.commit)
+        self.departures = Departures(
+            self.space, self.space_store.owners(), self.space_store.told, context.log
+        )
         self.capacity = NodeCapacity(
             self.shards,
             parts.disk_free_bytes,
@@ -551,6 +556,12 @@ class Node:
             functions=functions.Functions(),
         )
         self.cells = CellSyncManager(self.programs, self.space)
+
+    def _make_monitor(self) -> None:
+        """Make what tells the operator, and keeps what was measured."""
+        state, commit = self.parts.stores.state, self._state_commit.commit
+        self.alerts = alerts.Alerts(state, commit, self.clock, self.log, self.config.notify)
+        self.history = history.History(state, commit, self.parts.executor, self.log)
 
     def _answer_peers(self) -> None:
         """Have the services answer what peers ask once they are served, and what this node asks."""
@@ -756,6 +767,7 @@ class Node:
         self.following.update()
         self.allocator.wake()
         if what == "added":
+            self.departures.look_at(peer)
             self.health.watch(peer)
             self.commitments.stir()
         elif what in {"removed", "blocked"}:
@@ -770,7 +782,6 @@ class Node:
     def _health_changed(self, peer: bytes, up: bool) -> None:
         self.directory.wake()
         self.storage.node_changed()
-        self.storage.drain.wake()
         self.allocator.wake()
         if up:
             self.storage.node_up(peer)

@@ -11,29 +11,14 @@ from typing import Protocol, TypeAlias
 
 from xsc.api.market import PassedOver
 from xsc.base import errors, keyvalue
-
-
-class HostLease(Protocol):
-    """Room at one host."""
-
-    @property
-    def node(self) -> bytes:
-        """The host; this node's own id where it is its own host."""
-
-    @property
-    def lease_id(self) -> bytes:
-        """The lease to store under."""
-
-    @property
-    def price(self) -> int:
-        """Micro-credits a GiB and hour."""
+from xsc.terms.lease import LeaseHandle
 
 
 class Offered(Protocol):
     """Room at hosts, and why others gave none."""
 
     @property
-    def leases(self) -> Sequence[HostLease]:
+    def leases(self) -> Sequence[LeaseHandle]:
         """Room at distinct nodes, the preferred first."""
 
     @property
@@ -130,9 +115,16 @@ class Leases(Protocol):
         """Count bytes that are held no more under a lease (-)."""
 
 
-ChargeRead: TypeAlias = Callable[[bytes, str, int], None]
-"""Charges a caller of a method for bytes that are to be read from the disk; raises RateLimited
-where it has too little left."""
+class ChargeRead(Protocol):
+    """Charges callers for what is read from the disk."""
+
+    def __call__(self, caller: bytes, method: str, size: int, *, made: bool = False) -> None:
+        """Charge a caller of a method for bytes that are to be read, or were: then it owes them.
+
+        Raises:
+            RateLimited: the caller has too little left.
+        """
+
 
 Commit: TypeAlias = Callable[[list[keyvalue.Change]], Awaitable[None]]
 """Applies all changes or none to one store and returns once they are synced to the disk."""

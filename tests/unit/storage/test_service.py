@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from tests.settle import turns
-from tests.unit.storage.world import FAR, NETWORK, Answer, Lease, World, content, get, put
+from tests.unit.storage.world import FAR, NETWORK, Answer, World, content, get, put
 from xsc.api.serial import document
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -33,14 +33,21 @@ from xsc.identity.envelope import open_signed, sign
 from xsc.node.offline.verify import verify_file
 from xsc.storage.catalogue.names import NAMES
 from xsc.storage.catalogue.objects import MANIFESTS, OBJECTS
-from xsc.storage.object import held_shards, messages
+from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_read, parse_verify
 from xsc.storage.object.erasure import Code, cut
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import ObjectRecord, put_message
 from xsc.storage.shardstore import bodies
 from xsc.storage.transfer import deletions
-from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, Freed, StorageReceipt
+from xsc.terms.lease import LeaseHandle
+from xsc.terms.storage_receipt import (
+    DeletionOrder,
+    DeletionReceipt,
+    Freed,
+    HeldShard,
+    StorageReceipt,
+)
 
 MIB = 2**20
 
@@ -426,6 +433,8 @@ async def test_a_caller_has_one_long_look_at_a_time_and_others_their_own():
     for name in ("stat", "held_shards", "has_any"):
         setattr(host.node, name, slow(name))
 
+    shard = HeldShard(segment=0, column=0, size_bytes=1, root=bytes(32))
+
     def asked(caller):
         order = DeletionOrder(
             customer=caller.id,
@@ -437,7 +446,7 @@ async def test_a_caller_has_one_long_look_at_a_time_and_others_their_own():
         )
         return {
             messages.STAT: messages.stat_message(bytes(32), 0, bytes(32)),
-            held_shards.HAVE: held_shards.have_message(bytes(32), bytes(32), 0, []),
+            messages.HAVE: messages.keep_message(bytes(32), bytes(32), 0, [shard]),
             messages.DELETE: {"order": sign(order, caller.key, NETWORK).raw},
         }
 
@@ -593,7 +602,7 @@ async def test_what_takes_the_place_of_another_is_counted_under_the_lease_that_i
             host.bodies.write([(key, raw[:-1] + bytes([raw[-1] ^ 1]))], sync=True)
     assert await host.node.find(verify.locate, verify.manifest_hash) is None
     record = ObjectRecord(sealed, root_of(sealed), verify.manifest_hash)
-    other = Lease(host.id, b"other" + bytes(27))
+    other = LeaseHandle(host.id, b"other" + bytes(27))
     await owner.service._client.store(other, verify.locate, 0, shards=[], record=record)
     assert host.book.used[other.lease_id] == record.held_bytes == held_bytes(len(sealed))
     assert host.book.used == host.node.usage

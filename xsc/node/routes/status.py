@@ -24,7 +24,7 @@ async def status(node: Node, _: Nothing) -> api.Status:
         name=node.config.name,
         version=__version__,
         network=node.network,
-        state="running",
+        state="leaving" if node.departures.here else "running",
         home=str(node.home),
         api_url=node.api_url,
         peer_url=node.peer_url,
@@ -37,6 +37,7 @@ async def status(node: Node, _: Nothing) -> api.Status:
             node.shards.writer,
             offered_bytes=offered["storage"],
             granted_bytes=granted["storage"],
+            disk_free_bytes=node.parts.disk_free_bytes(),
         ),
         compute=api.ComputeStatus(
             workers=take_int(sandbox, "workers"),
@@ -47,6 +48,7 @@ async def status(node: Node, _: Nothing) -> api.Status:
         ),
         leases=_leases(node),
         traffic=filled(api.TrafficStatus, node.peers.traffic),
+        alerts=len(node.alerts.shown()),
     )
 
 

@@ -5,18 +5,17 @@ Design: docs/design/storage-repair.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from xsc.base.turns import Turns
-from xsc.storage.catalogue.held import held_of
 from xsc.storage.catalogue.objects import ObjectCatalogue
 from xsc.storage.object.capability import VerifyCapability, parse_verify
 from xsc.storage.object.durability import Contract
+from xsc.storage.object.held import Held
 from xsc.storage.object.placement import Placement
-from xsc.storage.ports import HostLease
-from xsc.storage.transfer.put import Held
+from xsc.terms.lease import LeaseHandle
 
 
 class Settings(Protocol):
@@ -94,8 +93,11 @@ class MaintainedObjects(Protocol):
         returns None.
         """
 
-    def refs(self) -> Iterator[tuple[bytes, Placement]]:
-        """Yield reference and placement of the objects to look after at this moment."""
+    def refs(self) -> Iterator[tuple[bytes, Placement, Collection[bytes]]]:
+        """Yield what to look after at this moment: reference, placement, and former hosts.
+
+        These have no column any more, and this node still pays for something there.
+        """
 
     def load(self, ref: bytes) -> MaintainedObject | None:
         """Return an object; None if it is gone or being deleted."""
@@ -107,7 +109,12 @@ class MaintainedObjects(Protocol):
         """
 
 
-def marks(leases: Iterable[HostLease]) -> list[Held]:
+def former_hosts(columns: Iterable[bytes], held: Iterable[Held]) -> frozenset[bytes]:
+    """Return the nodes that have no column any more, and at which this node still pays."""
+    return frozenset(item.node for item in held) - set(columns)
+
+
+def marks(leases: Iterable[LeaseHandle]) -> list[Held]:
     """Return the marks that a transfer under these leases is about to begin."""
     return [Held(lease.node, lease.lease_id, 0) for lease in leases]
 
@@ -121,16 +128,6 @@ def merged(held: Iterable[Held], more: Iterable[Held]) -> tuple[Held, ...]:
     return tuple(Held(node, lease_id, max(0, size)) for (node, lease_id), size in sizes.items())
 
 
-def without(held: Sequence[Held], node: bytes, freed: dict[bytes, int]) -> list[Held]:
-    """Return what is held after a host freed so many bytes under each lease."""
-    return [
-        replace(item, size_bytes=max(0, item.size_bytes - freed.get(item.lease_id, 0)))
-        if item.node == node
-        else item
-        for item in held
-    ]
-
-
 class OwnObjects:
     """Gives the repairer of its catalogue what it may know: not how to decrypt."""
 
@@ -140,18 +137,18 @@ class OwnObjects:
         self.turns: Turns[bytes] = Turns()
         """By manifest hash: held while an object is surveyed, repaired or deleted."""
 
-    def refs(self) -> Iterator[tuple[bytes, Placement]]:
-        """Yield manifest hash and placement of each object that is not being deleted."""
-        return (
-            (ref, entry.placement) for ref, entry in self._catalogue.entries() if not entry.deleting
-        )
+    def refs(self) -> Iterator[tuple[bytes, Placement, Collection[bytes]]]:
+        """Yield each object that is not being deleted, as `MaintainedObjects.refs`."""
+        for ref, entry in self._catalogue.entries():
+            if not entry.deleting:
+                yield ref, entry.placement, former_hosts(entry.placement.columns, entry.held)
 
     def load(self, ref: bytes) -> MaintainedObject | None:
         """Return an object; None if it is gone or being deleted."""
         entry = self._catalogue.entry(ref)
         if entry is None or entry.deleting:
             return None
-        capability, held = parse_verify(entry.capability), held_of(entry.held)
+        capability, held = parse_verify(entry.capability), entry.held
         return MaintainedObject(ref, capability, self._own, entry.placement, held)
 
     async def save(self, ref: bytes, placement: Placement, held: tuple[Held, ...]) -> bool:

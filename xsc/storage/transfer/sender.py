@@ -6,33 +6,24 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 from xsc.base import ids, units
 from xsc.base.errors import XscError
+from xsc.base.limits import STORE_REQUEST_BYTES_MAX
 from xsc.storage.object import durability, messages
 from xsc.storage.object.erasure import Code, StorageShard, rebuild
-from xsc.storage.ports import HostLease
+from xsc.storage.object.inventory import SegmentShards
 from xsc.storage.transfer import sending
-from xsc.storage.transfer.host_client import HostClient, Source, requests_of
+from xsc.storage.transfer.host_client import HostClient, Source
 from xsc.storage.transfer.race import in_order, race
-
-
-@dataclass(frozen=True, slots=True)
-class SentSegment:
-    """What is known of a segment that is sent."""
-
-    length: int
-    roots: Sequence[bytes]
+from xsc.storage.transfer.rooms import RoomSearch
+from xsc.terms.lease import LeaseHandle
 
 
 async def rebuilt(
     client: HostClient,
-    locate: bytes,
-    code: Code,
-    index: int,
-    segment: SentSegment,
+    segment: SegmentShards,
     *,
     sources: Iterable[Source],
     columns: Sequence[int],
@@ -42,30 +33,8 @@ async def rebuilt(
     Raises:
         ShardsInsufficient: fewer than k can be fetched.
     """
-    got = await race(
-        client,
-        locate=locate,
-        generation=code.generation,
-        segment=index,
-        roots=segment.roots,
-        sources=in_order(client, sources, code.k),
-        k=code.k,
-        size_bytes=code.shard_bytes(segment.length),
-    )
-    return await client.executor.run(rebuild, got, code, segment.length, columns)
-
-
-class Rooms(Protocol):
-    """Finds room for a column whose host fails."""
-
-    async def at(self, node: bytes, hosts: int, there_bytes: int) -> HostLease | None:
-        """Return room at one host for what it lacks, under another lease where it takes one."""
-
-    async def elsewhere(self, taken: frozenset[bytes], least_bytes: int) -> HostLease | None:
-        """Return room for a column at a node that is not taken."""
-
-    async def refusal(self, nodes: Sequence[bytes], gone: Mapping[bytes, XscError]) -> XscError:
-        """Return why a placement at these nodes does not keep the contract, and what could."""
+    got = await race(client, segment, in_order(client, sources, segment.code.k))
+    return await client.executor.run(rebuild, got, segment.code, segment.length, columns)
 
 
 class Notes:
@@ -93,7 +62,7 @@ class ColumnSender:
         code: Code,
         state: sending.Sending,
         *,
-        rooms: Rooms | None = None,
+        rooms: RoomSearch | None = None,
         notes: Notes | None = None,
     ) -> None:
         """Begin.
@@ -114,10 +83,10 @@ class ColumnSender:
         self.state = state
         self.live: dict[int, dict[int, StorageShard]] = {}
         """By segment and column: shards of segments that are under way."""
-        self.segments: dict[int, SentSegment] = {}
+        self.segments: dict[int, SegmentShards] = {}
         self.done: defaultdict[int, set[int]] = defaultdict(set)
         """By column: segments that its host, or the one before it, confirmed."""
-        self.before: Mapping[int, frozenset[int]] = {}
+        self.before: dict[int, frozenset[int]] = {}
         """By column: segments that its first host confirmed to an earlier put."""
         self.held: dict[tuple[bytes, bytes], int] = {}
         """By host and lease: what was confirmed. Hosts that failed stand here, too."""
@@ -132,7 +101,7 @@ class ColumnSender:
         self._choosing = asyncio.Lock()
         """Held while another host is chosen, so that two columns do not get the same one."""
 
-    def place(self, leases: Mapping[int, HostLease]) -> None:
+    def place(self, leases: Mapping[int, LeaseHandle]) -> None:
         """Begin with these hosts."""
         self.state = replace(
             self.state, slots={each: sending.Slot(it) for each, it in leases.items()}
@@ -143,12 +112,12 @@ class ColumnSender:
         slots = self.state.slots.items()
         return [column for column, slot in slots if slot.lease.node not in self.recorded]
 
-    def count(self, lease: HostLease, size_bytes: int) -> None:
+    def count(self, lease: LeaseHandle, size_bytes: int) -> None:
         """Count what a host confirmed under a lease."""
         place = (lease.node, lease.lease_id)
         self.held[place] = self.held.get(place, 0) + size_bytes
 
-    def _about_to(self, lease: HostLease) -> None:
+    def _about_to(self, lease: LeaseHandle) -> None:
         place = (lease.node, lease.lease_id)
         if place not in self.held:
             self._notes.about_to(self, place)
@@ -183,7 +152,9 @@ class ColumnSender:
                     self.done[column].add(index)
                     return
 
-    async def _deliver(self, lease: HostLease, index: int, shards: Sequence[StorageShard]) -> None:
+    async def _deliver(
+        self, lease: LeaseHandle, index: int, shards: Sequence[StorageShard]
+    ) -> None:
         """Store shards of a segment at a host, with the record where it is the last segment."""
         self._about_to(lease)
         # Of several columns at one host, one brings the record.
@@ -191,11 +162,14 @@ class ColumnSender:
         if carries:
             self._recording.add(lease.node)
         try:
-            numbered = [(index, shard) for shard in shards]
-            for batch, record in requests_of(numbered, self.record if carries else None):
-                if batch or record is not None:
+            record = self.record if carries else None
+            requests = [([(index, shard) for shard in shards], record)]
+            if shards and record is not None and len(record.sealed) > STORE_REQUEST_BYTES_MAX:
+                requests = [(requests[0][0], None), ([], record)]
+            for batch, brought in requests:
+                if batch or brought is not None:
                     stored = await self._client.store(
-                        lease, self._locate, self._code.generation, shards=batch, record=record
+                        lease, self._locate, self._code.generation, shards=batch, record=brought
                     )
                     self.count(lease, stored)
             if carries:
@@ -279,9 +253,6 @@ class ColumnSender:
             else:
                 shards = await rebuilt(
                     self._client,
-                    self._locate,
-                    self._code,
-                    index,
                     self.segments[index],
                     sources=[
                         Source(other, node)
