@@ -51,7 +51,8 @@ def test_node_status(net):
     }
     assert status["peers"]["known"] == NODES - 1
     assert set(status["storage"]) == {
-        *("capacity_bytes", "used_bytes", "reserved_bytes", "offered_bytes", "granted_bytes")
+        *("capacity_bytes", "used_bytes", "reserved_bytes", "offered_bytes", "granted_bytes"),
+        "disk_free_bytes",
     }
     assert set(status["compute"]) == {
         *("workers", "running", "queued", "offered_fuel_per_s", "granted_fuel_per_s")
@@ -156,7 +157,10 @@ def test_stat(net, stored):
 def test_ls(net, stored):
     rows = net[0]("store ls --json").json["objects"]
     row = next(row for row in rows if row["capability"] == stored)
-    assert set(row) == {"name", "capability", "size_bytes", "created_ms", "margin"}
+    assert set(row) == {
+        *("name", "version", "capability", "size_bytes", "created_ms", "margin"),
+        *("ends_ms", "ending"),
+    }
     assert (row["name"], row["size_bytes"], row["margin"]) == ("test", 100_000, 2)
 
 
