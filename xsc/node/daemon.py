@@ -137,38 +137,16 @@ def _publish(node: Node, home: Path, token: str) -> None:
         _say(f"services at {node.services.registry.url}/fn/OWNER/NAME")
 
 
-def _ended_by_signal() -> asyncio.Event:
-    """Return an event that SIGTERM and SIGINT set."""
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    return ended
-
-
-async def _until_ended(node: Node, ended: asyncio.Event) -> None:
-    """Return when the event is set.
-
-    Raises:
-        XscError: the node may not go on.
-    """
-    told = asyncio.ensure_future(ended.wait())
-    await asyncio.wait((told, node.failed), return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
-    node.log.info("node.stopping")
-    if node.failed.done():
-        raise node.failed.result()
-
-
 async def serve(home: homes.Home, config: Config) -> None:
     """Run a node until the process is told to end."""
     log = JsonLog(system.SystemClock(), config.log_level)
     logging.getLogger().addHandler(app.Reports(log))
-    fault = homes.capacity_fault(home.path, config.storage_capacity_bytes, config.disk_reserve_ppm)
-    if fault:
-        log.warning("storage.capacity_beyond_disk", fault=fault)
+    lack = homes.capacity_fault(home.path, config.storage_capacity_bytes, config.disk_reserve_ppm)
+    if lack:
+        log.warning("storage.capacity_beyond_disk", fault=lack)
     node = _node(home, config, log)
-    ended = _ended_by_signal()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, node.end)
     await node.start()
     # What a start leaves stays to the end: it need not be looked through for garbage again
     # and again, nor what requests make as often as for a small program.
@@ -196,7 +174,10 @@ async def serve(home: homes.Home, config: Config) -> None:
         _publish(node, home.path, token)
         supervisor.tell(system.READY)
         assuring = asyncio.create_task(supervisor.assure())
-        await _until_ended(node, ended)
+        fault = await node.ended
+        node.log.info("node.stopping")
+        if fault is not None:
+            raise fault
         assuring.cancel()
         supervisor.tell(system.STOPPING)
     finally:

@@ -73,7 +73,7 @@ async def balance(node: Node, _: endpoint.Nothing) -> api.Balances:
         )
         for row, own in zip(statement, standings, strict=True)
     ]
-    total = sum(node.ledger.balance(row.peer) for row in node.ledger.statement())
+    total = sum(row.balance_micro for row in rows)
     return api.Balances(balances=rows, shared=_shared_credits(node), total_micro=total)
 
 
