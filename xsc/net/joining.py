@@ -49,7 +49,6 @@ class Joining:
         self._own_address = own_address
         self._introductions = introductions
         self._store = store
-        self._invitations = invitations.Invitations(store)
         server.answer_joins(self._join)
 
     def invite(self, ttl_ms: int) -> str:
@@ -76,7 +75,7 @@ class Joining:
             secret=secret,
             expires_ms=now_ms + ttl_ms,
         ).to_text()
-        self._invitations.issue(secret, expires_ms=now_ms + ttl_ms, now_ms=now_ms)
+        invitations.issue(self._store, secret, expires_ms=now_ms + ttl_ms, now_ms=now_ms)
         return text
 
     async def join(self, invitation: str, name: str | None = None) -> bytes:
@@ -129,9 +128,8 @@ class Joining:
         now_ms = self._context.clock.now_ms()
         secret = fields.take_bytes(header, "secret", size=invitations.SECRET_BYTES)
         before = self._roster.get(caller.node_id)
-        used = self._invitations.redeem(
-            secret, caller.node_id, known=before is not None and not before.blocked, now_ms=now_ms
-        )
+        known = self._roster.is_peer(caller.node_id)
+        used = invitations.redeem(self._store, secret, caller.node_id, known=known, now_ms=now_ms)
         # From here on the caller has shown an invitation, and may hear what is wrong.
         if before is not None and before.blocked:
             raise errors.PeerBlocked("this node has blocked the caller")

@@ -81,7 +81,6 @@ class PeerNet:
         self._tasks: set[asyncio.Task[None]] = set()
         self._batchers: dict[str, RequestBatcher] = {}
         self.roster = roster.Roster(store, own=key.node_id, own_name=name, clock=clock, log=log)
-        self.roster.on_change(self._peer_changed)
         self.work = turns.PeerWork(executor)
         self.traffic = Traffic()
         self.sender = sender.RequestSender(
@@ -181,12 +180,6 @@ class PeerNet:
                 return await batcher.call(peer, call, header)
         return await self.call_alone(peer, method, header, parts, batcher.timeout_ms)
 
-    def _callable(self, peer: bytes) -> roster.PeerInfo:
-        info = self.roster.info(peer)
-        if info.blocked:
-            raise errors.PeerBlocked(f"the peer {info.name} is blocked here")
-        return info
-
     async def call_alone(
         self,
         peer: bytes,
@@ -196,12 +189,10 @@ class PeerNet:
         timeout_ms: int,
     ) -> frame.Reply:
         """Return a peer's answer to a request of its own, as `call`."""
-        return await self.sender.ask(self._callable(peer), method, header, parts, timeout_ms)
-
-    def _peer_changed(self, peer: bytes, what: str) -> None:
-        if what in {"removed", "blocked"}:
-            # What the replay guard saw of it stays, and what it owes.
-            self.sender.answered_at.pop(peer, None)
+        info = self.roster.info(peer)
+        if info.blocked:
+            raise errors.PeerBlocked(f"the peer {info.name} is blocked here")
+        return await self.sender.ask(info, method, header, parts, timeout_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +223,7 @@ class RequestBatcher:
         """Of the last request, to whichever peer."""
         self._gather: gather.Gather[bytes, _Asked, frame.Reply] = gather.Gather(
             self._fly,
-            most=half_of if halves else all_of,
+            most=half_of if halves else lambda *_: limits.BATCH_CALLS_MAX,
             size_of=_Asked.size_bytes,
             size_max=limits.BATCH_BYTES_MAX,
             pause=self._wait,
@@ -294,11 +285,6 @@ class RequestBatcher:
             return await self._net.call_alone(peer, call.method, asked.header, call.parts, left_ms)
         except errors.XscError as fault:
             return fault
-
-
-def all_of(waiting: int, answered: int) -> int:  # noqa: ARG001 (as `half_of`)
-    """Return how many calls may leave as one request."""
-    return limits.BATCH_CALLS_MAX
 
 
 def half_of(waiting: int, answered: int) -> int:

@@ -17,15 +17,15 @@ from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
 from xsc.base import errors, fields, keyvalue, limits, merkle, turns
-from xsc.base.encoding import Value, decode, encode
+from xsc.base.encoding import Value, decode
 from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
 from xsc.base.work import ENTERED, Measured
 from xsc.identity.context import Context
 from xsc.net.calls import batch, costs, problems, sender, signing
-from xsc.net.calls.frame import LENGTH_BYTES, head_begun, pack_head, unpack
+from xsc.net.calls.frame import LENGTH_BYTES, head_of, pack_head, unpack
 from xsc.net.calls.quota import Quota, Ticket
 from xsc.net.peers import invitation as invitations
-from xsc.net.peers.roster import Roster
+from xsc.net.peers.roster import Roster, number_row, read_number
 from xsc.net.transport.port import Arrival, Buffer, RawResponse, Traffic
 
 T = TypeVar("T")
@@ -47,13 +47,8 @@ _METHOD = re.compile(r"[a-z]{1,32}\.[a-z_]{1,32}")
 
 def read_horizons(store: keyvalue.KeyValue) -> dict[bytes, int]:
     """Return the replay floor of each peer, in milliseconds of this node's clock."""
-    horizons = {}
-    for key, raw in store.scan(HORIZONS, keyvalue.prefix_end(HORIZONS)):
-        value = decode(raw)
-        if not isinstance(value, dict) or value.get("v") != 1:
-            raise errors.StoreDamaged("a replay horizon in the state database is of no known form")
-        horizons[key.removeprefix(HORIZONS)] = fields.take_int(value, "horizon_ms")
-    return horizons
+    rows = store.scan(HORIZONS, keyvalue.prefix_end(HORIZONS))
+    return {key.removeprefix(HORIZONS): read_number(raw, HORIZONS) for key, raw in rows}
 
 
 def _answer_of(outcome: Outcome) -> batch.Answer:
@@ -165,8 +160,7 @@ class RequestServer:
 
         For a node whose memory of what it has seen was lost.
         """
-        raw = encode({"v": 1, "horizon_ms": until_ms})
-        self._store.write([(HORIZONS + peer, raw)], sync=True)
+        self._store.write([number_row(HORIZONS + peer, until_ms)], sync=True)
 
     async def answer(self, arrival: Arrival) -> RawResponse:
         """Answer anything that arrives."""
@@ -306,7 +300,7 @@ class RequestServer:
             if head_bytes:
                 return
             begun.extend(piece[: LENGTH_BYTES + size_max])
-            head = head_begun(begun, size_max=size_max)
+            head = head_of(begun, size_max=size_max)
             if head is None:
                 return
             # What is behind a head that is refused is not read any more.

@@ -12,12 +12,12 @@ from tests.unit.net.nodes import HOUR_MS, Node
 from xsc.base.clock import ManualClock
 from xsc.base.errors import InvitationInvalid, PeerSilent, RateLimited, Unauthorized
 from xsc.db.memory import MemoryKeyValue
+from xsc.net.peers import invitation
 from xsc.net.peers.invitation import (
     INVITATIONS_OPEN_MAX,
     KEPT_MS,
     PREFIX,
     Invitation,
-    Invitations,
     Issued,
     from_string,
 )
@@ -83,17 +83,17 @@ def store():
 
 
 def redeem(store, caller, *, now_ms=0, known=False, secret=SECRET):
-    change = Invitations(store).redeem(secret, caller, known=known, now_ms=now_ms)
+    change = invitation.redeem(store, secret, caller, known=known, now_ms=now_ms)
     store.write([change], sync=True)
 
 
 def test_the_secret_is_not_on_the_disk(store):
-    Invitations(store).issue(b"0123456789abcdef", expires_ms=10, now_ms=0)
+    invitation.issue(store, b"0123456789abcdef", expires_ms=10, now_ms=0)
     assert b"0123456789abcdef" not in b"".join(key + value for key, value in store.scan(b""))
 
 
 def test_a_secret_works_once_and_again_only_for_the_same_peer(store):
-    Invitations(store).issue(SECRET, expires_ms=10, now_ms=0)
+    invitation.issue(store, SECRET, expires_ms=10, now_ms=0)
     redeem(store, b"a" * 32)
     with pytest.raises(InvitationInvalid, match="used"):
         redeem(store, b"b" * 32)
@@ -105,7 +105,7 @@ def test_a_secret_works_once_and_again_only_for_the_same_peer(store):
 
 
 def test_a_secret_works_until_its_time_and_survives_a_crash(store):
-    Invitations(store).issue(SECRET, expires_ms=10, now_ms=0)
+    invitation.issue(store, SECRET, expires_ms=10, now_ms=0)
     store.crash()
     with pytest.raises(InvitationInvalid, match="expired"):
         redeem(store, b"a" * 32, now_ms=10)
@@ -116,19 +116,18 @@ def test_a_secret_works_until_its_time_and_survives_a_crash(store):
 
 
 def test_a_secret_that_was_not_issued_is_refused(store):
-    Invitations(store).issue(SECRET, expires_ms=10, now_ms=0)
+    invitation.issue(store, SECRET, expires_ms=10, now_ms=0)
     with pytest.raises(InvitationInvalid, match="no such"):
         redeem(store, b"a" * 32, secret=b"\1" * 16)
 
 
 def test_open_invitations_are_bounded_and_old_ones_dropped(store):
-    issuer = Invitations(store)
     raw = Issued(expires_ms=10).to_bytes()
     many = [(PREFIX + number.to_bytes(32, "big"), raw) for number in range(INVITATIONS_OPEN_MAX)]
     store.write(many, sync=True)
     with pytest.raises(RateLimited):
-        issuer.issue(b"x" * 16, expires_ms=10, now_ms=10 + KEPT_MS)
-    issuer.issue(b"x" * 16, expires_ms=99, now_ms=11 + KEPT_MS)
+        invitation.issue(store, b"x" * 16, expires_ms=10, now_ms=10 + KEPT_MS)
+    invitation.issue(store, b"x" * 16, expires_ms=99, now_ms=11 + KEPT_MS)
     assert len(list(store.scan(b""))) == 1
 
 
