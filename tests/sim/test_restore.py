@@ -310,7 +310,7 @@ def test_what_nobody_has_at_a_restore_stays_in_the_directory_and_comes_back():
 def test_invitations_and_puts_under_way_are_left_out():
     async def play(world):
         owner = world.nodes[OWNER]
-        owner.peers.joining.invite(60_000)
+        owner.peers.invite(60_000)
         state = world.disks[OWNER].state
         state.write([(journal.HEAD + bytes(32), b"a put under way")], sync=True)
         assert list(state.scan(INVITATIONS, INVITATIONS + b"\xff"))

@@ -615,7 +615,7 @@ class Node:
         Raises:
             InvitationInvalid, PeerSilent: the peer does not take it, or does not answer.
         """
-        peer = await self.peers.joining.join(invitation, name)
+        peer = await self.peers.join(invitation, name)
         # Before anything else runs: it is asked before the first write.
         if self.space_store.clock is None:
             await self.space_store.invited_by(peer)

@@ -392,12 +392,20 @@ class RequestServer:
                 asked[number] = (await self._header_of(caller, call), call.parts)
             except errors.XscError as fault:
                 answers[number] = batch.refused(problems.answer_of(fault))
+        method = calls[0].method
+        found: Sequence[Outcome] = []
         try:
-            found = await self._found(caller, calls[0].method, list(asked.values()))
+            if method in self._groups and asked:
+                found = await self._groups[method](caller, list(asked.values()))
+            elif asked:
+                ((header, parts),) = asked.values()
+                found = [await self.handlers[method](caller, header, parts)]
             answers.update(zip(asked, map(_answer_of, found), strict=True))
+        except errors.XscError as fault:
+            answers.update(dict.fromkeys(asked, batch.refused(problems.answer_of(fault))))
         except Exception:  # noqa: BLE001 (as the request middleware: one call must not end others)
             self._context.log.error(
-                "net.request_failed", path=calls[0].method[:80], trace=traceback.format_exc()
+                "net.request_failed", path=method[:80], trace=traceback.format_exc()
             )
             answers.update(dict.fromkeys(asked, batch.refused(problems.failed())))
         return [answers[number] for number in range(len(calls))]
@@ -415,14 +423,3 @@ class RequestServer:
         if not self.answers_little(call.method, header):
             raise errors.TooLarge("the answer to a call of a batch may be too large for it")
         return header
-
-    async def _found(self, caller: bytes, method: str, asked: Sequence[Asked]) -> Sequence[Outcome]:
-        if not asked:
-            return []
-        try:
-            if method in self._groups:
-                return await self._groups[method](caller, asked)
-            ((header, parts),) = asked
-            return [await self.handlers[method](caller, header, parts)]
-        except errors.XscError as fault:
-            return [fault] * len(asked)

@@ -255,7 +255,7 @@ async def find_objects(
     for place in places:
         peer = parse_place(place)
         if peer is None:
-            await node.peers.joining.join(place)
+            await node.peers.join(place)
         else:
             node.peers.roster.restore(peer)
     asked, silent = set[bytes](), set[bytes]()
