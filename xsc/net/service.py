@@ -304,9 +304,6 @@ class _Asked:
     """The call's, not encoded."""
     deadline_ms: int
 
-    def size_bytes(self) -> int:
-        return self.call.size_bytes
-
 
 class RequestBatcher:
     """Small calls to all peers: one request at a time to each, carrying what has gathered.
@@ -326,7 +323,7 @@ class RequestBatcher:
         self._gather: gather.Gather[bytes, _Asked, frame.Reply] = gather.Gather(
             self._fly,
             most=half_of if halves else lambda *_: limits.BATCH_CALLS_MAX,
-            size_of=_Asked.size_bytes,
+            size_of=lambda asked: asked.call.size_bytes,
             size_max=limits.BATCH_BYTES_MAX,
             pause=self._wait,
             spawn=net.spawn,

@@ -102,7 +102,8 @@ class RequestServer:
         self._bounds: dict[str, AnswerBound] = {}
         self._batched: set[str] = set()
         """Methods that a batch may call."""
-        self._join: JoinHandler | None = None
+        self._join: JoinHandler
+        """Set by `answer_joins`."""
 
     def register(self, handlers: Mapping[str, Handler]) -> None:
         """Answer these methods from now on; each belongs to one service."""
@@ -269,7 +270,7 @@ class RequestServer:
         cost = costs.COSTS.get(method, costs.OTHER)
         header, parts = await self._read(arrival, caller, ticket, cost.asked)
         if method == JOIN:
-            return self._joined(caller, header)
+            return self._framed(self._join(caller, header), (), cost.answered)
         handler = self.handlers.get(method)
         if handler is None or arrival.method != "POST" or arrival.path != sender.ROOT + method:
             raise errors.NotFound("this node has no such method")
@@ -277,10 +278,6 @@ class RequestServer:
             await ticket.wait_for_answer(self._bounds[method](header))
         header, bodies = await handler(caller.node_id, header, parts)
         return self._framed(header, bodies, cost.answered)
-
-    def _joined(self, caller: signing.VerifiedCaller, header: dict[str, Value]) -> RawResponse:
-        assert self._join is not None
-        return self._framed(self._join(caller, header), (), costs.OTHER.answered)
 
     @staticmethod
     def _framed(
@@ -336,7 +333,8 @@ class RequestServer:
             raise errors.Unauthorized(UNKNOWN) from None
         finally:
             ticket.close()
-        return self._joined(caller, header | {"secret": secret})
+        answer = self._join(caller, header | {"secret": secret})
+        return self._framed(answer, (), costs.OTHER.answered)
 
     async def _batch(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[merkle.Part]
