@@ -147,10 +147,16 @@ def get(
 
 
 def post(
-    path: str, request: type[Q], answer: type[R], says: str, *, status: int = 200
+    path: str,
+    request: type[Q],
+    answer: type[R],
+    says: str,
+    *,
+    takes: Takes = "json",
+    status: int = 200,
 ) -> Endpoint[Q, R]:
-    """Return an endpoint that takes JSON and changes something."""
-    return Endpoint("POST", path, request, answer, says, status=status)
+    """Return an endpoint that changes something."""
+    return Endpoint("POST", path, request, answer, says, takes, status=status)
 
 
 def listing(

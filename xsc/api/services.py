@@ -104,9 +104,7 @@ class Served(Model):
     """The signed receipt; empty if nobody pays."""
 
 
-DEPLOY = Endpoint(
-    "POST", "/v1/services", Deploy, Service, "Deploy a module.", takes="framed", status=201
-)
+DEPLOY = post("/v1/services", Deploy, Service, "Deploy a module.", takes="framed", status=201)
 LIST = listing("/v1/services", Nothing, Service, "List the services.")
 ROLLBACK = post("/v1/services/{name}/rollback", Rollback, Service, "Go back to a version.")
 UNDEPLOY = Endpoint("DELETE", "/v1/services/{name}", Named, Undeployed, "Remove a service.")

@@ -110,6 +110,4 @@ class PeerHealth(Model):
 
 VERSION = get("/v1/version", Nothing, Version, "Say which XSC the node runs.")
 STATUS = get("/v1/status", Nothing, Status, "Say what the node is and does.")
-HEALTH = listing(
-    "/v1/health", Nothing, PeerHealth, "Say what probes found of each peer.", rows="peers"
-)
+HEALTH = listing("/v1/health", Nothing, PeerHealth, "Say what probes found.", rows="peers")
