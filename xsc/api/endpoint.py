@@ -166,11 +166,6 @@ def listing(
     return Endpoint("GET", path, request, row, says, rows=rows or path.rsplit("/", 1)[1])
 
 
-def file(path: str, request: type[Q], says: str) -> Endpoint[Q, bytes]:
-    """Return an endpoint that gives a file for `xsc verify`."""
-    return Endpoint("GET", path, request, bytes, says, gives="cbor")
-
-
 def in_path(endpoint: Endpoint[Any, Any]) -> frozenset[str]:
     """Return the names of the fields that are in the path."""
     return frozenset(re.findall(r"{(\w+)}", endpoint.path))

@@ -14,7 +14,6 @@ from xsc.api.endpoint import (
     Nothing,
     OfNode,
     OfPeer,
-    file,
     get,
     listing,
     named,
@@ -255,24 +254,22 @@ class Tier(Model):
     denominator: int | float
 
 
-class Allocation(OfNode):
-    """What one need has of a slot."""
-
-    tier: str
-    need: Key
-    quantity: int
-    price: int
-    """What is charged: of two stages the mean."""
-    drawn: int
-    granted_ms: int
-    until_ms: int
-
-
 class Pinned(OfNode):
     """What a need has drawn that is granted no more."""
 
     need: Key
     quantity: int
+
+
+class Allocation(Pinned):
+    """What one need has of a slot."""
+
+    tier: str
+    price: int
+    """What is charged: of two stages the mean."""
+    drawn: int
+    granted_ms: int
+    until_ms: int
 
 
 class Cleared(OfNode):
@@ -352,10 +349,10 @@ WITHDRAW = Endpoint("DELETE", "/v1/market/slots/{id}", Id, Id, "Withdraw one.")
 QUOTES = listing("/v1/market/quotes", Nothing, Quote, "Ask all peers for their prices.")
 ESTIMATE = get("/v1/market/estimate", Estimate, Cost, "Say what storage or fuel would cost.")
 LEASES = listing("/v1/market/leases", Nothing, Lease, "List leases in both roles.")
-LEASE = file("/v1/market/leases/{id}", LeaseId, "Return a signed lease.")
-ACCOUNT = file("/v1/market/accounts/{id}", AccountId, "Return a provider's newest voucher.")
+LEASE = get("/v1/market/leases/{id}", LeaseId, bytes, "Return a signed lease.", gives="cbor")
+ACCOUNT = get("/v1/market/accounts/{id}", AccountId, bytes, "Return a voucher.", gives="cbor")
 CLEARINGS = listing("/v1/market/clearings", Nothing, Clearing, "List own clearings.")
-CLEARING = file("/v1/market/clearings/{id}", Id, "Return a clearing record.")
+CLEARING = get("/v1/market/clearings/{id}", Id, bytes, "Return a clearing record.", gives="cbor")
 SHOW = get("/v1/allocation", Nothing, Shown, "Show what was cleared.")
 GROUPS = get("/v1/allocation/groups", Nothing, Groups, "List the groups of nodes.")
 CONSISTENT = listing(

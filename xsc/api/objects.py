@@ -192,12 +192,10 @@ class Domains(Model):
     unknown: int
 
 
-class BadShard(Model):
+class BadShard(Column):
     """A shard that is not what its manifest says."""
 
     segment: int
-    shard: int
-    node: Key
     reason: str
 
 
