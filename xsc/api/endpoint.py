@@ -174,8 +174,8 @@ def in_path(endpoint: Endpoint[Any, Any]) -> frozenset[str]:
 @cache
 def headers_of(request: type[DataclassInstance]) -> Mapping[str, str]:
     """Return the headers that fields of a request travel in, by the fields' names."""
-    named = {each.name: each.metadata.get("header") for each in fields(request)}
-    return {name: value for name, value in named.items() if value}
+    placed = [each for each in fields(request) if "header" in each.metadata]
+    return {each.name: each.metadata["header"] for each in placed}
 
 
 def _text(value: object) -> str:

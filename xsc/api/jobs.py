@@ -10,7 +10,7 @@ from typing import Annotated, Any, Unpack
 from annotated_types import Ge, Le, Len, MaxLen
 
 from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, absent, get, listing, named
-from xsc.api.problems import Problem
+from xsc.api.problems import Fault, Problem
 from xsc.base import errors, jobs, limits
 
 Text = Annotated[str, MaxLen(65_536)]
@@ -83,14 +83,6 @@ def request_of(spec: jobs.JobSpec, module: str | None, module_bytes: int) -> Job
     return Job(**told, module=module, module_bytes=module_bytes, stdin_bytes=stdin_bytes)
 
 
-class Fault(Model):
-    """Why something did not come to its end."""
-
-    code: str
-    detail: str
-    hint: str
-
-
 class StoredFile(Model):
     """A file that a run left, as an object, or why it could not be stored."""
 
@@ -101,15 +93,20 @@ class StoredFile(Model):
     fault: Fault | None
 
 
-class Ended(Model):
-    """What every result says."""
+class Called(Model):
+    """What every call says."""
 
     fuel_used: int
+    trap: Fault | None
+    """What ended it before its end."""
+
+
+class Ended(Called):
+    """What every result says."""
+
     memory_peak_bytes: int
     wall_ms: int
     provider: str
-    trap: Fault | None
-    """What ended it before its end."""
     receipt: bytes
     saved_bytes: int
     compiled_bytes: int
@@ -125,12 +122,10 @@ class Invoked(Ended):
     results: tuple[str, ...]
 
 
-class Item(Model):
+class Item(Called):
     """One call of a batch."""
 
     results: tuple[str, ...]
-    fuel_used: int
-    trap: Fault | None
 
 
 class Batched(Ended):

@@ -71,22 +71,27 @@ class Edit(Statement):
     id: str
 
 
-class Slot(OfNode):
+class Priced(OfNode):
+    """What a node asks or pays for a kind."""
+
+    kind: Kind
+    unit: Unit
+    price_micro: int
+    """The price or reserve, or the most that a need pays."""
+
+
+class Slot(Priced):
     """One slot or need."""
 
     id: Key
     role: Role
     origin: Literal["default", "stated"]
     """Whether its node keeps it at what it has, asks and stores, or somebody stated it."""
-    kind: Kind
     quantity: int
-    unit: Unit
     granted: int | None
     """Of the quantity, what is granted now; null where that is not known here."""
     used: int | None
     """Of what is granted, what is drawn; null where that is not known here."""
-    price_micro: int
-    """The reserve, or the most that a need pays."""
     price_unit: PriceUnit
     parts: dict[Key, int]
     """Of a need, what of its quantity is of one provider alone, by node."""
@@ -136,19 +141,16 @@ class Cost(Model):
     total_micro: int
 
 
-class Quote(OfNode):
+class Quote(Priced):
     """What one peer asks."""
 
-    kind: Kind
     tier: str
-    price_micro: int
     price_mutual_micro: int
     price_one_way_micro: int
     reserve_micro: int
     slot: Key
     available: int
     """What of the slot nothing is granted of: bytes, or fuel a second."""
-    unit: Unit
 
 
 class Lease(OfPeer):
@@ -272,13 +274,18 @@ class Allocation(Pinned):
     until_ms: int
 
 
-class Cleared(OfNode):
-    """A window of a slot, and what it gives."""
+class OfSlot(OfNode):
+    """A window of a slot."""
 
     slot: Key
     kind: str
-    rule: str
     window: Window
+
+
+class Cleared(OfSlot):
+    """A window of a slot, and what it gives."""
+
+    rule: str
     clearing: Key
     capacity: int
     tiers: list[Tier]
@@ -319,17 +326,14 @@ class Stamped(OfNode):
     """Nodes of whom its author had heard something that has not been heard of here."""
 
 
-class Entitled(OfNode):
+class Entitled(OfSlot):
     """What one own need has at one slot."""
 
-    slot: Key
     need: Key
-    kind: str
     tier: str | None = None
     quantity: int = 0
     drawn: int
     price: int
-    window: Window
     granted_ms: int | None = None
     until_ms: int
     clearing: Key | None = None

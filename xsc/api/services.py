@@ -10,7 +10,7 @@ from xsc.api.endpoint import Endpoint, Key, Model, Nothing, listing, named, post
 from xsc.api.jobs import Brought
 from xsc.base import limits
 
-SERVICE_CONCURRENCY_DEFAULT = 4
+Concurrency = Annotated[int, Ge(1), Le(limits.SERVICE_CONCURRENCY_MAX)]
 
 WAIT_MS_MAX = 30_000
 """How long a request for rows of a log may wait for the next one."""
@@ -21,9 +21,7 @@ class Deploy(Brought):
 
     name: Annotated[str, MaxLen(256)]
     version: Annotated[str, MaxLen(256)] | None = None
-    concurrency: Annotated[int, Ge(1), Le(limits.SERVICE_CONCURRENCY_MAX)] = (
-        SERVICE_CONCURRENCY_DEFAULT
-    )
+    concurrency: Concurrency = 4
 
 
 State = Literal["serving", "off", "placed", "unpaid"]
