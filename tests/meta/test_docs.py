@@ -17,11 +17,7 @@ from xsc.node.api import openapi
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [
-    path
-    for path in sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("changelog.d/*.md")])
-    if path.exists()
-]
+PAGES = [path for path in sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")]) if path.exists()]
 TEXTS = {path: path.read_text() for path in PAGES}
 
 
@@ -207,7 +203,7 @@ def test_limits_in_pages_are_those_of_the_code():
 
 
 ADRS = sorted((DOCS / "adr").glob("[0-9]*.md"))
-ADR_SECTIONS = ["Context", "Options", "Decision", "Consequences we do not like"]
+ADR_SECTIONS = ["Context", "Decision", "Consequences"]
 
 
 def test_every_decision_is_one_page_of_the_same_shape():
@@ -215,7 +211,8 @@ def test_every_decision_is_one_page_of_the_same_shape():
         text = path.read_text()
         assert text.startswith(f"# {int(path.stem[:4])}. "), path
         assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ADR_SECTIONS, path
-        assert len(text.splitlines()) <= 60, path
+        prose = [line for line in text.splitlines() if not line.startswith(("#", "|"))]
+        assert len(" ".join(prose).split()) <= 200, path
 
 
 def test_the_index_lists_every_decision_with_its_title():
@@ -261,22 +258,6 @@ def test_every_dependency_has_its_reason():
     page = DOCS / "adr" / "0005-dependencies.md"
     documented = {name for row in rows(page) for name in re.findall(r"`([^`]+)`", row[0])}
     assert documented == names
-
-
-FRAGMENTS = [
-    path for path in sorted((ROOT / "changelog.d").glob("*.md")) if path.name != "README.md"
-]
-
-
-def test_fragments_of_the_changelog_have_their_shape():
-    """A name with its kind, a first line that is one sentence, and what follows."""
-    name = re.compile(r"\d+(\.[a-z0-9-]+)?\.(feature|change|fix|security)\.md")
-    shape = re.compile(r"[^\n]*\.\n\n.*\S.*", re.DOTALL)
-    assert [
-        path.name
-        for path in FRAGMENTS
-        if not name.fullmatch(path.name) or not shape.fullmatch(path.read_text())
-    ] == []
 
 
 def test_every_setting_is_documented_with_its_default_and_meaning():

@@ -8,13 +8,12 @@ from functools import partial
 from random import Random
 
 from tests.gathering import inputs_of, lines_in
-from xsc.allocation.granting import Inputs, clear_all
+from xsc.allocation.granting import GATHERED_BYTES_MAX, Inputs, clear_all
 from xsc.allocation.program import parts_of, state_after, state_of
 from xsc.allocation.published import Published
 from xsc.allocation.recognition import value_of
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import XscError
-from xsc.base.limits import GATHERED_BYTES_MAX
 from xsc.node.programs import ALLOCATION, allocation_function
 from xsc.programs.compile import compile_program
 from xsc.programs.document import parse, resolve

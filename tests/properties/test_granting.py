@@ -5,15 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.gathering import inputs_of, lines_in
-from xsc.allocation.granting import clear_all, entitlements
+from xsc.allocation.granting import OFFER_PAUSE_MS, OFFER_PAUSE_MS_MAX, clear_all, entitlements
 from xsc.allocation.published import Published
-from xsc.base.limits import (
-    OFFER_MS,
-    OFFER_PAUSE_MS,
-    OFFER_PAUSE_MS_MAX,
-    PRICE_BYTES,
-    SLOT_STEP_BYTES,
-)
+from xsc.base.limits import OFFER_MS, PRICE_BYTES, SLOT_STEP_BYTES
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import (
     AvailabilitySlot,
@@ -455,7 +449,7 @@ def test_ties_fall_anew_each_day():
     [("ALLOCATIONS_A_STRANGER_MAX", {}, 3), ("ALLOCATIONS_A_CUSTOMER_MAX", WEIGHTS, 5)],
 )
 def test_one_customer_leaves_others_what_one_state_can_grant(limit, weights, most, monkeypatch):
-    monkeypatch.setattr(f"xsc.base.limits.{limit}", most)
+    monkeypatch.setattr(f"xsc.allocation.granting.{limit}", most)
     node = CUSTOMERS[1]
     needs = tuple(need_of(2, slot_id=bytes([n]) * 16) for n in range(8))
     inputs = inputs_of(

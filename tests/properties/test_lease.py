@@ -5,19 +5,12 @@ from dataclasses import dataclass, field
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from xsc.base.limits import (
-    COMPUTE_LEASE_MS,
-    EPOCH_MS,
-    LATE_MS,
-    MFUEL,
-    MIB,
-    OFFER_MS,
-    REQUEST_WINDOW_MS,
-)
+from xsc.base.limits import COMPUTE_LEASE_MS, EPOCH_MS, MFUEL, MIB, OFFER_MS, REQUEST_WINDOW_MS
 from xsc.identity.envelope import Signed
 from xsc.market import account as rules
 from xsc.market.account import Account
 from xsc.market.lease import (
+    LATE_MS,
     LeaseEntry,
     advance,
     check_renewal,

@@ -52,7 +52,7 @@ class Forgetful(ValueStore):
 
     def write(self, slot, value):
         super().write(slot, value)
-        self._places[slot].frame -= 1
+        self._written[slot] -= 1
 
 
 class Stuck(ValueStore):

@@ -24,11 +24,11 @@ from xsc.base.merkle import root_of
 from xsc.compute.worker.local import LocalSandbox
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair
-from xsc.market.buyer import LeaseHandle
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, load
 from xsc.storage.object.erasure import StorageShard
+from xsc.terms.lease import LeaseHandle
 
 SEEDS = int(os.environ.get("TEST_SIM_SEEDS", "1"))
 """With how many seeds a story that draws its faults is played; with all kill points where more."""

@@ -2,7 +2,8 @@
 
 from tests.sim.network import run
 from tests.sim.test_slots import need, of, offer
-from xsc.base.limits import BOOKING_CREDIT_PPM, EPOCH_MS, PPM
+from xsc.base.limits import EPOCH_MS, PPM
+from xsc.market.account import BOOKING_CREDIT_PPM
 
 QUANTITY, PRICE = 80, 40
 HOURLY_MICRO = QUANTITY * PRICE

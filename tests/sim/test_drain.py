@@ -22,8 +22,10 @@ async def drained(world, index, within_ms=900_000):
     """Wait until a node that leaves has nothing left; return its proof, checked."""
     drain = world.nodes[index].storage.drain
     end_ms = world.clock.now_ms() + within_ms
-    while (status := await drain.status(1_000)).phase != "done":
-        assert world.clock.now_ms() < end_ms, status
+    await drain.counted(1_000)
+    while drain.status().state != "done":
+        assert world.clock.now_ms() < end_ms, drain.status()
+        await drain.counted(1_000)
     return check_proof(io.BytesIO(b"".join(drain.proof())).read)
 
 
@@ -194,12 +196,12 @@ def test_with_six_nodes_a_drain_says_why_it_cannot_end_and_goes_on_with_a_sevent
         capability = await put(world.nodes[0], data)
         drain = world.nodes[2].storage.drain
         await drain.begin()
-        await world.until(lambda: bool(drain._remaining and drain._remaining.stuck))
-        status = await drain.status()
-        (stuck,) = status.remaining.stuck
-        assert (status.phase, status.remaining.stuck_objects) == ("leaving", 1)
+        await world.until(lambda: bool(drain.status().stuck))
+        status = drain.status()
+        (stuck,) = status.stuck
+        assert (status.state, status.stuck_objects) == ("leaving", 1)
         assert "no node" in stuck.reason
-        assert stuck.customer == world.nodes[0].key.node_id
+        assert stuck.owner == world.nodes[0].key.node_id
         assert check_proof(io.BytesIO(b"".join(drain.proof())).read).drained.left_objects == 1
         world.net.heal()
         proof = await drained(world, 2)
@@ -221,9 +223,7 @@ def test_only_the_owner_releases_what_custodians_have_stored_elsewhere_meanwhile
         await world.crash(0)
         drain = world.nodes[leaver].storage.drain
         await drain.begin()
-        await world.until(
-            lambda: bool(drain._remaining and drain._remaining.stuck), within_ms=400_000
-        )
+        await world.until(lambda: bool(drain.status().stuck), within_ms=400_000)
         assert set(await held_by(world, leaver)) == held, "a custodian releases nothing of another"
         await world.crash(leaver)
         verify = parse_verify(capability).to_text()
@@ -247,10 +247,8 @@ def test_an_owner_that_is_away_without_custodians_is_said():
         await world.crash(0)
         drain = world.nodes[leaver].storage.drain
         await drain.begin()
-        await world.until(
-            lambda: bool(drain._remaining and drain._remaining.stuck), within_ms=400_000
-        )
-        assert "is away" in (await drain.status()).remaining.stuck[0].reason
+        await world.until(lambda: bool(drain.status().stuck), within_ms=400_000)
+        assert "is away" in drain.status().stuck[0].reason
 
     run(77, 7, play, QUICK)
 
@@ -265,7 +263,7 @@ def test_a_cancelled_drain_is_told_and_the_node_is_trusted_again():
         )
         world.net.partition("node-4", "node-0")
         await leaver.storage.drain.cancel()
-        assert (await leaver.storage.drain.status()).phase == "staying"
+        assert leaver.storage.drain.status().state == "staying"
         with pytest.raises(NotAllowed, match="not leaving"):
             leaver.storage.drain.proof()
         await world.crash(4)
@@ -290,7 +288,7 @@ def test_what_an_owner_deletes_meanwhile_is_released_too():
         capability = await put(world.nodes[0], content(MIB))
         drain = world.nodes[2].storage.drain
         await drain.begin()
-        await world.until(lambda: bool(drain._remaining and drain._remaining.stuck))
+        await world.until(lambda: bool(drain.status().stuck))
         await world.nodes[0].storage.rm(capability)
         proof = await drained(world, 2)
         assert proof.drained.released_bytes > MIB // 4

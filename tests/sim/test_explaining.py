@@ -204,10 +204,10 @@ def test_one_answer_fetches_and_says_only_so_much(monkeypatch):
         await world.until(lambda: len(provider.allocator.state.slot_denominators) == 3)
         await heard(world, customer, provider)
         assert len((await why(customer, wanted))[0]) == 3
-        monkeypatch.setattr("xsc.base.limits.WHY_RECORDS_MAX", 2)
+        monkeypatch.setattr("xsc.allocation.explaining.WHY_RECORDS_MAX", 2)
         answer = await why(customer, wanted)
         assert (len(answer[0]), answer[1]) == (2, True)
-        monkeypatch.setattr("xsc.base.limits.WHYS_MAX", 1)
+        monkeypatch.setattr("xsc.allocation.explaining.WHYS_MAX", 1)
         answer = await why(customer, wanted)
         assert (len(answer[0]), answer[1]) == (1, True)
 

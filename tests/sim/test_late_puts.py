@@ -7,8 +7,7 @@ from tests.sim.test_repair import agree
 from xsc.base.errors import ArgumentInvalid, LeaseExhausted, SpaceExhausted
 from xsc.base.limits import MIB, SEGMENT_BYTES
 from xsc.base.units import BODY_OVERHEAD_BYTES, held_bytes
-from xsc.market.buyer import LeaseHandle
-from xsc.terms.lease import OWN_STORAGE
+from xsc.terms.lease import OWN_STORAGE, LeaseHandle
 
 
 def test_nothing_is_left_of_a_put_whose_undoing_overtook_its_bodies():

@@ -18,17 +18,12 @@ from tests.sim.rules import random_market
 from tests.unit.compute.worker.test_fair_queue import AJob, Workers
 from xsc.allocation.clearing import TIERS, Bid, salt_of
 from xsc.allocation.declaring import OBJECT_HOSTS, kept_steps
-from xsc.allocation.granting import until_ms
+from xsc.allocation.granting import OFFER_PAUSE_MS_MAX, until_ms
 from xsc.allocation.recognition import tier_of
-from xsc.base.limits import (
-    MIB,
-    OFFER_PAUSE_MS_MAX,
-    PPM,
-    SHORT_MS,
-    SLOT_STEP_BYTES,
-)
+from xsc.base.limits import MIB, PPM, SLOT_STEP_BYTES
 from xsc.market.auction import Bid as Ask
 from xsc.market.auction import place, reserve
+from xsc.market.default_need import SHORT_MS
 from xsc.market.pricing import unit_price, utilisation_ppm
 
 HOUR_MS = 3_600_000

@@ -409,7 +409,7 @@ def test_a_silent_host_is_asked_again_before_an_upload_is_forgotten():
         putting = begin(world, content(SIZE))
         await reaches(world, resume_journals, SEGMENT_BYTES)
         await kill(putting)
-        (place, *_) = journal.read(world.disks[0].state, UPLOAD).head.slots
+        (place, *_) = journal.read(world.disks[0].state, UPLOAD).head.hosts
         silent = world.index_of(place.node)
         await world.crash(silent)
         world.clock._now_ms += UPLOAD_KEPT_MS

@@ -7,15 +7,15 @@ from tests.independent import clearing
 from tests.sim.network import content, put, run
 from xsc.allocation.clearing_record import check_clearing
 from xsc.allocation.declaring import Statement
+from xsc.allocation.granting import OFFER_PAUSE_MS
 from xsc.allocation.program import parts_of
+from xsc.allocation.records import CLEARING_ASKED_MAX
 from xsc.base.limits import (
     ALLOCATION_LOOK_MS,
-    CLEARING_ASKED_MAX,
     DAMPING_HISTORY_MAX,
     EPOCH_MS,
     MIB,
     OFFER_MS,
-    OFFER_PAUSE_MS,
     PRICE_BYTES,
     SLOT_STEP_BYTES,
     STORAGE_LEASE_MS,

@@ -26,6 +26,9 @@ from xsc.space.paths import UserSpacePaths
 from xsc.terms import clearing, quote
 from xsc.terms.slot import STEP, Commitment, Entitlement, EntitlementKey
 
+ROUND_REST = 9
+"""A round waits for so many times as long as the last one took."""
+
 _LOOKED_AT: Final = frozenset(
     {UserSpacePaths.RECOGNITION, UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
 )
@@ -174,7 +177,7 @@ class Allocator:
             await clock.event_within(self._clock, self._woken, self._pause_ms())
             factor = program.factor_ppm(self._commitments.own.damping_history)
             delay_ms = units.ceil_div(limits.ALLOCATION_DEBOUNCE_MS * limits.PPM, factor)
-            rest_ms = max(delay_ms, limits.ROUND_REST * (ended_ms - began_ms))
+            rest_ms = max(delay_ms, ROUND_REST * (ended_ms - began_ms))
             left_ms = ended_ms + rest_ms - self._clock.monotonic_ms()
             if left_ms > 0:
                 await self._clock.sleep_ms(left_ms)

@@ -20,13 +20,16 @@ from xsc.allocation.matching import mismatch
 from xsc.allocation.published import Published, Said, standing
 from xsc.base.errors import LimitError, PeerError, ProofInvalid, RecordInvalid
 from xsc.base.ids import short, to_text
-from xsc.base.limits import CLEARING_BYTES_MAX, KIB, SPACE_EVIDENCE_BYTES_MAX, STRANGER_BYTES_MAX
+from xsc.base.limits import CLEARING_BYTES_MAX, KIB, SPACE_EVIDENCE_BYTES_MAX
 from xsc.identity.envelope import Signed, open_signed
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceRecord, check_value, open_record
 from xsc.terms.clearing import ClearingRecord, SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import AvailabilitySlot
+
+STRANGER_BYTES_MAX = 16 * KIB
+"""What a clearing reads of a customer that its provider does not recognise."""
 
 _FRAME_BYTES = 4 * KIB
 """Of the record, beside its slot, participants and what the provider published."""

@@ -25,6 +25,11 @@ from xsc.terms import clearing, pricing
 from xsc.terms.quote import KINDS, Kind, Tier
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
+PRICES_POSTED_MS = 3_600_000
+"""A node's posted prices follow its utilisation that often."""
+NEED_INTERVAL_MS = 60_000
+"""How long a default need stays as it is at least."""
+
 LOOK_INTERVAL_MS: Final = 60_000
 """How soon after its end a slot is dropped."""
 _PATH: Final = UserSpacePaths.COMMITMENT
@@ -306,8 +311,8 @@ class Commitments:
         with_needs = partial(self._standing, NeedSlot)
         with_windows = partial(declaring.renewed, now_ms=self._clock.now_ms(), zones=zone_of)
         for event, made, interval_ms in (
-            ("allocation.capacity_not_offered", with_offers, limits.PRICES_POSTED_MS),
-            ("allocation.need_not_stated", with_needs, limits.NEED_INTERVAL_MS),
+            ("allocation.capacity_not_offered", with_offers, PRICES_POSTED_MS),
+            ("allocation.need_not_stated", with_needs, NEED_INTERVAL_MS),
             ("allocation.windows_not_continued", with_windows, 0),
         ):
             now_ms = self._clock.monotonic_ms()

@@ -31,6 +31,9 @@ from xsc.terms.slot import (
     Slot,
 )
 
+NEED_MARGIN_PPM = 100_000
+"""What a default need states beyond what is held, so that a lost shard finds room."""
+
 OBJECT_HOSTS: Final = limits.DATA_SHARDS_DEFAULT + limits.PARITY_SHARDS_DEFAULT
 """Providers that an object needs."""
 NOTHING: Final = bytes(limits.SLOT_ID_BYTES)
@@ -283,7 +286,7 @@ def kept_steps(held: int, providers: int, kind: Kind = "storage") -> int:
     """
     margin = 0
     if kind == "storage" and providers > OBJECT_HOSTS:
-        margin = max(held * limits.NEED_MARGIN_PPM // limits.PPM, ceil_div(held, providers - 1))
+        margin = max(held * NEED_MARGIN_PPM // limits.PPM, ceil_div(held, providers - 1))
     return _rounded(kind, held + margin)
 
 

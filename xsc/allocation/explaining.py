@@ -27,6 +27,11 @@ from xsc.terms.clearing import SlotDenominators
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP, AvailabilitySlot, EntitlementKey, NeedSlot, Window
 
+WHYS_MAX = 64
+"""Rows of one explanation: each is cleared again some dozens of times."""
+WHY_RECORDS_MAX = 16
+"""Clearing records that one explanation fetches from others, of CLEARING_BYTES_MAX each."""
+
 _PAIRS_AT_ONCE: Final = 512
 """Pairs of slots and needs that are matched before others have their turn: there may be many."""
 _SHARE_STEP_PPM: Final = 1000
@@ -276,22 +281,22 @@ class Explaining:
             reason = matching.mismatch(pair.slot, pair.provider, pair.need, pair.customer, now_ms)
             if reason is None:
                 match.append(self._cleared(pair))
-            elif len(others) <= limits.WHYS_MAX:
+            elif len(others) <= WHYS_MAX:
                 others.append(replace(pair, because=reason))
-            if len(match) > limits.WHYS_MAX:
+            if len(match) > WHYS_MAX:
                 break
         rows, found = list[Explained](), match or others
         opened = dict[bytes, Clearing | str]()
-        for row in found[: limits.WHYS_MAX]:
+        for row in found[:WHYS_MAX]:
             if row.clearing is None:
                 rows.append(row)
                 continue
             if row.clearing not in opened:
-                if row.provider.node != self._node and len(opened) >= limits.WHY_RECORDS_MAX:
+                if row.provider.node != self._node and len(opened) >= WHY_RECORDS_MAX:
                     return rows, True
                 opened[row.clearing] = await self._open(row.provider.node, row.clearing)
             rows.append(await self._explained(row, opened[row.clearing]))
-        return rows, len(found) > limits.WHYS_MAX
+        return rows, len(found) > WHYS_MAX
 
     def _divided(self, node: bytes) -> Sequence[SlotDenominators]:
         """Return the slots that a node says that it has cleared."""

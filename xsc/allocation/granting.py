@@ -32,6 +32,16 @@ from xsc.terms.clearing import (
 )
 from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSlot, Window
 
+OFFER_PAUSE_MS = 10 * 60_000
+"""A customer that took no lease is offered nothing of the slot for so long; then twice as long."""
+OFFER_PAUSE_MS_MAX = 24 * 3_600_000
+GATHERED_BYTES_MAX = 16 * limits.MIB
+"""Of all that one round of the allocation follows from. Beyond it the program does not serve."""
+ALLOCATIONS_A_CUSTOMER_MAX = 512
+"""Of them, those of one customer that its provider recognises."""
+ALLOCATIONS_A_STRANGER_MAX = 64
+"""The same of one that is not recognised."""
+
 Drawn: TypeAlias = tuple[quote.SlotId, Id32, quote.SlotId, Count]
 """Slot, customer, need and steps."""
 
@@ -72,7 +82,7 @@ class Inputs:
         Raises:
             TooLarge, RecordInvalid: the bytes are of no such thing.
         """
-        found = Gathered.from_bytes(raw, size_max=limits.GATHERED_BYTES_MAX)
+        found = Gathered.from_bytes(raw, size_max=GATHERED_BYTES_MAX)
         others = [published.Published.read(*said) for said in found.others]
         return cls(found, published.Published.read(*found.own), others)
 
@@ -262,7 +272,7 @@ class _Round:
         customer = taker.node
         credit, is_paused = self._credit[customer], self._is_paused(slot, customer)
         is_open = published.standing(self._own, taker)[0] == "open"
-        lines = limits.ALLOCATIONS_A_STRANGER_MAX if is_open else limits.ALLOCATIONS_A_CUSTOMER_MAX
+        lines = ALLOCATIONS_A_STRANGER_MAX if is_open else ALLOCATIONS_A_CUSTOMER_MAX
         lines -= self._lines[customer]
         for need in taker.commitment.needs:
             if need.slot_id not in wanted:
@@ -301,7 +311,7 @@ class _Round:
             return self._now_ms
         key = slot_id, line.customer
         lapses, _ = self._pauses.get(key, (0, 0))
-        pause_ms = min(limits.OFFER_PAUSE_MS << min(lapses, 16), limits.OFFER_PAUSE_MS_MAX)
+        pause_ms = min(OFFER_PAUSE_MS << min(lapses, 16), OFFER_PAUSE_MS_MAX)
         self._pauses[key] = lapses + 1, self._now_ms + pause_ms
         return line.granted_ms
 

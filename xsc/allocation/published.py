@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import Self, TypeAlias
 
 from xsc.allocation.recognition import read_weights, tier_of
-from xsc.base.limits import CLEARING_VALUE_BYTES
+from xsc.base.limits import KIB
 from xsc.identity.envelope import Id32
 from xsc.terms import quote, slot
 from xsc.terms.clearing import Named, SpaceValue
+
+CLEARING_VALUE_BYTES = 4 * KIB
+"""What a value that a clearing record names counts at least, so that they are not too many."""
 
 Said: TypeAlias = tuple[Id32, SpaceValue, SpaceValue | None]
 """A node, its commitment, and its recognition where it has one."""

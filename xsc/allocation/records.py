@@ -36,6 +36,18 @@ from xsc.space.port import Space
 from xsc.space.record import Entry
 from xsc.terms.clearing import ClearingProof, ClearingRecord, SpaceValue
 
+CLEARINGS_KEPT_MAX = 512
+"""Clearing records in the own space: the present ones, and the newest of the others."""
+CLEARING_ASKED_MAX = 10
+"""How often a clearing record that its provider does not give is asked for, a second apart, before
+nothing of the provider counts."""
+CLEARING_DRAW = 16
+"""A customer recomputes one in so many of the clearings that grant it something."""
+FALSE_CLEARINGS_MAX = 16
+"""Clearings that did not recompute and are kept as evidence, of one provider each."""
+FALSE_CLEARING_BYTES_MAX = 2 * limits.MIB
+"""Of one of them with what it names. A larger one counts against its provider all the same."""
+
 T = TypeVar("T")
 
 _FALSE: Final = b"allocation/false/"
@@ -168,9 +180,7 @@ class Records:
         for record_id in sorted(names, key=age):
             more = {record_id, *names[record_id]} - seen
             size_bytes += sum(sizes.get(each, 0) for each in more)
-            is_over = (
-                size_bytes > limits.CLEARINGS_BYTES_MAX or len(kept) >= limits.CLEARINGS_KEPT_MAX
-            )
+            is_over = size_bytes > limits.CLEARINGS_BYTES_MAX or len(kept) >= CLEARINGS_KEPT_MAX
             if is_over and record_id not in present:
                 break
             kept[record_id] = names[record_id]
@@ -248,7 +258,7 @@ class Records:
             Whether anything of the provider counts, as far as is known.
         """
         known = self._found.get(provider, {})
-        is_trusted = self._failed[provider] < limits.CLEARING_ASKED_MAX
+        is_trusted = self._failed[provider] < CLEARING_ASKED_MAX
         wanted = {*doubted, *(each for each in taken if not is_trusted or self._is_drawn(each))}
         self._found[provider] = {each: known.get(each) for each in wanted}
         if None in self._found[provider].values() and provider not in self._running:
@@ -263,7 +273,7 @@ class Records:
 
     def _is_drawn(self, record_id: bytes) -> bool:
         drawn = encoding.tagged_sha256("clearing/draw", self._secret, record_id)
-        return int.from_bytes(drawn, "big") % limits.CLEARING_DRAW == 0
+        return int.from_bytes(drawn, "big") % CLEARING_DRAW == 0
 
     async def _check(self, provider: bytes) -> None:
         """Recompute what is wanted of a provider, one after the other."""
@@ -274,7 +284,7 @@ class Records:
                 try:
                     await self.checked(provider, record_id)
                 except errors.ProofInvalid as fault:
-                    is_right, self._failed[provider] = False, limits.CLEARING_ASKED_MAX
+                    is_right, self._failed[provider] = False, CLEARING_ASKED_MAX
                     self._context.log.warning(
                         "allocation.clearing_false", peer=short(provider), fault=fault.message
                     )
@@ -285,7 +295,7 @@ class Records:
                     is_right, self._failed[provider] = True, 0
                 if record_id in self._found.get(provider, ()):
                     self._found[provider][record_id] = is_right
-                if is_right is not None or self._failed[provider] == limits.CLEARING_ASKED_MAX:
+                if is_right is not None or self._failed[provider] == CLEARING_ASKED_MAX:
                     self.told()
                 await self._context.clock.sleep_ms(limits.CONVERGED_LOOK_MS)
         finally:
@@ -328,10 +338,7 @@ class Records:
             return
         self._report(provider, "clearing")
         proof = self._packed(signed, named)
-        if (
-            len(self._false) < limits.FALSE_CLEARINGS_MAX
-            and len(proof) <= limits.FALSE_CLEARING_BYTES_MAX
-        ):
+        if len(self._false) < FALSE_CLEARINGS_MAX and len(proof) <= FALSE_CLEARING_BYTES_MAX:
             self._rows.write([(_FALSE + provider + signed.id, proof)], sync=False)
             self._false[provider] = signed.id
 

@@ -75,7 +75,7 @@ class Status(Version):
     """The node."""
 
     id: Key
-    state: Literal["running"]
+    state: Literal["running", "leaving"]
     home: str
     api_url: str
     peer_url: str

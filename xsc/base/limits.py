@@ -145,8 +145,6 @@ WORKER_ADDRESS_BYTES = 4 * GIB
 WORKER_FRAME_BYTES_MAX = MODULE_BYTES_MAX + INPUT_BYTES_MAX + STDIN_BYTES_MAX + MIB
 LOCALITY_BYTES_LEAST = 64 * KIB
 """A node that saves less of a job's module and input than this counts as saving nothing."""
-PASSED_OVER_MAX = 1024
-"""Leases and providers of which a node knows why it passed them over."""
 NEAR_PRICE_PPM = 1_250_000
 """How much dearer for its quality the provider may be that saves most bytes."""
 MODULES_REMEMBERED_MAX = 1024
@@ -208,13 +206,7 @@ SLOT_STEP_FUEL = 10_000_000
 MFUEL = 1_000_000
 MEMORY_STEP_BYTES = 64 * MIB
 COMPUTE_LEASE_MS = 60_000
-CLEARED_COMPUTE_MS = 24 * 3_600_000
-"""How long a lease of compute lasts at most that a clearing granted."""
 STORAGE_LEASE_MS = 90 * 24 * 3_600_000
-LATE_MS = 30 * 24 * 3_600_000
-"""For so long after its end what is held under a lease of storage is paid."""
-RENEWAL_RETRY_MS = 6 * 3_600_000
-"""After a refusal; silent hosts are asked at the first look at which they are up."""
 LEASE_URGENT_MS = 30 * 24 * 3_600_000
 """So long before the end of a lease that a host refused to renew, what lies there moves."""
 LEASE_RESCUE_MS = 21 * 24 * 3_600_000
@@ -227,44 +219,13 @@ LEASE_WARNING_MS = 30 * 24 * 3_600_000
 """So long before its end a lease that was not renewed is spoken of."""
 COMPUTE_WAIT_MS = 60_000
 """How long a call waits for its turn."""
-COMPUTE_WAITING_MAX = 1024
-"""Calls of this node that look for a lease, or wait for others of it to end."""
-COMPUTE_IN_FLIGHT_MAX = JOBS_QUEUED_A_PEER_MAX
-"""Runs of this node at one provider, which has no more of one customer wait."""
-REFUSED_RETRY_MS = 60_000
-"""After the second refusal of a booking by its debtor; each further one doubles it."""
-REFUSED_RETRY_MS_MAX = 24 * 3_600_000
-PRICES_POSTED_MS = 3_600_000
-"""A node's posted prices follow its utilisation that often."""
-DEAR_PPM = 1_125_000
-"""A lease at hand takes nothing new that costs more than so much of a new one."""
-QUALITY_STEP_PPM = 100_000
-"""Providers whose quality is of one such step are alike."""
-RESERVE_STEPS = 8
-"""From a buyer's own price to the most that it pays, where fewer win than could."""
 LEASE_TIMEOUT_MS = 5_000
-SETTLE_TIMEOUT_MS = 15_000
-AGREE_TIMEOUT_MS = 2 * SETTLE_TIMEOUT_MS
-"""For a count and the leases that it names and this node does not know."""
-SETTLE_LAST_MS = 3_000
-"""How long a peer is waited for that is settled with before it is blocked or removed."""
 LEASES_A_CUSTOMER_MAX = 256
 """Leases of one customer that are open."""
-BOOKING_CREDIT_PPM = 250_000
-"""What waits to be booked is booked at once when it is so much of the credit that is left."""
 LEASES_DONE_A_CUSTOMER_MAX = 256
 """Leases of one customer that are over; the oldest are forgotten, and stay owed."""
-BOOKINGS_ASKED_A_CUSTOMER_MAX = 256
-"""Bookings that a customer may ask for within an hour; beyond that its provider decides when."""
-BOOKINGS_ASKED_MS = 3_600_000
 COUNT_LEASES_MAX = LEASES_A_CUSTOMER_MAX + LEASES_DONE_A_CUSTOMER_MAX
 """Leases of one customer in a count: those that are open, and those that are over."""
-LEASE_KEPT_MS = 3_600_000
-"""How long a lease that is over is remembered."""
-LEASE_REFUSED_MS = 600_000
-"""How long a customer leaves a lease alone under which its host took no more."""
-PROMISE_MS = 600_000
-"""How long a customer keeps room free for a write or a run that it never hears of again."""
 TIDY_MS = 5_000
 PPM = 1_000_000
 MUTUAL_RECOGNITION_THRESHOLD_PPM = 10_000
@@ -273,49 +234,22 @@ SLOT_ID_BYTES = 16
 SLOTS_MAX = 64
 """Slots that one node offers at a time."""
 NEEDS_MAX = 64
-NEED_MARGIN_PPM = 100_000
-"""What a default need states beyond what is held, so that a lost shard finds room."""
-NEED_INTERVAL_MS = 60_000
-"""How long a default need stays as it is at least."""
-SHORT_MS = 30 * 24 * 3_600_000
-"""How long a node states that it needs room for what was refused."""
-SHORT_FILLED_MS = 24 * 3_600_000
-"""How long it keeps room for that once it has leased it."""
-SHORTS_MAX = 64
-"""Refusals for which it states a need."""
-SLOT_FILTERS_MAX = 8
 SLOT_HORIZON_MS = 90 * 24 * 3_600_000
 """No window ends later than so long from now."""
 OFFER_MS = 60_000
 """How long what a clearing grants is kept free for its customer to take a lease on it."""
-OFFER_PAUSE_MS = 10 * 60_000
-"""A customer that took no lease is offered nothing of the slot for so long; then twice as long."""
-OFFER_PAUSE_MS_MAX = 24 * 3_600_000
 OFFER_PAUSES_MAX = 1_000
 """Pauses in one published state; of more, those that end first are forgotten."""
 OFFER_SETTLE_MS = 10_000
 """How long a customer waits at most for other providers before it takes what it is offered."""
-LOWER_MS = 2 * OFFER_MS
-"""A provider that confirms no longer that room was given up is owed nothing for that room."""
 ALLOCATION_DEBOUNCE_MS = 100
-ROUND_REST = 9
-"""A round waits for so many times as long as the last one took."""
 ALLOCATION_LOOK_MS = 60_000
 """How often capacity is looked at where nothing else changed."""
-WHYS_MAX = 64
-"""Rows of one explanation: each is cleared again some dozens of times."""
-WHY_RECORDS_MAX = 16
-"""Clearing records that one explanation fetches from others, of CLEARING_BYTES_MAX each."""
-CLEARINGS_KEPT_MAX = 512
-"""Clearing records in the own space: the present ones, and the newest of the others."""
 CLEARINGS_BYTES_MAX = 32 * MIB
 """Of these records with what they name. Each slot has an equal part of it; it is half of what an
 owner has in its space."""
 CONVERGED_LOOK_MS = 1_000
 """How long a node waits for further changes before it says that it has converged."""
-CLEARING_ASKED_MAX = 10
-"""How often a clearing record that its provider does not give is asked for, a second apart, before
-nothing of the provider counts."""
 COMMITMENT_BYTES_MAX = 64 * KIB
 DAMPING_HISTORY_MAX = 3
 LEDGER_RECORD_BYTES_MAX = 4 * KIB
@@ -326,28 +260,12 @@ INCARNATION_GAP = 2**20
 no half that was lost, and is not known, may have a number of the new one."""
 
 # Clearing
-STRANGER_BYTES_MAX = 16 * KIB
-"""What a clearing reads of a customer that its provider does not recognise."""
 CLEARING_BYTES_MAX = 1 * MIB
 """Of a signed clearing record: a value of the space."""
-CLEARING_VALUE_BYTES = 4 * KIB
-"""What a value that a clearing record names counts at least, so that they are not too many."""
-CLEARING_DRAW = 16
-"""A customer recomputes one in so many of the clearings that grant it something."""
-FALSE_CLEARINGS_MAX = 16
-"""Clearings that did not recompute and are kept as evidence, of one provider each."""
-FALSE_CLEARING_BYTES_MAX = 2 * MIB
-"""Of one of them with what it names. A larger one counts against its provider all the same."""
-GATHERED_BYTES_MAX = 16 * MIB
-"""Of all that one round of the allocation follows from. Beyond it the program does not serve."""
 SPACE_EVIDENCE_BYTES_MAX = 24 * KIB
 """Of a record of a space inside of a clearing record."""
 ALLOCATIONS_MAX = 4_096
 """What needs are granted of slots, in one published state. Who comes later takes no part."""
-ALLOCATIONS_A_CUSTOMER_MAX = 512
-"""Of them, those of one customer that its provider recognises."""
-ALLOCATIONS_A_STRANGER_MAX = 64
-"""The same of one that is not recognised."""
 
 # Health
 PROBE_TIMEOUT_MS = 3_000

@@ -220,6 +220,8 @@ def status(answer: Document) -> None:
         storage_slots=lambda answer: _slots(answer, "storage", "bytes"),
         compute_slots=lambda answer: _slots(answer, "compute", "fuel_per_s"),
     )
+    if answer["state"] == "leaving":
+        show.warn("this node is leaving the network; see: xsc node drain --status")
     leases = answer["leases"]
     if leases["ending"]:
         why = "; ".join(leases["reasons"]) or "not asked yet"

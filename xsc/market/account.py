@@ -21,6 +21,12 @@ from xsc.market.lease import LeaseEntry, LeaseUse, Role, WideNumber
 from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import CountLine, LeaseCount, Voucher, leases_account, number_of, wide
 
+REFUSED_RETRY_MS = 60_000
+"""After the second refusal of a booking by its debtor; each further one doubles it."""
+REFUSED_RETRY_MS_MAX = 24 * 3_600_000
+BOOKING_CREDIT_PPM = 250_000
+"""What waits to be booked is booked at once when it is so much of the credit that is left."""
+
 _UNKEPT: Final = Field(exclude=True)
 """Marks what only this process knows."""
 
@@ -265,7 +271,7 @@ def is_booking_due(sharing: Iterable[Account], credit_left_micro: int) -> bool:
         credit_left_micro: what they may still come to owe by the ledger.
     """
     waiting_micro = sum(account.unbooked_micro for account in sharing)
-    return 0 < credit_left_micro * limits.BOOKING_CREDIT_PPM <= waiting_micro * limits.PPM
+    return 0 < credit_left_micro * BOOKING_CREDIT_PPM <= waiting_micro * limits.PPM
 
 
 def retry_ms(refusals: int) -> int:
@@ -276,7 +282,7 @@ def retry_ms(refusals: int) -> int:
     """
     if refusals <= 1:
         return 0
-    return min(limits.REFUSED_RETRY_MS << min(refusals - 2, 16), limits.REFUSED_RETRY_MS_MAX)
+    return min(REFUSED_RETRY_MS << min(refusals - 2, 16), REFUSED_RETRY_MS_MAX)
 
 
 Status: TypeAlias = Literal["open", "closing", "settled", "expired", "denied"]

@@ -26,7 +26,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from xsc.base.encoding import tagged_sha256
-from xsc.base.limits import NEAR_PRICE_PPM, PPM, RESERVE_STEPS
+from xsc.base.limits import NEAR_PRICE_PPM, PPM
+
+RESERVE_STEPS = 8
+"""From a buyer's own price to the most that it pays, where fewer win than could."""
 
 QUALITY_PPM_LEAST = 10_000
 """A provider without history comes last, yet it comes."""

@@ -22,16 +22,19 @@ from xsc.market.choosing import Wish, at_hand, is_dear, why_lost, why_unused
 from xsc.market.headroom import Headroom
 from xsc.market.lease import OWN, QUANTITY_MAX, LeaseEntry
 from xsc.market.providers import Providers
+from xsc.terms.lease import LeaseHandle
 from xsc.terms.quote import KINDS, Kind
 
-
-@dataclass(frozen=True, slots=True)
-class LeaseHandle:
-    """A lease to use; one with oneself costs nothing."""
-
-    node: bytes
-    lease_id: bytes
-    price: int
+PASSED_OVER_MAX = 1024
+"""Leases and providers of which a node knows why it passed them over."""
+COMPUTE_WAITING_MAX = 1024
+"""Calls of this node that look for a lease, or wait for others of it to end."""
+COMPUTE_IN_FLIGHT_MAX = limits.JOBS_QUEUED_A_PEER_MAX
+"""Runs of this node at one provider, which has no more of one customer wait."""
+QUALITY_STEP_PPM = 100_000
+"""Providers whose quality is of one such step are alike."""
+LEASE_REFUSED_MS = 600_000
+"""How long a customer leaves a lease alone under which its host took no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,10 @@ class LeaseBuyer(lease_store.MarketPart):
         self._headroom = headroom
         self._agree = agree
         self._lines = waiting.WaitingLines(
-            node.clock, most=limits.COMPUTE_WAITING_MAX, each=limits.COMPUTE_WAITING_MAX
+            node.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX
         )
         self._locks: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
-        self._passed_over: Bounded[bytes, PassedOver] = Bounded(limits.PASSED_OVER_MAX)
+        self._passed_over: Bounded[bytes, PassedOver] = Bounded(PASSED_OVER_MAX)
         """What the last choices passed over, by lease or node, for `market why`."""
 
     # What is leased
@@ -187,7 +190,7 @@ class LeaseBuyer(lease_store.MarketPart):
         for entry in self._store.all("customer"):
             if entry.terms.kind == "compute" and entry.promised_at(now_ms):
                 runs[entry.peer] += len(entry.promised)
-        idle = [node for node in targets if runs[node] < limits.COMPUTE_IN_FLIGHT_MAX]
+        idle = [node for node in targets if runs[node] < COMPUTE_IN_FLIGHT_MAX]
         return idle if idle or not targets else None
 
     def _hand_out(self, entry: LeaseEntry, wish: Wish) -> LeaseHandle:
@@ -353,7 +356,7 @@ class LeaseBuyer(lease_store.MarketPart):
     def _rank(self, node: bytes) -> int:
         """Return the quality of a node, in ppm: in steps, so that those alike are."""
         quality = self._ports.quality.quality_ppm(node)
-        return max(QUALITY_PPM_LEAST, quality - quality % limits.QUALITY_STEP_PPM)
+        return max(QUALITY_PPM_LEAST, quality - quality % QUALITY_STEP_PPM)
 
     async def price(self, kind: Kind, count: int) -> int | None:
         """Return the most that one of so many providers would be paid now; None: none would win."""
@@ -429,7 +432,7 @@ class LeaseBuyer(lease_store.MarketPart):
         """
         entry = self._store.get("customer", lease_id)
         if entry is not None and entry.raw:  # nothing is settled with oneself
-            entry.avoided_until_ms = self._clock.now_ms() + limits.LEASE_REFUSED_MS
+            entry.avoided_until_ms = self._clock.now_ms() + LEASE_REFUSED_MS
             if entry.use.denial is None:
                 await self._agree(entry.peer)
 

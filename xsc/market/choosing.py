@@ -20,6 +20,9 @@ from xsc.market.lease import LeaseEntry
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP, Entitlement, EntitlementKey, NeedSlot
 
+DEAR_PPM = 1_125_000
+"""A lease at hand takes nothing new that costs more than so much of a new one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
@@ -38,7 +41,7 @@ class Wish:
 
 def is_dear(lease: LeaseEntry, price: int) -> bool:
     """Return whether a lease is not used where a new one costs that."""
-    return not lease.terms.cleared and lease.terms.price * limits.PPM > price * limits.DEAR_PPM
+    return not lease.terms.cleared and lease.terms.price * limits.PPM > price * DEAR_PPM
 
 
 def at_hand(entries: Iterable[LeaseEntry], wish: Wish, now_ms: int) -> dict[bytes, LeaseEntry]:

@@ -12,9 +12,15 @@ from pydantic import Field
 
 from xsc.base.errors import RecordInvalid, StoreDamaged
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import SHORT_FILLED_MS, SHORT_MS, SHORTS_MAX
 from xsc.identity.envelope import Count, Record
 from xsc.market import headroom, lease_store
+
+SHORT_MS = 30 * 24 * 3_600_000
+"""How long a node states that it needs room for what was refused."""
+SHORT_FILLED_MS = 24 * 3_600_000
+"""How long it keeps room for that once it has leased it."""
+SHORTS_MAX = 64
+"""Refusals for which it states a need."""
 
 _SHORT: Final = b"market/short"
 Short: TypeAlias = tuple[Count, Count, Count]

@@ -26,6 +26,15 @@ from xsc.terms import pricing, quote, slot, voucher
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
 from xsc.terms.pricing import worth as worth_of
 
+CLEARED_COMPUTE_MS = 24 * 3_600_000
+"""How long a lease of compute lasts at most that a clearing granted."""
+LATE_MS = 30 * 24 * 3_600_000
+"""For so long after its end what is held under a lease of storage is paid."""
+LEASE_KEPT_MS = 3_600_000
+"""How long a lease that is over is remembered."""
+PROMISE_MS = 600_000
+"""How long a customer keeps room free for a write or a run that it never hears of again."""
+
 Role: TypeAlias = Literal["customer", "provider"]
 ROLES: Final[tuple[Role, Role]] = ("customer", "provider")
 OWN: Final[dict[quote.Kind, bytes]] = {"storage": OWN_STORAGE, "compute": OWN_COMPUTE}
@@ -107,10 +116,10 @@ class LeaseEntry:
 
     def promise(self, quantity: int, now_ms: int) -> None:
         """Record what was handed out; of storage within ten seconds as one."""
-        until_ms = now_ms + limits.PROMISE_MS
+        until_ms = now_ms + PROMISE_MS
         if self.terms.kind == "storage" and self.promised:
             last_ms, before = self.promised[-1]
-            if until_ms - last_ms < limits.PROMISE_MS // 60:
+            if until_ms - last_ms < PROMISE_MS // 60:
                 self.promised[-1] = (last_ms, before + quantity)
                 return
         self.promised.append((until_ms, quantity))
@@ -172,7 +181,7 @@ def longest_ms(kind: quote.Kind, storage_ms: int, *, cleared: bool) -> int:
     """
     if kind == "storage":
         return storage_ms
-    return limits.CLEARED_COMPUTE_MS if cleared else limits.COMPUTE_LEASE_MS
+    return CLEARED_COMPUTE_MS if cleared else limits.COMPUTE_LEASE_MS
 
 
 def check_request(request: LeaseRequest, now_ms: int, storage_ms: int) -> str | None:
@@ -240,7 +249,7 @@ def advance(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> LeaseUse:
     if use.given_back or not has_time(terms):
         return use
     use = _counted(terms, use, min(now_ms, terms.end_ms), use.level)
-    late_ms = min(now_ms, terms.end_ms + limits.LATE_MS)
+    late_ms = min(now_ms, terms.end_ms + LATE_MS)
     return _counted(terms, use, late_ms, 0) if use.held_bytes else use
 
 
@@ -354,7 +363,7 @@ def follow(
     theirs = voucher.number_of(line.used)
     if not has_time(terms):
         return use, min(use.used, theirs), theirs <= use.used
-    counted_ms = min(counted_ms, terms.end_ms + (limits.LATE_MS if use.held_bytes else 0))
+    counted_ms = min(counted_ms, terms.end_ms + (LATE_MS if use.held_bytes else 0))
     own = advance(terms, use, counted_ms).used
     if theirs > own + use.leeway:
         return use, use.used, False
@@ -458,7 +467,7 @@ def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
         use = replace(use, level=0)
     # What was deleted after the end is counted once more with the customer.
     ended_ms = use.touched_ms if use.given_back else max(use.touched_ms, terms.end_ms)
-    kept_ms = limits.STORAGE_LEASE_MS if entry.role == "customer" else limits.LEASE_KEPT_MS
+    kept_ms = limits.STORAGE_LEASE_MS if entry.role == "customer" else LEASE_KEPT_MS
     is_kept = entry.reserved or (entry.role == "provider" and use.held_bytes > 0)
     return use, not is_kept and now_ms - ended_ms >= kept_ms
 

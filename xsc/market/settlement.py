@@ -32,6 +32,15 @@ from xsc.market.lease_store import MarketNode, MarketPart
 from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import LeaseCount, Voucher
 
+SETTLE_TIMEOUT_MS = 15_000
+AGREE_TIMEOUT_MS = 2 * SETTLE_TIMEOUT_MS
+"""For a count and the leases that it names and this node does not know."""
+SETTLE_LAST_MS = 3_000
+"""How long a peer is waited for that is settled with before it is blocked or removed."""
+BOOKINGS_ASKED_A_CUSTOMER_MAX = 256
+"""Bookings that a customer may ask for within an hour; beyond that its provider decides when."""
+BOOKINGS_ASKED_MS = 3_600_000
+
 ACCOUNT: Final = "market.account"
 _XID_BYTES: Final = 16
 
@@ -49,13 +58,13 @@ class Settlement(MarketPart):
         super().__init__(node)
         self._turns: turns.Turns[bytes] = turns.Turns()
         """By account."""
-        self._bookings = tally.Tally(limits.BOOKINGS_ASKED_A_CUSTOMER_MAX, limits.BOOKINGS_ASKED_MS)
+        self._bookings = tally.Tally(BOOKINGS_ASKED_A_CUSTOMER_MAX, BOOKINGS_ASKED_MS)
         self._booked_ms = node.clock.monotonic_ms()
         """When all that was signed was last booked."""
 
     async def settle_all(self) -> None:
         """Agree with all peers that are up, and have all that is signed booked now."""
-        await self._settle(self._store.accounts(), True, limits.AGREE_TIMEOUT_MS)
+        await self._settle(self._store.accounts(), True, AGREE_TIMEOUT_MS)
 
     async def settle_with(self, peer: bytes) -> None:
         """Do the same with one peer, if it is up, as far as it can be done within a short time.
@@ -65,7 +74,7 @@ class Settlement(MarketPart):
         if not self._ports.quality.is_up(peer):
             return
         both = [self._store.account(role, peer) for role in ROLES]
-        await self._settle(both, True, limits.SETTLE_LAST_MS)
+        await self._settle(both, True, SETTLE_LAST_MS)
 
     async def settle_due(self) -> None:
         """Agree with providers that are up, and book where it is time to."""
@@ -77,7 +86,7 @@ class Settlement(MarketPart):
             or rules.due_micro(account, self._store.of("customer", account.peer), now_ms)
             > account.signed_micro
         ]
-        await self._settle([*providers, *self._due()], False, limits.AGREE_TIMEOUT_MS)
+        await self._settle([*providers, *self._due()], False, AGREE_TIMEOUT_MS)
 
     async def _settle(self, accounts: Iterable[Account], book_now: bool, within_ms: int) -> None:
         """Agree with providers that are up, and book what customers signed."""
@@ -117,7 +126,7 @@ class Settlement(MarketPart):
     async def agree(self, peer: bytes) -> None:
         """Ask a provider for its count, take it over as far as it follows, and pay."""
         account = self._store.account("customer", peer)
-        await self._settle_one(account, False, limits.AGREE_TIMEOUT_MS)
+        await self._settle_one(account, False, AGREE_TIMEOUT_MS)
 
     async def _ask(
         self, account: Account, voucher: bytes | None, *, book_now: bool = False
@@ -133,7 +142,7 @@ class Settlement(MarketPart):
             "less": less,
         }
         reply = await self._node.caller.call(
-            account.peer, ACCOUNT, header, timeout_ms=limits.SETTLE_TIMEOUT_MS
+            account.peer, ACCOUNT, header, timeout_ms=SETTLE_TIMEOUT_MS
         )
         settled = min(take_int(reply.header, "settled_micro"), account.signed_micro)
         account.is_taken = take_opt_bytes(reply.header, "voucher") == account.voucher

@@ -26,6 +26,11 @@ from xsc.market.providers import Providers
 from xsc.terms.pricing import Quote
 from xsc.terms.slot import Entitlement, NeedSlot
 
+RENEWAL_RETRY_MS = 6 * 3_600_000
+"""After a refusal; silent hosts are asked at the first look at which they are up."""
+LOWER_MS = 2 * limits.OFFER_MS
+"""A provider that confirms no longer that room was given up is owed nothing for that room."""
+
 DAY_MS = 86_400_000
 SILENT = "the host is silent"
 DENIED = "the host has signed that it does not know the lease"
@@ -54,9 +59,7 @@ class Signing(MarketPart):
         self._later_ms: dict[bytes, int] = {}
         """By provider that had no room for what it offered, or did not answer: when its offers
         are tried again. Meanwhile those of others are taken."""
-        self._retry_ms = min(
-            limits.RENEWAL_RETRY_MS, node.settings.storage_lease_ms // (2 * SPREAD)
-        )
+        self._retry_ms = min(RENEWAL_RETRY_MS, node.settings.storage_lease_ms // (2 * SPREAD))
         self._tried: dict[bytes, tuple[str, int]] = {}
         """By lease that is not renewed: why, and when it is tried again."""
         self._warned_ms = -DAY_MS
@@ -105,7 +108,7 @@ class Signing(MarketPart):
         """Send the requests again that were not answered: the same one gets the same lease."""
         for each in list(self._store.asked.values()):
             late_ms = self._clock.now_ms() - each.record.start_ms
-            if late_ms > limits.REQUEST_WINDOW_MS + limits.LOWER_MS and not each.record.renews:
+            if late_ms > limits.REQUEST_WINDOW_MS + LOWER_MS and not each.record.renews:
                 self._store.refused(each.record.lease_id)  # It blocks its need no longer.
         is_up, asked = self._ports.quality.is_up, self._store.asked.values()
         up = [each for each in asked if is_up(each.record.provider)]
@@ -137,7 +140,7 @@ class Signing(MarketPart):
         for entry in entries:
             if entry.less is None or entry.use.level <= entry.less[0]:
                 continue
-            if self._clock.now_ms() - entry.less[1] >= limits.LOWER_MS:
+            if self._clock.now_ms() - entry.less[1] >= LOWER_MS:
                 entry.use = rules.lowered(entry.terms, entry.use, *entry.less)
                 self._store.save(entry)
 

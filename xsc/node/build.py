@@ -59,7 +59,7 @@ from xsc.space.store import SpaceStore
 from xsc.storage.catalogue.heads import DirectoryHeadStore
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, FIND, GET, HOLDS, KEEP, PUT, STAT
 from xsc.storage.repair.custodian import GUARD, UNGUARD
-from xsc.storage.repair.peer_departures import Departures
+from xsc.storage.repair.drain import Departures
 from xsc.storage.service import StorageService
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.sweeper import Sweeper
@@ -353,7 +353,9 @@ class Node:
             executor=parts.executor,
             log=parts.log,
         )
-        self.departures = Departures(context, parts.stores.state, self._state_commit.commit)
+        self.departures = Departures(
+            self.space, self.space_store.owners(), self.space_store.told, context.log
+        )
         self.capacity = NodeCapacity(
             self.shards,
             parts.disk_free_bytes,
@@ -753,6 +755,7 @@ class Node:
         self.following.update()
         self.allocator.wake()
         if what == "added":
+            self.departures.look_at(peer)
             self.health.watch(peer)
             self.commitments.stir()
         elif what in {"removed", "blocked"}:
@@ -767,7 +770,6 @@ class Node:
     def _health_changed(self, peer: bytes, up: bool) -> None:
         self.directory.wake()
         self.storage.node_changed()
-        self.storage.drain.wake()
         self.allocator.wake()
         if up:
             self.storage.node_up(peer)

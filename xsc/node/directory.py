@@ -16,14 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from xsc.base import clock, encoding, errors, fields, ids, keyvalue, limits, merkle
+from xsc.base import clock, encoding, errors, ids, keyvalue, limits, merkle, units
 from xsc.identity.context import Context
-from xsc.identity.envelope import Count, Record
+from xsc.identity.envelope import Signed
 from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.service import LedgerService
 from xsc.net.service import PeerNet
 from xsc.storage.catalogue import directory, heads, names
-from xsc.storage.catalogue.directory import open_head as open_signed_head
 from xsc.storage.object.durability import Contract
 from xsc.storage.service import StorageService
 
@@ -56,22 +55,8 @@ def pause_ms(size_bytes: int, taken_ms: int) -> int:
     Though somebody waits for it: a peer stores so many bytes of heads within a time, and what
     keeps the names must not keep the node from all else.
     """
-    return max(limits.DIRECTORY_WAITED_MS * heads.steps_of(size_bytes), 4 * taken_ms)
-
-
-class KeptHead(Record):
-    """The present head, as the state database has it."""
-
-    generation: Count
-    """Of the head; after a recovery, above all that can have been written."""
-    head: bytes
-    """As it was signed; empty before the first."""
-    digest: bytes = b""
-    """Hash of what it says; empty where that is not known."""
-    listed: bytes = b""
-    """Hash of the directory; empty where that is not known."""
-    capability: str | None = None
-    """Of the object that has the directory, if one does."""
+    steps = max(1, units.ceil_div(size_bytes, limits.HEAD_STEP_BYTES))
+    return max(limits.DIRECTORY_WAITED_MS * steps, 4 * taken_ms)
 
 
 @dataclass(slots=True)
@@ -126,22 +111,27 @@ class DirectoryKeeper:
         """Peers that have not answered since somebody waited for them in vain."""
         self._replaced: list[str] = []
         """Capabilities of directory objects of before, until a peer has the present head."""
-        self._kept = KeptHead(generation=0, head=b"")
+        self.newest: tuple[Signed[directory.DirectoryHead], directory.HeadBody] | None = None
+        """The head that this node signed last, and what it says."""
         raw = state.get(STATE)
         if raw is not None:
-            self._kept = KeptHead.from_bytes(raw, size_max=8 * limits.MIB)
+            head = self._opened(raw)
+            self.newest = head, directory.open_body(head.record, context.key)
         storage.catalogue.on_change = self.wake
         ledger.chain.on_change = self.wake
+
+    def _opened(self, raw: bytes) -> Signed[directory.DirectoryHead]:
+        return directory.open_head(raw, self._context.key.node_id, self._context.network)
 
     @property
     def head(self) -> bytes:
         """The signed head that this node wrote last; empty before the first."""
-        return self._kept.head
+        return b"" if self.newest is None else self.newest[0].raw
 
     @property
     def generation(self) -> int:
         """The generation of that head; 0 before the first."""
-        return self._kept.generation
+        return 0 if self.newest is None else self.newest[0].record.generation
 
     def wake(self) -> None:
         """Look soon whether there is something to write or somebody to tell."""
@@ -225,79 +215,55 @@ class DirectoryKeeper:
         return made
 
     async def _write(self) -> bool:
-        context, kept = self._context, self._kept
-        packed = await context.executor.run(
-            lambda: directory.pack(self._storage.catalogue.directory())
-        )
-        listed = encoding.tagged_sha256("directory", packed)
+        executor, catalogue = self._context.executor, self._storage.catalogue
+        packed = await executor.run(lambda: directory.pack(catalogue.directory()))
+        kept = None if self.newest is None else self.newest[1]
         body = directory.HeadBody(
-            written_ms=0,
             peers=self._known(),
-            directory=listed,
-            capability=None,
+            directory=packed if kept is None else kept.directory,
+            listed=encoding.tagged_sha256("directory", packed),
             ledger=noted_bytes(self._ledger.noted()),
             removed=tuple(self._peers.roster.removed()[: limits.REMOVED_LISTED_MAX]),
         )
-        if body.id == kept.digest or not body.peers:
+        if body == kept or not body.peers:
             return False
-        capability = None
-        if len(packed) > DIRECTORY_INLINE_BYTES_MAX:
-            capability = kept.capability
-            # Storing it costs something, and what is owed stands in the head.
-            if capability is None or listed != kept.listed:
-                done = await self._storage.put(
-                    _blocks(packed),
-                    name=OBJECT_NAME,
-                    size_hint=len(packed),
-                    # Names are kept as well as can be, whatever peers are there.
-                    contract=Contract(),
-                )
-                capability = done.capability
-        said = {
-            "written_ms": context.clock.now_ms(),
-            "directory": packed if capability is None else None,
-            "capability": capability,
-        }
-        nonce = context.entropy.token(NONCE_BYTES)
-        generation = self.generation + 1
-        head = directory.make_head(
-            body.model_copy(update=said), generation, context.key, context.network, nonce
-        )
-        await self._keep(
-            KeptHead(
-                generation=generation,
-                head=head.raw,
-                digest=body.id,
-                listed=listed,
-                capability=capability,
-            )
-        )
-        if kept.capability is not None and kept.capability != capability:
-            self._replaced.append(kept.capability)
+        # What an object of the directory costs stands in the ledger, and so in the head.
+        if kept is None or body.listed != kept.listed:
+            where = await self._placed(packed)
+            body = body.model_copy(update={"directory": where})
+        await self._sign(body, self.generation + 1)
+        if kept is not None and isinstance(kept.directory, str) and kept.listed != body.listed:
+            self._replaced.append(kept.directory)
         return True
 
-    async def go_on_from(self, raw: bytes) -> None:
-        """Take a head that was found at peers as the present one.
+    async def _placed(self, packed: bytes) -> bytes | str:
+        """Return a directory, or the capability of an object that has it, where it is large."""
+        if len(packed) <= DIRECTORY_INLINE_BYTES_MAX:
+            return packed
+        done = await self._storage.put(
+            _blocks(packed),
+            name=OBJECT_NAME,
+            size_hint=len(packed),
+            # Names are kept as well as can be, whatever peers are there.
+            contract=Contract(),
+        )
+        return done.capability
 
-        The next one has a generation above all that can have been written: a peer may have
-        been silent, or hold a newer head back.
+    async def go_on_from(self, found: directory.DirectoryHead, body: directory.HeadBody) -> None:
+        """Sign anew what a head says that was found at peers.
+
+        Its generation is above all that can have been written: a peer may have been silent,
+        or hold a newer head back.
         """
-        head = open_signed_head(raw, self._context.key.node_id, self._context.network).record
-        known = max(head.generation, self.generation)
-        await self._keep(
-            KeptHead(
-                generation=max(self._context.clock.now_ms(), known + limits.INCARNATION_GAP),
-                head=raw,
-                capability=directory.open_body(head, self._context.key).capability,
-            )
-        )
+        known = max(found.generation, self.generation)
+        await self._sign(body, max(self._context.clock.now_ms(), known + limits.INCARNATION_GAP))
 
-    async def _keep(self, kept: KeptHead) -> None:
-        """Take a head as the present one, on the disk."""
-        await self._context.executor.run(
-            lambda: self._state.write([(STATE, kept.to_bytes())], sync=True)
-        )
-        self._kept = kept
+    async def _sign(self, body: directory.HeadBody, generation: int) -> None:
+        """Sign the present head, which is on the disk before a peer gets it."""
+        key, nonce = self._context.key, self._context.entropy.token(NONCE_BYTES)
+        head = directory.make_head(body, generation, key, self._context.network, nonce)
+        await self._context.executor.run(lambda: self._state.write([(STATE, head.raw)], sync=True))
+        self.newest = head, body
 
     def copies_beside(self, peer: bytes) -> int:
         """Return how many peers beside that one are known to have the present head."""
@@ -316,8 +282,7 @@ class DirectoryKeeper:
         """Send the newest head to one peer until it has it, or does not take it."""
         try:
             while self._told.get(peer, 0) < (generation := self.generation):
-                if not await self._is_told(peer, self.head):
-                    return
+                await self._send(peer, self.head)
                 self._told[peer] = generation
                 self._silent.discard(peer)
                 self._end_waiting()
@@ -326,43 +291,29 @@ class DirectoryKeeper:
                 while self._replaced and generation == self.generation:
                     with suppress(errors.XscError):
                         await self._storage.rm(self._replaced.pop())
+        except errors.RateLimited:
+            self.wake()  # not before the next interval is over
+        except errors.XscError as fault:
+            self._context.log.info("directory.not_told", peer=ids.short(peer), code=fault.code)
         finally:
             self._telling.discard(peer)
             self._end_waiting()
 
-    async def _is_told(self, peer: bytes, raw: bytes) -> bool:
-        """Send a head to a peer; return whether it has it now."""
-        try:
-            reply = await self._peers.call(
-                peer,
-                heads.HEAD_PUT,
-                {},
-                [merkle.Part(raw, merkle.root_of(raw))],
-                timeout_ms=limits.STORAGE_QUESTION_TIMEOUT_MS,
-            )
-            if not fields.take_bool(reply.header, "stored"):
-                if len(reply.parts) != 1:
-                    raise errors.RecordInvalid("a refusal carries the head that is held")
-                self._refused(peer, bytes(reply.parts[0]))
-                return False
-        except errors.RateLimited:
-            # Not before the next interval is over.
-            self.wake()
-            return False
-        except errors.XscError as fault:
-            self._context.log.info("directory.not_told", peer=ids.short(peer), code=fault.code)
-            return False
-        return True
-
-    def _refused(self, peer: bytes, held: bytes) -> None:
-        """Stop where a peer shows a head that this node signed and does not have.
+    async def _send(self, peer: bytes, raw: bytes) -> None:
+        """Send a head to a peer; stop where the peer shows one that this home does not have.
 
         Raises:
-            PeerError, TooLarge: what it shows is none.
+            XscError: the peer did not store it.
         """
-        head = open_signed_head(held, self._context.key.node_id, self._context.network).record
-        if head.generation > self.generation or (
-            head.generation == self.generation and held != self.head
+        parts = [merkle.Part(raw, merkle.root_of(raw))]
+        reply = await self._peers.call(
+            peer, heads.HEAD_PUT, {}, parts, timeout_ms=limits.STORAGE_QUESTION_TIMEOUT_MS
+        )
+        if not reply.parts:
+            return
+        head, generation = self._opened(bytes(reply.parts[0])), self.generation
+        if head.record.generation > generation or (
+            head.record.generation == generation and head.raw != self.head
         ):
             # This home is an old copy, and must not write over what came after it.
             self._context.log.error("directory.newer_at_peer", peer=ids.short(peer))
@@ -372,5 +323,4 @@ class DirectoryKeeper:
                     hint="restore the latest home, or recover it: xsc node recover",
                 )
             )
-        elif held != self.head:
-            self._context.log.warning("directory.refused_without_reason", peer=ids.short(peer))
+        raise errors.RecordInvalid("the peer did not store the head")

@@ -252,22 +252,19 @@ class _Compiler:
 
     def state(self) -> tuple[StateLayout, ConstPool]:
         sizes = {"f64": 0, "f32": 0, "i32": 0}
-        cells, index = [], {}
-        pools: dict[str, list[numbers.Value]] = {kind: [] for kind in sizes}
+        cells, constants = [], {}
         for name, variable in self.variables.items():
             if variable.kind != "local" or variable.default is None:
                 continue
             kind = variable.type
-            index[name] = Const(kind, len(pools[kind]))
-            pools[kind].append(variable.default)
+            constants[name] = Const(kind, variable.default)
             node, role = state_key(name)
             cells.append(StateCellLayout(name, kind, sizes[kind], variable.size, node, role, name))
             sizes[kind] += variable.size
         if sum(sizes.values()) > limits.STATE_CELLS_MAX:
             kept, most = sum(sizes.values()), limits.STATE_CELLS_MAX
             raise self.fault(f"local variables keep {kept} values, {most} at most", "variables")
-        layout = StateLayout(tuple(cells), sizes["f64"], sizes["f32"], sizes["i32"])
-        return layout, ConstPool(index, {kind: tuple(pool) for kind, pool in pools.items()})
+        return StateLayout(tuple(cells), sizes["f64"], sizes["f32"], sizes["i32"]), constants
 
     def compile(self, program: Program) -> CompiledProgram:
         schedule = self.schedule()

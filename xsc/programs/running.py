@@ -8,11 +8,10 @@ and provenance in one write of the space. What changes meanwhile is read by the 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from xsc.api.programs import Results, State
 from xsc.base import encoding, ids
@@ -30,6 +29,8 @@ from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change, Entry, SpaceRecord
 
+Writes: TypeAlias = "dict[str, bytes | None]"
+"""The values of one write of the own space, by path; None deletes."""
 LOAD_MS = 10_000
 """How long a frame waits for a large value of a peer, which does not come with its record."""
 HOUR_MS = 3_600_000
@@ -103,42 +104,9 @@ class Pace:
         written.append(now_ms)
 
 
-class Writes(dict[str, "bytes | None"]):
-    """The values of one write of the own space, by path; None deletes.
-
-    It is the only place that knows where a program's values go.
-    """
-
-    def register_program(self, program: bytes, document: bytes) -> None:
-        """Keep the definition of a program."""
-        self[UserSpacePaths.program(program)] = document
-
-    def activate_program(self, program: bytes, document_id: str) -> None:
-        """Mark a program as active."""
-        self[UserSpacePaths.active_program(program)] = document_id.encode()
-
-    def write_variable(self, program: bytes, variable: Variable, value: Value) -> None:
-        """Keep what a variable was given; what is too large for that is not kept."""
-        raw = to_space(variable.type, value)
-        path = UserSpacePaths.variable(program, variable.name)
-        self[path] = raw if len(raw) <= limits.VALUE_BYTES_MAX else None
-
-    def write_state(self, program: bytes, frame: int, saved: bytes) -> None:
-        """Keep how a program stands after a frame (`Execution.save`)."""
-        self[UserSpacePaths.state(program)] = encoding.encode([frame, saved])
-
-    def write_output(self, path: str, type_: str, value: Value) -> None:
-        """Publish an output as text, at its declared path, or keep it where it has none."""
-        self[path] = to_space(type_, value)
-
-    def write_provenance(self, written: Mapping[str, bytes]) -> None:
-        """Keep where outputs came from, as the recorder returned it: values by path."""
-        self.update(written)
-
-    def register_subscription(self, path: str, programs: Iterable[bytes]) -> None:
-        """List at a path which programs subscribe to something; without any, no more."""
-        names = sorted(map(ids.to_text, programs))
-        self[path] = json.dumps(names).encode() if names else None
+def state_write(program: bytes, frame: int, saved: bytes) -> Writes:
+    """Return the write of how a program stands after a frame (`Execution.save`)."""
+    return {UserSpacePaths.state(program): encoding.encode([frame, saved])}
 
 
 class Frames:
@@ -189,7 +157,7 @@ class Frames:
         given: Mapping[str, Value],
         sources: Sources,
         receipts: Mapping[str, bytes],
-    ) -> dict[str, bytes | None]:
+    ) -> Writes:
         """Return what is to be written of a frame, by path: all together, or nothing.
 
         Args:
@@ -198,23 +166,24 @@ class Frames:
             sources: what other variables were read from.
             receipts: of modules, by computation.
         """
-        program, writes = self.program, Writes()
+        program = self.program
+        writes: Writes = {}
         for name, value in given.items():
             variable, _ = program.variables[name]
-            if variable.kind != "local":
-                writes.write_variable(program.hash, variable, value)
-        for path, raw in list(writes.items()):
-            if raw == self._kept(path):
-                del writes[path]
+            raw = to_space(variable.type, value)
+            kept = raw if len(raw) <= limits.VALUE_BYTES_MAX else None
+            path = UserSpacePaths.variable(program.hash, name)
+            if variable.kind != "local" and kept != self._kept(path):
+                writes[path] = kept
         self._saving = self.execution.save()
         if self._saving != self._saved:
-            writes.write_state(program.hash, result.frame, self._saving)
+            writes |= state_write(program.hash, result.frame, self._saving)
         for ran in result.executed:
             for output, value in zip(ran.step.outputs, ran.outputs, strict=True):
                 if output.name in result.changed:
-                    writes.write_output(program.place_of(output), output.slot.type, value)
+                    writes[program.place_of(output)] = to_space(output.slot.type, value)
         if result.executed:
-            writes.write_provenance(self.recorder.record(program, result, sources, receipts))
+            writes |= self.recorder.record(program, result, sources, receipts)
         return writes
 
     def wrote(self) -> None:
@@ -297,7 +266,7 @@ class ServedProgram(Frames):
         names = [output.name for step in self.program.steps for output in step.outputs]
         return {name: self.execution.output(name) for name in names}  # type: ignore[misc]
 
-    def writes(self) -> dict[str, bytes | None]:
+    def writes(self) -> Writes:
         """Return what is to be written of the last frame, by path.
 
         Call `wrote` once it is written, and `undo` where it was not.

@@ -5,28 +5,12 @@ docs/design/programs.md, S7 to S9.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Protocol
 
-from xsc.programs.state import ConstPool, StateBuffer, StateLayout, initialize_state
-from xsc.programs.values import SlotMeta, ValueStore
-
-
-class Compiled(Protocol):
-    """What the stores need of a compiled program."""
-
-    @property
-    def slot_meta(self) -> Sequence[SlotMeta]:
-        """Its slots."""
-
-    @property
-    def state_layout(self) -> StateLayout:
-        """Its cells."""
-
-    @property
-    def constants(self) -> ConstPool:
-        """What its cells begin with."""
+from xsc.programs.compile import CompiledProgram
+from xsc.programs.state import StateBuffer, initialize_state
+from xsc.programs.values import ValueStore
 
 
 class FrameCache:
@@ -71,7 +55,7 @@ class RuntimeState:
         return self.frame_id
 
 
-def create_runtime_state(program: Compiled) -> RuntimeState:
+def create_runtime_state(program: CompiledProgram) -> RuntimeState:
     """Return the stores of a program before its first frame.
 
     Raises:
@@ -82,7 +66,7 @@ def create_runtime_state(program: Compiled) -> RuntimeState:
     return RuntimeState(ValueStore(program.slot_meta), state)
 
 
-def hot_swap(runtime: RuntimeState, program: Compiled) -> RuntimeState:
+def hot_swap(runtime: RuntimeState, program: CompiledProgram) -> RuntimeState:
     """Return the stores of a new version: cells of equal key, storage and size go on.
 
     Frames count on, nothing is cached, and no slot has been written.

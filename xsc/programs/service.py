@@ -28,6 +28,7 @@ from xsc.programs.running import (
     ServedProgram,
     Writes,
     modules_of,
+    state_write,
     subscriptions_of,
 )
 from xsc.space.paths import UserSpacePaths
@@ -216,15 +217,13 @@ class ComputeRuntimeManager:
         if added:
             await self._executor.run(lambda: self._state.write([*added], sync=True))
         self._modules |= have
-        writes = Writes()
-        writes.register_program(program, kept)
+        writes: Writes = {UserSpacePaths.program(program): kept}
         if dropped is not None:
             writes[UserSpacePaths.program(dropped)] = None
             paths = UserSpacePaths
             for kept_at in (paths.active_program, paths.kept, paths.program_provenance):
                 writes.update({record.path: None for record in self._space.ls(kept_at(dropped))})
-            if self._is_marked(dropped):
-                self._list_subscriptions(writes, dropped, active=False)
+            writes |= self._list_reader(dropped, ())
         await self._space.put_all(writes)
         if dropped is not None:
             self._ports.recorder.forget(dropped)
@@ -252,11 +251,11 @@ class ComputeRuntimeManager:
                 return
             swapped = self._swapped(compiled)
             running = RunningProgram(compiled, self._ports, self._modules, swapped)
-            writes = Writes()
-            writes.activate_program(program, compiled.program.document.id)
+            mark = UserSpacePaths.active_program(program)
+            writes: Writes = {mark: compiled.program.document.id.encode()}
+            writes |= self._list_reader(program, running.subscribed)
             if swapped is not None:
-                writes.write_state(program, swapped.frame_id, running.execution.save())
-            self._list_subscriptions(writes, program, active=True)
+                writes |= state_write(program, swapped.frame_id, running.execution.save())
             await self._space.put_all(writes)
             # Anew from the space: nobody heard what changed while it was written.
             self._run(program)
@@ -283,13 +282,20 @@ class ComputeRuntimeManager:
                 hint="register it: xsc program register",
             ) from None
 
-    def _list_subscriptions(self, writes: Writes, program: bytes, *, active: bool) -> None:
-        marked = {program for program in self._registered if self._is_marked(program)}
-        listed = marked | {program} if active else marked - {program}
-        keys = {one: subscriptions_of(self._registered[one], self._space.owner) for one in listed}
-        for key in subscriptions_of(self._registered[program], self._space.owner):
-            readers = [one for one in listed if key in keys[one]]
-            writes.register_subscription(self._listed_at(*key), readers)
+    def _list_reader(self, program: bytes, read: Iterable[tuple[bytes, str]]) -> Writes:
+        """Return what lists a program as a reader of some paths, and of no others."""
+        listed = {self._listed_at(*key) for key in read}
+        lists = {record.path for record in self._space.ls(UserSpacePaths.SUBSCRIPTIONS)}
+        writes: Writes = {}
+        for path in sorted(listed | lists):
+            raw = self._space.get(path).value if path in lists else None
+            before = set(json.loads(raw or b"[]"))
+            after = before - {to_text(program)}
+            if path in listed:
+                after.add(to_text(program))
+            if before != after:
+                writes[path] = json.dumps(sorted(after)).encode() if after else None
+        return writes
 
     def _run(self, program: bytes) -> None:
         try:
@@ -313,10 +319,8 @@ class ComputeRuntimeManager:
         async with self._lock:
             if not self._is_marked(program):
                 self._active(program)
-            writes = Writes()
-            writes[UserSpacePaths.active_program(program)] = None
-            self._list_subscriptions(writes, program, active=False)
-            await self._space.put_all(writes)
+            mark = UserSpacePaths.active_program(program)
+            await self._space.put_all({mark: None, **self._list_reader(program, ())})
             await self._end(program)
 
     async def stop(self, program: bytes) -> None:
@@ -344,8 +348,7 @@ class ComputeRuntimeManager:
 
     def _is_marked(self, program: bytes) -> bool:
         """Say whether a program is active, though it may have been stopped."""
-        marked = self._space.ls(UserSpacePaths.active_program(program))
-        return program in self._registered and bool(marked)
+        return bool(self._space.ls(UserSpacePaths.active_program(program)))
 
     async def start(
         self, raw: bytes, form: Form, modules: Mapping[str, bytes] | None = None

@@ -7,18 +7,14 @@ same way (docs/design/programs.md, S1 to S6).
 
 from __future__ import annotations
 
-import itertools
 import struct
-from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from xsc.base.errors import ArgumentInvalid, ProgramInvalid
 from xsc.programs.numbers import Value, check_value
-from xsc.programs.values import CODES
-
-STORAGES: Final = ("f64", "f32", "i32")
+from xsc.programs.values import CODES, bank_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,39 +52,14 @@ class StateLayout:
 
 @dataclass(frozen=True, slots=True)
 class Const:
-    """Which pool holds a constant, and at what position."""
+    """A constant, and of which storage it is."""
 
     kind: str
-    position: int
+    value: Value
 
 
-@dataclass(frozen=True, slots=True)
-class ConstPool:
-    """Constants: an index of (kind, position) for each id, and a pool for each kind."""
-
-    index: Mapping[str, Const] = field(default_factory=dict)
-    pools: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
-
-    def get(self, const_id: str, kind: str, wanted_by: str) -> Value:
-        """Return a constant of a kind.
-
-        Raises:
-            ProgramInvalid: there is none of that id, or it is of another kind.
-        """
-        const = self.index.get(const_id)
-        if const is None:
-            raise ProgramInvalid(f"constant {const_id} not found in const_pool for {wanted_by}")
-        if const.kind != kind:
-            raise ProgramInvalid(
-                f"constant {const_id} is of kind {const.kind}, and {wanted_by} needs {kind}"
-            )
-        pool = self.pools.get(kind, ())
-        if not 0 <= const.position < len(pool):
-            raise ProgramInvalid(
-                f"constant {const_id} for {wanted_by} is at {const.position} of {kind}, "
-                f"which has {len(pool)}"
-            )
-        return pool[const.position]
+ConstPool: TypeAlias = Mapping[str, Const]
+"""Constants by their ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,30 +71,13 @@ class SavedCell:
 
 
 class StateBuffer:
-    """The cells of one running program.
+    """The cells of one running program, in a bank for each storage."""
 
-    Raises:
-        ProgramInvalid: a cell of an unknown storage, without a size, beyond its bank or over
-            another, or an id or key that is there twice.
-    """
-
-    __slots__ = ("_banks", "_cells", "f32", "f64", "i32")
+    __slots__ = ("_cells", "banks")
 
     def __init__(self, layout: StateLayout) -> None:
-        _check_layout(layout)
-        banks: dict[str, array[Any]] = {
-            storage: array(CODES[storage], bytes(size * array(CODES[storage]).itemsize))
-            for storage, size in layout.sizes.items()
-        }
-        self.f64: array[float] = banks["f64"]
-        self.f32: array[float] = banks["f32"]
-        self.i32: array[int] = banks["i32"]
-        self._banks = banks
+        self.banks = {storage: bank_of(storage, size) for storage, size in layout.sizes.items()}
         self._cells = {cell.key: cell for cell in layout.cells}
-
-    def bank(self, storage: str) -> array[Any]:
-        """Return the bank of a storage."""
-        return self._banks[storage]
 
     def _cell(self, key: tuple[str, str]) -> StateCellLayout:
         try:
@@ -138,7 +92,7 @@ class StateBuffer:
             ArgumentInvalid: no such cell.
         """
         cell = self._cell(key)
-        return tuple(self.bank(cell.storage)[cell.offset : cell.offset + cell.size])
+        return tuple(self.banks[cell.storage][cell.offset : cell.offset + cell.size])
 
     def push(self, key: tuple[str, str], value: object) -> None:
         """Append a value to a cell, whose oldest value leaves.
@@ -148,7 +102,7 @@ class StateBuffer:
         """
         cell = self._cell(key)
         kept = check_value(cell.storage, value)
-        bank = self.bank(cell.storage)
+        bank = self.banks[cell.storage]
         start, end = cell.offset, cell.offset + cell.size
         bank[start : end - 1] = bank[start + 1 : end]
         bank[end - 1] = kept
@@ -171,37 +125,13 @@ class StateBuffer:
             form = _format(cell)
             if old and old.storage == cell.storage and len(old.bits) == struct.calcsize(form):
                 for position, value in enumerate(struct.unpack(form, old.bits), cell.offset):
-                    self.bank(cell.storage)[position] = check_value(cell.storage, value)
+                    self.banks[cell.storage][position] = check_value(cell.storage, value)
                 taken.add(key)
         return frozenset(taken)
 
 
 def _format(cell: StateCellLayout) -> str:
     return f">{cell.size}{CODES[cell.storage]}"
-
-
-def _check_layout(layout: StateLayout) -> None:
-    ends: dict[str, list[tuple[int, int, str]]] = {storage: [] for storage in STORAGES}
-    ids: set[str] = set()
-    keys: set[tuple[str, str]] = set()
-    for cell in layout.cells:
-        name = f"state cell {cell.state_id}"
-        if cell.storage not in ends:
-            raise ProgramInvalid(f"{name} has the storage '{cell.storage}', not f64, f32 or i32")
-        if cell.size < 1 or cell.offset < 0:
-            raise ProgramInvalid(f"{name} has the offset {cell.offset} and the size {cell.size}")
-        if cell.offset + cell.size > layout.sizes[cell.storage]:
-            raise ProgramInvalid(f"{name} ends beyond {cell.storage}")
-        if cell.state_id in ids or cell.key in keys:
-            raise ProgramInvalid(f"{name} ({cell.node_id}:{cell.role}) is there twice")
-        ids.add(cell.state_id)
-        keys.add(cell.key)
-        ends[cell.storage].append((cell.offset, cell.offset + cell.size, cell.state_id))
-    for spans in ends.values():
-        spans.sort()
-        for (_, end, one), (start, _, other) in itertools.pairwise(spans):
-            if start < end:
-                raise ProgramInvalid(f"state cells {one} and {other} overlap")
 
 
 def initialize_state(buffer: StateBuffer, layout: StateLayout, constants: ConstPool) -> None:
@@ -213,11 +143,12 @@ def initialize_state(buffer: StateBuffer, layout: StateLayout, constants: ConstP
     for cell in layout.cells:
         value: Value = 0
         if cell.initial_const_id is not None:
-            name = f"state cell {cell.state_id}"
-            found = constants.get(cell.initial_const_id, cell.storage, name)
-            try:
-                value = check_value(cell.storage, found)
-            except ArgumentInvalid as fault:
-                raise ProgramInvalid(f"{name}: {fault.message}") from None
+            const = constants.get(cell.initial_const_id)
+            name = f"constant {cell.initial_const_id} for state cell {cell.state_id}"
+            if const is None:
+                raise ProgramInvalid(f"{name} is not found")
+            if const.kind != cell.storage:
+                raise ProgramInvalid(f"{name} is of kind {const.kind}, and not {cell.storage}")
+            value = check_value(const.kind, const.value)
         for position in range(cell.offset, cell.offset + cell.size):
-            buffer.bank(cell.storage)[position] = value
+            buffer.banks[cell.storage][position] = value

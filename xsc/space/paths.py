@@ -88,9 +88,10 @@ def _made(*parts: str) -> str:
 def is_reserved(path: str) -> bool:
     """Return whether XSC alone writes at a path, on behalf of the node."""
     paths = UserSpacePaths
-    own = (paths.ADDRESS, paths.MEMBERS, paths.REGISTRY, paths.ACTIVE, paths.ALLOCATION_STATE)
+    nodes = (paths.ADDRESS, paths.DEPARTURE, paths.MEMBERS)
+    own = (paths.REGISTRY, paths.ACTIVE, paths.ALLOCATION_STATE)
     tops = ("causality", "compute", "market", "subscriptions")
-    return any(is_under(path, prefix) for prefix in (*tops, *own))
+    return any(is_under(path, prefix) for prefix in (*tops, *nodes, *own))
 
 
 _SYSTEMS = frozenset(
@@ -117,12 +118,14 @@ class UserSpacePaths:
     SERVICES = "programs/services"
     NODES = "nodes"
     ADDRESS = "nodes/address"
+    DEPARTURE = "nodes/departure"
     MEMBERS = "nodes/members"
     PROVENANCE = "compute/provenance"
     INTERVAL = "causality/interval"
     GRANTS = "causality/grants"
     REGISTRY = "programs/registry"
     ACTIVE = "programs/active"
+    SUBSCRIPTIONS = "subscriptions"
 
     @staticmethod
     def member(number: int) -> str:
@@ -224,7 +227,7 @@ DECLARED: Final = frozenset(
         UserSpacePaths.PROGRAMS,
         UserSpacePaths.SERVICES,
         UserSpacePaths.PROVENANCE,
-        "subscriptions",
+        UserSpacePaths.SUBSCRIPTIONS,
     }
 )
 """Prefixes of XSC's own that are sections by themselves."""

@@ -28,7 +28,7 @@ from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.db.group import GroupCommit
 from xsc.identity import envelope, keys
 from xsc.space import itc, limits, messages
-from xsc.space.paths import SECTIONS, UserSpacePaths, is_under, sections_of
+from xsc.space.paths import SECTIONS, UserSpacePaths, is_under, section_of, sections_of
 from xsc.space.record import (
     HEAD_ENVELOPE_BYTES_MAX,
     RECORD_ENVELOPE_BYTES_MAX,
@@ -317,6 +317,20 @@ class SpaceStore:
                     break
                 entries.append(entry)
             return Page(entries, table.show(section, head), len(paths) > len(entries))
+
+    def told(self, path: str) -> set[bytes]:
+        """Return the subscribers that say that they have what is at an own path now.
+
+        Raises:
+            NotFound: nothing is there.
+        """
+        sequence = self.get(self.owner, path).signed.record.sequence
+        where = self.owner, section_of(path)
+        return {
+            peer
+            for peer, cursors in self.asked.items()
+            if any((at.owner, at.section) == where and at.after >= sequence for at in cursors)
+        }
 
     # Tables
 

@@ -11,29 +11,14 @@ from typing import Protocol, TypeAlias
 
 from xsc.api.market import PassedOver
 from xsc.base import errors, keyvalue
-
-
-class HostLease(Protocol):
-    """Room at one host."""
-
-    @property
-    def node(self) -> bytes:
-        """The host; this node's own id where it is its own host."""
-
-    @property
-    def lease_id(self) -> bytes:
-        """The lease to store under."""
-
-    @property
-    def price(self) -> int:
-        """Micro-credits a GiB and hour."""
+from xsc.terms.lease import LeaseHandle
 
 
 class Offered(Protocol):
     """Room at hosts, and why others gave none."""
 
     @property
-    def leases(self) -> Sequence[HostLease]:
+    def leases(self) -> Sequence[LeaseHandle]:
         """Room at distinct nodes, the preferred first."""
 
     @property

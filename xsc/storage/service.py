@@ -29,6 +29,7 @@ from xsc.storage.object.capability import (
     parse_verify,
     verify_key,
 )
+from xsc.storage.object.held import Held
 from xsc.storage.object.placement import (
     State,
     column_state,
@@ -37,8 +38,8 @@ from xsc.storage.object.placement import (
     likely_columns,
 )
 from xsc.storage.ports import ChargeRead, Commit, Hosts, Leases
-from xsc.storage.repair import assignment, custodian, peer_departures, repairer
-from xsc.storage.repair.drain import Drain
+from xsc.storage.repair import assignment, custodian, repairer
+from xsc.storage.repair.drain import Departures, Drain
 from xsc.storage.repair.maintained_object import MaintainedObjects, OwnObjects, Settings
 from xsc.storage.repair.mover import Progress
 from xsc.storage.repair.node_watch import NodeWatch
@@ -146,7 +147,7 @@ class StorageService:
         hosts: Hosts,
         leases: Leases,
         node: store.StorageNode,
-        departures: peer_departures.Departures,
+        departures: Departures,
         state: keyvalue.KeyValue,
         commit: Commit,
         settings: Settings,
@@ -189,7 +190,7 @@ class StorageService:
             watch=watch,
             grace_ms=grace_ms,
         )
-        drain.on_change = self.node_changed
+        departures.on_change = self.node_changed
         self._shard_server = server.ShardServer(
             context,
             leases=leases,
@@ -245,6 +246,7 @@ class StorageService:
         """Take note that a peer came up or went down, or is leaving."""
         self.repairer.node_changed()
         self.custody_repairer.node_changed()
+        self.drain.wake()
 
     def node_up(self, node: bytes) -> None:
         """Take note that a peer has come up: how it was before it was down counts no more."""
@@ -669,7 +671,7 @@ class StorageService:
             located = await self._finder.locate(verify)
             if located.manifest.owner != self._own:
                 raise errors.NotAllowed("only the node that stored an object can delete it")
-            held: tuple[inventory.HeldAt, ...] = ()
+            held: tuple[Held, ...] = ()
             nodes = {node for nodes in located.holders for node in nodes}
         else:
             held = entry.held

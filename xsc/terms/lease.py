@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,16 @@ OWN_COMPUTE = b"\xff" * 32
 """The ids of a node's leases with itself."""
 Level = Annotated[int, Field(ge=0, lt=2**63)]
 """Bytes held at any one time, or fuel steps a second."""
+
+
+class LeaseHandle(NamedTuple):
+    """A lease to use; one with oneself costs nothing."""
+
+    node: Id32
+    """The provider; this node's own id where it is its own."""
+    lease_id: Id32
+    price: Count = 0
+    """Micro-credits a GiB and hour, or a Gfuel."""
 
 
 class LeaseRequest(Record):

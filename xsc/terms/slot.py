@@ -23,6 +23,8 @@ from xsc.identity.envelope import Count, Id32, Record
 from xsc.terms.pricing import Ladder, slot_amount
 from xsc.terms.quote import Kind, Label, SlotId, Tier
 
+SLOT_FILTERS_MAX = 8
+
 STEPS_MAX: Final = 2**33 - 1
 Steps = Annotated[int, Field(gt=0, le=STEPS_MAX)]
 """Of a level. In bytes, or in fuel steps a minute, it is below 2^63."""
@@ -72,9 +74,7 @@ class Slot(Record):
     """Failure domain: the site; empty where nothing is said."""
     owner: Label = ""
     """Failure domain: who runs it; empty where nothing is said."""
-    filters: Annotated[
-        tuple[tuple[Label, Label], ...], Field(max_length=limits.SLOT_FILTERS_MAX)
-    ] = ()
+    filters: Annotated[tuple[tuple[Label, Label], ...], Field(max_length=SLOT_FILTERS_MAX)] = ()
     """What the other side must be, by rising names (`xsc.allocation.matching`)."""
     valid_until_ms: Count
 

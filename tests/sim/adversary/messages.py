@@ -101,10 +101,10 @@ HEADERS: dict[str, dict[str, Any]] = {
     "storage.unguard": {"object": Id32},
     "storage.healed": {"object": Id32},
     "storage.resign": {"object": Id32},
-    "storage.leaving": {"said": Sealed("leaving")},
+    "storage.head_elsewhere": {},
     "storage.stays": {"locate": Id32, "reason": Name},
     "storage.head_put": {},
-    "storage.head_get": {"locate": Id32},
+    "storage.head_get": {},
     "market.lease": {"request": Sealed("lease_request"), "least": Count},
     "market.account": {
         "voucher": Sealed("voucher"),

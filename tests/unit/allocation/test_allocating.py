@@ -12,25 +12,21 @@ from tests.settle import settle
 from tests.unit.allocation.clearings import present
 from tests.unit.allocation.test_commitments import Node
 from tests.unit.space.test_store import record
-from xsc.allocation.allocating import Allocator
+from xsc.allocation.allocating import ROUND_REST, Allocator
 from xsc.allocation.clearing import TIERS
-from xsc.allocation.granting import clear_all
+from xsc.allocation.granting import OFFER_PAUSE_MS, clear_all
 from xsc.allocation.program import state_of
-from xsc.allocation.published import Published
-from xsc.allocation.records import Records
+from xsc.allocation.published import CLEARING_VALUE_BYTES, Published
+from xsc.allocation.records import CLEARINGS_KEPT_MAX, Records
 from xsc.base.clock import InlineExecutor, SeededEntropy
 from xsc.base.errors import NotFound, StoreDamaged
 from xsc.base.limits import (
     ALLOCATION_LOOK_MS,
-    CLEARING_VALUE_BYTES,
     CLEARINGS_BYTES_MAX,
-    CLEARINGS_KEPT_MAX,
     CONVERGED_LOOK_MS,
     OFFER_MS,
-    OFFER_PAUSE_MS,
     OFFER_SETTLE_MS,
     PPM,
-    ROUND_REST,
     SLOTS_MAX,
 )
 from xsc.identity.context import Context
@@ -206,7 +202,7 @@ async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
             provider.allocator.records.proof(ids[-4] if len(ids) > 3 else bytes(32))
         named = {each.path for each in provider.space.ls(UserSpacePaths.NAMED)}
         assert len(named) == 1 + min(3, len(ids)), "what no record names any more has gone with it"
-    monkeypatch.setattr("xsc.base.limits.CLEARINGS_KEPT_MAX", 2)
+    monkeypatch.setattr("xsc.allocation.records.CLEARINGS_KEPT_MAX", 2)
     monkeypatch.setattr(tables.limits, "OWNER_BYTES_MAX", provider.space.stats().live_bytes)
     await provider.needs(bob, need_of(16, 9))
     await provider.allocator.allocate()

@@ -24,7 +24,12 @@ from tests.unit.allocation.clearings import (
     state_of,
     taking,
 )
-from xsc.allocation.clearing_record import check_clearing, read_published, wanted
+from xsc.allocation.clearing_record import (
+    STRANGER_BYTES_MAX,
+    check_clearing,
+    read_published,
+    wanted,
+)
 from xsc.allocation.published import Published
 from xsc.allocation.recognition import value_of
 from xsc.base.errors import ProofInvalid, RecordInvalid, XscError
@@ -34,7 +39,6 @@ from xsc.base.limits import (
     PEERS_MAX,
     SLOTS_MAX,
     SPACE_EVIDENCE_BYTES_MAX,
-    STRANGER_BYTES_MAX,
 )
 from xsc.identity.envelope import open_signed, sign
 from xsc.node.offline.verify import verify_file

@@ -9,19 +9,17 @@ import pytest
 from tests.settle import settle
 from tests.unit.allocation.test_declaring import NIGHTS
 from tests.unit.space.test_store import Journal, record
-from xsc.allocation.commitments import LOOK_INTERVAL_MS, Commitments
+from xsc.allocation.commitments import (
+    LOOK_INTERVAL_MS,
+    NEED_INTERVAL_MS,
+    PRICES_POSTED_MS,
+    Commitments,
+)
 from xsc.allocation.declaring import Statement, needed, offered, standing_need
 from xsc.allocation.windows import DAY_MS
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid, SpaceExhausted, TooLarge
-from xsc.base.limits import (
-    ALLOCATION_DEBOUNCE_MS,
-    COMMITMENT_BYTES_MAX,
-    GIB,
-    NEED_INTERVAL_MS,
-    PRICES_POSTED_MS,
-    SLOT_STEP_FUEL,
-)
+from xsc.base.limits import ALLOCATION_DEBOUNCE_MS, COMMITMENT_BYTES_MAX, GIB, SLOT_STEP_FUEL
 from xsc.identity.context import Context
 from xsc.space.paths import UserSpacePaths
 from xsc.space.service import SpaceService

@@ -20,14 +20,12 @@ from tests.unit.allocation.clearings import (
 from tests.unit.allocation.fakes import Memory
 from tests.unit.allocation.test_commitments import Lines
 from xsc.allocation.published import Published
-from xsc.allocation.records import Records
+from xsc.allocation.records import CLEARING_ASKED_MAX, CLEARING_DRAW, Records
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import NotFound, ProofInvalid
 from xsc.base.limits import (
     ALLOCATIONS_MAX,
-    CLEARING_ASKED_MAX,
     CLEARING_BYTES_MAX,
-    CLEARING_DRAW,
     CLEARINGS_BYTES_MAX,
     COMMITMENT_BYTES_MAX,
     CONVERGED_LOOK_MS,
@@ -242,7 +240,7 @@ async def test_evidence_that_is_too_large_is_counted_and_not_kept(made, network,
     false = false_of(made, network)
     size = len((await checked(false, network, both)).records.proof(false.id))
     for bound, kept in ((size, {NODE: false.id}), (size - 1, {})):
-        monkeypatch.setattr("xsc.base.limits.FALSE_CLEARING_BYTES_MAX", bound)
+        monkeypatch.setattr("xsc.allocation.records.FALSE_CLEARING_BYTES_MAX", bound)
         checking = await checked(false, network, both)
         assert checking.records.false_clearings() == kept
         assert checking.reports == [(NODE, "clearing")]

@@ -974,6 +974,8 @@ def test_status(xsc, stand_in):
     told = xsc("node", "status").err
     assert "leases that end soon: 2, under objects: 7, the first" in told
     assert "the host is silent" in told
+    stand_in.answers("GET", "/v1/status", answer | {"state": "leaving"})
+    assert "leaving the network" in xsc("node", "status").err
 
 
 ENDING = {"node": NODE, "ends_ms": 1_700_000_000_000, "reason": "the host is silent"}

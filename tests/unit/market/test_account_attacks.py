@@ -17,18 +17,12 @@ from tests.unit.market.test_signing import (
     signed,
 )
 from xsc.base.errors import PeerSilent, RecordInvalid, SpaceExhausted
-from xsc.base.limits import (
-    EPOCH_MS,
-    LEASE_KEPT_MS,
-    LOWER_MS,
-    MIB,
-    OFFER_MS,
-    REQUEST_WINDOW_MS,
-    SLOT_STEP_BYTES,
-)
+from xsc.base.limits import EPOCH_MS, MIB, OFFER_MS, REQUEST_WINDOW_MS, SLOT_STEP_BYTES
 from xsc.identity.envelope import open_signed, sign
+from xsc.market.lease import LEASE_KEPT_MS
 from xsc.market.providers import LEASE
 from xsc.market.settlement import ACCOUNT
+from xsc.market.signing import LOWER_MS
 from xsc.terms.pricing import WORTH
 from xsc.terms.pricing import worth as worth_of
 from xsc.terms.slot import STEP

@@ -18,15 +18,9 @@ from tests.unit.market.test_signing import (
     signed,
 )
 from xsc.base.errors import PeerSilent, XscError
-from xsc.base.limits import (
-    EPOCH_MS,
-    LATE_MS,
-    MIB,
-    REQUEST_WINDOW_MS,
-    SLOT_STEP_BYTES,
-    STORAGE_LEASE_MS,
-)
+from xsc.base.limits import EPOCH_MS, MIB, REQUEST_WINDOW_MS, SLOT_STEP_BYTES, STORAGE_LEASE_MS
 from xsc.market.account import due_micro
+from xsc.market.lease import LATE_MS
 from xsc.market.pricing import PriceList
 
 times = [1, 5_000, 61_000, TEN_MINUTES_MS, EPOCH_MS, DAY_MS, STORAGE_LEASE_MS * 5 // 8]

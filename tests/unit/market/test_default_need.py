@@ -13,13 +13,8 @@ from tests.unit.market.test_signing import (
     signed,
 )
 from xsc.base.errors import StoreDamaged
-from xsc.base.limits import (
-    MIB,
-    SHORT_FILLED_MS,
-    SHORT_MS,
-    SHORTS_MAX,
-    SLOT_STEP_BYTES,
-)
+from xsc.base.limits import MIB, SLOT_STEP_BYTES
+from xsc.market.default_need import SHORT_FILLED_MS, SHORT_MS, SHORTS_MAX
 
 
 async def test_what_is_held_is_needed_beside_what_other_needs_have(world, three):

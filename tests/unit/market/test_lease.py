@@ -10,22 +10,26 @@ from xsc.base.limits import (
     COMPUTE_LEASE_MS,
     EPOCH_MS,
     GIB,
-    LATE_MS,
-    LEASE_KEPT_MS,
     LEASE_TIMEOUT_MS,
     MFUEL,
     MIB,
     PRICE_FUEL,
-    REFUSED_RETRY_MS,
-    REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
     STORAGE_LEASE_MS,
 )
 from xsc.base.units import format_duration
 from xsc.market import account as accounts
 from xsc.market import lease as rules
-from xsc.market.account import Account, is_booking_due, views
+from xsc.market.account import (
+    REFUSED_RETRY_MS,
+    REFUSED_RETRY_MS_MAX,
+    Account,
+    is_booking_due,
+    views,
+)
 from xsc.market.lease import (
+    LATE_MS,
+    LEASE_KEPT_MS,
     QUANTITY_MAX,
     LeaseEntry,
     LeaseUse,

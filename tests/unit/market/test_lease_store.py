@@ -6,10 +6,10 @@ from tests.unit.allocation.fakes import Memory
 from xsc.base.clock import InlineExecutor
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import SpaceExhausted, StoreDamaged
-from xsc.base.limits import PROMISE_MS
 from xsc.db.group import GroupCommit
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
+from xsc.market.lease import PROMISE_MS
 from xsc.market.lease_store import LeaseStore
 from xsc.terms.lease import Lease, LeaseRequest
 

@@ -13,17 +13,11 @@ from tests.unit.market.test_signing import (
     taken,
 )
 from xsc.base.errors import PeerSilent
-from xsc.base.limits import (
-    EPOCH_MS,
-    LOWER_MS,
-    MIB,
-    OFFER_MS,
-    REQUEST_WINDOW_MS,
-    SLOT_STEP_BYTES,
-)
+from xsc.base.limits import EPOCH_MS, MIB, OFFER_MS, REQUEST_WINDOW_MS, SLOT_STEP_BYTES
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.providers import LEASE
 from xsc.market.settlement import ACCOUNT
+from xsc.market.signing import LOWER_MS
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import WORTH
 from xsc.terms.pricing import worth as worth_of

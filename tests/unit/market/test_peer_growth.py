@@ -8,11 +8,8 @@ from tests.unit.market.test_signing import (
     needs,
     signed,
 )
-from xsc.base.limits import (
-    MIB,
-    OFFER_MS,
-    PRICES_POSTED_MS,
-)
+from xsc.allocation.commitments import PRICES_POSTED_MS
+from xsc.base.limits import MIB, OFFER_MS
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.providers import LEASE
 from xsc.terms.lease import Lease, LeaseRequest

@@ -1,7 +1,8 @@
 """A provider that was down while a need fell is reported once its customer restarts."""
 
 from tests.unit.market.test_signing import TEN_MINUTES_MS, leased_all, need_of, needs, signed
-from xsc.base.limits import EPOCH_MS, LOWER_MS, TIDY_MS
+from xsc.base.limits import EPOCH_MS, TIDY_MS
+from xsc.market.signing import LOWER_MS
 
 
 async def test_an_honest_provider_that_was_down_is_not_reported(world, three):

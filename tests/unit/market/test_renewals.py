@@ -11,19 +11,13 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import short
-from xsc.base.limits import (
-    EPOCH_MS,
-    LEASE_WARNING_MS,
-    MIB,
-    RENEWAL_RETRY_MS,
-    REQUEST_WINDOW_MS,
-    STORAGE_LEASE_MS,
-)
+from xsc.base.limits import EPOCH_MS, LEASE_WARNING_MS, MIB, REQUEST_WINDOW_MS, STORAGE_LEASE_MS
 from xsc.identity.envelope import open_signed, sign
 from xsc.market import pricing
 from xsc.market.lease import due_ms
 from xsc.market.pricing import PriceList
 from xsc.market.providers import LEASE
+from xsc.market.signing import RENEWAL_RETRY_MS
 from xsc.node.offline.verify import explain_price, verify_file
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import amount

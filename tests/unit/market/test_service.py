@@ -37,21 +37,19 @@ from xsc.base.limits import (
     EPOCH_MS,
     GIB,
     JOBS_QUEUED_A_PEER_MAX,
-    LEASE_KEPT_MS,
-    LEASE_REFUSED_MS,
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     MIB,
-    REFUSED_RETRY_MS,
-    REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
-    RESERVE_STEPS,
     SLOT_STEP_BYTES,
     STORAGE_LEASE_MS,
 )
 from xsc.base.refusals import refusal
 from xsc.identity.envelope import open_signed, sign
-from xsc.market.lease import QUANTITY_MAX
+from xsc.market.account import REFUSED_RETRY_MS, REFUSED_RETRY_MS_MAX
+from xsc.market.auction import RESERVE_STEPS
+from xsc.market.buyer import LEASE_REFUSED_MS
+from xsc.market.lease import LEASE_KEPT_MS, QUANTITY_MAX
 from xsc.market.pricing import PriceList
 from xsc.market.settlement import ACCOUNT
 from xsc.node.offline.verify import verify_file
@@ -1071,7 +1069,7 @@ async def test_settling_with_one_peer_ends_soon_whatever_happens(world, pair, tr
     else:
         world.wire.handlers[provider.id] = {**handlers, ACCOUNT: never}
     with monkeypatch.context() as brief:
-        brief.setattr("xsc.base.limits.SETTLE_LAST_MS", 20)
+        brief.setattr("xsc.market.settlement.SETTLE_LAST_MS", 20)
         await customer.market.settlement.settle_with(provider.id)
     assert provider.ledger.owed(customer.id) == 0
     customer.market.store._commit, world.wire.handlers[provider.id] = commit, handlers

@@ -20,7 +20,6 @@ from xsc.base.limits import (
     EPOCH_MS,
     JOBS_QUEUED_A_PEER_MAX,
     JOBS_QUEUED_MAX,
-    LOWER_MS,
     MIB,
     OFFER_MS,
     OFFER_SETTLE_MS,
@@ -31,6 +30,7 @@ from xsc.base.limits import (
 from xsc.identity.envelope import open_signed
 from xsc.market import providers
 from xsc.market.settlement import ACCOUNT
+from xsc.market.signing import LOWER_MS
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import slot_amount
 from xsc.terms.slot import STEP, Entitlement, NeedSlot

@@ -9,14 +9,8 @@ import pytest
 from tests.settle import settle
 from xsc.base.clock import ManualClock
 from xsc.base.errors import CreditExceeded, LimitError, NoOffers, RateLimited
-from xsc.base.limits import (
-    COMPUTE_IN_FLIGHT_MAX,
-    COMPUTE_LEASE_MS,
-    COMPUTE_WAIT_MS,
-    COMPUTE_WAITING_MAX,
-    FUEL_DEFAULT,
-    RUN_FUEL,
-)
+from xsc.base.limits import COMPUTE_LEASE_MS, COMPUTE_WAIT_MS, FUEL_DEFAULT, RUN_FUEL
+from xsc.market.buyer import COMPUTE_IN_FLIGHT_MAX, COMPUTE_WAITING_MAX
 from xsc.market.providers import LEASE
 from xsc.market.waiting import WaitingLines
 

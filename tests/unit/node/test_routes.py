@@ -225,7 +225,7 @@ def test_drain_begins_says_how_far_it_is_and_can_be_cancelled():
         capability = await put(world.nodes[0], content(MIB))
         hosts = [host.node for host in (await world.nodes[0].storage.stat(capability)).hosts]
         leaver = next(n for n in world.nodes[1:] if n.key.node_id in hosts)
-        api = Api(leaver)
+        api, leaver_id = Api(leaver), to_text(leaver.key.node_id)
         held = leaver.shards.used_bytes
         answer = await api.call("GET", "/v1/drain")
         assert (answer["state"], answer["total_bytes"], answer["peers"]) == ("staying", 0, 6)
@@ -236,6 +236,7 @@ def test_drain_begins_says_how_far_it_is_and_can_be_cancelled():
                 await api.call("GET", f"/v1/drain?wait_ms={wrong}")
         answer = await api.call("POST", "/v1/drain")
         assert answer["state"] == "leaving"
+        assert (await api.call("GET", "/v1/status"))["state"] == "leaving"
         assert answer["total_bytes"] >= held > 0
         while answer["state"] == "leaving":
             before = world.clock.now_ms()
@@ -244,10 +245,13 @@ def test_drain_begins_says_how_far_it_is_and_can_be_cancelled():
         assert (answer["state"], answer["left_bytes"], answer["peers_told"]) == ("done", 0, 6)
         assert (answer["released_objects"], answer["stuck"]) == (1, [])
         assert answer["released_bytes"] == held
+        peers = (await Api(world.nodes[0]).call("GET", "/v1/peers"))["peers"]
+        assert [row["id"] for row in peers if row["state"] == "leaving"] == [leaver_id]
         proof = check_proof(io.BytesIO(b"".join(leaver.storage.drain.proof())).read)
         assert (proof.customers, proof.drained.objects, proof.drained.left_objects) == (1, 1, 0)
         assert proof.drained.released_bytes == held
         assert (await api.call("DELETE", "/v1/drain"))["state"] == "staying"
+        assert (await api.call("GET", "/v1/status"))["state"] == "running"
 
     run(93, 7, play, QUICK)
 

@@ -136,7 +136,9 @@ async def test_nobody_writes_in_the_space_of_a_peer(api):
     assert (await api.get("bob:a"))[1]["value"] == "theirs"
 
 
-@pytest.mark.parametrize("path", ["causality/interval", "nodes/address", "nodes/members/0"])
+@pytest.mark.parametrize(
+    "path", ["causality/interval", "nodes/address", "nodes/departure", "nodes/members/0"]
+)
 async def test_only_the_node_itself_writes_its_place_in_causality_and_what_it_is(api, path):
     await api.call("PUT", "/v1/space/record?at=a", b"x")
     for method in ("PUT", "DELETE"):

@@ -8,7 +8,7 @@ import pytest
 
 from xsc.base.errors import ArgumentInvalid, ProgramInvalid
 from xsc.programs.runtime import FrameCache, create_runtime_state, hot_swap
-from xsc.programs.state import Const, ConstPool, StateCellLayout, StateLayout
+from xsc.programs.state import Const, StateCellLayout, StateLayout
 from xsc.programs.values import SlotMeta
 
 DAMPING = ("damping", "ring")
@@ -18,7 +18,7 @@ DAMPING = ("damping", "ring")
 class Program:
     slot_meta: list[SlotMeta] = field(default_factory=list)
     state_layout: StateLayout = field(default_factory=StateLayout)
-    constants: ConstPool = field(default_factory=ConstPool)
+    constants: dict[str, Const] = field(default_factory=dict)
 
 
 def program(size=3, *, before=0, const="c"):
@@ -30,7 +30,7 @@ def program(size=3, *, before=0, const="c"):
     return Program(
         [SlotMeta(0, "f64", 0), SlotMeta(4, "object", 0)],
         StateLayout(tuple(cells), f64_size=size + before, i32_size=1),
-        ConstPool({"c": Const("f64", 0)}, {"f64": (0.25,)}),
+        {"c": Const("f64", 0.25)},
     )
 
 
@@ -46,7 +46,7 @@ def test_create_runtime_state_makes_a_value_store_of_the_slot_meta():
 def test_create_runtime_state_makes_a_state_buffer_of_the_layout():
     """`createRuntimeState(program)` calls `createStateBuffer(program.stateLayout)`."""
     state = create_runtime_state(program()).state
-    assert [len(bank) for bank in (state.f64, state.f32, state.i32)] == [3, 0, 1]
+    assert [len(bank) for bank in state.banks.values()] == [3, 0, 1]
 
 
 def test_create_runtime_state_initializes_the_state_from_the_constants():
@@ -73,9 +73,9 @@ def test_create_runtime_state_with_several_cells_and_slots():
 
 def test_a_missing_constant_is_refused_at_the_start_and_at_a_swap():
     """State initialization from program const pool."""
-    with pytest.raises(ProgramInvalid, match="constant d not found"):
+    with pytest.raises(ProgramInvalid, match="constant d for state cell damping is not found"):
         create_runtime_state(program(const="d"))
-    with pytest.raises(ProgramInvalid, match="constant d not found"):
+    with pytest.raises(ProgramInvalid, match="constant d for state cell damping is not found"):
         hot_swap(create_runtime_state(program()), program(const="d"))
 
 

@@ -816,13 +816,14 @@ async def test_the_programs_of_a_node_are_bounded_and_the_oldest_inactive_one_go
         await node.manager.register(numbered(4), "json")
 
 
+@pytest.mark.parametrize("damaged", [UserSpacePaths.state, UserSpacePaths.program])
 async def test_a_program_that_cannot_run_goes_with_its_mark_and_its_subscriptions(
-    node, monkeypatch
+    node, monkeypatch, damaged
 ):
     monkeypatch.setattr(limits, "PROGRAMS_MAX", 1)
     program = await node.run(SUM, "json")
     await node.pass_ms(100)
-    await node.put(UserSpacePaths.state(program), "nonsense")
+    await node.put(damaged(program), "nonsense")
     node = await node.again()
     await node.manager.register(COUNT, "json")
     assert not node.has(UserSpacePaths.program(program))

@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from xsc.base.errors import ArgumentInvalid, ProgramInvalid
-from xsc.programs.values import BANK_MAX, STORAGES, SlotMeta, ValueStore
+from xsc.base.errors import ArgumentInvalid
+from xsc.programs.values import STORAGES, SlotMeta, ValueStore
 
 METAS = [
     SlotMeta(0, "f64", 0),
@@ -231,19 +231,3 @@ def test_a_slot_is_not_read_before_it_was_written(store):
     store.clear()
     with pytest.raises(ArgumentInvalid, match="slot 0 is read before"):
         store.read(0)
-
-
-@pytest.mark.parametrize(
-    ("metas", "message"),
-    [
-        ([SlotMeta(0, "f16", 0)], "slot 0 has the unknown storage 'f16'"),
-        ([SlotMeta(0, "f64", 0), SlotMeta(0, "f64", 1)], "slot 0 is there twice"),
-        ([SlotMeta(0, "f64", 0), SlotMeta(0, "f64", 0)], "slot 0 is there twice"),
-        ([SlotMeta(0, "f64", 3), SlotMeta(1, "f64", 3)], "slots 0 and 1 share f64 offset 3"),
-        ([SlotMeta(0, "i32", -1)], "slot 0 has the offset -1"),
-        ([SlotMeta(0, "i32", BANK_MAX)], "slot 0 has the offset"),
-    ],
-)
-def test_slots_that_would_share_or_lack_a_place_are_refused(metas, message):
-    with pytest.raises(ProgramInvalid, match=message):
-        ValueStore(metas)

@@ -110,6 +110,7 @@ WRITER = "c3unsmo624ymmjk5g7lzrj3aptuc2wv4zwxvqtenniq4akpk32ja"
 MADE = {
     "allocation/recognition": UserSpacePaths.RECOGNITION,
     "nodes/address": UserSpacePaths.ADDRESS,
+    "nodes/departure": UserSpacePaths.DEPARTURE,
     "nodes/members/7": UserSpacePaths.member(7),
     "causality/grants/7": UserSpacePaths.grant(7),
     "cells/x": UserSpacePaths.cell("x"),

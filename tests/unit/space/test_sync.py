@@ -438,6 +438,24 @@ async def test_a_tombstone_goes_once_all_known_subscribers_have_passed_it(circle
     assert ada.store.asked == {}  # peers that it follows no longer hold nothing up
 
 
+async def test_who_has_passed_a_record_was_told_of_it(circle):
+    ada, bea, cid, _ = circle.members
+    bea.subscribe(ada.id, "nodes")
+    cid.subscribe(ada.id, "a")
+    for member in (bea, cid):
+        member.follow(ada)
+    await ada.space.put("nodes/x", b"1")
+    await settle()
+    assert ada.store.told("nodes/x") == {bea.id}
+    bea.cut.add(ada.id)
+    await ada.space.put("nodes/x", b"2")
+    await settle()
+    assert ada.store.told("nodes/x") == set(), "it has it, and could not say so"
+    await ada.space.rm("nodes/x")
+    with pytest.raises(NotFound):
+        ada.store.told("nodes/x")
+
+
 async def test_a_head_is_signed_at_the_start_and_in_time(circle):
     ada, *_ = circle.members
     await ada.space.put("a", b"1")

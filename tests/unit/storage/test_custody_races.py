@@ -9,9 +9,9 @@ from tests.unit.storage.test_races import broken, play
 from tests.unit.storage.world import SETTINGS, content, finished, put
 from xsc.base.errors import RateLimited
 from xsc.storage.object.capability import parse_verify
+from xsc.storage.object.held import Held
 from xsc.storage.repair.assignment import ASSIGNED
 from xsc.storage.repair.custodian import CUSTODY_SHARES, GUARD, HEALED, IN_CUSTODY, custody_message
-from xsc.storage.transfer.put import Held
 
 LEASES = (b"a" * 32, b"b" * 32)
 

@@ -5,22 +5,19 @@ import asyncio
 import pytest
 
 from tests.unit.storage.test_races import play
-from tests.unit.storage.world import NETWORK, Lease, content, finished, put
-from xsc.base.errors import SpaceExhausted
+from tests.unit.storage.world import NETWORK, content, finished, put
+from xsc.base.errors import NotFound, SpaceExhausted
 from xsc.base.limits import SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.identity.envelope import sign
+from xsc.storage.catalogue.heads import HEADS
 from xsc.storage.catalogue.objects import MANIFESTS
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.messages import ObjectRecord
-from xsc.storage.repair.departures import DepartureNotice
-from xsc.storage.repair.drain import LEAVING, OWN, RELEASED, STAYS, DrainState
+from xsc.storage.repair.drain import RELEASED, STAYS
+from xsc.terms.lease import LeaseHandle
 from xsc.terms.storage_receipt import DeletionOrder
-
-
-def kept_word(host):
-    return DrainState.from_bytes(host.state.get(OWN))
 
 
 def order_by(host, leaver, locate):
@@ -39,11 +36,12 @@ def test_a_deletion_that_comes_with_the_cancelling_does_not_undo_it():
         late = order_by(world[0], world[1], b"b" * 32)
         await asyncio.gather(drain.cancel(), drain.keep(late))
         assert not drain.active
-        assert not kept_word(world[1]).leaving, "as a restart would read it"
-        assert not list(world[1].state.scan(RELEASED, RELEASED + b"\xff"))
+        with pytest.raises(NotFound):
+            world[1].space.get("nodes/departure")
         await drain.begin()
         await drain.count()
-        assert (await drain.status()).released_objects == 0
+        assert not list(world[1].state.scan(RELEASED, RELEASED + b"\xff"))
+        assert drain.status().released_objects == 0
 
     play(story)
 
@@ -55,7 +53,7 @@ def test_orders_that_come_together_are_all_counted():
         orders = [order_by(world[0], world[1], bytes([n]) * 32) for n in range(20)]
         await asyncio.gather(*(drain.keep(order) for order in orders))
         await drain.count()
-        assert (await drain.status()).released_objects == 20
+        assert drain.status().released_objects == 20
 
     play(story)
 
@@ -80,7 +78,7 @@ def test_a_customer_cannot_fill_the_proof():
         verify = parse_verify((await put(owner, content(1_000), code=(1, 1))).capability)
         sealed = owner.state.get(MANIFESTS + verify.manifest_hash)
         await leaver.service.drain.begin()
-        lease = Lease(leaver.id, owner.lease_id(leaver.id))
+        lease = LeaseHandle(leaver.id, owner.lease_id(leaver.id))
         for column in range(5, 50):
             await owner.service._client.delete(leaver.id, verify.locate, columns={column})
         assert not list(leaver.state.scan(RELEASED, RELEASED + b"\xff"))
@@ -131,22 +129,22 @@ def test_only_who_stored_something_says_why_it_stays():
     play(story)
 
 
-def test_a_word_that_could_not_be_kept_is_heard_when_it_is_said_again():
+def test_a_directory_that_no_other_peer_has_holds_the_drain_up():
     async def story(world):
-        host, leaver = world[0], world[1]
-        raw = sign(DepartureNotice(leaving=True, said_ms=1), leaver.key, NETWORK).raw
-        drain, write = host.service.drain, host.state.write
-
-        def full(_changes, *, sync):
-            raise SpaceExhausted("the disk is full")
-
-        host.state.write = full
-        with pytest.raises(SpaceExhausted):
-            await leaver.call(host.id, LEAVING, {"said": raw})
-        assert drain.leaving() == frozenset()
-        host.state.write = write
-        await leaver.call(host.id, LEAVING, {"said": raw})
-        assert drain.leaving() == {leaver.id}
+        owner, leaver = world[0], world[1]
+        drain = leaver.service.drain
+        await drain.begin()
+        assert (await drain.count()).only_here == ()
+        leaver.state.write([(HEADS + owner.id, b"head")], sync=True)
+        owner.service.drain.copies = lambda beside: beside != leaver.id
+        assert (await drain.count()).only_here == (owner.id,)
+        assert drain.status().state == "leaving"
+        owner.up = False
+        assert (await drain.count()).only_here == (), "nobody waits for who is away"
+        owner.up = True
+        owner.service.drain.copies = lambda _: 1
+        assert (await drain.count()).only_here == ()
+        assert drain.status().state == "done"
 
     play(story)
 
@@ -158,8 +156,7 @@ def test_a_deletion_waits_for_one_segment_of_a_look_and_not_for_all():
         owner, leaver = world[0], world[1]
         done = await put(owner, content(3 * SEGMENT_BYTES), code=(1, 1))
         owner.service.repairer.watch.look()
-        await leaver.service.drain.begin()
-        await leaver.service.drain.tell()
+        await leaver.leave()
         ref = parse_verify(done.capability).manifest_hash
         assert (await finished(world, owner.service.repairer.repair(ref))).moved
         await finished(world, world.clock.sleep_ms(61_000))

@@ -34,8 +34,7 @@ def test_a_column_that_came_back_moves_on_while_its_host_keeps_it_under_the_ende
         assert host.id not in columns
         # It comes back under another lease; the host keeps what it has, under the ended one.
         owner.lease_id = lambda node: root_of(b"another") if node == host.id else given(node)
-        await spare.service.drain.begin()
-        await spare.service.drain.tell()
+        await spare.leave()
         assert host.id in await repaired()
         # That still counts: the column leaves for where there is room.
         later.up = True

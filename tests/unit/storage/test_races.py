@@ -10,7 +10,7 @@ from tests.unit.storage.world import SETTINGS, World, content, finished, put
 from xsc.storage.catalogue.objects import OBJECTS
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
-from xsc.storage.transfer.put import Held
+from xsc.storage.object.held import Held
 
 
 def play(story, count=3):
@@ -47,7 +47,7 @@ def test_a_host_that_is_added_while_an_object_is_deleted_is_asked_too():
         entry = owner.service.catalogue.entry(ref)
         more = (
             Held(world[3].id, bytes(32), 0),
-            *(Held(a.node, a.lease_id, a.size_bytes) for a in entry.held),
+            *(entry.held),
         )
         kept, result = await asyncio.gather(
             owner.service.catalogue.note_placement(ref, entry.placement, more),
@@ -67,7 +67,7 @@ def test_a_version_restored_while_its_columns_move_loses_neither():
         entry = owner.service.catalogue.entry(ref)
         more = (
             Held(world[3].id, bytes(32), 0),
-            *(Held(a.node, a.lease_id, a.size_bytes) for a in entry.held),
+            *(entry.held),
         )
         await asyncio.gather(
             owner.service.catalogue.note_placement(ref, entry.placement, more),

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from tests.settle import turns
-from tests.unit.storage.world import FAR, NETWORK, Answer, Lease, World, content, get, put
+from tests.unit.storage.world import FAR, NETWORK, Answer, World, content, get, put
 from xsc.api.serial import document
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -40,6 +40,7 @@ from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import ObjectRecord, put_message
 from xsc.storage.shardstore import bodies
 from xsc.storage.transfer import deletions
+from xsc.terms.lease import LeaseHandle
 from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, Freed, StorageReceipt
 
 MIB = 2**20
@@ -593,7 +594,7 @@ async def test_what_takes_the_place_of_another_is_counted_under_the_lease_that_i
             host.bodies.write([(key, raw[:-1] + bytes([raw[-1] ^ 1]))], sync=True)
     assert await host.node.find(verify.locate, verify.manifest_hash) is None
     record = ObjectRecord(sealed, root_of(sealed), verify.manifest_hash)
-    other = Lease(host.id, b"other" + bytes(27))
+    other = LeaseHandle(host.id, b"other" + bytes(27))
     await owner.service._client.store(other, verify.locate, 0, shards=[], record=record)
     assert host.book.used[other.lease_id] == record.held_bytes == held_bytes(len(sealed))
     assert host.book.used == host.node.usage

@@ -11,7 +11,6 @@ from tests.unit.storage.world import (
     NETWORK,
     SETTINGS,
     Answer,
-    Lease,
     World,
     content,
     finished,
@@ -34,6 +33,7 @@ from xsc.storage.repair.custodian import HEALED
 from xsc.storage.repair.node_watch import WATCHES_MAX
 from xsc.storage.repair.repairer import REPORTS_AN_OBJECT_MAX
 from xsc.storage.shardstore.store import PASSED_BYTES
+from xsc.terms.lease import LeaseHandle
 from xsc.terms.storage_receipt import DeletionOrder
 
 LOCATE = b"l" * 32
@@ -213,7 +213,7 @@ def test_what_strangers_store_under_the_same_id_hides_nothing(size):
                 record = ObjectRecord(sealed, root_of(sealed), verify.manifest_hash)
                 garbage = content(1000, seed=number)
                 shards = [(0, StorageShard(c, garbage, root_of(garbage))) for c in range(20)]
-                lease = Lease(host.id, stranger.lease_id(host.id))
+                lease = LeaseHandle(host.id, stranger.lease_id(host.id))
                 client = stranger.service._client
                 await client.store(lease, verify.locate, 0, shards=shards, record=record)
         for reader in (owner, world[7]):
@@ -299,7 +299,7 @@ def test_an_owner_reads_what_was_built_again_elsewhere_while_it_was_away(missing
             located = await owner.service._finder.locate(verify)
             root = located.manifest.roots[column]
             (found,) = await host.node.get(verify.locate, 0, [Wanted(0, column, root)])
-            lease = Lease(other.id, custodian.lease_id(other.id))
+            lease = LeaseHandle(other.id, custodian.lease_id(other.id))
             shard = StorageShard(column, bytes(found.data), root)
             sealed = owner.state.get(MANIFESTS + verify.manifest_hash)
             await custodian.service._client.store(
@@ -528,7 +528,7 @@ def test_what_is_read_for_a_caller_is_charged_before_the_first_read(method, aske
 
     async def story(world):
         caller, host = world[0], world[1]
-        lease = Lease(host.id, caller.lease_id(host.id))
+        lease = LeaseHandle(host.id, caller.lease_id(host.id))
         shard = StorageShard(0, content(MIB), WANTED.root)
         await caller.service._client.store(lease, LOCATE, 0, shards=[(0, shard)], record=None)
         reads, read = [], host.bodies.get
@@ -556,7 +556,7 @@ def test_a_deletion_is_charged_for_every_entry_of_its_object_before_anything_is_
         caller, host, other = world[0], world[1], world[2]
         data = b"data"
         for customer, column in ((caller, 0), (other, 1), (other, 2)):
-            lease = Lease(host.id, customer.lease_id(host.id))
+            lease = LeaseHandle(host.id, customer.lease_id(host.id))
             shard = StorageShard(column, data, root_of(data))
             await customer.service._client.store(lease, LOCATE, 0, shards=[(0, shard)], record=None)
         host.may_read = False

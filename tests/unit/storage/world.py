@@ -26,10 +26,13 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.identity.keys import KeyPair, network_id
 from xsc.node.config import load
-from xsc.storage.repair.peer_departures import Departures
+from xsc.space.paths import UserSpacePaths
+from xsc.space.service import SpaceService
+from xsc.space.store import SpaceStore
+from xsc.storage.repair.drain import Departures
 from xsc.storage.service import StorageService
 from xsc.storage.shardstore.store import StorageNode
-from xsc.terms.lease import OWN_STORAGE
+from xsc.terms.lease import OWN_STORAGE, LeaseHandle
 from xsc.terms.storage_receipt import StorageReceipt
 
 NETWORK = network_id("test")
@@ -44,15 +47,8 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Lease:
-    node: bytes
-    lease_id: bytes
-    price: int = 0
-
-
-@dataclass(frozen=True)
 class Offered:
-    leases: list[Lease]
+    leases: list[LeaseHandle]
     refused: dict[bytes, XscError]
     passed_over: tuple = ()
 
@@ -122,17 +118,27 @@ class Host:
         context = Context(
             self.key, NETWORK, world.clock, entropy, InlineExecutor(), self, SilentLog()
         )
+        spaces = SpaceStore(MemoryKeyValue(), InlineExecutor(), world.clock, self.key, NETWORK)
+        self.space = SpaceService(spaces)
         self.service = StorageService(
             context,
             hosts=self,
             leases=self.book,
             node=self.node,
-            departures=Departures(context, self.state, self.commit_state),
+            departures=Departures(self.space, spaces.owners(), spaces.told, SilentLog()),
             state=self.state,
             commit=self.commit_state,
             settings=SETTINGS,
             charge_read=self.charge_read,
         )
+
+    async def leave(self) -> None:
+        """Begin to leave, as all others hear."""
+        await self.service.drain.begin()
+        said = self.space.get(UserSpacePaths.DEPARTURE)
+        for other in self.world.hosts:
+            if other is not self:
+                await other.space.take(self.id, [(said.signed, said.value)])
 
     def make_node(self, capacity_bytes: int) -> StorageNode:
         return StorageNode(
@@ -210,7 +216,7 @@ class Host:
             for other in self.world.hosts
             if other.id not in chosen and other.id not in exclude and len(chosen) < count
         }
-        return Offered([Lease(node, self.lease_id(node)) for node in chosen], refused)
+        return Offered([LeaseHandle(node, self.lease_id(node)) for node in chosen], refused)
 
     def unplaced(self, size_bytes, providers):
         self.short[size_bytes] = providers

@@ -11,6 +11,7 @@ from xsc.base.errors import RecordInvalid, TooLarge, XscError
 from xsc.base.units import ceil_div
 from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT
 from xsc.terms.slot import (
+    SLOT_FILTERS_MAX,
     STEP,
     AvailabilitySlot,
     Commitment,
@@ -96,7 +97,7 @@ def test_the_end_is_not_part_of_a_window(windows, next_window, window_at):
         ({"filters": [["b", "1"], ["a", "2"]]}, "filters do not rise"),
         ({"filters": [["a", "1"], ["a", "2"]]}, "filters do not rise"),
         ({"filters": [["", "1"]]}, "filters do not rise"),
-        ({"filters": [[f"{n}", ""] for n in range(limits.SLOT_FILTERS_MAX + 1)]}, "at most 8"),
+        ({"filters": [[f"{n}", ""] for n in range(SLOT_FILTERS_MAX + 1)]}, "at most 8"),
     ],
     ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
 )
@@ -225,7 +226,7 @@ def test_as_many_slots_and_needs_as_there_may_be_fit():
 
 
 def test_a_commitment_beyond_its_bytes_is_refused():
-    filters = [[f"{n}" + "x" * 63, "x" * 64] for n in range(limits.SLOT_FILTERS_MAX)]
+    filters = [[f"{n}" + "x" * 63, "x" * 64] for n in range(SLOT_FILTERS_MAX)]
     slots = [
         {**slot, "filters": filters} for slot in numbered("availability_slot", limits.SLOTS_MAX)
     ]

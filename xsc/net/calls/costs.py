@@ -87,7 +87,6 @@ COSTS: Final[Mapping[str, Cost]] = {
     "storage.stat": Cost(base=4_500, answered=_LARGEST),
     "storage.guard": Cost(synced=True),
     "storage.unguard": Cost(synced=True),
-    "storage.leaving": Cost(signatures=1, synced=True),
     "storage.head_put": Cost(base=700, signatures=2, synced=True),
 }
 

@@ -6,7 +6,7 @@ both carry a mark, and no node serves on one before its peers were asked, in two
 
 First objects: a peer that is reached gives the directory head, the head names
 the other peers, and these are asked too: the highest generation counts. Whatever the
-directory lists can be read from then on, and nothing was signed.
+directory lists can be read from then on, and only the head was signed again.
 
 Then it signs: its ledger goes on under a new incarnation, with all entries that any
 peer shows, and vouchers from their own newest end. A recovery waits for nobody who is silent
@@ -117,27 +117,29 @@ async def find_head(
         asked: takes the peers that were asked.
         silent: takes those of them that did not answer.
     """
-    own, locate = node.directory.head, directory.locate_of(node.key)
-    heads: list[bytes] = [own] if own else []
+    own = best = node.directory.newest
 
     async def ask(peer: bytes) -> None:
+        nonlocal best
         asked.add(peer)
         try:
             reply = await node.peers.call(
-                peer, HEAD_GET, {"locate": locate}, timeout_ms=limits.STORAGE_QUESTION_TIMEOUT_MS
+                peer, HEAD_GET, {}, timeout_ms=limits.STORAGE_QUESTION_TIMEOUT_MS
             )
-            heads.extend(bytes(part) for part in reply.parts[:1])
+            for part in reply.parts[:1]:
+                head = directory.open_head(bytes(part), node.key.node_id, node.peers.network)
+                body = directory.open_body(head.record, node.key)
+                if best is None or head.record.generation > best[0].record.generation:
+                    best = head, body
         except errors.UnavailableError:
             silent.add(peer)
         except errors.XscError as fault:
             node.log.warning("recovery.head_refused", peer=ids.short(peer), code=fault.code)
 
-    best = directory.newest(heads, node.key, node.peers.network)
     while fresh := [peer for peer in node.peers.peers() if peer not in asked]:
         await asyncio.gather(*(ask(peer) for peer in fresh))
-        best = directory.newest(heads, node.key, node.peers.network)
         # What is written in its own head a home knows, and perhaps more by now.
-        if best is not None and best[0].raw != own:
+        if best is not None and best is not own:
             _restore(node, best[1])
     return best
 
@@ -148,10 +150,9 @@ async def read_directory(node: Node, body: directory.HeadBody) -> list[directory
     Raises:
         XscError: as `StorageService.open`.
     """
-    if body.directory is not None:
+    if isinstance(body.directory, bytes):
         return directory.unpack(body.directory)
-    assert body.capability is not None
-    reader = await node.storage.open(body.capability)
+    reader = await node.storage.open(body.directory)
     if reader.size_bytes > limits.DIRECTORY_BYTES_MAX:
         raise errors.ObjectUnknown("the directory is larger than any can be")
     return directory.unpack(b"".join([bytes(chunk) async for chunk in reader.stream()]))
@@ -232,7 +233,7 @@ async def find_objects(
     recovering: bool = False,
     without_silent: bool = False,
 ) -> Found:
-    """Make the newest objects of a node readable, and sign nothing.
+    """Make the newest objects of a node readable, and sign nothing but the next head.
 
     May be repeated after any failure.
 
@@ -289,7 +290,7 @@ async def find_objects(
     if head.record.generation > own_generation:
         for ref in known - refs:
             gone += await node.storage.drop_gone(ref)
-    await node.directory.go_on_from(head.raw)
+    await node.directory.go_on_from(head.record, body)
     newer, noted = len(refs - known) - len(missing), open_noted(body.ledger)
     return Found(len(listed) - len(missing), newer, gone, lost, frozenset(silent), noted)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterator
 from xsc.api import home as api
 from xsc.api.endpoint import Nothing
 from xsc.identity.keys import network_id
-from xsc.node.api.serving import Download, filled
+from xsc.node.api.serving import Download
 from xsc.node.build import Node
 from xsc.node.home.backup import letters_of, stream
 from xsc.node.home.folder import Home
@@ -36,24 +36,10 @@ async def gc(node: Node, _: Nothing) -> api.Collected:
 
 
 async def _progress(node: Node, wait_ms: int = 0) -> api.Drain:
-    status = await node.storage.drain.status(wait_ms)
-    remaining = status.remaining
+    await node.storage.drain.counted(wait_ms)
     owed = [node.market.owed_micro(each) for each in node.market.store.accounts("provider")]
-    return filled(
-        api.Drain,
-        status,
-        remaining,
-        state=status.phase,
-        peers_told=status.told,
-        peers=len(node.peers.peers()),
-        stuck=[
-            filled(api.Stuck, item, object=item.locate.hex(), owner=item.customer)
-            for item in remaining.stuck
-        ],
-        directories_only_here=remaining.only_here,
-        guarded_at_own_cost=sum(bool(item.held) for _, item in node.storage.custodian.objects()),
-        owed_micro=sum(owed),
-    )
+    guarded = sum(bool(item.held) for _, item in node.storage.custodian.objects())
+    return node.storage.drain.status(guarded, sum(owed))
 
 
 async def leave(node: Node, _: Nothing) -> api.Drain:

@@ -15,12 +15,13 @@ def _row(node: Node, peer: bytes) -> api.Peer:
     quota, now_ms = node.peers.server.quota, node.clock.monotonic_ms()
     units_left, synced_bytes_left = quota.left(peer, now_ms)
     spent = quota.spending.of(peer, now_ms)
+    state = "leaving" if peer in node.departures.leaving() else seen.state
     return filled(
         api.Peer,
         info,
         seen,
         id=peer,
-        state="blocked" if info.blocked else seen.state,
+        state="blocked" if info.blocked else state,
         recognised_ppm=node.commitments.weight_ppm(peer),
         recognises_ppm=node.commitments.their_weight_ppm(peer),
         tier=node.commitments.tier(peer),

@@ -24,7 +24,7 @@ async def status(node: Node, _: Nothing) -> api.Status:
         name=node.config.name,
         version=__version__,
         network=node.network,
-        state="running",
+        state="leaving" if node.departures.here else "running",
         home=str(node.home),
         api_url=node.api_url,
         peer_url=node.peer_url,

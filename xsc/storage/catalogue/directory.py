@@ -12,28 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from xsc.base import encoding, errors, fields, limits
-from xsc.base.ids import ID_BYTES
+from xsc.base import encoding, errors, limits
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
-from xsc.storage.transfer.put import Held
+from xsc.storage.object.held import Held
 
-_VERSION = 1
 _NONCE_BYTES = 12
-_ENTRIES_MAX = 2**24
 
 
 class DirectoryHead(Record):
     """Signed by the owner: the state of its directory at one generation."""
 
-    locate: Id32
-    """Derived from the owner's identity."""
     generation: Count
     """Grows with every change; the highest one wins."""
     sealed: bytes
@@ -43,21 +38,40 @@ class DirectoryHead(Record):
 class HeadBody(Record):
     """The plaintext of a head: the peers, and the directory or where it is."""
 
-    written_ms: Count
     peers: Annotated[tuple[bytes, ...], Field(max_length=limits.PEERS_MAX)]
     """The known peers, each as the owner keeps it."""
-    directory: bytes | None
-    capability: str | None
+    directory: bytes | str
+    """The directory, or the capability of the object that has it."""
+    listed: Id32
+    """Hash of the directory."""
     ledger: bytes
     """What the owner's ledger says of itself."""
     removed: Annotated[tuple[Id32, ...], Field(max_length=limits.REMOVED_LISTED_MAX)] = ()
     """Peers that the operator removed, the newest first; REMOVED_LISTED_MAX at most."""
 
-    @model_validator(mode="after")
-    def _is_one(self) -> HeadBody:
-        if (self.capability is None) == (self.directory is None):
-            raise ValueError("a head holds the directory, or says where it is")
-        return self
+
+class _Host(NamedTuple):
+    """What a host holds of an object; node and lease are places in the list of ids."""
+
+    node: Count
+    lease: Count
+    size_bytes: Count
+
+
+class _Object(NamedTuple):
+    name: str
+    version: Count
+    capability: str
+    size_bytes: Count
+    created_ms: Count
+    held: tuple[_Host, ...]
+
+
+class _Packed(Record):
+    """A directory."""
+
+    ids: tuple[Id32, ...]
+    objects: tuple[_Object, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,29 +86,19 @@ class DirectoryEntry:
     held: tuple[Held, ...]
 
 
-def locate_of(key: KeyPair) -> bytes:
-    """Return the id under which peers store the head."""
-    return key.derive("directory/locate")
-
-
 def pack(objects: Sequence[DirectoryEntry]) -> bytes:
     """Return the canonical bytes of a directory."""
     ids: dict[bytes, int] = {}
-    rows: list[encoding.Value] = []
+
+    def place(known: bytes) -> int:
+        return ids.setdefault(known, len(ids))
+
+    rows = []
     for item in objects:
-        held: list[encoding.Value] = [
-            [
-                ids.setdefault(host.node, len(ids)),
-                ids.setdefault(host.lease_id, len(ids)),
-                host.size_bytes,
-            ]
-            for host in item.held
-        ]
-        rows.append(
-            [item.name, item.version, item.capability, item.size_bytes, item.created_ms, held]
-        )
-    table: list[encoding.Value] = [*ids]
-    return encoding.encode({"v": _VERSION, "ids": table, "objects": rows})
+        held = [_Host(place(at.node), place(at.lease_id), at.size_bytes) for at in item.held]
+        row = item.name, item.version, item.capability, item.size_bytes, item.created_ms
+        rows.append(_Object(*row, tuple(held)))
+    return _Packed(ids=tuple(ids), objects=tuple(rows)).to_bytes()
 
 
 def unpack(raw: bytes) -> list[DirectoryEntry]:
@@ -103,40 +107,15 @@ def unpack(raw: bytes) -> list[DirectoryEntry]:
     Raises:
         TooLarge, RecordInvalid: not a directory, or of another version.
     """
-    value = encoding.decode(raw, size_max=limits.DIRECTORY_BYTES_MAX)
-    if not isinstance(value, dict) or value.get("v") != _VERSION:
-        raise errors.RecordInvalid("the directory is of an unknown version")
-    ids = fields.take_list(value, "ids", most=_ENTRIES_MAX)
-    return [_listed(row, ids) for row in fields.take_list(value, "objects", most=_ENTRIES_MAX)]
-
-
-def _listed(row: encoding.Value, ids: Sequence[encoding.Value]) -> DirectoryEntry:
-    match row:
-        case [
-            str(name),
-            int(version),
-            str(capability),
-            int(size_bytes),
-            int(created_ms),
-            list(held),
-        ] if min(version, size_bytes, created_ms) >= 0:
-            hosts = tuple(_host(item, ids) for item in held)
-            return DirectoryEntry(name, version, capability, size_bytes, created_ms, hosts)
-    raise errors.RecordInvalid("an object of the directory is of no known form")
-
-
-def _host(item: encoding.Value, ids: Sequence[encoding.Value]) -> Held:
-    match item:
-        case [int(node), int(lease), int(size)] if (
-            0 <= node < len(ids) and 0 <= lease < len(ids) and size >= 0
-        ):
-            found = ids[node], ids[lease]
-            match found:
-                case (bytes(node_id), bytes(lease_id)) if (
-                    len(node_id) == ID_BYTES and len(lease_id) == ID_BYTES
-                ):
-                    return Held(node_id, lease_id, size)
-    raise errors.RecordInvalid("a host in the directory is of no known form")
+    packed = _Packed.from_bytes(raw, size_max=limits.DIRECTORY_BYTES_MAX)
+    ids, found = packed.ids, []
+    try:
+        for name, version, capability, size_bytes, created_ms, held in packed.objects:
+            hosts = tuple(Held(ids[at.node], ids[at.lease], at.size_bytes) for at in held)
+            found.append(DirectoryEntry(name, version, capability, size_bytes, created_ms, hosts))
+    except IndexError:
+        raise errors.RecordInvalid("a host in the directory is not in its list") from None
+    return found
 
 
 def _bound(generation: int) -> bytes:
@@ -150,7 +129,7 @@ def make_head(
     assert len(nonce) == _NONCE_BYTES
     secret = AESGCM(key.derive("directory/head"))
     sealed = nonce + secret.encrypt(nonce, body.to_bytes(), _bound(generation))
-    head = DirectoryHead(locate=locate_of(key), generation=generation, sealed=sealed)
+    head = DirectoryHead(generation=generation, sealed=sealed)
     return sign(head, key, network)
 
 
@@ -171,8 +150,6 @@ def open_body(head: DirectoryHead, key: KeyPair) -> HeadBody:
     Raises:
         RecordInvalid: it does not open under this identity, or breaks its form.
     """
-    if head.locate != locate_of(key):
-        raise errors.RecordInvalid("the head is of another directory")
     secret = AESGCM(key.derive("directory/head"))
     try:
         plain = secret.decrypt(
@@ -181,19 +158,3 @@ def open_body(head: DirectoryHead, key: KeyPair) -> HeadBody:
     except (InvalidTag, ValueError):
         raise errors.RecordInvalid("the head does not open under this identity") from None
     return HeadBody.from_bytes(plain, size_max=limits.DIRECTORY_HEAD_BYTES_MAX)
-
-
-def newest(
-    raws: Sequence[bytes], key: KeyPair, network: bytes
-) -> tuple[Signed[DirectoryHead], HeadBody] | None:
-    """Return the valid head with the highest generation; None if none is valid."""
-    best: tuple[Signed[DirectoryHead], HeadBody] | None = None
-    for raw in raws:
-        try:
-            head = open_head(raw, key.node_id, network)
-            if best is not None and head.record.generation <= best[0].record.generation:
-                continue
-            best = head, open_body(head.record, key)
-        except errors.XscError:
-            continue
-    return best

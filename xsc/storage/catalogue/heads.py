@@ -1,7 +1,7 @@
 """Stores the directory heads of peers: the newest head that each peer signed.
 
-    storage.head_put  -; the signed head  -> stored; where it is not, the head that is held
-    storage.head_get  locate              -> found; the signed head
+    storage.head_put  the signed head  -> nothing where it is stored, else the one that is held
+    storage.head_get  -                -> the signed head, if there is one
 
 Only the owner puts and gets its head. The state database has it under
 `storage/head/<owner>`, synced before the answer. If a head is not newer than the
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xsc.base import encoding, errors, fields, ids, keyvalue, limits, merkle, peering, turns, units
+from xsc.base import encoding, errors, keyvalue, limits, merkle, peering, turns
 from xsc.base.clock import run_sized
 from xsc.identity.context import Context
 from xsc.storage.catalogue.directory import DirectoryHead, open_head
@@ -21,11 +21,6 @@ from xsc.storage.ports import Commit
 HEADS = b"storage/head/"
 HEAD_PUT = "storage.head_put"
 HEAD_GET = "storage.head_get"
-
-
-def steps_of(size_bytes: int) -> int:
-    """Return how many steps of time a head of that size takes to be told."""
-    return max(1, units.ceil_div(size_bytes, limits.HEAD_STEP_BYTES))
 
 
 class DirectoryHeadStore:
@@ -50,12 +45,11 @@ class DirectoryHeadStore:
         generation = (await self._opened(raw, caller)).generation
         async with self._turns.of(caller):
             held = await self._held(caller)
-            if held == raw:
-                return {"stored": True}, ()
-            if held is not None and (await self._opened(held, caller)).generation >= generation:
-                return {"stored": False}, (held,)
-            await self._commit([(HEADS + caller, raw)])
-            return {"stored": True}, ()
+            if held is None or (await self._opened(held, caller)).generation < generation:
+                await self._commit([(HEADS + caller, raw)])
+            elif held != raw:
+                return {}, (held,)
+            return {}, ()
 
     async def _held(self, owner: bytes) -> bytes | None:
         return await self._context.executor.run(self._state.get, HEADS + owner)
@@ -67,10 +61,7 @@ class DirectoryHeadStore:
         return head.record
 
     async def _on_get(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+        self, caller: bytes, _header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
     ) -> peering.Answered:
-        locate = fields.take_bytes(header, "locate", size=ids.ID_BYTES)
         raw = await self._held(caller)
-        if raw is None or (await self._opened(raw, caller)).locate != locate:
-            return {"found": False}, ()
-        return {"found": True}, (raw,)
+        return {}, () if raw is None else (raw,)

@@ -18,13 +18,13 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Record, Signed
 from xsc.storage.catalogue import names
 from xsc.storage.catalogue.directory import DirectoryEntry, pack, unpack
-from xsc.storage.catalogue.held import held_at, held_of
-from xsc.storage.object import durability, inventory
+from xsc.storage.object import durability
 from xsc.storage.object.capability import VerifyCapability, parse_read, parse_verify
+from xsc.storage.object.held import Held
 from xsc.storage.object.placement import Placement, likely_columns, placement_of
 from xsc.storage.ports import Commit
 from xsc.storage.transfer import deletions, get
-from xsc.storage.transfer.put import Held, Uploaded
+from xsc.storage.transfer.put import Uploaded
 from xsc.terms.storage_receipt import DeletionReceipt
 
 OBJECTS: Final = b"storage/object/"
@@ -40,7 +40,7 @@ class ObjectEntry(Record):
     size_bytes: Count
     created_ms: Count
     placement: Placement
-    held: tuple[inventory.HeldAt, ...]
+    held: tuple[Held, ...]
     """By host and lease; hosts that failed during the put included."""
     deleting: bool
     """Deletion has begun; the last confirmation deletes the entry."""
@@ -56,7 +56,7 @@ def entry_of(listed: DirectoryEntry, placement: Placement) -> ObjectEntry:
         size_bytes=listed.size_bytes,
         created_ms=listed.created_ms,
         placement=placement,
-        held=held_at(listed.held),
+        held=listed.held,
         deleting=False,
         version=listed.version,
     )
@@ -127,7 +127,7 @@ class ObjectCatalogue:
             size_bytes=done.size_bytes,
             created_ms=self._context.clock.now_ms(),
             placement=done.placement,
-            held=held_at(done.held),
+            held=done.held,
             deleting=False,
             version=version,
         )
@@ -155,7 +155,7 @@ class ObjectCatalogue:
                 return False
             change = {
                 "placement": entry.placement if entry.deleting else placement,
-                "held": held_at(held),
+                "held": held,
             }
             await self._commit([(OBJECTS + ref, entry.model_copy(update=change).to_bytes())])
             return not entry.deleting
@@ -235,7 +235,7 @@ class ObjectCatalogue:
                 entry.capability,
                 entry.size_bytes,
                 entry.created_ms,
-                held_of(entry.held),
+                entry.held,
             )
             for _, entry in self.entries()
             if not entry.deleting
@@ -324,7 +324,7 @@ class ObjectCatalogue:
         self,
         ref: bytes,
         entry: ObjectEntry | None,
-        left: tuple[inventory.HeldAt, ...],
+        left: tuple[Held, ...],
         receipts: Sequence[Signed[DeletionReceipt]],
     ) -> None:
         """Write what came of a deletion; delete the entry if no host is left to confirm it.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from xsc.base import errors, ids, limits, merkle
-from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.object.erasure import Buffer, StorageShard
 from xsc.storage.object.manifest import (
     Manifest,
@@ -43,14 +42,6 @@ class Span:
 
 PLACE_BYTES = 4 + 1 + ids.ID_BYTES
 """Segment, column and customer of a shard, as hosts order them."""
-
-
-class HeldAt(Record):
-    """A host of an object, and what it confirmed under which lease."""
-
-    node: Id32
-    lease_id: Id32
-    size_bytes: Count
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,15 +24,13 @@ from pydantic import Field
 from xsc.base import encoding, errors, fields, ids, keyvalue, limits, merkle, peering, turns, units
 from xsc.identity.context import Context
 from xsc.identity.envelope import Id32, Record
-from xsc.storage.catalogue.held import held_at, held_of
 from xsc.storage.object.capability import VerifyCapability, parse, parse_verify
-from xsc.storage.object.inventory import HeldAt
+from xsc.storage.object.held import Held
 from xsc.storage.object.manifest import open_manifest
 from xsc.storage.object.placement import Placement
 from xsc.storage.ports import Commit
 from xsc.storage.repair import maintained_object, node_watch
 from xsc.storage.transfer.host_client import HostClient
-from xsc.storage.transfer.put import Held
 
 CUSTODY_SHARES = 4
 """What a node keeps for all absent owners: so many times what it keeps for one (`guard_bytes`)."""
@@ -60,7 +58,7 @@ class ObjectInCustody(Record):
     before: Annotated[tuple[Id32, ...], Field(max_length=limits.CUSTODIANS_MAX)]
     """The custodians whose turn comes before this one's."""
     placement: Placement
-    held: tuple[HeldAt, ...]
+    held: tuple[Held, ...]
     ended: bool
     """The owner has ended the custody; what is held is still to be deleted."""
 
@@ -255,7 +253,7 @@ class Custodian:
             entry.verify,
             entry.owner,
             entry.placement,
-            held_of(entry.held),
+            entry.held,
             is_own=False,
             before=entry.before,
             budget_bytes=self.store.budget_left(entry.owner),
@@ -266,12 +264,11 @@ class Custodian:
 
     async def save(self, ref: bytes, placement: Placement, held: tuple[Held, ...]) -> bool:
         """Write what became of an object; return False if its custody has ended."""
-        kept = held_at(held)
         async with self._rows.of(ref):
             entry = self.store.get(ref)
             if entry is None:
                 return False
-            change = entry.model_copy(update={"placement": placement, "held": kept})
+            change = entry.model_copy(update={"placement": placement, "held": held})
             await self.store.put(ref, entry, change)
         return not entry.ended
 
@@ -432,7 +429,7 @@ class Custodian:
                 return
             await self.store.put(ref, entry, entry.model_copy(update={"held": held}))
 
-    async def _delete_one_at(self, node: bytes, entry: ObjectInCustody) -> tuple[HeldAt, ...]:
+    async def _delete_one_at(self, node: bytes, entry: ObjectInCustody) -> tuple[Held, ...]:
         """Delete one column at a host, or all if that is the only one; return what is left."""
         capability = entry.verify
         columns: set[int] = set()
@@ -449,18 +446,16 @@ class Custodian:
             left = await self._delete_at(entry, [node])
             return tuple(item for item in entry.held if item.node != node) + left
         freed, _ = await self._client.delete(node, capability.locate, columns={min(columns)})
-        left_at: list[HeldAt] = []
+        left_at: list[Held] = []
         for item in entry.held:
             size = min(item.size_bytes, freed.get(item.lease_id, 0)) if item.node == node else 0
             await self._client.note_freed(node, item.lease_id, size)
-            left_at.append(item.model_copy(update={"size_bytes": item.size_bytes - size}))
+            left_at.append(item._replace(size_bytes=item.size_bytes - size))
         return tuple(left_at)
 
-    async def _delete_at(
-        self, entry: ObjectInCustody, nodes: Iterable[bytes]
-    ) -> tuple[HeldAt, ...]:
+    async def _delete_at(self, entry: ObjectInCustody, nodes: Iterable[bytes]) -> tuple[Held, ...]:
         """Delete all copies of an object at some hosts; return what hosts did not confirm."""
-        left: list[HeldAt] = []
+        left: list[Held] = []
         for node in dict.fromkeys(nodes):
             items = [item for item in entry.held if item.node == node]
             try:

@@ -1,8 +1,7 @@
-"""Departure notices, and the drain proof of a node that leaves: formats and their checks.
+"""The drain proof of a node that leaves: its format and checks.
 
-A node that leaves says so in a signed notice; the latest notice counts. Each customer
-moves what it stored there and then orders its deletion (`DeletionOrder`). The node
-keeps these orders. Its proof is a file of all of them, which ends with a drain
+Each customer moves what it stored there and then orders its deletion (`DeletionOrder`).
+The node keeps these orders. Its proof is a file of all of them, which ends with a drain
 receipt, signed by the node itself:
 
     "XSC drain proof 1\n", then frames: tag (1 byte), length (4 bytes, big-endian), bytes
@@ -27,16 +26,6 @@ from xsc.terms.storage_receipt import DeletionOrder
 MAGIC: Final = b"XSC drain proof 1\n"
 ORDER: Final = b"o"
 END: Final = b"e"
-
-
-class DepartureNotice(Record):
-    """Signed by a node: from now on it leaves, or stays after all."""
-
-    KIND: ClassVar[str] = "leaving"
-
-    leaving: bool
-    said_ms: Count
-    """The latest notice counts."""
 
 
 class DrainReceipt(Record):
@@ -75,23 +64,22 @@ def _frame(tag: bytes, body: bytes) -> bytes:
     return tag + len(body).to_bytes(4, "big") + body
 
 
-@dataclass(frozen=True, slots=True)
-class ProofSummary:
-    """What a drain receipt says beside the orders."""
-
-    released_bytes: int
-    left_objects: int
-    said_ms: int
-
-
 def write_proof(
-    orders: Iterable[bytes], summary: ProofSummary, *, key: KeyPair, network: bytes
+    orders: Iterable[bytes],
+    *,
+    released_bytes: int,
+    left_objects: int,
+    said_ms: int,
+    key: KeyPair,
+    network: bytes,
 ) -> Iterator[bytes]:
     """Yield the pieces of a proof file.
 
     Args:
         orders: checked deletion orders to the node that leaves.
-        summary: what else the receipt says.
+        released_bytes: what the receipt says of it, as of the next two.
+        left_objects: see `DrainReceipt`.
+        said_ms: the time.
         key: of the node that leaves.
         network: of that node.
     """
@@ -108,9 +96,9 @@ def write_proof(
         items=items,
         digest=hashed.digest(),
         objects=len(objects),
-        released_bytes=summary.released_bytes,
-        left_objects=summary.left_objects,
-        said_ms=summary.said_ms,
+        released_bytes=released_bytes,
+        left_objects=left_objects,
+        said_ms=said_ms,
     )
     yield _frame(END, sign(drained, key, network).raw)
 
@@ -137,7 +125,8 @@ def check_proof(read: Callable[[int], bytes]) -> CheckedProof:
     if read(len(MAGIC)) != MAGIC:
         raise ProofInvalid("this is no drain proof of a known version")
     hashed = hashlib.sha256(MAGIC)
-    seen = _ProofTotals()
+    listed, objects, customers, hosts = set[bytes](), set[bytes](), set[bytes](), set[bytes]()
+    networks, items = set[bytes](), 0
     while True:
         head = read(5)
         size = int.from_bytes(head[1:], "big")
@@ -148,50 +137,35 @@ def check_proof(read: Callable[[int], bytes]) -> CheckedProof:
             raise ProofInvalid("the proof is cut off")
         try:
             if head[:1] == END:
-                if read(1):
-                    raise ProofInvalid("something follows the end of the proof")
-                return seen.ended(body, hashed.digest())
+                end = open_signed(body, DrainReceipt, network=None)
+                break
             if head[:1] != ORDER:
                 raise ProofInvalid("a part of the proof is of no known kind")
-            seen.add(open_order(body, None))
+            order = open_order(body, None)
         except (PeerError, LimitError) as fault:
             raise ProofInvalid(fault.message, hint=fault.hint) from None
         hashed.update(head + body)
-
-
-class _ProofTotals:
-    """What the orders of a proof that were read so far sum up to."""
-
-    def __init__(self) -> None:
-        self._ids: set[bytes] = set()
-        self._items = 0
-        self._objects: set[bytes] = set()
-        self._customers: set[bytes] = set()
-        self._hosts: set[bytes] = set()
-        self._networks: set[bytes] = set()
-
-    def add(self, signed: Signed[DeletionOrder]) -> None:
-        self._items += 1
-        self._ids.add(signed.id)
-        self._objects.add(signed.record.locate)
-        self._customers.add(signed.author)
-        self._hosts.add(signed.record.host)
-        self._networks.add(signed.network)
-
-    def ended(self, body: bytes, digest: bytes) -> CheckedProof:
-        signed = open_signed(body, DrainReceipt, network=None)
-        drained = signed.record
-        if drained.digest != digest:
-            raise ProofInvalid("the end of the proof was signed for another list")
-        if self._networks - {signed.network}:
-            raise ProofInvalid("a part of the proof is of another network")
-        if self._hosts - {signed.author}:
-            raise ProofInvalid("an order of the proof is to another node")
-        if len(self._ids) != self._items:
-            raise ProofInvalid("the proof counts something twice")
-        if (self._items, len(self._objects)) != (drained.items, drained.objects):
-            raise ProofInvalid("the proof counts other objects than it lists")
-        return CheckedProof(signed.author, drained, len(self._customers))
+        items += 1
+        listed.add(order.id)
+        objects.add(order.record.locate)
+        customers.add(order.author)
+        hosts.add(order.record.host)
+        networks.add(order.network)
+    drained = end.record
+    for is_wrong, fault_text in (
+        (read(1), "something follows the end of the proof"),
+        (drained.digest != hashed.digest(), "the end of the proof was signed for another list"),
+        (networks - {end.network}, "a part of the proof is of another network"),
+        (hosts - {end.author}, "an order of the proof is to another node"),
+        (len(listed) != items, "the proof counts something twice"),
+        (
+            (items, len(objects)) != (drained.items, drained.objects),
+            "the proof counts other objects than it lists",
+        ),
+    ):
+        if is_wrong:
+            raise ProofInvalid(fault_text)
+    return CheckedProof(end.author, drained, len(customers))
 
 
 def stuck_reason(

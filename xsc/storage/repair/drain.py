@@ -1,31 +1,35 @@
 """Drain: this node leaves the network, and waits until all that it holds is stored elsewhere.
 
-A node that leaves tells every peer and takes nothing new. Customers move their
+A node that leaves says so in its space and takes nothing new. Customers move their
 columns away as they would repair lost ones (`Repairer`), and then order the deletion.
 The node keeps these orders on the disk, counts what is still here, and says why.
 After a crash the count is made again from the index.
 Design: docs/design/storage-drain.md.
 
-    storage/drain                       the own notice, and where the drain began
     storage/released/<locate><record id>   a deletion order
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
+from xsc.api import home as api
 from xsc.base import clock, encoding, fields, ids, limits, merkle, peering
-from xsc.base.errors import NotAllowed, StoreDamaged, XscError
-from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.errors import NotAllowed, NotFound, SpaceExhausted, XscError
+from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.log import Log
 from xsc.identity.context import Context
-from xsc.identity.envelope import Count, Record, Signed, sign
+from xsc.identity.envelope import Count, Record, Signed
+from xsc.space.paths import UserSpacePaths
+from xsc.space.port import Space
+from xsc.space.record import Change, Entry
 from xsc.storage.catalogue.heads import HEADS
 from xsc.storage.ports import Commit, Hosts
-from xsc.storage.repair import node_watch, peer_departures
-from xsc.storage.repair.departures import DepartureNotice, ProofSummary, stuck_reason, write_proof
+from xsc.storage.repair import node_watch
+from xsc.storage.repair.departures import stuck_reason, write_proof
 from xsc.storage.shardstore import bodies, store
 from xsc.terms.storage_receipt import DeletionOrder
 
@@ -34,33 +38,17 @@ DRAIN_LOOK_MS = 2_000
 DRAIN_STUCK_LISTED = 100
 """Objects of which a node that leaves says one by one why they stay."""
 
-LEAVING: Final = "storage.leaving"
+ELSEWHERE: Final = "storage.head_elsewhere"
 STAYS: Final = "storage.stays"
-OWN: Final = b"storage/drain"
 RELEASED: Final = b"storage/released/"
 REASON_CHARS_MAX: Final = 200
-COPIES_MAX: Final = 2**31
-
-DrainPhase: TypeAlias = Literal["staying", "leaving", "done"]
 
 
-class DrainState(Record):
-    """The own notice as the state database has it."""
+class Departure(Record):
+    """What a node that leaves has in its space at DEPARTURE; one that stays has nothing there."""
 
-    leaving: bool
-    said_ms: Count
     begun_bytes: Count
-    """What was held when it began."""
-
-
-@dataclass(frozen=True, slots=True)
-class StuckObject:
-    """An object that is still here, and why."""
-
-    locate: bytes
-    customer: bytes
-    size_bytes: int
-    reason: str
+    """What it held when it began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +58,97 @@ class Remaining:
     left_objects: int = 0
     left_bytes: int = 0
     stuck_objects: int = 0
-    stuck: tuple[StuckObject, ...] = ()
+    stuck: tuple[api.Stuck, ...] = ()
     """Some of the objects that no customer is about to move."""
     only_here: tuple[bytes, ...] = ()
     """Peers whose directory no other peer has."""
 
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left that anybody needs."""
+        return not (self.left_objects or self.only_here)
 
-@dataclass(frozen=True, slots=True)
-class DrainStatus:
-    """The progress of a drain."""
 
-    phase: DrainPhase
-    since_ms: int
-    total_bytes: int
-    released_objects: int
-    released_bytes: int
-    told: int
-    """Peers that know that this node leaves."""
-    remaining: Remaining
+class Departures:
+    """Which nodes leave, as each says in its space.
+
+    Args:
+        space: of this node.
+        owners: those of whom something is in it.
+        told: returns the peers that know what is at an own path now.
+        log: hears of peers that leave or stay.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        owners: Iterable[bytes],
+        told: Callable[[str], set[bytes]],
+        log: Log,
+    ) -> None:
+        self.space = space
+        self._told = told
+        self._log = log
+        self._leaving: set[bytes] = set()
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a node, this one or a peer, leaves or stays."""
+        for owner in {space.owner, *owners}:
+            self.look_at(owner)
+        space.on_change(self._changed)
+
+    def look_at(self, node: bytes) -> None:
+        """Read from the space whether a node leaves."""
+        if self._of(node) is None:
+            self._leaving.discard(node)
+        else:
+            self._leaving.add(node)
+
+    def _of(self, node: bytes) -> Entry | None:
+        try:
+            return self.space.get(UserSpacePaths.DEPARTURE, node)
+        except NotFound:
+            return None
+
+    def _changed(self, change: Change) -> None:
+        if change.path == UserSpacePaths.DEPARTURE:
+            self.look_at(change.owner)
+            if change.owner != self.space.owner:
+                leaves = change.owner in self._leaving
+                event = "drain.peer_leaves" if leaves else "drain.peer_stays"
+                self._log.info(event, peer=ids.short(change.owner))
+            self.on_change()
+
+    def leaving(self) -> frozenset[bytes]:
+        """Return the nodes that leave, this one included."""
+        return frozenset(self._leaving)
+
+    @property
+    def here(self) -> bool:
+        """Whether this node leaves."""
+        return self.space.owner in self._leaving
+
+    def own(self) -> tuple[int, int] | None:
+        """Return since when this node leaves, and what it held then; None where it stays."""
+        entry = self._of(self.space.owner)
+        if entry is None:
+            return None
+        begun = Departure.from_bytes(entry.value or b"")
+        return entry.signed.record.written_ms, begun.begun_bytes
+
+    def told(self) -> set[bytes]:
+        """Return the peers that know that this node leaves, which it does."""
+        return self._told(UserSpacePaths.DEPARTURE)
+
+    def check_room(self) -> None:
+        """Return if this node takes shards.
+
+        Raises:
+            SpaceExhausted: it leaves.
+        """
+        if self.here:
+            raise SpaceExhausted(
+                "this node is leaving and takes nothing new", hint="`xsc node drain --cancel` stays"
+            )
 
 
 class Drain:
@@ -101,17 +162,12 @@ class Drain:
         node: store.StorageNode,
         state: KeyValue,
         commit: Commit,
-        departures: peer_departures.Departures,
+        departures: Departures,
         watch: node_watch.NodeWatch,
         grace_ms: int,
     ) -> None:
-        """Read what was kept.
-
-        Raises:
-            StoreDamaged: it cannot be read.
-        """
+        """Read what was kept."""
         self._context = context
-        self._own = context.key.node_id
         self._hosts = hosts
         self._node = node
         self._state = state
@@ -120,48 +176,30 @@ class Drain:
         self.leaving = departures.leaving
         self._watch = watch
         self._grace_ms = grace_ms
-        self.on_change: Callable[[], None] = lambda: None
-        """Called when a node, this one or a peer, says that it leaves or stays."""
         self.copies: Callable[[bytes], int] = lambda _: 1
         """How many peers beside that one have this node's directory."""
-        self._notice: DrainState | None = None
-        self._released: set[bytes] = set()
+        self._released = {key.removeprefix(RELEASED)[: ids.ID_BYTES] for key, _ in self._orders()}
         """Objects of which something was released."""
-        self._told: dict[bytes, int] = {}
-        """By peer: the time of the notice that it knows."""
-        self._copies: dict[bytes, int] = {}
-        """By peer: how many other nodes have its directory."""
+        self._elsewhere: set[bytes] = set()
+        """Peers whose directory is not only here."""
         self._stays: dict[tuple[bytes, bytes], str] = {}
         """By object and customer, why that customer cannot move it."""
         self._remaining: Remaining | None = None
         self._turn = asyncio.Lock()
-        """Held while a notice or an order is written: an order belongs to one drain."""
+        """Held while the drain begins or ends, or an order is kept: that belongs to one drain."""
         self._counted = asyncio.Event()
         self._woken = asyncio.Event()
-        try:
-            raw = self._state.get(OWN)
-            if raw is not None:
-                self._notice = DrainState.from_bytes(raw)
-        except XscError as fault:
-            raise StoreDamaged(f"the state of the drain is damaged: {fault.message}") from None
-        for key, _ in self._state.scan(RELEASED, prefix_end(RELEASED)):
-            self._released.add(key.removeprefix(RELEASED)[: ids.ID_BYTES])
-        self._changed()
 
-    # Which nodes leave
+    def _orders(self) -> Iterable[tuple[bytes, bytes]]:
+        return self._state.scan(RELEASED, prefix_end(RELEASED))
 
     @property
     def active(self) -> bool:
         """Whether this node leaves."""
-        return self._notice is not None and self._notice.leaving
-
-    def _changed(self) -> None:
-        self._departures.here = self.active
-        self.wake()
-        self.on_change()
+        return self._departures.here
 
     def wake(self) -> None:
-        """Tell peers at once that may not know yet, and count again."""
+        """Count again at once."""
         self._woken.set()
 
     # The own leave
@@ -169,38 +207,31 @@ class Drain:
     async def begin(self) -> None:
         """Begin to leave; the drain goes on after a restart."""
         async with self._turn:
-            if not self.active:
-                await self._say(leaving=True)
-                self._context.log.info("drain.begun", held_bytes=self._node.used_bytes)
-
-    async def cancel(self) -> None:
-        """Stay after all, and tell the peers. What has moved stays where it is."""
-        async with self._turn:
-            changes: list[Change] = [
-                (key, None) for key, _ in self._state.scan(RELEASED, prefix_end(RELEASED))
-            ]
-            await self._say(leaving=False, changes=changes)
+            if self.active:
+                return
+            # Those of an earlier drain that was cancelled.
+            await self._commit([(key, None) for key, _ in self._orders()])
             self._released.clear()
             self._stays.clear()
-            self._context.log.info("drain.cancelled")
+            self._elsewhere.clear()
+            self._remaining = None
+            self._counted.clear()
+            held_bytes = self._node.used_bytes
+            begun = Departure(begun_bytes=held_bytes).to_bytes()
+            await self._departures.space.put(UserSpacePaths.DEPARTURE, begun)
+            self._context.log.info("drain.begun", held_bytes=held_bytes)
 
-    async def _say(self, *, leaving: bool, changes: Sequence[Change] = ()) -> None:
-        before = -1 if self._notice is None else self._notice.said_ms
-        notice = DrainState(
-            leaving=leaving,
-            said_ms=max(self._context.clock.now_ms(), before + 1),
-            begun_bytes=self._node.used_bytes,
-        )
-        await self._commit([(OWN, notice.to_bytes()), *changes])
-        self._notice = notice
-        self._remaining = None
-        self._counted.clear()
-        self._changed()
+    async def cancel(self) -> None:
+        """Stay after all. What has moved stays where it is."""
+        async with self._turn:
+            if self.active:
+                await self._departures.space.rm(UserSpacePaths.DEPARTURE)
+                self._context.log.info("drain.cancelled")
 
     async def keep(self, order: Signed[DeletionOrder]) -> None:
         """Keep a verified deletion order of a customer for the proof, if this node leaves."""
         async with self._turn:
-            if not self.active or order.author == self._own:
+            if not self.active or order.author == self._context.key.node_id:
                 return
             key = RELEASED + order.record.locate + order.id
             await self._commit([(key, order.raw)])
@@ -208,51 +239,16 @@ class Drain:
             self._stays.pop((order.record.locate, order.author), None)
 
     async def run(self) -> None:
-        """Tell peers and count, until cancelled."""
-        self.wake()
+        """Count while this node leaves, until cancelled."""
         while True:
-            if not self.active and not self._untold():
-                await self._woken.wait()
-                self._woken.clear()
-            begun_ms = self._context.clock.monotonic_ms()
-            await self.tell()
-            if self.active:
+            while self.active:
+                begun_ms = self._context.clock.monotonic_ms()
                 await self.count()
-            taken_ms = self._context.clock.monotonic_ms() - begun_ms
-            await clock.rest(self._context.clock, self._woken, max(DRAIN_LOOK_MS, 10 * taken_ms))
-
-    def _untold(self) -> list[bytes]:
-        """Return the peers that may not know the notice yet, or whose directory is only here."""
-        notice = self._notice
-        if notice is None:
-            return []
-        return [
-            peer
-            for peer in self._hosts.peers()
-            if self._told.get(peer) != notice.said_ms
-            or (notice.leaving and not self._copies[peer] and self._state.get(HEADS + peer))
-        ]
-
-    async def tell(self) -> None:
-        """Send the notice to every peer that is up and does not know it."""
-        notice = self._notice
-        if notice is None:
-            return
-        said = DepartureNotice(leaving=notice.leaving, said_ms=notice.said_ms)
-        raw = sign(said, self._context.key, self._context.network).raw
-        up = [peer for peer in self._untold() if self._hosts.is_up(peer)]
-        await asyncio.gather(*(self._tell(peer, raw, notice.said_ms) for peer in up))
-
-    async def _tell(self, peer: bytes, raw: bytes, said_ms: int) -> None:
-        try:
-            reply = await self._context.caller.call(
-                peer, LEAVING, {"said": raw}, timeout_ms=limits.STORAGE_QUESTION_TIMEOUT_MS
-            )
-            self._copies[peer] = fields.take_int(reply.header, "copies", most=COPIES_MAX)
-        except XscError as fault:
-            self._context.log.info("drain.not_told", peer=ids.short(peer), reason=fault.message)
-        else:
-            self._told[peer] = said_ms
+                taken_ms = self._context.clock.monotonic_ms() - begun_ms
+                pause_ms = max(DRAIN_LOOK_MS, 10 * taken_ms)
+                await clock.rest(self._context.clock, self._woken, pause_ms)
+            await self._woken.wait()
+            self._woken.clear()
 
     # What is still here
 
@@ -269,28 +265,53 @@ class Drain:
                     recorded.add(owned)
                 left[owned] = left.get(owned, 0) + entry.held_bytes
             after = page[-1][0]
-        stuck = [
-            StuckObject(*owned, size, reason)
-            for owned, size in left.items()
-            if (reason := self._stuck_reason(*owned, recorded=owned in recorded))
-        ]
-        stuck.sort(key=lambda item: (-item.size_bytes, item.locate))
-        held = {key.removeprefix(HEADS) for key, _ in self._state.scan(HEADS, prefix_end(HEADS))}
-        only_here = sorted(
-            owner for owner in held if self._copies.get(owner, 1) == 0 and self._hosts.is_up(owner)
-        )
+        stuck: list[tuple[int, bytes, bytes, str]] = []
+        for (locate, customer), size in left.items():
+            is_recorded = (locate, customer) in recorded
+            if reason := self._stuck_reason(locate, customer, recorded=is_recorded):
+                stuck.append((-size, locate, customer, reason))
         remaining = Remaining(
             left_objects=len({locate for locate, _ in left}),
             left_bytes=sum(left.values()),
-            stuck_objects=len({item.locate for item in stuck}),
-            stuck=tuple(stuck[:DRAIN_STUCK_LISTED]),
-            only_here=tuple(only_here),
+            stuck_objects=len({locate for _, locate, _, _ in stuck}),
+            stuck=tuple(
+                api.Stuck(object=locate.hex(), owner=customer, size_bytes=-size, reason=reason)
+                for size, locate, customer, reason in sorted(stuck)[:DRAIN_STUCK_LISTED]
+            ),
+            only_here=await self._only_here(),
         )
-        if self._remaining != remaining and _is_done(remaining):
+        if self._remaining != remaining and remaining.is_done:
             self._context.log.info("drain.done", objects=len(self._released))
         self._remaining = remaining
         self._counted.set()
         return remaining
+
+    async def _only_here(self) -> tuple[bytes, ...]:
+        """Return the peers that are up and say that no other peer has their directory."""
+        peers = self._hosts.peers()
+        held = [key.removeprefix(HEADS) for key, _ in self._state.scan(HEADS, prefix_end(HEADS))]
+        asked = [
+            owner
+            for owner in held
+            if owner in peers and owner not in self._elsewhere and self._hosts.is_up(owner)
+        ]
+        found = await asyncio.gather(*map(self._is_only_here, asked))
+        return tuple(owner for owner, is_only in zip(asked, found, strict=True) if is_only)
+
+    async def _is_only_here(self, owner: bytes) -> bool:
+        try:
+            reply = await self._context.caller.call(
+                owner, ELSEWHERE, {}, timeout_ms=limits.STORAGE_QUESTION_TIMEOUT_MS
+            )
+            if not fields.take_bool(reply.header, "elsewhere"):
+                return True
+        except XscError as fault:
+            self._context.log.info(
+                "drain.directory_unknown", peer=ids.short(owner), reason=fault.message
+            )
+        else:
+            self._elsewhere.add(owner)
+        return False
 
     def _stuck_reason(self, locate: bytes, customer: bytes, *, recorded: bool) -> str:
         """Return why no customer is about to move an object; empty if one should be."""
@@ -304,34 +325,48 @@ class Drain:
             grace_ms=self._grace_ms,
         )
 
-    def _released_bytes(self, notice: DrainState) -> int:
+    def _released_bytes(self, begun_bytes: int) -> int:
         """Return what was deleted since the drain began. Nothing is stored meanwhile."""
-        return max(0, notice.begun_bytes - self._node.used_bytes)
+        return max(0, begun_bytes - self._node.used_bytes)
 
-    async def status(self, wait_ms: int = 0) -> DrainStatus:
-        """Return the progress of the drain.
-
-        Args:
-            wait_ms: wait at most that long for the next count.
-        """
+    async def counted(self, wait_ms: int) -> None:
+        """Return after the next count, or after that long; at once where this node stays."""
         if self.active and (wait_ms or self._remaining is None):
             if wait_ms:
                 self._counted.clear()
             await clock.event_within(self._context.clock, self._counted, wait_ms or DRAIN_LOOK_MS)
-        notice, remaining = self._notice, self._remaining
-        if notice is None or not notice.leaving:
-            return DrainStatus("staying", 0, 0, 0, 0, 0, Remaining())
-        done = remaining is not None and _is_done(remaining)
-        if remaining is None:
-            remaining = Remaining(left_bytes=self._node.used_bytes)
-        return DrainStatus(
-            phase="done" if done else "leaving",
-            since_ms=notice.said_ms,
-            total_bytes=max(notice.begun_bytes, remaining.left_bytes),
-            released_objects=len(self._released),
-            released_bytes=self._released_bytes(notice),
-            told=sum(self._told.get(peer) == notice.said_ms for peer in self._hosts.peers()),
-            remaining=remaining,
+
+    def status(self, guarded: int = 0, owed_micro: int = 0) -> api.Drain:
+        """Return how far this node is with leaving.
+
+        Args:
+            guarded: objects of others of which it holds columns elsewhere, at its own cost.
+            owed_micro: what it is owed.
+        """
+        own, left, state = self._departures.own(), self._remaining, "leaving"
+        if own is None:
+            own, left, state = (0, 0), Remaining(), "staying"
+        elif left is None:
+            left = Remaining(left_bytes=self._node.used_bytes)
+        elif left.is_done:
+            state = "done"
+        since_ms, begun_bytes = own
+        peers, leaves = self._hosts.peers(), state != "staying"
+        return api.Drain(
+            state=state,
+            since_ms=since_ms,
+            total_bytes=max(begun_bytes, left.left_bytes),
+            left_bytes=left.left_bytes,
+            left_objects=left.left_objects,
+            released_objects=len(self._released) if leaves else 0,
+            released_bytes=self._released_bytes(begun_bytes),
+            peers_told=len(self._departures.told().intersection(peers)) if leaves else 0,
+            peers=len(peers),
+            stuck_objects=left.stuck_objects,
+            stuck=[*left.stuck],
+            directories_only_here=[*left.only_here],
+            guarded_at_own_cost=guarded,
+            owed_micro=owed_micro,
         )
 
     def proof(self) -> Iterator[bytes]:
@@ -340,15 +375,15 @@ class Drain:
         Raises:
             NotAllowed: this node does not leave.
         """
-        notice = self._notice
-        if notice is None or not notice.leaving:
+        own = self._departures.own()
+        if own is None:
             raise NotAllowed("this node is not leaving", hint="`xsc node drain` begins it")
         remaining = self._remaining or Remaining(left_objects=1)
         return write_proof(
-            (raw for _, raw in self._state.scan(RELEASED, prefix_end(RELEASED))),
-            ProofSummary(
-                self._released_bytes(notice), remaining.left_objects, self._context.clock.now_ms()
-            ),
+            (raw for _, raw in self._orders()),
+            released_bytes=self._released_bytes(own[1]),
+            left_objects=remaining.left_objects,
+            said_ms=self._context.clock.now_ms(),
             key=self._context.key,
             network=self._context.network,
         )
@@ -357,14 +392,12 @@ class Drain:
 
     def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers peers, by method."""
-        return {LEAVING: self._on_leaving, STAYS: self._on_stays}
+        return {ELSEWHERE: self._on_elsewhere, STAYS: self._on_stays}
 
-    async def _on_leaving(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    async def _on_elsewhere(
+        self, caller: bytes, _header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
     ) -> peering.Answered:
-        if await self._departures.hear(caller, fields.take_bytes(header, "said")):
-            self._changed()
-        return {"copies": self.copies(caller)}, []
+        return {"elsewhere": self.copies(caller) > 0}, []
 
     async def _on_stays(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
@@ -390,7 +423,3 @@ class Drain:
             self._context.log.info(
                 "drain.reason_not_told", peer=ids.short(leaver), reason=fault.message
             )
-
-
-def _is_done(remaining: Remaining) -> bool:
-    return not (remaining.left_objects or remaining.only_here)

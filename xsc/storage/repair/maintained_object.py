@@ -6,17 +6,16 @@ Design: docs/design/storage-repair.md.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from xsc.base.turns import Turns
-from xsc.storage.catalogue.held import held_of
 from xsc.storage.catalogue.objects import ObjectCatalogue
 from xsc.storage.object.capability import VerifyCapability, parse_verify
 from xsc.storage.object.durability import Contract
+from xsc.storage.object.held import Held
 from xsc.storage.object.placement import Placement
-from xsc.storage.ports import HostLease
-from xsc.storage.transfer.put import Held
+from xsc.terms.lease import LeaseHandle
 
 
 class Settings(Protocol):
@@ -107,7 +106,7 @@ class MaintainedObjects(Protocol):
         """
 
 
-def marks(leases: Iterable[HostLease]) -> list[Held]:
+def marks(leases: Iterable[LeaseHandle]) -> list[Held]:
     """Return the marks that a transfer under these leases is about to begin."""
     return [Held(lease.node, lease.lease_id, 0) for lease in leases]
 
@@ -124,7 +123,7 @@ def merged(held: Iterable[Held], more: Iterable[Held]) -> tuple[Held, ...]:
 def without(held: Sequence[Held], node: bytes, freed: dict[bytes, int]) -> list[Held]:
     """Return what is held after a host freed so many bytes under each lease."""
     return [
-        replace(item, size_bytes=max(0, item.size_bytes - freed.get(item.lease_id, 0)))
+        item._replace(size_bytes=max(0, item.size_bytes - freed.get(item.lease_id, 0)))
         if item.node == node
         else item
         for item in held
@@ -151,7 +150,7 @@ class OwnObjects:
         entry = self._catalogue.entry(ref)
         if entry is None or entry.deleting:
             return None
-        capability, held = parse_verify(entry.capability), held_of(entry.held)
+        capability, held = parse_verify(entry.capability), entry.held
         return MaintainedObject(ref, capability, self._own, entry.placement, held)
 
     async def save(self, ref: bytes, placement: Placement, held: tuple[Held, ...]) -> bool:

@@ -18,10 +18,10 @@ from xsc.base.limits import STORE_REQUEST_BYTES_MAX
 from xsc.base.refusals import refusal
 from xsc.identity.context import Context
 from xsc.storage.object import erasure, inventory, placement, receipts
+from xsc.storage.object.held import Held, held_of
 from xsc.storage.object.manifest import code_of, hash_of, segments_of
 from xsc.storage.object.messages import GET_MAX, ObjectRecord
 from xsc.storage.object.segment import length_of
-from xsc.storage.ports import HostLease
 from xsc.storage.repair.maintained_object import (
     MaintainedObject,
     MaintainedObjects,
@@ -43,14 +43,14 @@ from xsc.storage.repair.survey import (
 from xsc.storage.repair.surveyor import Surveyor
 from xsc.storage.transfer.get import Located, roots_of
 from xsc.storage.transfer.host_client import HostClient, Source, requests_of, together
-from xsc.storage.transfer.put import Held
 from xsc.storage.transfer.sender import ColumnSender, SentSegment, rebuilt
-from xsc.storage.transfer.sending import KnownLease, Sending
+from xsc.storage.transfer.sending import Sending
+from xsc.terms.lease import LeaseHandle
 
 
 async def room_at(
     client: HostClient, targets: frozenset[bytes], size_bytes: int
-) -> tuple[HostLease | None, str]:
+) -> tuple[LeaseHandle | None, str]:
     """Return room at one of the nodes, or why there is none."""
     known = {client.own, *client.hosts.peers()}
     offered = await client.hosts.lease_hosts(
@@ -145,7 +145,7 @@ class RecordWriter:
 
     async def _rooms(
         self, maintained: MaintainedObject, record: ObjectRecord, nodes: Collection[bytes]
-    ) -> dict[bytes, HostLease]:
+    ) -> dict[bytes, LeaseHandle]:
         """Return room for the record at nodes where this node pays for nothing of the object."""
         known = {item.node for item in maintained.held} | {self._own}
         unknown = [node for node in nodes if node not in known]
@@ -163,12 +163,12 @@ class RecordWriter:
         located: Located,
         record: ObjectRecord,
         node: bytes,
-        room: HostLease | None,
+        room: LeaseHandle | None,
     ) -> Held | None:
         """Store the record at one host; return what it counts for there."""
         # The newest lease first: the others may be full, or over.
         known = [item.lease_id for item in reversed(maintained.held) if item.node == node]
-        leases: list[HostLease] = [KnownLease(node, id_) for id_ in dict.fromkeys(known)]
+        leases: list[LeaseHandle] = [LeaseHandle(node, id_) for id_ in dict.fromkeys(known)]
         if room is not None:
             leases = [room]
         try:
@@ -184,7 +184,9 @@ class RecordWriter:
             self._log.warning("repair.failed", object=ref, reason=fault.message)
             return None
 
-    async def _store_under(self, lease: HostLease, located: Located, record: ObjectRecord) -> Held:
+    async def _store_under(
+        self, lease: LeaseHandle, located: Located, record: ObjectRecord
+    ) -> Held:
         generation = located.manifest.generation
         for batch, carried in requests_of([], record):
             await self._client.store(
@@ -218,7 +220,7 @@ class ColumnMover:
 
     async def choose(
         self, survey: Survey, available: Collection[bytes]
-    ) -> tuple[dict[int, HostLease], str]:
+    ) -> tuple[dict[int, LeaseHandle], str]:
         """Return room for each column that needs a lease or another host, and what failed.
 
         Args:
@@ -231,7 +233,7 @@ class ColumnMover:
         size = bytes_of_column(survey.manifest) + bytes_of_record(located)
         budget_bytes = survey.maintained.budget_bytes
         most = len(layout.columns) if budget_bytes is None else budget_bytes // max(1, size)
-        chosen: dict[int, HostLease] = {}
+        chosen: dict[int, LeaseHandle] = {}
         reason = ""
         for column in sorted(survey.unpaid)[:most]:
             lease, fault = await room_at(self._client, frozenset({layout.columns[column]}), size)
@@ -257,7 +259,7 @@ class ColumnMover:
     # Moving
 
     async def move(
-        self, survey: Survey, chosen: dict[int, HostLease], progress: Progress | None
+        self, survey: Survey, chosen: dict[int, LeaseHandle], progress: Progress | None
     ) -> tuple[MaintainedObject, tuple[Moved, ...], str]:
         """Copy or rebuild columns at their new hosts; return the object, what moved, and a fault.
 
@@ -280,7 +282,7 @@ class ColumnMover:
         sender = self._sender(survey, chosen)
         fault = await self._send(survey, sender, progress)
         leases = {column: slot.lease for column, slot in sorted(sender.state.slots.items())}
-        held = merged(left, held_of(sender))
+        held = merged(left, held_of(sender.held))
         if not leases:
             await self._objects.save(maintained.ref, maintained.placement, held)
             return replace(maintained, held=held), (), fault
@@ -300,7 +302,7 @@ class ColumnMover:
         )
         return maintained, moved, fault
 
-    def _sender(self, survey: Survey, leases: Mapping[int, HostLease]) -> ColumnSender:
+    def _sender(self, survey: Survey, leases: Mapping[int, LeaseHandle]) -> ColumnSender:
         """Return what sends columns: one whose host fails waits for the next look."""
         manifest = survey.manifest
         state = Sending({}, manifest.m, manifest.contract, replaces=False)
@@ -425,7 +427,7 @@ class ColumnMover:
             if node in survey.leaving or len(leases) != 1:
                 # With several leases it is not known which one the shard is under.
                 continue
-            sender = self._sender(survey, {column: KnownLease(node, leases[0])})
+            sender = self._sender(survey, {column: LeaseHandle(node, leases[0])})
             for segment in segments:
                 reason = await self._rewrite(survey, sender, segment, column)
                 if reason:
@@ -434,7 +436,7 @@ class ColumnMover:
                     )
                     break
                 done += 1
-            for item in held_of(sender):
+            for item in held_of(sender.held):
                 # It takes the place of what was counted already.
                 await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
         if done:
@@ -458,8 +460,3 @@ class ColumnMover:
         except XscError as fault:
             return fault.message
         return await self._stored(sender, segment, shard)
-
-
-def held_of(sender: ColumnSender) -> list[Held]:
-    """Return what hosts confirmed."""
-    return [Held(node, lease_id, size) for (node, lease_id), size in sender.held.items()]

@@ -25,6 +25,7 @@ from xsc.base import clock, errors, ids, limits, room, tally, turns
 from xsc.identity.context import Context
 from xsc.storage.catalogue.finder import ObjectFinder
 from xsc.storage.object.durability import HostLabels, survival
+from xsc.storage.object.held import differences
 from xsc.storage.object.placement import Placement
 from xsc.storage.repair import maintained_object, mover, node_watch
 from xsc.storage.repair.drain import Drain
@@ -39,7 +40,7 @@ from xsc.storage.repair.survey import (
     recounted_held,
 )
 from xsc.storage.repair.surveyor import Surveyor
-from xsc.storage.transfer import host_client, recount
+from xsc.storage.transfer import host_client
 
 REPORTS_AN_OBJECT_MAX = 16
 """How often within REPORTS_MS an owner reads all of an object because a peer reports copies."""
@@ -438,7 +439,7 @@ class Repairer:
     async def _corrected(self, survey: Survey) -> Survey:
         """Write down what hosts have of an object and where it was found, if that changed."""
         maintained, held = survey.maintained, recounted_held(survey)
-        for node, lease_id, more_bytes in recount.differences(maintained.held, held):
+        for node, lease_id, more_bytes in differences(maintained.held, held):
             self._context.log.info(
                 "repair.recounted",
                 object=ids.short(maintained.ref),

@@ -14,11 +14,12 @@ from typing import Final
 from xsc.api.objects import Ending
 from xsc.base import limits, units
 from xsc.storage.object import durability, expiry, placement
+from xsc.storage.object.held import Held, most_held, recounted
 from xsc.storage.object.inventory import HeldColumn, HeldObject
 from xsc.storage.object.manifest import Manifest, code_of, expected_digest
 from xsc.storage.repair import maintained_object, migration
 from xsc.storage.repair.repair_rules import margin, surplus_columns
-from xsc.storage.transfer import get, put, recount
+from xsc.storage.transfer import get
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +189,14 @@ def columns_to_pay_for(
 # What is recorded
 
 
-def recounted_held(survey: Survey) -> tuple[put.Held, ...]:
+def recounted_held(survey: Survey) -> tuple[Held, ...]:
     """Return what is held, corrected by what hosts say is stored under leases of this node."""
     column, record = bytes_of_column(survey.manifest), bytes_of_record(survey.located)
     held = survey.maintained.held
     for node, answer in survey.answers.items():
         if node != survey.own and answer is not None:
-            most = recount.most_held(answer, survey.own, column, record)
-            held = recount.recounted(held, node, answer.mine, most)
+            most = most_held(answer, survey.own, column, record)
+            held = recounted(held, node, answer.mine, most)
     return held
 
 
@@ -252,7 +253,7 @@ def former_hosts_up(survey: Survey) -> frozenset[bytes]:
     return former_hosts(survey) & survey.up
 
 
-def dropped_by_hosts(survey: Survey) -> list[put.Held]:
+def dropped_by_hosts(survey: Survey) -> list[Held]:
     """Return what silent former hosts have dropped by themselves."""
     return [item for item in survey.maintained.held if (item.node, item.lease_id) in survey.dropped]
 
@@ -309,7 +310,7 @@ class CleanupPlan:
     """Host and column of good copies: one may go, after every other column was read whole."""
     blocked: bool
     """Whether a good copy must stay until nodes come or go."""
-    dropped: tuple[put.Held, ...]
+    dropped: tuple[Held, ...]
     """What hosts have dropped by themselves: only the count of it has to go."""
 
 

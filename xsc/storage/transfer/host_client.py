@@ -17,9 +17,10 @@ from xsc.storage.object import held_shards, inventory, messages, receipts
 from xsc.storage.object.erasure import Buffer, StorageShard
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.object.messages import ObjectRecord
-from xsc.storage.ports import HostLease, Hosts
+from xsc.storage.ports import Hosts
 from xsc.storage.transfer import deletions, latency
 from xsc.storage.transfer.latency import LatencyEstimate
+from xsc.terms.lease import LeaseHandle
 from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, HeldShard, StorageReceipt
 
 STAT_PAGES_MAX = 1_024
@@ -215,7 +216,7 @@ class HostClient:
 
     async def store(
         self,
-        lease: HostLease,
+        lease: LeaseHandle,
         locate: bytes,
         generation: int,
         *,
@@ -261,7 +262,7 @@ class HostClient:
 
     async def held_shards(
         self,
-        lease: HostLease,
+        lease: LeaseHandle,
         locate: bytes,
         generation: int,
         wanted: Sequence[inventory.Wanted],
@@ -302,7 +303,7 @@ class HostClient:
         return {(held.segment, held.column) for held in receipt.shards}
 
     async def keep(
-        self, lease: HostLease, locate: bytes, generation: int, shards: Sequence[HeldShard]
+        self, lease: LeaseHandle, locate: bytes, generation: int, shards: Sequence[HeldShard]
     ) -> int:
         """Have a host keep, under a lease of this node too, what it has; return its bytes.
 

@@ -13,7 +13,7 @@ docs/design/storage.md, "Resuming".
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -24,8 +24,9 @@ from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.object.capability import VerifyCapability, verify_key
 from xsc.storage.object.erasure import Code
+from xsc.storage.object.held import Held, held_of
 from xsc.storage.object.manifest import Nonce, SealedSegment, Tag, hash_of, open_manifest
-from xsc.storage.transfer.sending import KnownLease
+from xsc.terms.lease import LeaseHandle
 
 PREFIX = b"storage/upload/"
 HEAD = PREFIX + b"h/"
@@ -33,32 +34,6 @@ SEGMENT = PREFIX + b"s/"
 ACK = PREFIX + b"a/"
 RECORD = PREFIX + b"r/"
 _KINDS = (HEAD, SEGMENT, ACK, RECORD)
-
-
-class KeptSlot(Record):
-    """Columns that stay together, and where they go."""
-
-    KIND: ClassVar[str] = "upload_slot"
-
-    columns: tuple[Count, ...]
-    node: Id32
-    lease_id: Id32
-    price: Count
-
-    @property
-    def lease(self) -> KnownLease:
-        """The lease."""
-        return KnownLease(self.node, self.lease_id, self.price)
-
-
-class KeptPlace(Record):
-    """A host that may hold something of the object."""
-
-    KIND: ClassVar[str] = "upload_place"
-
-    node: Id32
-    lease_id: Id32
-    size_bytes: Count
 
 
 class Head(Record):
@@ -71,8 +46,10 @@ class Head(Record):
     m: Count
     touched_ms: Count
     """When it was begun, or last went on."""
-    slots: tuple[KeptSlot, ...]
-    places: tuple[KeptPlace, ...]
+    hosts: tuple[LeaseHandle, ...]
+    """Where each column goes; none where nothing goes on with it."""
+    places: tuple[Held, ...]
+    """What may lie where."""
 
 
 class KeptSegment(Record):
@@ -86,13 +63,21 @@ class KeptSegment(Record):
     roots: tuple[Id32, ...]
 
 
+class Receipted(Record):
+    """What a host gave a receipt for."""
+
+    KIND: ClassVar[str] = "upload_receipt"
+
+    at: Held
+
+
 @dataclass(slots=True)
 class Kept:
     """Everything that is kept of one upload."""
 
     head: Head
     segments: dict[int, KeptSegment] = field(default_factory=dict)
-    acks: dict[tuple[int, int], KeptPlace] = field(default_factory=dict)
+    acks: dict[tuple[int, int], Held] = field(default_factory=dict)
     """By segment and column."""
     sealed: bytes | None = None
     """The sealed manifest, once there is one."""
@@ -103,9 +88,9 @@ class Kept:
         return Code(self.head.k, self.head.m)
 
     @property
-    def columns(self) -> dict[int, KeptSlot]:
-        """The present host of each column, and its lease."""
-        return {column: slot for slot in self.head.slots for column in slot.columns}
+    def nodes(self) -> list[bytes]:
+        """The present host of each column."""
+        return [lease.node for lease in self.head.hosts]
 
     def has(self, segment: int, column: int, node: bytes) -> bool:
         """Say whether a host gave a receipt for a column of a segment."""
@@ -114,11 +99,10 @@ class Kept:
 
     def whole(self) -> list[int]:
         """Return the segments that every host of now gave a receipt for."""
-        columns = self.columns.items()
         return [
             segment
             for segment in sorted(self.segments)
-            if all(self.has(segment, column, slot.node) for column, slot in columns)
+            if all(self.has(segment, *each) for each in enumerate(self.nodes))
         ]
 
     def stored_bytes(self) -> int:
@@ -127,11 +111,10 @@ class Kept:
 
     def held(self) -> dict[tuple[bytes, bytes], int]:
         """Return what may lie where, by node and lease."""
-        places = {(place.node, place.lease_id): place.size_bytes for place in self.head.places}
+        places = {(node, lease_id): size for node, lease_id, size in self.head.places}
         receipted: dict[tuple[bytes, bytes], int] = {}
-        for ack in self.acks.values():
-            place = (ack.node, ack.lease_id)
-            receipted[place] = receipted.get(place, 0) + ack.size_bytes
+        for node, lease_id, size in self.acks.values():
+            receipted[node, lease_id] = receipted.get((node, lease_id), 0) + size
         for place, size in receipted.items():
             places[place] = max(size, places.get(place, 0))
         return places
@@ -148,9 +131,10 @@ def segment_change(upload: bytes, index: int, length: int, sealed: SealedSegment
     return SEGMENT + upload + index.to_bytes(4, "big"), kept.to_bytes()
 
 
-def ack_change(upload: bytes, index: int, column: int, place: KeptPlace) -> Change:
+def ack_change(upload: bytes, index: int, column: int, place: Held) -> Change:
     """Return the write that keeps a receipt."""
-    return ACK + upload + index.to_bytes(4, "big") + column.to_bytes(2, "big"), place.to_bytes()
+    key = ACK + upload + index.to_bytes(4, "big") + column.to_bytes(2, "big")
+    return key, Receipted(at=place).to_bytes()
 
 
 def ids(state: KeyValue) -> Iterator[bytes]:
@@ -190,7 +174,7 @@ def read(state: KeyValue, upload: bytes) -> Kept | None:
             kept.segments[int.from_bytes(tail, "big")] = segment
         for tail, value in _tails(state, ACK + upload):
             place = int.from_bytes(tail[:4], "big"), int.from_bytes(tail[4:], "big")
-            kept.acks[place] = KeptPlace.from_bytes(value)
+            kept.acks[place] = Receipted.from_bytes(value).at
         kept.sealed = state.get(RECORD + upload)
         if kept.sealed is not None:
             # Whoever goes on sends it as it is: what does not open cannot be sent.
@@ -217,10 +201,10 @@ def read_rest(state: KeyValue, upload: bytes) -> Kept | None:
         for tail, value in _tails(state, ACK + upload):
             with suppress(errors.RecordInvalid):
                 place = int.from_bytes(tail[:4], "big"), int.from_bytes(tail[4:], "big")
-                kept.acks[place] = KeptPlace.from_bytes(value)
+                kept.acks[place] = Receipted.from_bytes(value).at
     # A host whose receipts cannot be read may hold something all the same.
-    known = {**{(slot.node, slot.lease_id): 0 for slot in head.slots}, **kept.held()}
-    kept.head = head.model_copy(update={"places": places(known)})
+    known = {**{lease[:2]: 0 for lease in head.hosts}, **kept.held()}
+    kept.head = head.model_copy(update={"places": held_of(known)})
     return kept
 
 
@@ -234,11 +218,3 @@ def forget(state: KeyValue, upload: bytes) -> list[Change]:
     assert len(upload) == ID_BYTES
     prefixes = [kind + upload for kind in _KINDS]
     return [(key, None) for prefix in prefixes for key, _ in state.scan(prefix, prefix_end(prefix))]
-
-
-def places(held: Mapping[tuple[bytes, bytes], int]) -> tuple[KeptPlace, ...]:
-    """Return what may lie where, as it is kept."""
-    return tuple(
-        KeptPlace(node=node, lease_id=lease_id, size_bytes=size)
-        for (node, lease_id), size in held.items()
-    )

@@ -29,6 +29,7 @@ from xsc.storage.object.capability import ReadCapability, VerifyCapability, cont
 from xsc.storage.object.durability import Contract, HostLabels, attainable, survival
 from xsc.storage.object.durability import plan as plan_columns
 from xsc.storage.object.erasure import Code, StorageShard, cut
+from xsc.storage.object.held import Held, held_of
 from xsc.storage.object.manifest import SealedSegment, build, hash_of, open_manifest, seal_manifest
 from xsc.storage.object.placement import (
     Placement,
@@ -40,19 +41,11 @@ from xsc.storage.object.placement import (
     warnings_of,
 )
 from xsc.storage.object.segment import NONCE_BYTES, Place
-from xsc.storage.ports import HostLease
 from xsc.storage.transfer import resume, sending
 from xsc.storage.transfer.host_client import HostClient, let_end, stop_all, together
-from xsc.storage.transfer.journal import (
-    Head,
-    Kept,
-    KeptPlace,
-    KeptSegment,
-    KeptSlot,
-    places,
-    sealed_of,
-)
+from xsc.storage.transfer.journal import Head, Kept, KeptSegment, sealed_of
 from xsc.storage.transfer.sender import ColumnSender, Notes, SentSegment
+from xsc.terms.lease import LeaseHandle
 
 PUT_ENDS_MS = 10_000
 """How long segments may still be on their way whose client has gone."""
@@ -64,15 +57,6 @@ PLAN_HOSTS_MAX = 32
 
 MANIFEST_SEGMENT_BYTES = 250
 """What a segment adds to a manifest, about."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a host confirmed to hold of an object."""
-
-    node: bytes
-    lease_id: bytes
-    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +170,7 @@ class RoomSearch:
 
     async def lease(
         self, size_bytes: int, count: int, exclude: frozenset[bytes] = frozenset()
-    ) -> Sequence[HostLease]:
+    ) -> Sequence[LeaseHandle]:
         """Return room at up to so many nodes, at least one; note who gave none, and why.
 
         Raises:
@@ -204,7 +188,7 @@ class RoomSearch:
             raise refusal(offered.refused, "no node offers the room that is needed")
         return offered.leases
 
-    async def at(self, node: bytes, hosts: int, there_bytes: int) -> HostLease | None:
+    async def at(self, node: bytes, hosts: int, there_bytes: int) -> LeaseHandle | None:
         """Return room at one host for what it lacks, under another lease where it takes one."""
         lacking = self.size_for(hosts) - there_bytes
         more = lacking if lacking > 0 else there_bytes
@@ -216,11 +200,11 @@ class RoomSearch:
             self._asked[more] = before
         return lease
 
-    async def elsewhere(self, taken: frozenset[bytes], least_bytes: int) -> HostLease | None:
+    async def elsewhere(self, taken: frozenset[bytes], least_bytes: int) -> LeaseHandle | None:
         """Return room for a column at a node that is not taken."""
         return await self._one(max(self.size_for(self._code.n), least_bytes), taken)
 
-    async def _one(self, size_bytes: int, exclude: frozenset[bytes]) -> HostLease | None:
+    async def _one(self, size_bytes: int, exclude: frozenset[bytes]) -> LeaseHandle | None:
         try:
             leases = await self.lease(size_bytes, 1, exclude)
         except (errors.NoOffers, errors.LimitError):
@@ -299,31 +283,21 @@ class PutNotes(Notes):
         self, sender: ColumnSender, held: Mapping[tuple[bytes, bytes], int] | None = None
     ) -> Head:
         """Return the head of the journal; `held` says what lies where, if not all that was sent."""
-        slots = sorted(sender.state.slots.items())
         return Head(
             secret=self._secret,
             k=self._code.k,
             m=self._code.m,
             touched_ms=self._clock.now_ms(),
-            slots=tuple(
-                KeptSlot(
-                    columns=(column,),
-                    node=slot.lease.node,
-                    lease_id=slot.lease.lease_id,
-                    price=slot.lease.price,
-                )
-                for column, slot in slots
-            ),
-            places=places(sender.held if held is None else held),
+            hosts=sender.state.leases,
+            places=held_of(sender.held if held is None else held),
         )
 
     def about_to(self, sender: ColumnSender, place: tuple[bytes, bytes]) -> None:
         """Note that an undo must ask that host, and all others that have a column."""
         if (self._resumes and sender.last != 0) or place in self._noted:
             return
-        slots = sender.state.slots.values()
-        places = {(slot.lease.node, slot.lease.lease_id): 0 for slot in slots}
-        noted = {**dict.fromkeys(sender.held, 0), **places, place: 0}
+        hosts = (lease[:2] for lease in sender.state.leases)
+        noted = dict.fromkeys((*sender.held, *hosts, place), 0)
         self._trail.lies_at(self.head(sender, noted))
         self._noted.update(noted)
 
@@ -335,8 +309,7 @@ class PutNotes(Notes):
             return
         lease = sender.state.slots[column].lease
         size = units.held_bytes(sum(len(shard.data) for shard in shards), len(shards))
-        place = KeptPlace(node=lease.node, lease_id=lease.lease_id, size_bytes=size)
-        self._trail.acked(index, column, place)
+        self._trail.acked(index, column, Held(lease.node, lease.lease_id, size))
 
     def moved(self, sender: ColumnSender) -> None:
         """Keep where columns go from now on."""
@@ -455,8 +428,7 @@ class Upload:
 
     def _can_go_on(self, kept: Kept) -> bool:
         """Say whether an earlier put has the same code, and its hosts keep the contract."""
-        hosts = [slot.node for _, slot in sorted(kept.columns.items())]
-        return kept.code == self._code and self._rooms.keeps(hosts)
+        return kept.code == self._code and self._rooms.keeps(kept.nodes)
 
     async def _go_on(self, kept: Kept) -> None:
         """Take up where an earlier put of the same content ended."""
@@ -464,15 +436,13 @@ class Upload:
         rooms, sender = self._rooms, self._sender
         rooms.size_hint = max(rooms.size_hint, sum(s.length for s in kept.segments.values()))
         sender.held = dict(kept.held())
-        await together(self._ask_for_rest(kept, *item) for item in kept.columns.items())
+        columns = dict(enumerate(kept.head.hosts))
+        await together(self._ask_for_rest(kept, *item) for item in columns.items())
         whole = kept.whole()
-        columns = kept.columns.items()
-        sender.place({column: slot.lease for column, slot in columns})
-        sender.before = {
-            column: frozenset(each for each in kept.segments if kept.has(each, column, slot.node))
-            for column, slot in columns
-        }
-        for column, _ in columns:
+        sender.place(columns)
+        for column, lease in columns.items():
+            had = (each for each in kept.segments if kept.has(each, column, lease.node))
+            sender.before[column] = frozenset(had)
             sender.done[column].update(whole)
         for index in whole:
             segment = kept.segments[index]
@@ -481,13 +451,13 @@ class Upload:
         self._notes.moved(sender)
         self._client.log.info("storage.put_goes_on", segments=len(whole))
 
-    async def _ask_for_rest(self, kept: Kept, column: int, slot: KeptSlot) -> None:
+    async def _ask_for_rest(self, kept: Kept, column: int, lease: LeaseHandle) -> None:
         """Learn from a host what it stored of a column before its receipt could be kept."""
         assert self._journal is not None
         missing = [
             inventory.Wanted(index, column, segment.roots[column])
             for index, segment in sorted(kept.segments.items())
-            if not kept.has(index, column, slot.node)
+            if not kept.has(index, column, lease.node)
         ]
 
         def size_of(want: inventory.Wanted) -> int:
@@ -498,20 +468,20 @@ class Upload:
             asked = missing[start : start + held_shards.HAVE_MAX]
             try:
                 held |= await self._client.held_shards(
-                    slot.lease, self._locate, self._code.generation, asked, size_of
+                    lease, self._locate, self._code.generation, asked, size_of
                 )
             except errors.XscError as fault:
                 # What it does not confirm is sent again.
                 self._client.log.info(
-                    "storage.host_not_asked", peer=short(slot.node), code=fault.code
+                    "storage.host_not_asked", peer=short(lease.node), code=fault.code
                 )
                 break
         for index, _ in sorted(held):
             size = units.held_bytes(size_of(inventory.Wanted(index, column, b"")))
-            place = KeptPlace(node=slot.node, lease_id=slot.lease_id, size_bytes=size)
+            place = Held(lease.node, lease.lease_id, size)
             kept.acks[index, column] = place
             self._journal.acked(index, column, place)
-            self._sender.count(slot.lease, size)
+            self._sender.count(lease, size)
 
     async def _same(self, index: int, place: Place, plain: bytes) -> KeptSegment | None:
         """Return how a segment was sealed before, or None for one that is new.
@@ -557,7 +527,7 @@ class Upload:
         by_node = {lease.node: lease for lease in leases}
         self._sender.place({column: by_node[node] for column, node in enumerate(columns)})
 
-    def _plan(self, leases: Sequence[HostLease]) -> tuple[bytes, ...] | None:
+    def _plan(self, leases: Sequence[LeaseHandle]) -> tuple[bytes, ...] | None:
         hosts = self._rooms.hosts_of([lease.node for lease in leases])
         return plan_columns(hosts, self._code.n, self._code.m, self._contract)
 
@@ -678,7 +648,7 @@ class Upload:
             size_bytes=size,
             sealed=sealed,
             placement=placement_of(manifest, columns),
-            held=tuple(Held(node, lease, held) for (node, lease), held in sender.held.items()),
+            held=held_of(sender.held),
             warnings=warnings_of(columns, self._code, self._client.own),
             survives=survival(self._rooms.hosts_of(columns), self._code.m),
             passed_over=tuple(

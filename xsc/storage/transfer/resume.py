@@ -14,10 +14,11 @@ from xsc.base import errors, ids, turns
 from xsc.base.clock import Clock, Executor
 from xsc.base.keyvalue import Change, KeyValue
 from xsc.storage.object.capability import VerifyCapability, verify_key
+from xsc.storage.object.held import Held, held_of
 from xsc.storage.object.manifest import SealedSegment
 from xsc.storage.ports import Commit
 from xsc.storage.transfer import host_client, journal
-from xsc.storage.transfer.journal import Head, Kept, KeptPlace
+from xsc.storage.transfer.journal import Head, Kept
 
 UPLOAD_KEPT_MS = 24 * 3_600_000
 """How long a put that broke off may still go on; then what it stored is deleted."""
@@ -45,7 +46,7 @@ class ResumeJournal:
             StoreDamaged: it cannot be read.
         """
         kept = await self._executor.run(journal.read, self._state, self.upload)
-        return kept if kept is not None and kept.head.slots else None
+        return kept if kept is not None and kept.head.hosts else None
 
     def now_ms(self) -> int:
         """Return the time that heads are marked with."""
@@ -59,7 +60,7 @@ class ResumeJournal:
         self._begun = True
         await self._commit(changes)
 
-    def acked(self, index: int, column: int, place: KeptPlace) -> None:
+    def acked(self, index: int, column: int, place: Held) -> None:
         """Keep a receipt for a column of a segment."""
         self._state.write([journal.ack_change(self.upload, index, column, place)], sync=False)
 
@@ -82,7 +83,7 @@ class ResumeJournal:
     def _over(self, head: Head) -> Head:
         """Return the head of a put that is over, and whose hosts are asked for a day."""
         touched_ms = max(0, self.now_ms() - UPLOAD_KEPT_MS)
-        return head.model_copy(update={"slots": (), "touched_ms": touched_ms})
+        return head.model_copy(update={"hosts": (), "touched_ms": touched_ms})
 
     @property
     def begun(self) -> bool:
@@ -156,7 +157,7 @@ class ResumeJournals:
                 continue  # `expire` tells it, and drops the journal.
             if kept is None:
                 continue
-            doubts.update({slot.lease_id for slot in kept.head.slots})
+            doubts.update({lease.lease_id for lease in kept.head.hosts})
             for (_, lease_id), size in kept.held().items():
                 held[lease_id] += size
                 doubts.add(lease_id)
@@ -211,19 +212,19 @@ class ResumeJournals:
         head = journal.read_head(self._state, upload)
         if head is None or now_ms - head.touched_ms < UPLOAD_KEPT_MS:
             return None
-        asked_for_good = not head.slots and now_ms - head.touched_ms < 2 * UPLOAD_KEPT_MS
+        asked_for_good = not head.hosts and now_ms - head.touched_ms < 2 * UPLOAD_KEPT_MS
         if asked_for_good and not any(self._client.is_up(place.node) for place in head.places):
             return None
         return await self._client.executor.run(journal.read, self._state, upload)
 
     async def _end(self, upload: bytes, kept: Kept, now_ms: int) -> None:
         held, touched_ms = kept.held(), kept.head.touched_ms
-        if kept.head.slots:
+        if kept.head.hosts:
             # Silent hosts are asked from now on, however long this node itself was away.
             touched_ms = now_ms - UPLOAD_KEPT_MS
         # From here on nothing can go on with it: hosts lose its shards one by one.
         head = kept.head.model_copy(
-            update={"slots": (), "places": journal.places(held), "touched_ms": touched_ms}
+            update={"hosts": (), "places": held_of(held), "touched_ms": touched_ms}
         )
         rows = await self._journal(upload).forget()
         await self._commit([*rows, (journal.HEAD + upload, head.to_bytes())])
@@ -238,7 +239,7 @@ class ResumeJournals:
             for place in [place for place in left if place[0] == node]:
                 await self._client.note_freed(*place, left.pop(place))
         if left and now_ms - touched_ms < 2 * UPLOAD_KEPT_MS:
-            rest = head.model_copy(update={"places": journal.places(left)})
+            rest = head.model_copy(update={"places": held_of(left)})
             await self._commit([(journal.HEAD + upload, rest.to_bytes())])
         else:
             await self._commit([(journal.HEAD + upload, None)])

@@ -13,10 +13,10 @@ from xsc.base import ids, units
 from xsc.base.errors import XscError
 from xsc.storage.object import durability, messages
 from xsc.storage.object.erasure import Code, StorageShard, rebuild
-from xsc.storage.ports import HostLease
 from xsc.storage.transfer import sending
 from xsc.storage.transfer.host_client import HostClient, Source, requests_of
 from xsc.storage.transfer.race import in_order, race
+from xsc.terms.lease import LeaseHandle
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,10 @@ async def rebuilt(
 class Rooms(Protocol):
     """Finds room for a column whose host fails."""
 
-    async def at(self, node: bytes, hosts: int, there_bytes: int) -> HostLease | None:
+    async def at(self, node: bytes, hosts: int, there_bytes: int) -> LeaseHandle | None:
         """Return room at one host for what it lacks, under another lease where it takes one."""
 
-    async def elsewhere(self, taken: frozenset[bytes], least_bytes: int) -> HostLease | None:
+    async def elsewhere(self, taken: frozenset[bytes], least_bytes: int) -> LeaseHandle | None:
         """Return room for a column at a node that is not taken."""
 
     async def refusal(self, nodes: Sequence[bytes], gone: Mapping[bytes, XscError]) -> XscError:
@@ -117,7 +117,7 @@ class ColumnSender:
         self.segments: dict[int, SentSegment] = {}
         self.done: defaultdict[int, set[int]] = defaultdict(set)
         """By column: segments that its host, or the one before it, confirmed."""
-        self.before: Mapping[int, frozenset[int]] = {}
+        self.before: dict[int, frozenset[int]] = {}
         """By column: segments that its first host confirmed to an earlier put."""
         self.held: dict[tuple[bytes, bytes], int] = {}
         """By host and lease: what was confirmed. Hosts that failed stand here, too."""
@@ -132,7 +132,7 @@ class ColumnSender:
         self._choosing = asyncio.Lock()
         """Held while another host is chosen, so that two columns do not get the same one."""
 
-    def place(self, leases: Mapping[int, HostLease]) -> None:
+    def place(self, leases: Mapping[int, LeaseHandle]) -> None:
         """Begin with these hosts."""
         self.state = replace(
             self.state, slots={each: sending.Slot(it) for each, it in leases.items()}
@@ -143,12 +143,12 @@ class ColumnSender:
         slots = self.state.slots.items()
         return [column for column, slot in slots if slot.lease.node not in self.recorded]
 
-    def count(self, lease: HostLease, size_bytes: int) -> None:
+    def count(self, lease: LeaseHandle, size_bytes: int) -> None:
         """Count what a host confirmed under a lease."""
         place = (lease.node, lease.lease_id)
         self.held[place] = self.held.get(place, 0) + size_bytes
 
-    def _about_to(self, lease: HostLease) -> None:
+    def _about_to(self, lease: LeaseHandle) -> None:
         place = (lease.node, lease.lease_id)
         if place not in self.held:
             self._notes.about_to(self, place)
@@ -183,7 +183,9 @@ class ColumnSender:
                     self.done[column].add(index)
                     return
 
-    async def _deliver(self, lease: HostLease, index: int, shards: Sequence[StorageShard]) -> None:
+    async def _deliver(
+        self, lease: LeaseHandle, index: int, shards: Sequence[StorageShard]
+    ) -> None:
         """Store shards of a segment at a host, with the record where it is the last segment."""
         self._about_to(lease)
         # Of several columns at one host, one brings the record.

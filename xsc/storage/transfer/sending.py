@@ -15,26 +15,17 @@ from typing import Literal, TypeAlias
 
 from xsc.base.errors import LeaseExhausted, XscError
 from xsc.storage.object.durability import Contract, HostLabels, survival
-from xsc.storage.ports import HostLease
+from xsc.terms.lease import LeaseHandle
 
 Asking: TypeAlias = Literal["more", "other", "again"]
 """More room at the host, another host, or the same one anew, which has lost what it held."""
 
 
 @dataclass(frozen=True, slots=True)
-class KnownLease:
-    """Room at a host under a lease that this node has already."""
-
-    node: bytes
-    lease_id: bytes
-    price: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Slot:
     """A column, and the host that it goes to for now."""
 
-    lease: HostLease
+    lease: LeaseHandle
     tries: int = 0
     """Rises with each failure that counts."""
     extended_at: int = -1
@@ -61,7 +52,12 @@ class Sending:
     @property
     def columns(self) -> tuple[bytes, ...]:
         """The host of each column."""
-        return tuple(self.slots[column].lease.node for column in sorted(self.slots))
+        return tuple(lease.node for lease in self.leases)
+
+    @property
+    def leases(self) -> tuple[LeaseHandle, ...]:
+        """The lease of each column."""
+        return tuple(self.slots[column].lease for column in sorted(self.slots))
 
     @property
     def taken(self) -> frozenset[bytes]:
@@ -93,7 +89,7 @@ class Offered:
 
     column: int
     asking: Asking
-    lease: HostLease | None
+    lease: LeaseHandle | None
     labels: Mapping[bytes, HostLabels] = field(default_factory=dict)
     """Of the hosts of now."""
 

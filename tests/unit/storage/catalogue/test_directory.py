@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import vectors
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
+from xsc.base.encoding import decode, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid, SignatureInvalid, TooLarge, XscError
 from xsc.base.limits import (
     DIRECTORY_HEAD_BYTES_MAX,
@@ -30,18 +31,15 @@ from xsc.net.calls.costs import COSTS
 from xsc.node import directory as keeper
 from xsc.storage.catalogue.directory import (
     DirectoryEntry,
-    DirectoryHead,
     HeadBody,
-    locate_of,
     make_head,
-    newest,
     open_body,
     open_head,
     pack,
     unpack,
 )
 from xsc.storage.catalogue.heads import HEAD_GET, HEAD_PUT, HEADS, DirectoryHeadStore
-from xsc.storage.transfer.put import Held
+from xsc.storage.object.held import Held
 
 NETWORK = network_id("test")
 KEY = KeyPair(b"k" * 32)
@@ -51,10 +49,9 @@ OBJECTS = [
     DirectoryEntry("", 1, "xsc:r:y", 0, 0, ()),
 ]
 BODY = HeadBody(
-    written_ms=9,
     peers=(b"p", b"q"),
     directory=pack(OBJECTS),
-    capability=None,
+    listed=tagged_sha256("directory", pack(OBJECTS)),
     ledger=b"ledger",
     removed=(b"r" * 32, b"s" * 32),
 )
@@ -82,7 +79,6 @@ def test_the_head_is_sealed_as_its_page_says():
     bound = b"XSC/1/directory-head\0" + (4).to_bytes(8, "big")
     secret = AESGCM(derived(b"directory/head"))
     assert secret.decrypt(record.sealed[:12], record.sealed[12:], bound) == BODY.to_bytes()
-    assert record.locate == derived(b"directory/locate") == locate_of(KEY)
 
 
 def test_formats_of_version_1_are_read_for_ever():
@@ -124,15 +120,6 @@ def test_nobody_else_opens_it():
         open_head(head(4).raw, other.node_id, NETWORK)
 
 
-def test_the_highest_generation_that_holds_counts_in_any_order():
-    heads = [head(2).raw, head(7).raw, head(3).raw, b"", head(9, key=KeyPair(b"o" * 32)).raw]
-    for order in (heads, heads[::-1]):
-        best = newest(order, KEY, NETWORK)
-        assert best is not None
-        assert best[0].record.generation == 7
-    assert newest([b"", b"\xff"], KEY, NETWORK) is None
-
-
 def part(raw):
     return [Part(raw, root_of(raw))]
 
@@ -158,19 +145,17 @@ class Host:
     async def put(self, raw, caller=KEY.node_id):
         return await self.handlers[HEAD_PUT](caller, {}, part(raw))
 
-    async def get(self, caller=KEY.node_id, locate=None):
-        asked = {"locate": locate_of(KEY) if locate is None else locate}
-        return await self.handlers[HEAD_GET](caller, asked, [])
+    async def get(self, caller=KEY.node_id):
+        return await self.handlers[HEAD_GET](caller, {}, [])
 
 
 async def test_a_host_keeps_the_newest_and_gives_it_to_its_owner_alone():
     host = Host()
-    assert (await host.get())[0] == {"found": False}
+    assert await host.get() == ({}, ())
     for generation in (2, 5):
-        assert await host.put(head(generation).raw) == ({"stored": True}, ())
-    assert (await host.get())[1] == (head(5).raw,)
-    for caller, asked in ((b"o" * 32, None), (KEY.node_id, bytes(32))):
-        assert (await host.get(caller, asked))[0] == {"found": False}
+        assert await host.put(head(generation).raw) == ({}, ())
+    assert await host.get() == ({}, (head(5).raw,))
+    assert await host.get(b"o" * 32) == ({}, ())
     with pytest.raises(SignatureInvalid):
         await host.put(head(9).raw, caller=b"o" * 32)
 
@@ -178,15 +163,15 @@ async def test_a_host_keeps_the_newest_and_gives_it_to_its_owner_alone():
 async def test_a_head_that_is_not_stored_is_answered_with_the_one_that_is_held():
     host = Host()
     await host.put(head(5).raw)
-    for late in (head(4), head(5, BODY.model_copy(update={"written_ms": 10}))):
-        assert await host.put(late.raw) == ({"stored": False}, (head(5).raw,))
+    for late in (head(4), head(5, BODY.model_copy(update={"ledger": b""}))):
+        assert await host.put(late.raw) == ({}, (head(5).raw,))
     assert (await host.get())[1] == (head(5).raw,)
 
 
 async def test_a_head_is_on_the_disk_before_it_is_confirmed_and_written_once():
     host = Host()
     for _ in range(3):
-        assert (await host.put(head(5).raw))[0] == {"stored": True}
+        assert await host.put(head(5).raw) == ({}, ())
         assert host.state.after_crash().get(HEADS + KEY.node_id) == head(5).raw
     await host.put(head(4).raw)
     assert host.written == [HEADS + KEY.node_id]
@@ -215,11 +200,14 @@ async def test_what_is_no_head_is_refused():
     assert host.written == []
 
 
-def test_a_head_says_one_of_both():
-    for wrong in ({"directory": None}, {"capability": "xsc:r:x"}):
-        with pytest.raises(RecordInvalid):
-            open_body(head(1, BODY.model_copy(update=wrong)).record, KEY)
-    assert isinstance(head(1).record, DirectoryHead)
+def test_a_directory_that_names_a_host_which_is_not_in_its_list_is_refused():
+    whole = decode(pack(OBJECTS), size_max=10_000)
+    for place in (0, 1):
+        for wrong in (len(whole["ids"]), -1, "0"):
+            changed = decode(pack(OBJECTS), size_max=10_000)
+            changed["objects"][0][5][0][place] = wrong
+            with pytest.raises(RecordInvalid):
+                unpack(encode(changed))
 
 
 def test_a_head_lists_so_many_removed_peers_and_each_is_an_id():

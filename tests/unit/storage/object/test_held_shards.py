@@ -14,7 +14,7 @@ from tests.unit.storage.shardstore.test_store import (
     shard,
     wanted,
 )
-from tests.unit.storage.world import Lease, World
+from tests.unit.storage.world import World
 from xsc.base.encoding import encode
 from xsc.base.errors import NotFound, ReceiptInvalid, RecordInvalid
 from xsc.base.limits import STAT_READ_BYTES_MAX
@@ -22,6 +22,7 @@ from xsc.base.merkle import root_of
 from xsc.storage.object import held_shards
 from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.inventory import Wanted
+from xsc.terms.lease import LeaseHandle
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
 HOST = b"h" * 32
@@ -123,7 +124,7 @@ async def test_no_more_is_read_for_one_question_than_for_a_stat():
 
 
 async def ask(world):
-    lease = Lease(world[1].id, world[0].lease_id(world[1].id))
+    lease = LeaseHandle(world[1].id, world[0].lease_id(world[1].id))
     data = StorageShard(0, b"data", root_of(b"data"))
     client = world[0].service._client
     await client.store(lease, LOCATE, 0, shards=[(0, data)], record=None)

@@ -7,19 +7,18 @@ import pytest
 
 from tests.strategies import vectors
 from xsc.base.errors import ProofInvalid, RecordInvalid, SignatureInvalid, XscError
-from xsc.identity.envelope import open_signed, sign
+from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.node.offline.verify import verify_drain
 from xsc.storage.repair.departures import (
     MAGIC,
-    DepartureNotice,
     DrainReceipt,
-    ProofSummary,
     check_proof,
     open_order,
     stuck_reason,
     write_proof,
 )
+from xsc.storage.repair.drain import Departure
 from xsc.terms.storage_receipt import DeletionOrder
 
 GOLDEN = vectors("leaving")
@@ -29,7 +28,7 @@ OWNER = KeyPair(bytes.fromhex(GOLDEN["owner_seed"]))
 GUARDIAN = KeyPair(bytes.fromhex(GOLDEN["guardian_seed"]))
 ORDERS = [bytes.fromhex(order) for order in GOLDEN["orders"]]
 PROOF = bytes.fromhex(GOLDEN["proof"])
-REST = ProofSummary(12, 0, 1_700_000_001_000)
+REST = {"released_bytes": 12, "left_objects": 0, "said_ms": 1_700_000_001_000}
 
 
 def checked(raw):
@@ -37,7 +36,7 @@ def checked(raw):
 
 
 def made(orders=ORDERS, rest=REST):
-    return b"".join(write_proof(orders, rest, key=LEAVER, network=NETWORK))
+    return b"".join(write_proof(orders, **rest, key=LEAVER, network=NETWORK))
 
 
 def order(key=OWNER, network=NETWORK, **change):
@@ -53,13 +52,9 @@ def order(key=OWNER, network=NETWORK, **change):
 
 
 def test_an_independent_implementation_says_and_proves_the_same():
-    for name, leaving, said_ms in (("leaving", True, 0), ("stays", False, 1)):
-        raw = bytes.fromhex(GOLDEN[name])
-        said = DepartureNotice(leaving=leaving, said_ms=1_700_000_000_000 + said_ms)
-        assert sign(said, LEAVER, NETWORK).raw == raw
-        assert (
-            open_signed(raw, DepartureNotice, network=NETWORK, author=LEAVER.node_id).record == said
-        )
+    said = bytes.fromhex(GOLDEN["departure"])
+    assert Departure(begun_bytes=5_000_000_000).to_bytes() == said
+    assert Departure.from_bytes(said).begun_bytes == 5_000_000_000
     first, whole, other = (open_order(raw, NETWORK) for raw in ORDERS)
     assert [signed.author for signed in (first, whole, other)] == [
         OWNER.node_id,
@@ -74,18 +69,19 @@ def test_an_independent_implementation_says_and_proves_the_same():
     assert made() == PROOF
     proof = checked(PROOF)
     assert (proof.node, proof.customers) == (LEAVER.node_id, 2)
-    said = proof.drained
-    assert (said.items, said.objects, said.released_bytes, said.left_objects) == (3, 2, 12, 0)
+    drained = proof.drained
+    assert (drained.items, drained.objects) == (3, 2)
+    assert (drained.released_bytes, drained.left_objects) == (12, 0)
     text = verify_drain(io.BytesIO(PROOF).read)
     assert "2 customers" in text
     assert "2 objects" in text
     assert "still holds" not in text
-    left = made(rest=ProofSummary(0, 4, 1))
+    left = made(rest=REST | {"left_objects": 4})
     assert "still holds 4 objects" in verify_drain(io.BytesIO(left).read)
 
 
 def test_who_held_nothing_proves_nothing_more():
-    proof = checked(made([], ProofSummary(0, 0, 1)))
+    proof = checked(made([]))
     assert (proof.customers, proof.drained.items, proof.drained.objects) == (0, 0, 0)
 
 

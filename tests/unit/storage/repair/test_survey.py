@@ -7,6 +7,7 @@ import pytest
 from tests.unit.storage.repair.test_damage import NODES, OTHER, OWN, held, manifest_of
 from xsc.storage.object.capability import VerifyCapability
 from xsc.storage.object.durability import Contract, HostLabels
+from xsc.storage.object.held import Held
 from xsc.storage.object.inventory import HeldObject, HeldRecord
 from xsc.storage.object.placement import placement_of
 from xsc.storage.repair.maintained_object import MaintainedObject, merged, without
@@ -25,7 +26,6 @@ from xsc.storage.repair.survey import (
     surplus_by_host,
 )
 from xsc.storage.transfer.get import Located
-from xsc.storage.transfer.put import Held
 
 MANIFEST = manifest_of(2)
 SPARE, AWAY, LEASE = b"s" * 32, b"a" * 32, b"l" * 32

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.unit.storage.shardstore.test_store import LOCATE, shard, wanted
-from tests.unit.storage.world import NETWORK, Lease, World
+from tests.unit.storage.world import NETWORK, World
 from xsc.base.errors import NotAllowed, RecordInvalid, SignatureInvalid, TooLarge, XscError
 from xsc.base.limits import RECORD_BYTES_MAX
 from xsc.base.merkle import root_of
@@ -18,7 +18,7 @@ from xsc.storage.object import messages
 from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import ObjectRecord
-from xsc.storage.repair.departures import DepartureNotice
+from xsc.terms.lease import LeaseHandle
 from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, Freed
 
 COLUMNS = (0, 5, 255)
@@ -60,7 +60,7 @@ class Scene:
         shards = [(0, StorageShard(column, b"data", root_of(b"data"))) for column in COLUMNS]
         record = ObjectRecord(SEALED, root_of(SEALED), hash_of(SEALED))
         for customer in (self.alice, self.bob):
-            lease = Lease(self.host.id, customer.lease_id(self.host.id))
+            lease = LeaseHandle(self.host.id, customer.lease_id(self.host.id))
             client = customer.service._client
             await client.store(lease, LOCATE, 0, shards=shards, record=record)
         self.whole_bytes = self.host.node.used_bytes // 2
@@ -213,8 +213,6 @@ async def test_no_other_word_deletes(scene):
     await scene.refuse(b"")
     await scene.refuse(bytes(RECORD_BYTES_MAX + 1), fault=TooLarge)
     await scene.refuse(scene.order(Another).raw, fault=RecordInvalid)
-    leaving = sign(DepartureNotice(leaving=True, said_ms=NOW), scene.alice.key, NETWORK).raw
-    await scene.refuse(leaving, fault=RecordInvalid)
 
 
 async def test_nobody_deletes_by_the_order_of_another_or_for_another(scene):

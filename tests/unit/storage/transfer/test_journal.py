@@ -9,9 +9,9 @@ from xsc.base.errors import StoreDamaged
 from xsc.db.memory import MemoryKeyValue
 from xsc.storage.object.capability import VerifyCapability, verify_key
 from xsc.storage.object.erasure import Code
+from xsc.storage.object.held import Held
 from xsc.storage.object.manifest import hash_of, open_manifest, segments_of
 from xsc.storage.transfer import journal
-from xsc.storage.transfer.journal import KeptPlace
 
 VECTOR = json.loads((Path(__file__).parents[3] / "vectors" / "journal.json").read_text())
 UPLOAD = bytes.fromhex(VECTOR["upload"])
@@ -33,7 +33,7 @@ def test_the_vector_is_read(state):
     assert kept.head.secret == b"\x44" * 32
     assert kept.code == Code(4, 2)
     assert kept.head.touched_ms == 1_700_000_000_123
-    assert [slot.columns for slot in kept.head.slots] == [(0, 2, 4), (1, 3, 5)]
+    assert kept.nodes == [ONE, OTHER, ONE, OTHER, ONE, OTHER]
     assert kept.segments[5].length == 4 * 2**20
     assert kept.segments[5].roots == tuple(bytes([column]) * 32 for column in range(6))
     verify = VerifyCapability(verify_key(kept.head.secret), hash_of(kept.sealed))
@@ -46,7 +46,7 @@ def test_the_vector_is_written(state):
     kept = journal.read(state, UPLOAD)
     sealed = journal.sealed_of(kept.segments[5])
     assert journal.segment_change(UPLOAD, 5, 4 * 2**20, sealed) == ROWS["segment"]
-    place = KeptPlace(node=OTHER, lease_id=LEASE, size_bytes=3 * 2**20)
+    place = Held(OTHER, LEASE, 3 * 2**20)
     assert journal.ack_change(UPLOAD, 5, 1, place) == ROWS["ack"]
     assert (journal.HEAD + UPLOAD, kept.head.to_bytes()) == ROWS["head"]
     assert (journal.RECORD + UPLOAD, kept.sealed) == ROWS["record"]
@@ -58,7 +58,7 @@ def test_a_segment_is_stored_once_every_present_host_gave_its_receipt(state):
     hosts = [(2, ONE), (3, OTHER), (4, ONE), (5, OTHER), (0, OTHER), (0, ONE)]
     for column, node in hosts:
         assert kept.whole() == []
-        place = KeptPlace(node=node, lease_id=LEASE, size_bytes=1)
+        place = Held(node, LEASE, 1)
         state.write([journal.ack_change(UPLOAD, 5, column, place)], sync=True)
         kept = journal.read(state, UPLOAD)
     assert kept.whole() == [5]

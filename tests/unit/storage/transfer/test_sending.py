@@ -12,12 +12,12 @@ from xsc.storage.transfer.sending import (
     Failed,
     Fill,
     GiveUp,
-    KnownLease,
     Offered,
     Sending,
     Slot,
     step,
 )
+from xsc.terms.lease import LeaseHandle
 
 NODES = [bytes([number]) * 32 for number in range(9)]
 FAULTS = [PeerSilent("silent"), SpaceExhausted("full"), LeaseExhausted("full"), PeerSilent("lies")]
@@ -25,7 +25,7 @@ M = 2
 
 
 def lease(node, number=0):
-    return KnownLease(node, bytes([number]) * 32)
+    return LeaseHandle(node, bytes([number]) * 32)
 
 
 def labels_of(nodes, sites):
