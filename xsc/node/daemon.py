@@ -30,7 +30,7 @@ from xsc.node import system
 from xsc.node.api import app, serving
 from xsc.node.api.deployments import ServiceListener
 from xsc.node.build import Node, Parts
-from xsc.node.config import Config, from_environment
+from xsc.node.config import Config, load
 from xsc.node.home import folder as homes
 from xsc.node.home import recover, stores
 from xsc.node.logging import JsonLog, SentenceLog
@@ -69,7 +69,7 @@ def _open(path: Path, passphrase: str, flags: Mapping[str, str]) -> tuple[homes.
     The automatic capacity is chosen once: half of what is free now would shrink with every
     start of a node that fills up. A port that the system gave stays, so that peers find it.
     """
-    config = from_environment(path, flags)
+    config = load(path, os.environ, flags)
     home = homes.open_home(path, passphrase)
     os.umask(0o077)
     capacity = homes.capacity_of(path, config.storage_capacity_bytes)
@@ -218,6 +218,15 @@ async def _come_back(
     return done
 
 
+def _go_on(
+    path: Path, passphrase: str, places: Sequence[str] = (), *, without_silent: bool = False
+) -> tuple[str, recover.Returned]:
+    home, config = _open(path, passphrase, {})
+    log = SentenceLog(system.SystemClock())
+    back = _come_back(home, config, log, places, without_silent=without_silent)
+    return ids.to_text(home.key.node_id), asyncio.run(back)
+
+
 def recover_home(
     path: Path,
     identity: str | None,
@@ -260,9 +269,7 @@ def recover_home(
             raise errors.HomeInvalid(
                 f"no recovery was begun at {path}", hint="give the exported key file, too"
             )
-        home, config = _open(path, passphrase, {})
-        log = SentenceLog(system.SystemClock())
-        return ids.to_text(home.key.node_id), asyncio.run(_come_back(home, config, log, places))
+        return _go_on(path, passphrase, places)
 
 
 def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> recover.Returned:
@@ -276,9 +283,7 @@ def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> recov
             raise errors.HomeInvalid(
                 f"no restore is to be finished at {path}", hint="give the backup, too"
             )
-        home, config = _open(path, passphrase, {})
-        log = SentenceLog(system.SystemClock())
-        return asyncio.run(_come_back(home, config, log, without_silent=without_silent))
+        return _go_on(path, passphrase, without_silent=without_silent)[1]
 
 
 def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
