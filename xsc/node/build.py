@@ -8,7 +8,7 @@ before it; what it needs of a later one is bound late.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -779,12 +779,9 @@ class Node:
     async def stop_recovering(self) -> None:
         """End a node that was never started: it only asked its peers."""
         await self.tasks.stop()
-        await self.peers.stop()
-        await self.ledger.close()
-        await self._state_commit.settle()
-        await self.space.close()
-        self.parts.executor.close()
-        self.parts.stores.close()
+        await self._close(
+            self.peers.stop, self.ledger.close, self._state_commit.settle, self.space.close
+        )
 
     async def stop(self) -> None:
         """Serve nobody any more, end the loops, let what runs finish, close the stores."""
@@ -793,7 +790,7 @@ class Node:
         await self.tasks.stop()
         await self.services.stop()
         self.sync.end()
-        for close in (
+        await self._close(
             # It settles what is owed, which needs the peers.
             self.market.close,
             self.peers.stop,
@@ -802,11 +799,15 @@ class Node:
             self.space.close,
             self._state_commit.settle,
             self.shards.close,
-        ):
+        )
+        self.log.info("node.stopped", node=self.key.node_id)
+
+    async def _close(self, *services: Callable[[], Awaitable[None]]) -> None:
+        """Close services in their order, and then what they have used."""
+        for close in services:
             try:
                 await close()
             except errors.XscError as fault:  # a full disk keeps nothing else open
                 self.log.warning("node.not_closed", reason=fault.message)
         self.parts.executor.close()
         self.parts.stores.close()
-        self.log.info("node.stopped", node=self.key.node_id)
