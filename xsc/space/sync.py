@@ -400,7 +400,7 @@ class SpaceSync:
         if self._sources is None:
             self._sources = {}
             up = self.followed(answering=True)
-            for followed in self._sections:
+            for followed in sorted(self._sections):
                 owner = followed[0]
                 failed = self._failed.get(followed, set())
                 sources = [owner]

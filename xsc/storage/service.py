@@ -105,7 +105,7 @@ def best_columns(
 ) -> tuple[list[bytes | None], list[State]]:
     """Return for each column the node with its best copy, and the state of that copy.
 
-    It is not known which of several silent nodes has a column: each is named once.
+    Where no placement says which of several silent nodes has a column, each is named once.
 
     Args:
         located: the object, and who may hold its columns.
@@ -125,7 +125,7 @@ def best_columns(
         ]
         state = rank[min(told)[0]] if told else "missing"
         best = [node for place, node in told if rank[place] == state]
-        if state == "unreachable":
+        if state == "unreachable" and not placed:
             best = [node for node in best if node not in columns]
         columns.append(best[0] if best else None)
         states.append(state)
@@ -304,22 +304,21 @@ class StorageService:
         contract = self.default_contract(code) if contract is None else contract
         secret = self._context.entropy.token(SECRET_BYTES)
         locate = VerifyCapability(verify_key(secret), bytes(32)).locate
-        async with self.resume_journals.turn(resume or locate) as trail:
-            kept = None if resume is None else await self._kept(resume, trail)
+        turn = self.resume_journals.turn(resume or locate, resumes=resume is not None)
+        async with turn as journal:
+            kept = None if resume is None else await self._kept(resume, journal)
             upload = Upload(
                 self._client,
                 self._context.key,
                 self._context.entropy,
                 code=erasure.Code(*code),
                 contract=contract,
-                trail=trail,
-                resumes=resume is not None,
+                journal=journal,
                 secret=secret if kept is None else kept.head.secret,
                 kept=kept,
             )
             done = await upload.run(source, size_hint)
-            rows = trail.forget_head() if resume is None else await trail.forget()
-            version = await self.catalogue.add(done, name, rows)
+            version = await self.catalogue.add(done, name, await journal.forget())
         for warning in done.warnings:
             self._context.log.warning("storage.put_warning", warning=warning)
         return PutResult(
@@ -392,13 +391,11 @@ class StorageService:
             ObjectUnknown: nobody who answers knows it.
         """
         read = parse_read(capability)
-        entry = self.catalogue.entry(read.manifest_hash)
         return get.ObjectReader(
             self._client,
             await self._finder.locate(read.verify),
-            read,
+            read.content_key,
             self.read_ahead,
-            name=None if entry is None else entry.name,
             search=partial(self._finder.search, read.verify),
         )
 
@@ -462,7 +459,9 @@ class StorageService:
         located, content_key = open_reference(raw)
         if located.manifest.size_bytes > size_max:
             raise errors.TooLarge(f"the object is over {size_max} bytes")
-        return await get.read_whole(self._client, located, content_key)
+        cache = read_ahead_cache.ReadAheadCache()
+        reader = get.ObjectReader(self._client, located, content_key, cache, own_first=True)
+        return await reader.whole(), reader.received_bytes
 
     # Customer: looking after
 

@@ -87,7 +87,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         "manifest": bool,
     },
     "storage.get": {**OBJECT, "shards": Many(SHARD, GET_MAX), "most": Most},
-    "storage.have": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX)},
+    "storage.have": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX), "most": Most},
     "storage.keep": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX), "most": Most},
     "storage.stat": {**OBJECT, "manifest": Id32},
     "storage.find": {"locate": Id32, "manifest": Id32, "most": Most},

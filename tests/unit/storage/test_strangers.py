@@ -23,7 +23,7 @@ from xsc.base.merkle import root_of
 from xsc.base.units import held_bytes
 from xsc.identity.envelope import sign
 from xsc.storage.catalogue.objects import MANIFESTS
-from xsc.storage.object import held_shards, messages
+from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.inventory import Span, Wanted
@@ -520,7 +520,7 @@ LEAF = replace(WANTED, span=Span(0, 1, MIB))
         (messages.GET, messages.get_message(LOCATE, 0, [LEAF])),
         (messages.KEEP, messages.get_message(LOCATE, 0, [WANTED])),
         (messages.STAT, messages.stat_message(LOCATE, 0, bytes(32))),
-        (held_shards.HAVE, held_shards.have_message(bytes(32), LOCATE, 0, [WANTED])),
+        (messages.HAVE, messages.get_message(LOCATE, 0, [WANTED])),
     ],
 )
 def test_what_is_read_for_a_caller_is_charged_before_the_first_read(method, asked):

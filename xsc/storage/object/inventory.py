@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from xsc.base import errors, ids, limits, merkle
-from xsc.storage.object.erasure import Buffer, StorageShard
+from xsc.storage.object.erasure import Buffer, Code, StorageShard
 from xsc.storage.object.manifest import (
     Manifest,
     column_digest,
@@ -55,6 +55,27 @@ class Wanted:
     """None for the whole shard."""
     size_bytes: int = limits.SEGMENT_BYTES
     """Of the whole shard; a host gives none that is larger."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentShards:
+    """What the shards of one segment must be."""
+
+    locate: bytes
+    code: Code
+    index: int
+    length: int
+    roots: Sequence[bytes]
+    """By column."""
+
+    @property
+    def shard_bytes(self) -> int:
+        """The size of each shard."""
+        return self.code.shard_bytes(self.length)
+
+    def wanted(self, column: int, span: Span | None = None) -> Wanted:
+        """Return how one shard, or some of its leaves, is asked for."""
+        return Wanted(self.index, column, self.roots[column], span, self.shard_bytes)
 
 
 @dataclass(frozen=True, slots=True)

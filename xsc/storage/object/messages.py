@@ -8,6 +8,7 @@ Header; parts -> answer; its parts:
                     -> states, proofs; what is ok of them
     storage.stat    locate, generation, manifest, after -> record, columns, records, mine, until
     storage.keep    lease, locate, generation, shards with roots, most -> receipt
+    storage.have    the same -> receipt over those that lie there under the lease
     storage.find    locate, manifest, most -> ; sealed manifest where it is held
     storage.holds   locate, generation, manifest, roots -> columns, record
     storage.delete  order -> receipt
@@ -41,6 +42,7 @@ GET = "storage.get"
 STAT = "storage.stat"
 FIND = "storage.find"
 KEEP = "storage.keep"
+HAVE = "storage.have"
 HOLDS = "storage.holds"
 DELETE = "storage.delete"
 SHARD_BYTES_MAX = limits.SEGMENT_BYTES
@@ -225,7 +227,7 @@ ANSWER_BOUNDS: Mapping[str, Callable[[Mapping[str, Value]], int]] = {
 def keep_message(
     lease_id: bytes, locate: bytes, generation: int, shards: Sequence[HeldShard]
 ) -> dict[str, Value]:
-    """Return the header of a `storage.keep`: a put of what the host has already."""
+    """Return the header of a `storage.keep`, a put of what the host has already, or `have`."""
     wanted = [
         inventory.Wanted(item.segment, item.column, item.root, size_bytes=item.size_bytes)
         for item in shards
@@ -241,7 +243,7 @@ def read_keep(header: Mapping[str, Value]) -> tuple[bytes, bytes, int, list[inve
     """
     locate, generation, wanted, most = read_get(header)
     if not wanted or any(item.span is not None for item in wanted):
-        raise RecordInvalid("whole shards are kept, one at least")
+        raise RecordInvalid("whole shards are named, one at least")
     return take_bytes(header, "lease", size=ID_BYTES), locate, generation, wanted, most
 
 

@@ -17,11 +17,10 @@ from xsc.base.errors import LeaseExhausted, SpaceExhausted, XscError
 from xsc.base.limits import STORE_REQUEST_BYTES_MAX
 from xsc.base.refusals import refusal
 from xsc.identity.context import Context
-from xsc.storage.object import erasure, inventory, placement, receipts
+from xsc.storage.object import erasure, placement, receipts
 from xsc.storage.object.held import Held, held_of
 from xsc.storage.object.manifest import code_of, hash_of, segments_of
 from xsc.storage.object.messages import GET_MAX, ObjectRecord
-from xsc.storage.object.segment import length_of
 from xsc.storage.repair.maintained_object import (
     MaintainedObject,
     MaintainedObjects,
@@ -41,9 +40,9 @@ from xsc.storage.repair.survey import (
     has_record,
 )
 from xsc.storage.repair.surveyor import Surveyor
-from xsc.storage.transfer.get import Located, roots_of
-from xsc.storage.transfer.host_client import HostClient, Source, requests_of, together
-from xsc.storage.transfer.sender import ColumnSender, SentSegment, rebuilt
+from xsc.storage.transfer.get import Located
+from xsc.storage.transfer.host_client import HostClient, Source, together
+from xsc.storage.transfer.sender import ColumnSender, rebuilt
 from xsc.storage.transfer.sending import Sending
 from xsc.terms.lease import LeaseHandle
 
@@ -187,11 +186,9 @@ class RecordWriter:
     async def _store_under(
         self, lease: LeaseHandle, located: Located, record: ObjectRecord
     ) -> Held:
-        generation = located.manifest.generation
-        for batch, carried in requests_of([], record):
-            await self._client.store(
-                lease, located.locate, generation, shards=batch, record=carried
-            )
+        await self._client.store(
+            lease, located.locate, located.manifest.generation, shards=[], record=record
+        )
         return Held(lease.node, lease.lease_id, record.held_bytes)
 
 
@@ -374,9 +371,8 @@ class ColumnMover:
     ) -> list[erasure.StorageShard]:
         """Return shards of a segment: copied from where they still are, else rebuilt."""
         manifest = survey.manifest
-        code = code_of(manifest)
-        length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
-        await self._bandwidth.take(code.shard_bytes(length) * (len(columns) + manifest.k))
+        size = survey.located.segment(index).shard_bytes
+        await self._bandwidth.take(size * (len(columns) + manifest.k))
         if all(survey.states[column] == "ok" for column in columns):
             try:
                 return await together(self._copy(survey, index, column) for column in columns)
@@ -389,29 +385,19 @@ class ColumnMover:
         self, survey: Survey, index: int, good: Sequence[int], columns: Sequence[int]
     ) -> list[erasure.StorageShard]:
         """Return shards of a segment, built from k of the good columns."""
-        manifest = survey.manifest
-        length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
         return await rebuilt(
             self._client,
-            survey.located.locate,
-            code_of(manifest),
-            index,
-            SentSegment(length, roots_of(manifest, index)),
+            survey.located.segment(index),
             sources=[Source(column, survey.columns[column]) for column in good],
             columns=columns,
         )
 
     async def _copy(self, survey: Survey, index: int, column: int) -> erasure.StorageShard:
-        manifest = survey.manifest
-        root = roots_of(manifest, index)[column]
-        length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
+        shards = survey.located.segment(index)
         data: erasure.Buffer = await self._client.fetch(
-            survey.columns[column],
-            survey.located.locate,
-            manifest.generation,
-            inventory.Wanted(index, column, root, None, code_of(manifest).shard_bytes(length)),
+            survey.columns[column], shards.locate, shards.code.generation, shards.wanted(column)
         )
-        return erasure.StorageShard(column, data, root)
+        return erasure.StorageShard(column, data, shards.roots[column])
 
     async def rewrite_damaged(self, survey: Survey) -> int:
         """Store damaged shards again at hosts that have the rest of the column; return how many.
@@ -452,8 +438,8 @@ class ColumnMover:
         Return why it is not there, or nothing.
         """
         manifest = survey.manifest
-        length = length_of(segment, manifest.size_bytes, manifest.segment_bytes)
-        await self._bandwidth.take(code_of(manifest).shard_bytes(length) * (1 + manifest.k))
+        size = survey.located.segment(segment).shard_bytes
+        await self._bandwidth.take(size * (1 + manifest.k))
         good = good_for(manifest, survey.columns, survey.answers, segment)
         try:
             (shard,) = await self._rebuild(survey, segment, good, [column])

@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.base.limits import SEGMENTS_IN_FLIGHT
 from xsc.storage.object import segment as segments
-from xsc.storage.object.capability import ReadCapability
-from xsc.storage.object.erasure import Buffer, Code, decode_rows
-from xsc.storage.object.inventory import Wanted
-from xsc.storage.object.manifest import Manifest, code_of, place_of, segments_of
+from xsc.storage.object.erasure import Buffer, Code
+from xsc.storage.object.inventory import SegmentShards
+from xsc.storage.object.manifest import Manifest, code_of, place_of
 from xsc.storage.object.ranges import Piece, is_whole, pieces_of, rebuild_span
-from xsc.storage.object.segment import Opener, Place
+from xsc.storage.object.segment import Opener
 from xsc.storage.transfer import latency, read_ahead_cache
 from xsc.storage.transfer.host_client import HostClient, Source, stop_all, together
 from xsc.storage.transfer.race import first_of, in_order, race
@@ -48,6 +46,14 @@ class Located:
         """Every column at every node that should hold it."""
         return [Source(column, node) for column, nodes in enumerate(self.holders) for node in nodes]
 
+    def segment(self, index: int) -> SegmentShards:
+        """Return what the shards of one segment must be."""
+        manifest = self.manifest
+        length = place_of(manifest, self.locate, index).length
+        return SegmentShards(
+            self.locate, code_of(manifest), index, length, roots_of(manifest, index)
+        )
+
 
 def roots_of(manifest: Manifest, index: int) -> tuple[bytes, ...]:
     """Return the roots of one segment, in order of columns."""
@@ -61,20 +67,6 @@ def first_of_each(sources: Sequence[Source]) -> list[Source]:
     for source in sources:
         firsts.setdefault(source.column, source)
     return list(firsts.values())
-
-
-def _join(
-    shards: Mapping[int, Buffer],
-    code: Code,
-    content_key: bytes,
-    seal: tuple[bytes, bytes],
-    place: Place,
-) -> bytes:
-    nonce, tag = seal
-    opener = Opener(content_key, nonce, tag, place)
-    plain = b"".join([opener.update(row) for row in decode_rows(shards, code, place.length)])
-    opener.finish()
-    return plain
 
 
 def _decipher(
@@ -128,24 +120,34 @@ class ObjectReader:
         self,
         client: HostClient,
         located: Located,
-        capability: ReadCapability,
+        content_key: bytes,
         read_ahead: read_ahead_cache.ReadAheadCache,
         *,
-        name: str | None,
-        search: Callable[[Located], Coroutine[None, None, Located]],
+        search: Callable[[Located], Coroutine[None, None, Located]] | None = None,
+        own_first: bool = False,
     ) -> None:
-        self.name = name
-        """The name that this node stored it under; None where another node did."""
+        """Begin.
+
+        Args:
+            client: the hosts.
+            located: the object.
+            content_key: that opens its segments.
+            read_ahead: keeps what a reader that goes away was given last.
+            search: asks all peers what they hold; None: only the known hosts are asked.
+            own_first: segments are read whole, shards of this node first, parity or not.
+        """
+        self.received_bytes = 0
+        """What came from other nodes, of segments that were read whole."""
         self.size_bytes = located.manifest.size_bytes
         self._client = client
         self._located = located
-        self._content_key = capability.content_key
+        self._content_key = content_key
+        self._own_first = own_first
         self._read_ahead = read_ahead
         self._search = search
         self._searching: asyncio.Task[Located] | None = None
         self._doubted: set[bytes] = set()
         """Nodes that gave something wrong, or nothing: they are asked last from then on."""
-        self._key = (located.locate, capability.manifest_hash)
 
     async def stream(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[Buffer]:
         """Yield the bytes from `start` up to `stop`, or to the end, in order.
@@ -169,8 +171,8 @@ class ObjectReader:
         if start == end:
             return
         clock = self._client.clock
-        kept = self._read_ahead.take(self._key, start, clock.monotonic_ms())
-        cached = self._read_ahead.begin(self._key, start)
+        kept = self._read_ahead.take(self._content_key, start, clock.monotonic_ms())
+        cached = self._read_ahead.begin(self._content_key, start)
         taken = False
         try:
             for piece in kept:
@@ -227,7 +229,8 @@ class ObjectReader:
         code = code_of(manifest)
         place = place_of(manifest, self._located.locate, index)
         coming = _Coming()
-        if manifest.inline is None and is_whole(low, high, place.length, code):
+        whole = self._own_first or is_whole(low, high, place.length, code)
+        if manifest.inline is None and whole:
             opener = Opener(self._content_key, manifest.nonces[index], manifest.tags[index], place)
             decoder = SegmentDecoder(opener, place, code, budget)
             coming.start(self._segment(index, (low, high), decoder, coming))
@@ -260,26 +263,19 @@ class ObjectReader:
 
         The host is raced by those of the other columns once it is late.
         """
-        located, manifest, client = self._located, self._located.manifest, self._client
-        roots = roots_of(manifest, index)
-        size = piece.span.size_bytes
+        located, client = self._located, self._client
+        shards, size = located.segment(index), piece.span.size_bytes
         direct = [source for source in located.sources if source.column == piece.column]
         direct = in_order(client, direct, code.k, size, self._doubted)
-        want = Wanted(index, piece.column, roots[piece.column], piece.span)
 
         async def rebuild() -> Buffer:
             others = [source for source in located.sources if source not in direct[:1]]
             got = await race(
                 client,
-                locate=located.locate,
-                generation=manifest.generation,
-                segment=index,
-                roots=roots,
-                sources=in_order(client, others, code.k, size, self._doubted),
-                k=code.k,
-                size_bytes=piece.span.shard_bytes,
+                shards,
+                in_order(client, others, code.k, size, self._doubted),
                 span=piece.span,
-                more=self._more,
+                more=self._more if self._search else None,
                 doubted=self._doubted,
             )
             return await client.executor.run(rebuild_span, got, code, piece.column, piece.span)
@@ -289,7 +285,8 @@ class ObjectReader:
         host = direct[0].node
 
         async def ask() -> Buffer:
-            return await client.fetch(host, located.locate, manifest.generation, want)
+            want = shards.wanted(piece.column, piece.span)
+            return await client.fetch(host, located.locate, code.generation, want)
 
         late = client.late_since_ms(host) or host in self._doubted
         quick = client.is_up(host) and not late
@@ -303,6 +300,7 @@ class ObjectReader:
     async def _more(self) -> list[Source]:
         """Ask all peers once what they hold: where the known holders do not give the object."""
         if self._searching is None:
+            assert self._search is not None
             self._searching = asyncio.create_task(self._search(self._located))
         # One search for all that wait for it, also where the first of them needs it no more.
         self._located = await asyncio.shield(self._searching)
@@ -322,12 +320,13 @@ class ObjectReader:
         """Fetch all of a segment, and give each of its columns once those before it are given."""
         low, high = wanted
         begin = 0
-        located, manifest = self._located, self._located.manifest
-        code = code_of(manifest)
-        length = place_of(manifest, located.locate, index).length
-        size = code.shard_bytes(length)
-        ranked = in_order(self._client, located.sources, code.k, size, self._doubted)
-        firsts = first_of_each(ranked)[: code.k]
+        located, segment = self._located, self._located.segment(index)
+        k, own = segment.code.k, self._client.own
+        size = segment.shard_bytes
+        ranked = in_order(self._client, located.sources, k, size, self._doubted)
+        if self._own_first:
+            ranked.sort(key=lambda source: source.node != own)
+        firsts = first_of_each(ranked)[:k]
         # Of those that are asked, the one whose bytes are read first comes first.
         chosen = sorted(firsts, key=lambda source: source.column)
         rest = [source for source in ranked if source not in firsts]
@@ -341,73 +340,17 @@ class ObjectReader:
 
         shards = await race(
             self._client,
-            locate=located.locate,
-            generation=manifest.generation,
-            segment=index,
-            roots=roots_of(manifest, index),
-            sources=[*chosen, *rest],
-            k=code.k,
-            size_bytes=size,
+            segment,
+            [*chosen, *rest],
             decoder=decoder,
             arrived=arrived,
-            more=self._more,
+            more=self._more if self._search else None,
             doubted=self._doubted,
         )
         if not decoder.is_open:
             await self._client.executor.run(decoder.complete, shards)
+        here = {source.column for source in located.sources if source.node == own}
+        self.received_bytes += sum(
+            len(data) for column, data in shards.items() if column not in here
+        )
         arrived()
-
-
-async def read_segment(
-    client: HostClient, located: Located, content_key: bytes, index: int
-) -> tuple[Buffer, int]:
-    """Return one segment that lies as shards, and how many bytes of them came from others.
-
-    Shards of this node are taken also where they are parity.
-    """
-    manifest = located.manifest
-    assert index < segments_of(manifest)
-    code = code_of(manifest)
-    place = place_of(manifest, located.locate, index)
-    size = code.shard_bytes(place.length)
-    sources = in_order(client, located.sources, manifest.k, size)
-    sources.sort(key=lambda source: source.node != client.own)
-    own = {source.column for source in sources if source.node == client.own}
-    shards = await race(
-        client,
-        locate=located.locate,
-        generation=manifest.generation,
-        segment=index,
-        roots=roots_of(manifest, index),
-        sources=sources,
-        k=manifest.k,
-        size_bytes=size,
-    )
-    received = sum(len(data) for column, data in shards.items() if column not in own)
-    seal = manifest.nonces[index], manifest.tags[index]
-    data = await client.executor.run(_join, shards, code, content_key, seal, place)
-    return data, received
-
-
-async def read_whole(client: HostClient, located: Located, content_key: bytes) -> tuple[bytes, int]:
-    """Return an object that lies as shards, its own first, and how many bytes came from others.
-
-    Raises:
-        ShardsInsufficient, RecordInvalid: as `ObjectReader.stream`.
-    """
-    ahead: deque[asyncio.Task[tuple[Buffer, int]]] = deque()
-    found: list[Buffer] = []
-    received = following = 0
-    try:
-        while following < segments_of(located.manifest) or ahead:
-            while following < segments_of(located.manifest) and len(ahead) < SEGMENTS_IN_FLIGHT:
-                reading = read_segment(client, located, content_key, following)
-                ahead.append(asyncio.create_task(reading))
-                following += 1
-            data, fetched = await ahead[0]
-            ahead.popleft()
-            found.append(data)
-            received += fetched
-    finally:
-        await stop_all(ahead)
-    return b"".join(found), received

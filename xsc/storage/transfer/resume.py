@@ -7,18 +7,19 @@ a sync: a kill loses none, and a power failure some, whose shards are sent again
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from xsc.base import errors, ids, turns
-from xsc.base.clock import Clock, Executor
+from xsc.base import errors, ids, turns, units
 from xsc.base.keyvalue import Change, KeyValue
 from xsc.storage.object.capability import VerifyCapability, verify_key
+from xsc.storage.object.erasure import Code, StorageShard
 from xsc.storage.object.held import Held, held_of
 from xsc.storage.object.manifest import SealedSegment
 from xsc.storage.ports import Commit
 from xsc.storage.transfer import host_client, journal
 from xsc.storage.transfer.journal import Head, Kept
+from xsc.storage.transfer.sender import ColumnSender, Notes
 
 UPLOAD_KEPT_MS = 24 * 3_600_000
 """How long a put that broke off may still go on; then what it stored is deleted."""
@@ -26,18 +27,36 @@ UPLOADS_INTERVAL_MS = 60_000
 """How often puts that broke off are looked through."""
 
 
-class ResumeJournal:
-    """The journal of one upload."""
+class ResumeJournal(Notes):
+    """The journal of one put: where something of it may lie, and what it takes to go on."""
+
+    secret: bytes
+    code: Code
 
     def __init__(
-        self, upload: bytes, state: KeyValue, commit: Commit, clock: Clock, executor: Executor
+        self,
+        upload: bytes,
+        state: KeyValue,
+        commit: Commit,
+        client: host_client.HostClient,
+        *,
+        resumes: bool,
     ) -> None:
         self.upload = upload
+        self.resumes = resumes
+        """Whether the put can go on after a kill; nothing goes on with one of one segment."""
+        self.begun = False
+        """Whether something of this run of the put is kept."""
         self._state = state
         self._commit = commit
-        self._clock = clock
-        self._executor = executor
-        self._begun = False
+        self._clock = client.clock
+        self._executor = client.executor
+        self._noted: set[tuple[bytes, bytes]] = set()
+        """Where an undo asks, as far as it is kept already."""
+
+    def begins(self, secret: bytes, code: Code) -> None:
+        """Take note of what the put begins with."""
+        self.secret, self.code = secret, code
 
     async def going_on(self) -> Kept | None:
         """Return what a put can go on with.
@@ -48,63 +67,82 @@ class ResumeJournal:
         kept = await self._executor.run(journal.read, self._state, self.upload)
         return kept if kept is not None and kept.head.hosts else None
 
-    def now_ms(self) -> int:
-        """Return the time that heads are marked with."""
-        return self._clock.now_ms()
+    def _head(
+        self, sender: ColumnSender, held: Mapping[tuple[bytes, bytes], int], *, over: bool = False
+    ) -> Change:
+        """Return the write of the head: of a put that is `over`, hosts are asked for a day."""
+        now_ms = self._clock.now_ms()
+        head = Head(
+            secret=self.secret,
+            k=self.code.k,
+            m=self.code.m,
+            touched_ms=max(0, now_ms - UPLOAD_KEPT_MS) if over else now_ms,
+            hosts=() if over else sender.state.leases,
+            places=held_of(held),
+        )
+        return journal.HEAD + self.upload, head.to_bytes()
 
-    async def begin(self, head: Head, index: int, length: int, sealed: SealedSegment) -> None:
+    async def begin(
+        self, sender: ColumnSender, index: int, length: int, sealed: SealedSegment
+    ) -> None:
         """Keep how a segment is sealed; it may be sent once this returned."""
         changes: list[Change] = [journal.segment_change(self.upload, index, length, sealed)]
-        if not self._begun:
-            changes.append((journal.HEAD + self.upload, head.to_bytes()))
-        self._begun = True
+        if not self.begun:
+            changes.append(self._head(sender, sender.held))
+        self.begun = True
         await self._commit(changes)
+
+    def about_to(self, sender: ColumnSender, place: tuple[bytes, bytes]) -> None:
+        """Note that an undo must ask that host, and all others that have a column.
+
+        Without a sync: what is counted afterwards is on the disk only where this is.
+        """
+        if (self.resumes and sender.last != 0) or place in self._noted:
+            return
+        hosts = (lease[:2] for lease in sender.state.leases)
+        noted = dict.fromkeys((*sender.held, *hosts, place), 0)
+        self._keep(self._head(sender, noted, over=True))
+        self._noted.update(noted)
+
+    def stored(
+        self, sender: ColumnSender, index: int, column: int, shards: Sequence[StorageShard]
+    ) -> None:
+        """Keep a receipt."""
+        if not self.resumes or sender.last == index == 0:
+            return
+        lease = sender.state.slots[column].lease
+        size = units.held_bytes(sum(len(shard.data) for shard in shards), len(shards))
+        self.acked(index, column, Held(lease.node, lease.lease_id, size))
 
     def acked(self, index: int, column: int, place: Held) -> None:
         """Keep a receipt for a column of a segment."""
         self._state.write([journal.ack_change(self.upload, index, column, place)], sync=False)
 
-    def lies_at(self, head: Head) -> None:
-        """Keep where something is about to lie of a put that nothing goes on with.
-
-        Without a sync: what is counted afterwards is on the disk only where this is.
-        """
-        self._begun = True
-        self._state.write([(journal.HEAD + self.upload, self._over(head).to_bytes())], sync=False)
-
-    async def undone(self, head: Head) -> None:
-        """Keep of a put that has failed only where something of it may lie still."""
-        changes = await self.forget()
-        if head.places:
-            changes.append((journal.HEAD + self.upload, self._over(head).to_bytes()))
-        if changes:
-            await self._commit(changes)
-
-    def _over(self, head: Head) -> Head:
-        """Return the head of a put that is over, and whose hosts are asked for a day."""
-        touched_ms = max(0, self.now_ms() - UPLOAD_KEPT_MS)
-        return head.model_copy(update={"hosts": (), "touched_ms": touched_ms})
-
-    @property
-    def begun(self) -> bool:
-        """Whether something of this run of the put is kept."""
-        return self._begun
-
-    def moved(self, head: Head) -> None:
+    def moved(self, sender: ColumnSender) -> None:
         """Keep where columns go from now on."""
-        self._begun = True
-        self._state.write([(journal.HEAD + self.upload, head.to_bytes())], sync=False)
+        if self.resumes and sender.last != 0:
+            self._keep(self._head(sender, sender.held))
+
+    def _keep(self, head: Change) -> None:
+        self.begun = True
+        self._state.write([head], sync=False)
 
     async def sealed(self, sealed: bytes) -> None:
         """Keep the sealed manifest; it may be sent afterwards."""
         await self._commit([(journal.RECORD + self.upload, sealed)])
 
-    def forget_head(self) -> list[Change]:
-        """Return the writes that drop the journal of a put that nothing could go on with."""
-        return [(journal.HEAD + self.upload, None)] if self._begun else []
+    async def undone(self, sender: ColumnSender, left: Mapping[tuple[bytes, bytes], int]) -> None:
+        """Keep of a put that has failed only where something of it may lie still."""
+        changes = await self.forget()
+        if left:
+            changes.append(self._head(sender, left, over=True))
+        if changes:
+            await self._commit(changes)
 
     async def forget(self) -> list[Change]:
         """Return the writes that drop the journal."""
+        if not self.resumes:
+            return [(journal.HEAD + self.upload, None)] if self.begun else []
         return await self._executor.run(journal.forget, self._state, self.upload)
 
 
@@ -122,14 +160,13 @@ class ResumeJournals:
         self._turns: turns.Turns[bytes] = turns.Turns()
 
     @asynccontextmanager
-    async def turn(self, upload: bytes) -> AsyncIterator[ResumeJournal]:
+    async def turn(self, upload: bytes, *, resumes: bool = True) -> AsyncIterator[ResumeJournal]:
         """Give the journal of an upload, once no other put of that id runs."""
         async with self._turns.of(upload):
-            yield self._journal(upload)
+            yield ResumeJournal(upload, self._state, self._commit, self._client, resumes=resumes)
 
-    def _journal(self, upload: bytes) -> ResumeJournal:
-        client = self._client
-        return ResumeJournal(upload, self._state, self._commit, client.clock, client.executor)
+    async def _forget(self, upload: bytes) -> list[Change]:
+        return await self._client.executor.run(journal.forget, self._state, upload)
 
     async def stored_bytes(self, upload: bytes) -> int:
         """Return how much of an upload's content need not be sent again."""
@@ -193,7 +230,7 @@ class ResumeJournals:
         self._client.log.error("storage.journal_damaged", reason=fault.message)
         kept = await self._client.executor.run(journal.read_rest, self._state, upload)
         if kept is None:
-            await self._commit(await self._journal(upload).forget())
+            await self._commit(await self._forget(upload))
         else:
             await self._end(upload, kept, self._client.clock.now_ms())
 
@@ -226,7 +263,7 @@ class ResumeJournals:
         head = kept.head.model_copy(
             update={"hosts": (), "places": held_of(held), "touched_ms": touched_ms}
         )
-        rows = await self._journal(upload).forget()
+        rows = await self._forget(upload)
         await self._commit([*rows, (journal.HEAD + upload, head.to_bytes())])
         locate = _locate(kept.head)
         left = dict(held)
