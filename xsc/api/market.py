@@ -27,8 +27,6 @@ Moment = Annotated[int, Ge(0), Le(2**63 - 1)]
 Kind = Literal["storage", "compute"]
 Role = Literal["offer", "need"]
 Unit = Literal["bytes", "fuel_per_s"]
-PriceUnit = Literal["GiB_hour", "Gfuel"]
-"""What micro-credits are for: a GiB and hour, or a Gfuel."""
 Window = tuple[int, int]
 """From a moment to another one, which is not part of it."""
 
@@ -92,7 +90,8 @@ class Slot(Priced):
     """Of the quantity, what is granted now; null where that is not known here."""
     used: int | None
     """Of what is granted, what is drawn; null where that is not known here."""
-    price_unit: PriceUnit
+    price_unit: Literal["GiB_hour", "Gfuel"]
+    """What micro-credits are for: a GiB and hour, or a Gfuel."""
     parts: dict[Key, int]
     """Of a need, what of its quantity is of one provider alone, by node."""
     windows: list[Window]

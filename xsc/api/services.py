@@ -11,6 +11,7 @@ from xsc.api.jobs import Brought
 from xsc.base import limits
 
 Concurrency = Annotated[int, Ge(1), Le(limits.SERVICE_CONCURRENCY_MAX)]
+SERVICE_CONCURRENCY_DEFAULT = 4
 
 WAIT_MS_MAX = 30_000
 """How long a request for rows of a log may wait for the next one."""
@@ -21,7 +22,7 @@ class Deploy(Brought):
 
     name: Annotated[str, MaxLen(256)]
     version: Annotated[str, MaxLen(256)] | None = None
-    concurrency: Concurrency = 4
+    concurrency: Concurrency = SERVICE_CONCURRENCY_DEFAULT
 
 
 State = Literal["serving", "off", "placed", "unpaid"]
