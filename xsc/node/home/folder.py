@@ -302,7 +302,7 @@ def metrics_token(path: Path) -> str:
     text = (_text_of(path, "metrics.token") or "").strip()
     if not text:
         text = to_text(system.SystemEntropy().token(TOKEN_BYTES))
-        _write_private(path / "metrics.token", f"{text}\n")
+        write_file(path / "metrics.token", f"{text}\n")
     return text
 
 
