@@ -601,8 +601,7 @@ def restore(
     finished; it goes on without FILE, and at each `xsc node start`.
     """
     from xsc.node.daemon import catch_up_home
-    from xsc.node.home.backup import Reader, restore_home, seal_of
-    from xsc.node.home.backup import check as read_through
+    from xsc.node.home.backup import Reader, read_into, restore_home, seal_of
 
     def unlock(line: str) -> KeyPair:
         from xsc.identity import keyfile
@@ -618,7 +617,7 @@ def restore(
         seal = seal_of(reader.head, passphrase=secret, key=key)
         with show.progress("checking" if check else "restoring", None):
             if check:
-                brought = read_through(reader, seal, unlock)
+                brought = read_into(reader, seal, {}, unlock)
             else:
                 brought = restore_home(reader, seal, settings.home, line, unlock)
     elif check or identity is not None or passphrase_file is not None:

@@ -266,7 +266,7 @@ async def test_who_is_introduced_is_told_of_the_others_and_they_of_it():
         await friend.node.net.start()
         friend.start()
     for other in (bea, cid):
-        await other.node.net.joining.join(ada.node.net.joining.invite(HOUR_MS))
+        await other.node.net.join(ada.node.net.invite(HOUR_MS))
     await group.pass_ms(2 * RETRY_MS)
     assert bea.knows(cid.node.key)
     assert cid.knows(bea.node.key)
