@@ -168,7 +168,7 @@ class Core:
 
     def alive(self) -> bool:
         """Say whether a node runs at the home: it has proved that it is the one."""
-        if not self.home.is_dir():
+        if not (self.home / "api.json").exists():
             return False
         try:
             self._open(find_place(self.home), CONNECT_TIMEOUT_S).close()
