@@ -200,7 +200,16 @@ def get(
         raise ArgumentInvalid("a directory goes whole, and to the disk: -o DIR")
     calls = settings.calls()
     if recursive:
-        _get_tree(settings, calls, cap, output, version)
+        from xsc.client.folders import get_tree
+
+        where = _directory(calls, cap, version)
+        tree = get_tree(
+            calls, where.capability, output, warn=show.warn, path=where.path, watch=_FETCHING
+        )
+        files = sum(node.kind == "file" for node in tree.nodes)
+        size = sum(node.size_bytes for node in tree.nodes)
+        settings.view({"directory": str(output), "files": files, "size_bytes": size})
+        show.detail(f"fetched {files} files, {units.format_size(size)}, to {output}")
         return
     found = targets.resolve(calls, cap, version)
     if found.kind == "directory":
@@ -244,21 +253,6 @@ def _directory(calls: Calls, target: str, version: int | None) -> targets.Target
     return found
 
 
-def _get_tree(
-    settings: Settings, calls: Calls, target: str, output: Path, version: int | None
-) -> None:
-    from xsc.client.folders import get_tree
-
-    found = _directory(calls, target, version)
-    tree = get_tree(
-        calls, found.capability, output, warn=show.warn, path=found.path, watch=_FETCHING
-    )
-    files = sum(node.kind == "file" for node in tree.nodes)
-    size = sum(node.size_bytes for node in tree.nodes)
-    settings.view({"directory": str(output), "files": files, "size_bytes": size})
-    show.detail(f"fetched {files} files, {units.format_size(size)}, to {output}")
-
-
 @store.command("ls")
 @argument("prefix", required=False, default="", type=options.NAME)
 @option("--versions", is_flag=True, help="Show all versions of a name, not the newest alone.")
@@ -280,7 +274,11 @@ def listing(
     """
     calls = settings.calls()
     if recursive:
-        _show_tree(settings, calls, options.object_of(prefix), version)
+        found = _directory(calls, options.object_of(prefix), version)
+        tree = targets.read_tree(calls, found.capability)
+        nodes = (tree.at(found.path) if found.path else tree).nodes
+        settings.view({"entries": [_entry(node) for node in nodes]})
+        show.table(_HEADS, [_cells(node) for node in nodes], "the directory is empty")
         return
     if version is not None:
         raise ArgumentInvalid("--version goes with -r", hint="--versions shows all of them")
@@ -654,16 +652,6 @@ def gc(answer: Document) -> int:
 
 
 _LETTERS = {"directory": "d", "file": "-", "link": "l"}
-
-
-def _show_tree(settings: Settings, calls: Calls, target: str, version: int | None) -> None:
-    """List what is in a stored directory."""
-    found = _directory(calls, target, version)
-    tree = targets.read_tree(calls, found.capability)
-    if found.path:
-        tree = tree.at(found.path)
-    settings.view({"entries": [_entry(node) for node in tree.nodes]})
-    show.table(_HEADS, [_cells(node) for node in tree.nodes], "the directory is empty")
 
 
 def _entry(node: Node) -> Document:
