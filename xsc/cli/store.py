@@ -71,7 +71,26 @@ def put(
     """
     calls, name = settings.calls(), how["name"]
     if recursive:
-        return _put_tree(settings, calls, file, reread=reread, **how)
+        from xsc.client.folders import put_tree
+
+        name = (file.absolute().name if name is None else name).rstrip(SUFFIX)
+        if not name:
+            raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
+        tree = put_tree(
+            calls,
+            file,
+            name,
+            started_ms=time.time_ns() // 1_000_000,
+            warn=show.warn,
+            survive=how["survive"],
+            code=how["code"],
+            reread=reread,
+            watch=partial(_storing, calls, name, how["code"]),
+        )
+        sent = f"sent {tree['sent_files']} of {tree['files']} files"
+        show.detail(f"{sent}, {units.format_size(tree['sent_bytes'])}")
+        settings.view(tree, tree["capability"])
+        return EXIT_PARTLY if tree["left_out"] else 0
     if reread:
         raise ArgumentInvalid("--reread goes with -r")
     if name is not None:
@@ -141,33 +160,6 @@ def _storing(
                 f"{found['code']}, cost about {cost} credits in 30 days at the prices quoted now"
             )
     return show.progress(f"storing {name}", size_bytes)
-
-
-def _put_tree(
-    settings: Settings, calls: Calls, folder: Path, *, reread: bool, **how: Unpack[PutOptions]
-) -> int:
-    """Store a directory; return the exit code."""
-    from xsc.client.folders import put_tree
-
-    given = how["name"]
-    name = (folder.absolute().name if given is None else given).rstrip("/")
-    if not name:
-        raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
-    stored = put_tree(
-        calls,
-        folder,
-        name,
-        started_ms=time.time_ns() // 1_000_000,
-        warn=show.warn,
-        survive=how["survive"],
-        code=how["code"],
-        reread=reread,
-        watch=partial(_storing, calls, name, how["code"]),
-    )
-    sent = f"sent {stored['sent_files']} of {stored['files']} files"
-    show.detail(f"{sent}, {units.format_size(stored['sent_bytes'])}")
-    settings.view(stored, stored["capability"])
-    return EXIT_PARTLY if stored["left_out"] else 0
 
 
 @store.command()
