@@ -259,7 +259,7 @@ def test_a_cancelled_drain_is_told_and_the_node_is_trusted_again():
         leaver = world.nodes[4]
         await leaver.storage.drain.begin()
         await world.until(
-            lambda: all(leaver.key.node_id in node.storage.drain.leaving() for node in world.nodes)
+            lambda: all(leaver.key.node_id in node.departures.leaving() for node in world.nodes)
         )
         world.net.partition("node-4", "node-0")
         await leaver.storage.drain.cancel()
@@ -269,7 +269,7 @@ def test_a_cancelled_drain_is_told_and_the_node_is_trusted_again():
         await world.crash(4)
         leaver = await world.restart(4)
         world.net.heal()
-        await world.until(lambda: not any(node.storage.drain.leaving() for node in world.nodes))
+        await world.until(lambda: not any(node.departures.leaving() for node in world.nodes))
         hosts = {
             index
             for seed in range(4)

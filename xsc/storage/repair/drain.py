@@ -173,7 +173,6 @@ class Drain:
         self._state = state
         self._commit = commit
         self._departures = departures
-        self.leaving = departures.leaving
         self._watch = watch
         self._grace_ms = grace_ms
         self.copies: Callable[[bytes], int] = lambda _: 1

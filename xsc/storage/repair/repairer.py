@@ -239,7 +239,6 @@ class Repairer:
             objects,
             finder=finder,
             watch=watch,
-            leaving=drain.leaving,
             bandwidth=bandwidth,
             lease_ms=settings.storage_lease_ms,
         )
@@ -278,7 +277,7 @@ class Repairer:
         return False
 
     def _available(self, *, also_unsteady: bool = False) -> frozenset[bytes]:
-        return self.watch.available(also_unsteady=also_unsteady) - self._drain.leaving()
+        return self.watch.available(also_unsteady=also_unsteady) - self._client.leaving()
 
     async def run(self) -> None:
         """Look after all objects until cancelled."""
@@ -295,7 +294,7 @@ class Repairer:
             situation = (
                 self.watch.all_gone(),
                 self._available(),
-                self._drain.leaving(),
+                self._client.leaving(),
                 known if len(listed) < REPAIRS_A_ROUND_MAX else 0,
             )
             due = self.cleanup.due(known)
@@ -324,7 +323,7 @@ class Repairer:
             hosts = [HostLabels(node, *self._client.hosts.labels(node)) for node in columns]
             if not survival(hosts, placement.m).meets(placement.contract):
                 return True
-        return bool(self.watch.gone(nodes) or nodes & self._drain.leaving())
+        return bool(self.watch.gone(nodes) or nodes & self._client.leaving())
 
     async def round(
         self,
@@ -488,7 +487,7 @@ class Repairer:
 
     async def _report(self, survey: Survey, result: Repaired) -> None:
         """Log what was done; tell nodes that leave what could not be moved from them."""
-        ref, leaving = survey.maintained.ref, self._drain.leaving()
+        ref, leaving = survey.maintained.ref, self._client.leaving()
         for item in result.moved:
             self._context.log.info(
                 "repair.column_moved",

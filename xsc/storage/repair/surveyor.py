@@ -6,7 +6,7 @@ its host says that it has it, counts as corrupt for the next survey.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 from xsc.base import errors, ids, limits
 from xsc.identity.context import Context
@@ -34,7 +34,6 @@ class Surveyor:
         *,
         finder: ObjectFinder,
         watch: node_watch.NodeWatch,
-        leaving: Callable[[], frozenset[bytes]],
         bandwidth: node_watch.Bandwidth,
         lease_ms: int,
     ) -> None:
@@ -44,7 +43,6 @@ class Surveyor:
         self._objects = objects
         self._finder = finder
         self._watch = watch
-        self._leaving = leaving
         self._bandwidth = bandwidth
         self._lease_ms = lease_ms
         self._unreadable: dict[bytes, frozenset[tuple[int, bytes]]] = {}
@@ -84,7 +82,7 @@ class Surveyor:
             if columns[column] == node:
                 states[column] = "corrupt"
         await self._find_elsewhere(maintained, located, columns, states, answers)
-        leaving = self._leaving()
+        leaving = self._client.leaving()
         lost = repair_rules.lost_columns(columns, states, self._watch.gone(set(columns)))
         held = [(item.node, item.lease_id) for item in maintained.held if item.size_bytes]
         ends = own_ends(held, self._own, self._client.hosts.lease_end)
@@ -164,7 +162,7 @@ class Surveyor:
         found = await self._finder.search(maintained.capability, located)
         unreadable = self._unreadable.get(maintained.ref, frozenset())
         for column in sorted(lost):
-            others = set(found.holders[column]) - self._leaving() - set(columns)
+            others = set(found.holders[column]) - self._client.leaving() - set(columns)
             for node in sorted(others):
                 if (column, node) in unreadable:
                     continue
