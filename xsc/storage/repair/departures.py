@@ -173,8 +173,7 @@ def stuck_reason(
     recorded: bool,
     customer_said: str | None,
     is_up: bool,
-    is_peer: bool,
-    silent_ms: int,
+    silent_ms: int | None,
     grace_ms: int,
 ) -> str:
     """Return why no customer is about to move an object from a node that leaves.
@@ -185,8 +184,7 @@ def stuck_reason(
         recorded: whether the object has a record here, so that its put has ended.
         customer_said: the reason that its customer gave.
         is_up: whether the customer answers.
-        is_peer: whether the customer is a peer still.
-        silent_ms: for how long the customer has been silent.
+        silent_ms: for how long the customer has been silent; None if it is no peer any more.
         grace_ms: of repair.
     """
     if not recorded:
@@ -195,7 +193,7 @@ def stuck_reason(
         return customer_said
     if is_up:
         return ""
-    if not is_peer:
+    if silent_ms is None:
         return "its owner is no peer of this node any more"
     if silent_ms < 3 * grace_ms:
         return ""

@@ -319,8 +319,7 @@ class Drain:
             recorded=recorded,
             customer_said=self._stays.get((locate, customer)),
             is_up=self._hosts.is_up(customer),
-            is_peer=is_peer,
-            silent_ms=self._watch.silent_ms(customer) if is_peer else 0,
+            silent_ms=self._watch.silent_ms(customer) if is_peer else None,
             grace_ms=self._grace_ms,
         )
 
@@ -331,8 +330,7 @@ class Drain:
     async def counted(self, wait_ms: int) -> None:
         """Return after the next count, or after that long; at once where this node stays."""
         if self.active and (wait_ms or self._remaining is None):
-            if wait_ms:
-                self._counted.clear()
+            self._counted.clear()
             await clock.event_within(self._context.clock, self._counted, wait_ms or DRAIN_LOOK_MS)
 
     def status(self, guarded: int = 0, owed_micro: int = 0) -> api.Drain:

@@ -163,7 +163,6 @@ MOVABLE = {
     "recorded": True,
     "customer_said": None,
     "is_up": False,
-    "is_peer": True,
     "silent_ms": 0,
     "grace_ms": 10,
 }
@@ -176,8 +175,8 @@ MOVABLE = {
         ({"silent_ms": 29}, ""),
         ({"silent_ms": 30}, "the node that stored it is away, and nobody else can release it"),
         ({"silent_ms": 30, "is_up": True}, ""),
-        ({"is_peer": False}, "its owner is no peer of this node any more"),
-        ({"is_peer": False, "is_up": True}, ""),
+        ({"silent_ms": None}, "its owner is no peer of this node any more"),
+        ({"silent_ms": None, "is_up": True}, ""),
         ({"customer_said": "no room", "is_up": True}, "no room"),
         ({"customer_said": "no room", "recorded": False}, "it belongs to a put that has not ended"),
     ],
