@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
-from tempfile import SpooledTemporaryFile
-from typing import IO
+from collections.abc import AsyncGenerator
 
 from xsc.api import home as api
 from xsc.api.endpoint import Nothing
-from xsc.base.limits import MIB
 from xsc.identity.keys import network_id
 from xsc.node.api.serving import Download
 from xsc.node.build import Node
@@ -62,24 +59,9 @@ async def stay(node: Node, _: Nothing) -> api.Drain:
     return await _progress(node)
 
 
-def _spool(spool: IO[bytes], pieces: Iterator[bytes]) -> None:
-    """Write all pieces and rewind."""
-    for piece in pieces:
-        spool.write(piece)
-    spool.seek(0)
-
-
-async def proof(node: Node, _: Nothing) -> Download:
+async def proof(node: Node, _: Nothing) -> bytes:
     """Prove where everything lies now."""
-    found = node.storage.drain.proof()
-
-    async def pieces(_: int, __: int) -> AsyncGenerator[bytes | memoryview, None]:
-        with SpooledTemporaryFile(max_size=8 * MIB) as spool:
-            await node.parts.executor.run(_spool, spool, found)
-            while block := spool.read(MIB):
-                yield block
-
-    return Download(pieces)
+    return await node.storage.drain.proof()
 
 
 async def backup(node: Node, asked: api.Backup) -> Download:
