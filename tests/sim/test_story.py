@@ -1,5 +1,8 @@
 """The main job on seven whole nodes, with two crashes, from one seed."""
 
+import os
+import subprocess
+import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -107,3 +110,22 @@ def test_three_losses_are_named_and_never_a_wrong_byte():
             await get(world.nodes[reader], capability)
 
     run(8, 7, play)
+
+
+HASHED = """
+from tests.sim.network import content, put, run
+print(run(91, 7, lambda world: put(world.nodes[0], content(5 * 2**20)))[1].trace())
+"""
+
+
+def test_a_put_goes_the_same_way_whatever_the_order_of_sets():
+    traces = {
+        subprocess.run(
+            [sys.executable, "-c", HASHED],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(traces) == 1

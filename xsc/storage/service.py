@@ -19,7 +19,7 @@ from xsc.base.ids import short
 from xsc.base.turns import sliced
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
-from xsc.storage.catalogue import adoption, finder, names
+from xsc.storage.catalogue import finder, names
 from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
 from xsc.storage.object import durability, erasure, expiry, inventory
 from xsc.storage.object.capability import (
@@ -46,10 +46,9 @@ from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.shardstore import server, store
 from xsc.storage.transfer import deep_read, get, read_ahead_cache
 from xsc.storage.transfer.host_client import HostClient, together
-from xsc.storage.transfer.journal import Kept
+from xsc.storage.transfer.journal import Kept, ResumeJournal, ResumeJournals
 from xsc.storage.transfer.locality import Referred, open_reference, refer, spared_bytes
 from xsc.storage.transfer.put import Upload
-from xsc.storage.transfer.resume import ResumeJournal, ResumeJournals
 from xsc.terms.storage_receipt import DeletionReceipt
 
 UNFOUND_MARGIN = -1
@@ -105,7 +104,7 @@ def best_columns(
 ) -> tuple[list[bytes | None], list[State]]:
     """Return for each column the node with its best copy, and the state of that copy.
 
-    It is not known which of several silent nodes has a column: each is named once.
+    Where no placement says which of several silent nodes has a column, each is named once.
 
     Args:
         located: the object, and who may hold its columns.
@@ -125,7 +124,7 @@ def best_columns(
         ]
         state = rank[min(told)[0]] if told else "missing"
         best = [node for place, node in told if rank[place] == state]
-        if state == "unreachable":
+        if state == "unreachable" and not placed:
             best = [node for node in best if node not in columns]
         columns.append(best[0] if best else None)
         states.append(state)
@@ -200,7 +199,7 @@ class StorageService:
             charge_read=charge_read,
         )
         self._finder = finder.ObjectFinder(context, client, self.catalogue.placement)
-        self.adoption = adoption.Adoption(self.catalogue, self._finder)
+        self.adoption = finder.Adoption(self.catalogue, self._finder)
         self._owned = OwnObjects(self.catalogue, self._own)
         self.repairer = self._repairer(self._owned, watch)
         self.assignment = assignment.CustodianAssignment(
@@ -302,22 +301,21 @@ class StorageService:
         contract = self.default_contract(code) if contract is None else contract
         secret = self._context.entropy.token(SECRET_BYTES)
         locate = VerifyCapability(verify_key(secret), bytes(32)).locate
-        async with self.resume_journals.turn(resume or locate) as trail:
-            kept = None if resume is None else await self._kept(resume, trail)
+        turn = self.resume_journals.turn(resume or locate, resumes=resume is not None)
+        async with turn as journal:
+            kept = None if resume is None else await self._kept(resume, journal)
             upload = Upload(
                 self._client,
                 self._context.key,
                 self._context.entropy,
                 code=erasure.Code(*code),
                 contract=contract,
-                trail=trail,
-                resumes=resume is not None,
+                journal=journal,
                 secret=secret if kept is None else kept.head.secret,
                 kept=kept,
             )
             done = await upload.run(source, size_hint)
-            rows = trail.forget_head() if resume is None else await trail.forget()
-            version = await self.catalogue.add(done, name, rows)
+            version = await self.catalogue.add(done, name, await journal.forget())
         for warning in done.warnings:
             self._context.log.warning("storage.put_warning", warning=warning)
         return PutResult(
@@ -390,13 +388,11 @@ class StorageService:
             ObjectUnknown: nobody who answers knows it.
         """
         read = parse_read(capability)
-        entry = self.catalogue.entry(read.manifest_hash)
         return get.ObjectReader(
             self._client,
             await self._finder.locate(read.verify),
-            read,
+            read.content_key,
             self.read_ahead,
-            name=None if entry is None else entry.name,
             search=partial(self._finder.search, read.verify),
         )
 
@@ -460,7 +456,9 @@ class StorageService:
         located, content_key = open_reference(raw)
         if located.manifest.size_bytes > size_max:
             raise errors.TooLarge(f"the object is over {size_max} bytes")
-        return await get.read_whole(self._client, located, content_key)
+        cache = read_ahead_cache.ReadAheadCache()
+        reader = get.ObjectReader(self._client, located, content_key, cache, own_first=True)
+        return await reader.whole(), reader.received_bytes
 
     # Customer: looking after
 
@@ -669,52 +667,28 @@ class StorageService:
             located = await self._finder.locate(verify)
             if located.manifest.owner != self._own:
                 raise errors.NotAllowed("only the node that stored an object can delete it")
-            held: tuple[Held, ...] = ()
             nodes = {node for nodes in located.holders for node in nodes}
+            held = tuple(Held(node, b"", 0) for node in sorted(nodes))
         else:
             held = entry.held
-            nodes = {item.node for item in held}
-        ordered = sorted(nodes)
-        answers = await together(self._forget(node, verify.locate) for node in ordered)
-        confirmed = tuple(node for node, (gone, _) in zip(ordered, answers, strict=True) if gone)
-        receipts = tuple(
-            receipt for _, receipt in answers if receipt is not None and receipt.author != self._own
-        )
-        for item in held:
-            if item.node in confirmed:
-                await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
-        began_ms = self.catalogue.deletion_began_ms(ref)
-        over = tuple(
-            item
-            for item in held
-            if item.node not in confirmed
-            and self._client.has_dropped(item.node, item.lease_id, began_ms)
-        )
-        for item in over:
-            await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
-            self._context.log.info(
-                "storage.deletion_over", peer=short(item.node), object=short(ref)
-            )
-        left = tuple(item for item in held if item.node not in confirmed and item not in over)
-        await self.catalogue.note_deletion(ref, entry, left, receipts)
+        left, receipts = await self._client.delete_all(verify.locate, held)
+        began_ms, over = self.catalogue.deletion_began_ms(ref), list[Held]()
+        for item in left if entry is not None else ():
+            if self._client.has_dropped(item.node, item.lease_id, began_ms):
+                over.append(item)
+                await self._client.note_freed(*item)
+                self._context.log.info(
+                    "storage.deletion_over", peer=short(item.node), object=short(ref)
+                )
+        confirmed = {item.node for item in held} - {item.node for item in left}
+        left = tuple(item for item in left if item not in over)
+        # The own node gives no receipt to itself.
+        others = tuple(receipt for receipt in receipts if receipt.author != self._own)
+        await self.catalogue.note_deletion(ref, entry, left, others)
         await self.assignment.release(ref)
-        asked = {item.node for item in left} if entry is not None else nodes - {*confirmed}
         name = "" if entry is None or entry.name.startswith(names.HIDDEN) else entry.name
-        return RmResult(confirmed, tuple(sorted(asked)), receipts, name, bool(over))
-
-    async def _forget(
-        self, node: bytes, locate: bytes
-    ) -> tuple[bool, Signed[DeletionReceipt] | None]:
-        """Return whether nothing of this node is left at a host, and the host's word for it."""
-        try:
-            _, receipt = await self._client.delete(node, locate, final=True)
-        except errors.XscError as fault:
-            self._context.log.warning(
-                "storage.delete_failed", peer=short(node), reason=fault.message
-            )
-            return False, None
-        else:
-            return True, receipt
+        silent = sorted({item.node for item in left})
+        return RmResult(tuple(sorted(confirmed)), tuple(silent), others, name, bool(over))
 
     async def retry_deletions(self) -> Retried:
         """Ask again where a deletion was not confirmed."""

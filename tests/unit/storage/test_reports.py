@@ -44,3 +44,11 @@ def test_a_host_of_several_columns_of_an_inline_object_has_them_by_the_placement
     lone = NODES[0]
     answers = {lone: HeldObject((), "ok")}
     assert best([(lone,)] * 6, answers, manifest, placed=True) == ([lone] * 6, ["ok"] * 6)
+
+
+def test_a_silent_host_is_named_for_every_column_that_it_was_given():
+    holders = [(NODES[0],), (NODES[0],), *((node,) for node in NODES[2:])]
+    answers = {node: held(MANIFEST, column) for column, node in enumerate(NODES)}
+    columns, states = best(holders, answers | {NODES[0]: None}, placed=True)
+    assert columns == [NODES[0], NODES[0], *NODES[2:]]
+    assert states == ["unreachable"] * 2 + ["ok"] * 4

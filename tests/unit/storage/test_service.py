@@ -33,7 +33,7 @@ from xsc.identity.envelope import open_signed, sign
 from xsc.node.offline.verify import verify_file
 from xsc.storage.catalogue.names import NAMES
 from xsc.storage.catalogue.objects import MANIFESTS, OBJECTS
-from xsc.storage.object import held_shards, messages
+from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_read, parse_verify
 from xsc.storage.object.erasure import Code, cut
 from xsc.storage.object.manifest import hash_of
@@ -41,7 +41,13 @@ from xsc.storage.object.messages import ObjectRecord, put_message
 from xsc.storage.shardstore import bodies
 from xsc.storage.transfer import deletions
 from xsc.terms.lease import LeaseHandle
-from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, Freed, StorageReceipt
+from xsc.terms.storage_receipt import (
+    DeletionOrder,
+    DeletionReceipt,
+    Freed,
+    HeldShard,
+    StorageReceipt,
+)
 
 MIB = 2**20
 
@@ -427,6 +433,8 @@ async def test_a_caller_has_one_long_look_at_a_time_and_others_their_own():
     for name in ("stat", "held_shards", "has_any"):
         setattr(host.node, name, slow(name))
 
+    shard = HeldShard(segment=0, column=0, size_bytes=1, root=bytes(32))
+
     def asked(caller):
         order = DeletionOrder(
             customer=caller.id,
@@ -438,7 +446,7 @@ async def test_a_caller_has_one_long_look_at_a_time_and_others_their_own():
         )
         return {
             messages.STAT: messages.stat_message(bytes(32), 0, bytes(32)),
-            held_shards.HAVE: held_shards.have_message(bytes(32), bytes(32), 0, []),
+            messages.HAVE: messages.keep_message(bytes(32), bytes(32), 0, [shard]),
             messages.DELETE: {"order": sign(order, caller.key, NETWORK).raw},
         }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from xsc.base import errors, ids, limits, merkle
-from xsc.storage.object.erasure import Buffer, StorageShard
+from xsc.storage.object.erasure import Buffer, Code, StorageShard
 from xsc.storage.object.manifest import (
     Manifest,
     column_digest,
@@ -16,28 +16,9 @@ from xsc.storage.object.manifest import (
     root_at,
     segments_of,
 )
+from xsc.storage.object.segment import Span
 
 HeldState: TypeAlias = Literal["ok", "missing", "corrupt"]
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Leaves of a shard, from `first` up to `stop`."""
-
-    first: int
-    stop: int
-    shard_bytes: int
-    """The size of the whole shard."""
-
-    @property
-    def size_bytes(self) -> int:
-        """How many bytes they have together: the last leaf of a shard may be short."""
-        return min(self.stop * limits.LEAF_BYTES, self.shard_bytes) - self.first * limits.LEAF_BYTES
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether these are all leaves of the shard."""
-        return self.first == 0 and self.stop >= merkle.leaf_count(self.shard_bytes)
 
 
 PLACE_BYTES = 4 + 1 + ids.ID_BYTES
@@ -55,6 +36,27 @@ class Wanted:
     """None for the whole shard."""
     size_bytes: int = limits.SEGMENT_BYTES
     """Of the whole shard; a host gives none that is larger."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentShards:
+    """What the shards of one segment must be."""
+
+    locate: bytes
+    code: Code
+    index: int
+    length: int
+    roots: Sequence[bytes]
+    """By column."""
+
+    @property
+    def shard_bytes(self) -> int:
+        """The size of each shard."""
+        return self.code.shard_bytes(self.length)
+
+    def wanted(self, column: int, span: Span | None = None) -> Wanted:
+        """Return how one shard, or some of its leaves, is asked for."""
+        return Wanted(self.index, column, self.roots[column], span, self.shard_bytes)
 
 
 @dataclass(frozen=True, slots=True)

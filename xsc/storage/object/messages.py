@@ -8,6 +8,7 @@ Header; parts -> answer; its parts:
                     -> states, proofs; what is ok of them
     storage.stat    locate, generation, manifest, after -> record, columns, records, mine, until
     storage.keep    lease, locate, generation, shards with roots, most -> receipt
+    storage.have    the same -> receipt over those that lie there under the lease
     storage.find    locate, manifest, most -> ; sealed manifest where it is held
     storage.holds   locate, generation, manifest, roots -> columns, record
     storage.delete  order -> receipt
@@ -34,6 +35,7 @@ from xsc.base.ids import ID_BYTES
 from xsc.base.units import held_bytes
 from xsc.storage.object import inventory
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX, Buffer, StorageShard
+from xsc.storage.object.segment import Span
 from xsc.terms.storage_receipt import HeldShard
 
 PUT = "storage.put"
@@ -41,6 +43,7 @@ GET = "storage.get"
 STAT = "storage.stat"
 FIND = "storage.find"
 KEEP = "storage.keep"
+HAVE = "storage.have"
 HOLDS = "storage.holds"
 DELETE = "storage.delete"
 SHARD_BYTES_MAX = limits.SEGMENT_BYTES
@@ -166,7 +169,7 @@ def _asked(want: inventory.Wanted) -> dict[str, Value]:
     return item
 
 
-def _span(fields: Mapping[str, Value]) -> inventory.Span | None:
+def _span(fields: Mapping[str, Value]) -> Span | None:
     if "leaves" not in fields:
         return None
     match fields["leaves"]:
@@ -174,7 +177,7 @@ def _span(fields: Mapping[str, Value]) -> inventory.Span | None:
             isinstance(item, bool) for item in (first, stop, size)
         ):
             if 0 < size <= SHARD_BYTES_MAX and 0 <= first < stop <= merkle.leaf_count(size):
-                return inventory.Span(first, stop, size)
+                return Span(first, stop, size)
     raise RecordInvalid("leaves are the first, the one after the last, and the size of the shard")
 
 
@@ -225,7 +228,7 @@ ANSWER_BOUNDS: Mapping[str, Callable[[Mapping[str, Value]], int]] = {
 def keep_message(
     lease_id: bytes, locate: bytes, generation: int, shards: Sequence[HeldShard]
 ) -> dict[str, Value]:
-    """Return the header of a `storage.keep`: a put of what the host has already."""
+    """Return the header of a `storage.keep`, a put of what the host has already, or `have`."""
     wanted = [
         inventory.Wanted(item.segment, item.column, item.root, size_bytes=item.size_bytes)
         for item in shards
@@ -241,7 +244,7 @@ def read_keep(header: Mapping[str, Value]) -> tuple[bytes, bytes, int, list[inve
     """
     locate, generation, wanted, most = read_get(header)
     if not wanted or any(item.span is not None for item in wanted):
-        raise RecordInvalid("whole shards are kept, one at least")
+        raise RecordInvalid("whole shards are named, one at least")
     return take_bytes(header, "lease", size=ID_BYTES), locate, generation, wanted, most
 
 
@@ -266,7 +269,7 @@ def _path(value: Value) -> tuple[bytes, ...]:
     return tuple(path)
 
 
-def _holds(data: Buffer, span: inventory.Span, root: bytes, path: tuple[bytes, ...]) -> bool:
+def _holds(data: Buffer, span: Span, root: bytes, path: tuple[bytes, ...]) -> bool:
     return len(data) == span.size_bytes and merkle.span_holds(
         root, span.shard_bytes, span.first, data, path
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from xsc.base import errors, limits
 from xsc.base.encoding import Value, decode, encode
@@ -14,55 +14,45 @@ from xsc.storage.object.segment import length_of
 from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, HeldShard, StorageReceipt
 
 
-def expected_receipt(
-    *,
-    host: bytes,
-    customer: bytes,
-    lease_id: bytes,
-    locate: bytes,
-    generation: int,
-    shards: Sequence[tuple[int, StorageShard]],
-    manifest: bytes | None,
-    stored_ms: int,
-) -> StorageReceipt:
-    """Return the receipt for (segment, shard) in the order in which they were sent."""
-    return StorageReceipt(
-        host=host,
-        customer=customer,
-        lease_id=lease_id,
-        locate=locate,
-        generation=generation,
-        shards=tuple(
-            HeldShard(
-                segment=segment, column=shard.column, size_bytes=len(shard.data), root=shard.root
-            )
-            for segment, shard in shards
-        ),
-        manifest=manifest,
-        stored_ms=stored_ms,
+def named(shards: Iterable[tuple[int, StorageShard]]) -> tuple[HeldShard, ...]:
+    """Return (segment, shard) as receipts name them, in the same order."""
+    return tuple(
+        HeldShard(segment=segment, column=shard.column, size_bytes=len(shard.data), root=shard.root)
+        for segment, shard in shards
     )
 
 
-def receipt_fault(receipt: StorageReceipt, expected: StorageReceipt) -> str | None:
+def receipt_fault(
+    receipt: StorageReceipt, expected: StorageReceipt, *, some: bool = False
+) -> str | None:
     """Return the first thing that a receipt says otherwise than expected, or None.
 
-    When it was stored is the host's to say.
+    When it was stored is the host's to say; with `some`, also which of the shards are there.
     """
-    for name in ("host", "customer", "lease_id", "locate", "generation"):
+    for name in ("host", "customer", "lease_id", "locate", "generation", "manifest"):
         if getattr(receipt, name) != getattr(expected, name):
             return f"the receipt names another {name.replace('_', ' ')}"
-    if len(receipt.shards) != len(expected.shards):
-        return f"the receipt names {len(receipt.shards)} shards of {len(expected.shards)} sent"
-    for held, sent in zip(receipt.shards, expected.shards, strict=True):
-        if held != sent:
-            return f"the receipt is wrong about segment {sent.segment}, column {sent.column}"
-    if receipt.manifest != expected.manifest:
-        return "the receipt names another manifest"
+    sent = expected.shards
+    if some:
+        sent = tuple(dict.fromkeys(shard for shard in receipt.shards if shard in sent))
+    if len(receipt.shards) != len(sent):
+        return f"the receipt names {len(receipt.shards)} shards of {len(sent)} sent"
+    for held, shard in zip(receipt.shards, sent, strict=True):
+        if held != shard:
+            return f"the receipt is wrong about segment {shard.segment}, column {shard.column}"
     return None
 
 
-def check_receipt(answer: Mapping[str, Value], expected: StorageReceipt, network: bytes) -> None:
-    """Return if an answer carries the receipt that is expected; `stored_ms` is the host's to say.
+def check_receipt(
+    answer: Mapping[str, Value], expected: StorageReceipt, network: bytes, *, some: bool = False
+) -> tuple[HeldShard, ...]:
+    """Return the shards that an answer confirms by the receipt that is expected.
+
+    Args:
+        answer: of the host.
+        expected: all that it may say; `stored_ms` is the host's to say.
+        network: of this node.
+        some: it may leave shards out.
 
     Raises:
         TooLarge, RecordInvalid: malformed.
@@ -75,9 +65,13 @@ def check_receipt(answer: Mapping[str, Value], expected: StorageReceipt, network
     value = decode(body)
     stored_ms = take_int(value if isinstance(value, dict) else {}, "stored_ms")
     # One byte string stands for each value, so comparing bytes saves building the record.
-    if body != encode({**expected.to_value(), "stored_ms": stored_ms}):
-        fault = receipt_fault(StorageReceipt.from_bytes(body), expected)
+    if body == encode({**expected.to_value(), "stored_ms": stored_ms}):
+        return expected.shards
+    receipt = StorageReceipt.from_bytes(body)
+    fault = receipt_fault(receipt, expected, some=some)
+    if fault is not None or not some:
         raise errors.ReceiptInvalid(fault or "the receipt is not what it must be")
+    return receipt.shards
 
 
 def order_fault(order: DeletionOrder, *, host: bytes, customer: bytes) -> str | None:

@@ -19,7 +19,7 @@ from xsc.base.merkle import Part
 from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
 from xsc.identity import batch_signer, envelope
 from xsc.identity.context import Context
-from xsc.storage.object import erasure, expiry, held_shards, inventory, messages, receipts
+from xsc.storage.object import erasure, expiry, inventory, messages, receipts
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import PutRequest
 from xsc.storage.ports import ChargeRead, Leases
@@ -74,7 +74,7 @@ class ShardServer:
         return {
             messages.PUT: self._on_put,
             messages.GET: self._on_get,
-            held_shards.HAVE: self._on_have,
+            messages.HAVE: self._on_have,
             messages.KEEP: self._on_keep,
             messages.STAT: self._on_stat,
             messages.FIND: self._on_find,
@@ -150,14 +150,26 @@ class ShardServer:
         """Return the receipt of a put that is on the disk, or why it is not."""
         if isinstance(write.outcome, XscError):
             return write.outcome
-        receipt = receipts.expected_receipt(
+        manifest = None if request.sealed is None else write.bodies[-1].proof
+        place = request.lease_id, request.locate, request.generation
+        return self._signed(caller, place, receipts.named(request.shards), manifest)
+
+    def _signed(
+        self,
+        caller: bytes,
+        place: tuple[bytes, bytes, int],
+        shards: tuple[HeldShard, ...],
+        manifest: bytes | None = None,
+    ) -> asyncio.Future[envelope.Signed[StorageReceipt]]:
+        lease_id, locate, generation = place
+        receipt = StorageReceipt(
             host=self._key.node_id,
             customer=caller,
-            lease_id=request.lease_id,
-            locate=request.locate,
-            generation=request.generation,
-            shards=request.shards,
-            manifest=None if request.sealed is None else write.bodies[-1].proof,
+            lease_id=lease_id,
+            locate=locate,
+            generation=generation,
+            shards=shards,
+            manifest=manifest,
             stored_ms=self._clock.now_ms(),
         )
         return self._signer.sign(receipt)
@@ -190,26 +202,18 @@ class ShardServer:
     async def _on_have(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[erasure.Buffer]]:
-        lease_id, locate, generation, wanted = held_shards.read_have(header)
-        charge = partial(self._charge_read, caller, held_shards.HAVE)
+        lease_id, locate, generation, wanted, _ = messages.read_keep(header)
+        charge = partial(self._charge_read, caller, messages.HAVE)
         async with self._looks.of(caller):
             held = await self._node.held_shards(
                 locate, generation, caller, lease_id, wanted, charge=charge
             )
-        receipt = StorageReceipt(
-            host=self._key.node_id,
-            customer=caller,
-            lease_id=lease_id,
-            locate=locate,
-            generation=generation,
-            shards=tuple(
-                HeldShard(segment=want.segment, column=want.column, size_bytes=size, root=want.root)
-                for want, size in held
-            ),
-            manifest=None,
-            stored_ms=self._clock.now_ms(),
+        shards = tuple(
+            HeldShard(segment=want.segment, column=want.column, size_bytes=size, root=want.root)
+            for want, size in held
         )
-        return {"receipt": (await self._signer.sign(receipt)).raw}, []
+        signed = await self._signed(caller, (lease_id, locate, generation), shards)
+        return {"receipt": signed.raw}, []
 
     async def _on_stat(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -262,7 +266,10 @@ class ShardServer:
         columns = frozenset(order.columns)
         charge = partial(self._charge_read, order.customer, messages.DELETE)
         async with self._looks.of(order.customer):
-            held = await self._node.has_any(order.locate, order.customer, columns, charge=charge)
+            # How much the look is, only the look says: who owes nothing may begin it, and owes it.
+            charge(store.PASSED_BYTES)
+            held, size = await self._node.has_any(order.locate, order.customer, columns)
+            charge(size, made=True)
         if held:
             await self._released(signed)
         freed = await self._node.delete(

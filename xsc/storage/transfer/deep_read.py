@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from xsc.base import errors, ids
 from xsc.storage.object.inventory import Wanted
-from xsc.storage.object.manifest import code_of, hash_of, segments_of
-from xsc.storage.object.segment import length_of
+from xsc.storage.object.manifest import hash_of, segments_of
 from xsc.storage.transfer import get, host_client
 
 SHARDS_IN_FLIGHT = 8
@@ -55,7 +54,6 @@ async def read_every_shard(
         pace: waits for the turn of so many bytes.
     """
     manifest = located.manifest
-    code = code_of(manifest)
     room = asyncio.Semaphore(SHARDS_IN_FLIGHT)
     read_bytes = 0
     bad: list[BadShard] = []
@@ -87,14 +85,7 @@ async def read_every_shard(
     if manifest.inline is not None:
         await asyncio.gather(*(record(column, node) for column, node in listed))
     for index in range(segments_of(manifest)):
-        roots = get.roots_of(manifest, index)
-        length = length_of(index, manifest.size_bytes, manifest.segment_bytes)
-        size = code.shard_bytes(length)
-        await pace(size * len(listed))
-        await asyncio.gather(
-            *(
-                one(Wanted(index, column, roots[column], None, size), node)
-                for column, node in listed
-            )
-        )
+        shards = located.segment(index)
+        await pace(shards.shard_bytes * len(listed))
+        await asyncio.gather(*(one(shards.wanted(column), node) for column, node in listed))
     return read_bytes, sorted(bad, key=lambda fault: (fault.segment, fault.column))

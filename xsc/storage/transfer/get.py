@@ -5,29 +5,28 @@ segment that does not open never reaches the reader whole. Of a segment that is 
 part, only the leaves that hold it are fetched, each held against the roots of the
 manifest. What is fetched and not yet delivered is a segment at most, which bounds memory
 and what a reader that is killed fetches again: what it was given last is kept (`read_ahead`).
+The data columns of a segment are opened in order, each where its shard has just been
+verified: none waits for the rest of its segment.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from xsc.base.errors import ArgumentInvalid
-from xsc.base.limits import SEGMENTS_IN_FLIGHT
+from xsc.base.errors import ArgumentInvalid, RecordInvalid
 from xsc.storage.object import segment as segments
-from xsc.storage.object.capability import ReadCapability
 from xsc.storage.object.erasure import Buffer, Code, decode_rows
-from xsc.storage.object.inventory import Wanted
-from xsc.storage.object.manifest import Manifest, code_of, place_of, segments_of
-from xsc.storage.object.ranges import Piece, is_whole, pieces_of, rebuild_span
-from xsc.storage.object.segment import Opener, Place
+from xsc.storage.object.inventory import SegmentShards
+from xsc.storage.object.manifest import Manifest, code_of, place_of
+from xsc.storage.object.segment import Opener, Piece, Place, is_whole, pieces_of, rebuild_span
 from xsc.storage.transfer import latency, read_ahead_cache
 from xsc.storage.transfer.host_client import HostClient, Source, stop_all, together
 from xsc.storage.transfer.race import first_of, in_order, race
-from xsc.storage.transfer.segment_decoder import ByteBudget, SegmentDecoder
 
 SEGMENTS_BEGUN = 2
 """The one that is read, and the next."""
@@ -48,6 +47,14 @@ class Located:
         """Every column at every node that should hold it."""
         return [Source(column, node) for column, nodes in enumerate(self.holders) for node in nodes]
 
+    def segment(self, index: int) -> SegmentShards:
+        """Return what the shards of one segment must be."""
+        manifest = self.manifest
+        length = place_of(manifest, self.locate, index).length
+        return SegmentShards(
+            self.locate, code_of(manifest), index, length, roots_of(manifest, index)
+        )
+
 
 def roots_of(manifest: Manifest, index: int) -> tuple[bytes, ...]:
     """Return the roots of one segment, in order of columns."""
@@ -63,20 +70,6 @@ def first_of_each(sources: Sequence[Source]) -> list[Source]:
     return list(firsts.values())
 
 
-def _join(
-    shards: Mapping[int, Buffer],
-    code: Code,
-    content_key: bytes,
-    seal: tuple[bytes, bytes],
-    place: Place,
-) -> bytes:
-    nonce, tag = seal
-    opener = Opener(content_key, nonce, tag, place)
-    plain = b"".join([opener.update(row) for row in decode_rows(shards, code, place.length)])
-    opener.finish()
-    return plain
-
-
 def _decipher(
     content_key: bytes, nonce: bytes, start: int, pieces: Sequence[Piece], leaves: Sequence[Buffer]
 ) -> bytes:
@@ -86,6 +79,106 @@ def _decipher(
         plain.append(segments.decipher_at(content_key, nonce, start, wanted))
         start += len(wanted)
     return b"".join(plain)
+
+
+class ByteBudget:
+    """So many bytes that may be on their way at once; who comes first is served first."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._free = self._size = size_bytes
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    def ticket(self, size_bytes: int) -> asyncio.Future[None]:
+        """Return what is done once there is room for so much; it is taken then."""
+        assert size_bytes <= self._size
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append((size_bytes, done))
+        self._serve()
+        return done
+
+    def free(self, size_bytes: int) -> None:
+        """Give back what has been delivered."""
+        self._free += size_bytes
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._free:
+            size, done = self._waiting.popleft()
+            if not done.done():
+                self._free -= size
+                done.set_result(None)
+
+
+def row_bytes(length: int, code: Code) -> list[int]:
+    """Return how many bytes of a segment each data column holds, without the padding."""
+    size = code.shard_bytes(length)
+    return [max(0, min(size, length - row * size)) for row in range(code.k)]
+
+
+class SegmentDecoder:
+    """The shards of one segment that come in, and what can be read of it by them."""
+
+    def __init__(self, opener: Opener, place: Place, code: Code, budget: ByteBudget) -> None:
+        self._opener = opener
+        self._place = place
+        self._code = code
+        self._sizes = row_bytes(place.length, code)
+        self._rows: dict[int, Buffer] = {}
+        self._next = 0
+        self._turn = threading.Lock()
+        self._opened: deque[bytes] = deque()
+        self._fault: RecordInvalid | None = None
+        self.tickets: Sequence[asyncio.Future[None]] = [budget.ticket(size) for size in self._sizes]
+        """As many shards may be asked for as are done, from the first on."""
+
+    def take(self, column: int, shard: Buffer) -> None:
+        """Take a verified shard, in any thread; what becomes readable by it is opened here."""
+        with self._turn:
+            if len(shard) != self._code.shard_bytes(self._place.length):
+                self._fault = RecordInvalid(
+                    f"a shard of segment {self._place.index} is not as long as it should be"
+                )
+            elif self._next <= column < self._code.k:
+                self._rows[column] = shard
+                self._open()
+
+    def complete(self, shards: Mapping[int, Buffer]) -> None:
+        """Rebuild the data columns that did not come, of k shards that did, and open them.
+
+        Raises:
+            RecordInvalid: the segment was sealed otherwise, or a shard is of the wrong size.
+        """
+        with self._turn:
+            if self._fault is None and self._next < self._code.k:
+                rows = decode_rows(shards, self._code, self._place.length)
+                self._rows = dict(enumerate(rows))
+                self._open()
+            if self._fault is not None:
+                raise self._fault
+
+    @property
+    def is_open(self) -> bool:
+        """Whether all of it was opened, and is what was sealed."""
+        return self._next == self._code.k and self._fault is None
+
+    def opened(self) -> Iterable[bytes]:
+        """Yield what became readable since the last call, in order."""
+        while self._opened:
+            yield self._opened.popleft()
+
+    def _open(self) -> None:
+        while self._fault is None and self._next in self._rows:
+            row = memoryview(self._rows.pop(self._next))[: self._sizes[self._next]]
+            plain = self._opener.update(row)
+            self._next += 1
+            if self._next == self._code.k:
+                try:
+                    # The last column is held back until the tag has covered all of them.
+                    self._opener.finish()
+                except RecordInvalid as fault:
+                    self._fault = fault
+                    return
+            self._opened.append(plain)
 
 
 class _Coming:
@@ -128,24 +221,34 @@ class ObjectReader:
         self,
         client: HostClient,
         located: Located,
-        capability: ReadCapability,
+        content_key: bytes,
         read_ahead: read_ahead_cache.ReadAheadCache,
         *,
-        name: str | None,
-        search: Callable[[Located], Coroutine[None, None, Located]],
+        search: Callable[[Located], Coroutine[None, None, Located]] | None = None,
+        own_first: bool = False,
     ) -> None:
-        self.name = name
-        """The name that this node stored it under; None where another node did."""
+        """Begin.
+
+        Args:
+            client: the hosts.
+            located: the object.
+            content_key: that opens its segments.
+            read_ahead: keeps what a reader that goes away was given last.
+            search: asks all peers what they hold; None: only the known hosts are asked.
+            own_first: segments are read whole, shards of this node first, parity or not.
+        """
+        self.received_bytes = 0
+        """What came from other nodes, of segments that were read whole."""
         self.size_bytes = located.manifest.size_bytes
         self._client = client
         self._located = located
-        self._content_key = capability.content_key
+        self._content_key = content_key
+        self._own_first = own_first
         self._read_ahead = read_ahead
         self._search = search
         self._searching: asyncio.Task[Located] | None = None
         self._doubted: set[bytes] = set()
         """Nodes that gave something wrong, or nothing: they are asked last from then on."""
-        self._key = (located.locate, capability.manifest_hash)
 
     async def stream(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[Buffer]:
         """Yield the bytes from `start` up to `stop`, or to the end, in order.
@@ -169,8 +272,8 @@ class ObjectReader:
         if start == end:
             return
         clock = self._client.clock
-        kept = self._read_ahead.take(self._key, start, clock.monotonic_ms())
-        cached = self._read_ahead.begin(self._key, start)
+        kept = self._read_ahead.take(self._content_key, start, clock.monotonic_ms())
+        cached = self._read_ahead.begin(self._content_key, start)
         taken = False
         try:
             for piece in kept:
@@ -227,7 +330,8 @@ class ObjectReader:
         code = code_of(manifest)
         place = place_of(manifest, self._located.locate, index)
         coming = _Coming()
-        if manifest.inline is None and is_whole(low, high, place.length, code):
+        whole = self._own_first or is_whole(low, high, place.length, code)
+        if manifest.inline is None and whole:
             opener = Opener(self._content_key, manifest.nonces[index], manifest.tags[index], place)
             decoder = SegmentDecoder(opener, place, code, budget)
             coming.start(self._segment(index, (low, high), decoder, coming))
@@ -260,26 +364,19 @@ class ObjectReader:
 
         The host is raced by those of the other columns once it is late.
         """
-        located, manifest, client = self._located, self._located.manifest, self._client
-        roots = roots_of(manifest, index)
-        size = piece.span.size_bytes
+        located, client = self._located, self._client
+        shards, size = located.segment(index), piece.span.size_bytes
         direct = [source for source in located.sources if source.column == piece.column]
         direct = in_order(client, direct, code.k, size, self._doubted)
-        want = Wanted(index, piece.column, roots[piece.column], piece.span)
 
         async def rebuild() -> Buffer:
             others = [source for source in located.sources if source not in direct[:1]]
             got = await race(
                 client,
-                locate=located.locate,
-                generation=manifest.generation,
-                segment=index,
-                roots=roots,
-                sources=in_order(client, others, code.k, size, self._doubted),
-                k=code.k,
-                size_bytes=piece.span.shard_bytes,
+                shards,
+                in_order(client, others, code.k, size, self._doubted),
                 span=piece.span,
-                more=self._more,
+                more=self._more if self._search else None,
                 doubted=self._doubted,
             )
             return await client.executor.run(rebuild_span, got, code, piece.column, piece.span)
@@ -289,7 +386,8 @@ class ObjectReader:
         host = direct[0].node
 
         async def ask() -> Buffer:
-            return await client.fetch(host, located.locate, manifest.generation, want)
+            want = shards.wanted(piece.column, piece.span)
+            return await client.fetch(host, located.locate, code.generation, want)
 
         late = client.late_since_ms(host) or host in self._doubted
         quick = client.is_up(host) and not late
@@ -303,6 +401,7 @@ class ObjectReader:
     async def _more(self) -> list[Source]:
         """Ask all peers once what they hold: where the known holders do not give the object."""
         if self._searching is None:
+            assert self._search is not None
             self._searching = asyncio.create_task(self._search(self._located))
         # One search for all that wait for it, also where the first of them needs it no more.
         self._located = await asyncio.shield(self._searching)
@@ -322,12 +421,13 @@ class ObjectReader:
         """Fetch all of a segment, and give each of its columns once those before it are given."""
         low, high = wanted
         begin = 0
-        located, manifest = self._located, self._located.manifest
-        code = code_of(manifest)
-        length = place_of(manifest, located.locate, index).length
-        size = code.shard_bytes(length)
-        ranked = in_order(self._client, located.sources, code.k, size, self._doubted)
-        firsts = first_of_each(ranked)[: code.k]
+        located, segment = self._located, self._located.segment(index)
+        k, own = segment.code.k, self._client.own
+        size = segment.shard_bytes
+        ranked = in_order(self._client, located.sources, k, size, self._doubted)
+        if self._own_first:
+            ranked.sort(key=lambda source: source.node != own)
+        firsts = first_of_each(ranked)[:k]
         # Of those that are asked, the one whose bytes are read first comes first.
         chosen = sorted(firsts, key=lambda source: source.column)
         rest = [source for source in ranked if source not in firsts]
@@ -341,73 +441,18 @@ class ObjectReader:
 
         shards = await race(
             self._client,
-            locate=located.locate,
-            generation=manifest.generation,
-            segment=index,
-            roots=roots_of(manifest, index),
-            sources=[*chosen, *rest],
-            k=code.k,
-            size_bytes=size,
-            decoder=decoder,
+            segment,
+            [*chosen, *rest],
+            take=decoder.take,
+            tickets=decoder.tickets,
             arrived=arrived,
-            more=self._more,
+            more=self._more if self._search else None,
             doubted=self._doubted,
         )
         if not decoder.is_open:
             await self._client.executor.run(decoder.complete, shards)
+        here = {source.column for source in located.sources if source.node == own}
+        self.received_bytes += sum(
+            len(data) for column, data in shards.items() if column not in here
+        )
         arrived()
-
-
-async def read_segment(
-    client: HostClient, located: Located, content_key: bytes, index: int
-) -> tuple[Buffer, int]:
-    """Return one segment that lies as shards, and how many bytes of them came from others.
-
-    Shards of this node are taken also where they are parity.
-    """
-    manifest = located.manifest
-    assert index < segments_of(manifest)
-    code = code_of(manifest)
-    place = place_of(manifest, located.locate, index)
-    size = code.shard_bytes(place.length)
-    sources = in_order(client, located.sources, manifest.k, size)
-    sources.sort(key=lambda source: source.node != client.own)
-    own = {source.column for source in sources if source.node == client.own}
-    shards = await race(
-        client,
-        locate=located.locate,
-        generation=manifest.generation,
-        segment=index,
-        roots=roots_of(manifest, index),
-        sources=sources,
-        k=manifest.k,
-        size_bytes=size,
-    )
-    received = sum(len(data) for column, data in shards.items() if column not in own)
-    seal = manifest.nonces[index], manifest.tags[index]
-    data = await client.executor.run(_join, shards, code, content_key, seal, place)
-    return data, received
-
-
-async def read_whole(client: HostClient, located: Located, content_key: bytes) -> tuple[bytes, int]:
-    """Return an object that lies as shards, its own first, and how many bytes came from others.
-
-    Raises:
-        ShardsInsufficient, RecordInvalid: as `ObjectReader.stream`.
-    """
-    ahead: deque[asyncio.Task[tuple[Buffer, int]]] = deque()
-    found: list[Buffer] = []
-    received = following = 0
-    try:
-        while following < segments_of(located.manifest) or ahead:
-            while following < segments_of(located.manifest) and len(ahead) < SEGMENTS_IN_FLIGHT:
-                reading = read_segment(client, located, content_key, following)
-                ahead.append(asyncio.create_task(reading))
-                following += 1
-            data, fetched = await ahead[0]
-            ahead.popleft()
-            found.append(data)
-            received += fetched
-    finally:
-        await stop_all(ahead)
-    return b"".join(found), received

@@ -13,8 +13,9 @@ from xsc.base.log import Log
 from xsc.base.units import held_bytes
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
-from xsc.storage.object import held_shards, inventory, messages, receipts
+from xsc.storage.object import inventory, messages, receipts
 from xsc.storage.object.erasure import Buffer, StorageShard
+from xsc.storage.object.held import Held
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.ports import Hosts
@@ -70,28 +71,6 @@ async def let_end(tasks: Iterable[asyncio.Task[Any]], clock: Clock, most_ms: int
             waiting -= done
     finally:
         alarm.cancel()
-
-
-def requests_of(
-    shards: Sequence[tuple[int, StorageShard]], record: ObjectRecord | None
-) -> list[tuple[list[tuple[int, StorageShard]], ObjectRecord | None]]:
-    """Return the requests that carry these shards: one, unless they are too many bytes."""
-    batches: list[list[tuple[int, StorageShard]]] = [[]]
-    size = 0
-    for item in shards:
-        size += len(item[1].data)
-        if batches[-1] and size > limits.STORE_REQUEST_BYTES_MAX:
-            batches.append([])
-            size = len(item[1].data)
-        batches[-1].append(item)
-    if (
-        record is not None
-        and batches[-1]
-        and size + len(record.sealed) > 2 * limits.STORE_REQUEST_BYTES_MAX
-    ):
-        batches.append([])
-    last = len(batches) - 1
-    return [(batch, record if index == last else None) for index, batch in enumerate(batches)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,72 +214,56 @@ class HostClient:
         except (errors.CreditExceeded, errors.LeaseExhausted, errors.SpaceExhausted):
             await self.hosts.refused(lease.lease_id)
             raise
-        expected = receipts.expected_receipt(
-            host=lease.node,
-            customer=self.own,
-            lease_id=lease.lease_id,
-            locate=locate,
-            generation=generation,
-            shards=shards,
-            manifest=None if record is None else record.manifest_hash,
-            stored_ms=0,
-        )
-        self._check_receipt(lease.node, reply.header, expected)
+        manifest = None if record is None else record.manifest_hash
+        expected = self._receipt(lease, locate, generation, receipts.named(shards), manifest)
+        self._check_receipt(reply.header, expected)
         size = held_bytes(sum(len(shard.data) for _, shard in shards), len(shards))
         size += 0 if record is None else record.held_bytes
         await self.hosts.used(lease.lease_id, size)
         return size
 
-    def _check_receipt(
-        self, node: bytes, header: Mapping[str, encoding.Value], expected: StorageReceipt
-    ) -> None:
-        try:
-            receipts.check_receipt(header, expected, self._context.network)
-        except errors.XscError as fault_error:
-            self._blame(node, "receipt_invalid", fault_error.message)
-            raise
-
-    async def held_shards(
+    def _receipt(
         self,
         lease: LeaseHandle,
         locate: bytes,
         generation: int,
-        wanted: Sequence[inventory.Wanted],
-        size_of: Callable[[inventory.Wanted], int],
-    ) -> set[tuple[int, int]]:
-        """Return segment and column of the shards that a host has under a lease, by its receipt.
+        shards: Sequence[HeldShard],
+        manifest: bytes | None = None,
+    ) -> StorageReceipt:
+        return StorageReceipt(
+            host=lease.node,
+            customer=self.own,
+            lease_id=lease.lease_id,
+            locate=locate,
+            generation=generation,
+            shards=tuple(shards),
+            manifest=manifest,
+            stored_ms=0,
+        )
+
+    def _check_receipt(
+        self,
+        header: Mapping[str, encoding.Value],
+        expected: StorageReceipt,
+        *,
+        some: bool = False,
+    ) -> tuple[HeldShard, ...]:
+        try:
+            return receipts.check_receipt(header, expected, self._context.network, some=some)
+        except errors.XscError as fault:
+            self._blame(expected.host, "receipt_invalid", fault.message)
+            raise
+
+    async def held_shards(
+        self, lease: LeaseHandle, locate: bytes, generation: int, shards: Sequence[HeldShard]
+    ) -> tuple[HeldShard, ...]:
+        """Return those of some shards that a host has under a lease, by its receipt.
 
         Raises:
             ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
             XscError: what the host answered, or that it is silent.
         """
-        header = held_shards.have_message(lease.lease_id, locate, generation, wanted)
-        reply = await self._context.caller.call(lease.node, held_shards.HAVE, header)
-        try:
-            receipt = open_signed(
-                fields.take_bytes(reply.header, "receipt"),
-                StorageReceipt,
-                network=self._context.network,
-                author=lease.node,
-            ).record
-            fault = held_shards.receipt_fault(
-                receipt,
-                host=lease.node,
-                customer=self.own,
-                lease_id=lease.lease_id,
-                locate=locate,
-                generation=generation,
-                wanted=wanted,
-                size_of=size_of,
-            )
-            if fault is not None:
-                raise errors.ReceiptInvalid(fault)
-        except errors.XscError as wrong:
-            self._blame(lease.node, "receipt_invalid", wrong.message)
-            raise
-        size = held_bytes(sum(held.size_bytes for held in receipt.shards), len(receipt.shards))
-        await self.hosts.used(lease.lease_id, size)
-        return {(held.segment, held.column) for held in receipt.shards}
+        return await self._confirmed(messages.HAVE, lease, locate, generation, shards)
 
     async def keep(
         self, lease: LeaseHandle, locate: bytes, generation: int, shards: Sequence[HeldShard]
@@ -311,25 +274,25 @@ class HostClient:
             ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
             XscError: what the host answered, or that it is silent.
         """
-        size = held_bytes(sum(item.size_bytes for item in shards), len(shards))
-        reply = await self._context.caller.call(
-            lease.node,
-            messages.KEEP,
-            messages.keep_message(lease.lease_id, locate, generation, shards),
-        )
-        expected = StorageReceipt(
-            host=lease.node,
-            customer=self.own,
-            lease_id=lease.lease_id,
-            locate=locate,
-            generation=generation,
-            shards=tuple(shards),
-            manifest=None,
-            stored_ms=0,
-        )
-        self._check_receipt(lease.node, reply.header, expected)
+        kept = await self._confirmed(messages.KEEP, lease, locate, generation, shards)
+        return held_bytes(sum(item.size_bytes for item in kept), len(kept))
+
+    async def _confirmed(
+        self,
+        method: str,
+        lease: LeaseHandle,
+        locate: bytes,
+        generation: int,
+        shards: Sequence[HeldShard],
+    ) -> tuple[HeldShard, ...]:
+        """Return what a host confirms to have of some shards, and count it."""
+        header = messages.keep_message(lease.lease_id, locate, generation, shards)
+        reply = await self._context.caller.call(lease.node, method, header)
+        expected = self._receipt(lease, locate, generation, shards)
+        told = self._check_receipt(reply.header, expected, some=method == messages.HAVE)
+        size = held_bytes(sum(item.size_bytes for item in told), len(told))
         await self.hosts.used(lease.lease_id, size)
-        return size
+        return told
 
     async def fetch(
         self,
@@ -464,6 +427,32 @@ class HostClient:
             self._blame(node, "receipt_invalid", wrong.message)
             raise
         return {item.lease_id: item.size_bytes for item in signed.record.freed}, signed
+
+    async def delete_all(
+        self, locate: bytes, held: Sequence[Held]
+    ) -> tuple[tuple[Held, ...], list[Signed[DeletionReceipt]]]:
+        """Have hosts delete for good what this node stored of an object; count it no more.
+
+        Return what is left at hosts that did not confirm, and the receipts of the others.
+        """
+
+        async def one(node: bytes) -> Signed[DeletionReceipt] | None:
+            try:
+                _, receipt = await self.delete(node, locate, final=True)
+            except errors.XscError as fault:
+                self.log.warning(
+                    "storage.delete_failed", peer=ids.short(node), reason=fault.message
+                )
+                return None
+            for item in held:
+                if item.node == node:
+                    await self.note_freed(*item)
+            return receipt
+
+        nodes = sorted({item.node for item in held})
+        said = dict(zip(nodes, await together(map(one, nodes)), strict=True))
+        left = tuple(item for item in held if said[item.node] is None)
+        return left, [receipt for receipt in said.values() if receipt is not None]
 
     async def note_freed(self, node: bytes, lease_id: bytes, size_bytes: int) -> None:
         """Take note of bytes that a host confirmed to have deleted."""

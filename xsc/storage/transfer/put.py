@@ -13,47 +13,44 @@ ends with every column stored, or is deleted again. docs/design/storage.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from xsc.api.market import PassedOver
 from xsc.base import errors, merkle, units
-from xsc.base.clock import Clock, Entropy, run_sized
+from xsc.base.clock import Entropy, run_sized
 from xsc.base.ids import short
 from xsc.base.limits import INLINE_BYTES_MAX, OBJECT_BYTES_MAX, SEGMENT_BYTES, SEGMENTS_IN_FLIGHT
-from xsc.base.refusals import refusal
 from xsc.identity.keys import KeyPair
-from xsc.storage.object import held_shards, inventory, messages
+from xsc.storage.object import messages
 from xsc.storage.object import segment as segments
 from xsc.storage.object.capability import ReadCapability, VerifyCapability, content_key, verify_key
-from xsc.storage.object.durability import Contract, HostLabels, attainable, survival
+from xsc.storage.object.durability import Contract, survival
 from xsc.storage.object.durability import plan as plan_columns
 from xsc.storage.object.erasure import Code, StorageShard, cut
 from xsc.storage.object.held import Held, held_of
+from xsc.storage.object.inventory import SegmentShards
 from xsc.storage.object.manifest import SealedSegment, build, hash_of, open_manifest, seal_manifest
 from xsc.storage.object.placement import (
     Placement,
     check_code,
-    host_bytes,
     placement_of,
-    record_bytes,
-    shortfall,
     warnings_of,
 )
 from xsc.storage.object.segment import NONCE_BYTES, Place
-from xsc.storage.transfer import resume, sending
+from xsc.storage.transfer import sending
 from xsc.storage.transfer.host_client import HostClient, let_end, stop_all, together
-from xsc.storage.transfer.journal import Head, Kept, KeptSegment, sealed_of
-from xsc.storage.transfer.sender import ColumnSender, Notes, SentSegment
+from xsc.storage.transfer.journal import Kept, KeptSegment, ResumeJournal, sealed_of
+from xsc.storage.transfer.rooms import PLAN_HOSTS_MAX, RoomSearch
+from xsc.storage.transfer.sender import ColumnSender
 from xsc.terms.lease import LeaseHandle
+from xsc.terms.storage_receipt import HeldShard
 
 PUT_ENDS_MS = 10_000
 """How long segments may still be on their way whose client has gone."""
 
 UNKNOWN_SIZE_BYTES = 4 * SEGMENT_BYTES
 """Room asked for at first for a stream of unknown length; it grows as the stream does."""
-PLAN_HOSTS_MAX = 32
-"""Over how many nodes a placement is planned where the cheapest do not do."""
 
 MANIFEST_SEGMENT_BYTES = 250
 """What a segment adds to a manifest, about."""
@@ -116,207 +113,6 @@ def changed() -> errors.UploadChanged:
     )
 
 
-class RoomSearch:
-    """Asks nodes for the room that one put needs; remembers who gave none, and why."""
-
-    def __init__(self, client: HostClient, code: Code, contract: Contract) -> None:
-        self._client = client
-        self._code = code
-        self._contract = contract
-        self.size_hint = 0
-        """The length of the stream, as far as it is known."""
-        self._refused: dict[bytes, errors.XscError] = {}
-        self.passed_over: dict[tuple[bytes, bytes | None], PassedOver] = {}
-        self._asked: dict[int, int] = {}
-        """By room that was asked for, how many nodes more were to give it; in this order."""
-
-    # How much
-
-    def note_size(self, read_bytes: int) -> None:
-        """Expect twice as much again where the stream is longer than was expected."""
-        if read_bytes > self.size_hint:
-            self.size_hint = 2 * read_bytes
-
-    def size_for(self, hosts: int) -> int:
-        """Return the room that is needed at each of so many hosts."""
-        size = host_bytes(self.size_hint, self._code, hosts, SEGMENT_BYTES)
-        if self.size_hint <= INLINE_BYTES_MAX:
-            size = 0
-        return size + record_bytes(self.size_hint, self._code, SEGMENT_BYTES)
-
-    def note_unplaced(self, gone: Mapping[bytes, errors.XscError]) -> None:
-        """Note what was refused for want of room: it is needed until it is placed.
-
-        That is the first choice alone: whatever was asked for after it was to do in its stead. Who
-        was chosen and had no room left for the bytes is lacking, too.
-        """
-        full = {
-            node
-            for node, fault in {**self._refused, **gone}.items()
-            if isinstance(fault, errors.SpaceExhausted) and node != self._client.own
-        }
-        short = [(size, nodes) for size, nodes in self._asked.items() if nodes]
-        if full and short:
-            room_bytes, lacking = short[0]
-            lacking = max(lacking, len(full & gone.keys()))
-            self._client.hosts.unplaced(room_bytes, min(self._code.n, lacking, len(full)))
-
-    def note_placed(self) -> None:
-        """Note that all room was given; a try before may have asked for more than this one."""
-        for room_bytes in {*self._asked, self.size_for(self._code.n)}:
-            self._client.hosts.placed(room_bytes)
-
-    # Where
-
-    async def lease(
-        self, size_bytes: int, count: int, exclude: frozenset[bytes] = frozenset()
-    ) -> Sequence[LeaseHandle]:
-        """Return room at up to so many nodes, at least one; note who gave none, and why.
-
-        Raises:
-            CreditExceeded, SpaceExhausted, NoOffers: not even one.
-        """
-        offered = await self._client.hosts.lease_hosts(
-            size_bytes=size_bytes, count=count, exclude=exclude
-        )
-        self._refused |= offered.refused
-        for each in offered.passed_over:
-            self.passed_over[each.node, each.lease_id] = each
-        lacking = count - len(offered.leases)
-        self._asked[size_bytes] = max(lacking, self._asked.get(size_bytes, 0))
-        if not offered.leases:
-            raise refusal(offered.refused, "no node offers the room that is needed")
-        return offered.leases
-
-    async def at(self, node: bytes, hosts: int, there_bytes: int) -> LeaseHandle | None:
-        """Return room at one host for what it lacks, under another lease where it takes one."""
-        lacking = self.size_for(hosts) - there_bytes
-        more = lacking if lacking > 0 else there_bytes
-        before = self._asked.get(more, 0)
-        others = frozenset({self._client.own, *self._client.hosts.peers()} - {node})
-        lease = await self._one(more, others)
-        if lease is None:
-            # Another host is asked for the whole column next.
-            self._asked[more] = before
-        return lease
-
-    async def elsewhere(self, taken: frozenset[bytes], least_bytes: int) -> LeaseHandle | None:
-        """Return room for a column at a node that is not taken."""
-        return await self._one(max(self.size_for(self._code.n), least_bytes), taken)
-
-    async def _one(self, size_bytes: int, exclude: frozenset[bytes]) -> LeaseHandle | None:
-        try:
-            leases = await self.lease(size_bytes, 1, exclude)
-        except (errors.NoOffers, errors.LimitError):
-            return None
-        return leases[0] if leases[0].node not in exclude else None
-
-    # The contract
-
-    def hosts_of(self, columns: Sequence[bytes]) -> list[HostLabels]:
-        """Return the labels of hosts."""
-        return [HostLabels(node, *self._client.hosts.labels(node)) for node in columns]
-
-    def keeps(self, columns: Sequence[bytes]) -> bool:
-        """Say whether a placement keeps the contract."""
-        return survival(self.hosts_of(columns), self._code.m).meets(self._contract)
-
-    async def require(self, state: sending.Sending) -> None:
-        """Return if a placement keeps the contract.
-
-        Raises:
-            XscError: as `refusal`.
-        """
-        if not self.keeps(state.columns):
-            raise await self.refusal(list(dict.fromkeys(state.columns)), state.gone)
-
-    async def refusal(
-        self, nodes: Sequence[bytes], gone: Mapping[bytes, errors.XscError]
-    ) -> errors.XscError:
-        """Return why the contract cannot be kept, and what can be with these nodes as they are.
-
-        It is for the caller to change what could not be kept if all known nodes were up, each
-        that has not said its site and owner yet at a site and of an owner of its own.
-        """
-        code, contract = self._code, self._contract
-        left = [node for node in nodes if node not in gone]
-        works = attainable(self.hosts_of(left), code.n, code.m, contract)
-        less = f"`--survive {works.to_text()}` accepts what works now"
-        if works == contract:
-            less = "put it again: the nodes that are left can keep it in other places"
-        known = [self._client.own, *self._client.hosts.peers()][:PLAN_HOSTS_MAX]
-        heard = await self._client.hosts.learn_labels(known)
-        hosts = [
-            host
-            if host.node in heard
-            else host._replace(site=host.node.hex(), owner=host.node.hex())
-            for host in self.hosts_of(known)
-        ]
-        never = shortfall(hosts, code, contract)
-        refused = {
-            node: fault for node, fault in {**self._refused, **gone}.items() if node not in left
-        }
-        if never is not None or not refused:
-            reason = (
-                f"no placement survives {contract.to_text()}" if never is None else never.reason
-            )
-            hints = [less] if never is None else [never.hint, less]
-            return errors.DurabilityUnreachable(reason, hint="; ".join(hints))
-        return refusal(refused, f"the contract {contract.to_text()} cannot be kept now", also=less)
-
-
-class PutNotes(Notes):
-    """Writes into the journal of a put what lies where."""
-
-    def __init__(
-        self, clock: Clock, secret: bytes, code: Code, trail: resume.ResumeJournal, *, resumes: bool
-    ) -> None:
-        self._clock = clock
-        self._secret = secret
-        self._code = code
-        self._trail = trail
-        self._resumes = resumes
-        self._noted: set[tuple[bytes, bytes]] = set()
-        """Where an undo asks, as far as it is kept already."""
-
-    def head(
-        self, sender: ColumnSender, held: Mapping[tuple[bytes, bytes], int] | None = None
-    ) -> Head:
-        """Return the head of the journal; `held` says what lies where, if not all that was sent."""
-        return Head(
-            secret=self._secret,
-            k=self._code.k,
-            m=self._code.m,
-            touched_ms=self._clock.now_ms(),
-            hosts=sender.state.leases,
-            places=held_of(sender.held if held is None else held),
-        )
-
-    def about_to(self, sender: ColumnSender, place: tuple[bytes, bytes]) -> None:
-        """Note that an undo must ask that host, and all others that have a column."""
-        if (self._resumes and sender.last != 0) or place in self._noted:
-            return
-        hosts = (lease[:2] for lease in sender.state.leases)
-        noted = dict.fromkeys((*sender.held, *hosts, place), 0)
-        self._trail.lies_at(self.head(sender, noted))
-        self._noted.update(noted)
-
-    def stored(
-        self, sender: ColumnSender, index: int, column: int, shards: Sequence[StorageShard]
-    ) -> None:
-        """Keep a receipt."""
-        if not self._resumes or sender.last == index == 0:
-            return
-        lease = sender.state.slots[column].lease
-        size = units.held_bytes(sum(len(shard.data) for shard in shards), len(shards))
-        self._trail.acked(index, column, Held(lease.node, lease.lease_id, size))
-
-    def moved(self, sender: ColumnSender) -> None:
-        """Keep where columns go from now on."""
-        if self._resumes and sender.last != 0:
-            self._trail.moved(self.head(sender))
-
-
 class Upload:
     """One put. Used once."""
 
@@ -328,8 +124,7 @@ class Upload:
         *,
         code: Code,
         contract: Contract,
-        trail: resume.ResumeJournal,
-        resumes: bool,
+        journal: ResumeJournal,
         secret: bytes,
         kept: Kept | None = None,
     ) -> None:
@@ -341,13 +136,13 @@ class Upload:
             entropy: for nonces.
             code: of the object.
             contract: what it must survive.
-            trail: keeps where something lies that must be deleted should this not end.
-            resumes: whether it keeps as well what it takes to go on after a kill.
+            journal: keeps where something lies that must be deleted should this not end, and
+                what it takes to go on after a kill.
             secret: the read secret.
             kept: what a put kept that this one goes on with.
         """
-        self._journal = trail if resumes else None
-        self._trail = trail
+        journal.begins(secret, code)
+        self._journal = journal
         self._kept = kept
         self._client = client
         self._key = key
@@ -360,14 +155,13 @@ class Upload:
         self._locate = keys.locate
         self._manifest_key = keys.manifest_key
         self._rooms = RoomSearch(client, code, contract)
-        self._notes = PutNotes(client.clock, self._secret, code, trail, resumes=resumes)
         self._sender = ColumnSender(
             client,
             self._locate,
             code,
             sending.Sending({}, code.m, contract, replaces=True),
             rooms=self._rooms,
-            notes=self._notes,
+            notes=journal,
         )
         self._sealed: dict[int, SealedSegment] = {}
         self._abandoned = False
@@ -418,10 +212,10 @@ class Upload:
         finally:
             await _close(pieces)
             # Nothing goes on with a put of one segment.
-            is_over = self._journal is None or self._abandoned or self._sender.last == 0
+            is_over = not self._journal.resumes or self._abandoned or self._sender.last == 0
             if not whole and is_over:
                 await self._undo()
-            elif not whole and self._trail.begun:
+            elif not whole and self._journal.begun:
                 await self._uncount_records()
 
     # Going on
@@ -432,7 +226,6 @@ class Upload:
 
     async def _go_on(self, kept: Kept) -> None:
         """Take up where an earlier put of the same content ended."""
-        assert self._journal is not None
         rooms, sender = self._rooms, self._sender
         rooms.size_hint = max(rooms.size_hint, sum(s.length for s in kept.segments.values()))
         sender.held = dict(kept.held())
@@ -447,28 +240,28 @@ class Upload:
         for index in whole:
             segment = kept.segments[index]
             self._sealed[index] = sealed_of(segment)
-            sender.segments[index] = SentSegment(segment.length, segment.roots)
-        self._notes.moved(sender)
+            sender.segments[index] = self._shards(index, segment.length, segment.roots)
+        self._journal.moved(sender)
         self._client.log.info("storage.put_goes_on", segments=len(whole))
 
     async def _ask_for_rest(self, kept: Kept, column: int, lease: LeaseHandle) -> None:
         """Learn from a host what it stored of a column before its receipt could be kept."""
-        assert self._journal is not None
         missing = [
-            inventory.Wanted(index, column, segment.roots[column])
+            HeldShard(
+                segment=index,
+                column=column,
+                size_bytes=self._code.shard_bytes(segment.length),
+                root=segment.roots[column],
+            )
             for index, segment in sorted(kept.segments.items())
             if not kept.has(index, column, lease.node)
         ]
-
-        def size_of(want: inventory.Wanted) -> int:
-            return self._code.shard_bytes(kept.segments[want.segment].length)
-
-        held: set[tuple[int, int]] = set()
-        for start in range(0, len(missing), held_shards.HAVE_MAX):
-            asked = missing[start : start + held_shards.HAVE_MAX]
+        held: list[HeldShard] = []
+        for start in range(0, len(missing), messages.GET_MAX):
+            asked = missing[start : start + messages.GET_MAX]
             try:
-                held |= await self._client.held_shards(
-                    lease, self._locate, self._code.generation, asked, size_of
+                held += await self._client.held_shards(
+                    lease, self._locate, self._code.generation, asked
                 )
             except errors.XscError as fault:
                 # What it does not confirm is sent again.
@@ -476,12 +269,11 @@ class Upload:
                     "storage.host_not_asked", peer=short(lease.node), code=fault.code
                 )
                 break
-        for index, _ in sorted(held):
-            size = units.held_bytes(size_of(inventory.Wanted(index, column, b"")))
-            place = Held(lease.node, lease.lease_id, size)
-            kept.acks[index, column] = place
-            self._journal.acked(index, column, place)
-            self._sender.count(lease, size)
+        for item in held:
+            place = Held(lease.node, lease.lease_id, units.held_bytes(item.size_bytes))
+            kept.acks[item.segment, column] = place
+            self._journal.acked(item.segment, column, place)
+            self._sender.count(lease, place.size_bytes)
 
     async def _same(self, index: int, place: Place, plain: bytes) -> KeptSegment | None:
         """Return how a segment was sealed before, or None for one that is new.
@@ -554,7 +346,7 @@ class Upload:
             if running:
                 await asyncio.gather(*running)
         except BaseException as fault:
-            if self._journal is not None and not isinstance(fault, errors.XscError):
+            if self._journal.resumes and not isinstance(fault, errors.XscError):
                 # The client went away: what is on its way need not be sent again.
                 await let_end(running, self._client.clock, PUT_ENDS_MS)
             raise
@@ -577,11 +369,13 @@ class Upload:
             self._code,
         )
         sealed = self._sealed[index]
-        self._sender.segments[index] = SentSegment(len(plain), sealed.roots)
-        if self._journal is not None and kept is None and not (final and index == 0):
-            head = self._notes.head(self._sender)
-            await self._journal.begin(head, index, len(plain), sealed)
+        self._sender.segments[index] = self._shards(index, len(plain), sealed.roots)
+        if self._journal.resumes and kept is None and not (final and index == 0):
+            await self._journal.begin(self._sender, index, len(plain), sealed)
         return {shard.column: shard for shard in shards}
+
+    def _shards(self, index: int, length: int, roots: Sequence[bytes]) -> SegmentShards:
+        return SegmentShards(self._locate, self._code, index, length, roots)
 
     async def _segment(self, index: int, plain: bytes) -> None:
         sender = self._sender
@@ -605,7 +399,7 @@ class Upload:
             inline = bytes(ciphertext)
             self._sealed[0] = SealedSegment(nonce, tag, ())
             sender.live[0] = {}
-            sender.segments[0] = SentSegment(0, ())
+            sender.segments[0] = self._shards(0, 0, ())
         else:
             sender.live[index] = await self._cut(index, plain, final=True)
         manifest = build(
@@ -631,17 +425,17 @@ class Upload:
                 self._manifest_key,
                 self._entropy.token(NONCE_BYTES),
             )
-            if self._journal is not None and index:
+            if self._journal.resumes and index:
                 await self._journal.sealed(sealed)
         sender.record = messages.ObjectRecord(
             sealed=sealed, sealed_root=merkle.root_of(sealed), manifest_hash=hash_of(sealed)
         )
-        await self._rooms.require(sender.state)
+        await self._rooms.require(sender.state.columns, sender.state.gone)
         await together(sender.store(column, index) for column in sender.state.slots)
         # Where the column that was to bring the record to a host went elsewhere, another does.
         while lacking := sender.lacking_record():
             await together(sender.store(column, index, again=True) for column in lacking)
-        await self._rooms.require(sender.state)
+        await self._rooms.require(sender.state.columns, sender.state.gone)
         columns = sender.state.columns
         return Uploaded(
             capability=ReadCapability(self._secret, hash_of(sealed)),
@@ -665,31 +459,19 @@ class Upload:
         for node, lease_id in sender.recorded.items():
             sender.held[node, lease_id] -= size
             await self._client.note_freed(node, lease_id, size)
-        self._trail.moved(self._notes.head(sender))
+        self._journal.moved(sender)
 
     # Undoing
 
     async def _undo(self) -> None:
         """Delete what was stored, as far as hosts can be reached; the rest is asked for again."""
-        held = self._sender.held
-        nodes = {node for node, _ in held}
-        confirmed = await together(self._forget(node) for node in sorted(nodes))
-        silent = {node for node in confirmed if node is not None}
-        tell = self._client.log.warning if silent else self._client.log.info
-        tell("storage.put_undone", hosts=len(nodes), left_at=[short(node) for node in silent])
-        left = {place: size for place, size in held.items() if place[0] in silent}
-        await self._trail.undone(self._notes.head(self._sender, left))
-
-    async def _forget(self, node: bytes) -> bytes | None:
-        """Delete at one host; return it where it did not confirm."""
-        try:
-            await self._client.delete(node, self._locate, final=True)
-        except errors.XscError:
-            return node
-        for (holder, lease_id), size in self._sender.held.items():
-            if holder == node:
-                await self._client.note_freed(node, lease_id, size)
-        return None
+        held = held_of(self._sender.held)
+        left, _ = await self._client.delete_all(self._locate, held)
+        tell = self._client.log.warning if left else self._client.log.info
+        silent = sorted({item.node for item in left})
+        hosts = len({item.node for item in held})
+        tell("storage.put_undone", hosts=hosts, left_at=[short(node) for node in silent])
+        await self._journal.undone(self._sender, left)
 
 
 async def _close(pieces: AsyncIterator[tuple[bytes, bool]]) -> None:

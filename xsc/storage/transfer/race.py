@@ -11,9 +11,10 @@ from typing import Any, TypeAlias, TypeVar, cast
 from xsc.base import errors, limits, refusals
 from xsc.base.clock import Clock
 from xsc.storage.object.erasure import Buffer
-from xsc.storage.object.inventory import Span, Wanted
-from xsc.storage.transfer import latency, segment_decoder
-from xsc.storage.transfer.host_client import HostClient, Source, stop_all
+from xsc.storage.object.inventory import SegmentShards
+from xsc.storage.object.segment import Span
+from xsc.storage.transfer import latency
+from xsc.storage.transfer.host_client import HostClient, Source, Take, stop_all
 
 T = TypeVar("T")
 More: TypeAlias = Callable[[], Awaitable[Sequence[Source]]]
@@ -102,16 +103,12 @@ class _Asked:
 
 async def race(
     client: HostClient,
-    *,
-    locate: bytes,
-    generation: int,
-    segment: int,
-    roots: Sequence[bytes],
+    segment: SegmentShards,
     sources: Sequence[Source],
-    k: int,
-    size_bytes: int,
+    *,
     span: Span | None = None,
-    decoder: segment_decoder.SegmentDecoder | None = None,
+    take: Take | None = None,
+    tickets: Iterable[asyncio.Future[None]] = (),
     arrived: Callable[[], None] | None = None,
     more: More | None = None,
     doubted: set[bytes] | None = None,
@@ -124,15 +121,11 @@ async def race(
 
     Args:
         client: the hosts.
-        locate: the object.
-        generation: of its placement.
-        segment: its number.
-        roots: of its shards, by column.
+        segment: whose shards are fetched.
         sources: in the order in which they are asked.
-        k: how many shards are needed.
         span: the leaves to fetch; None: whole shards.
-        size_bytes: of a whole shard.
-        decoder: takes each shard as it arrives; its tickets limit the concurrent requests.
+        take: takes each shard as it arrives.
+        tickets: as many requests as are done may be under way; none: any number.
         arrived: called after each shard.
         more: finds other sources, called once when all have failed.
         doubted: nodes that fail are added to it.
@@ -141,7 +134,8 @@ async def race(
         ShardsInsufficient: fewer than k can be fetched; the message names who is silent.
     """
     clock = client.clock
-    size = size_bytes if span is None else span.size_bytes
+    k, where = segment.code.k, (segment.locate, segment.code.generation)
+    size = segment.shard_bytes if span is None else span.size_bytes
     kth_ms = client.kth_ms(sources, k, size)
     waiting = list(sources)
     running: dict[asyncio.Task[Any], _Asked] = {}
@@ -150,8 +144,7 @@ async def race(
     got: dict[int, Buffer] = {}
     failed: list[tuple[Source, errors.XscError]] = []
     faulty = set() if doubted is None else doubted
-    take = None if decoder is None else decoder.take
-    tickets = deque(() if decoder is None else decoder.tickets)
+    tickets = deque(tickets)
     lacking = 0  # how many are late beside whom nobody was asked yet
     searching: asyncio.Task[list[Source]] | None = None
     alarm: asyncio.Task[None] | None = None
@@ -171,8 +164,8 @@ async def race(
 
     def ask(source: Source) -> None:
         waiting.remove(source)
-        want = Wanted(segment, source.column, roots[source.column], span, size_bytes)
-        task = asyncio.create_task(client.fetch(source.node, locate, generation, want, take))
+        want = segment.wanted(source.column, span)
+        task = asyncio.create_task(client.fetch(source.node, *where, want, take))
         expected_ms = client.expected_ms(source.node, size)
         running[task] = _Asked(source, clock.monotonic_ms(), expected_ms)
 
@@ -204,7 +197,7 @@ async def race(
             if lacking or not (running or tickets or searching):
                 search()
             if not (running or tickets or searching):
-                raise insufficient(segment, k, len(got), failed)
+                raise insufficient(segment.index, k, len(got), failed)
             patience_ms = latency.patience_ms(kth_ms, size, answers)
             awaited: list[asyncio.Future[Any]] = [*running, *list(tickets)[:1]]
             if searching is not None:
@@ -242,9 +235,9 @@ async def race(
             slow_ms = latency.slow_from_ms(kth_ms)
             for source in waiting:
                 is_last = client.expected_ms(source.node, size) > slow_ms
-                want = Wanted(segment, source.column, roots[source.column], None, size_bytes)
+                want = segment.wanted(source.column)
                 if (is_last or client.late_since_ms(source.node)) and client.reprobe(
-                    source.node, locate, generation, want
+                    source.node, *where, want
                 ):
                     break
         return dict(sorted(got.items())[:k])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from xsc.base.limits import MIB, READ_AHEAD_KEPT_MS
 from xsc.storage.object.erasure import Buffer
@@ -23,15 +22,13 @@ READ_AHEAD_TOTAL_BYTES_MAX = 32 * MIB
 READ_AHEAD_READS_MAX = 64
 """Readers that went away of which something is kept."""
 
-ObjectKey: TypeAlias = tuple[bytes, bytes]
-"""Locate id and manifest hash."""
-
 
 @dataclass(eq=False, slots=True)
 class CachedRead:
     """What a read gave last, without a gap."""
 
-    key: ObjectKey
+    key: bytes
+    """The content key of the object."""
     stop: int
     """Where in the object the read is."""
     pieces: deque[Buffer] = field(default_factory=deque)
@@ -64,7 +61,7 @@ class ReadAheadCache:
         """How much is kept of all."""
         return self._size_bytes
 
-    def begin(self, key: ObjectKey, start: int) -> CachedRead:
+    def begin(self, key: bytes, start: int) -> CachedRead:
         """Return what takes down what a read gives from `start` on."""
         read = CachedRead(key, start)
         self._reads.append(read)
@@ -96,7 +93,7 @@ class ReadAheadCache:
         for other in gone:
             self._drop(other)
 
-    def take(self, key: ObjectKey, start: int, now_ms: int) -> list[Buffer]:
+    def take(self, key: bytes, start: int, now_ms: int) -> list[Buffer]:
         """Return what is kept of an object from `start` on, without a gap; it may be nothing."""
         self.expire(now_ms)
         for read in self._reads:

@@ -6,33 +6,24 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 from xsc.base import ids, units
 from xsc.base.errors import XscError
+from xsc.base.limits import STORE_REQUEST_BYTES_MAX
 from xsc.storage.object import durability, messages
 from xsc.storage.object.erasure import Code, StorageShard, rebuild
+from xsc.storage.object.inventory import SegmentShards
 from xsc.storage.transfer import sending
-from xsc.storage.transfer.host_client import HostClient, Source, requests_of
+from xsc.storage.transfer.host_client import HostClient, Source
 from xsc.storage.transfer.race import in_order, race
+from xsc.storage.transfer.rooms import RoomSearch
 from xsc.terms.lease import LeaseHandle
-
-
-@dataclass(frozen=True, slots=True)
-class SentSegment:
-    """What is known of a segment that is sent."""
-
-    length: int
-    roots: Sequence[bytes]
 
 
 async def rebuilt(
     client: HostClient,
-    locate: bytes,
-    code: Code,
-    index: int,
-    segment: SentSegment,
+    segment: SegmentShards,
     *,
     sources: Iterable[Source],
     columns: Sequence[int],
@@ -42,30 +33,8 @@ async def rebuilt(
     Raises:
         ShardsInsufficient: fewer than k can be fetched.
     """
-    got = await race(
-        client,
-        locate=locate,
-        generation=code.generation,
-        segment=index,
-        roots=segment.roots,
-        sources=in_order(client, sources, code.k),
-        k=code.k,
-        size_bytes=code.shard_bytes(segment.length),
-    )
-    return await client.executor.run(rebuild, got, code, segment.length, columns)
-
-
-class Rooms(Protocol):
-    """Finds room for a column whose host fails."""
-
-    async def at(self, node: bytes, hosts: int, there_bytes: int) -> LeaseHandle | None:
-        """Return room at one host for what it lacks, under another lease where it takes one."""
-
-    async def elsewhere(self, taken: frozenset[bytes], least_bytes: int) -> LeaseHandle | None:
-        """Return room for a column at a node that is not taken."""
-
-    async def refusal(self, nodes: Sequence[bytes], gone: Mapping[bytes, XscError]) -> XscError:
-        """Return why a placement at these nodes does not keep the contract, and what could."""
+    got = await race(client, segment, in_order(client, sources, segment.code.k))
+    return await client.executor.run(rebuild, got, segment.code, segment.length, columns)
 
 
 class Notes:
@@ -93,7 +62,7 @@ class ColumnSender:
         code: Code,
         state: sending.Sending,
         *,
-        rooms: Rooms | None = None,
+        rooms: RoomSearch | None = None,
         notes: Notes | None = None,
     ) -> None:
         """Begin.
@@ -114,7 +83,7 @@ class ColumnSender:
         self.state = state
         self.live: dict[int, dict[int, StorageShard]] = {}
         """By segment and column: shards of segments that are under way."""
-        self.segments: dict[int, SentSegment] = {}
+        self.segments: dict[int, SegmentShards] = {}
         self.done: defaultdict[int, set[int]] = defaultdict(set)
         """By column: segments that its host, or the one before it, confirmed."""
         self.before: dict[int, frozenset[int]] = {}
@@ -193,11 +162,14 @@ class ColumnSender:
         if carries:
             self._recording.add(lease.node)
         try:
-            numbered = [(index, shard) for shard in shards]
-            for batch, record in requests_of(numbered, self.record if carries else None):
-                if batch or record is not None:
+            record = self.record if carries else None
+            requests = [([(index, shard) for shard in shards], record)]
+            if shards and record is not None and len(record.sealed) > STORE_REQUEST_BYTES_MAX:
+                requests = [(requests[0][0], None), ([], record)]
+            for batch, brought in requests:
+                if batch or brought is not None:
                     stored = await self._client.store(
-                        lease, self._locate, self._code.generation, shards=batch, record=record
+                        lease, self._locate, self._code.generation, shards=batch, record=brought
                     )
                     self.count(lease, stored)
             if carries:
@@ -281,9 +253,6 @@ class ColumnSender:
             else:
                 shards = await rebuilt(
                     self._client,
-                    self._locate,
-                    self._code,
-                    index,
                     self.segments[index],
                     sources=[
                         Source(other, node)

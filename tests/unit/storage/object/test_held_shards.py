@@ -15,13 +15,13 @@ from tests.unit.storage.shardstore.test_store import (
     wanted,
 )
 from tests.unit.storage.world import World
-from xsc.base.encoding import encode
 from xsc.base.errors import NotFound, ReceiptInvalid, RecordInvalid
 from xsc.base.limits import STAT_READ_BYTES_MAX
 from xsc.base.merkle import root_of
-from xsc.storage.object import held_shards
 from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.inventory import Wanted
+from xsc.storage.object.messages import GET_MAX, HAVE, keep_message, read_keep
+from xsc.storage.object.receipts import receipt_fault
 from xsc.terms.lease import LeaseHandle
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
@@ -48,15 +48,13 @@ def held(column=0, segment=0, data=b"data", size_bytes=4):
 
 
 def fault(given):
-    return held_shards.receipt_fault(
-        given, **asked(), wanted=[wanted(), wanted(column=1)], size_of=lambda want: 4
-    )
+    return receipt_fault(given, receipt(held(), held(1)), some=True)
 
 
 def test_a_question_is_read_as_it_was_asked():
     listed = [wanted(), wanted(b"more", 3, 7)]
-    header = held_shards.have_message(LEASE, LOCATE, 2, listed)
-    assert held_shards.read_have(header) == (LEASE, LOCATE, 2, listed)
+    header = keep_message(LEASE, LOCATE, 2, [held(), held(3, 7, b"more")])
+    assert read_keep(header) == (LEASE, LOCATE, 2, listed, 8)
 
 
 @pytest.mark.parametrize(
@@ -69,13 +67,13 @@ def test_a_question_is_read_as_it_was_asked():
         {"shards": [7]},
         {"shards": [{"segment": 0, "column": 256, "root": bytes(32)}]},
         {"shards": [{"segment": 0, "column": 0, "root": bytes(32)}] * 2},
-        {"shards": [{"segment": n, "column": 0, "root": bytes(32)} for n in range(257)]},
+        {"shards": [{"segment": n, "column": 0, "root": bytes(32)} for n in range(GET_MAX + 1)]},
     ],
 )
 def test_a_malformed_question_is_refused(change):
-    header = held_shards.have_message(LEASE, LOCATE, 0, [wanted()])
+    header = keep_message(LEASE, LOCATE, 0, [held()])
     with pytest.raises(RecordInvalid):
-        held_shards.read_have(header | change)
+        read_keep(header | change)
 
 
 def test_every_part_of_the_answer_matters():
@@ -128,12 +126,12 @@ async def ask(world):
     data = StorageShard(0, b"data", root_of(b"data"))
     client = world[0].service._client
     await client.store(lease, LOCATE, 0, shards=[(0, data)], record=None)
-    return await client.held_shards(lease, LOCATE, 0, [wanted(), wanted(column=1)], lambda want: 4)
+    return await client.held_shards(lease, LOCATE, 0, [held(), held(1)])
 
 
 async def test_a_peer_names_what_it_has_by_a_receipt():
     world = await World(2).start()
-    assert await ask(world) == {(0, 0)}
+    assert await ask(world) == (held(),)
 
 
 @pytest.mark.parametrize("lie", ["another", "unsigned"])
@@ -141,7 +139,7 @@ async def test_a_peer_that_lies_about_it_is_reported(lie):
     world = await World(2).start()
 
     def corrupt(method, answer):
-        if method == held_shards.HAVE:
+        if method == HAVE:
             raw = answer.header["receipt"]
             answer.header["receipt"] = raw[:-1] + bytes([raw[-1] ^ 1])
         return answer
@@ -163,7 +161,7 @@ async def test_a_peer_that_lies_about_it_is_reported(lie):
 async def test_a_peer_of_an_earlier_release_does_not_know_the_question():
     world = await World(2).start()
     handlers = world[1].service.handlers
-    known = {name: handler for name, handler in handlers().items() if name != held_shards.HAVE}
+    known = {name: handler for name, handler in handlers().items() if name != HAVE}
 
     class Earlier(dict):
         def __missing__(self, key):
@@ -173,8 +171,3 @@ async def test_a_peer_of_an_earlier_release_does_not_know_the_question():
     with pytest.raises(NotFound):
         await ask(world)
     assert world[0].reports == []
-
-
-def test_a_question_fits_a_header():
-    listed = [Wanted(2**32 - 1, 255, bytes(32)) for _ in range(held_shards.HAVE_MAX)]
-    assert len(encode(held_shards.have_message(LEASE, LOCATE, 0, listed))) < 2**16

@@ -14,7 +14,8 @@ from xsc.identity.envelope import Record, sign
 from xsc.identity.keys import KeyPair
 from xsc.storage.object import messages
 from xsc.storage.object.erasure import Code, cut
-from xsc.storage.object.receipts import check_receipt, expected_receipt
+from xsc.storage.object.receipts import check_receipt, named
+from xsc.terms.storage_receipt import StorageReceipt
 
 HOST, OTHER = KeyPair(b"h" * 32), KeyPair(b"o" * 32)
 ANNA = b"a" * 32
@@ -22,13 +23,13 @@ SHARDS = [(3, shard) for shard in cut(content(100), Code())[:2]]
 
 
 def receipt(number: int, stored_ms: int = 0):
-    return expected_receipt(
+    return StorageReceipt(
         host=HOST.node_id,
         customer=ANNA,
         lease_id=b"l" * 32,
         locate=number.to_bytes(32, "big"),
         generation=0,
-        shards=SHARDS,
+        shards=named(SHARDS),
         manifest=b"m" * 32,
         stored_ms=stored_ms,
     )

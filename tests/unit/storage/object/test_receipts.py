@@ -5,17 +5,17 @@ from xsc.base.limits import REQUEST_WINDOW_MS
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.storage.object.erasure import Code, cut
-from xsc.storage.object.receipts import deletion_fault, expected_receipt, receipt_fault
-from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, Freed
+from xsc.storage.object.receipts import deletion_fault, named, receipt_fault
+from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, Freed, StorageReceipt
 
 SHARDS = [(3, shard) for shard in cut(content(100), Code())[:2]]
-SENT = expected_receipt(
+SENT = StorageReceipt(
     host=b"h" * 32,
     customer=b"c" * 32,
     lease_id=b"l" * 32,
     locate=b"o" * 32,
     generation=7,
-    shards=SHARDS,
+    shards=named(SHARDS),
     manifest=b"m" * 32,
     stored_ms=0,
 )

@@ -225,12 +225,3 @@ async def test_an_object_that_nobody_has_is_unknown_and_the_silent_are_named():
     world[3].up = False
     with pytest.raises(ObjectUnknown, match="silent"):
         await get(world[0], capability)
-
-
-async def test_the_reader_knows_size_and_own_name():
-    world = await World(6).start()
-    capability = (await put(world[0], content(5000), name="holiday.jpg")).capability
-    mine = await world[0].service.open(capability)
-    theirs = await world[1].service.open(capability)
-    assert (mine.size_bytes, mine.name) == (5000, "holiday.jpg")
-    assert (theirs.size_bytes, theirs.name) == (5000, None)

@@ -19,18 +19,14 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import short
-from xsc.base.limits import SEGMENT_BYTES, STORE_REQUEST_BYTES_MAX
+from xsc.base.limits import SEGMENT_BYTES
 from xsc.identity.envelope import sign
 from xsc.node.system import ThreadExecutor
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.durability import Contract
-from xsc.storage.object.erasure import StorageShard
-from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.transfer import put as pipeline
-from xsc.storage.transfer.host_client import requests_of
-from xsc.storage.transfer.journal import ACK, HEAD, PREFIX, SEGMENT
+from xsc.storage.transfer.journal import ACK, HEAD, PREFIX, SEGMENT, UPLOAD_KEPT_MS
 from xsc.storage.transfer.put import cut_stream
-from xsc.storage.transfer.resume import UPLOAD_KEPT_MS
 
 MIB = 2**20
 FOUR_SEGMENTS = 13 * MIB + 5
@@ -530,16 +526,6 @@ async def test_at_most_a_few_segments_are_on_their_way():
 
     await world[0].service.put(source(), name="x", size_hint=12 * SEGMENT_BYTES)
     assert most <= 3 + 3
-
-
-def test_requests_are_bounded_in_bytes():
-    big = [(0, StorageShard(column, bytes(4 * MIB), b"r" * 32)) for column in range(9)]
-    record = ObjectRecord(b"s", b"r" * 32, b"m" * 32)
-    batches = requests_of(big, record)
-    assert [len(batch) for batch, _ in batches] == [4, 4, 1]
-    assert [carried for _, carried in batches] == [None, None, record]
-    assert all(sum(len(s.data) for _, s in b) <= STORE_REQUEST_BYTES_MAX for b, _ in batches)
-    assert requests_of([], record) == [([], record)]
 
 
 async def test_a_wide_code_on_few_hosts_goes_in_several_requests():
