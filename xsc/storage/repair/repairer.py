@@ -157,9 +157,6 @@ class Repairer:
             self.look_at([ref])
         return False
 
-    def _available(self, *, also_unsteady: bool = False) -> frozenset[bytes]:
-        return self.watch.available(also_unsteady=also_unsteady) - self._client.leaving()
-
     async def run(self) -> None:
         """Look after all objects until cancelled."""
         seen: object = None
@@ -178,7 +175,7 @@ class Repairer:
             known = frozenset(ref for ref, _, _ in listed)
             situation = (
                 self.watch.all_gone(),
-                self._available(),
+                self.watch.available(),
                 self._client.leaving(),
                 known if len(listed) < REPAIRS_A_ROUND_MAX else 0,
             )
@@ -266,7 +263,7 @@ class Repairer:
                     self._failed(ref, fault)
                     return None
                 reported = bool(self.reports.waiting(ref))
-                if needs_repair(survey, self._available(), reported=reported):
+                if needs_repair(survey, self.watch.available(), reported=reported):
                     return survey.margin
                 self._warned.pop(ref, None)
                 return None
@@ -364,7 +361,7 @@ class Repairer:
         patched = await self._mover.rewrite_damaged(survey)
         if patched:
             survey = await self.surveyor.verified(maintained)
-        available = self._available(also_unsteady=survey.margin <= 0)
+        available = self.watch.available(also_unsteady=survey.margin <= 0)
         chosen, reason = await self._mover.choose(survey, available)
         moved: tuple[Moved, ...] = ()
         if maintained.is_own:

@@ -90,7 +90,7 @@ class Surveyor:
         displaced = survey.displaced | expiring
         labels = None
         if displaced or any(manifest.contract[1:]) or len(set(columns)) < len(columns):
-            candidates = self._watch.available(also_unsteady=True) - leaving
+            candidates = self._watch.available(also_unsteady=True)
             labels = await self._labels({*columns, *candidates})
         dropped = frozenset(
             (node, lease_id)
