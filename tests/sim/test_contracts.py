@@ -134,7 +134,7 @@ def test_hosts_that_leave_are_named_as_leaving_and_not_as_full():
         leavers = {world.nodes[index].key.node_id for index in (2, 3)}
         for index in (2, 3):
             await world.nodes[index].storage.drain.begin()
-        await world.until(lambda: leavers <= set(owner.storage.drain.leaving()))
+        await world.until(lambda: leavers <= set(owner.departures.leaving()))
         fault = await refused(world, owner, NoOffers)
         assert f"leaving: {names(world, 2, 3)}" in fault.message
         assert "no room" not in fault.message

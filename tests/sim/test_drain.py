@@ -1,7 +1,6 @@
 """A node that leaves: everything moves, nobody notices, and it can prove it."""
 
 import asyncio
-import io
 
 import pytest
 
@@ -26,7 +25,11 @@ async def drained(world, index, within_ms=900_000):
     while drain.status().state != "done":
         assert world.clock.now_ms() < end_ms, drain.status()
         await drain.counted(1_000)
-    return check_proof(io.BytesIO(b"".join(drain.proof())).read)
+    return check_proof(await drain.proof())
+
+
+def objects_of(orders):
+    return len({order.record.locate for order in orders})
 
 
 async def read_on(world, kept, readers, until):
@@ -81,16 +84,16 @@ def test_all_that_a_node_holds_moves_and_reads_meanwhile_never_fail():
         until = asyncio.Event()
         reading = asyncio.create_task(read_on(world, kept, [0, 3, 4, 5, 6], until))
         await world.nodes[leaver].storage.drain.begin()
-        proof = await drained(world, leaver)
+        proof, orders = await drained(world, leaver)
         until.set()
         assert await reading > len(kept) * 15
         assert await held_by(world, leaver) == []
         assert world.nodes[leaver].shards.used_bytes == 0
-        assert proof.node == world.nodes[leaver].key.node_id
-        assert proof.drained.left_objects == 0
-        assert proof.drained.objects == len({key[1:33] for key in others})
-        assert proof.drained.released_bytes == sum(others.values())
-        assert proof.customers == 1
+        assert proof.author == world.nodes[leaver].key.node_id
+        assert proof.record.left_objects == 0
+        assert objects_of(orders) == len({key[1:33] for key in others})
+        assert proof.record.released_bytes == sum(others.values())
+        assert len({order.author for order in orders}) == 1
         await world.nodes[leaver].stop()
         for capability, data in kept:
             await whole(world, capability, without=[leaver])
@@ -179,9 +182,9 @@ def test_a_drain_survives_kills_of_both_sides_and_goes_on(moment_ms):
             await world.clock.sleep_ms(moment_ms)
             await world.crash(index)
             await world.restart(index)
-        proof = await drained(world, leaver)
+        _, orders = await drained(world, leaver)
         objects = {key[1:33] for key in held}
-        assert proof.drained.objects == len(objects), "each once, whatever was done twice"
+        assert objects_of(orders) == len(objects), "each once, whatever was done twice"
         assert await held_by(world, leaver) == []
         for capability, data in kept:
             assert await get(world.nodes[6], capability) == data
@@ -202,10 +205,10 @@ def test_with_six_nodes_a_drain_says_why_it_cannot_end_and_goes_on_with_a_sevent
         assert (status.state, status.stuck_objects) == ("leaving", 1)
         assert "no node" in stuck.reason
         assert stuck.owner == world.nodes[0].key.node_id
-        assert check_proof(io.BytesIO(b"".join(drain.proof())).read).drained.left_objects == 1
+        assert check_proof(await drain.proof())[0].record.left_objects == 1
         world.net.heal()
-        proof = await drained(world, 2)
-        assert proof.drained.left_objects == 0
+        proof, _ = await drained(world, 2)
+        assert proof.record.left_objects == 0
         await whole(world, capability, without=[2])
         assert await get(world.nodes[6], capability) == data
 
@@ -232,8 +235,8 @@ def test_only_the_owner_releases_what_custodians_have_stored_elsewhere_meanwhile
         # The owner takes over where its columns are now, and lets the leaving node go.
         await world.restart(0)
         await world.restart(leaver)
-        proof = await drained(world, leaver)
-        assert (proof.customers, proof.drained.objects) == (1, 1)
+        _, orders = await drained(world, leaver)
+        assert len({order.author for order in orders}) == objects_of(orders) == 1
         await whole(world, capability, without=[leaver])
         assert await get(world.nodes[0], capability) == data
 
@@ -259,17 +262,17 @@ def test_a_cancelled_drain_is_told_and_the_node_is_trusted_again():
         leaver = world.nodes[4]
         await leaver.storage.drain.begin()
         await world.until(
-            lambda: all(leaver.key.node_id in node.storage.drain.leaving() for node in world.nodes)
+            lambda: all(leaver.key.node_id in node.departures.leaving() for node in world.nodes)
         )
         world.net.partition("node-4", "node-0")
         await leaver.storage.drain.cancel()
         assert leaver.storage.drain.status().state == "staying"
         with pytest.raises(NotAllowed, match="not leaving"):
-            leaver.storage.drain.proof()
+            await leaver.storage.drain.proof()
         await world.crash(4)
         leaver = await world.restart(4)
         world.net.heal()
-        await world.until(lambda: not any(node.storage.drain.leaving() for node in world.nodes))
+        await world.until(lambda: not any(node.departures.leaving() for node in world.nodes))
         hosts = {
             index
             for seed in range(4)
@@ -290,8 +293,8 @@ def test_what_an_owner_deletes_meanwhile_is_released_too():
         await drain.begin()
         await world.until(lambda: bool(drain.status().stuck))
         await world.nodes[0].storage.rm(capability)
-        proof = await drained(world, 2)
-        assert proof.drained.released_bytes > MIB // 4
+        proof, _ = await drained(world, 2)
+        assert proof.record.released_bytes > MIB // 4
 
     run(79, 7, play, QUICK)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import cast
 
 import click
 from click import argument, option
@@ -13,14 +10,7 @@ from click import argument, option
 from xsc.base import errors, limits
 from xsc.cli import options
 from xsc.cli.options import Command, Settings
-from xsc.client.files import opened, read_bounded, read_file, read_module
-
-
-def _opened(path: Path) -> BufferedReader:
-    """Return a file, or standard input for "-", to be read."""
-    if path == options.STREAM:
-        return BufferedReader(cast(RawIOBase, sys.stdin.buffer))
-    return opened(path)
+from xsc.client.files import read_file, read_module
 
 
 @click.command(cls=Command)
@@ -33,19 +23,14 @@ def verify(settings: Settings, file: Path, module: Path | None, lease: Path | No
     Needs neither a node nor the network. Exits with 6, and the first thing
     that is wrong, if the file proves nothing.
     """
-    from xsc.node.offline.verify import verify_drain, verify_file
+    from xsc.node.offline.verify import verify_file
+    from xsc.storage.repair.departures import DRAIN_PROOF_BYTES_MAX
 
     code = None if module is None else read_module(module)
     agreed = None if lease is None else read_file(lease, "lease", limits.PEER_BODY_BYTES_MAX)
     try:
-        with _opened(file) as source:
-            # A drain proof may be of any size, and is read piece by piece.
-            if source.peek(4)[:4] == b"XSC ":
-                proved = verify_drain(source.read)
-            else:
-                proved = verify_file(
-                    read_bounded(source, "file", limits.PEER_BODY_BYTES_MAX), code, agreed
-                )
+        raw = options.read_given(file, "file", DRAIN_PROOF_BYTES_MAX)
+        proved = verify_file(raw, code, agreed)
     except (errors.PeerError, errors.LimitError) as fault:
         # A record that a peer would be blamed for is, in a file, simply no proof.
         raise errors.ProofInvalid(fault.message, hint=fault.hint) from None

@@ -227,7 +227,7 @@ class DirectoryKeeper:
         )
         if body == kept or not body.peers:
             return False
-        # What an object of the directory costs stands in the ledger, and so in the head.
+        # Only a changed one is stored: what an object costs changes the ledger, and so the head.
         if kept is None or body.listed != kept.listed:
             where = await self._placed(packed)
             body = body.model_copy(update={"directory": where})

@@ -193,7 +193,6 @@ class StorageService:
             objects=self._owned,
             repairer=self.repairer,
             weight_ppm=weight_ppm,
-            leaving=drain.leaving,
             grace_ms=grace_ms,
         )
         owners = NodeWatch(context.clock, client, grace_ms)
@@ -203,7 +202,6 @@ class StorageService:
             state,
             commit,
             owners,
-            leaving=drain.leaving,
             accepts=custodian_for,
             budget_bytes=settings.guard_bytes,
             grace_ms=grace_ms,

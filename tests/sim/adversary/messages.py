@@ -305,7 +305,9 @@ def _section_of(forge: Forge, path: str) -> str:
 
 
 def published(forge: Forge) -> tuple[str, bytes]:
-    """Return a path at which a node says where it is or whom it knows, and a value for it."""
+    """Return a path where a node says where it is, that it leaves or whom it knows, and a value."""
+    if forge.chance(0.1):
+        return UserSpacePaths.DEPARTURE, encode({"v": 1, "begun_bytes": forge.rng.randrange(2**53)})
     if forge.chance(0.5):
         return UserSpacePaths.ADDRESS, forge.signed("address")
     introduction = forge.record(forge.kinds["introduction"])

@@ -1360,7 +1360,7 @@ def test_a_drain_proof_is_verified_from_a_file_and_from_a_pipe(xsc, tmp_path):
     assert done.text.startswith("drain proof: 2 customers of ")
     assert "2 objects" in done.text
     assert xsc("verify", "-", stdin=proof).text == done.text
-    for wrong in (proof[:-1], b"XSC drain proof 2\n", b"XSC ", b"XSC"):
+    for wrong in (proof[:-1], b"XSC drain proof 1\n", b""):
         bad = xsc("verify", "-", stdin=wrong)
         assert (bad.code, bad.out) == (6, b"")
 

@@ -20,7 +20,7 @@ from xsc.market.pricing import why
 from xsc.programs import numbers, provenance
 from xsc.programs.why import check_record, value_in
 from xsc.space.record import SpaceRecord
-from xsc.storage.repair.departures import check_proof
+from xsc.storage.repair.departures import DRAIN_PROOF_BYTES_MAX, DrainProof, check_proof
 from xsc.terms import quote, slot, storage_receipt
 from xsc.terms.clearing import ClearingProof, SpaceValue
 from xsc.terms.deployment import Deployment
@@ -353,11 +353,24 @@ def _value(part: provenance.ProvenanceInput | provenance.ProvenanceOutput) -> st
     return cut(printable(numbers.format_value(part.type, value)), SHOWN_CHARS)
 
 
+def _drain(raw: bytes) -> str:
+    proof, orders = check_proof(raw)
+    said, customers = proof.record, {order.author for order in orders}
+    objects = {order.record.locate for order in orders}
+    rest = f", and still holds {count_of(said.left_objects, 'object')}" if said.left_objects else ""
+    return (
+        f"drain proof: {count_of(len(customers), 'customer')} of {short(proof.author)} ordered the "
+        f"deletion of {count_of(len(objects), 'object')}, "
+        f"{units.format_size(said.released_bytes)}{rest}"
+    )
+
+
 _CHECKS: Final[Mapping[str, Callable[[bytes], str]]] = {
     Dissent.KIND: _dissent,
     storage_receipt.StorageReceipt.KIND: _storage_receipt,
     storage_receipt.DeletionReceipt.KIND: _deletion_receipt,
     Deployment.KIND: _deployment,
+    DrainProof.KIND: _drain,
     Lease.KIND: _lease,
     LeaseCount.KIND: _lease_count,
     Voucher.KIND: _voucher,
@@ -372,7 +385,8 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
 
     Args:
         raw: the bytes of an execution, storage or deletion receipt, dissent, deployment,
-            lease, lease count, quote, voucher, clearing, provenance or exported ledger entry.
+            lease, lease count, quote, voucher, clearing, provenance, drain proof or exported ledger
+            entry.
         module: a module that an execution receipt must be about.
         lease: the lease that such a receipt must be under, and billed by.
 
@@ -381,7 +395,7 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
     """
     with _proving():
         try:
-            kind = kind_of(raw, size_max=limits.PEER_BODY_BYTES_MAX)
+            kind = kind_of(raw, size_max=DRAIN_PROOF_BYTES_MAX)
         except errors.PeerError as fault:
             if fault.hint:  # it is of a newer version
                 raise
@@ -391,22 +405,3 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
         _require(kind in _CHECKS, f"a record of kind '{kind[:40]}' is nothing that can be verified")
         _require(lease is None, "a lease goes with an execution receipt alone")
         return _CHECKS[kind](raw)
-
-
-def verify_drain(read: Callable[[int], bytes]) -> str:
-    """Return, in one line for people, what the proof of a node that left proves.
-
-    Args:
-        read: gives up to so many of the next bytes of the file.
-
-    Raises:
-        ProofInvalid: the first thing that is wrong.
-    """
-    proof = check_proof(read)
-    said = proof.drained
-    rest = f", and still holds {count_of(said.left_objects, 'object')}" if said.left_objects else ""
-    return (
-        f"drain proof: {count_of(proof.customers, 'customer')} of {short(proof.node)} ordered the "
-        f"deletion of {count_of(said.objects, 'object')}, "
-        f"{units.format_size(said.released_bytes)}{rest}"
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 
 from xsc.api import home as api
 from xsc.api.endpoint import Nothing
@@ -59,19 +59,9 @@ async def stay(node: Node, _: Nothing) -> api.Drain:
     return await _progress(node)
 
 
-def _download(node: Node, found: Iterator[bytes]) -> Download:
-    """Return bytes that are made a piece at a time, which keeps nobody else waiting."""
-
-    async def pieces(_: int, __: int) -> AsyncGenerator[bytes | memoryview, None]:
-        while piece := await node.parts.executor.run(next, found, b""):
-            yield piece
-
-    return Download(pieces)
-
-
-async def proof(node: Node, _: Nothing) -> Download:
+async def proof(node: Node, _: Nothing) -> bytes:
     """Prove where everything lies now."""
-    return _download(node, node.storage.drain.proof())
+    return await node.storage.drain.proof()
 
 
 async def backup(node: Node, asked: api.Backup) -> Download:
@@ -84,4 +74,10 @@ async def backup(node: Node, asked: api.Backup) -> Download:
         identity=asked.identity,
         now_ms=parts.clock.now_ms(),
     )
-    return _download(node, found)
+
+    async def pieces(_: int, __: int) -> AsyncGenerator[bytes | memoryview, None]:
+        # One frame at a time: reading, hashing and sealing keep nobody else waiting.
+        while piece := await parts.executor.run(next, found, b""):
+            yield piece
+
+    return Download(pieces)

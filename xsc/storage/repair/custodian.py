@@ -193,7 +193,6 @@ class Custodian:
         commit: Commit,
         watch: node_watch.NodeWatch,
         *,
-        leaving: Callable[[], frozenset[bytes]],
         accepts: Callable[[bytes], bool],
         budget_bytes: int,
         grace_ms: int,
@@ -203,7 +202,6 @@ class Custodian:
         self._client = client
         self.store = CustodyStore(state, commit, budget_bytes)
         self._watch = watch
-        self._leaving = leaving
         self._accepts = accepts
         self._grace_ms = grace_ms
         self.turns: turns.Turns[bytes] = turns.Turns()
@@ -230,7 +228,7 @@ class Custodian:
 
     def _acts(self, entry: ObjectInCustody) -> bool:
         """Say whether it is this node's turn: the owner has been silent for that long."""
-        if self._own in self._leaving() or not self._accepts(entry.owner):
+        if self._own in self._client.leaving() or not self._accepts(entry.owner):
             return False
         return self._watch.silent_ms(entry.owner) >= self._grace_ms * (1 + len(entry.before))
 

@@ -12,24 +12,24 @@ Design: docs/design/storage-drain.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from xsc.api import home as api
 from xsc.base import clock, encoding, fields, ids, limits, merkle, peering
-from xsc.base.errors import NotAllowed, NotFound, SpaceExhausted, XscError
+from xsc.base.errors import NotAllowed, NotFound, SpaceExhausted, TooLarge, XscError
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.log import Log
 from xsc.identity.context import Context
-from xsc.identity.envelope import Count, Record, Signed
+from xsc.identity.envelope import Count, Record, Signed, sign
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change, Entry
 from xsc.storage.catalogue.heads import HEADS
 from xsc.storage.ports import Commit, Hosts
 from xsc.storage.repair import node_watch
-from xsc.storage.repair.departures import stuck_reason, write_proof
+from xsc.storage.repair.departures import DRAIN_PROOF_BYTES_MAX, DrainProof, stuck_reason
 from xsc.storage.shardstore import bodies, store
 from xsc.terms.storage_receipt import DeletionOrder
 
@@ -173,7 +173,6 @@ class Drain:
         self._state = state
         self._commit = commit
         self._departures = departures
-        self.leaving = departures.leaving
         self._watch = watch
         self._grace_ms = grace_ms
         self.copies: Callable[[bytes], int] = lambda _: 1
@@ -320,8 +319,7 @@ class Drain:
             recorded=recorded,
             customer_said=self._stays.get((locate, customer)),
             is_up=self._hosts.is_up(customer),
-            is_peer=is_peer,
-            silent_ms=self._watch.silent_ms(customer) if is_peer else 0,
+            silent_ms=self._watch.silent_ms(customer) if is_peer else None,
             grace_ms=self._grace_ms,
         )
 
@@ -332,8 +330,7 @@ class Drain:
     async def counted(self, wait_ms: int) -> None:
         """Return after the next count, or after that long; at once where this node stays."""
         if self.active and (wait_ms or self._remaining is None):
-            if wait_ms:
-                self._counted.clear()
+            self._counted.clear()
             await clock.event_within(self._context.clock, self._counted, wait_ms or DRAIN_LOOK_MS)
 
     def status(self, guarded: int = 0, owed_micro: int = 0) -> api.Drain:
@@ -369,24 +366,32 @@ class Drain:
             owed_micro=owed_micro,
         )
 
-    def proof(self) -> Iterator[bytes]:
-        """Return the pieces of the proof of what was released so far.
+    async def proof(self) -> bytes:
+        """Return the proof of what was released so far.
 
         Raises:
             NotAllowed: this node does not leave.
+            TooLarge: it would be larger than DRAIN_PROOF_BYTES_MAX.
         """
         own = self._departures.own()
         if own is None:
             raise NotAllowed("this node is not leaving", hint="`xsc node drain` begins it")
         remaining = self._remaining or Remaining(left_objects=1)
-        return write_proof(
-            (raw for _, raw in self._orders()),
-            released_bytes=self._released_bytes(own[1]),
-            left_objects=remaining.left_objects,
-            said_ms=self._context.clock.now_ms(),
-            key=self._context.key,
-            network=self._context.network,
-        )
+        context, released_bytes = self._context, self._released_bytes(own[1])
+
+        def signed() -> bytes:
+            proof = DrainProof(
+                orders=tuple(raw for _, raw in self._orders()),
+                released_bytes=released_bytes,
+                left_objects=remaining.left_objects,
+                said_ms=context.clock.now_ms(),
+            )
+            return sign(proof, context.key, context.network).raw
+
+        raw = await context.executor.run(signed)
+        if len(raw) > DRAIN_PROOF_BYTES_MAX:
+            raise TooLarge(f"a drain proof has at most {DRAIN_PROOF_BYTES_MAX} bytes")
+        return raw
 
     # What peers say
 

@@ -67,12 +67,12 @@ class NodeWatch:
         return self._clock.monotonic_ms() - history.down_since_ms
 
     def available(self, *, also_unsteady: bool = False) -> frozenset[bytes]:
-        """Return this node and the peers that are up and may be given columns."""
+        """Return those of this node and the peers that are up that may be given columns."""
         up = {node for node in self._client.hosts.peers() if self._client.is_up(node)}
         if not also_unsteady:
             now_ms = self._clock.monotonic_ms()
             up = {node for node in up if is_steady(self._nodes.get(node), now_ms, self._grace_ms)}
-        return frozenset(up | {self._client.own})
+        return frozenset(up | {self._client.own}) - self._client.leaving()
 
 
 class Bandwidth:

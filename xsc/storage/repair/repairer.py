@@ -120,7 +120,6 @@ class Repairer:
             objects,
             finder=finder,
             watch=watch,
-            leaving=drain.leaving,
             bandwidth=bandwidth,
             lease_ms=settings.storage_lease_ms,
         )
@@ -160,9 +159,6 @@ class Repairer:
             self.look_at([ref])
         return False
 
-    def _available(self, *, also_unsteady: bool = False) -> frozenset[bytes]:
-        return self.watch.available(also_unsteady=also_unsteady) - self._drain.leaving()
-
     async def run(self) -> None:
         """Look after all objects until cancelled."""
         seen: object = None
@@ -185,8 +181,8 @@ class Repairer:
             )
             situation = (
                 self.watch.all_gone(),
-                self._available(),
-                self._drain.leaving(),
+                self.watch.available(),
+                self._client.leaving(),
                 known if len(listed) < REPAIRS_A_ROUND_MAX else 0,
             )
             for remembered in (self.surveyor.unreadable, self.reports.by_object, self._warned):
@@ -214,7 +210,7 @@ class Repairer:
             hosts = [HostLabels(node, *self._client.hosts.labels(node)) for node in columns]
             if not survival(hosts, placement.m).meets(placement.contract):
                 return True
-        return bool(self.watch.gone(nodes) or nodes & self._drain.leaving())
+        return bool(self.watch.gone(nodes) or nodes & self._client.leaving())
 
     async def round(
         self,
@@ -273,7 +269,7 @@ class Repairer:
                     self._failed(ref, fault)
                     return None
                 reported = bool(self.reports.waiting(ref))
-                if needs_repair(survey, self._available(), reported=reported):
+                if needs_repair(survey, self.watch.available(), reported=reported):
                     return survey.margin
                 self._warned.pop(ref, None)
                 return None
@@ -371,7 +367,7 @@ class Repairer:
         patched = await self._mover.rewrite_damaged(survey)
         if patched:
             survey = await self.surveyor.verified(maintained)
-        available = self._available(also_unsteady=survey.margin <= 0)
+        available = self.watch.available(also_unsteady=survey.margin <= 0)
         chosen, reason = await self._mover.choose(survey, available)
         moved: tuple[Moved, ...] = ()
         if maintained.is_own:
@@ -401,7 +397,7 @@ class Repairer:
 
     async def _report(self, survey: Survey, result: Repaired) -> None:
         """Log what was done; tell nodes that leave what could not be moved from them."""
-        ref, leaving = survey.maintained.ref, self._drain.leaving()
+        ref, leaving = survey.maintained.ref, self._client.leaving()
         for item in result.moved:
             self._context.log.info(
                 "repair.column_moved",
