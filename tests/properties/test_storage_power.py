@@ -126,7 +126,7 @@ async def tell(story: Story) -> None:
     )
     await story.remove(
         [shard(0, locate=ELSEWHERE).index_key],
-        node.drop_leftover(ELSEWHERE, ALICE, node.next_sequence),
+        node.writer.delete(ELSEWHERE, ALICE, unless_in={LOCATE}),
     )
     await story.remove(
         [*(body.index_key for body in first), record().index_key],

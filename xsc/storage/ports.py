@@ -115,9 +115,16 @@ class Leases(Protocol):
         """Count bytes that are held no more under a lease (-)."""
 
 
-ChargeRead: TypeAlias = Callable[[bytes, str, int], None]
-"""Charges a caller of a method for bytes that are to be read from the disk; raises RateLimited
-where it has too little left."""
+class ChargeRead(Protocol):
+    """Charges callers for what is read from the disk."""
+
+    def __call__(self, caller: bytes, method: str, size: int, *, made: bool = False) -> None:
+        """Charge a caller of a method for bytes that are to be read, or were: then it owes them.
+
+        Raises:
+            RateLimited: the caller has too little left.
+        """
+
 
 Commit: TypeAlias = Callable[[list[keyvalue.Change]], Awaitable[None]]
 """Applies all changes or none to one store and returns once they are synced to the disk."""

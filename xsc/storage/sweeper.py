@@ -16,7 +16,8 @@ was first missed, and has the longest length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -96,6 +97,7 @@ class Sweeper:
         self._log = context.log
         self._grace_ms = grace_ms
         self._leftover_ms = leftover_ms
+        self._rounds = asyncio.Lock()
 
     async def round(self, *, everything: bool = False) -> Swept:
         """Drop what may be dropped, at most SWEEP_OBJECTS_MAX objects unless `everything`.
@@ -103,6 +105,14 @@ class Sweeper:
         Raises:
             StoreDamaged, SpaceExhausted: the databases cannot be read or written.
         """
+        async with self._rounds:
+            touched = self._node.writer.touched = set[bytes]()
+            try:
+                return await self._round(touched, everything=everything)
+            finally:
+                self._node.writer.touched = None
+
+    async def _round(self, touched: Container[bytes], *, everything: bool) -> Swept:
         now_ms = self._clock.now_ms()
         cutoff = await self._executor.run(self._mark, now_ms)
         ends_ms = await self._executor.run(self._ends_ms, now_ms)
@@ -112,15 +122,15 @@ class Sweeper:
         objects = expired = leftover = 0
 
         for owner in list(doomed)[:most]:
-            freed = await self._drop(owner, over, None)
-            expired += freed
-            objects += freed > 0
+            freed = await self._node.writer.delete(*owner, lambda _, item: item.lease_id in over)
+            expired += self._settled(owner, "lease_over", freed)
+            objects += bool(freed)
         for owner in [owner for owner, last in newest.items() if last < cutoff]:
             if objects >= most:
                 break
-            freed = await self._drop(owner, frozenset(), cutoff)
-            leftover += freed
-            objects += freed > 0
+            freed = await self._node.writer.delete(*owner, unless_in=touched)
+            leftover += self._settled(owner, "upload_given_up", freed)
+            objects += bool(freed)
         if objects:
             self._log.info(
                 "storage.swept", objects=objects, expired_bytes=expired, leftover_bytes=leftover
@@ -131,32 +141,33 @@ class Sweeper:
         return Swept(expired, leftover, objects, objects >= most and not everything)
 
     async def _survey(self, over: frozenset[bytes]) -> tuple[dict[Owner, None], dict[Owner, int]]:
-        """Return who has something under ended leases, and the newest shard of every owner."""
+        """Return who has something under ended leases, and the newest shard of each owner.
+
+        The second are of objects without a record, whoever might have stored one.
+        """
         doomed: dict[Owner, None] = {}
         newest: dict[Owner, int] = {}
+        recorded: set[bytes] = set()
         after = b""
         while entries := await self._node.entries(after, limits.SWEEP_SLICE):
             for key, entry in entries:
                 owner = formats.owner_of(key)
                 if entry.lease_id in over:
                     doomed[owner] = None
-                if key.startswith(formats.SHARDS):
+                if key.startswith(formats.RECORDS):
+                    recorded.add(owner[0])
+                elif owner[0] not in recorded:  # The records of all objects come first.
                     newest[owner] = max(newest.get(owner, 0), entry.sequence)
             after = entries[-1][0]
             await self._clock.sleep_ms(SWEEP_PAUSE_MS)
         return doomed, newest
 
-    async def _drop(self, owner: Owner, over: frozenset[bytes], cutoff: int | None) -> int:
-        """Drop what lies under the leases; with a cutoff, all, if it still is a leftover."""
-        if cutoff is None:
-            freed = await self._node.writer.delete(*owner, lambda _, entry: entry.lease_id in over)
-        else:
-            freed = await self._node.drop_leftover(*owner, cutoff)
+    def _settled(self, owner: Owner, why: str, freed: Mapping[bytes, int]) -> int:
+        """Settle what was dropped with the leases that it lay under; return how much it was."""
         for lease_id, size in freed.items():
             self._leases.settle_use(lease_id, -size)
         size = sum(freed.values())
         if size:
-            why = "lease_over" if cutoff is None else "upload_given_up"
             self._log.info("storage.dropped", why=why, customer=short(owner[1]), size_bytes=size)
         return size
 

@@ -137,7 +137,9 @@ def test_what_a_custodian_reports_does_not_undo_what_was_repaired_meanwhile():
         ref = verify.manifest_hash
         repairing = asyncio.ensure_future(owner.service.repairer.repair(ref))
         await asyncio.sleep(0)
-        answer, _ = await owner.service.assignment.on_healed(world[3].id, {"object": ref}, [])
+        answer, _ = await owner.service.assignment.on_healed(
+            world[3].id, {"object": ref, "resigns": False}, []
+        )
         assert answer == {"ended": False, "release": False}
         assert (await repairing).moved
         assert pays_where_it_lies(owner, ref)
@@ -149,7 +151,7 @@ def test_a_look_at_an_object_does_not_undo_what_was_repaired_meanwhile():
     async def story(world):
         owner, verify = await broken(world)
         ref, repairer = verify.manifest_hash, owner.service.repairer
-        listed = [(ref, owner.service.catalogue.entry(ref).placement)]
+        listed = [(ref, owner.service.catalogue.entry(ref).placement, ())]
         sent = asyncio.Event()
         for host in world.hosts[1:]:
             host.before = lambda method, _: sent.set() if method == messages.PUT else None
@@ -172,7 +174,7 @@ def test_an_object_that_takes_long_to_mend_holds_up_no_other():
         ref, repairer = verify.manifest_hash, owner.service.repairer
         other = parse_verify((await put(owner, content(100), code=(1, 1))).capability)
         async with repairer._objects.turns.of(other.manifest_hash):
-            listed = [(key, entry.placement) for key, entry in owner.service.catalogue.entries()]
+            listed = list(repairer._objects.refs())
             assert len(listed) == 2
             await asyncio.wait_for(repairer.round(listed, everything=True), 20)
         assert [key for key, _ in repairer.recent] == [ref]
@@ -185,13 +187,13 @@ def test_of_an_object_that_is_deleted_after_it_was_repaired_nothing_is_remembere
         owner, verify = await broken(world)
         repairer = owner.service.repairer
         assert (await repairer.repair(verify.manifest_hash)).moved
-        assert repairer.cleanup._moved_ms
+        assert repairer._kept_until_ms
         await owner.service.rm(verify.to_text())
         running = asyncio.ensure_future(repairer.run())
         await finished(world, world.clock.sleep_ms(2 * SETTINGS.moved_kept_ms))
         running.cancel()
-        assert (repairer.cleanup._moved_ms, repairer.surveyor._unreadable) == ({}, {})
-        assert len(repairer.reports) == len(repairer._objects.turns) == 0
+        assert (repairer._kept_until_ms, repairer.surveyor.unreadable) == ({}, {})
+        assert len(repairer.reports.by_object) == len(repairer._objects.turns) == 0
 
     play(story, 5)
 
@@ -217,9 +219,9 @@ def test_others_have_their_turns_while_long_lists_are_gone_through():
         owner.state.write(many, sync=True)
         assignment, repairer = owner.service.assignment, owner.service.repairer
         repairer.watch.look()
-        assignment._refused = dict.fromkeys(owner.peers(), 2**62)
+        assignment._refused = dict.fromkeys(owner.peers(), ("", 2**62))
         placement = owner.service.catalogue.entry(ref).placement
-        listed = [(ref, placement)] * 640
+        listed = [(ref, placement, ())] * 640
         assert await turns_of_others(repairer.round(listed, everything=False)) > 10
         assert await turns_of_others(assignment.ask_all()) > 10
         assert await turns_of_others(owner.service.retry_deletions()) > 10

@@ -26,9 +26,10 @@ from xsc.storage.catalogue.objects import MANIFESTS
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.erasure import StorageShard
-from xsc.storage.object.inventory import Span, Wanted
+from xsc.storage.object.inventory import Wanted
 from xsc.storage.object.manifest import expected_digest
 from xsc.storage.object.messages import ObjectRecord
+from xsc.storage.object.segment import Span
 from xsc.storage.repair.custodian import HEALED
 from xsc.storage.repair.node_watch import WATCHES_MAX
 from xsc.storage.repair.repairer import REPORTS_AN_OBJECT_MAX
@@ -246,7 +247,7 @@ def test_who_holds_every_capability_deletes_nothing_of_it(size):
                 )
                 header = {"order": sign(order, world[7].key, NETWORK).raw}
                 await world[7].call(host.id, messages.DELETE, header)
-        await world[7].call(owner.id, HEALED, {"object": verify.manifest_hash})
+        await world[7].call(owner.id, HEALED, {"object": verify.manifest_hash, "resigns": False})
         assert [host.node.used_bytes for host in world.hosts] == used
         assert await get(owner, done.capability) == data
 
@@ -267,10 +268,10 @@ def test_a_report_deletes_nothing_and_a_copy_goes_only_after_all_others_were_rea
         repairer.watch.look()
         granted = 0
         for round_ in range(4):
-            reply = await liar.call(owner.id, HEALED, {"object": ref})
+            reply = await liar.call(owner.id, HEALED, {"object": ref, "resigns": False})
             granted += reply.header["release"]
             owner.calls.clear()
-            await finished(world, repairer.round([(ref, before.placement)], everything=False))
+            await finished(world, repairer.round([(ref, before.placement, ())], everything=False))
             read = {node for node, method in owner.calls if method == messages.GET}
             if round_ == 0:
                 assert read == set(done.hosts) - {owner.id}
@@ -280,7 +281,7 @@ def test_a_report_deletes_nothing_and_a_copy_goes_only_after_all_others_were_rea
         # Where one of them cannot be read nothing is let go.
         world.by_id[done.hosts[2]].corrupt = wrong_bytes
         repairer.reported(ref, world[7].id)
-        await finished(world, repairer.round([(ref, before.placement)], everything=False))
+        await finished(world, repairer.round([(ref, before.placement, ())], everything=False))
         assert not repairer.reported(ref, world[7].id)
 
     play(story)
@@ -404,7 +405,7 @@ def test_a_silent_custodian_host_is_no_loss():
         bad = await repairer.surveyor.read_all(survey)
         assert bad
         assert all(fault.silent for fault in bad)
-        assert repairer.surveyor.unreadable(ref) is None
+        assert ref not in repairer.surveyor.unreadable
 
     play(story)
 
@@ -501,7 +502,7 @@ def test_an_object_that_is_forgotten_while_it_is_read_permits_nobody():
 
         def forget(method, _):
             if method == messages.GET:
-                repairer.reports.forget_others([])
+                repairer.reports.by_object.clear()
 
         world.by_id[done.hosts[1]].before = forget
         await in_time(world, repairer.repair(ref))
@@ -549,7 +550,7 @@ def test_what_is_read_for_a_caller_is_charged_before_the_first_read(method, aske
     play(story, 2)
 
 
-def test_a_deletion_is_charged_for_every_entry_of_its_object_before_anything_is_deleted():
+def test_a_deletion_is_charged_for_every_entry_of_its_object_and_looks_at_none_before():
     """Whoever stored them: it passes all of them, also those behind its own."""
 
     async def story(world):
@@ -559,13 +560,21 @@ def test_a_deletion_is_charged_for_every_entry_of_its_object_before_anything_is_
             lease = LeaseHandle(host.id, customer.lease_id(host.id))
             shard = StorageShard(column, data, root_of(data))
             await customer.service._client.store(lease, LOCATE, 0, shards=[(0, shard)], record=None)
-        host.may_read = False
+        looks, scan = [], host.index.scan
+
+        def counted(*asked, **options):
+            looks.append(asked)
+            return scan(*asked, **options)
+
+        host.index.scan, host.may_read = counted, False
         with pytest.raises(RateLimited):
             await caller.service._client.delete(host.id, LOCATE)
-        assert host.charged == [(caller.id, messages.DELETE, 3 * PASSED_BYTES)]
+        first = (caller.id, messages.DELETE, PASSED_BYTES)
+        assert (looks, host.charged) == ([], [first])
         assert host.node.used_bytes == held_bytes(12, 3)
         host.may_read = True
         await caller.service._client.delete(host.id, LOCATE)
-        assert host.node.used_bytes == held_bytes(8, 2)
+        all_of_it = (caller.id, messages.DELETE, 3 * PASSED_BYTES)
+        assert (host.charged, host.node.used_bytes) == ([first, first, all_of_it], held_bytes(8, 2))
 
     play(story, 3)

@@ -149,9 +149,9 @@ class Host:
             log=SilentLog(),
         )
 
-    def charge_read(self, caller: bytes, method: str, size_bytes: int) -> None:
-        self.charged.append((caller, method, size_bytes))
-        if not self.may_read:
+    def charge_read(self, caller: bytes, method: str, size: int, *, made: bool = False) -> None:
+        self.charged.append((caller, method, size))
+        if not self.may_read and not made:
             raise RateLimited("the caller has nothing left")
 
     async def commit_state(self, changes: list[Change]) -> None:

@@ -140,15 +140,15 @@ class RequestServer:
         """Answer these methods in a batch, too; they must be quick."""
         self._batched.update(methods)
 
-    def charge_read(self, caller: bytes, method: str, size_bytes: int) -> None:
-        """Charge a caller what is to be read from the disk for a call: for handlers that read.
+    def charge_read(self, caller: bytes, method: str, size: int, *, made: bool = False) -> None:
+        """Charge a caller what is to be read from the disk for a call, or was: then it is owed.
 
         Raises:
             RateLimited: it is too much in so short a time.
         """
         if caller != self._context.key.node_id:
-            units = size_bytes // costs.COSTS.get(method, costs.OTHER).read_bytes
-            self.quota.charge(caller, method, self._now_ms(), units)
+            units = size // costs.COSTS.get(method, costs.OTHER).read_bytes
+            self.quota.charge(caller, method, self._now_ms(), units, made=made)
 
     def charge_work(self, peer: bytes, units: int, method: str = "space.next") -> int:
         """Charge a peer for work that it causes; return how many milliseconds more of it waits."""

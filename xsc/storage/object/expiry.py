@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -10,7 +10,6 @@ from xsc.api.objects import Ending
 from xsc.base.limits import STORAGE_LEASE_MS
 from xsc.storage.object.inventory import HeldColumn, HeldObject, HeldRecord
 from xsc.storage.object.manifest import Manifest, expected_digest
-from xsc.storage.object.placement import State
 from xsc.storage.ports import LeaseEnd
 
 UNKNOWN: Final = "this node does not know the lease"
@@ -98,7 +97,7 @@ def with_ends(held: HeldObject, end_of: Callable[[bytes], int | None]) -> HeldOb
     return replace(held, columns=tuple(columns), records=tuple(records))
 
 
-def _copies(manifest: Manifest, column: int, held: HeldObject) -> list[tuple[bytes, int | None]]:
+def copies(manifest: Manifest, column: int, held: HeldObject) -> list[tuple[bytes, int | None]]:
     """Return who has a whole column at a host, and until when; of an inline object, the record.
 
     Whoever wants can keep a copy for itself and let it go again.
@@ -111,69 +110,3 @@ def _copies(manifest: Manifest, column: int, held: HeldObject) -> list[tuple[byt
         for item in held.columns
         if (item.column, item.digest, item.damaged) == (column, digest, 0)
     ]
-
-
-def own_expiring(
-    manifest: Manifest,
-    columns: Sequence[bytes],
-    states: Sequence[State],
-    answers: Mapping[bytes, HeldObject | None],
-    *,
-    ends: Iterable[Ending],
-    own: bytes,
-    until_ms: int,
-) -> frozenset[int]:
-    """Return the columns that their owner must move, because a lease was refused and ends by then.
-
-    What the host says of the own copy decides where it says more than is known here.
-    """
-    refused = refusing(ends, until_ms)
-    found = set()
-    for column, (node, state) in enumerate(zip(columns, states, strict=True)):
-        held = answers[node]
-        if node not in refused or state != "ok" or held is None:
-            continue
-        told = [end for customer, end in _copies(manifest, column, held) if customer == own]
-        if not any(end is not None and end > until_ms for end in told):
-            found.add(column)
-    return frozenset(found)
-
-
-def custody_expiring(
-    manifest: Manifest,
-    columns: Sequence[bytes],
-    states: Sequence[State],
-    answers: Mapping[bytes, HeldObject | None],
-    *,
-    own: bytes,
-    trusted: Collection[bytes],
-    now_ms: int,
-    rescue_ms: int,
-    last_ms: int,
-) -> tuple[frozenset[int], frozenset[int]]:
-    """Return the columns that a custodian must keep where they are, and those it must move.
-
-    A column is safe while one of those trusted, the owner or a custodian before this one, or this
-    node keeps it for longer than `rescue_ms`. It is kept where it
-    is, under a lease of the custodian, unless it has one there already, which was not renewed,
-    or the end is nearer than `last_ms` and the host has not given it one.
-    """
-    here, elsewhere = set(), set()
-    for column, (node, state) in enumerate(zip(columns, states, strict=True)):
-        held = answers[node]
-        if state != "ok" or held is None:
-            continue
-        every = _copies(manifest, column, held)
-        copies = [item for item in every if item[0] == own or item[0] in trusted]
-        known = [end for _, end in copies if end is not None]
-        if not every or len(known) < len(copies):
-            continue
-        kept_ms = max(known, default=now_ms + last_ms + 1)
-        if known and kept_ms > now_ms + rescue_ms:
-            continue
-        mine = any(customer == own for customer, _ in copies)
-        if mine or kept_ms <= now_ms + last_ms:
-            elsewhere.add(column)
-        else:
-            here.add(column)
-    return frozenset(here), frozenset(elsewhere)

@@ -16,7 +16,7 @@ from xsc.base.ids import ID_BYTES, short
 from xsc.identity.context import Context
 from xsc.identity.envelope import Id32, Record
 from xsc.storage.ports import Commit
-from xsc.storage.repair.custodian import GUARD, HEALED, RESIGN, UNGUARD, custody_message
+from xsc.storage.repair.custodian import GUARD, HEALED, UNGUARD, custody_message
 from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects
 from xsc.storage.repair.repairer import Repairer
 from xsc.storage.transfer import deletions, host_client
@@ -67,16 +67,14 @@ class CustodianAssignment:
         self._weight_ppm = weight_ppm
         self._leaving = leaving
         self._grace_ms = grace_ms
-        self._refused: dict[bytes, int] = {}
-        """By peer that refused: when it may be asked again."""
-        self._reasons: dict[bytes, str] = {}
-        """By peer that refused last: why, as the log has it."""
+        self._refused: dict[bytes, tuple[str, int]] = {}
+        """By peer that did not agree last: why, and when it may be asked again."""
         self._asking: turns.Turns[bytes] = turns.Turns()
         """By object: held while peers are asked to be its custodians, or told to stop."""
 
     def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers custodians, by method."""
-        return {HEALED: self.on_healed, RESIGN: self.on_resign}
+        return {HEALED: self.on_healed}
 
     async def run(self) -> None:
         """Keep custodians assigned to every own object, until cancelled."""
@@ -91,16 +89,15 @@ class CustodianAssignment:
         """Hand objects with too few custodians to more of them."""
         leaving = self._leaving()
         now_ms = self._context.clock.monotonic_ms()
-        self._refused = {node: at for node, at in self._refused.items() if at > now_ms}
-        peers = set(self._client.hosts.peers())
-        self._reasons = {node: why for node, why in self._reasons.items() if node in peers}
+        peers = self._client.hosts.peers()
+        self._refused = {node: why for node, why in self._refused.items() if node in peers}
         up = [
             node
-            for node in self._client.hosts.peers()
-            if self._client.is_up(node) and node not in leaving and node not in self._refused
+            for node in peers
+            if self._client.is_up(node) and node not in leaving and self._may_ask(node, now_ms)
         ]
         asked = []
-        async for ref, _ in turns.sliced(self._objects.refs()):
+        async for ref, _, _ in turns.sliced(self._objects.refs()):
             assigned = self._assigned(ref)
             if len(assigned) >= min(limits.CUSTODIANS, len(up)) and not self._gone(assigned):
                 continue
@@ -149,29 +146,32 @@ class CustodianAssignment:
         for node in [*keep, *fresh]:
             if len(agreed) == limits.CUSTODIANS:
                 break
-            if node in self._refused:
+            if not self._may_ask(node, self._context.clock.monotonic_ms()):
                 continue
             header = custody_message(maintained.capability, maintained.placement, agreed)
             try:
                 await self._context.caller.call(node, GUARD, header)
             except errors.XscError as fault:
                 self._note_refusal(node, fault)
-                if isinstance(fault, (errors.NotAllowed, errors.RateLimited)):
-                    self._leave_out(node)
                 continue
-            self._reasons.pop(node, None)
+            self._refused.pop(node, None)
             agreed.append(node)
         return tuple(agreed)
 
     def _note_refusal(self, node: bytes, fault: errors.XscError) -> None:
-        """Log why a peer is no custodian, once: it is asked for every object, again and again."""
-        if self._reasons.get(node) != fault.code:
-            self._reasons[node] = fault.code
-            self._context.log.info("custody.refused", peer=short(node), reason=fault.message)
+        """Do not ask for a while a peer that refused.
 
-    def _leave_out(self, node: bytes) -> None:
-        """Do not ask a peer for a while."""
-        self._refused[node] = self._context.clock.monotonic_ms() + CUSTODIAN_RETRY_MS
+        Log why a peer is no custodian, once: it is asked for every object, again and again.
+        """
+        if node not in self._refused or self._refused[node][0] != fault.code:
+            self._context.log.info("custody.refused", peer=short(node), reason=fault.message)
+        again_ms = self._context.clock.monotonic_ms()
+        if isinstance(fault, (errors.NotAllowed, errors.RateLimited)):
+            again_ms += CUSTODIAN_RETRY_MS
+        self._refused[node] = fault.code, again_ms
+
+    def _may_ask(self, node: bytes, now_ms: int) -> bool:
+        return node not in self._refused or self._refused[node][1] <= now_ms
 
     # Ending
 
@@ -209,23 +209,18 @@ class CustodianAssignment:
 
     # What custodians say
 
-    async def on_resign(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> peering.Answered:
-        """Note that a custodian has resigned from an object."""
-        ref = fields.take_bytes(header, "object", size=ID_BYTES)
+    async def _resigned(self, ref: bytes, custodian: bytes) -> None:
         async with self._asking.of(ref):
             assigned = self._assigned(ref)
-            if caller in assigned:
-                self._leave_out(caller)
-                left = tuple(node for node in assigned if node != caller)
+            if custodian in assigned:
+                self._note_refusal(custodian, errors.NotAllowed("it has resigned"))
+                left = tuple(node for node in assigned if node != custodian)
                 await self._write(ref, left, also_empty=True)
-        return {}, []
 
     async def on_healed(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
     ) -> peering.Answered:
-        """Note that a node keeps copies of an object; answer what it may do with them.
+        """Note that a node keeps copies of an object, or resigns; answer what it may do with them.
 
         A report is a reason to look and nothing else: what is where, the hosts say. The caller
         need not be a custodian any more, or its consent may have been lost on the way. The
@@ -233,6 +228,9 @@ class CustodianAssignment:
         object was deleted. About an unknown object both are False.
         """
         ref = fields.take_bytes(header, "object", size=ID_BYTES)
+        if fields.take_bool(header, "resigns"):
+            await self._resigned(ref, caller)
+            return {"ended": False, "release": False}, []
         known = self._objects.load(ref) is not None
         release = known and self._repairer.reported(ref, caller)
         ended = not known and deletions.was_ended(self._state, ref)

@@ -15,7 +15,7 @@ its own, one column at a time. The owner's side is `xsc.storage.repair.assignmen
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Final
 
@@ -30,6 +30,7 @@ from xsc.storage.object.manifest import open_manifest
 from xsc.storage.object.placement import Placement
 from xsc.storage.ports import Commit
 from xsc.storage.repair import maintained_object, node_watch
+from xsc.storage.repair.mover import delete_at
 from xsc.storage.transfer.host_client import HostClient
 
 CUSTODY_SHARES = 4
@@ -168,7 +169,6 @@ class CustodyStore:
 GUARD: Final = "storage.guard"
 UNGUARD: Final = "storage.unguard"
 HEALED: Final = "storage.healed"
-RESIGN: Final = "storage.resign"
 
 
 def custody_message(
@@ -216,10 +216,9 @@ class Custodian:
         return {GUARD: self.on_guard, UNGUARD: self.on_unguard}
 
     async def run(self) -> None:
-        """Resign, delete what is not needed any more, and report to owners, until cancelled."""
+        """Delete what is not needed any more, and report to owners, until cancelled."""
         while True:
             await self._context.clock.sleep_ms(max(1_000, min(30_000, self._grace_ms // 4)))
-            await self.resign_all()
             await self.end_all()
             await self.report_all()
 
@@ -235,13 +234,12 @@ class Custodian:
             return False
         return self._watch.silent_ms(entry.owner) >= self._grace_ms * (1 + len(entry.before))
 
-    def refs(self) -> Iterator[tuple[bytes, Placement]]:
+    def refs(self) -> Iterator[tuple[bytes, Placement, Collection[bytes]]]:
         """Yield what to look after: objects of absent owners, or with copies to delete."""
-        return (
-            (ref, entry.placement)
-            for ref, entry in self.objects()
-            if not entry.ended and (entry.held or self._acts(entry))
-        )
+        for ref, entry in self.objects():
+            if not entry.ended and (entry.held or self._acts(entry)):
+                former = maintained_object.former_hosts(entry.placement.columns, entry.held)
+                yield ref, entry.placement, former
 
     def load(self, ref: bytes) -> maintained_object.MaintainedObject | None:
         """Return an object in custody as the repairer needs it; None if the custody has ended."""
@@ -327,9 +325,12 @@ class Custodian:
                 raise errors.NotAllowed(
                     "this node does not have that object in custody for that node"
                 )
-            ended = entry.model_copy(update={"ended": True}) if entry.held else None
-            await self.store.put(ref, entry, ended)
+            await self._end(ref, entry)
         return {}, []
+
+    async def _end(self, ref: bytes, entry: ObjectInCustody) -> None:
+        ended = entry.model_copy(update={"ended": True}) if entry.held else None
+        await self.store.put(ref, entry, ended)
 
     async def end_all(self) -> None:
         """Delete the copies of objects whose custody has ended."""
@@ -339,78 +340,50 @@ class Custodian:
                 entry = self.store.get(ref)
                 if entry is None or not entry.ended:
                     continue
-                left = await self._delete_at(entry, [item.node for item in entry.held])
+                left = entry.held
+                for node in dict.fromkeys(item.node for item in left):
+                    left = await delete_at(self._client, entry.verify, node, frozenset(), left)
                 rest = entry.model_copy(update={"held": left}) if left else None
                 await self.store.put(ref, entry, rest)
 
     # Calls to owners
 
-    async def _call_owner(
-        self, method: str, ref: bytes, owner: bytes, silent: set[bytes]
-    ) -> peering.Reply | None:
-        """Call the owner of an object about it; return None if that failed.
-
-        Args:
-            method: of the call.
-            ref: of the object.
-            owner: of the object.
-            silent: owners that did not answer before in this round: there can be thousands of
-                objects of one owner, and each call waits for its time limit.
-        """
-        if owner in silent or not self._client.is_up(owner):
-            return None
-        about: dict[str, encoding.Value] = {"object": ref[ids.ID_BYTES :]}
-        try:
-            return await self._context.caller.call(
-                owner, method, about, timeout_ms=limits.STORAGE_QUESTION_TIMEOUT_MS
-            )
-        except errors.XscError as fault:
-            self._context.log.info(
-                "custody.owner_not_told", peer=ids.short(owner), method=method, reason=fault.message
-            )
-            if isinstance(fault, errors.UnavailableError):
-                silent.add(owner)
-            return None
-
-    async def resign_all(self) -> None:
-        """Resign from objects that the operator allows no more, once nothing is paid for them."""
-        silent: set[bytes] = set()
-        for ref, entry in [item async for item in turns.sliced(self.objects())]:
-            if entry.ended or entry.held or self._accepts(entry.owner):
-                continue
-            if await self._call_owner(RESIGN, ref, entry.owner, silent) is None:
-                continue
-            async with self._rows.of(ref):
-                # It may have ended during the call, or be paid for by now.
-                now = self.store.get(ref)
-                if now is not None and not now.held:
-                    await self.store.put(ref, now, None)
-
     async def report_all(self) -> None:
-        """Tell owners that are back which copies this node has, until it may delete them all."""
+        """Tell owners that are back which copies this node has, until it may delete them all.
+
+        It resigns from objects that the operator allows no more, once nothing is paid for them.
+        """
+        # There can be thousands of objects of one owner, and each call waits for its time limit.
         silent: set[bytes] = set()
         for ref, entry in [item async for item in turns.sliced(self.objects())]:
-            if entry.ended or not entry.held:
+            resigns = not entry.held and not self._accepts(entry.owner)
+            if entry.ended or not (entry.held or resigns):
                 continue
-            reply = await self._call_owner(HEALED, ref, entry.owner, silent)
-            if reply is None:
+            if entry.owner in silent or not self._client.is_up(entry.owner):
                 continue
             try:
+                reply = await self._context.caller.call(
+                    entry.owner,
+                    HEALED,
+                    {"object": ref[ids.ID_BYTES :], "resigns": resigns},
+                    timeout_ms=limits.STORAGE_QUESTION_TIMEOUT_MS,
+                )
                 ended = fields.take_bool(reply.header, "ended")
                 release = fields.take_bool(reply.header, "release")
             except errors.XscError as fault:
                 self._context.log.info(
-                    "custody.answer_invalid", peer=ids.short(entry.owner), reason=fault.message
+                    "custody.owner_not_told", peer=ids.short(entry.owner), reason=fault.message
                 )
+                if isinstance(fault, errors.UnavailableError):
+                    silent.add(entry.owner)
                 continue
             if release:
                 await self._delete_one(ref)
-            if ended:
-                # The object was deleted, and this node had not been told.
-                async with self._rows.of(ref):
-                    now = self.store.get(ref)
-                    if now is not None:
-                        await self.store.put(ref, now, now.model_copy(update={"ended": True}))
+            async with self._rows.of(ref):
+                # It may have ended during the call, or be paid for by now.
+                now = self.store.get(ref)
+                if now is not None and (ended or (resigns and not now.held)):
+                    await self._end(ref, now)
 
     # Deleting copies
 
@@ -423,51 +396,24 @@ class Custodian:
             nodes = [item.node for item in entry.held]
             node = next((node for node in nodes if self._client.is_up(node)), nodes[0])
             try:
-                held = await self._delete_one_at(node, entry)
+                columns = await self._columns_at(node, entry.verify)
             except errors.XscError as fault:
-                self._not_deleted(node, fault)
+                self._context.log.info(
+                    "custody.not_deleted", peer=ids.short(node), reason=fault.message
+                )
                 return
+            # The last one goes together with all else that is there.
+            one = frozenset({min(columns)} if len(columns) > 1 else ())
+            held = await delete_at(self._client, entry.verify, node, one, entry.held)
             await self.store.put(ref, entry, entry.model_copy(update={"held": held}))
 
-    async def _delete_one_at(self, node: bytes, entry: ObjectInCustody) -> tuple[Held, ...]:
-        """Delete one column at a host, or all if that is the only one; return what is left."""
-        capability = entry.verify
-        columns: set[int] = set()
+    async def _columns_at(self, node: bytes, capability: VerifyCapability) -> set[int]:
+        """Return which columns of an object a host says that it has for this node."""
         sealed = None
         if self._client.is_up(node):
             sealed = await self._client.find(node, capability.locate, capability.manifest_hash)
-        if sealed is not None:
-            manifest = open_manifest(sealed, capability)
-            said = await self._client.stat(
-                node, capability.locate, manifest, capability.manifest_hash
-            )
-            columns = {row.column for row in said.columns if row.customer == self._own}
-        if len(columns) < 2:
-            left = await self._delete_at(entry, [node])
-            return tuple(item for item in entry.held if item.node != node) + left
-        freed, _ = await self._client.delete(node, capability.locate, columns={min(columns)})
-        left_at: list[Held] = []
-        for item in entry.held:
-            size = min(item.size_bytes, freed.get(item.lease_id, 0)) if item.node == node else 0
-            await self._client.note_freed(node, item.lease_id, size)
-            left_at.append(item._replace(size_bytes=item.size_bytes - size))
-        return tuple(left_at)
-
-    async def _delete_at(self, entry: ObjectInCustody, nodes: Iterable[bytes]) -> tuple[Held, ...]:
-        """Delete all copies of an object at some hosts; return what hosts did not confirm."""
-        left: list[Held] = []
-        for node in dict.fromkeys(nodes):
-            items = [item for item in entry.held if item.node == node]
-            try:
-                await self._client.delete(node, entry.verify.locate)
-            except errors.XscError as fault:
-                self._not_deleted(node, fault)
-                over = [item for item in items if self._client.has_dropped(node, item.lease_id)]
-                left += [item for item in items if item not in over]
-                items = over
-            for item in items:
-                await self._client.note_freed(node, item.lease_id, item.size_bytes)
-        return tuple(left)
-
-    def _not_deleted(self, node: bytes, fault: errors.XscError) -> None:
-        self._context.log.info("custody.not_deleted", peer=ids.short(node), reason=fault.message)
+        if sealed is None:
+            return set()
+        manifest = open_manifest(sealed, capability)
+        said = await self._client.stat(node, capability.locate, manifest, capability.manifest_hash)
+        return {row.column for row in said.columns if row.customer == self._own}

@@ -5,7 +5,7 @@ Design: docs/design/storage-repair.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,8 +93,11 @@ class MaintainedObjects(Protocol):
         returns None.
         """
 
-    def refs(self) -> Iterator[tuple[bytes, Placement]]:
-        """Yield reference and placement of the objects to look after at this moment."""
+    def refs(self) -> Iterator[tuple[bytes, Placement, Collection[bytes]]]:
+        """Yield what to look after at this moment: reference, placement, and former hosts.
+
+        These have no column any more, and this node still pays for something there.
+        """
 
     def load(self, ref: bytes) -> MaintainedObject | None:
         """Return an object; None if it is gone or being deleted."""
@@ -104,6 +107,11 @@ class MaintainedObjects(Protocol):
 
         Of an object that is being deleted only `held` is written: all of that is deleted.
         """
+
+
+def former_hosts(columns: Iterable[bytes], held: Iterable[Held]) -> frozenset[bytes]:
+    """Return the nodes that have no column any more, and at which this node still pays."""
+    return frozenset(item.node for item in held) - set(columns)
 
 
 def marks(leases: Iterable[LeaseHandle]) -> list[Held]:
@@ -120,16 +128,6 @@ def merged(held: Iterable[Held], more: Iterable[Held]) -> tuple[Held, ...]:
     return tuple(Held(node, lease_id, max(0, size)) for (node, lease_id), size in sizes.items())
 
 
-def without(held: Sequence[Held], node: bytes, freed: dict[bytes, int]) -> list[Held]:
-    """Return what is held after a host freed so many bytes under each lease."""
-    return [
-        item._replace(size_bytes=max(0, item.size_bytes - freed.get(item.lease_id, 0)))
-        if item.node == node
-        else item
-        for item in held
-    ]
-
-
 class OwnObjects:
     """Gives the repairer of its catalogue what it may know: not how to decrypt."""
 
@@ -139,11 +137,11 @@ class OwnObjects:
         self.turns: Turns[bytes] = Turns()
         """By manifest hash: held while an object is surveyed, repaired or deleted."""
 
-    def refs(self) -> Iterator[tuple[bytes, Placement]]:
-        """Yield manifest hash and placement of each object that is not being deleted."""
-        return (
-            (ref, entry.placement) for ref, entry in self._catalogue.entries() if not entry.deleting
-        )
+    def refs(self) -> Iterator[tuple[bytes, Placement, Collection[bytes]]]:
+        """Yield each object that is not being deleted, as `MaintainedObjects.refs`."""
+        for ref, entry in self._catalogue.entries():
+            if not entry.deleting:
+                yield ref, entry.placement, former_hosts(entry.placement.columns, entry.held)
 
     def load(self, ref: bytes) -> MaintainedObject | None:
         """Return an object; None if it is gone or being deleted."""

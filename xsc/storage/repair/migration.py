@@ -75,6 +75,8 @@ class _Filling:
 
     placing: int
     meets: bool
+    spread: int
+    """How many nodes have a column then."""
     kept: Counter[bytes]
     new: tuple[bytes, ...]
     """Nodes that get one more column, the preferred first."""
@@ -114,7 +116,7 @@ def _fill(layout: Layout, kept: Counter[bytes], targets: frozenset[bytes]) -> _F
         return None
     after = [host for host, count in zip(hosts, held, strict=True) for _ in range(count)]
     new = tuple(node for node, has in zip(nodes, held, strict=True) if has > kept[node])
-    return _Filling(placing, meets, kept, new, survival(after, m))
+    return _Filling(placing, meets, len({*after}), kept, new, survival(after, m))
 
 
 def _equivalent(
@@ -140,7 +142,8 @@ def _place_displaced(layout: Layout, able: frozenset[bytes]) -> Move | None:
         filled = _fill(layout, kept, targets)
         if filled is None:
             continue
-        if best is None or (filled.placing, filled.meets) > (best[0].placing, best[0].meets):
+        worth = filled.placing, filled.meets, filled.spread
+        if best is None or worth > (best[0].placing, best[0].meets, best[0].spread):
             best = filled, targets
     if best is None:
         return None
@@ -194,7 +197,10 @@ def _restore_contract(layout: Layout, able: frozenset[bytes]) -> Move | None:
 
 
 def _balance(layout: Layout, able: frozenset[bytes]) -> Move | None:
-    """Return a move from the node with most columns to one with at least two fewer."""
+    """Return a move from the node with most columns to one with at least two fewer.
+
+    None that would let the object survive less of any kind.
+    """
     load = Counter(layout.columns)
     if not able or not load:
         return None
@@ -205,14 +211,12 @@ def _balance(layout: Layout, able: frozenset[bytes]) -> Move | None:
         return None
     crowded = max(node for node, held in load.items() if held == most)
     column = max(c for c, node in enumerate(layout.columns) if node == crowded)
+    before = _survives(layout)
     moved = {node: layout.placed(column, node) for node in (least - {layout.own}) or least}
-    if layout.keeps_contract:
-        moved = {node: after for node, after in moved.items() if after.keeps_contract}
-    if not moved:
-        return None
     worth = {node: _survives(after) for node, after in moved.items()}
-    best = max(worth.values())
-    return Move(column, frozenset(node for node, survives in worth.items() if survives == best))
+    best = max((survives for survives in worth.values() if survives.meets(before)), default=None)
+    found = frozenset(node for node, survives in worth.items() if survives == best)
+    return Move(column, found) if found else None
 
 
 def _survives(layout: Layout) -> Contract:

@@ -13,11 +13,12 @@ from typing import TypeAlias
 
 from xsc.api.objects import Moved
 from xsc.base import ids, merkle
-from xsc.base.errors import LeaseExhausted, SpaceExhausted, XscError
+from xsc.base.errors import SpaceExhausted, XscError
 from xsc.base.limits import STORE_REQUEST_BYTES_MAX
 from xsc.base.refusals import refusal
 from xsc.identity.context import Context
 from xsc.storage.object import erasure, placement, receipts
+from xsc.storage.object.capability import VerifyCapability
 from xsc.storage.object.held import Held, held_of
 from xsc.storage.object.manifest import code_of, hash_of, segments_of
 from xsc.storage.object.messages import GET_MAX, ObjectRecord
@@ -26,7 +27,6 @@ from xsc.storage.repair.maintained_object import (
     MaintainedObjects,
     marks,
     merged,
-    without,
 )
 from xsc.storage.repair.migration import next_move
 from xsc.storage.repair.node_watch import Bandwidth
@@ -38,9 +38,9 @@ from xsc.storage.repair.survey import (
     good_for,
     has_damaged_record,
     has_record,
+    nodes_without_manifest,
 )
 from xsc.storage.repair.surveyor import Surveyor
-from xsc.storage.transfer.get import Located
 from xsc.storage.transfer.host_client import HostClient, Source, together
 from xsc.storage.transfer.sender import ColumnSender, rebuilt
 from xsc.storage.transfer.sending import Sending
@@ -66,130 +66,38 @@ async def room_at(
 
 
 async def delete_at(
-    client: HostClient, survey: Survey, node: bytes, columns: frozenset[int], held: list[Held]
-) -> list[Held]:
+    client: HostClient,
+    capability: VerifyCapability,
+    node: bytes,
+    columns: frozenset[int],
+    held: Iterable[Held],
+) -> tuple[Held, ...]:
     """Delete columns of an object at a host; return what is held after that.
 
     Args:
         client: the hosts.
-        survey: of the object.
-        node: the host. One that does not confirm is asked again after the next survey.
+        capability: of the object.
+        node: the host. One that does not confirm is asked again later, unless it must have
+            dropped all by itself.
         columns: to delete; all that is there if empty.
         held: what is held before.
     """
+    left: list[Held] = []
+    freed: dict[bytes, int] | None = None
     try:
-        freed, _ = await client.delete(node, survey.located.locate, columns=columns)
+        freed, _ = await client.delete(node, capability.locate, columns=columns)
     except XscError as fault:
-        ref = ids.short(survey.maintained.ref)
-        client.log.warning("repair.failed", object=ref, reason=fault.message)
-        return held
-    if columns:
-        for lease_id, size in freed.items():
-            await client.note_freed(node, lease_id, size)
-        return without(held, node, freed)
-    for item in held:
-        if item.node == node:
-            await client.note_freed(node, item.lease_id, item.size_bytes)
-    return [item for item in held if item.node != node]
-
-
-class RecordWriter:
-    """Stores object records under leases that this node has, else under new ones."""
-
-    def __init__(
-        self, context: Context, client: HostClient, objects: MaintainedObjects, surveyor: Surveyor
-    ) -> None:
-        self._own = context.key.node_id
-        self._log = context.log
-        self._client = client
-        self._objects = objects
-        self._surveyor = surveyor
-
-    async def write(
-        self, maintained: MaintainedObject, survey: Survey, nodes: Iterable[bytes]
-    ) -> None:
-        """Store the record at those of the nodes that lack it.
-
-        A host that cannot be reached now gets the record after the next survey.
-        """
-        sealed = survey.located.sealed
-        record = ObjectRecord(
-            sealed=sealed, sealed_root=merkle.root_of(sealed), manifest_hash=hash_of(sealed)
-        )
-        wanted = list(dict.fromkeys(nodes))
-        # A node that had something of the object before may have the record still.
-        unasked = [node for node in wanted if node not in survey.answers]
-        answers = await self._surveyor.ask(maintained, survey.manifest, unasked)
-        survey = replace(survey, answers={**survey.answers, **answers})
-        lacking = [node for node in wanted if not has_record(survey, node)]
-        rooms = await self._rooms(maintained, record, lacking)
-        if rooms and not await self._objects.save(
-            maintained.ref, maintained.placement, (*maintained.held, *marks(rooms.values()))
-        ):
-            return
-        stored = await together(
-            self._store(maintained, survey.located, record, node, rooms.get(node))
-            for node in lacking
-        )
-        counted: list[Held] = []
-        for node, item in zip(lacking, stored, strict=True):
-            if item is not None and has_damaged_record(survey, node):
-                # It took the place of what was counted already.
-                await self._client.note_freed(node, item.lease_id, item.size_bytes)
-            elif item is not None:
-                counted.append(item)
-        held = merged(maintained.held, counted)
-        if held != maintained.held:
-            await self._objects.save(maintained.ref, maintained.placement, held)
-
-    async def _rooms(
-        self, maintained: MaintainedObject, record: ObjectRecord, nodes: Collection[bytes]
-    ) -> dict[bytes, LeaseHandle]:
-        """Return room for the record at nodes where this node pays for nothing of the object."""
-        known = {item.node for item in maintained.held} | {self._own}
-        unknown = [node for node in nodes if node not in known]
-        size = record.held_bytes
-        found = await together(room_at(self._client, frozenset({node}), size) for node in unknown)
-        return {
-            node: lease
-            for node, (lease, _) in zip(unknown, found, strict=True)
-            if lease is not None
-        }
-
-    async def _store(
-        self,
-        maintained: MaintainedObject,
-        located: Located,
-        record: ObjectRecord,
-        node: bytes,
-        room: LeaseHandle | None,
-    ) -> Held | None:
-        """Store the record at one host; return what it counts for there."""
-        # The newest lease first: the others may be full, or over.
-        known = [item.lease_id for item in reversed(maintained.held) if item.node == node]
-        leases: list[LeaseHandle] = [LeaseHandle(node, id_) for id_ in dict.fromkeys(known)]
-        if room is not None:
-            leases = [room]
-        try:
-            for lease in leases:
-                try:
-                    return await self._store_under(lease, located, record)
-                except (LeaseExhausted, SpaceExhausted):
-                    continue
-            fresh, _ = await room_at(self._client, frozenset({node}), record.held_bytes)
-            return None if fresh is None else await self._store_under(fresh, located, record)
-        except XscError as fault:
-            ref = ids.short(maintained.ref)
-            self._log.warning("repair.failed", object=ref, reason=fault.message)
-            return None
-
-    async def _store_under(
-        self, lease: LeaseHandle, located: Located, record: ObjectRecord
-    ) -> Held:
-        await self._client.store(
-            lease, located.locate, located.manifest.generation, shards=[], record=record
-        )
-        return Held(lease.node, lease.lease_id, record.held_bytes)
+        client.log.info("storage.delete_failed", peer=ids.short(node), reason=fault.message)
+    for item in merged(held, ()):
+        size = item.size_bytes
+        if item.node != node or (freed is None and not client.has_dropped(node, item.lease_id)):
+            left.append(item)
+            continue
+        if freed is not None and columns:
+            size = min(size, freed.get(item.lease_id, 0))
+            left.append(item._replace(size_bytes=item.size_bytes - size))
+        await client.note_freed(node, item.lease_id, size)
+    return tuple(left)
 
 
 DELETED = "it is being deleted"
@@ -202,11 +110,17 @@ class ColumnMover:
     """Leases room, copies or rebuilds columns, and stores them there."""
 
     def __init__(
-        self, context: Context, client: HostClient, objects: MaintainedObjects, bandwidth: Bandwidth
+        self,
+        context: Context,
+        client: HostClient,
+        objects: MaintainedObjects,
+        surveyor: Surveyor,
+        bandwidth: Bandwidth,
     ) -> None:
         self._context = context
         self._client = client
         self._objects = objects
+        self._surveyor = surveyor
         self._bandwidth = bandwidth
 
     def _failed(self, survey: Survey, fault: XscError) -> None:
@@ -255,6 +169,21 @@ class ColumnMover:
 
     # Moving
 
+    async def rooms_for_records(
+        self, survey: Survey, chosen: Collection[int]
+    ) -> dict[int, LeaseHandle]:
+        """Return room at hosts that lack the object record, for a column that stays there."""
+        rooms: dict[int, LeaseHandle] = {}
+        lacking = nodes_without_manifest(survey)
+        for column, node in enumerate(survey.columns):
+            if node in lacking and column not in {*chosen, *survey.displaced}:
+                lacking.remove(node)
+                size = bytes_of_record(survey.located)
+                lease, _ = await room_at(self._client, frozenset({node}), size)
+                if lease is not None:
+                    rooms[column] = lease
+        return rooms
+
     async def move(
         self, survey: Survey, chosen: dict[int, LeaseHandle], progress: Progress | None
     ) -> tuple[MaintainedObject, tuple[Moved, ...], str]:
@@ -270,34 +199,50 @@ class ColumnMover:
         held = (*maintained.held, *marks(chosen.values()))
         if not await self._objects.save(maintained.ref, maintained.placement, held):
             return maintained, (), DELETED
-        left = list(maintained.held)
+        left = maintained.held
         for column, lease in chosen.items():
             if survey.columns[column] == lease.node and column in survey.displaced:
                 # What the host has of the column is not what it should be.
                 gone = frozenset({column})
-                left = await delete_at(self._client, survey, lease.node, gone, left)
+                left = await delete_at(self._client, maintained.capability, lease.node, gone, left)
         sender = self._sender(survey, chosen)
+        record = sender.record = ObjectRecord(
+            sealed=located.sealed,
+            sealed_root=merkle.root_of(located.sealed),
+            manifest_hash=hash_of(located.sealed),
+        )
+        sender.last = max(0, segments_of(survey.manifest) - 1)
+        # A node that had something of the object before may have the record still.
+        unasked = {item.node for item in maintained.held} - survey.answers.keys()
+        unasked &= {lease.node for lease in chosen.values()}
+        answers = await self._surveyor.ask(maintained, survey.manifest, unasked)
+        said = replace(survey, answers={**survey.answers, **answers})
+        sender.recorded = {node: b"" for node in said.answers if has_record(said, node)}
+        await self._keep_in_place(survey, sender)
         fault = await self._send(survey, sender, progress)
-        leases = {column: slot.lease for column, slot in sorted(sender.state.slots.items())}
-        held = merged(left, held_of(sender.held))
-        if not leases:
-            await self._objects.save(maintained.ref, maintained.placement, held)
-            return replace(maintained, held=held), (), fault
+        fault = await self._send_records(sender) or fault
+        for node, lease_id in sender.recorded.items():
+            if lease_id and has_damaged_record(said, node):
+                # It took the place of what was counted already.
+                await self._client.note_freed(node, lease_id, record.held_bytes)
+                sender.held[node, lease_id] -= record.held_bytes
         columns = list(survey.columns)
-        for column, lease in leases.items():
-            columns[column] = lease.node
-        # The object record goes to the new hosts, too.
-        held = (*held, *marks(leases.values()))
-        maintained = replace(
-            maintained, placement=placement.placement_of(located.manifest, columns), held=held
-        )
-        if not await self._objects.save(maintained.ref, maintained.placement, held):
+        moved = []
+        for column, slot in sorted(sender.state.slots.items()):
+            columns[column] = slot.lease.node
+            if (
+                column in survey.displaced | survey.unpaid
+                or columns[column] != survey.columns[column]
+            ):
+                moved.append(Moved(shard=column, from_=survey.columns[column], to=columns[column]))
+        held = merged(left, held_of(sender.held))
+        placed = maintained.placement
+        if moved:
+            placed = placement.placement_of(located.manifest, columns)
+        maintained = replace(maintained, placement=placed, held=held)
+        if not await self._objects.save(maintained.ref, placed, held):
             return maintained, (), DELETED
-        moved = tuple(
-            Moved(shard=column, from_=survey.columns[column], to=lease.node)
-            for column, lease in leases.items()
-        )
-        return maintained, moved, fault
+        return maintained, tuple(moved), fault
 
     def _sender(self, survey: Survey, leases: Mapping[int, LeaseHandle]) -> ColumnSender:
         """Return what sends columns: one whose host fails waits for the next look."""
@@ -308,39 +253,50 @@ class ColumnMover:
         return sender
 
     async def _send(self, survey: Survey, sender: ColumnSender, progress: Progress | None) -> str:
-        """Send columns segment by segment; return why some were given up, or nothing."""
-        await self._keep_in_place(survey, sender)
-        kept = set(sender.done)
-        count = segments_of(survey.manifest) if sender.state.slots.keys() - kept else 0
-        reason = ""
-        for index in range(count):
-            columns = sorted(sender.state.slots.keys() - kept)
+        """Send what is not done, segment by segment; return why columns were given up, or nothing.
+
+        Progress is told of the segments.
+        """
+        segments, reason = range(segments_of(survey.manifest)), ""
+        for index in segments:
+            slots = sender.state.slots
+            columns = [column for column in sorted(slots) if index not in sender.done[column]]
+            if not columns:
+                continue
             if self._objects.load(survey.maintained.ref) is None:
                 sender.place({})
                 return DELETED
-            if not columns:
-                break
             try:
                 shards = await self._build(survey, index, columns)
             except XscError as fault:
-                sender.place({})
-                return fault.message
-            faults = await together(self._stored(sender, index, shard) for shard in shards)
+                reason = fault.message
+                sender.place({each: slots[each].lease for each in slots.keys() - {*columns}})
+                continue
+            sender.live[index] = {shard.column: shard for shard in shards}
+            faults = await together(self._stored(sender, column, index) for column in columns)
+            del sender.live[index]
             reason = next(filter(None, faults), reason)
             if progress is not None:
-                progress(index + 1, count)
+                progress(index + 1, len(segments))
+        return reason
+
+    async def _send_records(self, sender: ColumnSender) -> str:
+        """Send the record to the hosts that got none with the last segment; return as `_send`."""
+        reason = ""
+        while lacking := sender.lacking_record():
+            faults = await together(
+                self._stored(sender, column, sender.last, again=True) for column in lacking
+            )
+            reason = next(filter(None, faults), reason)
         return reason
 
     @staticmethod
-    async def _stored(sender: ColumnSender, index: int, shard: erasure.StorageShard) -> str:
-        """Store a shard at its host; return why it is not there, or nothing."""
-        sender.live.setdefault(index, {})[shard.column] = shard
+    async def _stored(sender: ColumnSender, column: int, index: int, *, again: bool = False) -> str:
+        """Store a column of a segment at its host; return why it is not there, or nothing."""
         try:
-            await sender.store(shard.column, index)
+            await sender.store(column, index, again=again)
         except XscError as fault:
             return fault.message
-        finally:
-            del sender.live[index][shard.column]
         return ""
 
     async def _keep_in_place(self, survey: Survey, sender: ColumnSender) -> None:
@@ -349,6 +305,10 @@ class ColumnMover:
         for column, slot in sorted(sender.state.slots.items()):
             lease = slot.lease
             if survey.columns[column] != lease.node or column in survey.displaced:
+                continue
+            if column not in survey.unpaid:
+                # Only the record is sent.
+                sender.done[column].update(range(segments_of(located.manifest)))
                 continue
             shards = receipts.shards_of(located.manifest, column)
             most = max(1, STORE_REQUEST_BYTES_MAX // max((s.size_bytes for s in shards), default=1))
@@ -370,25 +330,17 @@ class ColumnMover:
         self, survey: Survey, index: int, columns: Sequence[int]
     ) -> list[erasure.StorageShard]:
         """Return shards of a segment: copied from where they still are, else rebuilt."""
-        manifest = survey.manifest
-        size = survey.located.segment(index).shard_bytes
-        await self._bandwidth.take(size * (len(columns) + manifest.k))
+        segment = survey.located.segment(index)
+        await self._bandwidth.take(segment.shard_bytes * (len(columns) + survey.manifest.k))
         if all(survey.states[column] == "ok" for column in columns):
             try:
                 return await together(self._copy(survey, index, column) for column in columns)
             except XscError as fault:
                 self._failed(survey, fault)
-        good = [column for column, state in enumerate(survey.states) if state == "ok"]
-        return await self._rebuild(survey, index, good, columns)
-
-    async def _rebuild(
-        self, survey: Survey, index: int, good: Sequence[int], columns: Sequence[int]
-    ) -> list[erasure.StorageShard]:
-        """Return shards of a segment, built from k of the good columns."""
         return await rebuilt(
             self._client,
-            survey.located.segment(index),
-            sources=[Source(column, survey.columns[column]) for column in good],
+            segment,
+            sources=[Source(column, survey.columns[column]) for column in good_for(survey, index)],
             columns=columns,
         )
 
@@ -404,45 +356,25 @@ class ColumnMover:
 
         What cannot be stored there is left to be moved with its column.
         """
-        manifest, done = survey.manifest, 0
-        for column, segments in damaged_segments(
-            manifest, survey.columns, survey.answers, survey.own
-        ).items():
+        manifest, leases = survey.manifest, {}
+        damaged = damaged_segments(survey)
+        for column in damaged:
             node = survey.columns[column]
-            leases = list({item.lease_id for item in survey.maintained.held if item.node == node})
-            if node in survey.leaving or len(leases) != 1:
-                # With several leases it is not known which one the shard is under.
-                continue
-            sender = self._sender(survey, {column: LeaseHandle(node, leases[0])})
-            for segment in segments:
-                reason = await self._rewrite(survey, sender, segment, column)
-                if reason:
-                    self._context.log.info(
-                        "repair.shard_not_rewritten", peer=ids.short(node), reason=reason
-                    )
-                    break
-                done += 1
-            for item in held_of(sender.held):
-                # It takes the place of what was counted already.
-                await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
+            known = {item.lease_id for item in survey.maintained.held if item.node == node}
+            # With several leases it is not known which one the shard is under.
+            if node not in survey.leaving and len(known) == 1:
+                leases[column] = LeaseHandle(node, known.pop())
+        sender = self._sender(survey, leases)
+        for column in leases:
+            sender.done[column].update({*range(segments_of(manifest))} - {*damaged[column]})
+        reason = await self._send(survey, sender, None)
+        ref = ids.short(survey.maintained.ref)
+        if reason:
+            self._context.log.info("repair.shard_not_rewritten", object=ref, reason=reason)
+        for item in held_of(sender.held):
+            # It takes the place of what was counted already.
+            await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
+        done = sum(len(sender.done[column] & {*damaged[column]}) for column in leases)
         if done:
-            ref = ids.short(survey.maintained.ref)
             self._context.log.info("repair.shards_rewritten", object=ref, shards=done)
         return done
-
-    async def _rewrite(
-        self, survey: Survey, sender: ColumnSender, segment: int, column: int
-    ) -> str:
-        """Build one damaged shard from columns that are whole in this segment, and store it.
-
-        Return why it is not there, or nothing.
-        """
-        manifest = survey.manifest
-        size = survey.located.segment(segment).shard_bytes
-        await self._bandwidth.take(size * (1 + manifest.k))
-        good = good_for(manifest, survey.columns, survey.answers, segment)
-        try:
-            (shard,) = await self._rebuild(survey, segment, good, [column])
-        except XscError as fault:
-            return fault.message
-        return await self._stored(sender, segment, shard)

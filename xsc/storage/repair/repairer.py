@@ -5,8 +5,8 @@ read what it repairs, and stores as an ordinary customer, whether this node is t
 owner or a custodian. Plans are made again from what the hosts say and are not kept,
 so that a restart loses at most the work on the current objects.
 
-Each repair: survey (`Surveyor`), decide (`survey`, `migration`), carry out (`Cleanup`,
-`ColumnMover`, `RecordWriter`). A good column is deleted only if it is surplus, one at a
+Each repair: survey (`Surveyor`), decide (`survey`, `migration`), carry out (`Repairer`,
+`ColumnMover`). A good column is deleted only if it is surplus, one at a
 time, and only after every column that remains was read whole from its host just before. No
 report of a peer deletes anything: it is a reason to look. A custodian may delete one copy of
 its own after each look that found every column good, under leases of this node, and read all
@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from xsc.api.objects import Moved, Repaired
 from xsc.base import clock, errors, ids, limits, room, tally, turns
@@ -27,15 +27,14 @@ from xsc.storage.catalogue.finder import ObjectFinder
 from xsc.storage.object.durability import HostLabels, survival
 from xsc.storage.object.held import differences
 from xsc.storage.object.placement import Placement
-from xsc.storage.repair import maintained_object, mover, node_watch
+from xsc.storage.repair import mover, node_watch
 from xsc.storage.repair.drain import Drain
+from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects, Settings
 from xsc.storage.repair.survey import (
     Survey,
-    former_hosts,
     former_hosts_up,
     found_placement,
     needs_repair,
-    nodes_without_manifest,
     plan_cleanup,
     recounted_held,
 )
@@ -51,16 +50,13 @@ class CopyReports:
     """Keeps in memory which custodians reported copies of which objects."""
 
     def __init__(self) -> None:
-        self._reports: dict[bytes, dict[bytes, bool]] = {}
+        self.by_object: dict[bytes, dict[bytes, bool]] = {}
         """By object and custodian: whether it may delete one of its copies."""
         self._counted = tally.Tally(REPORTS_AN_OBJECT_MAX, REPORTS_MS)
 
-    def __len__(self) -> int:
-        return len(self._reports)
-
     def take_permission(self, ref: bytes, custodian: bytes) -> bool:
         """Return whether a custodian may delete one copy now; the permission is used by that."""
-        reports = self._reports.get(ref, {})
+        reports = self.by_object.get(ref, {})
         if reports.get(custodian):
             del reports[custodian]
             return True
@@ -71,7 +67,7 @@ class CopyReports:
 
         Each such look reads the whole object, so that their number is limited.
         """
-        reports = self._reports.setdefault(ref, {})
+        reports = self.by_object.setdefault(ref, {})
         if custodian in reports or self._counted.wait_ms(ref + custodian, now_ms):
             return False
         self._counted.note(ref + custodian, now_ms)
@@ -80,127 +76,12 @@ class CopyReports:
 
     def waiting(self, ref: bytes) -> list[bytes]:
         """Return the custodians that wait for a look at the object."""
-        return [node for node, may in self._reports.get(ref, {}).items() if not may]
+        return [node for node, may in self.by_object.get(ref, {}).items() if not may]
 
     def permit(self, ref: bytes, custodians: Iterable[bytes]) -> None:
         """Let each of these custodians that is not forgotten delete one copy of an object."""
-        reports = self._reports.get(ref, {})
+        reports = self.by_object.get(ref, {})
         reports.update((node, True) for node in custodians if node in reports)
-
-    def forget_others(self, refs: Collection[bytes]) -> None:
-        """Forget the reports about all other objects."""
-        for ref in self._reports.keys() - set(refs):
-            del self._reports[ref]
-
-
-@dataclass(frozen=True, slots=True)
-class Cleaned:
-    """What a cleanup of one object did."""
-
-    maintained: maintained_object.MaintainedObject
-    proven: bool = False
-    """Whether every column was read whole, and no copy deleted after that."""
-    look_again: bool = False
-    """Whether to look at the object again at once."""
-
-
-class Cleanup:
-    """Deletes copies, and remembers when to try."""
-
-    def __init__(
-        self,
-        context: Context,
-        client: host_client.HostClient,
-        objects: maintained_object.MaintainedObjects,
-        surveyor: Surveyor,
-        kept_ms: int,
-    ) -> None:
-        self._clock = context.clock
-        self._client = client
-        self._objects = objects
-        self._surveyor = surveyor
-        self._kept_ms = kept_ms
-        self._moved_ms: dict[bytes, int] = {}
-        """By object: when columns moved, and the old copies were left for readers."""
-        self.blocked: set[bytes] = set()
-        """Objects with copies that cannot be deleted before nodes come or go."""
-
-    # When
-
-    def note_moved(self, ref: bytes) -> None:
-        """Note that columns of an object moved just now."""
-        self._moved_ms[ref] = self._clock.monotonic_ms()
-
-    def due(self, refs: Collection[bytes]) -> dict[bytes, int]:
-        """Return which objects have old copies to delete now, and when they moved.
-
-        Args:
-            refs: all objects that are looked after; the others are forgotten.
-        """
-        now_ms = self._clock.monotonic_ms()
-        due = {ref: at for ref, at in self._moved_ms.items() if now_ms - at >= self._kept_ms}
-        for ref in due.keys() - refs:
-            del self._moved_ms[ref], due[ref]
-        self.blocked &= set(refs)
-        return due
-
-    def next_ms(self, looked_at: Mapping[bytes, int]) -> int | None:
-        """Return in how many ms the next old copies are to be deleted; None: there are none.
-
-        Args:
-            looked_at: what `due` returned, and was looked at by now: it does not count again.
-        """
-        times = [ms for ref, ms in self._moved_ms.items() if looked_at.get(ref) != ms]
-        return min(times) + self._kept_ms - self._clock.monotonic_ms() if times else None
-
-    def nothing_to_do(self, survey: Survey) -> None:
-        """Note that nothing can be deleted of an object now."""
-        ref = survey.maintained.ref
-        moved_ms = self._moved_ms.get(ref)
-        if moved_ms is not None and self._clock.monotonic_ms() - moved_ms >= self._kept_ms:
-            del self._moved_ms[ref]
-            self.blocked.add(ref)
-        if not former_hosts(survey):
-            self.blocked.discard(ref)
-
-    # What
-
-    async def clean(self, survey: Survey, *, reported: bool) -> Cleaned:
-        """Delete what is not needed any more, once no reader can still be using it.
-
-        Args:
-            survey: of the object.
-            reported: whether a custodian waits for the proof that every column is good.
-        """
-        maintained = survey.maintained
-        ref = maintained.ref
-        moved_ms = self._moved_ms.get(ref)
-        if moved_ms is not None and self._clock.monotonic_ms() - moved_ms < self._kept_ms:
-            return Cleaned(maintained)
-        self._moved_ms.pop(ref, None)
-        former = await self._surveyor.ask(maintained, survey.manifest, former_hosts_up(survey))
-        plan = plan_cleanup(survey, former)
-        held = list(maintained.held)
-        for node, columns in plan.broken:
-            held = await mover.delete_at(self._client, survey, node, columns, held)
-        for item in plan.dropped:
-            await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
-            held.remove(item)
-        if plan.blocked or plan.copies:
-            # What cannot be deleted now is tried again when nodes come or go.
-            self.blocked.add(ref)
-        proven = look_again = False
-        if (plan.copies or reported) and not maintained.only_clean:
-            bad = await self._surveyor.read_all(survey)
-            proven = bad == []
-            look_again = any(not fault.silent for fault in bad or ())
-        if proven and plan.copies:
-            held = await mover.delete_at(self._client, survey, *plan.copies[0], held)
-            proven, look_again = False, True
-        if tuple(held) != maintained.held:
-            maintained = replace(maintained, held=tuple(held))
-            await self._objects.save(ref, maintained.placement, maintained.held)
-        return Cleaned(maintained, proven, look_again)
 
 
 REPAIRS_AT_ONCE = 64
@@ -219,9 +100,9 @@ class Repairer:
         self,
         context: Context,
         client: host_client.HostClient,
-        objects: maintained_object.MaintainedObjects,
+        objects: MaintainedObjects,
         *,
-        settings: maintained_object.Settings,
+        settings: Settings,
         finder: ObjectFinder,
         watch: node_watch.NodeWatch,
         drain: Drain,
@@ -243,10 +124,10 @@ class Repairer:
             bandwidth=bandwidth,
             lease_ms=settings.storage_lease_ms,
         )
-        self._mover = mover.ColumnMover(context, client, objects, bandwidth)
-        self._records = mover.RecordWriter(context, client, objects, self.surveyor)
-        self.cleanup = Cleanup(context, client, objects, self.surveyor, settings.moved_kept_ms)
+        self._mover = mover.ColumnMover(context, client, objects, self.surveyor, bandwidth)
         self.reports = CopyReports()
+        self._kept_until_ms: dict[bytes, int] = {}
+        """By object of which columns moved: how long the old copies stay for readers."""
         self._again: set[bytes] = set()
         """Objects to look at in the next round, whatever else happens."""
         self._warned: dict[bytes, tuple[str, dict[str, object]]] = {}
@@ -290,35 +171,38 @@ class Repairer:
             everything = now_ms >= full_ms
             if everything:
                 full_ms = now_ms + self._settings.repair_interval_ms
+            over = [ref for ref, until in self._kept_until_ms.items() if until <= now_ms]
+            for ref in over:
+                del self._kept_until_ms[ref]
+                self._again.add(ref)
             listed = [item async for item in turns.sliced(self._objects.refs())]
-            known = frozenset(ref for ref, _ in listed)
+            known = frozenset(ref for ref, _, _ in listed)
             situation = (
                 self.watch.all_gone(),
                 self._available(),
                 self._drain.leaving(),
                 known if len(listed) < REPAIRS_A_ROUND_MAX else 0,
             )
-            due = self.cleanup.due(known)
-            self.surveyor.forget_others(known)
-            self.reports.forget_others(known)
-            self._warned = {ref: said for ref, said in self._warned.items() if ref in known}
-            also = {*due, *(self.cleanup.blocked if situation != seen else ())}
-            if everything or situation != seen or self._again or due:
+            for remembered in (self.surveyor.unreadable, self.reports.by_object, self._warned):
+                for ref in remembered.keys() - known:
+                    remembered.pop(ref)
+            if everything or situation != seen or self._again:
                 seen = situation
-                await self.round(listed, everything=everything, also=also)
-            await clock.rest(self._context.clock, self._woken, self._tick_ms(due))
+                await self.round(listed, everything=everything)
+            next_ms = min(30_000, self._settings.repair_grace_ms // 4)
+            kept_ms = min(self._kept_until_ms.values(), default=now_ms + next_ms) - now_ms
+            await clock.rest(self._context.clock, self._woken, max(1_000, min(next_ms, kept_ms)))
 
-    def _tick_ms(self, looked_at: Mapping[bytes, int]) -> int:
-        """Return when to look again: at once if old copies are to be deleted."""
-        most_ms = min(30_000, self._settings.repair_grace_ms // 4)
-        next_ms = self.cleanup.next_ms(looked_at)
-        return max(1_000, most_ms if next_ms is None else min(most_ms, next_ms))
+    def _is_affected(self, placement: Placement, former: Collection[bytes]) -> bool:
+        """Say whether what is known of nodes is a reason to look at an object.
 
-    def _is_affected(self, placement: Placement) -> bool:
-        """Say whether what is known of nodes is a reason to look at an object."""
+        Args:
+            placement: of the object.
+            former: nodes without a column, at which this node still pays for something of it.
+        """
         columns = placement.columns
         nodes = set(columns)
-        if len(nodes) < len(columns):
+        if len(nodes) < len(columns) or any(map(self._client.is_up, former)):
             return True
         if any(placement.contract):
             hosts = [HostLabels(node, *self._client.hosts.labels(node)) for node in columns]
@@ -328,23 +212,21 @@ class Repairer:
 
     async def round(
         self,
-        listed: Sequence[tuple[bytes, Placement]],
+        listed: Sequence[tuple[bytes, Placement, Collection[bytes]]],
         *,
         everything: bool,
-        also: Collection[bytes] = (),
     ) -> None:
         """Survey every object that may need something; repair those with the least margin first.
 
         Args:
-            listed: the objects and their placements.
+            listed: as `MaintainedObjects.refs`.
             everything: whether to survey all of them.
-            also: objects to survey in any case.
         """
         again, self._again = self._again, set()
         refs = [
             ref
-            async for ref, placement in turns.sliced(listed)
-            if everything or ref in again or ref in also or self._is_affected(placement)
+            async for ref, placement, former in turns.sliced(listed)
+            if everything or ref in again or self._is_affected(placement, former)
         ]
         places = asyncio.Semaphore(SURVEYS_AT_ONCE)
         found = await host_client.together(self._margin_if_needed(ref, places) for ref in refs)
@@ -387,7 +269,6 @@ class Repairer:
                 reported = bool(self.reports.waiting(ref))
                 if needs_repair(survey, self._available(), reported=reported):
                     return survey.margin
-                self.cleanup.nothing_to_do(survey)
                 self._warned.pop(ref, None)
                 return None
 
@@ -412,16 +293,9 @@ class Repairer:
             maintained = self._objects.load(ref)
             if maintained is None:
                 return None
-            unreadable = self.surveyor.unreadable(ref)
+            unreadable = self.surveyor.unreadable.get(ref)
             survey = await self._corrected(await self.surveyor.verified(maintained))
-            # Who reports during the cleanup may have made its copy after the read: it waits.
-            reported_by = self.reports.waiting(ref)
-            cleaned = await self.cleanup.clean(survey, reported=bool(reported_by))
-            if cleaned.proven:
-                self.reports.permit(ref, reported_by)
-            if cleaned.look_again:
-                self._again.add(ref)
-            survey = replace(survey, maintained=cleaned.maintained)
+            survey = replace(survey, maintained=await self._cleaned(survey))
             if maintained.only_clean:
                 return Repaired(margin=survey.margin, waiting=survey.waiting)
             size = min(limits.SEGMENT_BYTES, survey.manifest.size_bytes)
@@ -430,9 +304,9 @@ class Repairer:
                 result = await self._restore(survey, progress)
             finally:
                 self._room.give(ref, size)
-            if unreadable is not None and self.surveyor.unreadable(ref) is unreadable:
+            if unreadable is not None and self.surveyor.unreadable.get(ref) is unreadable:
                 # It counted for this repair; the next survey shows whether it can be read now.
-                self.surveyor.forget(ref)
+                del self.surveyor.unreadable[ref]
                 self._again.add(ref)
             return result
 
@@ -452,6 +326,39 @@ class Repairer:
             await self._objects.save(corrected.ref, corrected.placement, corrected.held)
         return replace(survey, maintained=corrected)
 
+    async def _cleaned(self, survey: Survey) -> MaintainedObject:
+        """Delete the copies that are not needed any more; return the object as it is then.
+
+        Not while a reader may still use them.
+        """
+        maintained, ref = survey.maintained, survey.maintained.ref
+        if self._kept_until_ms.get(ref, 0) > self._context.clock.monotonic_ms():
+            return maintained
+        # Who reports during this may have made its copy after the read: it waits.
+        reported_by = self.reports.waiting(ref)
+        former = await self.surveyor.ask(maintained, survey.manifest, former_hosts_up(survey))
+        plan = plan_cleanup(survey, former)
+        capability, held = maintained.capability, maintained.held
+        for node, columns in plan.broken:
+            held = await mover.delete_at(self._client, capability, node, columns, held)
+        for item in plan.dropped:
+            await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
+        held = tuple(item for item in held if item not in plan.dropped)
+        if (plan.copies or reported_by) and not maintained.only_clean:
+            bad = await self.surveyor.read_all(survey)
+            if bad == [] and plan.copies:
+                held = await mover.delete_at(self._client, capability, *plan.copies[0], held)
+                self._again.add(ref)
+            elif bad == []:
+                # Every column was read whole, and no copy deleted after that.
+                self.reports.permit(ref, reported_by)
+            elif any(not fault.silent for fault in bad or ()):
+                self._again.add(ref)
+        if held != maintained.held:
+            maintained = replace(maintained, held=held)
+            await self._objects.save(ref, maintained.placement, maintained.held)
+        return maintained
+
     async def _restore(self, survey: Survey, progress: mover.Progress | None) -> Repaired:
         """Store what is lost, damaged or must leave its host again."""
         maintained, before = survey.maintained, survey.margin
@@ -461,17 +368,17 @@ class Repairer:
         available = self._available(also_unsteady=survey.margin <= 0)
         chosen, reason = await self._mover.choose(survey, available)
         moved: tuple[Moved, ...] = ()
+        if maintained.is_own:
+            chosen |= await self._mover.rooms_for_records(survey, chosen)
         if chosen:
             maintained, moved, fault = await self._mover.move(survey, chosen, progress)
             reason = fault or reason
             if fault:
                 self._again.add(maintained.ref)
             if moved:
-                self.cleanup.note_moved(maintained.ref)
-                self.surveyor.forget(maintained.ref)
-                await self._records.write(maintained, survey, [item.to for item in moved])
-        elif maintained.is_own and (lacking := nodes_without_manifest(survey)):
-            await self._records.write(maintained, survey, lacking)
+                now_ms = self._context.clock.monotonic_ms()
+                self._kept_until_ms[maintained.ref] = now_ms + self._settings.moved_kept_ms
+                self.surveyor.unreadable.pop(maintained.ref, None)
         left = tuple(sorted(survey.displaced - {item.shard for item in moved}))
         if left and not reason:
             reason = "no node that is up and holds none of it has room"

@@ -7,11 +7,10 @@ Design: docs/design/storage-repair.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from xsc.api.objects import Ending
 from xsc.base import limits, units
 from xsc.storage.object import durability, expiry, placement
 from xsc.storage.object.held import Held, most_held, recounted
@@ -38,7 +37,7 @@ class Survey:
     """Nodes that leave the network."""
     displaced: frozenset[int]
     """Columns that are lost, on nodes that leave, or under leases that end (`expiring`)."""
-    unpaid: frozenset[int]
+    unpaid: frozenset[int] = frozenset()
     """Columns that stay where they are, but need a lease of this node: at the owner, those
     that others pay for; at a custodian, those that the owner did not renew."""
     expiring: frozenset[int] = frozenset()
@@ -111,79 +110,87 @@ def bytes_of_record(located: get.Located) -> int:
 # Leases
 
 
-def columns_paid_by_others(
-    manifest: Manifest,
-    columns: Sequence[bytes],
-    states: Sequence[placement.State],
-    answers: Mapping[bytes, HeldObject | None],
-    own: bytes,
-) -> frozenset[int]:
+def _good_copies(survey: Survey) -> Iterator[tuple[int, list[tuple[bytes, int | None]]]]:
+    """Yield each good column, and who has it whole at its host until when."""
+    for column, (node, state) in enumerate(zip(survey.columns, survey.states, strict=True)):
+        held = survey.answers[node]
+        if state == "ok" and held is not None:
+            yield column, expiry.copies(survey.manifest, column, held)
+
+
+def columns_paid_by_others(survey: Survey) -> frozenset[int]:
     """Return the good columns that their host has only under leases of other nodes."""
+    return frozenset(
+        column
+        for column, copies in _good_copies(survey)
+        if survey.own not in {customer for customer, _ in copies}
+    )
+
+
+def own_expiring(survey: Survey, until_ms: int) -> frozenset[int]:
+    """Return the columns that their owner must move, because a lease was refused and ends by then.
+
+    What the host says of the own copy decides where it says more than is known here.
+    """
     found = set()
-    for column, (node, state) in enumerate(zip(columns, states, strict=True)):
-        held = answers[node]
-        if state != "ok" or held is None:
-            continue
-        if manifest.inline is not None:
-            if held.records and all(row.customer != own for row in held.records):
-                found.add(column)
-            continue
-        mine = (own, column, expected_digest(manifest, column))
-        if mine not in {(row.customer, row.column, row.digest) for row in held.columns}:
+    for column, copies in _good_copies(survey):
+        told = [end for customer, end in copies if customer == survey.own]
+        is_kept = any(end is not None and end > until_ms for end in told)
+        if survey.columns[column] in survey.refusing and not is_kept:
             found.add(column)
     return frozenset(found)
 
 
+def custody_expiring(
+    survey: Survey, now_ms: int, rescue_ms: int, last_ms: int
+) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the columns that a custodian must keep where they are, and those it must move.
+
+    A column is safe while the owner, a custodian before this one, or this node keeps it for
+    longer than `rescue_ms`. It is kept where it is, under a lease of the custodian, unless it has
+    one there already, which was not renewed, or the end is nearer than `last_ms` and the host has
+    not given it one.
+    """
+    here, elsewhere = set(), set()
+    trusted = {survey.own, survey.maintained.owner, *survey.maintained.before}
+    for column, copies in _good_copies(survey):
+        kept = [(customer, end) for customer, end in copies if customer in trusted]
+        known = [end for _, end in kept if end is not None]
+        if not copies or len(known) < len(kept):
+            continue
+        kept_ms = max(known, default=now_ms + last_ms + 1)
+        if known and kept_ms > now_ms + rescue_ms:
+            continue
+        mine = any(customer == survey.own for customer, _ in kept)
+        if mine or kept_ms <= now_ms + last_ms:
+            elsewhere.add(column)
+        else:
+            here.add(column)
+    return frozenset(here), frozenset(elsewhere)
+
+
 def columns_to_pay_for(
-    maintained: maintained_object.MaintainedObject,
-    manifest: Manifest,
-    columns: Sequence[bytes],
-    states: Sequence[placement.State],
-    answers: Mapping[bytes, HeldObject | None],
-    *,
-    own: bytes,
-    ends: Iterable[Ending],
-    now_ms: int,
-    lease_ms: int = limits.STORAGE_LEASE_MS,
+    survey: Survey, now_ms: int, lease_ms: int
 ) -> tuple[frozenset[int], frozenset[int]]:
     """Return the columns that need a lease of this node where they are, and those elsewhere.
 
     Args:
-        maintained: the object.
-        manifest: of it.
-        columns: the node of each column.
-        states: of each column.
-        answers: what the nodes said.
-        own: this node.
-        ends: at the owner, when its leases at the hosts end.
+        survey: of the object, before this is known.
         now_ms: the time.
         lease_ms: how long leases last.
     """
-    if maintained.only_clean:
+    if survey.maintained.only_clean:
         return frozenset(), frozenset()
-    if not maintained.is_own:
-        return expiry.custody_expiring(
-            manifest,
-            columns,
-            states,
-            answers,
-            own=own,
-            trusted={maintained.owner, *maintained.before},
-            now_ms=now_ms,
-            rescue_ms=expiry.before_end(maintained.rescue_ms, lease_ms),
-            last_ms=expiry.before_end(limits.LEASE_LAST_MS, lease_ms),
-        )
-    unpaid = columns_paid_by_others(manifest, columns, states, answers, own)
-    ending = expiry.own_expiring(
-        manifest,
-        columns,
-        states,
-        answers,
-        ends=ends,
-        own=own,
-        until_ms=now_ms + expiry.before_end(limits.LEASE_URGENT_MS, lease_ms),
+    if survey.maintained.is_own:
+        unpaid = columns_paid_by_others(survey)
+        until_ms = now_ms + expiry.before_end(limits.LEASE_URGENT_MS, lease_ms)
+        return unpaid, own_expiring(survey, until_ms) - unpaid
+    return custody_expiring(
+        survey,
+        now_ms,
+        rescue_ms=expiry.before_end(survey.maintained.rescue_ms, lease_ms),
+        last_ms=expiry.before_end(limits.LEASE_LAST_MS, lease_ms),
     )
-    return unpaid, ending - unpaid
 
 
 # What is recorded
@@ -243,14 +250,9 @@ def has_damaged_record(survey: Survey, node: bytes) -> bool:
 # Copies that are not needed any more
 
 
-def former_hosts(survey: Survey) -> frozenset[bytes]:
-    """Return the nodes that have no column any more, and at which this node still pays."""
-    return frozenset(item.node for item in survey.maintained.held) - set(survey.columns)
-
-
 def former_hosts_up(survey: Survey) -> frozenset[bytes]:
-    """Return those of them that can be asked now to delete what they have."""
-    return former_hosts(survey) & survey.up
+    """Return the former hosts that can be asked now to delete what they have."""
+    return maintained_object.former_hosts(survey.columns, survey.maintained.held) & survey.up
 
 
 def dropped_by_hosts(survey: Survey) -> list[Held]:
@@ -308,8 +310,6 @@ class CleanupPlan:
     """Host and columns that are no whole copies: to delete at once."""
     copies: tuple[tuple[bytes, frozenset[int]], ...]
     """Host and column of good copies: one may go, after every other column was read whole."""
-    blocked: bool
-    """Whether a good copy must stay until nodes come or go."""
     dropped: tuple[Held, ...]
     """What hosts have dropped by themselves: only the count of it has to go."""
 
@@ -323,7 +323,6 @@ def plan_cleanup(survey: Survey, answers: Mapping[bytes, HeldObject | None]) -> 
     """
     broken: list[tuple[bytes, frozenset[int]]] = []
     copies: list[tuple[bytes, frozenset[int]]] = []
-    blocked = False
     for node, said in answers.items():
         if said is None:
             continue
@@ -333,8 +332,6 @@ def plan_cleanup(survey: Survey, answers: Mapping[bytes, HeldObject | None]) -> 
         elif may_delete_copy(survey, node, min(whole)):
             # The last column goes together with all else that is there.
             copies.append((node, frozenset({min(whole)}) if len(whole) > 1 else frozenset()))
-        else:
-            blocked = True
     for node, columns in sorted(surplus_by_host(survey).items()):
         whole = whole_columns(survey, survey.answers[node]) & columns
         if columns - whole:
@@ -344,7 +341,7 @@ def plan_cleanup(survey: Survey, answers: Mapping[bytes, HeldObject | None]) -> 
             for column in sorted(whole)
             if may_delete_copy(survey, node, column)
         ]
-    return CleanupPlan(tuple(broken), tuple(copies), blocked, tuple(dropped_by_hosts(survey)))
+    return CleanupPlan(tuple(broken), tuple(copies), tuple(dropped_by_hosts(survey)))
 
 
 def needs_repair(survey: Survey, available: Collection[bytes], *, reported: bool) -> bool:
@@ -384,41 +381,26 @@ def _row(manifest: Manifest, column: int, held: HeldObject | None) -> HeldColumn
     return min(rows, key=lambda row: row.damaged, default=None)
 
 
-def damaged_segments(
-    manifest: Manifest,
-    columns: Sequence[bytes],
-    answers: Mapping[bytes, HeldObject | None],
-    own: bytes,
-) -> dict[int, tuple[int, ...]]:
-    """Return the segments to store again, by column; only columns of this customer.
-
-    Args:
-        manifest: of the object.
-        columns: the node of each column.
-        answers: what each node says.
-        own: the customer.
-    """
+def damaged_segments(survey: Survey) -> dict[int, tuple[int, ...]]:
+    """Return the segments to store again, by column; only columns of this customer."""
     found = {}
-    for column, node in enumerate(columns):
-        row = _row(manifest, column, answers.get(node))
-        if row is None or row.customer != own or not row.bad:
+    for column, node in enumerate(survey.columns):
+        row = _row(survey.manifest, column, survey.answers.get(node))
+        if row is None or row.customer != survey.own or not row.bad:
             continue
         if len(row.bad) == row.damaged <= max(1, row.segments // DAMAGED_SHARE_MAX) < row.segments:
             found[column] = row.bad
     return found
 
 
-def good_for(
-    manifest: Manifest,
-    columns: Sequence[bytes],
-    answers: Mapping[bytes, HeldObject | None],
-    segment: int,
-) -> list[int]:
-    """Return the columns whose hosts say that they have an undamaged shard of a segment."""
+def good_for(survey: Survey, segment: int) -> list[int]:
+    """Return the columns that are good, or whose hosts name damage in other segments alone."""
     found = []
-    for column, node in enumerate(columns):
-        row = _row(manifest, column, answers.get(node))
-        if row is None or segment in row.bad or len(row.bad) < row.damaged:
-            continue
-        found.append(column)
+    for column, (node, state) in enumerate(zip(survey.columns, survey.states, strict=True)):
+        row = _row(survey.manifest, column, survey.answers.get(node))
+        damaged_elsewhere = (
+            row is not None and row.bad and segment not in row.bad and len(row.bad) == row.damaged
+        )
+        if state == "ok" or damaged_elsewhere:
+            found.append(column)
     return found

@@ -6,7 +6,8 @@ its host says that it has it, counts as corrupt for the next survey.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from xsc.base import errors, ids, limits
 from xsc.identity.context import Context
@@ -47,23 +48,8 @@ class Surveyor:
         self._leaving = leaving
         self._bandwidth = bandwidth
         self._lease_ms = lease_ms
-        self._unreadable: dict[bytes, frozenset[tuple[int, bytes]]] = {}
+        self.unreadable: dict[bytes, frozenset[tuple[int, bytes]]] = {}
         """By object: column and node of what could not be read although its host has it."""
-
-    # Columns that could not be read
-
-    def unreadable(self, ref: bytes) -> frozenset[tuple[int, bytes]] | None:
-        """Return column and node of what could not be read; None if all could be."""
-        return self._unreadable.get(ref)
-
-    def forget(self, ref: bytes) -> None:
-        """Forget which columns of an object could not be read."""
-        self._unreadable.pop(ref, None)
-
-    def forget_others(self, refs: Collection[bytes]) -> None:
-        """Forget which columns of all other objects could not be read."""
-        for ref in self._unreadable.keys() - set(refs):
-            del self._unreadable[ref]
 
     # Surveys
 
@@ -80,34 +66,17 @@ class Surveyor:
             raise errors.RecordInvalid("the object is another one than its placement is for")
         answers = await self.ask(maintained, manifest, columns)
         states = await self._context.executor.run(column_states, manifest, columns, answers)
-        for column, node in self._unreadable.get(maintained.ref, ()):
+        for column, node in self.unreadable.get(maintained.ref, ()):
             if columns[column] == node:
                 states[column] = "corrupt"
         await self._find_elsewhere(maintained, located, columns, states, answers)
         leaving = self._leaving()
         lost = repair_rules.lost_columns(columns, states, self._watch.gone(set(columns)))
-        held = [(item.node, item.lease_id) for item in maintained.held if item.size_bytes]
-        ends = own_ends(held, self._own, self._client.hosts.lease_end)
-        now_ms = self._context.clock.now_ms()
-        unpaid, expiring = columns_to_pay_for(
-            maintained,
-            manifest,
-            columns,
-            states,
-            answers,
-            own=self._own,
-            ends=ends,
-            now_ms=now_ms,
-            lease_ms=self._lease_ms,
-        )
-        displaced = lost | {c for c, node in enumerate(columns) if node in leaving} | expiring
-        labels = None
-        if displaced or any(manifest.contract[1:]):
-            candidates = self._watch.available(also_unsteady=True) - leaving
-            labels = await self._labels({*columns, *candidates})
         paid = {(item.node, item.lease_id) for item in maintained.held}
-        up = frozenset(node for node, _ in paid if self._client.is_up(node))
-        return Survey(
+        filled = {(item.node, item.lease_id) for item in maintained.held if item.size_bytes}
+        ends = own_ends(filled, self._own, self._client.hosts.lease_end)
+        now_ms = self._context.clock.now_ms()
+        survey = Survey(
             maintained,
             located,
             tuple(columns),
@@ -115,19 +84,28 @@ class Surveyor:
             answers,
             self._own,
             leaving,
-            displaced,
-            unpaid - displaced,
-            expiring,
-            labels,
-            up,
-            frozenset(
-                (node, lease_id)
-                for node, lease_id in paid
-                if node not in columns
-                and node not in up
-                and self._client.has_dropped(node, lease_id)
-            ),
-            refusing(ends, now_ms + before_end(limits.LEASE_URGENT_MS, self._lease_ms)),
+            displaced=lost | {c for c, node in enumerate(columns) if node in leaving},
+            up=frozenset(node for node, _ in paid if self._client.is_up(node)),
+            refusing=refusing(ends, now_ms + before_end(limits.LEASE_URGENT_MS, self._lease_ms)),
+        )
+        unpaid, expiring = columns_to_pay_for(survey, now_ms, self._lease_ms)
+        displaced = survey.displaced | expiring
+        labels = None
+        if displaced or any(manifest.contract[1:]) or len(set(columns)) < len(columns):
+            candidates = self._watch.available(also_unsteady=True) - leaving
+            labels = await self._labels({*columns, *candidates})
+        dropped = frozenset(
+            (node, lease_id)
+            for node, lease_id in paid
+            if node not in {*columns, *survey.up} and self._client.has_dropped(node, lease_id)
+        )
+        return replace(
+            survey,
+            displaced=displaced,
+            unpaid=unpaid - displaced,
+            expiring=expiring,
+            labels=labels,
+            dropped=dropped,
         )
 
     async def _labels(self, nodes: Iterable[bytes]) -> dict[bytes, HostLabels]:
@@ -162,7 +140,7 @@ class Surveyor:
             return
         manifest = located.manifest
         found = await self._finder.search(maintained.capability, located)
-        unreadable = self._unreadable.get(maintained.ref, frozenset())
+        unreadable = self.unreadable.get(maintained.ref, frozenset())
         for column in sorted(lost):
             others = set(found.holders[column]) - self._leaving() - set(columns)
             for node in sorted(others):
@@ -190,7 +168,7 @@ class Surveyor:
             if not bad:
                 return survey
             wrong = frozenset((fault.column, fault.node) for fault in bad)
-            self._unreadable[maintained.ref] = self._unreadable.get(maintained.ref, wrong) | wrong
+            self.unreadable[maintained.ref] = self.unreadable.get(maintained.ref, wrong) | wrong
 
     async def read_all(self, survey: Survey) -> list[BadShard] | None:
         """Read every column from its host; return what could not be read.
@@ -214,7 +192,7 @@ class Surveyor:
         # Silence is no loss before the grace is over: it is asked again later.
         failed = frozenset((fault.column, fault.node) for fault in bad if not fault.silent)
         if failed:
-            self._unreadable[ref] = failed
+            self.unreadable[ref] = failed
         for fault in bad[:1]:
             self._context.log.warning(
                 "repair.column_not_proven",

@@ -173,17 +173,6 @@ class ShardIndex:
             found = found or (formats.owner_of(key) == owner and chosen(key, entry))
         return found, passed
 
-    def is_leftover(self, owner: Owner, before: int) -> bool:
-        """Return whether an object has no record, and a customer no shard of it from `before` on.
-
-        `before` is a sequence.
-        """
-        return not any(
-            key.startswith(formats.RECORDS)
-            or (formats.owner_of(key) == owner and entry.sequence >= before)
-            for key, entry in self.of_object(owner[0])
-        )
-
     # Changes
 
     def apply(self, puts: Sequence[Put], drops: Sequence[Drop], mark: int) -> list[int]:

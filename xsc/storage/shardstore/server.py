@@ -266,7 +266,10 @@ class ShardServer:
         columns = frozenset(order.columns)
         charge = partial(self._charge_read, order.customer, messages.DELETE)
         async with self._looks.of(order.customer):
-            held = await self._node.has_any(order.locate, order.customer, columns, charge=charge)
+            # How much the look is, only the look says: who owes nothing may begin it, and owes it.
+            charge(store.PASSED_BYTES)
+            held, size = await self._node.has_any(order.locate, order.customer, columns)
+            charge(size, made=True)
         if held:
             await self._released(signed)
         freed = await self._node.delete(

@@ -33,10 +33,10 @@ from xsc.storage.object.inventory import (
     HeldObject,
     HeldRecord,
     HeldState,
-    Span,
     Wanted,
     cut_found,
 )
+from xsc.storage.object.segment import Span
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore import compactor, fsck, writer
 from xsc.storage.shardstore.bodies import Body, Damage, IndexEntry
@@ -430,14 +430,16 @@ class StorageNode:
         return await self._read(self._reader.stat, *page)
 
     async def has_any(
-        self, locate: bytes, customer: bytes, columns: frozenset[int], *, charge: Charge = free
-    ) -> bool:
-        """Return whether a customer has anything of an object here, or of some columns of it."""
+        self, locate: bytes, customer: bytes, columns: frozenset[int]
+    ) -> tuple[bool, int]:
+        """Return whether a customer has anything of an object here, or of some columns of it.
+
+        Return also as how much it counts to have looked, and to delete what is there.
+        """
         found, passed = await self._executor.run(
             self._index.first_of, (locate, customer), in_columns(columns)
         )
-        charge(passed * PASSED_BYTES)
-        return found
+        return found, passed * PASSED_BYTES
 
     # Deleting
 
@@ -454,19 +456,6 @@ class StorageNode:
         Return as `ShardWriter.delete`.
         """
         return await self.writer.delete(locate, customer, in_columns(columns), final=final)
-
-    async def drop_leftover(self, locate: bytes, customer: bytes, before: int) -> dict[bytes, int]:
-        """Delete what a customer has of an object that never came whole; return as `delete`.
-
-        Nothing is deleted where a record of the object is held, or a shard of that customer
-        of the sequence `before` or above.
-        """
-        return await self.writer.delete(
-            locate,
-            customer,
-            lambda _, entry: entry.sequence < before,
-            only_if=lambda: self._index.is_leftover((locate, customer), before),
-        )
 
     # Enumerating
 

@@ -74,7 +74,8 @@ class Deletion:
 
     owner: Owner
     chosen: Choose
-    only_if: Callable[[], bool]
+    unless_in: Container[bytes]
+    """Objects of which nothing more is deleted once they are in there."""
     after: bytes = b""
     """The key in the index behind which it goes on."""
     freed: Counter[bytes] = field(default_factory=Counter)
@@ -188,6 +189,8 @@ class ShardWriter:
         self.next_sequence = 1
         self.gone_bytes = 0
         """Size of the notes of deletions that were written and not dropped since."""
+        self.touched: set[bytes] | None = None
+        """Objects of which something was stored since this was set."""
         self.reserved_bytes = 0
         """Bytes that are being written."""
 
@@ -222,7 +225,7 @@ class ShardWriter:
         chosen: Choose = lambda *_: True,
         *,
         final: bool = False,
-        only_if: Callable[[], bool] = lambda: True,
+        unless_in: Container[bytes] = (),
     ) -> dict[bytes, int]:
         """Delete what a customer has of an object; return the bytes freed under each lease.
 
@@ -234,9 +237,9 @@ class ShardWriter:
             customer: whose part of it.
             chosen: selects entries.
             final: also refuse puts of the object that are under way.
-            only_if: asked before anything is deleted; nothing is where it says no.
+            unless_in: nothing more is deleted once the object is in there.
         """
-        deletion = Deletion((locate, customer), chosen, only_if)
+        deletion = Deletion((locate, customer), chosen, unless_in)
         if final:
             self._ended.put(deletion.owner, True, customer)
 
@@ -319,6 +322,8 @@ class ShardWriter:
                     entries[body.index_key] = formats.entry_of(body, self.next_sequence)
                     changes.append(self._change(formats.BODIES, formats.encode_body(body)))
                 grown.append((write, plan.growth))
+                if self.touched is not None:
+                    self.touched.add(write.owner[0])
             if entries:
                 changes += self._dropped(replaced)
                 self._commit(changes, list(entries.items()), [])
@@ -339,7 +344,7 @@ class ShardWriter:
             if deletion.owner in doomed:
                 continue
             deletion.more = False
-            if deletion.after or deletion.only_if():
+            if deletion.owner[0] not in deletion.unless_in:
                 mine, deletion.after = self._index.owned(
                     deletion.owner, deletion.chosen, deletion.after, passed_max
                 )

@@ -9,23 +9,20 @@ from hypothesis import strategies as st
 from tests.unit.storage.world import End, World, content, get, put
 from xsc.api.objects import Ending
 from xsc.base.errors import LeaseExhausted, RecordInvalid, ShardsInsufficient, SignatureInvalid
-from xsc.base.limits import LEASE_LAST_MS, LEASE_RESCUE_MS, LEASE_URGENT_MS
 from xsc.base.units import held_bytes
 from xsc.storage.catalogue.objects import MANIFESTS
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_read
 from xsc.storage.object.expiry import (
     UNKNOWN,
-    custody_expiring,
     ending,
     first_end,
     own_ends,
-    own_expiring,
     told_ends,
     with_ends,
 )
 from xsc.storage.object.inventory import HeldColumn, HeldObject, HeldRecord, Wanted
-from xsc.storage.object.manifest import expected_digest, open_manifest
+from xsc.storage.object.manifest import open_manifest
 from xsc.storage.object.receipts import shards_of
 from xsc.terms.storage_receipt import HeldShard
 
@@ -113,82 +110,6 @@ async def test_stat_says_what_ends_to_the_owner_and_to_whoever_may_only_check():
 def manifest_of(world, done):
     sealed = world[0].state.get(MANIFESTS + parse_read(done.capability).manifest_hash)
     return open_manifest(sealed, parse_read(done.capability).verify)
-
-
-DAY = 86_400_000
-NOW = 1_000 * DAY
-
-
-async def looked_at(size):
-    """Return an object's manifest and columns, and a function that makes what hosts say."""
-    world = await World(7).start()
-    done = await put(world[0], content(size))
-    manifest = manifest_of(world, done)
-
-    def said(column, *copies):
-        if manifest.inline is not None:
-            return HeldObject((), "ok", tuple(HeldRecord(who, end) for who, end in copies))
-        digest = expected_digest(manifest, column)
-        rows = [HeldColumn(who, column, 1, digest, 0, end) for who, end in copies]
-        return HeldObject(tuple(rows), "ok")
-
-    return manifest, done.hosts, said
-
-
-@pytest.mark.parametrize("size", [100, 100_000])
-async def test_a_custodian_keeps_what_ends_soon_and_moves_what_it_cannot_keep(size):
-    manifest, columns, said = await looked_at(size)
-    soon, far = NOW + 20 * DAY, NOW + 22 * DAY
-    answers = {
-        columns[0]: said(0, (A, far)),
-        columns[1]: said(1, (A, soon)),
-        columns[2]: said(2, (A, soon), (B, far)),
-        columns[3]: said(3, (A, soon), (OWN, soon)),
-        columns[4]: said(4, (A, NOW + LEASE_LAST_MS)),
-        columns[5]: None,
-    }
-    states = ["ok"] * 5 + ["unreachable"]
-
-    def expiring():
-        return custody_expiring(
-            manifest,
-            columns,
-            states,
-            answers,
-            own=OWN,
-            trusted={A, B},
-            now_ms=NOW,
-            rescue_ms=LEASE_RESCUE_MS,
-            last_ms=LEASE_LAST_MS,
-        )
-
-    assert expiring() == ({1}, {3, 4})
-    # Whoever else keeps it, and for how long ever, may let it go.
-    for stranger in ((LEASES[0], far), (LEASES[0], None)):
-        answers[columns[1]] = said(1, (A, soon), stranger)
-        assert expiring() == ({1}, {3, 4})
-        answers[columns[1]] = said(1, stranger)
-        assert expiring() == ({1}, {3, 4})
-    answers[columns[1]] = said(1, (A, None))
-    answers[columns[4]] = said(4)
-    states[3] = "corrupt"
-    assert expiring() == (frozenset(), frozenset())
-
-
-@pytest.mark.parametrize("size", [100, 100_000])
-async def test_an_owner_moves_what_was_refused_unless_the_host_keeps_it_after_all(size):
-    manifest, columns, said = await looked_at(size)
-    soon, far = NOW + LEASE_URGENT_MS, NOW + LEASE_URGENT_MS + 1
-    answers = {node: said(column, (OWN, soon)) for column, node in enumerate(columns)}
-    answers[columns[1]] = said(1, (OWN, far), (OWN, soon))
-    answers[columns[2]] = said(2, (A, far))
-    answers[columns[5]] = None
-    ends = [until(node, soon, "debt") for node in columns]
-    ends[3] = until(columns[3], soon)
-    ends[4] = until(columns[4], far, "debt")
-    states = ["ok"] * 6
-    found = own_expiring(manifest, columns, states, answers, ends=ends, own=OWN, until_ms=soon)
-    assert found == {0, 2}, "not what is only due, has time, or is silent"
 
 
 async def test_a_host_keeps_for_another_what_it_has_and_nothing_else():

@@ -28,12 +28,3 @@ def test_a_report_causes_one_look_until_it_is_answered_and_so_many_a_day():
     assert not reports.note(REF, ONE, REPORTS_MS - 1)
     assert reports.note(REF, TWO, 0), "others are counted by themselves"
     assert reports.note(REF, ONE, REPORTS_MS)
-
-
-def test_objects_that_are_gone_are_forgotten():
-    reports = CopyReports()
-    reports.note(REF, ONE, 0)
-    reports.note(OTHER, ONE, 0)
-    reports.forget_others([OTHER])
-    assert len(reports) == 1
-    assert (reports.waiting(REF), reports.waiting(OTHER)) == ([], [ONE])

@@ -60,9 +60,13 @@ def test_what_one_owner_has_in_custody_is_no_matter_of_another():
         # A report changes nothing, whoever it is by.
         before = owner.storage.catalogue.entry(ref)
         for node in (custodian, other):
-            reply = await node.peers.call(owner.key.node_id, HEALED, {"object": ref})
+            reply = await node.peers.call(
+                owner.key.node_id, HEALED, {"object": ref, "resigns": False}
+            )
             assert reply.header == {"ended": False, "release": False}
-        reply = await other.peers.call(owner.key.node_id, HEALED, {"object": bytes(32)})
+        reply = await other.peers.call(
+            owner.key.node_id, HEALED, {"object": bytes(32), "resigns": False}
+        )
         assert reply.header == {"ended": False, "release": False}
         assert owner.storage.catalogue.entry(ref) == before
         await owner.peers.call(custodian.key.node_id, UNGUARD, {"object": ref})

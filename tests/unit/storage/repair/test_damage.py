@@ -9,8 +9,10 @@ from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.inventory import HeldColumn, HeldObject
 from xsc.storage.object.manifest import Manifest, expected_digest
-from xsc.storage.repair.survey import damaged_segments, good_for
+from xsc.storage.object.placement import column_states
+from xsc.storage.repair.survey import Survey, damaged_segments, good_for
 from xsc.storage.shardstore import bodies
+from xsc.storage.transfer.get import Located
 
 OWN, OTHER = b"o" * 32, b"x" * 32
 NODES = [bytes([node]) * 32 for node in range(6)]
@@ -67,18 +69,28 @@ def answers_of(manifest, **change):
 )
 def test_few_damaged_shards_of_an_own_column_are_patched(segments, change, patched):
     manifest = manifest_of(segments)
-    found = damaged_segments(manifest, NODES, answers_of(manifest, **change), OWN)
+    found = damaged_segments(survey_of(manifest, answers_of(manifest, **change)))
     assert found == ({} if patched is None else {2: patched})
+
+
+def survey_of(manifest, answers):
+    states = column_states(manifest, NODES, answers)
+    located = Located(b"L" * 32, manifest, b"", ())
+    return Survey(None, located, NODES, states, answers, OWN, frozenset(), frozenset())
+
+
+def good(manifest, answers, segment):
+    return good_for(survey_of(manifest, answers), segment)
 
 
 def test_a_damaged_column_still_serves_the_segments_that_are_well():
     manifest = manifest_of(8)
     answers = answers_of(manifest, bad=[3])
     answers[NODES[4]] = None
-    assert good_for(manifest, NODES, answers, 3) == [0, 1, 3, 5]
-    assert good_for(manifest, NODES, answers, 2) == [0, 1, 2, 3, 5]
+    assert good(manifest, answers, 3) == [0, 1, 3, 5]
+    assert good(manifest, answers, 2) == [0, 1, 2, 3, 5]
     unsaid = answers_of(manifest, bad=[], damaged=1)
-    assert 2 not in good_for(manifest, NODES, unsaid, 0)
+    assert 2 not in good(manifest, unsaid, 0)
 
 
 def test_a_stat_names_damaged_segments():

@@ -205,6 +205,21 @@ def test_a_doubled_up_object_spreads_without_breaking_its_contract():
     assert after.keeps_contract
 
 
+def test_no_column_is_balanced_to_a_site_with_which_the_object_survives_less():
+    sites = dict(zip(NODES[1:8], "aabbccc", strict=True))
+    labels = {node: HostLabels(node, site) for node, site in sites.items()}
+    columns = [NODES[1], NODES[1], NODES[3], NODES[4], NODES[5], NODES[6]]
+    layout = layout_of(columns, labels=labels)
+    assert next_move(layout, [NODES[7]]) is None
+    assert next_move(layout, [NODES[2], NODES[7]]).targets == {NODES[2]}
+
+
+def test_the_own_node_takes_a_column_before_another_node_takes_a_second():
+    layout = layout_of([*NODES[1:5], NODES[5], NODES[5]], {0})
+    assert next_move(layout, [OWN, *NODES[2:6]]).targets == {OWN}
+    assert next_move(layout, NODES[2:6]).targets <= set(NODES[2:5])
+
+
 @pytest.mark.parametrize("count", [10, 14])
 def test_wide_codes_on_many_nodes_are_planned_too(count):
     nodes = [bytes([node]) * 32 for node in range(1, count + 6)]

@@ -5,22 +5,26 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.storage.repair.test_damage import NODES, OTHER, OWN, held, manifest_of
+from xsc.api.objects import Ending
+from xsc.base.limits import LEASE_LAST_MS, LEASE_RESCUE_MS, LEASE_URGENT_MS, STORAGE_LEASE_MS
 from xsc.storage.object.capability import VerifyCapability
 from xsc.storage.object.durability import Contract, HostLabels
+from xsc.storage.object.expiry import refusing
 from xsc.storage.object.held import Held
-from xsc.storage.object.inventory import HeldObject, HeldRecord
+from xsc.storage.object.inventory import HeldColumn, HeldObject, HeldRecord
+from xsc.storage.object.manifest import expected_digest
 from xsc.storage.object.placement import placement_of
-from xsc.storage.repair.maintained_object import MaintainedObject, merged, without
+from xsc.storage.repair.maintained_object import MaintainedObject, merged
 from xsc.storage.repair.survey import (
     Survey,
     columns_paid_by_others,
     columns_to_pay_for,
-    former_hosts,
     former_hosts_up,
     found_placement,
     has_damaged_record,
     needs_repair,
     nodes_without_manifest,
+    own_expiring,
     plan_cleanup,
     recounted_held,
     surplus_by_host,
@@ -134,26 +138,90 @@ def test_a_column_that_only_others_pay_for_is_to_be_taken_over():
     answers[NODES[2]] = held(MANIFEST, 2, customer=OTHER)
     answers[NODES[3]] = None
     answers[NODES[4]] = held(MANIFEST, 4, digest=b"d" * 32)
-    assert columns_paid_by_others(MANIFEST, NODES, EVERY_COLUMN, answers, OWN) == {2, 4}
+    assert columns_paid_by_others(survey_of(answers=answers)) == {2, 4}
     lost = ("ok", "ok", "missing", *EVERY_COLUMN[3:])
-    assert columns_paid_by_others(MANIFEST, NODES, lost, answers, OWN) == {4}
+    assert columns_paid_by_others(survey_of(answers=answers, states=lost)) == {4}
 
 
 def test_of_an_inline_object_the_record_is_what_is_paid_for():
     manifest = MANIFEST.model_copy(update={"inline": b"x"})
+    located = Located(b"L" * 32, manifest, b"sealed", ((),) * 6)
     answers = {node: HeldObject((), "ok", (HeldRecord(OWN),)) for node in NODES}
     answers[NODES[1]] = HeldObject((), "ok", (HeldRecord(OTHER),))
-    answers[NODES[2]] = HeldObject((), "ok")
-    assert columns_paid_by_others(manifest, NODES, EVERY_COLUMN, answers, OWN) == {1}
+    assert columns_paid_by_others(survey_of(answers=answers, located=located)) == {1}
 
 
 def test_a_custodian_that_only_deletes_takes_no_lease():
-    maintained = survey_of(kept={"only_clean": True, "is_own": False}).maintained
     answers = dict.fromkeys(NODES)
-    found = columns_to_pay_for(
-        maintained, MANIFEST, NODES, EVERY_COLUMN, answers, own=OWN, ends=(), now_ms=0
-    )
-    assert found == (frozenset(), frozenset())
+    survey = survey_of(answers=answers, kept={"only_clean": True, "is_own": False})
+    assert columns_to_pay_for(survey, 0, 1) == (frozenset(), frozenset())
+
+
+A, B = b"a" * 32, b"b" * 32
+DAY = 86_400_000
+NOW = 1_000 * DAY
+
+
+def looked_at(inline):
+    """Return where an object is found, and a function that makes what hosts say."""
+    manifest = MANIFEST.model_copy(update={"inline": b"x" if inline else None})
+
+    def said(column, *copies):
+        if inline:
+            return HeldObject((), "ok", tuple(HeldRecord(who, end) for who, end in copies))
+        digest = expected_digest(manifest, column)
+        return HeldObject(
+            tuple(HeldColumn(w, column, 2, digest, 0, end) for w, end in copies), "ok"
+        )
+
+    return Located(b"L" * 32, manifest, b"sealed", ((),) * 6), said
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_custodian_keeps_what_ends_soon_and_moves_what_it_cannot_keep(inline):
+    located, said = looked_at(inline)
+    soon, far = NOW + 20 * DAY, NOW + 22 * DAY
+    answers = {
+        NODES[0]: said(0, (A, far)),
+        NODES[1]: said(1, (A, soon)),
+        NODES[2]: said(2, (A, soon), (B, far)),
+        NODES[3]: said(3, (A, soon), (OWN, soon)),
+        NODES[4]: said(4, (A, NOW + LEASE_LAST_MS)),
+        NODES[5]: None,
+    }
+    states = ["ok"] * 5 + ["unreachable"]
+    kept = {"is_own": False, "owner": A, "before": (B,), "rescue_ms": LEASE_RESCUE_MS}
+    survey = survey_of(located=located, answers=answers, states=states, kept=kept)
+
+    def expiring():
+        return columns_to_pay_for(survey, NOW, STORAGE_LEASE_MS)
+
+    assert expiring() == ({1}, {3, 4})
+    # Whoever else keeps it, and for how long ever, may let it go.
+    for stranger in ((OTHER, far), (OTHER, None)):
+        answers[NODES[1]] = said(1, (A, soon), stranger)
+        assert expiring() == ({1}, {3, 4})
+        answers[NODES[1]] = said(1, stranger)
+        assert expiring() == ({1}, {3, 4})
+    answers[NODES[1]] = said(1, (A, None))
+    answers[NODES[4]] = said(4)
+    states[3] = "corrupt"
+    assert expiring() == (frozenset(), frozenset())
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_an_owner_moves_what_was_refused_unless_the_host_keeps_it_after_all(inline):
+    located, said = looked_at(inline)
+    soon, far = NOW + LEASE_URGENT_MS, NOW + LEASE_URGENT_MS + 1
+    answers = {node: said(column, (OWN, soon)) for column, node in enumerate(NODES)}
+    answers[NODES[1]] = said(1, (OWN, far), (OWN, soon))
+    answers[NODES[2]] = said(2, (A, far))
+    answers[NODES[5]] = None
+    ends = [Ending(node=node, ends_ms=soon, reason="debt") for node in NODES]
+    ends[3] = Ending(node=NODES[3], ends_ms=soon)
+    ends[4] = Ending(node=NODES[4], ends_ms=far, reason="debt")
+    survey = survey_of(located=located, answers=answers, refusing=refusing(ends, soon))
+    assert own_expiring(survey, soon) == {0, 2}, "not what is only due, has time, or is silent"
 
 
 # Records
@@ -201,7 +269,6 @@ def test_a_damaged_record_counts_only_where_this_node_pays():
 
 def test_former_hosts_are_where_it_is_paid_for_and_no_column_is():
     survey = survey_of(kept=paying_at(SPARE, AWAY), up=frozenset({*NODES, SPARE}))
-    assert former_hosts(survey) == {SPARE, AWAY}
     assert former_hosts_up(survey) == {SPARE}
 
 
@@ -214,7 +281,7 @@ def test_what_is_no_whole_column_is_deleted_at_once():
 
 def test_a_silent_former_host_is_left_alone():
     plan = plan_cleanup(survey_of(kept=paying_at(SPARE)), {SPARE: None})
-    assert (plan.broken, plan.copies, plan.blocked) == ((), (), False)
+    assert (plan.broken, plan.copies) == ((), ())
 
 
 def test_the_last_copy_goes_with_all_that_is_there_and_others_one_by_one():
@@ -229,7 +296,7 @@ def test_a_copy_stays_while_its_column_is_at_a_node_that_has_several():
     columns = (NODES[1], *NODES[1:])
     survey = survey_of(columns=columns, kept=paying_at(SPARE))
     plan = plan_cleanup(survey, {SPARE: held(MANIFEST, 0)})
-    assert (plan.copies, plan.blocked) == ((), True)
+    assert plan.copies == ()
     for vacated in ({"leaving": frozenset({SPARE})}, {"refusing": frozenset({SPARE})}):
         plan = plan_cleanup(replace(survey, **vacated), {SPARE: held(MANIFEST, 0)})
         assert plan.copies == ((SPARE, frozenset()),), "others wait for the room"
@@ -265,5 +332,3 @@ def test_sums_by_host_and_lease():
         Held(SPARE, LEASE, 7),
         Held(AWAY, LEASE, 1),
     )
-    left = without([first, Held(AWAY, LEASE, 5)], SPARE, {LEASE: 9})
-    assert left == [Held(SPARE, LEASE, 0), Held(AWAY, LEASE, 5)]

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from tests.unit.storage.shardstore.test_store import BOB, LEASE, OTHER, Disk, record, shard
 from tests.unit.storage.world import Book
+from xsc.base import limits
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.limits import STORAGE_LEASE_MS
 from xsc.base.log import SilentLog
@@ -13,6 +14,7 @@ from xsc.base.units import held_bytes
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.storage import sweeper
+from xsc.storage.shardstore import writer
 from xsc.storage.sweeper import (
     MARKS,
     ORPHANS,
@@ -172,6 +174,44 @@ async def test_a_record_at_the_last_moment_keeps_an_upload(scene):
     await scene.hours(24)
     await scene.store(record())
     assert await scene.hours(48) == (0, 0)
+
+
+async def test_a_shard_that_comes_during_the_round_keeps_an_upload(scene, monkeypatch):
+    """The survey has passed its object by then: the writer looks again before it deletes."""
+    await scene.store(shard(0), shard(0, customer=BOB, locate=ELSEWHERE))
+    await scene.hours(24)
+    survey = scene.sweeper._survey
+
+    async def late(over):
+        found = await survey(over)
+        await scene.store(shard(1))
+        return found
+
+    monkeypatch.setattr(scene.sweeper, "_survey", late)
+    assert await scene.hours(2) == (0, held_bytes(4))
+    assert scene.node.used_bytes == held_bytes(8, 2)
+
+
+async def test_no_turn_of_the_writer_looks_at_all_of_a_large_leftover(scene, monkeypatch):
+    monkeypatch.setattr(writer, "PASSED_MAX", 4)
+    monkeypatch.setattr(limits, "SWEEP_SLICE", 4)
+    await scene.store(*(shard(0, segment=segment) for segment in range(40)))
+    await scene.hours(24)
+    passed, run, between = [], scene.disk.executor.run, scene.node._index.between
+
+    def counted(*asked):
+        for put in between(*asked):
+            passed[-1] += 1
+            yield put
+
+    async def noted(*work, **options):
+        passed.append(0)
+        return await run(*work, **options)
+
+    monkeypatch.setattr(scene.disk.executor, "run", noted)
+    monkeypatch.setattr(scene.node._index, "between", counted)
+    assert await scene.hours(2) == (0, held_bytes(160, 40))
+    assert max(passed) == 4
 
 
 async def test_an_upload_that_goes_on_is_kept_however_long_it_takes(scene):
