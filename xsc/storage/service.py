@@ -211,8 +211,6 @@ class StorageService:
             objects=self._owned,
             repairer=self.repairer,
             weight_ppm=weight_ppm,
-            leaving=drain.leaving,
-            grace_ms=grace_ms,
         )
         owners = NodeWatch(context.clock, client, grace_ms)
         self.custodian = custodian.Custodian(
@@ -221,10 +219,8 @@ class StorageService:
             state,
             commit,
             owners,
-            leaving=drain.leaving,
             accepts=custodian_for,
             budget_bytes=settings.guard_bytes,
-            grace_ms=grace_ms,
         )
         self.custody_repairer = self._repairer(self.custodian, owners)
         self.resume_journals = ResumeJournals(client, state, commit)

@@ -55,8 +55,6 @@ class CustodianAssignment:
         objects: MaintainedObjects,
         repairer: Repairer,
         weight_ppm: Callable[[bytes], int],
-        leaving: Callable[[], frozenset[bytes]],
-        grace_ms: int,
     ) -> None:
         self._context = context
         self._client = client
@@ -65,8 +63,6 @@ class CustodianAssignment:
         self._objects = objects
         self._repairer = repairer
         self._weight_ppm = weight_ppm
-        self._leaving = leaving
-        self._grace_ms = grace_ms
         self._refused: dict[bytes, tuple[str, int]] = {}
         """By peer that did not agree last: why, and when it may be asked again."""
         self._asking: turns.Turns[bytes] = turns.Turns()
@@ -79,7 +75,7 @@ class CustodianAssignment:
     async def run(self) -> None:
         """Keep custodians assigned to every own object, until cancelled."""
         while True:
-            await self._context.clock.sleep_ms(max(1_000, min(30_000, self._grace_ms // 4)))
+            await self._context.clock.sleep_ms(self._repairer.watch.look_ms)
             await self.ask_all()
             await self.release_all()
 
@@ -87,7 +83,7 @@ class CustodianAssignment:
 
     async def ask_all(self) -> None:
         """Hand objects with too few custodians to more of them."""
-        leaving = self._leaving()
+        leaving = self._client.leaving()
         now_ms = self._context.clock.monotonic_ms()
         peers = self._client.hosts.peers()
         self._refused = {node: why for node, why in self._refused.items() if node in peers}
@@ -109,7 +105,7 @@ class CustodianAssignment:
         await host_client.together(asked)
 
     def _gone(self, nodes: Collection[bytes]) -> frozenset[bytes]:
-        return self._repairer.watch.gone(nodes) | self._leaving().intersection(nodes)
+        return self._repairer.watch.gone(nodes) | self._client.leaving().intersection(nodes)
 
     def _assigned(self, ref: bytes) -> tuple[bytes, ...]:
         raw = self._state.get(ASSIGNED + ref)

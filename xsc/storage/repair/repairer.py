@@ -120,7 +120,6 @@ class Repairer:
             objects,
             finder=finder,
             watch=watch,
-            leaving=drain.leaving,
             bandwidth=bandwidth,
             lease_ms=settings.storage_lease_ms,
         )
@@ -159,7 +158,7 @@ class Repairer:
         return False
 
     def _available(self, *, also_unsteady: bool = False) -> frozenset[bytes]:
-        return self.watch.available(also_unsteady=also_unsteady) - self._drain.leaving()
+        return self.watch.available(also_unsteady=also_unsteady) - self._client.leaving()
 
     async def run(self) -> None:
         """Look after all objects until cancelled."""
@@ -180,7 +179,7 @@ class Repairer:
             situation = (
                 self.watch.all_gone(),
                 self._available(),
-                self._drain.leaving(),
+                self._client.leaving(),
                 known if len(listed) < REPAIRS_A_ROUND_MAX else 0,
             )
             for remembered in (self.surveyor.unreadable, self.reports.by_object, self._warned):
@@ -189,9 +188,9 @@ class Repairer:
             if everything or situation != seen or self._again:
                 seen = situation
                 await self.round(listed, everything=everything)
-            next_ms = min(30_000, self._settings.repair_grace_ms // 4)
-            kept_ms = min(self._kept_until_ms.values(), default=now_ms + next_ms) - now_ms
-            await clock.rest(self._context.clock, self._woken, max(1_000, min(next_ms, kept_ms)))
+            kept_ms = min(self._kept_until_ms.values(), default=2**62) - now_ms
+            rest_ms = min(self.watch.look_ms, max(1_000, kept_ms))
+            await clock.rest(self._context.clock, self._woken, rest_ms)
 
     def _is_affected(self, placement: Placement, former: Collection[bytes]) -> bool:
         """Say whether what is known of nodes is a reason to look at an object.
@@ -208,7 +207,7 @@ class Repairer:
             hosts = [HostLabels(node, *self._client.hosts.labels(node)) for node in columns]
             if not survival(hosts, placement.m).meets(placement.contract):
                 return True
-        return bool(self.watch.gone(nodes) or nodes & self._drain.leaving())
+        return bool(self.watch.gone(nodes) or nodes & self._client.leaving())
 
     async def round(
         self,
@@ -395,7 +394,7 @@ class Repairer:
 
     async def _report(self, survey: Survey, result: Repaired) -> None:
         """Log what was done; tell nodes that leave what could not be moved from them."""
-        ref, leaving = survey.maintained.ref, self._drain.leaving()
+        ref, leaving = survey.maintained.ref, self._client.leaving()
         for item in result.moved:
             self._context.log.info(
                 "repair.column_moved",

@@ -6,7 +6,7 @@ its host says that it has it, counts as corrupt for the next survey.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from xsc.base import errors, ids, limits
@@ -35,7 +35,6 @@ class Surveyor:
         *,
         finder: ObjectFinder,
         watch: node_watch.NodeWatch,
-        leaving: Callable[[], frozenset[bytes]],
         bandwidth: node_watch.Bandwidth,
         lease_ms: int,
     ) -> None:
@@ -45,7 +44,6 @@ class Surveyor:
         self._objects = objects
         self._finder = finder
         self._watch = watch
-        self._leaving = leaving
         self._bandwidth = bandwidth
         self._lease_ms = lease_ms
         self.unreadable: dict[bytes, frozenset[tuple[int, bytes]]] = {}
@@ -70,7 +68,7 @@ class Surveyor:
             if columns[column] == node:
                 states[column] = "corrupt"
         await self._find_elsewhere(maintained, located, columns, states, answers)
-        leaving = self._leaving()
+        leaving = self._client.leaving()
         lost = repair_rules.lost_columns(columns, states, self._watch.gone(set(columns)))
         paid = {(item.node, item.lease_id) for item in maintained.held}
         filled = {(item.node, item.lease_id) for item in maintained.held if item.size_bytes}
@@ -142,7 +140,7 @@ class Surveyor:
         found = await self._finder.search(maintained.capability, located)
         unreadable = self.unreadable.get(maintained.ref, frozenset())
         for column in sorted(lost):
-            others = set(found.holders[column]) - self._leaving() - set(columns)
+            others = set(found.holders[column]) - self._client.leaving() - set(columns)
             for node in sorted(others):
                 if (column, node) in unreadable:
                     continue

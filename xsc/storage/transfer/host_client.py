@@ -115,7 +115,7 @@ class HostClient:
         context: Context,
         *,
         hosts: Hosts,
-        leaving: Callable[[], Collection[bytes]],
+        leaving: Callable[[], frozenset[bytes]],
         lease_grace_ms: int,
     ) -> None:
         self._context = context
