@@ -26,7 +26,6 @@ from xsc.allocation.granting import Gathered
 from xsc.allocation.program import state_of
 from xsc.allocation.published import Published, standing
 from xsc.allocation.recognition import value_of
-from xsc.api.endpoint import Id
 from xsc.base.clock import ManualClock
 from xsc.base.errors import NotFound
 from xsc.base.limits import (
@@ -272,25 +271,27 @@ def granted(homes: Sequence[Path], quick: bool) -> None:
     provider, customer = Core(homes[0]), Core(homes[-1])
     slot_id = provider.ask(
         api.market.DECLARE,
-        api.market.Declare(
-            role="offer", kind="storage", quantity=64 * SLOT_STEP_BYTES, price_micro=1
-        ),
+        role="offer",
+        kind="storage",
+        quantity=64 * SLOT_STEP_BYTES,
+        price_micro=1,
     )["id"]
     need_id = customer.ask(
         api.market.DECLARE,
-        api.market.Declare(
-            role="need", kind="storage", quantity=SLOT_STEP_BYTES, price_micro=9, spread=1
-        ),
+        role="need",
+        kind="storage",
+        quantity=SLOT_STEP_BYTES,
+        price_micro=9,
+        spread=1,
     )["id"]
-    owner = provider.ask(api.space.PUT, api.space.At(at="bench/owner"), b"")["owner"]
-    followed = api.space.Under(under=f"{owner}:{UserSpacePaths.ALLOCATION_STATE}")
+    owner = provider.ask(api.space.PUT, b"", at="bench/owner")["owner"]
+    followed = f"{owner}:{UserSpacePaths.ALLOCATION_STATE}"
     took = []
-    with customer.events(api.space.WATCH, followed) as changes:
+    with customer.events(api.space.WATCH, under=followed) as changes:
         for number in range(least(10 if quick else 40, 2)):
             steps = 2 + number % 50
             begun = time.perf_counter()
-            edit = api.market.Edit(id=need_id, quantity=steps * SLOT_STEP_BYTES)
-            customer.ask(api.market.EDIT, edit)
+            customer.ask(api.market.EDIT, id=need_id, quantity=steps * SLOT_STEP_BYTES)
             for change in changes:
                 state = TwoTierAllocationState.from_bytes(
                     value_in(change["value"]), size_max=VALUE_BYTES_MAX
@@ -299,8 +300,8 @@ def granted(homes: Sequence[Path], quick: bool) -> None:
                 if [line.quantity for slot in slots for line in slot.allocations] == [steps]:
                     break
             took.append(time.perf_counter() - begun)
-    customer.ask(api.market.WITHDRAW, Id(id=need_id))
-    provider.ask(api.market.WITHDRAW, Id(id=slot_id))
+    customer.ask(api.market.WITHDRAW, id=need_id)
+    provider.ask(api.market.WITHDRAW, id=slot_id)
     print(f"  from a need to its grant, published, at its node, p50 {median(took) * 1e3:7.0f} ms")
 
 

@@ -282,7 +282,7 @@ def soon(homes: Sequence[Path], quick: bool) -> None:
         found = []
         for value in itertools.islice(values, rounds):
             begun = time.perf_counter()
-            core.ask(api.space.PUT, api.space.At(at=path), b"%d" % value)
+            core.ask(api.space.PUT, b"%d" % value, at=path)
             found.append(watcher.wait(str(value + more)) - begun)
         return found
 
@@ -290,7 +290,7 @@ def soon(homes: Sequence[Path], quick: bool) -> None:
     places = [("bench/alone", "", 0), ("bench/rule", "-out", 1), ("bench/module", "-out", 1)]
     rounds: list[list[float]] = [[] for _ in places]
     for path, _, _ in places:
-        core.ask(api.space.PUT, api.space.At(at=path), b"0")
+        core.ask(api.space.PUT, b"0", at=path)
     for _ in range(ROUNDS):
         for found, (path, end, more) in zip(rounds, places, strict=True):
             watcher = Watcher(homes[0], path + end)
@@ -305,7 +305,7 @@ def soon(homes: Sequence[Path], quick: bool) -> None:
         f"module's export, {own:.2f} ms until the change alone is seen"
     )
     for program in hashes:
-        core.ask(api.programs.DEACTIVATE, api.programs.Hash(hash=program))
+        core.ask(api.programs.DEACTIVATE, hash=program)
 
 
 def run(homes: Sequence[Path], quick: bool) -> None:

@@ -59,4 +59,4 @@ def run(calls: list[Calls], pids: list[int], quick: bool) -> None:
             f"p99 {at(one.delays, 0.99) * 1e3:6.2f} ms one at a time"
         )
         print(f"  {'':34s}  {shown(many)}, {FLIGHT} in flight")
-        calls[0].ask(api.services.UNDEPLOY, api.services.Named(name=name))
+        calls[0].ask(api.services.UNDEPLOY, name=name)

@@ -56,14 +56,14 @@ COMMITMENT_BYTES = KIB
 
 # From a put to a watcher
 
-TOLD = api.space.At(at="bench/told")
+TOLD = "bench/told"
 
 
 class Watcher:
     """Notes when each value at one path arrived."""
 
     def __init__(self, home: Path, address: str) -> None:
-        self._events = Core(home).events(api.space.WATCH, api.space.Under(under=address))
+        self._events = Core(home).events(api.space.WATCH, under=address)
         self.arrived: Queue[tuple[str, float]] = Queue()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -90,7 +90,7 @@ def delays(core: Core, watcher: Watcher, count: int) -> list[float]:
     for _ in range(count):
         value = os.urandom(8).hex()
         begun = time.perf_counter()
-        core.ask(api.space.PUT, TOLD, value.encode())
+        core.ask(api.space.PUT, value.encode(), at=TOLD)
         found.append(watcher.wait(value) - begun)
     return found
 
@@ -98,7 +98,7 @@ def delays(core: Core, watcher: Watcher, count: int) -> list[float]:
 def told(homes: Sequence[Path], quick: bool) -> None:
     count = least(50 if quick else 300, 5)
     core = Core(homes[0])
-    owner = core.ask(api.space.PUT, TOLD, b"first")["owner"]
+    owner = core.ask(api.space.PUT, b"first", at=TOLD)["owner"]
     places = ((homes[0], "bench/told"), (homes[-1], f"{owner}:bench/told"))
     found: tuple[list[float], ...] = ([], [])
     for _ in range(ROUNDS):

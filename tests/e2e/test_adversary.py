@@ -38,8 +38,9 @@ from xsc.node.daemon import API_CONNECTIONS_MAX
 from xsc.node.home.folder import read_identity
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_read
-from xsc.storage.object.inventory import Span, Wanted
+from xsc.storage.object.inventory import Wanted
 from xsc.storage.object.manifest import open_manifest
+from xsc.storage.object.segment import Span
 from xsc.storage.transfer.get import roots_of
 
 NETWORK = network_id("xsc")

@@ -156,7 +156,10 @@ def test_stat(net, stored):
 def test_ls(net, stored):
     rows = net[0]("store ls --json").json["objects"]
     row = next(row for row in rows if row["capability"] == stored)
-    assert set(row) == {"name", "capability", "size_bytes", "created_ms", "margin"}
+    assert set(row) == {
+        *("name", "version", "capability", "size_bytes", "created_ms", "margin"),
+        *("ends_ms", "ending"),
+    }
     assert (row["name"], row["size_bytes"], row["margin"]) == ("test", 100_000, 2)
 
 

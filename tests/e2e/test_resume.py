@@ -15,7 +15,6 @@ import pytest
 
 from tests.e2e.conftest import Member, Net, wait_for
 from xsc import api
-from xsc.api.endpoint import Id
 from xsc.base.limits import MIB, SEGMENT_BYTES
 from xsc.client.calls import Calls
 from xsc.client.files import upload_id
@@ -48,14 +47,14 @@ class Putting:
     def __init__(self, nodes: Net, film: Path) -> None:
         self.calls = Calls(nodes[0].home)
         with film.open("rb") as file:
-            self.id = upload_id(film, file, film.name, "", None)
+            self.id = upload_id(film, file, film.name, None, None)
         words = ["--home", str(nodes[0].home), "store", "put", str(film)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "xsc", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 
     def stored(self) -> int:
-        return self.calls.ask(api.objects.UPLOAD, Id(id=self.id))["stored_bytes"]
+        return self.calls.ask(api.objects.UPLOAD, id=self.id)["stored_bytes"]
 
     def wait_for(self, size_bytes: int) -> int:
         wait_for(lambda: self.stored() >= size_bytes)

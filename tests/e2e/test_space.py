@@ -97,7 +97,7 @@ def test_a_kill_loses_nothing_that_was_acknowledged(start):
             path, value = f"{number}/{count % 50}", os.urandom(20 + 200 * (count % 30))
             try:
                 acked[path] = (
-                    calls.ask(api.space.PUT, api.space.At(at=path), value)["sequence"],
+                    calls.ask(api.space.PUT, value, at=path)["sequence"],
                     value,
                 )
             except NodeUnreachable:
@@ -117,10 +117,10 @@ def test_a_kill_loses_nothing_that_was_acknowledged(start):
     assert (found["whole"], found["space_faults"]) == (True, [])
     start()
     for path, (sequence, value) in acked.items():
-        shown = calls.ask(api.space.GET, api.space.Get(at=path))
+        shown = calls.ask(api.space.GET, at=path)
         assert shown["sequence"] >= sequence
         assert value_of(shown["value"]) in (value, unanswered.get(path)), path
-    assert calls.ask(api.space.PUT, api.space.At(at="after"), b"x")["sequence"] > last
+    assert calls.ask(api.space.PUT, b"x", at="after")["sequence"] > last
 
 
 def test_a_backup_brings_the_space_back(start, tmp_path):
@@ -182,7 +182,7 @@ def test_on_seven_nodes_a_put_is_watched_and_who_was_away_gets_a_thousand_update
         assert text.stdout.readline() == f"notes/a  {sequence}  hello\n".encode()
     calls = Core(first.home)
     for number in range(1_000):
-        calls.ask(api.space.PUT, api.space.At(at=f"nodes/{number}"), b"before")
+        calls.ask(api.space.PUT, b"before", at=f"nodes/{number}")
 
     def held(member):
         return {
@@ -194,7 +194,7 @@ def test_on_seven_nodes_a_put_is_watched_and_who_was_away_gets_a_thousand_update
     received = third("space stats --json").json["received_bytes"]
     small_net.kill([small_net.status()[3]])
     for number in range(1_000):
-        calls.ask(api.space.PUT, api.space.At(at=f"nodes/{number % 100}"), b"after %d" % number)
+        calls.ask(api.space.PUT, b"after %d" % number, at=f"nodes/{number % 100}")
     small_net.up()
     wait_for(lambda: held(third) == held(first))
     assert third(f"space get {first.id}:nodes/99").out == b"after 999"

@@ -16,9 +16,7 @@ from xsc.space.paths import SECTIONS, fault_of, section_of, sections_of
 from xsc.space.record import (
     SpaceHead,
     SpaceRecord,
-    from_json,
     section_hash,
-    to_json,
     value_digest,
 )
 from xsc.space.table import OwnerTable, Row
@@ -206,11 +204,6 @@ def test_every_text_is_a_path_or_has_a_fault(text):
     if fault_of(text) is None:
         assert text.isascii()
         assert all(part not in {"", ".", ".."} for part in text.split("/"))
-
-
-@given(st.binary(max_size=60))
-def test_json_gives_every_value_back(value):
-    assert from_json(to_json(value)) == value
 
 
 @given(

@@ -12,8 +12,15 @@ from xsc.base.errors import ShardsInsufficient
 from xsc.base.limits import KIB, LEAF_BYTES, MIB, SEGMENT_BYTES
 from xsc.base.merkle import leaf_count, leaf_hashes, prove_span, root_of, span_holds
 from xsc.storage.object.erasure import Code, cut
-from xsc.storage.object.ranges import is_whole, pieces_of, rebuild_span
-from xsc.storage.object.segment import Place, decipher_at, open_sealed, seal
+from xsc.storage.object.segment import (
+    Place,
+    decipher_at,
+    is_whole,
+    open_sealed,
+    pieces_of,
+    rebuild_span,
+    seal,
+)
 
 KEY, NONCE = bytes(range(32)), bytes(range(12))
 LARGE = SEGMENT_BYTES + 200 * KIB + 7

@@ -215,7 +215,7 @@ def test_grants_of_peers_are_known():
         await world.nodes[0].space.put("a", b"1")
         await world.clock.sleep_ms(1_000)
         for node in world.nodes[1:]:
-            assert world.nodes[0].key.node_id in node.space_store._granted
+            assert world.nodes[0].key.node_id in node.space_store.causality.granted
 
     run(10, 3, play, SETTINGS)
 

@@ -8,8 +8,7 @@ from tests.sim.network import content, get, put, run
 from tests.sim.test_repair import agree
 from xsc.base.errors import XscError
 from xsc.base.limits import MIB
-from xsc.storage.transfer.journal import PREFIX
-from xsc.storage.transfer.resume import UPLOADS_INTERVAL_MS
+from xsc.storage.transfer.journal import PREFIX, UPLOADS_INTERVAL_MS
 
 
 def lies(world):

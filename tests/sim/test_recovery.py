@@ -15,9 +15,8 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import to_text
 from xsc.base.limits import EPOCH_MS, MIB, PEER_TIMEOUT_MS, STORAGE_QUESTION_TIMEOUT_MS
-from xsc.base.peering import HISTORY_TIMEOUT_MS
 from xsc.db.memory import MemoryKeyValue
-from xsc.ledger.exchange import LEDGER_HEAD_TIMEOUT_MS
+from xsc.ledger.exchange import HISTORY_TIMEOUT_MS, LEDGER_HEAD_TIMEOUT_MS
 from xsc.ledger.incarnation import Noted
 from xsc.net.calls.server import read_horizons
 from xsc.node import directory as keeper

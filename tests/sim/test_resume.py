@@ -10,7 +10,7 @@ from tests.sim.test_repair import agree
 from xsc.base.errors import NoOffers, UploadChanged
 from xsc.base.limits import MIB, SEGMENT_BYTES
 from xsc.storage.transfer import journal
-from xsc.storage.transfer.resume import UPLOAD_KEPT_MS
+from xsc.storage.transfer.journal import UPLOAD_KEPT_MS
 
 UPLOAD = b"u" * 32
 SIZE = 4 * SEGMENT_BYTES + 12_345

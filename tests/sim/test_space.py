@@ -24,7 +24,7 @@ from xsc.base.errors import NotFound
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.space.limits import HEAD_INTERVAL_MS, RETRY_MS
 from xsc.space.messages import Cursor
-from xsc.space.store import ARCHIVE
+from xsc.space.replicas import ARCHIVE
 
 FIRST, _, LAST = os.environ.get("TEST_SPACE_SEEDS", "50").rpartition("-")
 SEEDS = range(int(FIRST), int(LAST) + 1) if FIRST else range(int(LAST))

@@ -24,7 +24,7 @@ from xsc.base.limits import CLEARING_BYTES_MAX, KIB, SPACE_EVIDENCE_BYTES_MAX
 from xsc.identity.envelope import Signed, open_signed
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
-from xsc.space.record import SpaceRecord, check_value, open_record
+from xsc.space.record import SpaceRecord, check_value, open_dated
 from xsc.terms.clearing import ClearingRecord, SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import AvailabilitySlot
 
@@ -130,7 +130,9 @@ def read_published(said: Said, *, network: bytes, at_ms: int) -> Published:
     paths = UserSpacePaths.COMMITMENT, UserSpacePaths.RECOGNITION
     for value, path in zip(said[1:], paths, strict=True):
         if value is not None:
-            record = open_record(value.record, owner=node, network=network, now_ms=at_ms).record
+            record = open_dated(
+                value.record, SpaceRecord, owner=node, network=network, now_ms=at_ms
+            ).record
             if record.path != path:
                 raise RecordInvalid(f"a record of {short(node)} is of {record.path}, not of {path}")
             check_value(record, value.value)

@@ -70,17 +70,17 @@ _SAID = [
 """What a request says as its job does."""
 
 
-def request_of(spec: jobs.JobSpec, module: str | None, module_bytes: int) -> Job:
-    """Return the request for a job.
+def request_of(spec: jobs.JobSpec, module: str | None, module_bytes: int) -> dict[str, Any]:
+    """Return the fields of the request for a job.
 
     Args:
         spec: the job.
         module: its module's name, where it is not brought.
         module_bytes: how many bytes of it follow.
     """
-    told: dict[str, Any] = {name: getattr(spec, name) for name in _SAID}
-    stdin_bytes = len(spec.stdin)
-    return Job(**told, module=module, module_bytes=module_bytes, stdin_bytes=stdin_bytes)
+    told = {name: getattr(spec, name) for name in _SAID}
+    brought = {"module": module, "module_bytes": module_bytes, "stdin_bytes": len(spec.stdin)}
+    return told | brought
 
 
 class Fault(Model):

@@ -9,14 +9,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias
 
-from xsc.base import ids, limits
-from xsc.base.clock import Clock
 from xsc.base.encoding import Value
-from xsc.base.errors import PeerSilent, XscError
+from xsc.base.errors import XscError
 from xsc.base.merkle import Part
-
-HISTORY_TIMEOUT_MS = 60_000
-"""For all pages of what one peer holds of a node that lost its disk: entries, or leases."""
 
 Answered: TypeAlias = "tuple[dict[str, Value], Sequence[bytes | memoryview]]"
 """Header and bodies of an answer."""
@@ -63,31 +58,6 @@ class Caller(Protocol):
             PeerUnknown: no such peer.
             XscError: the error that the peer answered with.
         """
-
-
-class History:
-    """A question to one peer that is answered in pages, with one deadline for all of them."""
-
-    def __init__(self, caller: Caller, clock: Clock, peer: bytes, method: str) -> None:
-        self._caller = caller
-        self._clock = clock
-        self._peer = peer
-        self._method = method
-        self._end_ms = clock.monotonic_ms() + HISTORY_TIMEOUT_MS
-
-    async def page(self, header: dict[str, Value]) -> Reply:
-        """Return the next page.
-
-        Raises:
-            PeerSilent: the peer does not answer, or comes to no end in time.
-            XscError: as `Caller.call`.
-        """
-        left_ms = self._end_ms - self._clock.monotonic_ms()
-        if left_ms <= 0:
-            raise PeerSilent(f"{ids.short(self._peer)} comes to no end of its answer")
-        return await self._caller.call(
-            self._peer, self._method, header, timeout_ms=min(left_ms, limits.PEER_TIMEOUT_MS)
-        )
 
 
 class Peers(Protocol):

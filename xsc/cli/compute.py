@@ -18,7 +18,7 @@ import click
 from click import argument, option
 
 from xsc import api
-from xsc.api import endpoint, serial
+from xsc.api import serial
 from xsc.api.jobs import result_of
 from xsc.base import errors, limits, units
 from xsc.base.jobs import JobOptions, JobResult, JobSpec, Verification
@@ -156,7 +156,7 @@ def run(
     arguments: tuple[str, ...],
     stdin: Path | None,
     env: Mapping[str, str] | None,
-    inputs: Mapping[str, str | targets.Meant] | None,
+    inputs: Mapping[str, str] | None,
     out: Path | None,
     store: str | None,
     receipt: Path | None,
@@ -357,11 +357,11 @@ def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -
     With ID and -o, one signed record is written to a file: `xsc verify` checks it
     without a node, and `xsc compute verify` says whose receipt is wrong.
     """
-    if (evidence_id is None) != (output is None):
-        raise errors.ArgumentInvalid("ID and --output go together")
     if evidence_id is not None and output is not None:
-        settings.save(api.jobs.EVIDENCE_RECORD, endpoint.Id(id=evidence_id), output)
+        settings.save(api.jobs.EVIDENCE_RECORD, output, id=evidence_id)
         return
+    if evidence_id is not None or output is not None:
+        raise errors.ArgumentInvalid("ID and --output go together")
     answer = settings.ask(api.jobs.EVIDENCE)
     settings.view(answer)
     show.rows(
@@ -429,7 +429,7 @@ def logs(settings: Settings, *, name: str, follow: bool, count: int) -> None:
             settings.view(row)
             _show_row(row)
         return
-    answer = calls.ask(api.services.LOG, api.services.Log(name=name, n=count))
+    answer = calls.ask(api.services.LOG, name=name, n=count)
     settings.view(answer)
     for row in answer["requests"]:
         _show_row(row)

@@ -353,7 +353,7 @@ def introduce(homes: list[Path]) -> None:
             continue
         invitation = Calls(host).ask(api.peers.INVITE)["invitation"]
         try:
-            Calls(guest).ask(api.peers.JOIN, api.peers.Join(invitation=invitation))
+            Calls(guest).ask(api.peers.JOIN, invitation=invitation)
         except errors.XscError as fault:
             raise NodeUnreachable(
                 f"{guest.name} could not join {host.name}: {fault.message}", hint=_log_hint(guest)

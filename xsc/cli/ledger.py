@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 from click import argument, option
 
@@ -34,6 +36,11 @@ def _told(amount_micro: int | None) -> str:
     return "?" if amount_micro is None else format_credits(amount_micro)
 
 
+def _alone(key: str) -> Callable[[Document], str]:
+    """Return the cell of an amount that a peer does not share with others."""
+    return lambda row: "shared" if row["shared_through"] else format_credits(row[key])
+
+
 def _one_credit(credit: Document) -> str:
     names = [show.named(row, "id") for row in credit["peers"]]
     more = [f"{len(names) - NAMES_SHOWN} more"] if len(names) > NAMES_SHOWN else []
@@ -50,24 +57,16 @@ def balance(answer: Document) -> None:
 
     Below zero, this node owes. A peer that does not answer shows no limit.
     """
-    show.table(
-        ["peer", "id", "<owes us", "<may owe us", "<left", "<we may owe", "<left"],
-        [
-            [
-                show.named(row, "peer"),
-                show.short(row["peer"]),
-                format_credits(row["balance_micro"]),
-                *(
-                    ("shared", "shared")
-                    if row["shared_through"]
-                    else (format_credits(row["limit_micro"]), format_credits(row["left_micro"]))
-                ),
-                _told(row["own_limit_micro"]),
-                _told(row["own_left_micro"]),
-            ]
-            for row in answer["balances"]
-        ],
+    show.rows(
+        answer["balances"],
+        "peer id <owes_us <may_owe_us <left <we_may_owe <left_",
         "nobody owes anything",
+        id=("peer", show.short),
+        owes_us="balance_micro",
+        may_owe_us=_alone("limit_micro"),
+        left=_alone("left_micro"),
+        we_may_owe=("own_limit_micro", _told),
+        left_=("own_left_micro", _told),
     )
     for credit in answer["shared"]:
         show.line(_one_credit(credit))
@@ -115,7 +114,6 @@ def log(answer: Document) -> None:
         "<seq time kind peer <amount state entry",
         "there are no such entries",
         time="created_ms",
-        peer=show.by_name("peer"),
         amount=_signed,
         entry="entry_id",
     )
@@ -128,7 +126,7 @@ def log(answer: Document) -> None:
 def statement(settings: Settings, limit: int) -> None:
     """Show balances and entries together."""
     balances = settings.ask(api.ledger.BALANCE)
-    entries = settings.ask(api.ledger.LOG, api.ledger.Page(limit=limit))
+    entries = settings.ask(api.ledger.LOG, limit=limit)
     settings.view({**balances, **entries})
     balance(balances)
     show.line()
@@ -182,14 +180,12 @@ def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
             answer["settled"],
             "role peer <settled",
             "nothing was left to settle",
-            peer=show.by_name("peer"),
             settled="amount_micro",
         )
         if answer["pending"]:
             show.line(f"with {answer['pending']} peers something is still owed")
         return 0
-    asked = api.ledger.Payment(peer=peer, amount_micro=off_books)
-    answer = settings.ask(api.ledger.OFF_BOOKS, asked)
+    answer = settings.ask(api.ledger.OFF_BOOKS, peer=peer, amount_micro=off_books)
     settings.view(answer)
     _show_payment(off_books, answer)
     return EXIT_PARTLY if answer["state"] == "waits" else 0

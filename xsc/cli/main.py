@@ -13,16 +13,12 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import IO, TYPE_CHECKING, cast
 
 import click
 
 from xsc import __version__
 from xsc.base.errors import EXIT_INTERRUPTED, ArgumentInvalid, XscError, unwritable
 from xsc.cli import options, show
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer as Buffer
 
 EXIT_PIPE = 141
 """What a shell reports for a program that a closed pipe ended."""
@@ -115,15 +111,9 @@ def _usage(fault: click.ClickException) -> XscError:
 
 
 class _Closed(io.RawIOBase):
-    """Stands for a standard stream that was closed before the start."""
-
-    lost = False
-    """Whether something was written to it."""
+    """Stands for standard input where that was closed before the start."""
 
     def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
         return True
 
     def readinto(self, _: object) -> int:
@@ -131,17 +121,11 @@ class _Closed(io.RawIOBase):
             "standard input is closed", hint="give it a file, or /dev/null for nothing"
         )
 
-    def write(self, data: Buffer) -> int:
-        self.lost = True
-        return memoryview(data).nbytes
-
 
 def _close_output(code: int, *, as_json: bool) -> int:
     """Flush standard output; return the exit code, another one where it is closed or full."""
     try:
         sys.stdout.flush()
-        if getattr(sys.stdout.buffer, "lost", False):
-            raise OSError(errno.EBADF, "it is closed")
     except BrokenPipeError:
         code = EXIT_PIPE
     except OSError as fault:
@@ -151,9 +135,8 @@ def _close_output(code: int, *, as_json: bool) -> int:
             code = error.exit_code
     else:
         return code
-    if not getattr(sys.stdout.buffer, "lost", False):
-        # Python flushes once more at its end, and would complain about the same thing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # Python flushes once more at its end, and would complain about the same thing.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 
@@ -179,7 +162,7 @@ def _carry_out(arguments: list[str], settings: options.Settings) -> int:
         show.say("interrupted")
         return EXIT_INTERRUPTED
     except Exception as fault:  # noqa: BLE001 - the one place that must answer whatever happens
-        if isinstance(fault, OSError) and fault.errno == errno.ENOSPC:
+        if isinstance(fault, OSError) and fault.errno in {errno.ENOSPC, errno.EBADF}:
             return _fail(unwritable(OUTPUT, fault), settings)
         if os.environ.get("XSC_DEBUG"):
             import traceback
@@ -197,13 +180,16 @@ def _fail(error: XscError, settings: options.Settings) -> int:
 
 def run() -> None:
     """Carry out the command line of this process, and exit."""
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:
-            # It was closed: nothing else may get its number, and be written to in its place.
-            os.open(os.devnull, os.O_RDWR)
-            buffer = io.BufferedReader(_Closed()) if name == "stdin" else _Closed()
-            stand_in = io.TextIOWrapper(cast("IO[bytes]", buffer), "utf-8", write_through=True)
-            setattr(sys, name, stand_in)
+    # Of a stream that was closed nothing else may get the number, and be written to in its place.
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(_Closed()))
+    if sys.stdout is None:
+        os.open(os.devnull, os.O_RDONLY)  # what is written there fails
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8")
+    if sys.stderr is None:
+        os.open(os.devnull, os.O_WRONLY)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character gets its escape instead of a crash.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -12,21 +11,16 @@ import click
 from click import argument, option
 
 from xsc import api
-from xsc.api.endpoint import Id
 from xsc.base import errors, limits, units
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
-from xsc.client.calls import Calls, code_text
 from xsc.client.core import Document
 
 KINDS = ("storage", "compute")
 
 
-def _own_slots(calls: Calls) -> Iterable[str]:
-    return [row["id"] for row in calls.ask(api.market.SLOTS)["slots"]]
-
-
-_slot = argument("id", metavar="ID", type=options.Parsed("ID", str, _own_slots))
+SLOT = options.Parsed("ID", str, lambda: [(api.market.SLOTS, "id")])
+_slot = argument("id", metavar="ID", type=SLOT)
 
 
 def _amount(kind: str, quantity: int) -> str:
@@ -163,7 +157,7 @@ def need(answer: Document) -> str:
 def _declared(answer: Document, comes: str) -> str:
     day = units.format_credits(answer["day_micro"])
     month = units.format_credits(answer["month_micro"])
-    show.note(f"{comes} {day} credits a day, {month} in 30 days")
+    show.note(f"{comes} {day} credits within a day, {month} within 30 days")
     if (size := answer["object_bytes"]) is not None:
         fits = f"objects of {units.format_size(size)} in all fit in it"
         show.note(f"it goes over {answer['spread']} providers: {fits}")
@@ -207,13 +201,9 @@ def slots(answer: Document) -> None:
         "id role origin node kind <quantity <granted <used <price next_window until <windows",
         empty,
         id=("id", show.short),
-        node=show.by_name("node"),
-        quantity=show.level_of("quantity"),
-        granted=show.level_of("granted"),
-        used=show.level_of("used"),
-        next_window=lambda row: _next_window(row["windows"])[0],
-        until=lambda row: _next_window(row["windows"])[1],
-        windows=lambda row: str(len(row["windows"])),
+        next_window=("windows", lambda windows: _next_window(windows)[0]),
+        until=("windows", lambda windows: _next_window(windows)[1]),
+        windows=("windows", lambda windows: str(len(windows))),
     )
 
 
@@ -221,7 +211,7 @@ def slots(answer: Document) -> None:
 @argument("kind", metavar="[KIND]", required=False, type=click.Choice(KINDS))
 @option("--size", "size_bytes", type=options.SIZE, help="Say what it costs to store so much.")
 @option("--for", "duration_ms", type=options.DURATION, help="For how long.  [30d]")
-@option("--code", type=options.CODE, help="K data shards and M parity shards.  [4,2]")
+@option("--code", metavar="K,M", help="K data shards and M parity shards.  [4,2]")
 @option("--fuel", type=options.FUEL, help="Say what so much fuel costs, as 1e12.")
 @option("--memory", "memory_bytes", type=options.SIZE, help="Under that memory limit.  [64MiB]")
 def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noqa: ANN401
@@ -239,8 +229,6 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
             answer["quotes"],
             "node kind <available <price <reserve for_a tier slot",
             "nobody offers anything",
-            node=show.by_name("node"),
-            available=show.level_of("available"),
             for_a=("kind", _unit),
         )
         return
@@ -249,10 +237,9 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
         raise errors.ArgumentInvalid("nothing is to be priced", hint="say --size or --fuel")
     if kind is not None and priced != {"size_bytes" if kind == "storage" else "fuel"}:
         raise errors.ArgumentInvalid(f"that is no {kind}", hint="leave the kind out to price both")
-    said = api.market.Estimate(**{**given, "code": code_text(asked["code"])})
-    found = settings.ask(api.market.ESTIMATE, said)
+    found = settings.ask(api.market.ESTIMATE, **given)
     settings.view(found)
-    _show_cost(said, found)
+    _show_cost(given, found)
 
 
 def _unit(kind: api.market.Kind) -> str:
@@ -261,9 +248,9 @@ def _unit(kind: api.market.Kind) -> str:
     return UNITS[kind]
 
 
-def _show_cost(asked: api.market.Estimate, found: Document) -> None:
+def _show_cost(asked: Document, found: Document) -> None:
     pairs = []
-    if size := asked.size_bytes:
+    if size := asked.get("size_bytes"):
         coded = f"{units.format_size(found['coded_bytes'])} coded {found['code']}"
         pairs += [
             ("stored", f"{units.format_size(size)}, which is {coded}"),
@@ -271,8 +258,8 @@ def _show_cost(asked: api.market.Estimate, found: Document) -> None:
             ("price", f"{_price('storage', found['storage_price_micro'])} at most"),
             ("storage", f"{units.format_credits(found['storage_micro'])} credits"),
         ]
-    if fuel := asked.fuel:
-        memory = units.format_size(asked.memory_bytes)
+    if fuel := asked.get("fuel"):
+        memory = units.format_size(asked.get("memory_bytes", limits.MEMORY_BYTES_DEFAULT))
         pairs += [
             ("run", f"{fuel} fuel under a memory limit of {memory}"),
             ("price", _price("compute", found["compute_price_micro"])),
@@ -302,7 +289,6 @@ def leases(answer: Document) -> None:
         "lease role peer kind origin <used <of <price <owed <settled state until",
         "this node has no leases",
         lease=("lease_id", show.short),
-        peer=show.by_name("peer"),
         used=_lease_use,
         of=_lease_level,
         owed="billed_micro",
@@ -336,8 +322,8 @@ _TIERS = {
 }
 
 
-def _explained(calls: Calls) -> Iterable[str]:
-    return [*_own_slots(calls), *options.LEASE.offers(calls), *options.PEER.offers(calls)]
+def _explained() -> options.Offers:
+    return [*SLOT.offers(), *options.LEASE.offers(), *options.PEER.offers()]
 
 
 @market.command()
@@ -350,10 +336,10 @@ def why(settings: Settings, some_id: str) -> None:
     what both sides have signed; what a need was granted, from the clearing
     records of its providers, recomputed first.
     """
-    calls, lease_id = settings.calls(), api.market.LeaseId(id=some_id)
-    answer = calls.ask(api.market.WHY, Id(id=some_id))
+    calls = settings.calls()
+    answer = calls.ask(api.market.WHY, id=some_id)
     try:
-        with calls.download(api.market.LEASE, lease_id) as download:
+        with calls.download(api.market.LEASE, id=some_id) as download:
             raw = b"".join(download)
     except (errors.ArgumentInvalid, errors.NotFound):  # a name need not look like the id of a lease
         settings.view(answer)
@@ -379,12 +365,9 @@ def _show_price(settings: Settings, raw: bytes, passed_over: list[Document]) -> 
         "passed_over": passed_over,
     }
     settings.view(answer)
-    need_name = "" if asked.need is None else "need "
     show.fields(
         answer,
-        f"provider customer price tier slot {need_name}why",
-        provider=("provider", show.short),
-        customer=("customer", show.short),
+        "provider customer price tier slot need why",
         price=lambda _: _price(asked.kind, asked.price),
         tier=("tier", _TIERS.__getitem__),
     )
@@ -562,7 +545,6 @@ def consistent(answer: Document) -> None:
         answer["commitments"],
         "node written <offers <needs of_the_cut heard_more_of",
         "no commitment is known here",
-        node=show.by_name("node"),
         of_the_cut="consistent",
         heard_more_of=unheard,
     )
@@ -573,11 +555,9 @@ def _show_entitled(answer: Document, empty: str) -> None:
         answer["allocations"],
         "need node kind tier <granted <leased <price window lapses",
         empty,
-        node=show.by_name("node"),
         tier=lambda row: row["tier"] or "pinned",
-        granted=show.level_of("quantity"),
-        leased=show.level_of("drawn"),
-        price=("price", units.format_credits),
+        granted="quantity",
+        leased="drawn",
         window=("window", _time),
         lapses=_lapses,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -22,11 +22,12 @@ from xsc.cli import options, show
 from xsc.cli.options import Command, Group, Settings, asks
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls
 from xsc.client.core import Document, Progress
-from xsc.client.files import blocks_of, check_target, read_file, write_whole
+from xsc.client.files import blocks_of, check_target, opened, write_whole
 
 if TYPE_CHECKING:
     from xsc.identity.keys import KeyPair
     from xsc.node.home.backup import Brought
+    from xsc.node.home.recover import Returned
 
 PASSPHRASE_BYTES_MAX = 4096
 KEY_FILE_BYTES_MAX = 4096
@@ -92,21 +93,25 @@ def recover(
     node_id, done = recover_home(
         settings.home, text, peers, network=network, name=name, passphrase=passphrase
     )
+    came_back = _came_back(done)
+    answer = {"id": node_id, "home": str(settings.home), "state": "signing", **came_back}
+    settings.view(answer, node_id)
+    show.note(
+        "recovered {objects} objects, {peers} peers and {entries} ledger entries; "
+        "`xsc node start` runs it".format_map(came_back)
+    )
+
+
+def _came_back(done: Returned) -> Document:
+    """Return with what a node came back, and warn of what its peers have not shown."""
+    found, silent = done.found, [ids.to_text(peer) for peer in done.silent]
     unproven = {ids.to_text(peer): amount for peer, amount in sorted(done.unproven.items())}
-    answer: Document = {
-        "id": node_id,
-        "home": str(settings.home),
-        "state": "signing",
-        "peers": done.peers,
-        "objects": done.found.objects,
-        "entries": done.entries,
-        "incarnation": done.incarnation,
-        "silent": [ids.to_text(peer) for peer in done.silent],
-        "unproven": [{"peer": peer, "amount_micro": due} for peer, due in unproven.items()],
-        "lost": list(done.found.lost),
-    }
-    _warn_of_lost(done.found.lost)
-    for peer in answer["silent"]:
+    for name in found.lost:
+        show.warn(
+            f"the object {name or 'without a name'} is at no host that answers; "
+            "it is looked for again"
+        )
+    for peer in silent:
         show.warn(f"{show.short(peer)} does not answer, and is heard when it does")
     for peer, due in unproven.items():
         who = "it owed" if due > 0 else "it was owed"
@@ -114,11 +119,18 @@ def recover(
             f"unproven with {show.short(peer)}: {who} {units.format_credits(abs(due))} credits "
             "more than any entry that was shown"
         )
-    settings.view(answer, node_id)
-    show.note(
-        f"recovered {done.found.objects} objects, {done.peers} peers and {done.entries} ledger "
-        "entries; `xsc node start` runs it"
-    )
+    return {
+        "peers": done.peers,
+        "objects": found.objects,
+        "newer_objects": found.newer,
+        "deleted_objects": found.gone,
+        "entries": done.entries,
+        "newer_entries": done.newer_entries,
+        "incarnation": done.incarnation,
+        "silent": silent,
+        "unproven": [{"peer": peer, "amount_micro": due} for peer, due in unproven.items()],
+        "lost": list(found.lost),
+    }
 
 
 class _StartCommand(Command):
@@ -250,7 +262,7 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     if running and salvage:
         raise ArgumentInvalid("the node runs", hint="stop it first")
     if running:
-        answer = settings.ask(api.home.FSCK, api.home.Fsck(deep=deep), timeout_s=FSCK_TIMEOUT_S)
+        answer = settings.ask(api.home.FSCK, timeout_s=FSCK_TIMEOUT_S, deep=deep)
     else:
         from xsc.api import serial
         from xsc.node.offline.fsck import check_home
@@ -349,29 +361,25 @@ def _drained(calls: Calls) -> Document:
     """Begin to leave and wait until all has moved that can; return how it stands then."""
     answer = calls.ask(api.home.LEAVE)
     with show.progress("moving away", answer["total_bytes"]) as progress:
-        shown, said = 0, ""
-        waiting: set[tuple[str, str]] = set()
-        untold = 0
+        shown, said = 0, set[object]()
         while answer["state"] == "leaving":
             moved = answer["total_bytes"] - answer["left_bytes"]
             progress(moved - shown)
             shown = moved
-            left = _so_much(answer, "left")
-            if left != said and not sys.stderr.isatty():
-                show.say(f"left: {left}")
-            said = left
             stuck = answer["stuck_objects"] + len(answer["directories_only_here"])
             if stuck and stuck >= answer["left_objects"]:
                 break
-            for why, line in _stays(answer).items():
-                if why not in waiting:
-                    waiting.add(why)
+            news = _stays(answer)
+            if not sys.stderr.isatty():
+                news[moved] = f"left: {_so_much(answer, 'left')}"
+            if silent := answer["peers"] - answer["peers_told"]:
+                peers = count_of(answer["peers"], "peer")
+                news["silent", silent] = f"waiting for {silent} of {peers}: silent"
+            for about, line in news.items():
+                if about not in said:
                     show.say(line)
-            silent = answer["peers"] - answer["peers_told"]
-            if silent and silent != untold:
-                show.say(f"waiting for {silent} of {count_of(answer['peers'], 'peer')}: silent")
-            untold = silent
-            answer = calls.ask(api.home.DRAIN, api.home.Look(wait_ms=DRAIN_WAIT_MS))
+            said |= news.keys()
+            answer = calls.ask(api.home.DRAIN, wait_ms=DRAIN_WAIT_MS)
     return answer
 
 
@@ -380,16 +388,16 @@ def _so_much(answer: Document, which: str) -> str:
     return f"{objects}, {units.format_size(answer[f'{which}_bytes'])}"
 
 
-def _stays(answer: Document) -> dict[tuple[str, str], str]:
+def _stays(answer: Document) -> dict[object, str]:
     """Return a line for each owner and reason why objects of it stay."""
     alike: dict[tuple[str, str], list[Document]] = {}
     for row in answer["stuck"]:
         alike.setdefault((row["owner"], row["reason"]), []).append(row)
-    lines: dict[tuple[str, str], str] = {}
+    lines: dict[object, str] = {}
     for (owner, reason), rows in alike.items():
-        what, stays = f"object {rows[0]['object'][:16]}", "stays"
-        if len(rows) > 1:
-            what, stays = count_of(len(rows), "object"), "stay"
+        what, stays = count_of(len(rows), "object"), "stay"
+        if len(rows) == 1:
+            what, stays = f"object {rows[0]['object'][:16]}", "stays"
         size = units.format_size(sum(row["size_bytes"] for row in rows))
         lines[owner, reason] = f"{what} of {show.short(owner)}, {size}, {stays}: {reason}"
     return lines
@@ -479,8 +487,8 @@ def backup(
 
     with ExitStack() as stack:
         if settings.runs():
-            asked = api.home.Backup(identity=identity, bodies=bodies)
-            blocks = iter(stack.enter_context(settings.calls().download(api.home.BACKUP, asked)))
+            asked = settings.calls().download(api.home.BACKUP, identity=identity, bodies=bodies)
+            blocks = iter(stack.enter_context(asked))
         else:
             opened_by = _key_passphrase(settings.home)
             blocks = stream_stopped(settings.home, opened_by, identity=identity, bodies=bodies)
@@ -575,25 +583,7 @@ def restore(
         if brought is not None:
             fault.message = f"all of the backup is there, but {fault.message}"
         raise
-    _warn_of_lost(done.found.lost)
-    since = {
-        "peers": done.peers,
-        "newer_objects": done.found.newer,
-        "deleted_objects": done.found.gone,
-        "newer_entries": done.newer_entries,
-        "silent": [ids.to_text(peer) for peer in done.silent],
-        "lost": list(done.found.lost),
-    }
-    _tell(settings, brought, since)
-
-
-def _warn_of_lost(names: Iterable[str]) -> None:
-    """Say which objects are not found after a home was brought back."""
-    for name in names:
-        show.warn(
-            f"the object {name or 'without a name'} is at no host that answers; "
-            "it is looked for again"
-        )
+    _tell(settings, brought, _came_back(done))
 
 
 def _tell(settings: Settings, found: Brought | None, since: Document | None) -> None:
@@ -617,9 +607,9 @@ def _tell(settings: Settings, found: Brought | None, since: Document | None) -> 
     settings.view({"home": str(settings.home), "backup": kept, "since": since})
     if since is not None:
         show.note(
-            f"since then: {since['newer_objects']} objects and {since['newer_entries']} ledger "
-            f"entries came from peers, {since['deleted_objects']} objects had been deleted; "
-            "`xsc node start` runs it"
+            "since then: {newer_objects} objects and {newer_entries} ledger entries came from "
+            "peers, {deleted_objects} objects had been deleted; "
+            "`xsc node start` runs it".format_map(since)
         )
 
 
@@ -657,23 +647,21 @@ def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
 
 
 def _read_key_file(file: Path) -> str:
-    """Return the text of an exported key file.
+    """Return the text of an exported key file, of one that is none its beginning.
 
     Raises:
-        ArgumentInvalid: it cannot be read. IdentityInvalid: it is larger than any key file.
+        ArgumentInvalid: it cannot be opened.
     """
-    try:
-        return read_file(file, "key file", KEY_FILE_BYTES_MAX).decode("ascii", "replace")
-    except errors.TooLarge:
-        raise errors.IdentityInvalid(f"{file} is no XSC key file: it is too large") from None
+    with opened(file, "key file") as source:
+        return source.read(KEY_FILE_BYTES_MAX).decode("ascii", "replace")
 
 
 def _key_passphrase(home: Path) -> str:
     """Return the passphrase of a home's key, asked for where it is not set."""
-    try:
-        return _line_passphrase((home / "identity.key").read_text())
-    except (OSError, UnicodeDecodeError):
-        return _line_passphrase("")  # whoever reads the key next says what is wrong with it
+    line = ""
+    with suppress(OSError, UnicodeDecodeError):  # whoever reads it next says what is wrong with it
+        line = (home / "identity.key").read_text()
+    return _line_passphrase(line)
 
 
 def _line_passphrase(line: str) -> str:
@@ -695,9 +683,7 @@ def _typed_for(_: str) -> str:
 def _new_passphrase(*, ask: bool) -> str:
     """Return the passphrase for a new key file; an empty one locks nothing."""
     given = os.environ.get(options.PASSPHRASE, "")
-    if given or not ask:
-        return given
-    return _ask_passphrase(f"set {options.PASSPHRASE}", twice=True)
+    return _ask_passphrase(f"set {options.PASSPHRASE}", twice=True) if ask and not given else given
 
 
 def _ask_passphrase(hint: str, *, twice: bool) -> str:

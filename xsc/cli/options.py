@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,15 +26,13 @@ from xsc.client.files import check_target, read_bounded, read_file, write_whole
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from xsc.api.endpoint import Endpoint
     from xsc.client.calls import Calls
-    from xsc.client.core import Document
-    from xsc.client.targets import Meant
+    from xsc.client.core import Asked, Document
+
+    Offers = Sequence[tuple[Asked, str]]
 
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V", bound="Callable[[Document], str | int | None]")
-Q = TypeVar("Q")
-T = TypeVar("T")
 
 CAPABILITY_BYTES_MAX = 4096
 STREAM = Path("-")
@@ -77,10 +75,14 @@ class Settings:
         return (self.home / "api.json").exists() and self.calls().alive()
 
     def ask(
-        self, endpoint: Endpoint[Q, Any], asked: Q | None = None, *parts: bytes, **how: float
+        self,
+        endpoint: Asked,
+        /,
+        *parts: bytes,
+        **said: Any,  # noqa: ANN401
     ) -> Document:
         """Return what the node answers (`Core.ask`)."""
-        return self.calls().ask(endpoint, asked, *parts, **how)
+        return self.calls().ask(endpoint, *parts, **said)
 
     def view(self, answer: object, text: str | None = None) -> None:
         """Print an answer: as JSON, or a line of it for people."""
@@ -89,9 +91,9 @@ class Settings:
         elif text is not None:
             show.line(text)
 
-    def save(self, endpoint: Endpoint[Q, bytes], asked: Q, path: Path) -> None:
+    def save(self, endpoint: Asked, path: Path, /, **said: Any) -> None:  # noqa: ANN401
         """Write what the node answers to a file, and print as JSON what was written."""
-        with self.calls().download(endpoint, asked) as download:
+        with self.calls().download(endpoint, **said) as download:
             size = write_whole(path, download.blocks())
         self.view({"file": str(path), "size_bytes": size})
 
@@ -158,7 +160,7 @@ class Fields(dict[str, object]):
 
 def asks(
     group: click.Group,
-    endpoint: Endpoint[Any, Any],
+    endpoint: Asked,
     name: str | None = None,
     *,
     always: Mapping[str, object] | None = None,
@@ -184,13 +186,11 @@ def asks(
         ) -> str | int | None:
             said = dict(always or {})
             for field, value in given.items():
-                if value is not None:
-                    said |= value if isinstance(value, Fields) else {field: value}
-            asked = endpoint.request(**said)
+                said |= value if isinstance(value, Fields) else {field: value}
             if output is not None:
-                settings.save(endpoint, asked, output)
+                settings.save(endpoint, output, **said)
                 return None
-            answer = settings.ask(endpoint, asked, **how)
+            answer = settings.ask(endpoint, **said, **how)
             settings.view(answer)
             told = view(answer)
             if isinstance(told, str):
@@ -219,18 +219,18 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
     Args:
         name: what stands for it in help.
         read: returns the value that a text stands for.
-        offers: asks the node what a shell may complete it to.
+        offers: lists of the node, and the fields of their rows, which a shell completes it to.
     """
 
     def __init__(
         self,
         name: str,
         read: Callable[[str], Any],
-        offers: Callable[[Calls], Iterable[str]] | None = None,
+        offers: Callable[[], Offers] = list,
     ) -> None:
         self.name = name
         self._read = read
-        self.offers = offers or _nothing
+        self.offers = offers
 
     def convert(
         self,
@@ -265,7 +265,12 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
         from click.shell_completion import CompletionItem
 
         try:
-            known = set(self.offers(ctx.ensure_object(Settings).calls()))
+            calls = ctx.ensure_object(Settings).calls()
+            known = {
+                row[field]
+                for endpoint, field in self.offers()
+                for row in calls.ask(endpoint)[endpoint.rows]
+            }
         except XscError:
             return []
         words = sorted(word for word in known if _PLAIN_WORD.fullmatch(word))
@@ -327,24 +332,8 @@ def _target(text: str) -> Path:
     return path
 
 
-def _nothing(_: Calls) -> Iterable[str]:
-    return ()
-
-
-def _peers(calls: Calls) -> Iterable[str]:
-    return [row["name"] for row in calls.ask(api.peers.LIST)["peers"]]
-
-
-def _objects(calls: Calls) -> Iterable[str]:
-    return [row["name"] for row in calls.objects()["objects"]]
-
-
-def _services(calls: Calls) -> Iterable[str]:
-    return [row["name"] for row in calls.ask(api.services.LIST)["services"]]
-
-
-def _leases(calls: Calls) -> Iterable[str]:
-    return [row["lease_id"] for row in calls.ask(api.market.LEASES)["leases"]]
+def _objects() -> Offers:
+    return [(api.objects.LIST, "name")]
 
 
 def _directory(text: str) -> Path:
@@ -393,22 +382,6 @@ def _durations(most: int | None = None, least: int = 1) -> Parsed:
     return Parsed("DURATION", read)
 
 
-def _survive(text: str) -> str:
-    """Check the form here, so that a mistyped contract is refused before a file is read."""
-    from xsc.storage.object.durability import parse
-
-    return parse(text).to_text()
-
-
-def _code(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]{1,3}),([0-9]{1,3})", text)
-    if match is None:
-        raise ArgumentInvalid(
-            f"'{text}' is no code of K data and M parity shards", hint="write for example 4,2"
-        )
-    return int(match[1]), int(match[2])
-
-
 def _pair(text: str) -> tuple[str, str]:
     name, sign, value = text.partition("=")
     if not sign or not name:
@@ -440,15 +413,15 @@ def _warn_of_list() -> None:
     )
 
 
-def object_of(text: str) -> Meant:
+def object_of(text: str) -> str:
     """Return a capability, or else the name of an own object, or of what is in a directory."""
     if text == "-" or text.startswith(("@", "xsc:")):
-        return _capability(text)
+        if not (found := _capability(text)).startswith("xsc:"):
+            raise ArgumentInvalid(f"{text} does not hold a capability")
+        return found
     if not text:
         raise ArgumentInvalid("an empty text names no object")
-    from xsc.client.targets import Named
-
-    return Named(text)
+    return text
 
 
 def read_given(path: Path | None, what: str, size_max: int) -> bytes:
@@ -467,23 +440,21 @@ def read_given(path: Path | None, what: str, size_max: int) -> bytes:
 
 def _word(path: Path, place: str) -> str:
     try:
-        return read_given(path, "file", CAPABILITY_BYTES_MAX).decode("ascii").strip()
+        return read_given(path, "file", CAPABILITY_BYTES_MAX).decode("ascii", "replace").strip()
     except TooLarge:
         raise TooLarge(f"{place} holds more than one capability") from None
-    except UnicodeDecodeError:
-        raise ArgumentInvalid(f"{place} does not hold a capability") from None
 
 
-def _input(text: str) -> tuple[str, Meant]:
+def _input(text: str) -> tuple[str, str]:
     name, value = _pair(text)
     return name, object_of(value)
 
 
 OBJECT = Parsed("CAP", object_of, _objects)
 NAME = Parsed("NAME", str, _objects)
-PEER = Parsed("PEER", str, _peers)
-SERVICE = Parsed("NAME", str, _services)
-LEASE = Parsed("LEASE", str, _leases)
+PEER = Parsed("PEER", str, lambda: [(api.peers.LIST, "name")])
+SERVICE = Parsed("NAME", str, lambda: [(api.services.LIST, "name")])
+LEASE = Parsed("LEASE", str, lambda: [(api.market.LEASES, "lease_id")])
 INVITATION = Parsed("INVITATION", _capability)
 WHOLE = Parsed("N", _whole)
 SIZE = _sizes()
@@ -496,8 +467,6 @@ RUN_WAIT = _durations(limits.TIMEOUT_MS_MAX, 0)
 CONCURRENCY = Parsed("N", _within(_whole, limits.SERVICE_CONCURRENCY_MAX, str))
 SHARE = Parsed("SHARE", units.parse_share_ppm)
 CREDITS = Parsed("CREDITS", units.parse_credits)
-SURVIVE = Parsed("WHAT", _survive)
-CODE = Parsed("K,M", _code)
 RANGE = Parsed("FIRST-LAST", check_range)
 PAIR = Parsed("NAME=VALUE", _pair)
 INPUT = Parsed("NAME=CAP", _input)

@@ -157,11 +157,9 @@ def health(settings: Settings) -> None:
         answer["peers"],
         "peer state <availability <quality <response <probes <missed <wrong seen false_clearing",
         NO_PEERS,
-        peer=show.by_name("id"),
+        peer=lambda row: show.named(row, "id"),
         response=("response_ms", "{}ms".format),
         missed="misses",
         seen="last_seen_ms",
-        false_clearing=lambda row: (
-            show.short(row["false_clearing"]) if row["false_clearing"] else ""
-        ),
+        false_clearing=("false_clearing", lambda found: found[:10] if found else ""),
     )

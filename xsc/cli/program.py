@@ -59,7 +59,7 @@ def run(settings: Settings, file: Path) -> None:
     calls = settings.calls()
     answer = calls.register(*read_document(file), activate=True)
     show.say(f"running {answer['hash']}")
-    with calls.events(api.programs.WATCH, api.programs.Hash(hash=answer["hash"])) as results:
+    with calls.events(api.programs.WATCH, hash=answer["hash"]) as results:
         for found in results:
             settings.view(found, _line(found))
 
@@ -128,19 +128,17 @@ def ls(answer: Document) -> None:
     )
 
 
-@program.command()
+@asks(program, api.programs.WHY, timeout_s=FSCK_TIMEOUT_S)
 @argument("at", metavar="[OWNER:]PATH")
 @option("--replay", is_flag=True, help="Run every function and module again, too.")
-def why(settings: Settings, at: str, *, replay: bool) -> None:
+def why(answer: Document) -> None:
     """Show what is behind a value, link by link, and whether each link holds.
 
     Signatures prove who said what was computed. Only --replay proves that it
     is right; exits with 6 if a second run gives something else.
     """
-    asked = api.programs.Why(at=at, replay=replay)
-    answer = settings.ask(api.programs.WHY, asked, timeout_s=FSCK_TIMEOUT_S)
-    settings.view(answer)
-    show.tree(_told(answer), _behind(answer))
+    show.line(_told(answer))
+    show.branches(answer["inputs"], _told)
     steps = [answer]
     for step in steps:
         steps += step["inputs"]
@@ -161,7 +159,3 @@ def _told(step: Document) -> str:
     if step["note"]:
         notes.append(step["note"])
     return f"{line}  [{', '.join(notes)}]"
-
-
-def _behind(step: Document) -> list[show.Branch]:
-    return [(_told(inner), _behind(inner)) for inner in step["inputs"]]

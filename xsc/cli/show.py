@@ -21,7 +21,6 @@ from xsc.base.text import printable
 if TYPE_CHECKING:
     from xsc.client.core import Document, Progress
 
-LINE_CHARS_MAX = 100_000
 GAP = "  "
 """Between two columns of a table, and before those that stand below others."""
 
@@ -130,14 +129,15 @@ def rows(found: Iterable[Document], heads: str, empty: str = "", **cells: Cell) 
 
     Args:
         found: the rows.
-        heads: of the columns, `_` for a blank; `<` before one puts its numbers to the right.
+        heads: of the columns, `_` for a blank, or behind one that is there twice; `<` before one
+            puts its numbers to the right.
         empty: said on standard error where there are no rows.
         cells: what stands under a head that is not the name of a field, its unit left out.
     """
     if for_people():
         names = heads.replace("<", "").split()
         texts = [[_text_of(row, name, cells) for name in names] for row in found]
-        table([head.replace("_", " ") for head in heads.split()], texts, empty)
+        table([head.replace("_", " ").rstrip() for head in heads.split()], texts, empty)
 
 
 def fields(answer: Document, names: str, **cells: Cell) -> None:
@@ -157,6 +157,10 @@ def _text_of(row: Document, name: str, cells: Mapping[str, Cell]) -> str:
     value = row[cell]
     if isinstance(value, bool):
         return yes_or_no(value)
+    if cell in {"node", "peer"}:
+        return named(row, cell)
+    if cell in _LEVELS and "kind" in row:
+        return "?" if value is None else units.format_level(row["kind"], value)
     return _FORMS.get(cell.rpartition("_")[2], or_dash)(value)
 
 
@@ -199,26 +203,18 @@ def table_lines(
     ]
 
 
-Branch: TypeAlias = "tuple[str, Sequence[Branch]]"
-"""A line, and the branches under it."""
+def branches(under: Sequence[Document], told: Callable[[Document], str], before: str = "") -> None:
+    """Print what is under a line as a tree, each step with its inputs under it.
 
-
-def tree(top: str, branches: Sequence[Branch]) -> None:
-    """Print a line with what is under it, each on a line of its own that is never broken."""
-    if not for_people():
-        return
-    from rich.console import Console
-    from rich.text import Text
-    from rich.tree import Tree
-
-    root = Tree(Text(printable(top)))
-    left: list[tuple[Tree, Sequence[Branch]]] = [(root, branches)]
-    while left:
-        parent, under = left.pop()
-        for text, deeper in under:
-            left.append((parent.add(Text(printable(text))), deeper))
-    # rich cuts what is under a line at the width, whatever soft_wrap says.
-    Console(highlight=False, width=LINE_CHARS_MAX).print(root, soft_wrap=True)
+    Args:
+        under: the steps.
+        told: returns the line of one.
+        before: stands before each line.
+    """
+    for number, step in enumerate(under, 1):
+        fork, beside = ("└── ", "    ") if number == len(under) else ("├── ", "│   ")
+        line(before + fork + told(step))
+        branches(step["inputs"], told, before + beside)
 
 
 def width_of(text: str) -> int:
@@ -272,18 +268,8 @@ def short(node: str | None) -> str:
 
 
 def named(row: Document, key: str) -> str:
-    """Return how a peer is called that a row is about: by its name, else by its short id."""
+    """Return how the node of a row is called: by its name, else by its short id."""
     return str(row.get("name") or short(row[key]))
-
-
-def by_name(key: str) -> Callable[[Document], str]:
-    """Return the cell of a peer that a row is about."""
-    return lambda row: named(row, key)
-
-
-def level_of(key: str) -> Callable[[Document], str]:
-    """Return the cell of a quantity of a row's kind, which may be unknown."""
-    return lambda row: "?" if row[key] is None else units.format_level(row["kind"], row[key])
 
 
 def or_dash(text: object) -> str:
@@ -303,10 +289,13 @@ def moment(at_ms: int | None) -> str:
     return units.format_time(at_ms)
 
 
+_LEVELS = {"available", "capacity", "drawn", "granted", "quantity", "used"}
+"""Fields of what is traded: how much it is depends on the kind of the row, and may be unknown."""
 _FORMS: Mapping[str, Callable[[Any], str]] = {
-    **dict.fromkeys(("clearing", "need", "node", "slot"), short),
+    **dict.fromkeys(("clearing", "customer", "need", "provider", "slot"), short),
     "bytes": units.format_size,
     "micro": units.format_credits,
+    "price": units.format_credits,
     "ms": moment,
     "ppm": units.format_share,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
 from typing import Final
 
 import click
@@ -14,18 +13,12 @@ from xsc import api
 from xsc.base.units import format_duration, format_size
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
-from xsc.client.calls import FSCK_TIMEOUT_S, Calls, value_of
+from xsc.client.calls import FSCK_TIMEOUT_S, value_of
 from xsc.client.core import Document
 from xsc.client.files import read_bounded
 from xsc.space.limits import VALUE_BYTES_MAX
 
-
-def _own_paths(calls: Calls) -> Iterable[str]:
-    everything = api.space.Under(under="")
-    return [row["path"] for row in calls.ask(api.space.LIST, everything)["records"]]
-
-
-ADDRESS = options.Parsed("PATH", str, _own_paths)
+ADDRESS = options.Parsed("PATH", str, lambda: [(api.space.LIST, "path")])
 _STATS: Final = "records live on_disk subscriptions received sent"
 
 
@@ -58,7 +51,7 @@ def put(settings: Settings, path: str, value: str) -> None:
         )
     else:
         data = os.fsencode(value)
-    answer = settings.ask(api.space.PUT, api.space.At(at=path), data)
+    answer = settings.ask(api.space.PUT, data, at=path)
     settings.view(answer, str(answer["sequence"]))
 
 
@@ -109,7 +102,7 @@ def versions(answer: Document) -> None:
 @_below
 def watch(settings: Settings, under: str) -> None:
     """Print each change at a path and below it, from now on, until Ctrl-C."""
-    with settings.calls().events(api.space.WATCH, api.space.Under(under=under)) as changes:
+    with settings.calls().events(api.space.WATCH, under=under) as changes:
         show.say("watching")
         for change in changes:
             shown = _shown(change["value"])

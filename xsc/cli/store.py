@@ -22,19 +22,10 @@ from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
 from xsc.base.text import count_of
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
-from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions, code_text
+from xsc.client import targets
+from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions
 from xsc.client.core import Document, Progress
-from xsc.client.files import check_target, make_directory, write_whole
-from xsc.client.targets import (
-    Meant,
-    Named,
-    Target,
-    objects_of,
-    one_object,
-    read_tree,
-    resolve,
-    survey,
-)
+from xsc.client.files import make_directory, write_whole
 from xsc.client.tree import SUFFIX, Node, tree_id
 
 
@@ -63,12 +54,11 @@ _FETCHING: Final = partial(show.progress, "fetching")
 @option("--name", metavar="NAME", help="Name in the list of objects.  [the file's name]")
 @option(
     "--survive",
-    type=options.SURVIVE,
     metavar="2nodes,1site",
     help="Refuse unless so many nodes, sites, owners or introducers may be lost."
     "  [setting survive]",
 )
-@option("--code", type=options.CODE, help="K data shards and M parity shards.  [4,2]")
+@option("--code", metavar="K,M", help="K data shards and M parity shards.  [4,2]")
 @option("-r", "--recursive", is_flag=True, help="FILE is a directory; store all of it.")
 @option("--reread", is_flag=True, help="With -r: trust no times, read every file.")
 def put(
@@ -79,8 +69,7 @@ def put(
     With -r a whole directory, under NAME/. What has not changed since its last
     version is not sent again. Exits with 7 if something was left out.
     """
-    calls, name = settings.calls(), how.get("name")
-    how["survive"] = how.get("survive") or ""
+    calls, name = settings.calls(), how["name"]
     if recursive:
         return _put_tree(settings, calls, file, reread=reread, **how)
     if reread:
@@ -93,8 +82,8 @@ def put(
             stored = calls.put(sys.stdin.buffer, progress=progress, **how)
     else:
         _check_kind(file)
-        how["wait_for_name"] = name != ""
-        watch = partial(_storing, calls, file.name, how.get("code"))
+        how["wait_for_name"] = True
+        watch = partial(_storing, calls, file.name, how["code"])
         stored = calls.put_file(file, watch=watch, goes_on=_say_before, **how)
     for warning in stored["warnings"]:
         show.warn(warning)
@@ -105,18 +94,10 @@ def put(
 
 def _check_name(name: str) -> None:
     """Refuse a name by which the object could not be read again."""
-    if name == "":
-        raise ArgumentInvalid(
-            "a name must not be empty", hint="leave --name out to use the file's name"
-        )
-    if name.endswith(SUFFIX):
-        raise ArgumentInvalid(
-            "a name that ends in / is a directory's", hint="store a directory with -r"
-        )
-    if name == "-" or name.startswith(("@", "xsc:")):
+    if name in {"", "-"} or name.endswith(SUFFIX) or name.startswith(("@", "xsc:")):
         raise ArgumentInvalid(
             f"'{name}' could not be read again by that name",
-            hint="commands take @FILE, - and xsc:… for capabilities",
+            hint="commands take @FILE, - and xsc:… for capabilities, and NAME/ for directories",
         )
 
 
@@ -141,23 +122,19 @@ def _say_where(stored: Document) -> None:
         f"stored {units.format_size(stored['size_bytes'])} on {count_of(hosts, 'node')}, "
         f"survives the loss of {stored['survives']}"
     )
-    if sys.stderr.isatty():
-        show.note(where)
-    else:
-        show.detail(where)
+    (show.note if sys.stderr.isatty() else show.detail)(where)
     for row in stored["passed_over"]:
         lease = "" if row["lease_id"] is None else f", lease {show.short(row['lease_id'])}"
         show.detail(f"passed over {show.short(row['node'])}{lease}: {row['reason']}")
 
 
 def _storing(
-    calls: Calls, name: str, code: tuple[int, int] | None, size_bytes: int | None
+    calls: Calls, name: str, code: str | None, size_bytes: int | None
 ) -> AbstractContextManager[Progress]:
     """Watch what is stored; before more than a GiB, say what that costs a month."""
     if size_bytes is not None and size_bytes > limits.GIB:
         with suppress(errors.XscError):  # of what is wrong the put itself tells
-            asked = api.market.Estimate(size_bytes=size_bytes, code=code_text(code))
-            found = calls.ask(api.market.ESTIMATE, asked)
+            found = calls.ask(api.market.ESTIMATE, size_bytes=size_bytes, code=code)
             coded, cost = found["coded_bytes"], units.format_credits(found["storage_micro"])
             show.note(
                 f"{units.format_size(size_bytes)}, {units.format_size(coded)} coded "
@@ -172,7 +149,7 @@ def _put_tree(
     """Store a directory; return the exit code."""
     from xsc.client.folders import put_tree
 
-    given, code = how.get("name"), how.get("code")
+    given = how["name"]
     name = (folder.absolute().name if given is None else given).rstrip("/")
     if not name:
         raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
@@ -183,9 +160,9 @@ def _put_tree(
         started_ms=time.time_ns() // 1_000_000,
         warn=show.warn,
         survive=how["survive"],
-        code=code,
+        code=how["code"],
         reread=reread,
-        watch=partial(_storing, calls, name, code),
+        watch=partial(_storing, calls, name, how["code"]),
     )
     sent = f"sent {stored['sent_files']} of {stored['files']} files"
     show.detail(f"{sent}, {units.format_size(stored['sent_bytes'])}")
@@ -202,7 +179,7 @@ def _put_tree(
 @object_options
 def get(
     settings: Settings,
-    cap: Meant,
+    cap: str,
     output: Path,
     part: str | None,
     version: int | None,
@@ -225,9 +202,7 @@ def get(
     if recursive:
         _get_tree(settings, calls, cap, output, version)
         return
-    if output != options.STREAM:
-        check_target(output)
-    found = resolve(calls, cap, version)
+    found = targets.resolve(calls, cap, version)
     if found.kind == "directory":
         raise ArgumentInvalid(
             f"{found.name} is a directory", hint="get -r fetches all of it, NAME/PATH one file"
@@ -257,20 +232,20 @@ def _write(output: Path, blocks: Iterable[bytes]) -> int:
     return 0
 
 
-def _directory(calls: Calls, target: Meant, version: int | None) -> Target:
+def _directory(calls: Calls, target: str, version: int | None) -> targets.Target:
     """Return what is meant, which is a directory as far as a name says it.
 
     Raises:
         ArgumentInvalid: a file has that name. ObjectUnknown: nothing has.
     """
-    found = resolve(calls, target, version)
-    if isinstance(target, Named) and found.kind != "directory":
-        raise ArgumentInvalid(f"{target.name} is a file, not a directory", hint="leave -r out")
+    found = targets.resolve(calls, target, version)
+    if targets.is_name(target) and found.kind != "directory":
+        raise ArgumentInvalid(f"{target} is a file, not a directory", hint="leave -r out")
     return found
 
 
 def _get_tree(
-    settings: Settings, calls: Calls, target: Meant, output: Path, version: int | None
+    settings: Settings, calls: Calls, target: str, output: Path, version: int | None
 ) -> None:
     from xsc.client.folders import get_tree
 
@@ -310,18 +285,21 @@ def listing(
     if version is not None:
         raise ArgumentInvalid("--version goes with -r", hint="--versions shows all of them")
     answer = calls.objects(prefix, versions=versions or ending)
-    soon = [row for row in answer["objects"] if row.get("ending")]
+    soon = [row for row in answer["objects"] if row["ending"]]
     if ending:
         settings.view({"objects": soon})
-        _show_ending(soon)
+        show.rows(
+            [row | end for row in soon for end in row["ending"]],
+            "name <version host kept_until why",
+            "nothing ends soon",
+            version=_version,
+            host=("node", show.short),
+            kept_until=("ends_ms", _until),
+            why=lambda end: end["reason"] or "not asked yet",
+        )
         return
     if soon:
         show.warn(f"{count_of(len(soon), 'object')} may end soon; see: xsc store ls --ending")
-    if settings.json:
-        # What scripts hold on to has these keys and no others.
-        for row in answer["objects"]:
-            for key in ("ends_ms", "ending", *(() if versions else ("version",))):
-                row.pop(key, None)
     settings.view(answer)
     empty = "this node has stored nothing" + (" under such names" if prefix else "")
     show.rows(
@@ -337,20 +315,8 @@ def _version(row: Document) -> str:
     return str(row["version"]) if row["name"] else "-"
 
 
-def _show_ending(objects: Sequence[Document]) -> None:
-    show.rows(
-        [row | end for row in objects for end in row["ending"]],
-        "name <version host kept_until why",
-        "nothing ends soon",
-        version=_version,
-        host=("node", show.short),
-        kept_until=("ends_ms", _until),
-        why=lambda end: end["reason"] or "not asked yet",
-    )
-
-
 def _until(ends_ms: int | None) -> str:
-    return "-" if ends_ms is None else show.moment(ends_ms)
+    return "not known" if ends_ms is None else show.moment(ends_ms)
 
 
 def _margin(answer: Document) -> str:
@@ -369,47 +335,51 @@ def _show_placement(answer: Document, *, deep: bool = False) -> None:
     Said on standard error: which of them do not hold it much longer. Of a directory the files
     follow that are not whole, the worst first.
     """
-    about, checked = answer.get("tree"), "survives" in answer
-    pairs = [("size", units.format_size(answer["size_bytes"]))]
+    about, names = answer.get("tree"), "size readable margin healable"
     if about is not None:
-        whole = f", {about['not_whole']} of them not whole" if about["not_whole"] else ""
-        pairs.append(("files", f"{about['files']}{whole}"))
-        pairs.append(("the worst", about["path"] or "the list of the directory"))
-    if not checked:
-        code = answer["code"]
-        pairs.append(("code", f"any {code['k']} of {code['k'] + code['m']} shards"))
-    pairs.append(("readable", show.yes_or_no(answer["readable"])))
-    pairs.append(("margin", _margin(answer)))
-    pairs.append(("healable", show.yes_or_no(answer["healable"])))
-    if checked:
-        pairs += _worth(answer)
-    if deep:
-        pairs.append(("read", units.format_size(answer["read_bytes"])))
-    show.pairs([*pairs, ("leases until", _until(answer.get("ends_ms")))])
-    for end in answer.get("ending", []):
-        until = "not known" if end["ends_ms"] is None else show.moment(end["ends_ms"])
+        names = "files size_of_all the_worst readable margin healable"
+    if "survives" not in answer:
+        names += " code"
+    else:
+        names += " lies_on introduced survives" + " contract" * bool(answer["contract"])
+        names += " yearly_loss" + " read" * deep
+    show.fields(
+        answer,
+        f"{names} leases_until",
+        files=("tree", _files),
+        size_of_all="size_bytes",
+        the_worst=("tree", lambda about: about["path"] or "the list of the directory"),
+        margin=_margin,
+        code=("code", lambda code: f"any {code['k']} of {code['k'] + code['m']} shards"),
+        lies_on=_domains,
+        introduced=_introduced,
+        survives=("survives", "the loss of {}".format),
+        contract=_contract,
+        yearly_loss=("yearly_loss_ppb", _yearly_loss),
+        leases_until=("ends_ms", _until),
+    )
+    for end in answer["ending"]:
         reason = f": {end['reason']}" if end["reason"] else ""
-        host = show.short(end["node"])
-        show.warn(f"the lease at {host} was not renewed, its end is {until}{reason}")
+        until = f"{_until(end['ends_ms'])}{reason}"
+        show.warn(f"the lease at {show.short(end['node'])} was not renewed, its end is {until}")
     if about is not None and about["worst"]:
         show.rows(
             about["worst"], "<margin readable path", path=lambda row: row["path"] or "(the list)"
         )
 
 
-def _worth(answer: Document) -> list[tuple[str, str]]:
-    """Return what a check says beyond what the hosts do."""
-    loss_ppb = answer["yearly_loss_ppb"]
-    pairs = [
-        ("lies on", _domains(answer)),
-        ("introduced", _introduced(answer)),
-        ("survives", f"the loss of {answer['survives']}"),
-    ]
-    if answer.get("contract"):
-        kept = "kept" if answer["contract_kept"] else "broken"
-        pairs.append(("contract", f"the loss of {answer['contract']}: {kept}"))
-    pairs.append(("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"))
-    return pairs
+def _files(about: Document) -> str:
+    whole = f", {about['not_whole']} of them not whole" if about["not_whole"] else ""
+    return f"{about['files']}{whole}"
+
+
+def _contract(answer: Document) -> str:
+    kept = "kept" if answer["contract_kept"] else "broken"
+    return f"the loss of {answer['contract']}: {kept}"
+
+
+def _yearly_loss(loss_ppb: int) -> str:
+    return f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"
 
 
 def _introduced(answer: Document) -> str:
@@ -438,7 +408,7 @@ def _domains(answer: Document) -> str:
 
 @store.command()
 @object_options
-def stat(settings: Settings, cap: Meant, version: int | None) -> None:
+def stat(settings: Settings, cap: str, version: int | None) -> None:
     """Ask an object's hosts which of its shards they still hold.
 
     Of a directory all files are asked about, and the worst is shown. A
@@ -446,7 +416,7 @@ def stat(settings: Settings, cap: Meant, version: int | None) -> None:
     the list.
     """
     calls = settings.calls()
-    answer = survey(calls, resolve(calls, cap, version), calls.stat, _ASKING)
+    answer = targets.survey(calls, targets.resolve(calls, cap, version), calls.stat, _ASKING)
     settings.view(answer)
     _show_placement(answer)
     empty = "it has no shards: its content is in the manifest"
@@ -456,7 +426,7 @@ def stat(settings: Settings, cap: Meant, version: int | None) -> None:
 @store.command()
 @option("--deep", is_flag=True, help="Read every shard and verify it.")
 @object_options
-def check(settings: Settings, cap: Meant, version: int | None, *, deep: bool) -> int:
+def check(settings: Settings, cap: str, version: int | None, *, deep: bool) -> int:
     """Say what an object's placement is worth: what it survives, and for how long.
 
     Of a directory all files are looked at, and the worst is shown.
@@ -467,7 +437,7 @@ def check(settings: Settings, cap: Meant, version: int | None, *, deep: bool) ->
     """
     calls = settings.calls()
     ask = partial(calls.check, deep=deep)
-    answer = survey(calls, resolve(calls, cap, version), ask, _ASKING)
+    answer = targets.survey(calls, targets.resolve(calls, cap, version), ask, _ASKING)
     settings.view(answer)
     _show_placement(answer, deep=deep)
     about = answer.get("tree")
@@ -484,7 +454,7 @@ def check(settings: Settings, cap: Meant, version: int | None, *, deep: bool) ->
         )
     if lost:
         raise errors.PeerSilent(f"{count_of(lost, 'shard')} of it cannot be asked for")
-    if answer.get("contract_kept") is False:
+    if not answer["contract_kept"]:
         show.warn(
             f"it was to survive the loss of {answer['contract']}; it is moved back by itself "
             "once there are peers for it"
@@ -496,7 +466,7 @@ def check(settings: Settings, cap: Meant, version: int | None, *, deep: bool) ->
 @store.command()
 @argument("cap", metavar="[CAP|NAME]", type=options.OBJECT, required=False)
 @version_option
-def repair(settings: Settings, cap: Meant | None, version: int | None) -> int:
+def repair(settings: Settings, cap: str | None, version: int | None) -> int:
     """Rebuild the lost shards of an object now; without CAP, of all objects.
 
     Of a directory those of all its files. The node does the same by itself.
@@ -508,7 +478,7 @@ def repair(settings: Settings, cap: Meant | None, version: int | None) -> int:
     if cap is None:
         wanted = [row["capability"] for row in calls.objects()["objects"]]
     else:
-        wanted = objects_of(calls, resolve(calls, cap, version))
+        wanted = targets.objects_of(calls, targets.resolve(calls, cap, version))
     several = cap is None or len(wanted) > 1
     answers = []
     for number, each in enumerate(wanted, 1):
@@ -544,7 +514,7 @@ def repair(settings: Settings, cap: Meant | None, version: int | None) -> int:
 @option("--version", type=options.WHOLE, help="That version of the name alone.  [all]")
 @option("-y", "--yes", is_flag=True, help="Delete a directory without asking.")
 def rm(
-    settings: Settings, cap: Meant, receipts: Path | None, version: int | None, *, yes: bool
+    settings: Settings, cap: str, receipts: Path | None, version: int | None, *, yes: bool
 ) -> int:
     """Delete an object at all of its hosts; with a NAME, all its versions.
 
@@ -558,12 +528,12 @@ def rm(
         make_directory(receipts)
     calls = settings.calls()
     cap, found = _to_delete(calls, cap, version)
-    if isinstance(cap, Named) and cap.name.endswith(SUFFIX):
-        _confirm_removal(calls, cap.name, version, yes=yes)
+    if targets.is_name(cap) and cap.endswith(SUFFIX):
+        _confirm_removal(calls, cap, version, yes=yes)
     answers = remove_all(calls, found)
     names = {answer.pop("name", "") for answer in answers}
-    if isinstance(cap, Named):
-        names.add(cap.name)
+    if targets.is_name(cap):
+        names.add(cap)
     for name in names:
         if name.endswith(SUFFIX):
             answers += clean(calls, name)
@@ -579,7 +549,7 @@ def rm(
     return EXIT_PARTLY if answer["unconfirmed"] else 0
 
 
-def _to_delete(calls: Calls, target: Meant, version: int | None) -> tuple[Meant, Sequence[str]]:
+def _to_delete(calls: Calls, target: str, version: int | None) -> tuple[str, Sequence[str]]:
     """Return what is meant, a directory with its slash, and the capabilities of its versions.
 
     There are none of a directory of which only files are left, because deleting it broke off.
@@ -588,17 +558,17 @@ def _to_delete(calls: Calls, target: Meant, version: int | None) -> tuple[Meant,
         ArgumentInvalid: a version of a capability, or what lies in a directory.
         ObjectUnknown: no such name or version.
     """
-    if not isinstance(target, Named):
-        return target, [resolve(calls, target, version).capability]
-    folder = Named(target.name.rstrip(SUFFIX) + SUFFIX)
+    if not targets.is_name(target):
+        return target, [targets.resolve(calls, target, version).capability]
+    folder = target.rstrip(SUFFIX) + SUFFIX
     for each in (target, folder):
         with suppress(errors.ObjectUnknown):
-            return each, calls.named(each.name, version, deleting=True)
-    if version is None and calls.parts(tree_id(folder.name)):
+            return each, calls.named(each, version, deleting=True)
+    if version is None and calls.parts(tree_id(folder)):
         return folder, ()
-    resolve(calls, target, version)
+    targets.resolve(calls, target, version)
     raise ArgumentInvalid(
-        f"{target.name} lies in a stored directory, and goes with it",
+        f"{target} lies in a stored directory, and goes with it",
         hint="store the directory again without it: xsc store put -r DIR",
     )
 
@@ -611,21 +581,19 @@ def restore(settings: Settings, name: str, version: int) -> None:
 
     Nothing is copied: number N is free of it. Later versions stay.
     """
-    calls = settings.calls()
+    ask = partial(settings.ask, api.objects.RESTORE, version=version)
     try:
-        made = calls.restore(name, version)["version"]
+        made = ask(name=name)["version"]
     except errors.ObjectUnknown:
-        if name.endswith("/"):
+        if name.endswith(SUFFIX):
             raise
-        name += "/"
-        made = calls.restore(name, version)["version"]
+        name += SUFFIX
+        made = ask(name=name)["version"]
     settings.view({"name": name, "version": made}, str(made))
 
 
 def _merged(answers: Sequence[Document]) -> Document:
     """Return what became of several deletions as of one: a host confirms all or not."""
-    if len(answers) == 1:
-        return answers[0]
     unconfirmed = {host for answer in answers for host in answer["unconfirmed"]}
     confirmed = {host for answer in answers for host in answer["confirmed"]}
     receipts = {host: proof for answer in answers for host, proof in answer["receipts"].items()}
@@ -640,7 +608,7 @@ def _merged(answers: Sequence[Document]) -> Document:
 @option("--read", is_flag=True, help="Whoever has it may read the object.")
 @option("--verify", is_flag=True, help="It may be checked, not read.")
 @object_options
-def share(settings: Settings, cap: Meant, version: int | None, *, read: bool, verify: bool) -> None:
+def share(settings: Settings, cap: str, version: int | None, *, read: bool, verify: bool) -> None:
     """Print the capability of an object to give to somebody: to read it, or to check it.
 
     What only checks finds the object and says which shards its hosts hold; it
@@ -648,14 +616,11 @@ def share(settings: Settings, cap: Meant, version: int | None, *, read: bool, ve
     """
     if read == verify:
         raise ArgumentInvalid(
-            "a capability is to read, or only to check"
-            if read
-            else "it must be said what the capability is for",
-            hint="use --read or --verify",
+            "a capability is to read, or only to check", hint="use either --read or --verify"
         )
     from xsc.storage.object.capability import parse_read, parse_verify
 
-    given = one_object(settings.calls(), cap, version, whole=True)
+    given = targets.one_object(settings.calls(), cap, version, whole=True)
     shared = parse_read(given) if read else parse_verify(given)
     allows = "read" if read else "verify"
     settings.view({"capability": shared.to_text(), "allows": allows}, shared.to_text())
@@ -691,10 +656,10 @@ def gc(answer: Document) -> int:
 _LETTERS = {"directory": "d", "file": "-", "link": "l"}
 
 
-def _show_tree(settings: Settings, calls: Calls, target: Meant, version: int | None) -> None:
+def _show_tree(settings: Settings, calls: Calls, target: str, version: int | None) -> None:
     """List what is in a stored directory."""
     found = _directory(calls, target, version)
-    tree = read_tree(calls, found.capability)
+    tree = targets.read_tree(calls, found.capability)
     if found.path:
         tree = tree.at(found.path)
     settings.view({"entries": [_entry(node) for node in tree.nodes]})

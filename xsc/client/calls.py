@@ -15,20 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypedDict, TypeVar, Unpack
 
 from xsc import api
-from xsc.api.endpoint import Id
 from xsc.api.ranges import UNIT
 from xsc.base import errors, jobs, limits
-from xsc.client.core import (
-    ANSWER_TIMEOUT_S,
-    Core,
-    Document,
-    Download,
-    Progress,
-    Watch,
-    ignore_progress,
-    problem_of,
-    unwatched,
-)
+from xsc.client import core
+from xsc.client.core import Core, Document
 from xsc.client.files import fetch, opened, read_file, read_module, size_of, upload_id
 
 DEEP_TIMEOUT_S = 24 * 3600.0
@@ -52,10 +42,10 @@ class PutOptions(TypedDict, total=False):
 
     name: str | None
     """In the list of this node's objects; none where None, and of a file its own."""
-    survive: str
-    """The contract: refuse unless that may be lost, like "2nodes,1site"; empty: the default."""
-    code: tuple[int, int] | None
-    """(k, m): k shards of k + m rebuild the object; (4, 2) where None."""
+    survive: str | None
+    """The contract: refuse unless that may be lost, like "2nodes,1site"; the default where None."""
+    code: str | None
+    """K,M: K shards of K + M rebuild the object; 4,2 where None."""
     wait_for_name: bool
     """Return once so many peers have the list of names that a recovery knows this one."""
 
@@ -83,11 +73,6 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         yield from pool.map(work, items)
 
 
-def code_text(code: tuple[int, int] | None) -> str | None:
-    """Return a code as the API writes it: "K,M"."""
-    return None if code is None else f"{code[0]},{code[1]}"
-
-
 def value_of(shown: str | dict[str, str]) -> bytes:
     """Return the bytes of a value that the node shows: text, or {"base64": text}."""
     return shown.encode() if isinstance(shown, str) else b64decode(shown["base64"])
@@ -108,23 +93,22 @@ def _named_first(module: bytes, send: Callable[[str | None, bytes], Document]) -
     return send(None, module)
 
 
-def follow(core: Core, service: str, newest: int, wait_ms: int) -> Iterator[Document]:
+def follow(calls: Core, service: str, newest: int, wait_ms: int) -> Iterator[Document]:
     """Yield the newest rows of a service's log, and each one that comes, without end.
 
     Args:
-        core: the node.
+        calls: the node.
         service: its name.
         newest: how many rows of before.
         wait_ms: how long one call waits for the next row.
     """
-    asked = api.services.Log(name=service, n=max(newest, 1))
-    rows = core.ask(api.services.LOG, asked)["requests"]
+    rows = calls.ask(api.services.LOG, name=service, n=max(newest, 1))["requests"]
     after = 0
     yield from rows if newest else ()
     while True:
         after = rows[-1]["number"] if rows else after
-        asked = api.services.Log(name=service, after=after, wait_ms=wait_ms)
-        rows = core.ask(api.services.LOG, asked)["requests"]
+        asked = calls.ask(api.services.LOG, name=service, after=after, wait_ms=wait_ms)
+        rows = asked["requests"]
         yield from rows
 
 
@@ -174,8 +158,8 @@ class Calls(Core):
         *,
         size_bytes: int | None = None,
         resume: str | None = None,
-        part: str = "",
-        progress: Progress = ignore_progress,
+        part: str | None = None,
+        progress: core.Progress = core.ignore_progress,
         **how: Unpack[PutOptions],
     ) -> Document:
         """Store a stream; return what `POST /v1/objects` says of it.
@@ -189,23 +173,14 @@ class Calls(Core):
         Raises:
             UploadChanged: the put that broke off had another content; it is gone now.
         """
-        name, code = how.pop("name", None), how.pop("code", None)
-        said: dict[str, Any] = {key: value for key, value in how.items() if value}
-        asked = api.objects.Put(
-            name=name or "",
-            size_bytes=size_bytes,
-            code=code_text(code),
-            resume=resume,
-            part=part or None,
-            **said,
-        )
-        return self.upload(api.objects.PUT, asked, source, progress)
+        said = {"size_bytes": size_bytes, "resume": resume, "part": part, **how}
+        return self.upload(api.objects.PUT, source, progress, **said)
 
     def put_file(
         self,
         path: Path,
         *,
-        watch: Watch = unwatched,
+        watch: core.Watch = core.unwatched,
         goes_on: Callable[[int], None] | None = None,
         **how: Unpack[PutOptions],
     ) -> Document:
@@ -223,12 +198,12 @@ class Calls(Core):
         with opened(path) as source:
             size = size_of(source)
             name = how["name"] = path.name if how.get("name") is None else how["name"]
-            resume = upload_id(path, source, name, how.get("survive", ""), how.get("code"))
+            resume = upload_id(path, source, name, how.get("survive"), how.get("code"))
 
             def send() -> Document:
                 with watch(size) as progress:
                     if goes_on is not None and resume is not None:
-                        goes_on(self.ask(api.objects.UPLOAD, Id(id=resume))["stored_bytes"])
+                        goes_on(self.ask(api.objects.UPLOAD, id=resume)["stored_bytes"])
                     return self.put(
                         source, size_bytes=size, resume=resume, progress=progress, **how
                     )
@@ -240,7 +215,7 @@ class Calls(Core):
                 source.seek(0)
                 return send()
 
-    def open(self, capability: str, part: str | None = None) -> Download:
+    def open(self, capability: str, part: str | None = None) -> core.Download:
         """Return an object's content as a stream, to be used in a `with`.
 
         Args:
@@ -251,14 +226,13 @@ class Calls(Core):
             ArgumentInvalid, RangeUnsatisfiable: not a range, or none of this object.
         """
         wanted = None if part is None else UNIT + part
-        asked = api.objects.Get(capability=capability, range=wanted)
-        download = self.download(api.objects.GET, asked)
+        download = self.download(api.objects.GET, capability=capability, range=wanted)
         if part is not None and download.part is None:
             download.close()
             raise errors.NodeUnreachable("the node did not send a range")
         return download
 
-    def get(self, capability: str, path: Path, watch: Watch = unwatched) -> int:
+    def get(self, capability: str, path: Path, watch: core.Watch = core.unwatched) -> int:
         """Write an object to a file, whole or not at all; return its size in bytes.
 
         What an interrupted call has left beside the file is continued.
@@ -267,22 +241,16 @@ class Calls(Core):
 
     def read_together(self, capabilities: Sequence[str]) -> list[bytes]:
         """Return all of some small objects, in one call."""
-        asked = api.objects.Together(capabilities=list(capabilities))
-        return list(map(b64decode, self.ask(api.objects.CONTENTS, asked)["contents"]))
+        answer = self.ask(api.objects.CONTENTS, capabilities=list(capabilities))
+        return list(map(b64decode, answer["contents"]))
 
     def objects(self, prefix: str = "", *, versions: bool = False) -> Document:
         """Return the objects that this node has stored: the newest of each name, or all."""
-        asked = api.objects.Under(prefix=prefix, versions=versions)
-        return self.ask(api.objects.LIST, asked)
+        return self.ask(api.objects.LIST, prefix=prefix, versions=versions)
 
     def parts(self, tree: str) -> Sequence[Document]:
         """Return the files that were stored for a directory: `part, capability, created_ms`."""
-        return list(self.ask(api.objects.PARTS, api.objects.Directory(part=tree))["parts"])
-
-    def restore(self, name: str, version: int) -> Document:
-        """Make an older version of a name its newest; return its new `version`."""
-        asked = api.objects.Name(name=name, version=version)
-        return self.ask(api.objects.RESTORE, asked)
+        return list(self.ask(api.objects.PARTS, part=tree)["parts"])
 
     def named(
         self, name: str, version: int | None = None, *, deleting: bool = False
@@ -294,29 +262,25 @@ class Calls(Core):
             version: its number under the name.
             deleting: also those whose deletion some host has yet to confirm.
         """
-        asked = api.objects.Versions(name=name, version=version, deleting=deleting)
-        return list(self.ask(api.objects.NAMED, asked)["capabilities"])
+        found = self.ask(api.objects.NAMED, name=name, version=version, deleting=deleting)
+        return list(found["capabilities"])
 
     def stat(self, capability: str) -> Document:
         """Ask the hosts of an object for its shards."""
-        return self.ask(api.objects.STAT, api.objects.Capability(capability=capability))
+        return self.ask(api.objects.STAT, capability=capability)
 
     def check(self, capability: str, *, deep: bool = False) -> Document:
         """Say what an object's placement is worth; `deep` has every shard read and verified."""
-        return self.ask(
-            api.objects.CHECK,
-            api.objects.Check(capability=capability, deep=deep),
-            timeout_s=DEEP_TIMEOUT_S if deep else ANSWER_TIMEOUT_S,
-        )
+        how_long = DEEP_TIMEOUT_S if deep else core.ANSWER_TIMEOUT_S
+        return self.ask(api.objects.CHECK, timeout_s=how_long, capability=capability, deep=deep)
 
     def repair(self, capability: str) -> Document:
         """Have the node look at an object now, and build again what is lost of it."""
-        asked = api.objects.Capability(capability=capability)
-        return self.ask(api.objects.REPAIR, asked, timeout_s=DEEP_TIMEOUT_S)
+        return self.ask(api.objects.REPAIR, timeout_s=DEEP_TIMEOUT_S, capability=capability)
 
     def remove(self, capability: str) -> Document:
         """Delete an object at all of its hosts."""
-        return self.ask(api.objects.REMOVE, api.objects.Capability(capability=capability))
+        return self.ask(api.objects.REMOVE, capability=capability)
 
     # Jobs
 
@@ -330,37 +294,35 @@ class Calls(Core):
         """
 
         def send(module: str | None, brought: bytes) -> Document:
-            asked = api.jobs.request_of(spec, module, len(brought))
+            said = api.jobs.request_of(spec, module, len(brought))
             job_ms = min(spec.timeout_ms or limits.TIMEOUT_MS_MAX, limits.TIMEOUT_MS_MAX)
             waits_ms = min(spec.wait_ms, limits.TIMEOUT_MS_MAX)
-            return self._send_job(
-                asked, (brought, spec.stdin), (job_ms + waits_ms) / 1000 + JOB_GRACE_S, show
-            )
+            timeout_s = (job_ms + waits_ms) / 1000 + JOB_GRACE_S
+            return self._send_job(said, (brought, spec.stdin), timeout_s, show)
 
         return api.jobs.read_result(spec.mode, _named_first(spec.module, send))
 
     def _send_job(
-        self, asked: api.jobs.Job, parts: Sequence[bytes], timeout_s: float, show: Show | None
+        self, said: Document, parts: Sequence[bytes], timeout_s: float, show: Show | None
     ) -> Document:
         if show is None:
-            return self.ask(api.jobs.RUN, asked, *parts, timeout_s=timeout_s)
-        with self.events(api.jobs.STREAM, asked, *parts, timeout_s=timeout_s) as lines:
+            return self.ask(api.jobs.RUN, *parts, timeout_s=timeout_s, **said)
+        with self.events(api.jobs.STREAM, *parts, timeout_s=timeout_s, **said) as lines:
             for line in lines:
                 if "result" in line:
                     return dict(line["result"])
                 if "problem" in line:
-                    raise problem_of(line["problem"])
+                    raise core.problem_of(line["problem"])
                 for name, data in line.items():
                     show(2 if name == "stderr" else 1, b64decode(data))
         raise AssertionError
 
     def deploy(self, module: bytes, name: str, **how: Unpack[DeployOptions]) -> Document:
         """Make a module a service, or the next version of one."""
-        said: dict[str, Any] = {key: value for key, value in how.items() if value is not None}
 
         def send(named: str | None, brought: bytes) -> Document:
-            asked = api.services.Deploy(name=name, module=named, module_bytes=len(brought), **said)
-            return self.ask(api.services.DEPLOY, asked, brought)
+            said: Document = {**how, "module": named, "module_bytes": len(brought)}
+            return self.ask(api.services.DEPLOY, brought, name=name, **said)
 
         return _named_first(module, send)
 
@@ -371,7 +333,12 @@ class Calls(Core):
     ) -> Document:
         """Register a program, and activate it if asked; return its results."""
         named = [api.programs.Module(name=name, size_bytes=len(modules[name])) for name in modules]
-        asked = api.programs.Register(
-            form=form, document_bytes=len(document), modules=named, activate=activate
+        return self.ask(
+            api.programs.REGISTER,
+            document,
+            *modules.values(),
+            form=form,
+            document_bytes=len(document),
+            modules=named,
+            activate=activate,
         )
-        return self.ask(api.programs.REGISTER, asked, document, *modules.values())

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
 from xsc import api
-from xsc.api.endpoint import Endpoint, Id
 from xsc.base import errors, limits
 from xsc.base.jobs import JobItem, JobOptions, JobResult, JobSpec
 from xsc.client.calls import (
@@ -29,12 +28,11 @@ from xsc.client.calls import (
     read_document,
     value_of,
 )
-from xsc.client.core import ANSWER_TIMEOUT_S, Document, Progress
+from xsc.client.core import Asked, Document, Progress
 from xsc.client.files import read_module, write_whole
 from xsc.client.targets import Ask, Target, survey
 
 T = TypeVar("T")
-Q = TypeVar("Q")
 R = TypeVar("R")
 IN_FLIGHT = 64
 """Calls at once, of all nodes together; those of a stream wait in between."""
@@ -139,15 +137,11 @@ class _Face:
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
 
-    async def _ask(
-        self,
-        endpoint: Endpoint[Q, Any],
-        asked: Q | None = None,
-        *parts: bytes,
-        timeout_s: float = ANSWER_TIMEOUT_S,
-    ) -> Document:
-        ask = partial(self._calls.ask, endpoint, asked, *parts, timeout_s=timeout_s)
-        return await _in_thread(ask)
+    async def _ask(self, endpoint: Asked, /, *parts: bytes, **said: Any) -> Document:  # noqa: ANN401
+        return await _in_thread(partial(self._calls.ask, endpoint, *parts, **said))
+
+    async def _rows(self, endpoint: Asked, /, **said: Any) -> list[Document]:  # noqa: ANN401
+        return list((await self._ask(endpoint, **said))[endpoint.rows])
 
 
 def connect(home: Path | str | None = None) -> Node:
@@ -386,21 +380,19 @@ class Node(_Face):
 
     async def services(self) -> list[dict[str, Any]]:
         """Return the services that this node owns or holds, as `xsc compute ls --json` does."""
-        return list((await self._ask(api.services.LIST))["services"])
+        return await self._rows(api.services.LIST)
 
     async def rollback(self, name: str, to: str | None = None) -> dict[str, Any]:
         """Go back to a version of a service, or to what was active before."""
-        asked = api.services.Rollback(name=name, to=to)
-        return await self._ask(api.services.ROLLBACK, asked)
+        return await self._ask(api.services.ROLLBACK, name=name, to=to)
 
     async def undeploy(self, name: str) -> None:
         """Remove a service with its versions and its log."""
-        await self._ask(api.services.UNDEPLOY, api.services.Named(name=name))
+        await self._ask(api.services.UNDEPLOY, name=name)
 
     async def requests(self, name: str, newest: int = 100) -> list[dict[str, Any]]:
         """Return the newest rows of a service's log, in order."""
-        asked = api.services.Log(name=name, n=newest)
-        return list((await self._ask(api.services.LOG, asked))["requests"])
+        return await self._rows(api.services.LOG, name=name, n=newest)
 
     def follow(self, name: str, newest: int = 0) -> AsyncIterator[dict[str, Any]]:
         """Yield the newest rows of a service's log, and each one that comes, without end."""
@@ -413,7 +405,7 @@ class Node(_Face):
 
     async def peers(self) -> list[dict[str, Any]]:
         """Return the known peers, each as `xsc peer ls --json` prints it."""
-        return list((await self._ask(api.peers.LIST))["peers"])
+        return await self._rows(api.peers.LIST)
 
     async def balances(self) -> dict[str, int]:
         """Return what each peer owes this node, by id, in micro-credits; negative if we owe."""
@@ -431,7 +423,7 @@ class Space(_Face):
     async def put(self, path: str, value: bytes | str) -> int:
         """Write a value, text or bytes, and return its sequence."""
         data = value.encode() if isinstance(value, str) else value
-        return int((await self._ask(api.space.PUT, _at(path), data))["sequence"])
+        return int((await self._ask(api.space.PUT, data, at=path))["sequence"])
 
     async def get(self, address: str, sequence: int | None = None) -> bytes:
         """Return the value at an address, or a replaced one that `versions` lists.
@@ -439,17 +431,16 @@ class Space(_Face):
         Raises:
             NotFound: nothing is there.
         """
-        asked = api.space.Get(at=address, sequence=sequence)
-        return value_of((await self._ask(api.space.GET, asked))["value"])
+        return value_of((await self._ask(api.space.GET, at=address, sequence=sequence))["value"])
 
     async def versions(self, path: str) -> list[SpaceRecord]:
         """Return the replaced records of an own path that are kept, the newest first."""
-        rows = (await self._ask(api.space.VERSIONS, _at(path)))["records"]
+        rows = await self._rows(api.space.VERSIONS, at=path)
         return [_row(SpaceRecord, row) for row in rows]
 
     async def stat(self, address: str) -> dict[str, Any]:
         """Return the record at an address, as `xsc space get --json` prints it."""
-        return await self._ask(api.space.GET, api.space.Get(at=address))
+        return await self._ask(api.space.GET, at=address)
 
     async def remove(self, path: str) -> int:
         """Delete a path, and return the sequence of the deletion.
@@ -457,18 +448,16 @@ class Space(_Face):
         Raises:
             NotFound: nothing is there.
         """
-        return int((await self._ask(api.space.REMOVE, _at(path)))["sequence"])
+        return int((await self._ask(api.space.REMOVE, at=path))["sequence"])
 
     async def records(self, prefix: str = "") -> list[SpaceRecord]:
         """Return the records at an address and below it."""
-        asked = api.space.Under(under=prefix)
-        rows = (await self._ask(api.space.LIST, asked))["records"]
+        rows = await self._rows(api.space.LIST, under=prefix)
         return [_row(SpaceRecord, row) for row in rows]
 
     def watch(self, prefix: str = "") -> AsyncIterator[SpaceChange]:
         """Yield each change at an address and below it, from now on, without end."""
-        asked = api.space.Under(under=prefix)
-        return _each(partial(self._calls.events, api.space.WATCH, asked), _change)
+        return _each(partial(self._calls.events, api.space.WATCH, under=prefix), _change)
 
     async def stats(self) -> dict[str, int]:
         """Return what `xsc space stats --json` prints."""
@@ -481,10 +470,6 @@ class Space(_Face):
     async def compact(self) -> dict[str, int]:
         """Return room to the disk, and the stats after that."""
         return await self._ask(api.space.COMPACT, timeout_s=FSCK_TIMEOUT_S)
-
-
-def _at(path: str) -> api.space.At:
-    return api.space.At(at=path)
 
 
 def _change(found: Document) -> SpaceChange:
@@ -511,43 +496,41 @@ class Programs(_Face):
 
     async def activate(self, program: str) -> None:
         """Run a registered program from now on."""
-        await self._ask(api.programs.ACTIVATE, api.programs.Hash(hash=program))
+        await self._ask(api.programs.ACTIVATE, hash=program)
 
     async def deactivate(self, program: str) -> None:
         """Run a program no more; what it published stays."""
-        await self._ask(api.programs.DEACTIVATE, api.programs.Hash(hash=program))
+        await self._ask(api.programs.DEACTIVATE, hash=program)
 
     async def execute(self, program: str) -> Document:
         """Run a frame of an active program now; return the results."""
-        return await self._ask(api.programs.EXEC, api.programs.Hash(hash=program))
+        return await self._ask(api.programs.EXEC, hash=program)
 
     async def stop(self, program: str) -> None:
         """Stop a program until the node starts again, or `activate`."""
-        await self._ask(api.programs.STOP, api.programs.Hash(hash=program))
+        await self._ask(api.programs.STOP, hash=program)
 
     async def set_variable(self, program: str, name: str, value: str) -> Document:
         """Give a variable of kind `value` or `local` a value; return the results."""
-        asked = api.programs.Set(hash=program, name=name, value=value)
-        return await self._ask(api.programs.SET, asked)
+        return await self._ask(api.programs.SET, hash=program, name=name, value=value)
 
     async def results(self, program: str) -> Document:
         """Return what `xsc program results --json` prints."""
-        return await self._ask(api.programs.SHOW, api.programs.Hash(hash=program))
+        return await self._ask(api.programs.SHOW, hash=program)
 
     async def programs(self) -> list[Document]:
         """Return the registered programs, each as `xsc program ls --json` prints it."""
-        return list((await self._ask(api.programs.LIST))["programs"])
+        return await self._rows(api.programs.LIST)
 
     async def why(self, address: str, *, replay: bool = False) -> Document:
         """Return what `xsc program why --json` prints."""
-        asked = api.programs.Why(at=address, replay=replay)
-        return await self._ask(api.programs.WHY, asked, timeout_s=FSCK_TIMEOUT_S)
+        return await self._ask(
+            api.programs.WHY, at=address, replay=replay, timeout_s=FSCK_TIMEOUT_S
+        )
 
     def watch(self, program: str) -> AsyncIterator[Document]:
         """Yield the results, now and after each frame, until the program is deactivated."""
-        return _each(
-            partial(self._calls.events, api.programs.WATCH, api.programs.Hash(hash=program)), _same
-        )
+        return _each(partial(self._calls.events, api.programs.WATCH, hash=program), _same)
 
 
 class Market(_Face):
@@ -572,8 +555,7 @@ class Market(_Face):
         return await self._declare("need", kind, quantity=quantity, **stated)
 
     async def _declare(self, role: api.market.Role, kind: api.market.Kind, **stated: Any) -> str:  # noqa: ANN401
-        asked = api.market.Declare(role=role, kind=kind, **stated)
-        return str((await self._ask(api.market.DECLARE, asked))["id"])
+        return str((await self._ask(api.market.DECLARE, role=role, kind=kind, **stated))["id"])
 
     async def edit(self, slot_id: str, **stated: Any) -> None:  # noqa: ANN401
         """Change what is stated of an own offer or need.
@@ -581,7 +563,7 @@ class Market(_Face):
         Raises:
             NotFound: there is none of that id.
         """
-        await self._ask(api.market.EDIT, api.market.Edit(id=slot_id, **stated))
+        await self._ask(api.market.EDIT, id=slot_id, **stated)
 
     async def withdraw(self, slot_id: str) -> None:
         """Withdraw an own offer or need.
@@ -589,11 +571,11 @@ class Market(_Face):
         Raises:
             NotFound: there is none of that id.
         """
-        await self._ask(api.market.WITHDRAW, Id(id=slot_id))
+        await self._ask(api.market.WITHDRAW, id=slot_id)
 
     async def slots(self) -> list[dict[str, Any]]:
         """Return own and known slots and needs, as `xsc market slots --json` prints them."""
-        return list((await self._ask(api.market.SLOTS))["slots"])
+        return await self._rows(api.market.SLOTS)
 
     async def why(self, some_id: str) -> dict[str, Any]:
         """Return why an own need, an offer or a clearing came out as it did.
@@ -602,18 +584,12 @@ class Market(_Face):
             NotFound: none of that id is known.
             ProofInvalid: the record of another node's clearing does not recompute.
         """
-        return await self._ask(api.market.WHY, Id(id=some_id))
+        return await self._ask(api.market.WHY, id=some_id)
 
 
 def _stored(document: Document) -> Stored:
-    return Stored(
-        capability=document["capability"],
-        name=document["name"],
-        size_bytes=document["size_bytes"],
-        survives_nodes=document["survives_nodes"],
-        hosts=tuple(row["node"] for row in document["hosts"]),
-        warnings=tuple(document["warnings"]),
-    )
+    hosts = tuple(row["node"] for row in document["hosts"])
+    return _row(Stored, {**document, "hosts": hosts, "warnings": tuple(document["warnings"])})
 
 
 def _code(module: Path | str | bytes) -> bytes:
@@ -640,7 +616,7 @@ async def _gathered(
 ) -> AsyncIterator[bytes]:
     """Yield the lines of up to that many calls at once."""
     lines: list[str] = []
-    async for call in _in_turn(calls):
+    async for call in calls if isinstance(calls, AsyncIterable) else _in_turn(calls):
         lines.append(_line(call))
         if len(lines) == most:
             yield "".join(lines).encode()
@@ -649,13 +625,9 @@ async def _gathered(
         yield "".join(lines).encode()
 
 
-async def _in_turn(items: AsyncIterable[T] | Iterable[T]) -> AsyncIterator[T]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item
+async def _in_turn(items: Iterable[T]) -> AsyncIterator[T]:
+    for item in items:
+        yield item
 
 
 class Allocation(_Face):
@@ -688,8 +660,8 @@ class Allocation(_Face):
         Raises:
             NotFound: nothing that was cleared names it.
         """
-        return list((await self._ask(api.market.WHY, Id(id=node_or_slot)))["why"])
+        return list((await self._ask(api.market.WHY, id=node_or_slot))["why"])
 
     async def clearings(self) -> list[dict[str, Any]]:
         """Return the clearings of the node's slots."""
-        return list((await self._ask(api.market.CLEARINGS))["clearings"])
+        return await self._rows(api.market.CLEARINGS)

@@ -24,12 +24,12 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit
 
 from xsc import api
 from xsc.api import proof, ranges, serial
-from xsc.api.endpoint import Endpoint, Id, written
+from xsc.api.endpoint import Endpoint, written
 from xsc.base.errors import ArgumentInvalid, HomeInvalid, NodeUnreachable, XscError, from_code
 
 BLOCK_BYTES = 1024 * 1024
@@ -53,7 +53,7 @@ WORD_CHARS_MAX = 8000
 _NO_NODE = "what answers at the node's address is no XSC node"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
-Q = TypeVar("Q")
+Asked = Endpoint[Any, Any]
 Document = dict[str, Any]
 """A JSON object of the API."""
 Progress = Callable[[int], None]
@@ -74,7 +74,7 @@ def unwatched(_: int | None) -> AbstractContextManager[Progress]:
 
 
 def _written(
-    endpoint: Endpoint[Q, Any], asked: Q | None, parts: Sequence[bytes]
+    endpoint: Asked, said: Mapping[str, Any], parts: Sequence[bytes] = ()
 ) -> tuple[str, Mapping[str, str], Sequence[bytes]]:
     """Return the path, the headers and the body of a request.
 
@@ -82,8 +82,7 @@ def _written(
         ArgumentInvalid: a text in it is none, or too long.
     """
     try:
-        said = endpoint.request() if asked is None else asked
-        path, headers, document = written(endpoint, said)
+        path, headers, document = written(endpoint, endpoint.request(**said))
         head = serial.to_text(document).encode() if endpoint.has_json else b""
     except UnicodeEncodeError:
         raise ArgumentInvalid("what is given is not Unicode text") from None
@@ -131,6 +130,8 @@ def find_place(home: Path) -> Place:
         token = (home / "api.token").read_text(encoding="ascii").strip()
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        if parts.scheme != "http" or host not in _LOOPBACK or not port or not token.isalnum():
+            raise ValueError
     except (FileNotFoundError, NotADirectoryError):
         may_start = home.is_dir() and (not any(home.iterdir()) or (home / "format").exists())
         if not may_start and home != default_home():
@@ -147,8 +148,6 @@ def find_place(home: Path) -> Place:
         raise HomeInvalid(
             f"{home / 'api.json'} is damaged", hint=f"start the node anew: `{start_command(home)}`"
         ) from None
-    if parts.scheme != "http" or host not in _LOOPBACK or not port or not token.isalnum():
-        raise HomeInvalid(f"{home / 'api.json'} does not name an API on this machine")
     return Place(host, port, token)
 
 
@@ -179,43 +178,42 @@ class Core:
 
     def ask(
         self,
-        endpoint: Endpoint[Q, Any],
-        asked: Q | None = None,
+        endpoint: Asked,
+        /,
         *parts: bytes,
         timeout_s: float = ANSWER_TIMEOUT_S,
+        **said: Any,  # noqa: ANN401
     ) -> Document:
         """Return the JSON answer to a request.
 
         Args:
             endpoint: what is asked.
-            asked: the request; None of one without fields.
-            parts: bytes in memory that follow it.
+            parts: bytes in memory that follow the request.
             timeout_s: without a byte in either direction.
+            said: the fields of the request; what is None is left out.
 
         Raises:
             ArgumentInvalid: a text in it is none: a shell hands over whatever bytes it is given.
             NodeUnreachable: no node, or no whole answer from it.
             XscError: what the node raised.
         """
-        connection = self._sent(endpoint, asked, parts, timeout_s, keep=True)
+        connection = self._sent(endpoint, said, parts, timeout_s, keep=True)
         try:
-            document = connection.document()
-        except BaseException:
-            connection.close()
-            raise
-        if connection.reusable and len(self._kept) < KEPT_CONNECTIONS_MAX:
-            connection.since = time.monotonic()
-            self._kept.append(connection)
-        else:
-            connection.close()
-        return document
+            return connection.document()
+        finally:
+            if connection.reusable and len(self._kept) < KEPT_CONNECTIONS_MAX:
+                connection.since = time.monotonic()
+                self._kept.append(connection)
+            else:
+                connection.close()
 
     def upload(
         self,
-        endpoint: Endpoint[Q, Any],
-        asked: Q,
+        endpoint: Asked,
         source: BinaryIO,
         progress: Progress = ignore_progress,
+        /,
+        **said: Any,  # noqa: ANN401
     ) -> Document:
         """Return the JSON answer to a request that a stream follows, read block by block.
 
@@ -233,11 +231,11 @@ class Core:
             rest = _read_block(source)
             if not rest:
                 # All there is: with its length known, the connection stays for the next call.
-                document = self.ask(endpoint, asked, block)
+                document = self.ask(endpoint, block, **said)
                 progress(len(block))
                 return document
             block += rest
-        path, headers, _ = _written(endpoint, asked, ())
+        path, headers, _ = _written(endpoint, said)
         fields = {**headers, "Transfer-Encoding": "chunked"}
         with closing(self._request(endpoint.method, path, fields, ANSWER_TIMEOUT_S)) as connection:
             while connection.push(b"%x\r\n%b\r\n" % (len(block), block)) and block:
@@ -245,41 +243,42 @@ class Core:
                 block = _read_block(source)
             return connection.document()
 
-    def download(self, endpoint: Endpoint[Q, bytes], asked: Q | None = None) -> Download:
+    def download(self, endpoint: Asked, /, **said: Any) -> Download:  # noqa: ANN401
         """Return an answer of bytes as a stream, to be used in a `with`.
 
         Raises:
             NodeUnreachable, XscError: as `ask`.
         """
-        connection = self._sent(endpoint, asked, (), ANSWER_TIMEOUT_S)
+        connection = self._sent(endpoint, said, (), ANSWER_TIMEOUT_S)
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
         return Download(connection, self)
 
     def events(
         self,
-        endpoint: Endpoint[Q, Any],
-        asked: Q,
+        endpoint: Asked,
+        /,
         *parts: bytes,
         timeout_s: float = EVENTS_TIMEOUT_S,
+        **said: Any,  # noqa: ANN401
     ) -> Events:
         """Return the documents of an answer as they come, to be used in a `with`.
 
         Raises:
             NodeUnreachable, XscError: as `ask`.
         """
-        return Events(self._sent(endpoint, asked, parts, timeout_s))
+        return Events(self._sent(endpoint, said, parts, timeout_s))
 
     def _sent(
         self,
-        endpoint: Endpoint[Q, Any],
-        asked: Q | None,
+        endpoint: Asked,
+        said: Mapping[str, Any],
         parts: Sequence[bytes],
         timeout_s: float,
         *,
         keep: bool = False,
     ) -> _Connection:
         """Return the connection on which a request was sent, as far as the node would have it."""
-        path, headers, body = _written(endpoint, asked, parts)
+        path, headers, body = _written(endpoint, said, parts)
         fields = {**headers, "Content-Length": str(sum(map(len, body)))}
         connection = self._request(endpoint.method, path, fields, timeout_s, keep=keep)
         try:
@@ -449,6 +448,7 @@ class _Connection(HTTPConnection):
         Raises:
             NodeUnreachable, XscError: as `answered`.
         """
+        self.reusable = False
         response = self.answered()
         with self.reading():
             stays = not response.will_close
@@ -568,7 +568,7 @@ class Download(_Stream):
         if not self._request_id.isalnum():
             return lost
         try:
-            found = self._core.ask(api.objects.FAULT, Id(id=self._request_id))
+            found = self._core.ask(api.objects.FAULT, id=self._request_id)
         except XscError:
             return lost
         return problem_of(found)

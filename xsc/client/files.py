@@ -18,6 +18,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from xsc.client.core import Download, Watch
 
 BLOCK_BYTES = MIB
-_HEAD = re.compile(r"xsc part 2 ([0-9a-f]{64}) ([0-9]{1,19})\n")
-_SUM = re.compile(r"[0-9a-f]{64} ([0-9]{1,8})")
+_HEAD = re.compile(rb"xsc part 2 ([0-9a-f]{64}) ([0-9]{1,19})\n")
+_SUM = re.compile(rb"[0-9a-f]{64} ([0-9]{1,8})\n")
 
 
 def read_file(path: Path, what: str, size_max: int) -> bytes:
@@ -165,46 +166,43 @@ def write_whole(path: Path, blocks: Iterable[bytes], *, mode: int = 0o666) -> in
     check_target(path)
     try:
         path = path.resolve()
-        special = path.exists() and not stat.S_ISREG(path.stat().st_mode)
-        partial = path if special else path.with_name(path.name + ".part")
-        flags = os.O_WRONLY
-        if not special:
-            # What a killed call left has that call's mode, and may be open elsewhere.
-            partial.unlink(missing_ok=True)
-            flags |= os.O_CREAT | os.O_EXCL
-        handle = os.open(partial, flags, mode)
+        if _is_special(path):
+            with path.open("wb") as file:
+                return _fill(file, blocks)
+        partial = path.with_name(path.name + ".part")
+        # What a killed call left has that call's mode, and may be open elsewhere.
+        partial.unlink(missing_ok=True)
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
-            return _fill(handle, partial, path, blocks)
+            with os.fdopen(handle, "wb") as file:
+                size = _fill(file, blocks)
+                os.fsync(handle)
+            _put_in_place(partial, path)
         except BaseException:
-            if not special:
-                partial.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
     except OSError as fault:
         raise unwritable(f"{path} cannot be written", fault) from None
-
-
-def _fill(handle: int, partial: Path, path: Path, blocks: Iterable[bytes]) -> int:
-    size = 0
-    with os.fdopen(handle, "wb") as file:
-        for block in blocks:
-            file.write(block)
-            size += len(block)
-        file.flush()
-        if partial != path:
-            os.fsync(file.fileno())
-    if partial != path:
-        put_in_place(partial, path)
     return size
 
 
-def put_in_place(partial: Path, path: Path) -> None:
+def _is_special(path: Path) -> bool:
+    """Say whether a device or a pipe stands there."""
+    return path.exists() and not path.is_file()
+
+
+def _fill(file: BinaryIO, blocks: Iterable[bytes]) -> int:
+    size = 0
+    for block in blocks:
+        size += file.write(block)
+    file.flush()
+    return size
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
     """Give a file that is whole and synced its name, for good."""
     partial.replace(path)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -233,10 +231,10 @@ def object_id(capability: str) -> str:
     return hashlib.sha256(b"XSC/1/part\0" + capability.encode()).hexdigest()
 
 
-def _sum_of(block: bytes) -> str:
+def _sum_of(block: bytes) -> bytes:
     import hashlib  # noqa: PLC0415 - most commands need none
 
-    return f"{hashlib.sha256(block).hexdigest()} {len(block)}"
+    return b"%b %d\n" % (hashlib.sha256(block).hexdigest().encode(), len(block))
 
 
 class Partial:
@@ -249,30 +247,29 @@ class Partial:
 
     def __init__(self, path: Path, object_id: str) -> None:
         self._path = path
-        self._id = object_id
+        self._id = object_id.encode()
         self._part = path.with_name(path.name + ".part")
         self._sums = path.with_name(path.name + ".part.sums")
+        self._open = ExitStack()
         self.kept_bytes = 0
         """How much is there, every byte of it as it came."""
         self.size_bytes: int | None = None
         """How many bytes the object has, where an earlier download has learned it."""
 
     def __enter__(self) -> Self:
-        self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
+        with ExitStack() as stack:
+            self._file = stack.enter_context(self._part.open("a+b"))
             self._lock()
-            self._log = os.open(self._sums, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except BaseException:
-            os.close(self._file)
-            raise
-        self._load()
+            self._log = stack.enter_context(self._sums.open("a+b"))
+            self._load()
+            self._open = stack.pop_all()
         return self
 
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Who held it until now may have put the file in its place.
-            if os.path.samestat(os.fstat(self._file), self._part.stat()):
+            if os.path.samestat(os.fstat(self._file.fileno()), self._part.stat()):
                 return
         except (BlockingIOError, FileNotFoundError):
             pass
@@ -281,37 +278,33 @@ class Partial:
         )
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
+        with self._open:
             if kind is not None and not self.kept_bytes:
                 self._part.unlink(missing_ok=True)
                 self._sums.unlink(missing_ok=True)
-        finally:
-            os.close(self._log)
-            os.close(self._file)
 
     def _load(self) -> None:
         """Keep the blocks that fit their sums, up to the first that does not."""
-        with os.fdopen(os.dup(self._log), "r", encoding="ascii", errors="replace") as log:
-            head = _HEAD.fullmatch(log.readline())
-            lines = log.read().split("\n")[:-1]
+        self._log.seek(0)
+        head = _HEAD.fullmatch(self._log.readline())
         if head is None or head[1] != self._id:
             self.restart()
             return
         self.size_bytes, end = int(head[2]), head.end()
-        for line in lines:
+        self._file.seek(0)
+        for line in self._log:
             said = _SUM.fullmatch(line)
-            block = b"" if said is None else os.pread(self._file, int(said[1]), self.kept_bytes)
+            block = b"" if said is None else self._file.read(int(said[1]))
             if self.kept_bytes + len(block) > self.size_bytes or _sum_of(block) != line:
                 break
             self.kept_bytes += len(block)
-            end += len(line) + 1
+            end += len(line)
         self._cut(end)
 
     def _cut(self, end: int) -> None:
         """Forget what is not kept, and of the sums what is behind a place."""
-        for handle, length in ((self._log, end), (self._file, self.kept_bytes)):
-            os.truncate(handle, length)
-            os.lseek(handle, length, os.SEEK_SET)
+        self._log.truncate(end)
+        self._file.truncate(self.kept_bytes)
 
     def restart(self, size_bytes: int | None = None) -> None:
         """Forget what is there; take down the size of what comes, where it is known."""
@@ -319,28 +312,22 @@ class Partial:
         self.size_bytes = size_bytes
         self._cut(0)
         if size_bytes is not None:
-            _write_all(self._log, f"xsc part 2 {self._id} {size_bytes}\n".encode())
+            _fill(self._log, [b"xsc part 2 %b %d\n" % (self._id, size_bytes)])
 
     def fill(self, blocks: Iterable[bytes]) -> None:
         """Write what comes; each block counts from then on."""
         for block in blocks:
-            _write_all(self._file, block)
-            _write_all(self._log, f"{_sum_of(block)}\n".encode())
+            _fill(self._file, [block])
+            _fill(self._log, [_sum_of(block)])
             self.kept_bytes += len(block)
 
     def finish(self) -> int:
         """Put the file in its place, synced; return its size in bytes."""
-        os.fsync(self._file)
-        size = os.fstat(self._file).st_size
-        put_in_place(self._part, self._path)
+        os.fsync(self._file.fileno())
+        size = os.fstat(self._file.fileno()).st_size
+        _put_in_place(self._part, self._path)
         self._sums.unlink(missing_ok=True)
         return size
-
-
-def _write_all(handle: int, data: bytes | memoryview) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(handle, rest) :]
 
 
 def fetch(
@@ -358,7 +345,7 @@ def fetch(
     check_target(path)
     try:
         path = path.resolve()
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        if _is_special(path):
             with opened(None) as download, watch(download.size_bytes) as progress:
                 return write_whole(path, download.blocks(progress))
         with Partial(path, object_id(capability)) as partial:

@@ -204,8 +204,8 @@ def put_tree(
     *,
     started_ms: int,
     warn: Warn,
-    survive: str = "",
-    code: tuple[int, int] | None = None,
+    survive: str | None = None,
+    code: str | None = None,
     reread: bool = False,
     watch: core.Watch = core.unwatched,
 ) -> core.Document:
@@ -229,7 +229,7 @@ def put_tree(
         ArgumentInvalid: it is no directory, or too large for one.
     """
     how: dict[str, Any] = {"survive": survive, "code": code}
-    options = f"{survive} {code or ''}"
+    options = f"{survive or ''} {code or ''}"
     full = name.rstrip("/") + trees.SUFFIX
     missing: list[str] = []
 
@@ -358,14 +358,14 @@ def get_tree(
                     contents = _contents(calls, group)
 
                     def write(node: trees.Node) -> trees.Node:
-                        coming, content = incoming / str(numbers[node.path]), contents[node]
+                        coming = incoming / str(numbers[node.path])
                         if coming.is_symlink():
                             coming.unlink()
-                        if content is not None:
-                            _write(coming, content)
-                            progress(len(content))
-                        elif node.capability is not None:
+                        if node.size_bytes > SMALL_BYTES and node.capability is not None:
                             calls.get(node.capability, coming, lambda _: nullcontext(progress))
+                        else:
+                            coming.write_bytes(contents.get(node.capability or "", b""))
+                            progress(node.size_bytes)
                         _put_in_place(coming, root, node)
                         return node
 
@@ -469,22 +469,11 @@ def _groups(nodes: Sequence[trees.Node]) -> Iterator[list[trees.Node]]:
         yield group
 
 
-def _contents(calls: Calls, group: Sequence[trees.Node]) -> dict[trees.Node, bytes | None]:
-    """Return what small files hold; None of one that is to be fetched by itself."""
-    found: dict[trees.Node, bytes | None] = {
-        node: None if node.size_bytes else b"" for node in group
-    }
-    small = [node for node in group if 0 < node.size_bytes <= SMALL_BYTES]
-    if small:
-        contents = calls.read_together([node.capability for node in small if node.capability])
-        found.update(zip(small, contents, strict=True))
-    return found
-
-
-def _write(coming: Path, content: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(coming, flags, 0o600), "wb") as file:
-        file.write(content)
+def _contents(calls: Calls, group: Sequence[trees.Node]) -> dict[str, bytes]:
+    """Return what small files hold, by their capabilities; of a large one nothing."""
+    small = [node.capability for node in group if node.size_bytes <= SMALL_BYTES]
+    wanted = list(filter(None, small))
+    return dict(zip(wanted, calls.read_together(wanted) if wanted else (), strict=True))
 
 
 def _put_in_place(coming: Path, root: Path, node: trees.Node) -> None:

@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import add, and_
 from typing import Any, Literal, TypeAlias
 
@@ -32,17 +33,6 @@ Ask = Callable[[str], Document]
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """An object by its name in this node's list, or a place in a directory by NAME/PATH."""
-
-    name: str
-
-
-Meant: TypeAlias = str | Named
-"""A capability, or a name."""
-
-
-@dataclass(frozen=True, slots=True)
 class Target:
     """What a capability or a name stands for."""
 
@@ -58,7 +48,12 @@ class Target:
     """The whole directory, where it was read to find the path."""
 
 
-def resolve(calls: Calls, target: Meant, version: int | None = None) -> Target:
+def is_name(target: str) -> bool:
+    """Say whether a text is no capability: a name of an object, or a place in a directory."""
+    return not target.startswith("xsc:")
+
+
+def resolve(calls: Calls, target: str, version: int | None = None) -> Target:
     """Return what a capability or a name stands for.
 
     A name is that of an object, or of a directory with or without its slash, or of a
@@ -73,18 +68,18 @@ def resolve(calls: Calls, target: Meant, version: int | None = None) -> Target:
         ArgumentInvalid: a version of a capability, or the path of a link.
         ObjectUnknown: no such name, version or path.
     """
-    if isinstance(target, str):
+    if not is_name(target):
         if version is not None:
             raise ArgumentInvalid(
                 "--version goes with a name: a capability stands for one version",
                 hint="leave --version out",
             )
         return Target(target)
-    found = _newest(calls, target.name, version)
+    found = _newest(calls, target, version)
     if isinstance(found, str):
-        kind: Kind = "directory" if target.name.endswith(SUFFIX) else "file"
-        return Target(found, kind, name=target.name)
-    parts = target.name.rstrip(SUFFIX).split(SUFFIX)
+        kind: Kind = "directory" if target.endswith(SUFFIX) else "file"
+        return Target(found, kind, name=target)
+    parts = target.rstrip(SUFFIX).split(SUFFIX)
     for count in range(len(parts), 0, -1):
         folder, path = SUFFIX.join(parts[:count]) + SUFFIX, SUFFIX.join(parts[count:])
         capability = _newest(calls, folder, version)
@@ -124,7 +119,7 @@ def _inside(calls: Calls, capability: str, folder: str, path: str) -> Target:
 
 
 def one_object(
-    calls: Calls, target: Meant, version: int | None = None, *, whole: bool = False
+    calls: Calls, target: str, version: int | None = None, *, whole: bool = False
 ) -> str:
     """Return the capability of the one object that is meant.
 
@@ -221,13 +216,44 @@ def survey(calls: Calls, target: Target, ask: Ask, watch: Watch) -> Document:
         except ObjectUnknown:
             return None
 
-    worst = _Worst(listed)
-    with watch(sum(node.size_bytes for node in tree.nodes)) as progress:
-        answers = side_by_side(asked, files)
-        for paths, answer in zip(files.values(), answers, strict=True):
-            worst.take(paths, answer)
-            progress(0 if answer is None else answer["size_bytes"] * len(paths))
-    return worst.document(tree)
+    size_bytes = sum(node.size_bytes for node in tree.nodes)
+    unknown: Document = {key: _UNKNOWN.get(key, value) for key, value in listed.items()}
+    worst: tuple[Any, str, Document] = (None, "", listed)
+    merged, states = dict[str, Any](), Counter[str]()
+    rows: list[tuple[Any, str, Document]] = []
+    not_whole = unknown_files = 0
+    with watch(size_bytes) as progress:
+        answers = zip(files.values(), side_by_side(asked, files), strict=True)
+        for paths, found in chain([([""], listed)], answers):
+            answer = unknown if found is None else found
+            if "bad" in answer:
+                answer = {**answer, "bad": [{"path": paths[0], **row} for row in answer["bad"]]}
+            for key in answer.keys() & _MERGED.keys():
+                one = answer[key]
+                merged[key] = _MERGED[key](merged[key], one) if key in merged else one
+            how = {key: answer[key] for key in ("readable", "margin", "healable")}
+            kept = answer.get("contract_kept", True)
+            rank = (found is not None, *how.values(), kept)
+            if worst[0] is None or (rank, paths[0]) < worst[:2]:
+                worst = rank, paths[0], answer
+            here = Counter(row["state"] for row in answer["hosts"])
+            states += here
+            progress(0 if found is None or paths == [""] else found["size_bytes"] * len(paths))
+            if found is not None and answer["readable"] and kept and here.keys() <= {"ok"}:
+                continue
+            not_whole += len(paths)
+            unknown_files += len(paths) * (found is None)
+            rows += [(rank, path, {"path": path, **how}) for path in paths]
+            rows = sorted(rows, key=lambda row: row[:2])[:WORST_MAX]
+    about = {
+        "files": sum(node.kind == "file" for node in tree.nodes),
+        "path": worst[1],
+        "not_whole": not_whole,
+        "unknown": unknown_files,
+        "worst": [row for *_, row in rows],
+        "shards": dict(states),
+    }
+    return {**worst[2], **merged, "size_bytes": size_bytes, "tree": about}
 
 
 def _first_end(one: int | None, other: int | None) -> int | None:
@@ -247,8 +273,6 @@ def _bad(one: list[Document], other: list[Document]) -> list[Document]:
 
 
 _MERGED: dict[str, Callable[[Any, Any], Any]] = {
-    "readable": and_,
-    "margin": min,
     "healable": and_,
     "ends_ms": _first_end,
     "ending": _endings,
@@ -273,58 +297,3 @@ _UNKNOWN: Document = {
     "read_bytes": 0,
     "bad": [],
 }
-
-
-class _Worst:
-    """The worst of what was answered so far, beginning with the list of the directory."""
-
-    def __init__(self, listed: Document) -> None:
-        self._unknown = {key: _UNKNOWN.get(key, value) for key, value in listed.items()}
-        self._answer: Document = {}
-        self._rank: tuple[object, ...] = ()
-        self._rows: list[tuple[tuple[object, ...], Document]] = []
-        self._states: Counter[str] = Counter()
-        self._not_whole = self._unknown_files = 0
-        self.take([""], listed)
-
-    def take(self, paths: Sequence[str], answer: Document | None) -> None:
-        """Take what was said of an object, which files at some paths share; None: unknown."""
-        known = answer is not None
-        answer = self._unknown if answer is None else answer
-        states = Counter(row["state"] for row in answer["hosts"])
-        self._states += states
-        kept = answer.get("contract_kept", True)
-        rank = (known, answer["readable"], answer["margin"], answer["healable"], kept, paths[0])
-        if "bad" in answer:
-            answer = {**answer, "bad": [{"path": paths[0], **row} for row in answer["bad"]]}
-        before = self._answer
-        merged = {
-            key: merge(before[key], answer[key])
-            for key, merge in _MERGED.items()
-            if key in before and key in answer
-        }
-        if not before or rank < self._rank:
-            self._rank, self._answer = rank, answer
-        self._answer = self._answer | merged
-        if known and answer["readable"] and kept and states.keys() <= {"ok"}:
-            return
-        self._not_whole += len(paths)
-        self._unknown_files += 0 if known else len(paths)
-        row = {key: answer[key] for key in ("readable", "margin", "healable")}
-        self._rows += [((*rank[:-1], path), {"path": path, **row}) for path in paths]
-        self._rows = sorted(self._rows, key=lambda row: row[0])[:WORST_MAX]
-
-    def document(self, tree: Tree) -> Document:
-        """Return the answer about a directory."""
-        return {
-            **self._answer,
-            "size_bytes": sum(node.size_bytes for node in tree.nodes),
-            "tree": {
-                "files": sum(node.kind == "file" for node in tree.nodes),
-                "path": self._rank[-1],
-                "not_whole": self._not_whole,
-                "unknown": self._unknown_files,
-                "worst": [row for _, row in self._rows],
-                "shards": dict(self._states),
-            },
-        }

@@ -1,6 +1,6 @@
 """The form of a stored directory: names, modes, times, links, and where the files are.
 
-    "XSC tree 1\\n" ‖ canonical {v, started_ms, options, mode, mtime_ns, entries}
+    "XSC tree 1\\n" ‖ canonical [started_ms, options, mode, mtime_ns, [entry, …]]
     entry   [path, 0, mode, mtime_ns]                          a directory
             [path, 1, mode, mtime_ns, size, part, capability]  a file
             [path, 2, mtime_ns, target]                        a symbolic link
@@ -29,7 +29,6 @@ TREE_ENTRIES_MAX = 2**17
 """Files, directories and links of one stored directory."""
 
 MAGIC: Final = b"XSC tree 1\n"
-VERSION: Final = 1
 SUFFIX: Final = "/"
 """Ends the names of directories."""
 PATH_BYTES_MAX: Final = 4096
@@ -38,7 +37,6 @@ MODE_MAX: Final = 0o7777
 RACY_MS: Final = 2000
 """A file that changed so shortly before it was stored may have changed again since."""
 _PART_BYTES: Final = 32
-_FIELDS: Final = 6
 _TIME_MAX: Final = 2**63 - 1
 READ: Final = re.compile(r"xsc:r:[a-z2-7]{100,200}")
 
@@ -128,15 +126,7 @@ def pack(tree: Tree) -> bytes:
 
     check(tree.nodes)
     entries: list[Value] = [_row(node) for node in tree.nodes]
-    value: dict[str, Value] = {
-        "v": VERSION,
-        "started_ms": tree.started_ms,
-        "options": tree.options,
-        "mode": tree.mode,
-        "mtime_ns": tree.mtime_ns,
-        "entries": entries,
-    }
-    raw = MAGIC + encode(value)
+    raw = MAGIC + encode([tree.started_ms, tree.options, tree.mode, tree.mtime_ns, entries])
     if len(raw) > TREE_BYTES_MAX:
         raise TooLarge(
             f"the list of a directory has at most {TREE_BYTES_MAX} bytes",
@@ -170,29 +160,15 @@ def unpack(raw: bytes) -> Tree:
                 "the directory is of a newer form than this xsc knows", hint="use a newer xsc"
             )
         raise ArgumentInvalid("that is a file, not a directory", hint="leave -r out")
-    value = decode(raw[len(MAGIC) :], size_max=TREE_BYTES_MAX)
-    if not isinstance(value, dict) or len(value) != _FIELDS:
-        raise RecordInvalid("the directory is of no known form")
-    match value:
-        case {
-            "v": 1,
-            "started_ms": int(started_ms),
-            "options": str(options),
-            "mode": int(mode),
-            "mtime_ns": int(mtime_ns),
-            "entries": list(rows),
-        } if started_ms >= 0:
-            return _tree(rows, started_ms, options, mode, mtime_ns)
+    match decode(raw[len(MAGIC) :], size_max=TREE_BYTES_MAX):
+        case [int(started_ms), str(options), int(mode), int(mtime_ns), list(rows)] if (
+            started_ms >= 0
+        ):
+            _check_stat(mode, mtime_ns)
+            nodes = tuple(_node(row) for row in rows)
+            check(nodes)
+            return Tree(started_ms, options, mode, mtime_ns, nodes)
     raise RecordInvalid("the directory is of no known form")
-
-
-def _tree(rows: list[Value], started_ms: int, options: str, mode: int, mtime_ns: int) -> Tree:
-    if len(rows) > TREE_ENTRIES_MAX:
-        raise TooLarge(f"a directory has at most {TREE_ENTRIES_MAX} entries")
-    _check_stat(mode, mtime_ns)
-    nodes = tuple(_node(row) for row in rows)
-    check(nodes)
-    return Tree(started_ms, options, mode, mtime_ns, nodes)
 
 
 def _node(row: Value) -> Node:

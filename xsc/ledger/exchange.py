@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from xsc.base import encoding, fields, ids, keyvalue, merkle, peering
-from xsc.base.errors import LedgerDamaged, ReceiptInvalid, RecordInvalid, XscError
+from xsc.base import encoding, fields, ids, keyvalue, merkle
+from xsc.base.errors import LedgerDamaged, PeerSilent, ReceiptInvalid, RecordInvalid, XscError
+from xsc.base.limits import PEER_TIMEOUT_MS
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.ledger.audit import ChainEnd, chain_end_bytes
@@ -46,6 +47,8 @@ from xsc.ledger.statement import known_peers, note_accounts
 
 LEDGER_HISTORY_ITEMS_MAX = 64
 """Entries in one page of a ledger's history."""
+HISTORY_TIMEOUT_MS = 60_000
+"""For all pages of what one peer holds of a node that lost its disk."""
 LEDGER_HEAD_TIMEOUT_MS = 2_000
 """How long a peer has to say where it has seen this node's chain end: a start waits for it."""
 
@@ -194,10 +197,18 @@ class HistoryExchange:
             shown: valid entries are added to it, also where the peer falls silent later.
             start: number of the first entry.
         """
-        history = peering.History(self._caller, self._clock, peer, HISTORY)
+        end_ms = self._clock.monotonic_ms() + HISTORY_TIMEOUT_MS
         wrong, more, newest = 0, True, 0
         while more:
-            reply = await history.page({"v": 1, "start": start})
+            left_ms = end_ms - self._clock.monotonic_ms()
+            if left_ms <= 0:
+                raise PeerSilent(f"{ids.short(peer)} comes to no end of its answer")
+            reply = await self._caller.call(
+                peer,
+                HISTORY,
+                {"v": 1, "start": start},
+                timeout_ms=min(left_ms, PEER_TIMEOUT_MS),
+            )
             if (told := self._told_of_me(reply.header)) is not None:
                 newest = max(newest, told.record.first_seq)
             items = fields.take_list(reply.header, "items", most=LEDGER_HISTORY_ITEMS_MAX)

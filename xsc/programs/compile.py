@@ -141,7 +141,7 @@ class _Compiler:
         return self.document.fault(path, message)
 
     def slot(self, type_: str) -> Slot:
-        storage = numbers.storage_of(type_)
+        storage = type_ if type_ in values.CODES else "object"
         offset = self.sizes.get(storage, 0)
         self.sizes[storage] = offset + 1
         self.values_bytes += numbers.size_max(type_)

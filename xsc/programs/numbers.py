@@ -46,11 +46,6 @@ def item_of(type_: str) -> str | None:
     return type_[1:-1] if type_.startswith("[") else None
 
 
-def storage_of(type_: str) -> str:
-    """Return the bank in which values of a type are stored."""
-    return type_ if type_ in {"f64", "f32", "i32", "u32"} else "object"
-
-
 def size_max(type_: str) -> int:
     """Return how many bytes a value of a type has at most."""
     item = item_of(type_)

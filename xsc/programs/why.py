@@ -503,7 +503,7 @@ class Why:
                 SpaceRecord,
                 network=self._network,
                 author=owner,
-                size_max=space_record.RECORD_ENVELOPE_BYTES_MAX,
+                size_max=SpaceRecord.ENVELOPE_BYTES_MAX,
             )
             space_record.check_value(signed.record, value)
             part.note = f"number {signed.record.sequence}"

@@ -311,43 +311,35 @@ class Clock:
 # Canonical bytes: bits in the order of a walk from the root, filled up with zeros
 
 
-def _bits_of_interval(interval: Interval, bits: list[str]) -> None:
-    """Write `00` or `01` for a leaf, `1` and both halves for a node."""
+def _bits_of_interval(interval: Interval) -> str:
+    """Return `00` or `01` for a leaf, `1` and both halves for a node."""
     if isinstance(interval, int):
-        bits.append("01" if interval else "00")
-        return
-    bits.append("1")
-    _bits_of_interval(interval[0], bits)
-    _bits_of_interval(interval[1], bits)
+        return f"0{interval}"
+    return "1" + _bits_of_interval(interval[0]) + _bits_of_interval(interval[1])
 
 
-def _bits_of_event(event: Event, bits: list[str]) -> None:
-    """Write `0` for a leaf or `1` for a node, n + 1 in Elias' gamma code, then both halves."""
+def _bits_of_event(event: Event) -> str:
+    """Return `0` for a leaf or `1` for a node, n + 1 in Elias' gamma code, then both halves."""
     number = f"{_base(event) + 1:b}"
-    bits.append(("0" if isinstance(event, int) else "1") + "0" * (len(number) - 1) + number)
-    if not isinstance(event, int):
-        _bits_of_event(event[1], bits)
-        _bits_of_event(event[2], bits)
+    coded = "0" * (len(number) - 1) + number
+    if isinstance(event, int):
+        return "0" + coded
+    return "1" + coded + _bits_of_event(event[1]) + _bits_of_event(event[2])
 
 
-def _packed(bits: list[str]) -> bytes:
-    text = "".join(bits)
-    size = (len(text) + 7) // 8
-    return int(text.ljust(size * 8, "0"), 2).to_bytes(size, "big")
+def _packed(bits: str) -> bytes:
+    size = (len(bits) + 7) // 8
+    return int(bits.ljust(size * 8, "0"), 2).to_bytes(size, "big")
 
 
 def interval_bytes(interval: Interval) -> bytes:
     """Return the canonical bytes of an interval."""
-    bits: list[str] = []
-    _bits_of_interval(interval, bits)
-    return _packed(bits)
+    return _packed(_bits_of_interval(interval))
 
 
 def event_bytes(event: Event) -> bytes:
     """Return the canonical bytes of an event tree."""
-    bits: list[str] = []
-    _bits_of_event(event, bits)
-    return _packed(bits)
+    return _packed(_bits_of_event(event))
 
 
 class _Reader:

@@ -71,7 +71,6 @@ ROW_BYTES = 4 * KIB
 CHECKED_BYTES_A_RECORD = KIB
 """A head, or a value that is checked, counts as a record that is verified for each of these."""
 WATCHES_MAX = 256
-SCHEMAS_MAX = 256
 
 GRANTS_A_PEER_MAX = 4
 GRANTS_MS = 24 * 3_600_000

@@ -8,11 +8,10 @@ owner is the author of the envelope. docs/design/space.md. Vectors: `tests/vecto
 from __future__ import annotations
 
 import base64
-import binascii
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Self, TypeAlias, TypeVar
+from typing import Annotated, ClassVar, Self, TypeAlias, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -22,9 +21,6 @@ from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 from xsc.space import itc, messages, paths
 from xsc.space.limits import CLOCK_BYTES_MAX, FUTURE_MS_MAX, VALUE_BYTES_MAX, VALUE_INLINE_BYTES_MAX
 
-RECORD_ENVELOPE_BYTES_MAX = CLOCK_BYTES_MAX + 8 * KIB
-HEAD_ENVELOPE_BYTES_MAX = 32 * KIB
-
 R = TypeVar("R", "SpaceRecord", "SpaceHead")
 Sequence = Annotated[int, Field(ge=1, lt=2**63)]
 Json: TypeAlias = "str | dict[str, str] | None"
@@ -33,6 +29,8 @@ Json: TypeAlias = "str | dict[str, str] | None"
 
 class SpaceRecord(Record):
     """One version of one path: the value of a hash, or a tombstone where there is no hash."""
+
+    ENVELOPE_BYTES_MAX: ClassVar[int] = CLOCK_BYTES_MAX + 8 * KIB
 
     path: str
     sequence: Sequence
@@ -58,6 +56,8 @@ class SpaceRecord(Record):
 
 class SpaceHead(Record):
     """What is live in a space at a sequence: a hash for each section that is not empty."""
+
+    ENVELOPE_BYTES_MAX: ClassVar[int] = 32 * KIB
 
     sequence: Count
     written_ms: Count
@@ -117,10 +117,13 @@ class Change:
     sequence: int
     value: bytes | None
     """None where the path was deleted, or the value is not loaded."""
-    loaded: bool = True
-    """False where there is a value, too large to come beside its record."""
     signed: Signed[SpaceRecord] | None = field(default=None, compare=False, repr=False)
     """The record; None where its owner has it no more, and left no tombstone."""
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the value is here; one that is too large does not come beside its record."""
+        return self.value is not None or self.signed is None or self.signed.record.digest is None
 
 
 def value_digest(value: bytes) -> bytes:
@@ -128,36 +131,23 @@ def value_digest(value: bytes) -> bytes:
     return encoding.tagged_sha256("space_value", value)
 
 
-def _dated(signed: Signed[R], now_ms: int) -> Signed[R]:
+def open_dated(
+    raw: bytes, kind: type[R], *, owner: bytes, network: bytes, now_ms: int
+) -> Signed[R]:
+    """Return a record or head of an owner, once everything about it was checked.
+
+    Raises:
+        TooLarge, RecordInvalid, SignatureInvalid: as `open_signed`; also a false path or stamp.
+        ClockSkewed: dated more than FUTURE_MS_MAX ahead.
+    """
+    size_max = kind.ENVELOPE_BYTES_MAX
+    signed = open_signed(raw, kind, network=network, author=owner, size_max=size_max)
     ahead_ms = signed.record.written_ms - now_ms
     if ahead_ms > FUTURE_MS_MAX:
         raise errors.ClockSkewed(
             f"dated {ahead_ms // 1000} s in the future, allowed are {FUTURE_MS_MAX // 1000}"
         )
     return signed
-
-
-def open_record(raw: bytes, *, owner: bytes, network: bytes, now_ms: int) -> Signed[SpaceRecord]:
-    """Return a record of an owner, once everything about it was checked.
-
-    Raises:
-        TooLarge, RecordInvalid, SignatureInvalid: as `open_signed`; also a false path or stamp.
-        ClockSkewed: dated more than FUTURE_MS_MAX ahead.
-    """
-    size_max = RECORD_ENVELOPE_BYTES_MAX
-    signed = open_signed(raw, SpaceRecord, network=network, author=owner, size_max=size_max)
-    return _dated(signed, now_ms)
-
-
-def open_head(raw: bytes, *, owner: bytes, network: bytes, now_ms: int) -> Signed[SpaceHead]:
-    """Return a head of an owner, once everything about it was checked.
-
-    Raises:
-        TooLarge, RecordInvalid, SignatureInvalid, ClockSkewed: as `open_record`.
-    """
-    size_max = HEAD_ENVELOPE_BYTES_MAX
-    signed = open_signed(raw, SpaceHead, network=network, author=owner, size_max=size_max)
-    return _dated(signed, now_ms)
 
 
 def check_value(record: SpaceRecord, value: bytes) -> bytes:
@@ -179,27 +169,3 @@ def to_json(value: bytes | None) -> Json:
         return value.decode()
     except UnicodeDecodeError:
         return {"base64": base64.b64encode(value).decode()}
-
-
-def from_json(shown: object) -> bytes:
-    """Return the value that JSON shows.
-
-    Raises:
-        ArgumentInvalid: neither text nor {"base64": text}.
-        TooLarge: longer than VALUE_BYTES_MAX.
-    """
-    if isinstance(shown, dict) and set(shown) == {"base64"} and isinstance(shown["base64"], str):
-        try:
-            value = base64.b64decode(shown["base64"], validate=True)
-        except (binascii.Error, ValueError):
-            raise errors.ArgumentInvalid("that is not base64 text") from None
-    elif isinstance(shown, str):
-        try:
-            value = shown.encode()
-        except UnicodeEncodeError:
-            raise errors.ArgumentInvalid("a text holds half a surrogate pair") from None
-    else:
-        raise errors.ArgumentInvalid('a value is text or {"base64": text}')
-    if len(value) > VALUE_BYTES_MAX:
-        raise errors.TooLarge(f"a value has at most {VALUE_BYTES_MAX} bytes, this has {len(value)}")
-    return value

@@ -13,7 +13,8 @@ from xsc.base.errors import ArgumentInvalid, RateLimited, RecordInvalid, XscErro
 from xsc.identity.envelope import Signed
 from xsc.space import limits, paths, port, table
 from xsc.space.record import Change, Entry, SpaceRecord
-from xsc.space.store import SpaceStore, Stats, Taken
+from xsc.space.replicas import Taken
+from xsc.space.store import SpaceStore, Stats
 
 
 class Watch:
@@ -58,7 +59,9 @@ class SpaceService:
         self._store = store
         self._watches: list[Watch] = []
         self._told: list[Callable[[Change], None]] = []
-        self._schemas: dict[str, port.Check] = {paths.UserSpacePaths.INTERVAL: store.check_grant}
+        self._schemas: dict[str, port.Check] = {
+            paths.UserSpacePaths.INTERVAL: store.causality.check_grant
+        }
         store.on_written(self.tell)
 
     @property
@@ -76,8 +79,8 @@ class SpaceService:
         """
         if fault := paths.fault_of(pattern.replace("*", "x")):
             raise ArgumentInvalid(f"not a pattern of paths: {fault}")
-        if pattern in self._schemas or len(self._schemas) >= limits.SCHEMAS_MAX:
-            raise ArgumentInvalid(f"no further schema can be registered for '{pattern}'")
+        if pattern in self._schemas:
+            raise ArgumentInvalid(f"a schema is registered for '{pattern}' already")
         self._schemas[pattern] = check
 
     def has_schema(self, path: str) -> bool:
@@ -99,7 +102,8 @@ class SpaceService:
             ArgumentInvalid: the path is none, or a schema or the size refuses the value.
             SpaceExhausted: a quota would be passed.
         """
-        return (await self._put({path: value}))[path]
+        self._check_put(path, value)
+        return (await self.write({path: value}))[path]
 
     async def put_all(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         """Write several values, all or none, and return their sequences; None deletes.
@@ -108,9 +112,6 @@ class SpaceService:
             ArgumentInvalid, SpaceExhausted: as `put`.
             NotFound: nothing is at a path that is to be deleted.
         """
-        return await self._put(values)
-
-    async def _put(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         for path, value in values.items():
             self._check_put(path, value)
         return await self.write(values)
@@ -134,7 +135,8 @@ class SpaceService:
         Raises:
             NotFound: nothing is there.
         """
-        return (await self._put({path: None}))[path]
+        self._check_put(path, None)
+        return (await self.write({path: None}))[path]
 
     async def write(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         """Write values of XSC's own, all or none; None deletes. Return their sequences.
@@ -189,8 +191,7 @@ class SpaceService:
         for signed, value in good:
             record = signed.record
             if record.path in told:
-                loaded = value is not None or record.digest is None
-                self.tell(Change(owner, record.path, record.sequence, value, loaded, signed))
+                self.tell(Change(owner, record.path, record.sequence, value, signed))
         return Taken(taken.paths, refused + taken.refused)
 
     # Watching

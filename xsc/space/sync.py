@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from xsc.base import encoding, errors, merkle
 from xsc.base.clock import Clock, event_within
@@ -30,10 +30,10 @@ from xsc.space.record import (
     SpaceHead,
     SpaceRecord,
     check_value,
-    open_head,
-    open_record,
+    open_dated,
 )
-from xsc.space.store import SpaceStore, Taken
+from xsc.space.service import SpaceService
+from xsc.space.store import SpaceStore
 
 MALFORMED = (errors.RecordInvalid, errors.FrameInvalid, errors.TooLarge, errors.SignatureInvalid)
 """What a peer answered that no honest one does."""
@@ -50,24 +50,6 @@ Followed: TypeAlias = "tuple[bytes, str]"
 """An owner and a section."""
 Offered: TypeAlias = "tuple[Signed[SpaceRecord], bytes | None]"
 """A record that was verified, with its value where that came along."""
-
-
-class Space(Protocol):
-    """What subscriptions need of the node's space."""
-
-    async def take(
-        self, owner: bytes, offered: Sequence[Offered], listed: table.Repair | None = None
-    ) -> Taken:
-        """Adopt verified records of another owner."""
-
-    def has_schema(self, path: str) -> bool:
-        """Say whether values at a path are checked, and so needed to store their records."""
-
-    def tell(self, change: Change) -> None:
-        """Tell a change that is stored."""
-
-    def on_change(self, told: Callable[[Change], None]) -> None:
-        """Call a function with every change that is stored from now on."""
 
 
 @dataclass(slots=True)
@@ -99,7 +81,7 @@ class SpaceSync:
 
     def __init__(
         self,
-        space: Space,
+        space: SpaceService,
         store: SpaceStore,
         caller: Caller,
         clock: Clock,
@@ -205,11 +187,11 @@ class SpaceSync:
         for cursor in cursors:
             held.asked.setdefault(cursor.owner, set()).add(cursor.section)
             held.dirty.add((cursor.owner, cursor.section))
-        timer = asyncio.create_task(self._clock.sleep_ms(limits.HELD_REQUEST_MS_MAX))
-        timer.add_done_callback(lambda _: held.woken.set())
+        end_ms = self._clock.monotonic_ms() + limits.HELD_REQUEST_MS_MAX
 
         def is_over() -> bool:
-            return timer.done() or held.ended.is_set() or self._ended
+            is_late = self._clock.monotonic_ms() >= end_ms
+            return is_late or held.ended.is_set() or self._ended
 
         try:
             if address is not None:
@@ -223,9 +205,8 @@ class SpaceSync:
                 answer = await self._news_for(caller, asked, is_over, held.ended)
                 if not waits or answer.records or answer.heads or is_over():
                     return {}, [answer.to_bytes()]
-                await held.woken.wait()
+                await event_within(self._clock, held.woken, end_ms - self._clock.monotonic_ms())
         finally:
-            timer.cancel()
             if self._held.get(caller) is held:
                 del self._held[caller]
 
@@ -694,7 +675,9 @@ class SpaceSync:
     def _open(self, peer: bytes, owner: bytes, raw: bytes) -> Signed[SpaceHead]:
         """Return a head of a peer, verified."""
         self._spend(peer, limits.RECORD_UNITS * (1 + len(raw) // limits.CHECKED_BYTES_A_RECORD))
-        head = open_head(raw, owner=owner, network=self._network, now_ms=self._clock.now_ms())
+        head = open_dated(
+            raw, SpaceHead, owner=owner, network=self._network, now_ms=self._clock.now_ms()
+        )
         self.seen_ms[owner] = max(self.seen_ms.get(owner, 0), head.record.written_ms)
         return head
 
@@ -770,8 +753,8 @@ class SpaceSync:
 
     def _opened(self, sent: Sent, owner: bytes) -> Signed[SpaceRecord]:
         """Return a record of a peer, verified; a small value must be beside it."""
-        signed = open_record(
-            sent.raw, owner=owner, network=self._network, now_ms=self._clock.now_ms()
+        signed = open_dated(
+            sent.raw, SpaceRecord, owner=owner, network=self._network, now_ms=self._clock.now_ms()
         )
         record = signed.record
         is_small = record.digest is not None and record.size_bytes <= limits.VALUE_INLINE_BYTES_MAX

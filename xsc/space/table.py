@@ -107,6 +107,11 @@ class OwnerTable:
         """How many records are live."""
         return len(self.rows) - len(self._tombstones)
 
+    @property
+    def head_sequence(self) -> int:
+        """The sequence of the newest head that was proven; 0 without one."""
+        return 0 if self.head is None else self.head.record.sequence
+
     # Records
 
     def takes(

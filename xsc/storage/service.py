@@ -19,7 +19,7 @@ from xsc.base.ids import short
 from xsc.base.turns import sliced
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
-from xsc.storage.catalogue import adoption, finder, names
+from xsc.storage.catalogue import finder, names
 from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
 from xsc.storage.object import durability, erasure, expiry, inventory
 from xsc.storage.object.capability import (
@@ -46,10 +46,9 @@ from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.shardstore import server, store
 from xsc.storage.transfer import deep_read, get, read_ahead_cache
 from xsc.storage.transfer.host_client import HostClient, together
-from xsc.storage.transfer.journal import Kept
+from xsc.storage.transfer.journal import Kept, ResumeJournal, ResumeJournals
 from xsc.storage.transfer.locality import Referred, open_reference, refer, spared_bytes
 from xsc.storage.transfer.put import Upload
-from xsc.storage.transfer.resume import ResumeJournal, ResumeJournals
 from xsc.terms.storage_receipt import DeletionReceipt
 
 UNFOUND_MARGIN = -1
@@ -200,7 +199,7 @@ class StorageService:
             charge_read=charge_read,
         )
         self._finder = finder.ObjectFinder(context, client, self.catalogue.placement)
-        self.adoption = adoption.Adoption(self.catalogue, self._finder)
+        self.adoption = finder.Adoption(self.catalogue, self._finder)
         self._owned = OwnObjects(self.catalogue, self._own)
         self.repairer = self._repairer(self._owned, watch)
         self.assignment = assignment.CustodianAssignment(
@@ -666,52 +665,28 @@ class StorageService:
             located = await self._finder.locate(verify)
             if located.manifest.owner != self._own:
                 raise errors.NotAllowed("only the node that stored an object can delete it")
-            held: tuple[Held, ...] = ()
             nodes = {node for nodes in located.holders for node in nodes}
+            held = tuple(Held(node, b"", 0) for node in sorted(nodes))
         else:
             held = entry.held
-            nodes = {item.node for item in held}
-        ordered = sorted(nodes)
-        answers = await together(self._forget(node, verify.locate) for node in ordered)
-        confirmed = tuple(node for node, (gone, _) in zip(ordered, answers, strict=True) if gone)
-        receipts = tuple(
-            receipt for _, receipt in answers if receipt is not None and receipt.author != self._own
-        )
-        for item in held:
-            if item.node in confirmed:
-                await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
-        began_ms = self.catalogue.deletion_began_ms(ref)
-        over = tuple(
-            item
-            for item in held
-            if item.node not in confirmed
-            and self._client.has_dropped(item.node, item.lease_id, began_ms)
-        )
-        for item in over:
-            await self._client.note_freed(item.node, item.lease_id, item.size_bytes)
-            self._context.log.info(
-                "storage.deletion_over", peer=short(item.node), object=short(ref)
-            )
-        left = tuple(item for item in held if item.node not in confirmed and item not in over)
-        await self.catalogue.note_deletion(ref, entry, left, receipts)
+        left, receipts = await self._client.delete_all(verify.locate, held)
+        began_ms, over = self.catalogue.deletion_began_ms(ref), list[Held]()
+        for item in left if entry is not None else ():
+            if self._client.has_dropped(item.node, item.lease_id, began_ms):
+                over.append(item)
+                await self._client.note_freed(*item)
+                self._context.log.info(
+                    "storage.deletion_over", peer=short(item.node), object=short(ref)
+                )
+        confirmed = {item.node for item in held} - {item.node for item in left}
+        left = tuple(item for item in left if item not in over)
+        # The own node gives no receipt to itself.
+        others = tuple(receipt for receipt in receipts if receipt.author != self._own)
+        await self.catalogue.note_deletion(ref, entry, left, others)
         await self.assignment.release(ref)
-        asked = {item.node for item in left} if entry is not None else nodes - {*confirmed}
         name = "" if entry is None or entry.name.startswith(names.HIDDEN) else entry.name
-        return RmResult(confirmed, tuple(sorted(asked)), receipts, name, bool(over))
-
-    async def _forget(
-        self, node: bytes, locate: bytes
-    ) -> tuple[bool, Signed[DeletionReceipt] | None]:
-        """Return whether nothing of this node is left at a host, and the host's word for it."""
-        try:
-            _, receipt = await self._client.delete(node, locate, final=True)
-        except errors.XscError as fault:
-            self._context.log.warning(
-                "storage.delete_failed", peer=short(node), reason=fault.message
-            )
-            return False, None
-        else:
-            return True, receipt
+        silent = sorted({item.node for item in left})
+        return RmResult(tuple(sorted(confirmed)), tuple(silent), others, name, bool(over))
 
     async def retry_deletions(self) -> Retried:
         """Ask again where a deletion was not confirmed."""

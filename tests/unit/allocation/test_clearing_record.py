@@ -44,7 +44,7 @@ from xsc.identity.envelope import open_signed, sign
 from xsc.node.offline.verify import verify_file
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
-from xsc.space.record import RECORD_ENVELOPE_BYTES_MAX
+from xsc.space.record import SpaceRecord
 from xsc.terms.clearing import (
     ClearingProof,
     ClearingRecord,
@@ -310,7 +310,7 @@ def test_large_commitments_do_not_take_the_room_of_others(network):
 
 def test_the_largest_record_fits_a_value_of_the_space(network):
     assert CLEARING_BYTES_MAX <= VALUE_BYTES_MAX
-    assert SPACE_EVIDENCE_BYTES_MAX == RECORD_ENVELOPE_BYTES_MAX
+    assert SPACE_EVIDENCE_BYTES_MAX == SpaceRecord.ENVELOPE_BYTES_MAX
     many = tuple(need(number, quantity=1, price_max=2**40) for number in range(1, 65))
     whole = slot(quantity=2**33 - 1, price_mutual=0, price_one_way=0, reserve=1)
     keys = [key(number) for number in range(2, 2 + ALLOCATIONS_MAX // 64 + 1)]

@@ -14,8 +14,9 @@ from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
 from xsc.space.limits import VALUE_INLINE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
+from xsc.space.replicas import META
 from xsc.space.service import SpaceService
-from xsc.space.store import META, SpaceStore
+from xsc.space.store import SpaceStore
 
 NET = network_id("test")
 PATH = UserSpacePaths.RECOGNITION

@@ -80,7 +80,7 @@ def test_a_document_is_read_back(done):
     ],
 )
 def test_a_request_is_the_job(spec):
-    path, headers, told = written(RUN, request_of(spec, None, len(spec.module)))
+    path, headers, told = written(RUN, Job(**request_of(spec, None, len(spec.module))))
     assert (path, headers) == ("/v1/jobs", {})
     asked = parse(to_text(told).encode(), Job)
     assert (asked.module, asked.module_bytes, asked.stdin_bytes) == (None, 1, len(spec.stdin))
@@ -88,7 +88,7 @@ def test_a_request_is_the_job(spec):
 
 
 def test_a_module_is_named_or_brought():
-    named = request_of(JobSpec.invoke(b"m", "f"), "00" * 32, 0)
+    named = Job(**request_of(JobSpec.invoke(b"m", "f"), "00" * 32, 0))
     assert written(RUN, named)[2] == {
         "mode": "invoke",
         "function": "f",

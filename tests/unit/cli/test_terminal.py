@@ -74,7 +74,7 @@ def xsc(*words, home, **streams):
 
 def test_a_capability_stands_below_its_row_where_the_terminal_is_narrow(stand_in):
     row = {"name": "f", "version": 1, "capability": "xsc:r:" + "a" * 110}
-    row |= {"size_bytes": 1, "created_ms": 0, "margin": 2}
+    row |= {"size_bytes": 1, "created_ms": 0, "margin": 2, "ending": []}
     stand_in.answers("GET", "/v1/objects", {"objects": [row]})
     with terminal() as (_, theirs, screen):
         assert xsc("store", "ls", home=stand_in.home, stdout=theirs).returncode == 0

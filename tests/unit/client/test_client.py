@@ -62,7 +62,7 @@ async def test_put_and_get_a_file(there, tmp_path):
     (tmp_path / "photo ü.jpg").write_bytes(b"abc")
     async with client.connect(str(there.home)) as node:
         assert node.id == "n0"
-        capability = await node.put(tmp_path / "photo ü.jpg", survive="2nodes", code=(1, 2))
+        capability = await node.put(tmp_path / "photo ü.jpg", survive="2nodes", code="1,2")
         assert capability == "xsc:r:abc"
         sent = there.last
         assert sent.body == b"abc"
@@ -396,7 +396,7 @@ async def test_a_name_that_is_no_text_is_said_to_be_one(there):
         lambda: calls.put(BytesIO(b"a"), name="\udcff"),
         lambda: calls.objects("\udcff"),
         lambda: calls.named("\udcff"),
-        lambda: calls.restore("\udcff", 1),
+        lambda: calls.named("\udcff", 1),
     ):
         with pytest.raises(ArgumentInvalid, match="not Unicode text"):
             call()

@@ -12,9 +12,8 @@ import pytest
 
 from tests.unit.client.stand_in import StandIn, proves
 from xsc.api import proof
-from xsc.api.endpoint import Nothing
-from xsc.api.objects import GET, PUT, STAT, Capability, Get, Put
-from xsc.api.peers import JOIN, LIST, Join
+from xsc.api.objects import GET, PUT, STAT
+from xsc.api.peers import JOIN, LIST
 from xsc.api.status import STATUS
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -47,61 +46,61 @@ class Blocks(io.RawIOBase):
 
 def test_an_answer_comes_back_as_a_document(core, stand_in):
     stand_in.answers("GET", "/v1/status", {"id": "abc"})
-    assert core.ask(STATUS, Nothing()) == {"id": "abc"}
+    assert core.ask(STATUS) == {"id": "abc"}
     assert stand_in.last.headers["Authorization"] == "Bearer token7"
 
 
 def test_a_document_is_sent_as_json(core, stand_in):
     stand_in.answers("POST", "/v1/peers", {})
-    core.ask(JOIN, Join(invitation="xsc1é"))
+    core.ask(JOIN, invitation="xsc1é")
     assert stand_in.last.json() == {"invitation": "xsc1é"}
 
 
 def test_what_is_no_text_is_refused_before_it_is_sent(core, stand_in):
     with pytest.raises(ArgumentInvalid, match="not Unicode text"):
-        core.ask(JOIN, Join(invitation="a\udcff"))
+        core.ask(JOIN, invitation="a\udcff")
     assert not stand_in.requests
 
 
 def test_a_refusal_is_the_error_that_the_node_raised(core, stand_in):
     stand_in.refuses("GET", "/v1/status", "space_exhausted", "no room", "make some")
     with pytest.raises(SpaceExhausted, match="no room") as caught:
-        core.ask(STATUS, Nothing())
+        core.ask(STATUS)
     assert caught.value.hint == "make some"
 
 
 def test_a_bug_of_the_node_is_no_class_of_its_own(core, stand_in):
     stand_in.refuses("GET", "/v1/status", "bug", "the node met a bug")
     with pytest.raises(XscError) as caught:
-        core.ask(STATUS, Nothing())
+        core.ask(STATUS)
     assert type(caught.value) is XscError
 
 
 def test_a_token_of_another_node_is_not_shown(core, stand_in):
     stand_in.publish(f"http://127.0.0.1:{stand_in.server.server_port}", "other")
     with pytest.raises(NodeUnreachable, match="is not that node"):
-        core.ask(STATUS, Nothing())
+        core.ask(STATUS)
     assert not stand_in.requests
 
 
 def test_what_the_node_refuses_is_raised_here(core, stand_in):
     stand_in.refuses("GET", "/v1/status", "unauthorized", "no")
     with pytest.raises(Unauthorized):
-        core.ask(STATUS, Nothing())
+        core.ask(STATUS)
 
 
 def test_where_no_node_ever_ran_the_hint_starts_one(tmp_path):
     core = Core(tmp_path)
     assert not core.alive()
     with pytest.raises(NodeUnreachable) as caught:
-        core.ask(STATUS, Nothing())
+        core.ask(STATUS)
     assert caught.value.hint.endswith("node start`")
 
 
 def test_the_hint_for_the_default_home_is_short(tmp_path, monkeypatch):
     monkeypatch.setenv("XSC_HOME", str(tmp_path / "mine"))
     with pytest.raises(NodeUnreachable) as caught:
-        Core().ask(STATUS, Nothing())
+        Core().ask(STATUS)
     assert caught.value.hint == "start it with `xsc node start`"
 
 
@@ -112,7 +111,7 @@ def test_a_node_that_was_killed_is_unreachable(tmp_path):
     stand_in.close()
     assert not core.alive()
     with pytest.raises(NodeUnreachable, match="does not answer"):
-        core.ask(STATUS, Nothing())
+        core.ask(STATUS)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +155,7 @@ def test_an_upload_arrives_whole(core, stand_in, size):
     stand_in.answers("POST", "/v1/objects", {"size_bytes": size}, 201)
     content = bytes(index % 251 for index in range(1000)) * (size // 1000 + 1)
     moved = []
-    answer = core.upload(PUT, Put(name="a"), io.BytesIO(content[:size]), moved.append)
+    answer = core.upload(PUT, io.BytesIO(content[:size]), moved.append, name="a")
     assert answer == {"size_bytes": size}
     assert stand_in.last.body == content[:size]
     assert stand_in.last.headers["XSC-Name"] == "a"
@@ -168,7 +167,7 @@ def test_an_upload_that_is_refused_ends_at_once(core, stand_in):
     stand_in.early["POST", "/v1/objects"] = lambda request: request.answer.document(problem, 507)
     source = Blocks()
     with pytest.raises(SpaceExhausted, match="no room"):
-        core.upload(PUT, Put(), source)
+        core.upload(PUT, source)
     assert source.taken < 64 * BLOCK_BYTES
 
 
@@ -178,7 +177,7 @@ def test_a_source_that_fails_is_named(core, stand_in):
             raise OSError(5, "Input/output error")
 
     with pytest.raises(ArgumentInvalid, match="Input/output error"):
-        core.upload(PUT, Put(), Broken())
+        core.upload(PUT, Broken())
 
 
 def test_a_node_that_dies_during_an_upload_is_unreachable(tmp_path):
@@ -196,7 +195,7 @@ def test_a_node_that_dies_during_an_upload_is_unreachable(tmp_path):
         place = {"url": f"http://127.0.0.1:{server.getsockname()[1]}"}
         (tmp_path / "api.json").write_text(json.dumps(place))
         with pytest.raises(NodeUnreachable, match="broke off"):
-            Core(tmp_path).upload(PUT, Put(), Blocks())
+            Core(tmp_path).upload(PUT, Blocks())
         thread.join()
 
 
@@ -230,7 +229,7 @@ def test_what_is_no_node_is_not_taken_for_one(tmp_path, answer, proven):
         place = {"url": f"http://127.0.0.1:{server.getsockname()[1]}"}
         (tmp_path / "api.json").write_text(json.dumps(place))
         with pytest.raises(NodeUnreachable):
-            Core(tmp_path).ask(STATUS, Nothing())
+            Core(tmp_path).ask(STATUS)
         thread.join()
 
 
@@ -265,10 +264,10 @@ def test_who_listens_where_a_node_was_gets_neither_token_nor_content(tmp_path, l
         (tmp_path / "api.json").write_text(json.dumps(place))
         core = Core(tmp_path)
         for ask in (
-            lambda: core.ask(STATUS, Nothing()),
-            lambda: core.upload(PUT, Put(), io.BytesIO(b"plaintext")),
-            lambda: core.upload(PUT, Put(), Blocks()),
-            lambda: core.download(GET, Get(capability="secret")),
+            lambda: core.ask(STATUS),
+            lambda: core.upload(PUT, io.BytesIO(b"plaintext")),
+            lambda: core.upload(PUT, Blocks()),
+            lambda: core.download(GET, capability="secret"),
         ):
             with pytest.raises(NodeUnreachable, match="is not that node"):
                 ask()
@@ -307,7 +306,7 @@ def test_silence_ends(tmp_path):
         place = {"url": f"http://127.0.0.1:{server.getsockname()[1]}"}
         (tmp_path / "api.json").write_text(json.dumps(place))
         with pytest.raises(NodeUnreachable, match="silent"):
-            Core(tmp_path).ask(STATUS, Nothing(), timeout_s=0.05)
+            Core(tmp_path).ask(STATUS, timeout_s=0.05)
 
 
 def test_a_node_that_is_stopped_is_not_waited_for_as_long_as_one_that_works(tmp_path, monkeypatch):
@@ -318,7 +317,7 @@ def test_a_node_that_is_stopped_is_not_waited_for_as_long_as_one_that_works(tmp_
         place = {"url": f"http://127.0.0.1:{server.getsockname()[1]}"}
         (tmp_path / "api.json").write_text(json.dumps(place))
         with pytest.raises(NodeUnreachable, match="silent"):
-            Core(tmp_path).ask(STATUS, Nothing(), timeout_s=3600)
+            Core(tmp_path).ask(STATUS, timeout_s=3600)
 
 
 def test_silence_ends_an_upload(tmp_path, monkeypatch):
@@ -328,14 +327,14 @@ def test_silence_ends_an_upload(tmp_path, monkeypatch):
         place = {"url": f"http://127.0.0.1:{server.getsockname()[1]}"}
         (tmp_path / "api.json").write_text(json.dumps(place))
         with pytest.raises(NodeUnreachable, match="silent"):
-            Core(tmp_path).upload(PUT, Put(), Blocks())
+            Core(tmp_path).upload(PUT, Blocks())
 
 
 @pytest.mark.parametrize("size", [0, 1, 2 * BLOCK_BYTES + 5])
 def test_a_download_arrives_whole(core, stand_in, size):
     content = bytes(index % 7 for index in range(size))
     stand_in.streams("/v1/object", content)
-    with core.download(GET, Get(capability="c")) as download:
+    with core.download(GET, capability="c") as download:
         assert download.size_bytes == size
         assert b"".join(download.blocks()) == content
 
@@ -346,7 +345,7 @@ def test_a_download_that_breaks_off_says_why(core, stand_in, cut):
     why = {"code": "shard_mismatch", "detail": "the shard of b is wrong", "hint": ""}
     stand_in.answers("GET", "/v1/requests/41", why)
     with (
-        core.download(GET, Get()) as download,
+        core.download(GET) as download,
         pytest.raises(ShardMismatch, match="the shard of b"),
     ):
         list(download.blocks())
@@ -355,7 +354,7 @@ def test_a_download_that_breaks_off_says_why(core, stand_in, cut):
 def test_a_download_that_breaks_off_without_a_reason_fails_as_well(core, stand_in):
     stand_in.streams("/v1/object", bytes(100), cut=50)
     with (
-        core.download(GET, Get()) as download,
+        core.download(GET) as download,
         pytest.raises(NodeUnreachable, match="after 50 of 100 bytes"),
     ):
         list(download.blocks())
@@ -363,21 +362,20 @@ def test_a_download_that_breaks_off_without_a_reason_fails_as_well(core, stand_i
 
 def test_a_download_without_a_length_is_never_whole(core, stand_in):
     stand_in.routes["GET", "/v1/object"] = lambda request: request.answer.raw(200, {}, b"abc")
-    with core.download(GET, Get()) as download, pytest.raises(NodeUnreachable):
+    with core.download(GET) as download, pytest.raises(NodeUnreachable):
         list(download.blocks())
 
 
 def test_a_refused_download_is_an_error_before_any_byte(core, stand_in):
     stand_in.refuses("GET", "/v1/object", "space_exhausted", "no")
     with pytest.raises(SpaceExhausted):
-        core.download(GET, Get())
+        core.download(GET)
 
 
 def test_calls_are_traced_without_secrets(stand_in):
     lines = []
     stand_in.answers("GET", "/v1/object/stat", {})
-    asked = Capability(capability="secret")
-    Core(stand_in.home, trace=lines.append).ask(STAT, asked)
+    Core(stand_in.home, trace=lines.append).ask(STAT, capability="secret")
     assert stand_in.last.headers["XSC-Capability"] == "secret"
     assert lines == [f"GET http://127.0.0.1:{stand_in.server.server_port}/v1/object/stat"]
 
@@ -397,10 +395,10 @@ def test_a_connection_is_used_again(core, stand_in):
     stand_in.keeps = True
     stand_in.answers("GET", "/v1/status", {})
     for _ in range(3):
-        core.ask(STATUS, Nothing())
+        core.ask(STATUS)
     assert len(set(stand_in.ports)) == 1
     core.close()
-    core.ask(STATUS, Nothing())
+    core.ask(STATUS)
     assert len(set(stand_in.ports)) == 2
 
 
@@ -409,7 +407,7 @@ def test_uploads_within_a_block_share_a_connection(core, stand_in, size, connect
     stand_in.keeps = True
     stand_in.answers("POST", "/v1/objects", {})
     for _ in range(3):
-        core.upload(PUT, Put(), io.BytesIO(bytes(size)))
+        core.upload(PUT, io.BytesIO(bytes(size)))
         assert stand_in.last.body == bytes(size)
     assert len(set(stand_in.ports)) == connections
 
@@ -422,7 +420,7 @@ def test_a_pipe_that_brings_little_at_first_is_sent_whole(core, stand_in):
         def read(self, size=-1):
             return pieces.pop(0)
 
-    core.upload(PUT, Put(), Pipe())
+    core.upload(PUT, Pipe())
     assert stand_in.last.body == b"one two three"
 
 
@@ -431,21 +429,21 @@ def test_a_connection_is_not_used_again_after_an_error_or_what_the_node_closed(c
     stand_in.answers("GET", "/v1/status", {})
     stand_in.refuses("GET", "/v1/peers", "space_exhausted", "no room")
     with pytest.raises(SpaceExhausted):
-        core.ask(LIST, Nothing())
-    core.ask(STATUS, Nothing())
+        core.ask(LIST)
+    core.ask(STATUS)
     assert len(set(stand_in.ports)) == 2
     stand_in.keeps = False
-    core.ask(STATUS, Nothing())  # the last on this connection
-    core.ask(STATUS, Nothing())
+    core.ask(STATUS)  # the last on this connection
+    core.ask(STATUS)
     assert len(set(stand_in.ports)) == 3
 
 
 def test_a_kept_connection_that_ended_or_was_idle_for_long_is_left(core, stand_in):
     stand_in.keeps = True
     stand_in.answers("GET", "/v1/status", {})
-    core.ask(STATUS, Nothing())
+    core.ask(STATUS)
     core._kept[0].since -= core_module.KEPT_S
-    core.ask(STATUS, Nothing())
+    core.ask(STATUS)
     assert len(set(stand_in.ports)) == 2
 
 
@@ -459,7 +457,7 @@ def test_threads_share_no_connection_and_few_are_kept(core, stand_in):
         request.answer.document({})
 
     stand_in.routes["GET", "/v1/status"] = route
-    threads = [threading.Thread(target=core.ask, args=(STATUS, Nothing())) for _ in range(many)]
+    threads = [threading.Thread(target=core.ask, args=(STATUS,)) for _ in range(many)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -12,7 +12,7 @@ from tests.unit.client.tree_store import Store
 from xsc.base.errors import ArgumentInvalid, NodeUnreachable, ObjectUnknown, RecordInvalid
 from xsc.client import folders
 from xsc.client.folders import clean, get_tree, put_tree
-from xsc.client.targets import Named, one_object, read_tree, resolve
+from xsc.client.targets import one_object, read_tree, resolve
 from xsc.client.tree import Node, Tree, pack, part_id
 
 LATER_MS = 4_000_000_000_000
@@ -238,7 +238,7 @@ def test_a_file_of_another_size_than_told_is_not_taken(store, source, tmp_path):
 def test_a_name_leads_to_objects_and_into_directories(store, source, tmp_path):
     put(store, source)
     (listed,) = store.named("photos/")
-    deep = resolve(store, Named("photos/sub/deep/b"))
+    deep = resolve(store, "photos/sub/deep/b")
     assert (deep.kind, store.contents[deep.capability]) == ("file", bytes(5000))
     for name, kind, path in (
         ("photos", "directory", b""),
@@ -246,7 +246,7 @@ def test_a_name_leads_to_objects_and_into_directories(store, source, tmp_path):
         ("photos/sub/deep/", "directory", b"sub/deep"),
         ("photos/nothing", "empty file", b"nothing"),
     ):
-        found = resolve(store, Named(name))
+        found = resolve(store, name)
         assert (found.capability, found.kind, found.path) == (listed, kind, path)
     for name, error, said in (
         ("photos/gone", ObjectUnknown, "the directory photos/ holds nothing of the path gone"),
@@ -254,20 +254,20 @@ def test_a_name_leads_to_objects_and_into_directories(store, source, tmp_path):
         ("photos/out", ArgumentInvalid, "a link to ../../etc/passwd"),
     ):
         with pytest.raises(error, match=said):
-            resolve(store, Named(name))
+            resolve(store, name)
     with pytest.raises(ArgumentInvalid, match="one version"):
         resolve(store, listed, 1)
     # A name with a slash is an object's before it leads into a directory.
     own = store.put(io.BytesIO(b"own"), name="photos/a")["capability"]
-    assert resolve(store, Named("photos/a")).capability == own
+    assert resolve(store, "photos/a").capability == own
 
 
 def test_what_is_no_object_is_not_taken_for_one(store, source):
     put(store, source)
-    assert one_object(store, Named("photos/"), whole=True) == store.named("photos/")[0]
+    assert one_object(store, "photos/", whole=True) == store.named("photos/")[0]
     for name in ("photos/nothing", "photos/sub", "photos"):
         with pytest.raises(ArgumentInvalid, match=r"is an empty file|is a directory"):
-            one_object(store, Named(name))
+            one_object(store, name)
 
 
 def test_a_part_of_a_directory_is_fetched_alone(store, source, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.client.tree_store import Store
 from xsc.base.errors import NodeUnreachable, ObjectUnknown
 from xsc.client.folders import put_tree
-from xsc.client.targets import BAD_MAX, WORST_MAX, Named, Target, objects_of, resolve, survey
+from xsc.client.targets import BAD_MAX, WORST_MAX, Target, objects_of, resolve, survey
 from xsc.client.tree import MAGIC
 
 BAD = {"hosts": [{"shard": 0, "node": "b", "state": "missing"}], "margin": 0, "healable": False}
@@ -31,12 +31,12 @@ def store(tmp_path):
 
 
 def capability_of(store, name):
-    return resolve(store, Named(name)).capability
+    return resolve(store, name).capability
 
 
 def ask(store, target):
     if isinstance(target, str):
-        target = resolve(store, Named(target))
+        target = resolve(store, target)
     return survey(store, target, store.stat, lambda _: nullcontext(lambda _: None))
 
 

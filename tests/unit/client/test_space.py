@@ -14,7 +14,6 @@ from xsc.client.core import Core
 
 WRITTEN = {"owner": "n0", "path": "notes/a", "sequence": 7}
 WATCH = "/v1/space/watch?under=notes"
-FOLLOWED = api.Under(under="notes")
 
 
 @pytest.fixture
@@ -86,18 +85,18 @@ def test_what_is_no_stream_of_events_is_said_to_be(stand_in):
     body = b"data: {no JSON\n\n"
     stand_in.routes["GET", WATCH] = lambda request: request.answer.raw(200, {}, body)
     with (
-        core.events(api.WATCH, FOLLOWED) as events,
+        core.events(api.WATCH, under="notes") as events,
         pytest.raises(NodeUnreachable, match="is no XSC node"),
     ):
         list(events)
     stand_in.refuses("GET", WATCH, "peer_unknown", "no such peer")
     with pytest.raises(PeerUnknown):
-        core.events(api.WATCH, FOLLOWED)
+        core.events(api.WATCH, under="notes")
 
 
 def test_a_stream_that_was_closed_just_ends(stand_in):
     stand_in.tells(WATCH, [WRITTEN])
-    with Core(stand_in.home).events(api.WATCH, FOLLOWED) as events:
+    with Core(stand_in.home).events(api.WATCH, under="notes") as events:
         changes = iter(events)
         assert next(changes) == WRITTEN
         events.close()

@@ -17,13 +17,12 @@ from xsc.base.errors import (
     RecordInvalid,
 )
 from xsc.base.limits import AMOUNT_MAX, DIRECTORY_HEAD_BYTES_MAX, INCARNATION_GAP, PEER_TIMEOUT_MS
-from xsc.base.peering import HISTORY_TIMEOUT_MS
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.ledger import incarnation
 from xsc.ledger.entry import GENESIS, open_half, post_half
-from xsc.ledger.exchange import HEAD, HISTORY
+from xsc.ledger.exchange import HEAD, HISTORY, HISTORY_TIMEOUT_MS
 from xsc.ledger.incarnation import (
     NOTED_ACCOUNTS_MAX,
     Incarnation,

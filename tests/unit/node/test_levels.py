@@ -214,7 +214,7 @@ def test_a_commitment_whose_author_had_heard_more_is_not_of_the_cut():
     async def play(world):
         looker, author, third = world.nodes
         for node in (author, third):  # into one domain, as after a recovery
-            node.space_store._clock = None
+            node.space_store.causality.own = None
             await node.intervals.ask([looker.key.node_id])
         await mutual(*world.nodes)
         for node in world.nodes:
@@ -238,8 +238,9 @@ def test_a_commitment_whose_author_had_heard_more_is_not_of_the_cut():
             more = more.tick()
 
         def hear(node):
-            clock = node.space_store.clock
-            node.space_store._clock = replace(clock, event=join_events(clock.event, more.event))
+            causality = node.space_store.causality
+            event = join_events(causality.own.clock.event, more.event)
+            causality.own = replace(causality.own, clock=replace(causality.own.clock, event=event))
 
         hear(author)
         await need(author, 1)

@@ -22,10 +22,8 @@ from xsc.programs.numbers import (
     from_number,
     from_record,
     from_space,
-    item_of,
     parse_value,
     same,
-    storage_of,
     to_bits,
     to_f32,
     to_number,
@@ -135,18 +133,6 @@ def test_a_record_of_another_type_is_no_value(type_):
             continue
         with pytest.raises(ArgumentInvalid):
             from_record(type_, record)
-
-
-def test_each_type_has_a_bank_and_lists_have_that_of_objects():
-    assert [storage_of(type_) for type_ in ("f64", "f32", "i32", "u32")] == [
-        "f64",
-        "f32",
-        "i32",
-        "u32",
-    ]
-    assert {storage_of(type_) for type_ in TYPES if item_of(type_) or type_ == "integer"} == {
-        "object"
-    }
 
 
 def test_values_and_lists_are_bounded():

@@ -8,7 +8,8 @@ from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.errors import StoreDamaged
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import network_id
-from xsc.space.store import SpaceStore, audit
+from xsc.space.replicas import audit
+from xsc.space.store import SpaceStore
 
 
 @pytest.fixture

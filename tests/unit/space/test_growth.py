@@ -12,7 +12,7 @@ from tests.unit.space.test_store import record
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.node.system import ThreadExecutor
-from xsc.space import store as stores
+from xsc.space import replicas as stores
 from xsc.space.store import SpaceStore
 
 UPDATES = 100_000 if "TEST_LONG" in os.environ else 20_000

@@ -11,7 +11,6 @@ from tests.unit.space.test_store import A, Journal, opened, record
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.errors import ArgumentInvalid, NotFound, RateLimited, RecordInvalid, SpaceExhausted
 from xsc.space.limits import (
-    SCHEMAS_MAX,
     VALUE_BYTES_MAX,
     WATCHES_MAX,
 )
@@ -94,14 +93,6 @@ async def test_a_pattern_is_registered_once_and_is_one(node, pattern):
         node.service.register_schema(pattern, a_cells)
     with pytest.raises(ArgumentInvalid):
         node.service.register_schema(pattern, a_cells)
-
-
-async def test_so_many_schemas_are_registered_at_most(node):
-    for number in range(SCHEMAS_MAX - 1):  # and that of grants
-        node.service.register_schema(f"a/{number}", a_cells)
-    with pytest.raises(ArgumentInvalid, match="no further schema can be registered for 'b'"):
-        node.service.register_schema("b", a_cells)
-    assert not node.service.has_schema("b")
 
 
 # Watching

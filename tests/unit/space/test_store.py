@@ -10,13 +10,14 @@ from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamage
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
-from xsc.space import store as stores
+from xsc.space import itc
+from xsc.space import replicas as stores
 from xsc.space import table as tables
 from xsc.space.itc import event_bytes, height, minus, own_part, read_grant
 from xsc.space.limits import GRANTS_A_RECEIVER_MAX, VALUE_INLINE_BYTES_MAX
 from xsc.space.messages import Cursor
 from xsc.space.paths import SECTIONS, UserSpacePaths, section_of, sections_of
-from xsc.space.record import SpaceRecord, open_record, value_digest
+from xsc.space.record import SpaceRecord, open_dated, value_digest
 from xsc.space.store import SpaceStore
 
 CAROL = KeyPair(b"\xc0" * 32)
@@ -90,8 +91,12 @@ async def pull(source, target, prefix="", after=0):
     offered = []
     for entry in await everything(source, prefix, after):
         now_ms = target._time.now_ms()
-        signed = open_record(
-            entry.signed.raw, owner=source.owner, network=source._network, now_ms=now_ms
+        signed = open_dated(
+            entry.signed.raw,
+            SpaceRecord,
+            owner=source.owner,
+            network=source._network,
+            now_ms=now_ms,
         )
         offered.append((signed, entry.sent.value))
     taken = await target.take(source.owner, offered)
@@ -577,15 +582,15 @@ async def test_a_false_grant_proves_nothing(mine, other, bob, network):
     await mine.put({"a": b"1"})
     await pull(mine, other)
     for store in (other, again(other)):
-        assert set(store._granted) == {mine.owner}
+        assert set(store.causality.granted) == {mine.owner}
     value = mine.get(mine.owner, UserSpacePaths.INTERVAL).value
     for sequence, false in enumerate((b"", value), start=1):
         signed = record(CAROL, network, UserSpacePaths.INTERVAL, sequence, false)
         await other.take(CAROL.node_id, [(signed, false)])
-        assert set(other._granted) == {mine.owner}
+        assert set(other.causality.granted) == {mine.owner}
     await other.evict(mine.owner, ())
     for store in (other, again(other)):
-        assert store._granted == {}
+        assert store.causality.granted == {}
 
 
 async def test_a_grant_that_was_read_is_not_read_again(mine, other, bob, network, monkeypatch):
@@ -597,7 +602,7 @@ async def test_a_grant_that_was_read_is_not_read_again(mine, other, bob, network
         return read_grant(*of, **how)
 
     await other.put({"a": b"1"})
-    monkeypatch.setattr(stores.itc, "read_grant", counted)
+    monkeypatch.setattr(itc, "read_grant", counted)
     value = other.get(other.owner, UserSpacePaths.INTERVAL).value
     for sequence in range(1, 5):
         signed = record(bob, network, UserSpacePaths.INTERVAL, sequence, value)

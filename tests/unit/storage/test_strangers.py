@@ -26,9 +26,10 @@ from xsc.storage.catalogue.objects import MANIFESTS
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.erasure import StorageShard
-from xsc.storage.object.inventory import Span, Wanted
+from xsc.storage.object.inventory import Wanted
 from xsc.storage.object.manifest import expected_digest
 from xsc.storage.object.messages import ObjectRecord
+from xsc.storage.object.segment import Span
 from xsc.storage.repair.custodian import HEALED
 from xsc.storage.repair.node_watch import WATCHES_MAX
 from xsc.storage.repair.repairer import REPORTS_AN_OBJECT_MAX

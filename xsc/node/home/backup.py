@@ -43,7 +43,7 @@ from xsc.net.peers import invitation, roster
 from xsc.node.home import folder as homes
 from xsc.node.home.stores import open_stores
 from xsc.node.system import SystemClock, SystemEntropy
-from xsc.space.store import CLOCK, META
+from xsc.space.replicas import CLOCK, META
 from xsc.storage.catalogue.objects import OBJECTS
 from xsc.storage.transfer import journal
 

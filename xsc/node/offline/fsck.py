@@ -13,7 +13,7 @@ from xsc.db import leveldb
 from xsc.identity.keys import network_id
 from xsc.node.home import folder as homes
 from xsc.node.home.stores import open_stores
-from xsc.space import store as space_store
+from xsc.space import replicas
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import Damage
 from xsc.storage.shardstore.store import StorageNode
@@ -54,7 +54,7 @@ async def audited(
         deep: check every root and hash, too.
     """
     bodies = await shards.audit(deep=deep)
-    records = await executor.run(space_store.audit, space, network=network)
+    records = await executor.run(replicas.audit, space, network=network)
     return api.Audit(
         bodies=bodies.bodies,
         bytes_held=bodies.bytes_held,

@@ -1,4 +1,4 @@
-"""Finds objects: the manifest, and which nodes have which columns."""
+"""Finds objects: the manifest, and which nodes have which columns; those of a recovery, too."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any, TypeVar, cast
 from xsc.base import clock, errors
 from xsc.base.ids import short
 from xsc.identity.context import Context
+from xsc.storage.catalogue.directory import DirectoryEntry
+from xsc.storage.catalogue.objects import ObjectCatalogue
 from xsc.storage.object import erasure, inventory
-from xsc.storage.object.capability import VerifyCapability
+from xsc.storage.object.capability import VerifyCapability, parse_read
 from xsc.storage.object.manifest import Manifest, open_manifest
 from xsc.storage.object.placement import Placement
 from xsc.storage.transfer import get, host_client
@@ -203,3 +205,40 @@ class ObjectFinder:
             self._context.log.warning("storage.stat_failed", peer=short(node), reason=fault.message)
             state = "corrupt" if isinstance(fault, errors.CorruptionError) else "missing"
             return inventory.HeldObject((), cast(Any, state))
+
+
+class Adoption:
+    """Finds objects of a directory; looks again for those that were not found."""
+
+    def __init__(self, catalogue: ObjectCatalogue, finder: ObjectFinder) -> None:
+        self._catalogue = catalogue
+        self._finder = finder
+        self._came_up = asyncio.Event()
+
+    def node_up(self) -> None:
+        """Look again: a peer has come up."""
+        self._came_up.set()
+
+    async def run(self) -> None:
+        """Look for what a recovery did not find whenever a peer came up, until cancelled."""
+        while True:
+            await self._came_up.wait()
+            self._came_up.clear()
+            for item in self._catalogue.unfound():
+                try:
+                    located = await self._find(item)
+                except errors.ObjectUnknown:
+                    continue
+                await self._catalogue.adopt_unfound(item, located)
+
+    async def adopt(self, listed: DirectoryEntry) -> None:
+        """Write an object into the own list, as its hosts have it.
+
+        Raises:
+            ObjectUnknown: no host that answered has it.
+        """
+        await self._catalogue.adopt(listed, await self._find(listed))
+
+    async def _find(self, listed: DirectoryEntry) -> get.Located:
+        verify = parse_read(listed.capability).verify
+        return await self._finder.search(verify, await self._finder.find(verify))

@@ -16,28 +16,9 @@ from xsc.storage.object.manifest import (
     root_at,
     segments_of,
 )
+from xsc.storage.object.segment import Span
 
 HeldState: TypeAlias = Literal["ok", "missing", "corrupt"]
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Leaves of a shard, from `first` up to `stop`."""
-
-    first: int
-    stop: int
-    shard_bytes: int
-    """The size of the whole shard."""
-
-    @property
-    def size_bytes(self) -> int:
-        """How many bytes they have together: the last leaf of a shard may be short."""
-        return min(self.stop * limits.LEAF_BYTES, self.shard_bytes) - self.first * limits.LEAF_BYTES
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether these are all leaves of the shard."""
-        return self.first == 0 and self.stop >= merkle.leaf_count(self.shard_bytes)
 
 
 PLACE_BYTES = 4 + 1 + ids.ID_BYTES

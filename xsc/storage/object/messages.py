@@ -35,6 +35,7 @@ from xsc.base.ids import ID_BYTES
 from xsc.base.units import held_bytes
 from xsc.storage.object import inventory
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX, Buffer, StorageShard
+from xsc.storage.object.segment import Span
 from xsc.terms.storage_receipt import HeldShard
 
 PUT = "storage.put"
@@ -168,7 +169,7 @@ def _asked(want: inventory.Wanted) -> dict[str, Value]:
     return item
 
 
-def _span(fields: Mapping[str, Value]) -> inventory.Span | None:
+def _span(fields: Mapping[str, Value]) -> Span | None:
     if "leaves" not in fields:
         return None
     match fields["leaves"]:
@@ -176,7 +177,7 @@ def _span(fields: Mapping[str, Value]) -> inventory.Span | None:
             isinstance(item, bool) for item in (first, stop, size)
         ):
             if 0 < size <= SHARD_BYTES_MAX and 0 <= first < stop <= merkle.leaf_count(size):
-                return inventory.Span(first, stop, size)
+                return Span(first, stop, size)
     raise RecordInvalid("leaves are the first, the one after the last, and the size of the shard")
 
 
@@ -268,7 +269,7 @@ def _path(value: Value) -> tuple[bytes, ...]:
     return tuple(path)
 
 
-def _holds(data: Buffer, span: inventory.Span, root: bytes, path: tuple[bytes, ...]) -> bool:
+def _holds(data: Buffer, span: Span, root: bytes, path: tuple[bytes, ...]) -> bool:
     return len(data) == span.size_bytes and merkle.span_holds(
         root, span.shard_bytes, span.first, data, path
     )

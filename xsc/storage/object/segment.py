@@ -7,20 +7,28 @@ and byte k of the object lies at one place that needs no arithmetic.
 
 The segment's place is authenticated with it: locate id, index, length, and
 whether it is the last one. docs/design/storage.md; vectors: tests/vectors/segment.json.
+
+The ciphertext lies in the data columns one after the other, so that a range of bytes
+touches a run of columns, and a run of leaves in each: it is cut into *pieces*, one a
+column. Where a column cannot be had, the same leaves of any k other columns give its
+bytes: the code works byte by byte, over the bytes at one offset. Nothing here verifies:
+the leaves that come in must have been held against their roots before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from xsc.base import limits, merkle
 from xsc.base.encoding import domain, encode
 from xsc.base.errors import RecordInvalid
 from xsc.base.units import ceil_div
-from xsc.storage.object.erasure import Buffer
+from xsc.storage.object.erasure import Buffer, Code, decode
 
 NONCE_BYTES = 12
 TAG_BYTES = 16
@@ -121,3 +129,63 @@ def decipher_at(content_key: bytes, nonce: bytes, offset: int, ciphertext: Buffe
     decryptor = Cipher(algorithms.AES(content_key), modes.CTR(counter)).decryptor()
     decryptor.update(bytes(skipped))
     return decryptor.update(ciphertext)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Leaves of a shard, from `first` up to `stop`."""
+
+    first: int
+    stop: int
+    shard_bytes: int
+    """The size of the whole shard."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes they have together: the last leaf of a shard may be short."""
+        return min(self.stop * limits.LEAF_BYTES, self.shard_bytes) - self.first * limits.LEAF_BYTES
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are all leaves of the shard."""
+        return self.first == 0 and self.stop >= merkle.leaf_count(self.shard_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a range needs of one data column."""
+
+    column: int
+    span: Span
+    """The leaves to fetch."""
+    low: int
+    high: int
+    """The bytes that are wanted, counted from the first byte of the span."""
+
+
+def pieces_of(start: int, stop: int, length: int, code: Code) -> list[Piece]:
+    """Return the pieces of bytes `start` to `stop` of a segment, in order."""
+    assert 0 <= start < stop <= length
+    size = code.shard_bytes(length)
+    pieces = []
+    for column in range(start // size, (stop - 1) // size + 1):
+        low = max(0, start - column * size)
+        high = min(size, stop - column * size)
+        first = low // limits.LEAF_BYTES
+        span = Span(first, ceil_div(high, limits.LEAF_BYTES), size)
+        origin = first * limits.LEAF_BYTES
+        pieces.append(Piece(column, span, low - origin, high - origin))
+    return pieces
+
+
+def is_whole(start: int, stop: int, length: int, code: Code) -> bool:
+    """Say whether a range needs every leaf of the data columns of its segment."""
+    pieces = pieces_of(start, stop, length, code)
+    return len(pieces) == code.k and all(piece.span.is_whole for piece in pieces)
+
+
+def rebuild_span(leaves: Mapping[int, Buffer], code: Code, column: int, span: Span) -> Buffer:
+    """Return the leaves of one data column from the same leaves of k others."""
+    size = span.size_bytes
+    rows = decode(leaves, code, code.k * size)
+    return memoryview(rows)[column * size : (column + 1) * size]

@@ -33,10 +33,10 @@ from xsc.storage.object.inventory import (
     HeldObject,
     HeldRecord,
     HeldState,
-    Span,
     Wanted,
     cut_found,
 )
+from xsc.storage.object.segment import Span
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore import compactor, fsck, writer
 from xsc.storage.shardstore.bodies import Body, Damage, IndexEntry

@@ -15,6 +15,7 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.storage.object import inventory, messages, receipts
 from xsc.storage.object.erasure import Buffer, StorageShard
+from xsc.storage.object.held import Held
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.ports import Hosts
@@ -426,6 +427,32 @@ class HostClient:
             self._blame(node, "receipt_invalid", wrong.message)
             raise
         return {item.lease_id: item.size_bytes for item in signed.record.freed}, signed
+
+    async def delete_all(
+        self, locate: bytes, held: Sequence[Held]
+    ) -> tuple[tuple[Held, ...], list[Signed[DeletionReceipt]]]:
+        """Have hosts delete for good what this node stored of an object; count it no more.
+
+        Return what is left at hosts that did not confirm, and the receipts of the others.
+        """
+
+        async def one(node: bytes) -> Signed[DeletionReceipt] | None:
+            try:
+                _, receipt = await self.delete(node, locate, final=True)
+            except errors.XscError as fault:
+                self.log.warning(
+                    "storage.delete_failed", peer=ids.short(node), reason=fault.message
+                )
+                return None
+            for item in held:
+                if item.node == node:
+                    await self.note_freed(*item)
+            return receipt
+
+        nodes = sorted({item.node for item in held})
+        said = dict(zip(nodes, await together(map(one, nodes)), strict=True))
+        left = tuple(item for item in held if said[item.node] is None)
+        return left, [receipt for receipt in said.values() if receipt is not None]
 
     async def note_freed(self, node: bytes, lease_id: bytes, size_bytes: int) -> None:
         """Take note of bytes that a host confirmed to have deleted."""

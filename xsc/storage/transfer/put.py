@@ -40,8 +40,7 @@ from xsc.storage.object.placement import (
 from xsc.storage.object.segment import NONCE_BYTES, Place
 from xsc.storage.transfer import sending
 from xsc.storage.transfer.host_client import HostClient, let_end, stop_all, together
-from xsc.storage.transfer.journal import Kept, KeptSegment, sealed_of
-from xsc.storage.transfer.resume import ResumeJournal
+from xsc.storage.transfer.journal import Kept, KeptSegment, ResumeJournal, sealed_of
 from xsc.storage.transfer.rooms import PLAN_HOSTS_MAX, RoomSearch
 from xsc.storage.transfer.sender import ColumnSender
 from xsc.terms.lease import LeaseHandle
@@ -466,25 +465,13 @@ class Upload:
 
     async def _undo(self) -> None:
         """Delete what was stored, as far as hosts can be reached; the rest is asked for again."""
-        held = self._sender.held
-        nodes = {node for node, _ in held}
-        confirmed = await together(self._forget(node) for node in sorted(nodes))
-        silent = {node for node in confirmed if node is not None}
-        tell = self._client.log.warning if silent else self._client.log.info
-        tell("storage.put_undone", hosts=len(nodes), left_at=[short(node) for node in silent])
-        left = {place: size for place, size in held.items() if place[0] in silent}
+        held = held_of(self._sender.held)
+        left, _ = await self._client.delete_all(self._locate, held)
+        tell = self._client.log.warning if left else self._client.log.info
+        silent = sorted({item.node for item in left})
+        hosts = len({item.node for item in held})
+        tell("storage.put_undone", hosts=hosts, left_at=[short(node) for node in silent])
         await self._journal.undone(self._sender, left)
-
-    async def _forget(self, node: bytes) -> bytes | None:
-        """Delete at one host; return it where it did not confirm."""
-        try:
-            await self._client.delete(node, self._locate, final=True)
-        except errors.XscError:
-            return node
-        for (holder, lease_id), size in self._sender.held.items():
-            if holder == node:
-                await self._client.note_freed(node, lease_id, size)
-        return None
 
 
 async def _close(pieces: AsyncIterator[tuple[bytes, bool]]) -> None:

@@ -11,9 +11,10 @@ from typing import Any, TypeAlias, TypeVar, cast
 from xsc.base import errors, limits, refusals
 from xsc.base.clock import Clock
 from xsc.storage.object.erasure import Buffer
-from xsc.storage.object.inventory import SegmentShards, Span
-from xsc.storage.transfer import latency, segment_decoder
-from xsc.storage.transfer.host_client import HostClient, Source, stop_all
+from xsc.storage.object.inventory import SegmentShards
+from xsc.storage.object.segment import Span
+from xsc.storage.transfer import latency
+from xsc.storage.transfer.host_client import HostClient, Source, Take, stop_all
 
 T = TypeVar("T")
 More: TypeAlias = Callable[[], Awaitable[Sequence[Source]]]
@@ -106,7 +107,8 @@ async def race(
     sources: Sequence[Source],
     *,
     span: Span | None = None,
-    decoder: segment_decoder.SegmentDecoder | None = None,
+    take: Take | None = None,
+    tickets: Iterable[asyncio.Future[None]] = (),
     arrived: Callable[[], None] | None = None,
     more: More | None = None,
     doubted: set[bytes] | None = None,
@@ -122,7 +124,8 @@ async def race(
         segment: whose shards are fetched.
         sources: in the order in which they are asked.
         span: the leaves to fetch; None: whole shards.
-        decoder: takes each shard as it arrives; its tickets limit the concurrent requests.
+        take: takes each shard as it arrives.
+        tickets: as many requests as are done may be under way; none: any number.
         arrived: called after each shard.
         more: finds other sources, called once when all have failed.
         doubted: nodes that fail are added to it.
@@ -141,8 +144,7 @@ async def race(
     got: dict[int, Buffer] = {}
     failed: list[tuple[Source, errors.XscError]] = []
     faulty = set() if doubted is None else doubted
-    take = None if decoder is None else decoder.take
-    tickets = deque(() if decoder is None else decoder.tickets)
+    tickets = deque(tickets)
     lacking = 0  # how many are late beside whom nobody was asked yet
     searching: asyncio.Task[list[Source]] | None = None
     alarm: asyncio.Task[None] | None = None

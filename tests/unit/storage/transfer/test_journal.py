@@ -39,7 +39,7 @@ def test_the_vector_is_read(state):
     verify = VerifyCapability(verify_key(kept.head.secret), hash_of(kept.sealed))
     assert segments_of(open_manifest(kept.sealed, verify)) == 2
     assert kept.held() == {(ONE, LEASE): 2**20, (OTHER, LEASE): 3 * 2**20}
-    assert list(journal.ids(state)) == [UPLOAD]
+    assert list(journal.uploads(state)) == [UPLOAD]
 
 
 def test_the_vector_is_written(state):
@@ -96,7 +96,7 @@ def test_forgetting_one_upload_leaves_the_others(state):
     state.write([(key.replace(UPLOAD, other), value) for key, value in ROWS.values()], sync=True)
     state.write(journal.forget(state, UPLOAD), sync=True)
     assert journal.read(state, UPLOAD) is None
-    assert list(journal.ids(state)) == [other]
+    assert list(journal.uploads(state)) == [other]
     assert len(list(state.scan(b""))) == len(ROWS)
 
 

@@ -25,9 +25,8 @@ from xsc.node.system import ThreadExecutor
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.durability import Contract
 from xsc.storage.transfer import put as pipeline
-from xsc.storage.transfer.journal import ACK, HEAD, PREFIX, SEGMENT
+from xsc.storage.transfer.journal import ACK, HEAD, PREFIX, SEGMENT, UPLOAD_KEPT_MS
 from xsc.storage.transfer.put import cut_stream
-from xsc.storage.transfer.resume import UPLOAD_KEPT_MS
 
 MIB = 2**20
 FOUR_SEGMENTS = 13 * MIB + 5

@@ -12,7 +12,7 @@ from tests.unit.storage.world import World, content, put
 from xsc.base.errors import RecordInvalid, ShardsInsufficient
 from xsc.storage.object.erasure import Code, encode
 from xsc.storage.object.segment import Opener, Place, seal
-from xsc.storage.transfer.segment_decoder import ByteBudget, SegmentDecoder, row_bytes
+from xsc.storage.transfer.get import ByteBudget, SegmentDecoder, row_bytes
 
 MIB = 2**20
 KEY, NONCE = b"k" * 32, b"n" * 12
