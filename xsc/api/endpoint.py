@@ -27,8 +27,9 @@ R = TypeVar("R")
 
 Takes = Literal["json", "framed", "bytes"]
 """framed: the length of the JSON in 4 bytes, big-endian, the JSON, and then bytes."""
-Gives = Literal["json", "bytes", "cbor", "lines", "events"]
-"""cbor: a file for `xsc verify`. lines, events: a JSON document each, as they come."""
+Gives = Literal["json", "bytes", "cbor", "text", "lines", "events"]
+"""cbor: a file for `xsc verify`. text: metrics. lines, events: a JSON document
+each, as they come."""
 _PLAIN = "!#$&'()*+,-./:;<=>?@[]^_`{|}~"
 """Characters that a header holds as they are: no space, which would be lost at an end."""
 

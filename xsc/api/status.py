@@ -30,6 +30,8 @@ class StorageStatus(Model):
     """In own slots whose window is open."""
     granted_bytes: int
     """Of these to needs of others."""
+    disk_free_bytes: int
+    """What the disk has left beside `disk_reserve`."""
 
 
 class TrafficStatus(Model):
@@ -80,6 +82,8 @@ class Status(Model):
     compute: ComputeStatus
     leases: LeasesStatus
     traffic: TrafficStatus
+    alerts: int
+    """Those that nobody has acknowledged."""
 
 
 class Version(Model):

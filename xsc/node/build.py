@@ -45,6 +45,7 @@ from xsc.market.auction import Bid, reserve
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain
 from xsc.market.service import MarketService
+from xsc.monitor import alerts, events, history, watch
 from xsc.net.service import PeerNet
 from xsc.net.transport.port import Transport
 from xsc.node import circle, directory, jobs, programs, tasks
@@ -217,8 +218,9 @@ class Node:
         self.key = key
         self.network = network
         self.clock = parts.clock
-        self.log = parts.log
-        self.parts = parts
+        self.log = self.events = events.CountedLog(parts.log)
+        self.parts = parts = replace(parts, log=self.events)
+        self.watch = watch.Watch(parts.clock)
         self.tasks = tasks.Tasks(parts.clock, parts.log)
         self.started_ms = parts.clock.monotonic_ms()
         self.api_url = ""
@@ -236,6 +238,7 @@ class Node:
         self._make_storage()
         self._make_compute()
         self._make_programs()
+        self._make_monitor()
         self._answer_peers()
 
     def _make_net(self) -> None:
@@ -553,6 +556,12 @@ class Node:
             functions=functions.Functions(),
         )
         self.cells = CellSyncManager(self.programs, self.space)
+
+    def _make_monitor(self) -> None:
+        """Make what tells the operator, and keeps what was measured."""
+        state, commit = self.parts.stores.state, self._state_commit.commit
+        self.alerts = alerts.Alerts(state, commit, self.clock, self.log, self.config.notify)
+        self.history = history.History(state, commit, self.parts.executor, self.log)
 
     def _answer_peers(self) -> None:
         """Have the services answer what peers ask once they are served, and what this node asks."""

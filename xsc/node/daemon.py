@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from xsc.api import endpoint, table
+from xsc.api.monitor import METRICS
 from xsc.base import errors, ids, limits, units
 from xsc.compute.worker import code_cache, pool
 from xsc.identity import keyfile
@@ -34,8 +35,11 @@ from xsc.node.config import Config, from_environment
 from xsc.node.home import folder as homes
 from xsc.node.home import recover, stores
 from xsc.node.logging import JsonLog, SentenceLog
+from xsc.node.routes import monitor
 from xsc.terms.quote import UNITS
 
+SCRAPERS_MAX = 16
+"""Connections to `metrics_listen`."""
 API_CONNECTIONS_MAX = 512
 """Connections from this machine to the API."""
 
@@ -170,6 +174,8 @@ async def serve(home: homes.Home, config: Config) -> None:
     node = _node(home, config, log)
     ended = _ended_by_signal()
     await node.start()
+    node.tasks.start("watch", node.watch.run)
+    node.tasks.start("monitor", partial(monitor.run, node))
     # What a start leaves stays to the end: it need not be looked through for garbage again
     # and again, nor what requests make as often as for a small program.
     gc.freeze()
@@ -179,15 +185,28 @@ async def serve(home: homes.Home, config: Config) -> None:
     token = ids.to_text(system.SystemEntropy().token(homes.TOKEN_BYTES))
     most = min(API_CONNECTIONS_MAX, most)
     node.home = home.path
+    answer = app.application(
+        serving.Server(node, ANSWERS).routes(),
+        token,
+        log,
+        node.peer_names,
+        {METRICS.path: [homes.metrics_token(home.path)]},
+    )
     api = HttpServer(
-        app.application(serving.Server(node, ANSWERS).routes(), token, log, node.peer_names),
-        bounds.Gate(most=most, share=most, idle_ms=app.KEEP_ALIVE_MS),
-        open_paths=app.OPEN,
+        answer, bounds.Gate(most=most, share=most, idle_ms=app.KEEP_ALIVE_MS), open_paths=app.OPEN
+    )
+    metrics = HttpServer(
+        app.only(METRICS.path, answer),
+        bounds.Gate(most=SCRAPERS_MAX, share=SCRAPERS_MAX, idle_ms=app.KEEP_ALIVE_MS),
     )
     supervisor = system.Supervisor(log)
     try:
         host, port = addresses.split(config.api_listen)
         node.api_url = f"http://{host}:{await api.start(host, port, 'api_listen')}"
+        if config.metrics_listen:
+            host, port = addresses.split(config.metrics_listen)
+            port = await metrics.start(host, port, "metrics_listen")
+            _say(f"metrics at http://{host}:{port}{METRICS.path}")
         if config.services_listen:
             host, port = addresses.split(config.services_listen)
             found = f"http://{host}:{await services.start(host, port)}"
@@ -202,10 +221,11 @@ async def serve(home: homes.Home, config: Config) -> None:
     finally:
         homes.unpublish(home.path)
         api.end()
+        metrics.end()
         node.space.end_watches()
         node.programs.end_watches()
         await asyncio.gather(api.answered(SHUTDOWN_TIMEOUT_MS), services.stop())
-        await api.stop(CANCEL_TIMEOUT_MS)
+        await asyncio.gather(api.stop(CANCEL_TIMEOUT_MS), metrics.stop(CANCEL_TIMEOUT_MS))
         await node.stop()
 
 

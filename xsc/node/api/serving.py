@@ -41,6 +41,8 @@ SOCKET_BYTES: Final = 512 * limits.KIB
 BEAT_MS: Final = 5_000
 """Events that do not come are replaced by a comment this often, so that each side notices if the
 other is gone."""
+TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""The format of metrics."""
 _LOOK_MS: Final = 200
 """How often it is looked whether the reader of lines is still there."""
 _COMMENT: Final = b":\n\n"
@@ -278,6 +280,8 @@ class Server:
                 return await self._downloaded(request, value)
             if endpoint.gives == "cbor":
                 return web.Response(body=value, content_type="application/cbor")
+            if endpoint.gives == "text":
+                return web.Response(text=value, headers={"Content-Type": TEXT})
             value = {endpoint.rows: [*value]} if endpoint.rows else value
             return app.reply(value, status=endpoint.status, name_of=self._node.name_of)
 

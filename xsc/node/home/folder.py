@@ -7,6 +7,7 @@ config.toml   settings, where there are any
 lock          held by the node that runs
 node.pid      its process id           api.json   where its API listens
 api.token     the API's bearer token, mode 0600
+metrics.token a bearer token that opens the metrics alone, mode 0600; it stays
 db/           bodies, index, state, space
 cache/        compiled modules
 """
@@ -294,6 +295,19 @@ def publish(path: Path, *, api_url: str, peer_url: str, token: str) -> None:
     _write_private(path / "node.pid", f"{os.getpid()}\n")
     place = {"url": api_url, "token_file": str(path / "api.token"), "peer_url": peer_url}
     _write_private(path / "api.json", json.dumps(place) + "\n")
+
+
+def metrics_token(path: Path) -> str:
+    """Return the token that opens the metrics alone, which is made at the first start.
+
+    Raises:
+        HomeInvalid: it cannot be read.
+    """
+    text = (_text_of(path, "metrics.token") or "").strip()
+    if not text:
+        text = to_text(system.SystemEntropy().token(TOKEN_BYTES))
+        _write_private(path / "metrics.token", f"{text}\n")
+    return text
 
 
 def unpublish(path: Path) -> None:

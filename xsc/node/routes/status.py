@@ -37,6 +37,7 @@ async def status(node: Node, _: Nothing) -> api.Status:
             node.shards.writer,
             offered_bytes=offered["storage"],
             granted_bytes=granted["storage"],
+            disk_free_bytes=node.parts.disk_free_bytes(),
         ),
         compute=api.ComputeStatus(
             workers=take_int(sandbox, "workers"),
@@ -47,6 +48,7 @@ async def status(node: Node, _: Nothing) -> api.Status:
         ),
         leases=_leases(node),
         traffic=filled(api.TrafficStatus, node.peers.traffic),
+        alerts=len(node.alerts.shown()),
     )
 
 
