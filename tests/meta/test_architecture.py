@@ -85,7 +85,6 @@ SHELL = {
     "xsc.net.calls.quota": "lets answers wait for their room",
     "xsc.net.calls.sender": "sends requests to peers",
     "xsc.net.calls.server": "answers requests of peers",
-    "xsc.net.joining": "calls the issuer of an invitation",
     "xsc.net.service": "calls peers, and lets small calls wait for each other",
     "xsc.net.transport.tls": "makes certificates, and shows them to who comes",
     "xsc.programs.running": "runs the frames of a program as values change",

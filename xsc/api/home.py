@@ -8,8 +8,6 @@ from annotated_types import Ge, Le
 
 from xsc.api.endpoint import Endpoint, Key, Model, Nothing, absent, get, post
 
-DRAIN_WAIT_MS_MAX = 30_000
-
 
 class Fsck(Model):
     """Whether every root and hash is checked."""
@@ -70,7 +68,7 @@ class Collected(Model):
 class Look(Model):
     """How long to wait for the next count at most."""
 
-    wait_ms: Annotated[int, Ge(0), Le(DRAIN_WAIT_MS_MAX)] = 0
+    wait_ms: Annotated[int, Ge(0), Le(30_000)] = 0
 
 
 class Stuck(Model):

@@ -308,7 +308,7 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     something is damaged; what is stays listed until it is stored anew or
     deleted.
     """
-    running = settings.runs()
+    running = settings.calls().alive()
     if running and salvage:
         raise ArgumentInvalid("the node runs", hint="stop it first")
     if running:
@@ -536,7 +536,7 @@ def backup(
     identity, bodies = not no_identity, not no_bodies
 
     with ExitStack() as stack:
-        if settings.runs():
+        if settings.calls().alive():
             asked = settings.calls().download(api.home.BACKUP, identity=identity, bodies=bodies)
             blocks = iter(stack.enter_context(asked))
         else:
@@ -601,8 +601,7 @@ def restore(
     finished; it goes on without FILE, and at each `xsc node start`.
     """
     from xsc.node.daemon import catch_up_home
-    from xsc.node.home.backup import Reader, restore_home, seal_of
-    from xsc.node.home.backup import check as read_through
+    from xsc.node.home.backup import Reader, read_into, restore_home, seal_of
 
     def unlock(line: str) -> KeyPair:
         from xsc.identity import keyfile
@@ -618,7 +617,7 @@ def restore(
         seal = seal_of(reader.head, passphrase=secret, key=key)
         with show.progress("checking" if check else "restoring", None):
             if check:
-                brought = read_through(reader, seal, unlock)
+                brought = read_into(reader, seal, {}, unlock)
             else:
                 brought = restore_home(reader, seal, settings.home, line, unlock)
     elif check or identity is not None or passphrase_file is not None:

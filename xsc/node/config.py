@@ -7,7 +7,6 @@ names the file and line, the variable or the flag, and what was expected.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import socket
@@ -461,8 +460,3 @@ def check_capacity(
         held = units.format_size(held_bytes)
         return f"{text} room for {units.format_size(room)}, of which {held} are in use"
     return ""
-
-
-def from_environment(home: Path, flags: Mapping[str, str]) -> Config:
-    """Return the settings, with the variables of this process."""
-    return load(home, os.environ, flags)

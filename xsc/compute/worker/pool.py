@@ -168,15 +168,14 @@ class PoolSandbox:
 
     def describe(self) -> dict[str, Value]:
         """Return workers, jobs, engine and what confines the workers."""
-        hello = self._workers.hello
         return {
             "workers": len(self._workers.alive),
             "running": len(self._workers.alive) - len(self._idle),
             "queued": self._queued(),
             "queue_ms": self._wait_ms(),
-            "engine": hello.get("engine", ""),
+            "engine": self._workers.engine,
             "engine_config": self._workers.config.hex(),
-            "confined": hello.get("confined", {}),
+            "confined": self._workers.confined,
             **self._compiler.describe(),
         }
 

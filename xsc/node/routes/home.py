@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
-from tempfile import SpooledTemporaryFile
-from typing import IO
 
 from xsc.api import home as api
 from xsc.api.endpoint import Nothing
-from xsc.base.limits import MIB
 from xsc.identity.keys import network_id
 from xsc.node.api.serving import Download
 from xsc.node.build import Node
@@ -62,24 +59,19 @@ async def stay(node: Node, _: Nothing) -> api.Drain:
     return await _progress(node)
 
 
-def _spool(spool: IO[bytes], pieces: Iterator[bytes]) -> None:
-    """Write all pieces and rewind."""
-    for piece in pieces:
-        spool.write(piece)
-    spool.seek(0)
+def _download(node: Node, found: Iterator[bytes]) -> Download:
+    """Return bytes that are made a piece at a time, which keeps nobody else waiting."""
+
+    async def pieces(_: int, __: int) -> AsyncGenerator[bytes | memoryview, None]:
+        while piece := await node.parts.executor.run(next, found, b""):
+            yield piece
+
+    return Download(pieces)
 
 
 async def proof(node: Node, _: Nothing) -> Download:
     """Prove where everything lies now."""
-    found = node.storage.drain.proof()
-
-    async def pieces(_: int, __: int) -> AsyncGenerator[bytes | memoryview, None]:
-        with SpooledTemporaryFile(max_size=8 * MIB) as spool:
-            await node.parts.executor.run(_spool, spool, found)
-            while block := spool.read(MIB):
-                yield block
-
-    return Download(pieces)
+    return _download(node, node.storage.drain.proof())
 
 
 async def backup(node: Node, asked: api.Backup) -> Download:
@@ -92,10 +84,4 @@ async def backup(node: Node, asked: api.Backup) -> Download:
         identity=asked.identity,
         now_ms=parts.clock.now_ms(),
     )
-
-    async def pieces(_: int, __: int) -> AsyncGenerator[bytes | memoryview, None]:
-        # One frame at a time: reading, hashing and sealing keep nobody else waiting.
-        while piece := await parts.executor.run(next, found, b""):
-            yield piece
-
-    return Download(pieces)
+    return _download(node, found)

@@ -40,9 +40,7 @@ async def status(node: Node, _: Nothing) -> api.Status:
             disk_free_bytes=node.parts.disk_free_bytes(),
         ),
         compute=api.ComputeStatus(
-            workers=take_int(sandbox, "workers"),
-            running=take_int(sandbox, "running"),
-            queued=take_int(sandbox, "queued"),
+            **{name: take_int(sandbox, name) for name in ("workers", "running", "queued")},
             offered_fuel_per_s=offered["compute"],
             granted_fuel_per_s=granted["compute"],
         ),
