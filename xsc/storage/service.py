@@ -193,7 +193,6 @@ class StorageService:
             objects=self._owned,
             repairer=self.repairer,
             weight_ppm=weight_ppm,
-            grace_ms=grace_ms,
         )
         owners = NodeWatch(context.clock, client, grace_ms)
         self.custodian = custodian.Custodian(
@@ -204,7 +203,6 @@ class StorageService:
             owners,
             accepts=custodian_for,
             budget_bytes=settings.guard_bytes,
-            grace_ms=grace_ms,
         )
         self.custody_repairer = self._repairer(self.custodian, owners)
         self.resume_journals = ResumeJournals(client, state, commit)

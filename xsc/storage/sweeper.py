@@ -72,8 +72,6 @@ class Swept:
     """Of uploads that were given up."""
     objects: int
     """Parts of objects of which something was dropped."""
-    more: bool
-    """Whether the bound of a round was reached."""
 
 
 class Sweeper:
@@ -138,7 +136,7 @@ class Sweeper:
         old = await self._executor.run(deletions.too_old, self._state, now_ms, limits.SWEEP_SLICE)
         if old:
             await self._executor.run(self._write, old)
-        return Swept(expired, leftover, objects, objects >= most and not everything)
+        return Swept(expired, leftover, objects)
 
     async def _survey(self, over: frozenset[bytes]) -> tuple[dict[Owner, None], dict[Owner, int]]:
         """Return who has something under ended leases, and the newest shard of each owner.
@@ -186,7 +184,7 @@ class Sweeper:
         # A clock that was ahead left marks in what is the future now: they say nothing.
         stale = [mark for mark in marks if mark.time_ms > now_ms] + needless(marks, before_ms)
         changes: list[keyvalue.Change] = [(_mark_key(mark.time_ms), None) for mark in stale]
-        changes.append((_mark_key(now_ms), encode_number(self._node.next_sequence)))
+        changes.append((_mark_key(now_ms), encode_number(self._node.writer.next_sequence)))
         self._write(changes)
         return older_than(marks, before_ms)
 

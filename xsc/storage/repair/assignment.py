@@ -55,7 +55,6 @@ class CustodianAssignment:
         objects: MaintainedObjects,
         repairer: Repairer,
         weight_ppm: Callable[[bytes], int],
-        grace_ms: int,
     ) -> None:
         self._context = context
         self._client = client
@@ -64,7 +63,6 @@ class CustodianAssignment:
         self._objects = objects
         self._repairer = repairer
         self._weight_ppm = weight_ppm
-        self._grace_ms = grace_ms
         self._refused: dict[bytes, tuple[str, int]] = {}
         """By peer that did not agree last: why, and when it may be asked again."""
         self._asking: turns.Turns[bytes] = turns.Turns()
@@ -77,7 +75,7 @@ class CustodianAssignment:
     async def run(self) -> None:
         """Keep custodians assigned to every own object, until cancelled."""
         while True:
-            await self._context.clock.sleep_ms(max(1_000, min(30_000, self._grace_ms // 4)))
+            await self._context.clock.sleep_ms(self._repairer.watch.look_ms)
             await self.ask_all()
             await self.release_all()
 

@@ -195,7 +195,6 @@ class Custodian:
         *,
         accepts: Callable[[bytes], bool],
         budget_bytes: int,
-        grace_ms: int,
     ) -> None:
         self._context = context
         self._own = context.key.node_id
@@ -203,7 +202,6 @@ class Custodian:
         self.store = CustodyStore(state, commit, budget_bytes)
         self._watch = watch
         self._accepts = accepts
-        self._grace_ms = grace_ms
         self.turns: turns.Turns[bytes] = turns.Turns()
         """By object: held while it is surveyed or repaired, or its copies are deleted."""
         self._rows: turns.Turns[bytes] = turns.Turns()
@@ -216,7 +214,7 @@ class Custodian:
     async def run(self) -> None:
         """Delete what is not needed any more, and report to owners, until cancelled."""
         while True:
-            await self._context.clock.sleep_ms(max(1_000, min(30_000, self._grace_ms // 4)))
+            await self._context.clock.sleep_ms(self._watch.look_ms)
             await self.end_all()
             await self.report_all()
 
@@ -230,7 +228,7 @@ class Custodian:
         """Say whether it is this node's turn: the owner has been silent for that long."""
         if self._own in self._client.leaving() or not self._accepts(entry.owner):
             return False
-        return self._watch.silent_ms(entry.owner) >= self._grace_ms * (1 + len(entry.before))
+        return self._watch.silent_ms(entry.owner) >= self._watch.grace_ms * (1 + len(entry.before))
 
     def refs(self) -> Iterator[tuple[bytes, Placement, Collection[bytes]]]:
         """Yield what to look after: objects of absent owners, or with copies to delete."""

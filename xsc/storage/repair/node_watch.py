@@ -21,7 +21,9 @@ class NodeWatch:
     def __init__(self, clock: Clock, client: HostClient, grace_ms: int) -> None:
         self._clock = clock
         self._client = client
-        self._grace_ms = grace_ms
+        self.grace_ms = grace_ms
+        self.look_ms = max(1_000, min(30_000, grace_ms // 4))
+        """How often to look what a change of the nodes calls for."""
         self._nodes: dict[bytes, NodeHistory] = {}
 
     def __len__(self) -> int:
@@ -33,7 +35,7 @@ class NodeWatch:
         hosts = self._client.hosts
         for node in {*hosts.peers(), *self._nodes}:
             self._nodes[node] = observed(
-                self._nodes.get(node), up=hosts.is_up(node), now_ms=now_ms, grace_ms=self._grace_ms
+                self._nodes.get(node), up=hosts.is_up(node), now_ms=now_ms, grace_ms=self.grace_ms
             )
 
     def gone(self, nodes: Iterable[bytes]) -> frozenset[bytes]:
@@ -51,7 +53,7 @@ class NodeWatch:
         return frozenset(
             node
             for node in nodes
-            if node in over or is_gone(self._nodes.get(node), now_ms, self._grace_ms)
+            if node in over or is_gone(self._nodes.get(node), now_ms, self.grace_ms)
         )
 
     def all_gone(self) -> frozenset[bytes]:
@@ -71,7 +73,7 @@ class NodeWatch:
         up = {node for node in self._client.hosts.peers() if self._client.is_up(node)}
         if not also_unsteady:
             now_ms = self._clock.monotonic_ms()
-            up = {node for node in up if is_steady(self._nodes.get(node), now_ms, self._grace_ms)}
+            up = {node for node in up if is_steady(self._nodes.get(node), now_ms, self.grace_ms)}
         return frozenset(up | {self._client.own}) - self._client.leaving()
 
 

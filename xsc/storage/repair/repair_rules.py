@@ -67,13 +67,3 @@ def lost_columns(
         for column, (node, state) in enumerate(zip(columns, states, strict=True))
         if state in ("missing", "corrupt") or (state == "unreachable" and node in gone)
     )
-
-
-def margin(states: Sequence[State], k: int) -> int:
-    """Return how many more columns may be lost; negative if the object cannot be rebuilt."""
-    return sum(state == "ok" for state in states) - k
-
-
-def surplus_columns(columns: Sequence[bytes], node: bytes, held: Collection[int]) -> frozenset[int]:
-    """Return the columns that a node still has although they are placed elsewhere."""
-    return frozenset(column for column in held if columns[column] != node)

@@ -191,9 +191,9 @@ class Repairer:
             if everything or situation != seen or self._again:
                 seen = situation
                 await self.round(listed, everything=everything)
-            next_ms = min(30_000, self._settings.repair_grace_ms // 4)
-            kept_ms = min(self._kept_until_ms.values(), default=now_ms + next_ms) - now_ms
-            await clock.rest(self._context.clock, self._woken, max(1_000, min(next_ms, kept_ms)))
+            kept_ms = min(self._kept_until_ms.values(), default=2**62) - now_ms
+            rest_ms = min(self.watch.look_ms, max(1_000, kept_ms))
+            await clock.rest(self._context.clock, self._woken, rest_ms)
 
     def _is_affected(self, placement: Placement, former: Collection[bytes]) -> bool:
         """Say whether what is known of nodes is a reason to look at an object.

@@ -17,7 +17,6 @@ from xsc.storage.object.held import Held, most_held, recounted
 from xsc.storage.object.inventory import HeldColumn, HeldObject
 from xsc.storage.object.manifest import Manifest, code_of, expected_digest
 from xsc.storage.repair import maintained_object, migration
-from xsc.storage.repair.repair_rules import margin, surplus_columns
 from xsc.storage.transfer import get
 
 
@@ -65,8 +64,8 @@ class Survey:
 
     @property
     def margin(self) -> int:
-        """How many more columns may be lost."""
-        return margin(self.states, self.manifest.k)
+        """How many more columns may be lost; negative if the object cannot be rebuilt."""
+        return sum(state == "ok" for state in self.states) - self.manifest.k
 
     @property
     def waiting(self) -> int:
@@ -266,11 +265,10 @@ def surplus_by_host(survey: Survey) -> dict[bytes, frozenset[int]]:
     for node, held in survey.answers.items():
         if held is None or node not in survey.columns:
             continue
-        mine = [row.column for row in held.columns if row.customer == survey.own]
-        count = len(survey.columns)
-        extra = surplus_columns(survey.columns, node, [each for each in mine if each < count])
+        mine = {row.column for row in held.columns if row.customer == survey.own}
+        extra = [c for c, at in enumerate(survey.columns) if c in mine and at != node]
         if extra:
-            found[node] = extra
+            found[node] = frozenset(extra)
     return found
 
 

@@ -459,11 +459,6 @@ class StorageNode:
 
     # Enumerating
 
-    @property
-    def next_sequence(self) -> int:
-        """The sequence of the next body: all that are held have lower ones."""
-        return self.writer.next_sequence
-
     async def entries(self, after: bytes, most: int) -> list[Put]:
         """Return up to `most` entries of the index behind a key, in order of keys."""
         return await self._executor.run(lambda: list(islice(self._index.behind(after), most)))
@@ -489,7 +484,7 @@ class StorageNode:
             StoreDamaged: the index cannot be read; a start rebuilds it.
         """
         before, usage, entries = await self.writer.look(
-            lambda: (self.next_sequence, dict(self.usage), self._index.behind(b""))
+            lambda: (self.writer.next_sequence, dict(self.usage), self._index.behind(b""))
         )
         audit = await self._executor.run(
             lambda: fsck.compare(fsck.scan_bodies(self._bodies, before, deep=deep), entries, usage)

@@ -9,9 +9,7 @@ from xsc.storage.repair.repair_rules import (
     is_gone,
     is_steady,
     lost_columns,
-    margin,
     observed,
-    surplus_columns,
 )
 
 GRACE = 60_000
@@ -58,8 +56,3 @@ def test_what_is_admitted_is_lost_and_what_is_silent_only_with_its_node():
     states = ["ok", "missing", "corrupt", "unreachable", "unreachable", "ok"]
     assert lost_columns(NODES[:6], states, {NODES[3]}) == {1, 2, 3}
     assert lost_columns(NODES[:6], states, set()) == {1, 2}
-    assert margin(states, 4) == -2
-
-
-def test_what_lies_elsewhere_by_now_is_surplus():
-    assert surplus_columns(NODES[:6], NODES[2], [0, 2, 5]) == {0, 5}
