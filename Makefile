@@ -27,7 +27,8 @@ PYTEST := $(PYTHON) -m pytest --numprocesses auto --dist loadgroup --no-loadscop
 test: compile  ## Run all tests, on every core
 	@$(PYTEST) $(PYTEST_ARGS)
 
-apps: compile  ## Run the tests that need other programs, here schemathesis, for some minutes
+apps: compile  ## Run the tests that need other programs: schemathesis and Prometheus; some minutes
+	@sh scripts/apps.sh
 	@env TEST_APPS=1 $(PYTHON) -m pytest $(or $(PYTEST_ARGS),tests/apps)
 
 test-times: compile  ## Run them, and print what each folder took beside its budget

@@ -81,10 +81,10 @@ class Linked:
 
     def start(self, name: str, source: bytes) -> Message:
         """Compile a module, link it with those that are registered, and run its start."""
-        about, module = translate(
+        program, module = translate(
             self._engine, hashlib.sha256(source).digest(), source, self._linked
         )
-        if about.program.imports:
+        if program.imports:
             raise ModuleInvalid("a session has no WASI: its modules import from one another")
 
         def go() -> tuple[Bits, ...]:
@@ -95,10 +95,10 @@ class Linked:
             except wasmtime.WasmtimeError as fault:
                 reason = str(fault).splitlines()[0][:300]
                 raise ModuleInvalid(f"the module cannot be linked: {reason}") from None
-            if about.start is not None:
-                function = instance.exports(self._store)[about.start]
+            if program.start is not None:
+                function = instance.exports(self._store)[program.start]
                 call_raw(self._store, cast("wasmtime.Func", function), (), ())
-            self._instances[name] = instance, about.program
+            self._instances[name] = instance, program
             return ()
 
         return self._guarded(go)

@@ -51,7 +51,8 @@ def test_node_status(net):
     }
     assert status["peers"]["known"] == NODES - 1
     assert set(status["storage"]) == {
-        *("capacity_bytes", "used_bytes", "reserved_bytes", "offered_bytes", "granted_bytes")
+        *("capacity_bytes", "used_bytes", "reserved_bytes", "offered_bytes", "granted_bytes"),
+        "disk_free_bytes",
     }
     assert set(status["compute"]) == {
         *("workers", "running", "queued", "offered_fuel_per_s", "granted_fuel_per_s")

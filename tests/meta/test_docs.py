@@ -116,7 +116,7 @@ def test_modules_named_in_pages_exist():
     assert missing_of(name for _, name in named) == []
 
 
-LOOP = re.compile(r'(?:tasks\.start|self\._start)\(f?"(\w+)')
+LOOP = re.compile(r'(?:\b_?start|tasks\.every)\(f?"(\w+)')
 
 
 def test_every_background_loop_is_documented():

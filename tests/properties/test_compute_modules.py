@@ -52,7 +52,7 @@ def test_any_bytes_are_read_or_refused(raw):
         program = read(raw)
     except CallerError:
         return
-    read(prepare(raw, program).module)
+    read(prepare(raw, program))
 
 
 @given(st.sampled_from(MODULES), st.integers(0, 2**32))
@@ -62,7 +62,7 @@ def test_damaged_modules_are_read_or_refused(module, seed):
         program = read(raw)
     except CallerError:
         return
-    read(prepare(raw, program).module)
+    read(prepare(raw, program))
 
 
 @LONG

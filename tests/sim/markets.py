@@ -36,7 +36,7 @@ class Circle(World):
             for other in self.neighbours(index):
                 if other > index:
                     joining = self.nodes[other].peers.joining
-                    await joining.join(node.peers.joining.invite(60_000), None)
+                    await joining.join(node.peers.invite(60_000), None)
 
     def sees_all(self, node: Node) -> bool:
         known = node.peers.peers()

@@ -162,7 +162,7 @@ class World:
         """Make the nodes peers of each other."""
         for index, node in enumerate(self.nodes):
             for other in self.nodes[index + 1 :]:
-                await other.peers.joining.join(node.peers.joining.invite(60_000), None)
+                await other.peers.join(node.peers.invite(60_000), None)
 
     def sees_all(self, node: Node) -> bool:
         known = node.peers.peers()
@@ -201,9 +201,7 @@ class World:
         index = await self.add()
         for other in range(index):
             if self.net.is_up(self.place(other)):
-                await self.nodes[index].peers.joining.join(
-                    self.nodes[other].peers.joining.invite(60_000)
-                )
+                await self.nodes[index].peers.join(self.nodes[other].peers.invite(60_000))
         return index
 
     async def add(self) -> int:

@@ -36,11 +36,11 @@ class Star(World):
 
     async def meet(self):
         for node in self.nodes[1:]:
-            await node.peers.joining.join(self.nodes[0].peers.joining.invite(60_000))
+            await node.peers.join(self.nodes[0].peers.invite(60_000))
 
     async def guest(self, host):
         index = await self.add()
-        await self.nodes[index].peers.joining.join(self.nodes[host].peers.joining.invite(60_000))
+        await self.nodes[index].peers.join(self.nodes[host].peers.invite(60_000))
         return index
 
     def knows(self, index, other):
@@ -179,7 +179,7 @@ def test_who_was_removed_or_blocked_is_not_brought_back_by_an_introduction(how):
             await world.clock.sleep_ms(30_000)
             assert not world.knows(1, 2)
         # An invitation is the operator's word, and brings it back.
-        await world.nodes[2].peers.joining.join(world.nodes[1].peers.joining.invite(60_000))
+        await world.nodes[2].peers.join(world.nodes[1].peers.invite(60_000))
         assert world.nodes[1].peers.roster.info(other).introducer is None
 
     run(5, 3, play, INTRODUCED, kind=Star)
@@ -397,9 +397,7 @@ def test_who_brings_shams_by_several_friends_is_one_introducer_with_one_credit(d
     class Friends(World):
         async def meet(self):
             for one, other in [(0, 1), (0, 2), (1, 3), (2, 3)] + [(0, 3)] * direct:
-                await self.nodes[one].peers.joining.join(
-                    self.nodes[other].peers.joining.invite(60_000)
-                )
+                await self.nodes[one].peers.join(self.nodes[other].peers.invite(60_000))
 
     run(15, 4, play, INTRODUCED, prepare, kind=Friends)
 
@@ -532,4 +530,4 @@ class Hidden(World):
 
     async def meet(self):
         for other in self.nodes[1:]:
-            await self.nodes[0].peers.joining.join(other.peers.joining.invite(60_000))
+            await self.nodes[0].peers.join(other.peers.invite(60_000))

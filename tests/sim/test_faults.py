@@ -320,8 +320,8 @@ def test_an_old_copy_that_comes_back_to_silent_peers_stops_once_one_answers():
             world.net.partition("node-0", f"node-{other}")
         node = await world.restart(0)
         world.net.heal()
-        await world.until(node.failed.done)
-        assert "old copy" in node.failed.result().message
+        await world.until(node.ended.done)
+        assert "old copy" in node.ended.result().message
 
     run(38, 7, play, DEAR)
 

@@ -173,8 +173,8 @@ def test_a_joiner_has_an_interval_of_its_inviter_and_others_of_none_have_two():
         for index in (1, 2):
             other = world.nodes[await world.add()]
             assert index == world.index_of(other.key.node_id)
-            await other.join(ada.peers.joining.invite(60_000))
-            ada.peers.joining.invite(60_000)  # nobody comes
+            await other.join(ada.peers.invite(60_000))
+            ada.peers.invite(60_000)  # nobody comes
         await world.clock.sleep_ms(1_000)
         await play(world)
 
@@ -194,7 +194,7 @@ def test_a_joiner_whose_grant_is_lost_gets_it_later():
 
         begun_ms = world.clock.monotonic_ms()
         bea.intervals._caller = Calls(loses)
-        await bea.join(ada.peers.joining.invite(60_000))
+        await bea.join(ada.peers.invite(60_000))
         await world.clock.sleep_ms(5_000)
         assert bea.space_store.clock is None
         await world.crash(1)

@@ -195,7 +195,7 @@ class Laws(RuleBasedStateMachine):
                     self.do(self._join(node, peer))
 
     async def _join(self, node, peer) -> None:
-        await peer.peers.joining.join(node.peers.joining.invite(60_000))
+        await peer.peers.join(node.peers.invite(60_000))
 
     def note(self, capability: str, data: bytes, owner: int, name: str) -> None:
         verify = parse_verify(capability)

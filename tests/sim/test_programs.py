@@ -71,7 +71,7 @@ def test_a_peer_that_changes_a_value_ten_thousand_times_makes_few_frames():
         begun_ms = world.clock.now_ms()
         for number in range(0, 10_000, 50):
             for changed in range(number, number + 50):
-                await ada.space.write({"demo/a": b"%d" % changed})
+                await ada.space.put_all({"demo/a": b"%d" % changed})
             await world.clock.sleep_ms(5)
         await world.until(lambda: value(bea) == b"10000")
         passed_ms = world.clock.now_ms() - begun_ms

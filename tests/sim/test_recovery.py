@@ -129,7 +129,7 @@ async def story(world):
         await node.ledger.verify()
     await told(world)
     assert owner.directory.generation > generation
-    assert not owner.failed.done()
+    assert not owner.ended.done()
     assert others
 
 
@@ -201,7 +201,7 @@ async def agreed(world):
     for node in world.nodes:
         report = await node.ledger.verify()
         assert report.conflicts == 0
-        assert not node.failed.done()
+        assert not node.ended.done()
         for other in world.nodes:
             ours, theirs = other.key.node_id, node.key.node_id
             assert node.ledger.balance(ours) == -other.ledger.balance(theirs)
@@ -278,7 +278,7 @@ def test_a_peer_that_holds_back_the_newest_stops_nobody_and_makes_no_forger():
         await put_named(owner, "c", content(20 * MIB))
         await told(world)
         await debts(world)
-        assert not owner.failed.done()
+        assert not owner.ended.done()
         await owner.ledger.confirm_head([liar.key.node_id])
         await agreed(world)
 
@@ -401,7 +401,7 @@ def test_a_peer_that_refuses_a_head_without_proof_stops_nobody(lie):
             )
         )
         await world.clock.sleep_ms(30_000)
-        assert not owner.failed.done()
+        assert not owner.ended.done()
         assert not owner.directory.copies_beside(b"") > len(honest), "a refusal is no copy"
 
     run(16, 5, play)
@@ -440,8 +440,8 @@ def test_an_old_copy_of_a_home_stops_itself():
         await world.lose(OWNER)
         world.disks[OWNER].state.write(old, sync=True)
         node = await world.restart(OWNER)
-        await world.until(node.failed.done)
-        assert "old copy" in node.failed.result().message
+        await world.until(node.ended.done)
+        assert "old copy" in node.ended.result().message
 
     run(15, 4, play)
 

@@ -7,11 +7,11 @@ from xsc.base.errors import PeerSilent, Recovering, ReplayRefused
 from xsc.base.limits import EPOCH_MS, MIB, REQUEST_WINDOW_MS
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed
+from xsc.identity.keyfile import from_line
 from xsc.net.calls.server import HORIZONS, read_horizons
 from xsc.net.calls.signing import ReplayGuard
 from xsc.net.peers.invitation import PREFIX as INVITATIONS
 from xsc.node.home.backup import (
-    Brought,
     Reader,
     frames,
     letters_of,
@@ -35,19 +35,18 @@ def letters(disk):
 def back_up(world, index=OWNER):
     """Return the bytes of a backup of a node as it is now."""
     node = world.nodes[index]
-    head = new_head(node.key.node_id, "simulation", "nothing", 0)
+    head = new_head(node.key.node_id, "simulation", "identity", 0)
     rows = rows_of(letters(world.disks[index]))
-    return b"".join(frames(head, rows, seal_of(head)))
+    return b"".join(frames(head, rows, seal_of(head, key=node.key)))
 
 
 async def lose_and_restore(world, raw, index=OWNER):
     """Put a backup in the place of what a node had; return what it brought."""
+    key = world.nodes[index].key
     await world.lose(index)
     disk = world.disks[index] = empty_disk()
     reader = Reader([raw])
-    found = Brought(reader.head)
-    read_into(reader.entries(seal_of(reader.head)), letters(disk), found)
-    return found
+    return read_into(reader, seal_of(reader.head, key=key), letters(disk), from_line)
 
 
 async def caught_up(world, index=OWNER, *, without_silent=False):
@@ -122,7 +121,7 @@ async def story(world):
     for node in world.nodes:
         await node.ledger.verify()
         assert not list(node.parts.stores.state.scan(b"ledger/conflict/", b"ledger/conflict0"))
-        assert not node.failed.done()
+        assert not node.ended.done()
 
 
 @pytest.mark.parametrize("seed", range(1))
@@ -176,7 +175,7 @@ def test_a_backup_of_a_forked_ledger_goes_on_in_another_incarnation():
         await settled(world)
         for node in world.nodes:
             assert (await node.ledger.verify()).conflicts == 0
-            assert not node.failed.done()
+            assert not node.ended.done()
 
     run(22, 4, play, MONEY)
 
@@ -310,7 +309,7 @@ def test_what_nobody_has_at_a_restore_stays_in_the_directory_and_comes_back():
 def test_invitations_and_puts_under_way_are_left_out():
     async def play(world):
         owner = world.nodes[OWNER]
-        owner.peers.joining.invite(60_000)
+        owner.peers.invite(60_000)
         state = world.disks[OWNER].state
         state.write([(journal.HEAD + bytes(32), b"a put under way")], sync=True)
         assert list(state.scan(INVITATIONS, INVITATIONS + b"\xff"))

@@ -343,7 +343,7 @@ def test_no_nonce_ever_protects_two_contents():
 
         def note():
             for key, raw in world.disks[0].state.scan(journal.SEGMENT, journal.SEGMENT + b"\xff"):
-                kept = journal.KeptSegment.from_bytes(raw)
+                kept = journal.SealedSegment.from_bytes(raw)
                 secret = journal.read(world.disks[0].state, UPLOAD).head.secret
                 assert seen.setdefault((secret, kept.nonce), (key, kept.tag)) == (key, kept.tag)
 

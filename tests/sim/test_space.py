@@ -183,7 +183,7 @@ def test_fifty_nodes_converge_while_they_write_for_ten_minutes(followed_count):
             if followed_count == NODES - 1:
                 others = set(range(number + 1, NODES))
             for other in [members[at] for at in sorted(others)]:
-                await other.node.net.joining.join(member.node.net.joining.invite(60_000))
+                await other.node.net.join(member.node.net.invite(60_000))
                 followed += [(member, other), (other, member)]
         for member, other in followed:
             for prefix in ("nodes", "allocation"):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         jobs,
         ledger,
         market,
+        monitor,
         objects,
         peers,
         programs,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
         status,
     )
 
-    __all__ = ["home", "jobs", "ledger", "market", "objects"]
+    __all__ = ["home", "jobs", "ledger", "market", "monitor", "objects"]
     __all__ += ["peers", "programs", "services", "space", "status"]
 
 

@@ -27,8 +27,9 @@ R = TypeVar("R")
 
 Takes = Literal["json", "framed", "bytes"]
 """framed: the length of the JSON in 4 bytes, big-endian, the JSON, and then bytes."""
-Gives = Literal["json", "bytes", "cbor", "lines", "events"]
-"""cbor: a file for `xsc verify`. lines, events: a JSON document each, as they come."""
+Gives = Literal["json", "bytes", "cbor", "text", "lines", "events"]
+"""cbor: a file for `xsc verify`. text: metrics. lines, events: a JSON document
+each, as they come."""
 _PLAIN = "!#$&'()*+,-./:;<=>?@[]^_`{|}~"
 """Characters that a header holds as they are: no space, which would be lost at an end."""
 
@@ -147,10 +148,16 @@ def get(
 
 
 def post(
-    path: str, request: type[Q], answer: type[R], says: str, *, status: int = 200
+    path: str,
+    request: type[Q],
+    answer: type[R],
+    says: str,
+    *,
+    takes: Takes = "json",
+    status: int = 200,
 ) -> Endpoint[Q, R]:
-    """Return an endpoint that takes JSON and changes something."""
-    return Endpoint("POST", path, request, answer, says, status=status)
+    """Return an endpoint that changes something."""
+    return Endpoint("POST", path, request, answer, says, takes, status=status)
 
 
 def listing(
@@ -158,11 +165,6 @@ def listing(
 ) -> Endpoint[Q, R]:
     """Return an endpoint that lists rows, by default under the last word of its path."""
     return Endpoint("GET", path, request, row, says, rows=rows or path.rsplit("/", 1)[1])
-
-
-def file(path: str, request: type[Q], says: str) -> Endpoint[Q, bytes]:
-    """Return an endpoint that gives a file for `xsc verify`."""
-    return Endpoint("GET", path, request, bytes, says, gives="cbor")
 
 
 def in_path(endpoint: Endpoint[Any, Any]) -> frozenset[str]:
@@ -173,8 +175,8 @@ def in_path(endpoint: Endpoint[Any, Any]) -> frozenset[str]:
 @cache
 def headers_of(request: type[DataclassInstance]) -> Mapping[str, str]:
     """Return the headers that fields of a request travel in, by the fields' names."""
-    named = {each.name: each.metadata.get("header") for each in fields(request)}
-    return {name: value for name, value in named.items() if value}
+    placed = [each for each in fields(request) if "header" in each.metadata]
+    return {each.name: each.metadata["header"] for each in placed}
 
 
 def _text(value: object) -> str:

@@ -6,9 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import Endpoint, Key, Model, Nothing, absent, file, get, post
-
-DRAIN_WAIT_MS_MAX = 30_000
+from xsc.api.endpoint import Endpoint, Key, Model, Nothing, absent, get, post
 
 
 class Fsck(Model):
@@ -70,7 +68,7 @@ class Collected(Model):
 class Look(Model):
     """How long to wait for the next count at most."""
 
-    wait_ms: Annotated[int, Ge(0), Le(DRAIN_WAIT_MS_MAX)] = 0
+    wait_ms: Annotated[int, Ge(0), Le(30_000)] = 0
 
 
 class Stuck(Model):
@@ -114,5 +112,5 @@ DAMAGED = get("/v1/storage/damaged", Nothing, DamagedBodies, "List bodies known 
 LEAVE = post("/v1/drain", Nothing, Drain, "Begin to leave the network.", status=202)
 DRAIN = get("/v1/drain", Look, Drain, "Say how far the node is with leaving.")
 STAY = Endpoint("DELETE", "/v1/drain", Nothing, Drain, "Stay after all.")
-PROOF = file("/v1/drain/proof", Nothing, "Prove where everything lies now.")
+PROOF = get("/v1/drain/proof", Nothing, bytes, "Prove where everything lies now.", gives="cbor")
 BACKUP = get("/v1/node/backup", Backup, bytes, "Return a backup.", gives="bytes")

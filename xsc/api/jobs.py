@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Mapping
-from dataclasses import asdict, field, fields
+from dataclasses import field, fields
 from typing import Annotated, Any, Unpack
 
 from annotated_types import Ge, Le, Len, MaxLen
 
-from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, absent, file, listing, named
-from xsc.api.problems import Problem
+from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, absent, get, listing, named
+from xsc.api.problems import Fault, Problem
 from xsc.base import errors, jobs, limits
 
 Text = Annotated[str, MaxLen(65_536)]
@@ -83,14 +83,6 @@ def request_of(spec: jobs.JobSpec, module: str | None, module_bytes: int) -> dic
     return told | brought
 
 
-class Fault(Model):
-    """Why something did not come to its end."""
-
-    code: str
-    detail: str
-    hint: str
-
-
 class StoredFile(Model):
     """A file that a run left, as an object, or why it could not be stored."""
 
@@ -101,15 +93,20 @@ class StoredFile(Model):
     fault: Fault | None
 
 
-class Ended(Model):
-    """What every result says."""
+class Called(Model):
+    """What every call says."""
 
     fuel_used: int
+    trap: Fault | None
+    """What ended it before its end."""
+
+
+class Ended(Called):
+    """What every result says."""
+
     memory_peak_bytes: int
     wall_ms: int
     provider: str
-    trap: Fault | None
-    """What ended it before its end."""
     receipt: bytes
     saved_bytes: int
     compiled_bytes: int
@@ -125,12 +122,10 @@ class Invoked(Ended):
     results: tuple[str, ...]
 
 
-class Item(Model):
+class Item(Called):
     """One call of a batch."""
 
     results: tuple[str, ...]
-    fuel_used: int
-    trap: Fault | None
 
 
 class Batched(Ended):
@@ -151,21 +146,24 @@ class Ran(Ended):
 Result = Invoked | Batched | Ran
 
 
+_SHOWN: Mapping[type, type[Model]] = {jobs.JobItem: Item, jobs.StoredOutput: StoredFile}
+
+
+def _shown(value: object, kind: type[Model] | None = None) -> Any:  # noqa: ANN401 (as its type)
+    """Return a part of a result as the API shows it; an error by its code and words."""
+    if isinstance(value, errors.XscError):
+        return Fault(code=value.code, detail=value.message, hint=value.hint)
+    if isinstance(value, tuple):
+        return [_shown(each) for each in value]
+    kind = kind or _SHOWN.get(type(value))
+    if kind is None:
+        return value
+    return kind(**{each.name: _shown(getattr(value, each.name)) for each in fields(kind)})  # type: ignore[arg-type]
+
+
 def result_of(done: jobs.JobResult) -> Result:
     """Return a result as the API shows it: what jobs of its mode have."""
-    kind = {"invoke": Invoked, "batch": Batched, "run": Ran}[done.mode]
-    told = {each.name: getattr(done, each.name) for each in fields(kind)}
-    told["trap"] = _fault(done.trap)
-    if done.objects is not None:
-        told["objects"] = [
-            StoredFile(**{**asdict(row), "fault": _fault(row.fault)}) for row in done.objects
-        ]
-    if done.mode == "batch":
-        told["items"] = [
-            Item(results=item.results, fuel_used=item.fuel_used, trap=_fault(item.trap))
-            for item in done.items
-        ]
-    result: Result = kind(**told)
+    result: Result = _shown(done, {"invoke": Invoked, "batch": Batched, "run": Ran}[done.mode])
     return result
 
 
@@ -199,26 +197,29 @@ STREAM = Endpoint(
     "POST", "/v1/jobs/stream", Job, Line, "Show a program's output.", takes="framed", gives="lines"
 )
 EVIDENCE = listing("/v1/compute/evidence", Nothing, Evidence, "List contradictory receipts.")
-EVIDENCE_RECORD = file("/v1/compute/evidence/{id}", Id, "Return a record of evidence.")
+EVIDENCE_RECORD = get(
+    "/v1/compute/evidence/{id}", Id, bytes, "Return a record of evidence.", gives="cbor"
+)
 
 
 def read_result(mode: jobs.Mode, document: Mapping[str, Any]) -> jobs.JobResult:
     """Return the result of a document of the API for a job of that mode."""
-    told = {**document, "trap": _error(document["trap"]), "receipt": b64decode(document["receipt"])}
-    if mode == "invoke":
-        told["results"] = tuple(told["results"])
-    elif mode == "batch":
+    told = {**_tuples(document), "trap": _error(document["trap"])}
+    told["receipt"] = b64decode(told["receipt"])
+    if mode == "batch":
         told["items"] = tuple(
             jobs.JobItem(
                 tuple(row["results"]), row["fuel_used"], _error(row["trap"]), told["receipt"]
             )
             for row in told["items"]
         )
-    else:
+    elif mode == "run":
         told |= {name: b64decode(told[name]) for name in ("stdout", "stderr")}
         told["files"] = {path: b64decode(data) for path, data in told["files"].items()}
     if "verification" in told:
-        told["verification"] = _verification(told["verification"])
+        agreed = _tuples(told["verification"])
+        agreed["receipts"] = tuple(map(b64decode, agreed["receipts"]))
+        told["verification"] = jobs.Verification(**agreed)
     if "objects" in told:
         rows = told["objects"]
         told["objects"] = tuple(
@@ -227,17 +228,9 @@ def read_result(mode: jobs.Mode, document: Mapping[str, Any]) -> jobs.JobResult:
     return jobs.JobResult(mode=mode, **told)
 
 
-def _verification(told: Mapping[str, Any]) -> jobs.Verification:
-    """Return the value of a document: its lists are tuples again."""
-    plain = {name: tuple(value) for name, value in told.items() if isinstance(value, list)}
-    plain["receipts"] = tuple(map(b64decode, told["receipts"]))
-    return jobs.Verification(**{**told, **plain})
-
-
-def _fault(error: errors.XscError | None) -> Fault | None:
-    if error is None:
-        return None
-    return Fault(code=error.code, detail=error.message, hint=error.hint)
+def _tuples(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document whose lists are tuples again."""
+    return {name: tuple(it) if isinstance(it, list) else it for name, it in told.items()}
 
 
 def _error(told: Mapping[str, str] | None) -> errors.XscError | None:

@@ -6,24 +6,29 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, MaxLen
 
-from xsc.api.endpoint import Id, Key, Model, Nothing, OfPeer, file, get, post
+from xsc.api.endpoint import Id, Key, Model, Nothing, OfPeer, get, post
 from xsc.api.peers import NamedPeer
 
 ENTRIES_MAX = 1_000
 """Entries of one answer, which is some 400 KB then."""
 
 
-class Balance(OfPeer):
+class LimitSet(OfPeer):
+    """What a peer may owe now."""
+
+    limit_micro: int
+    credit_left_micro: int
+    shared_through: str | None
+
+
+class Balance(LimitSet):
     """What this node and one peer owe one another."""
 
     balance_micro: int
     """Positive where the peer owes."""
-    limit_micro: int
-    credit_left_micro: int
     unproven_micro: int
     left_micro: int
     """What is left of its credit beside what its leases may come to."""
-    shared_through: str | None
     own_limit_micro: int | None
     """The limit that the peer sets for this node; null if the peer does not say."""
     own_left_micro: int | None
@@ -119,14 +124,6 @@ class Limit(Model):
     limit_micro: Annotated[int, Ge(0), Le(2**62)]
 
 
-class LimitSet(OfPeer):
-    """What a peer may owe now."""
-
-    limit_micro: int
-    credit_left_micro: int
-    shared_through: str | None
-
-
 class Payment(Model):
     """What was paid off the books."""
 
@@ -146,7 +143,7 @@ class PaymentHeard(OfPeer):
 BALANCE = get("/v1/ledger/balance", Nothing, Balances, "Show what each owes.")
 LOG = get("/v1/ledger/log", Page, Entries, "List entries, the newest first.")
 VERIFY = get("/v1/ledger/verify", Nothing, Verified, "Replay the ledger.")
-ENTRY = file("/v1/ledger/entry/{id}", Id, "Return one settled entry.")
+ENTRY = get("/v1/ledger/entry/{id}", Id, bytes, "Return one settled entry.", gives="cbor")
 LIMIT = post("/v1/ledger/limit", Limit, LimitSet, "Set what a peer may owe.")
 SETTLE = post("/v1/ledger/settle", Nothing, Settlement, "Settle now what is owed.")
 OFF_BOOKS = post("/v1/ledger/off-books", Payment, PaymentHeard, "Report a payment outside of XSC.")

@@ -14,7 +14,6 @@ from xsc.api.endpoint import (
     Nothing,
     OfNode,
     OfPeer,
-    file,
     get,
     listing,
     named,
@@ -28,8 +27,6 @@ Moment = Annotated[int, Ge(0), Le(2**63 - 1)]
 Kind = Literal["storage", "compute"]
 Role = Literal["offer", "need"]
 Unit = Literal["bytes", "fuel_per_s"]
-PriceUnit = Literal["GiB_hour", "Gfuel"]
-"""What micro-credits are for: a GiB and hour, or a Gfuel."""
 Window = tuple[int, int]
 """From a moment to another one, which is not part of it."""
 
@@ -72,23 +69,29 @@ class Edit(Statement):
     id: str
 
 
-class Slot(OfNode):
+class Priced(OfNode):
+    """What a node asks or pays for a kind."""
+
+    kind: Kind
+    unit: Unit
+    price_micro: int
+    """The price or reserve, or the most that a need pays."""
+
+
+class Slot(Priced):
     """One slot or need."""
 
     id: Key
     role: Role
     origin: Literal["default", "stated"]
     """Whether its node keeps it at what it has, asks and stores, or somebody stated it."""
-    kind: Kind
     quantity: int
-    unit: Unit
     granted: int | None
     """Of the quantity, what is granted now; null where that is not known here."""
     used: int | None
     """Of what is granted, what is drawn; null where that is not known here."""
-    price_micro: int
-    """The reserve, or the most that a need pays."""
-    price_unit: PriceUnit
+    price_unit: Literal["GiB_hour", "Gfuel"]
+    """What micro-credits are for: a GiB and hour, or a Gfuel."""
     parts: dict[Key, int]
     """Of a need, what of its quantity is of one provider alone, by node."""
     windows: list[Window]
@@ -137,19 +140,16 @@ class Cost(Model):
     total_micro: int
 
 
-class Quote(OfNode):
+class Quote(Priced):
     """What one peer asks."""
 
-    kind: Kind
     tier: str
-    price_micro: int
     price_mutual_micro: int
     price_one_way_micro: int
     reserve_micro: int
     slot: Key
     available: int
     """What of the slot nothing is granted of: bytes, or fuel a second."""
-    unit: Unit
 
 
 class Lease(OfPeer):
@@ -255,19 +255,6 @@ class Tier(Model):
     denominator: int | float
 
 
-class Allocation(OfNode):
-    """What one need has of a slot."""
-
-    tier: str
-    need: Key
-    quantity: int
-    price: int
-    """What is charged: of two stages the mean."""
-    drawn: int
-    granted_ms: int
-    until_ms: int
-
-
 class Pinned(OfNode):
     """What a need has drawn that is granted no more."""
 
@@ -275,13 +262,29 @@ class Pinned(OfNode):
     quantity: int
 
 
-class Cleared(OfNode):
-    """A window of a slot, and what it gives."""
+class Allocation(Pinned):
+    """What one need has of a slot."""
+
+    tier: str
+    price: int
+    """What is charged: of two stages the mean."""
+    drawn: int
+    granted_ms: int
+    until_ms: int
+
+
+class OfSlot(OfNode):
+    """A window of a slot."""
 
     slot: Key
     kind: str
-    rule: str
     window: Window
+
+
+class Cleared(OfSlot):
+    """A window of a slot, and what it gives."""
+
+    rule: str
     clearing: Key
     capacity: int
     tiers: list[Tier]
@@ -322,17 +325,14 @@ class Stamped(OfNode):
     """Nodes of whom its author had heard something that has not been heard of here."""
 
 
-class Entitled(OfNode):
+class Entitled(OfSlot):
     """What one own need has at one slot."""
 
-    slot: Key
     need: Key
-    kind: str
     tier: str | None = None
     quantity: int = 0
     drawn: int
     price: int
-    window: Window
     granted_ms: int | None = None
     until_ms: int
     clearing: Key | None = None
@@ -352,10 +352,10 @@ WITHDRAW = Endpoint("DELETE", "/v1/market/slots/{id}", Id, Id, "Withdraw one.")
 QUOTES = listing("/v1/market/quotes", Nothing, Quote, "Ask all peers for their prices.")
 ESTIMATE = get("/v1/market/estimate", Estimate, Cost, "Say what storage or fuel would cost.")
 LEASES = listing("/v1/market/leases", Nothing, Lease, "List leases in both roles.")
-LEASE = file("/v1/market/leases/{id}", LeaseId, "Return a signed lease.")
-ACCOUNT = file("/v1/market/accounts/{id}", AccountId, "Return a provider's newest voucher.")
+LEASE = get("/v1/market/leases/{id}", LeaseId, bytes, "Return a signed lease.", gives="cbor")
+ACCOUNT = get("/v1/market/accounts/{id}", AccountId, bytes, "Return a voucher.", gives="cbor")
 CLEARINGS = listing("/v1/market/clearings", Nothing, Clearing, "List own clearings.")
-CLEARING = file("/v1/market/clearings/{id}", Id, "Return a clearing record.")
+CLEARING = get("/v1/market/clearings/{id}", Id, bytes, "Return a clearing record.", gives="cbor")
 SHOW = get("/v1/allocation", Nothing, Shown, "Show what was cleared.")
 GROUPS = get("/v1/allocation/groups", Nothing, Groups, "List the groups of nodes.")
 CONSISTENT = listing(

@@ -93,21 +93,27 @@ class Ending(Model):
     """Why the lease was not renewed although it is time to."""
 
 
-class Object(Model):
+class Placed(Model):
+    """Where an object stands."""
+
+    size_bytes: int
+    margin: int
+    """How many more columns may be lost before fewer than k are left; negative: how many lack.
+    In a list by which hosts are up and have not denied the lease, and -1 of what a recovery did
+    not find: it cannot be read, and its code is not known."""
+    ends_ms: int | None
+    """When the first of its leases ends as things stand; null: never."""
+    ending: list[Ending]
+    """The hosts whose leases end soon."""
+
+
+class Object(Placed):
     """One version of a name."""
 
     name: str
     version: int
     capability: str
-    size_bytes: int
     created_ms: int
-    margin: int
-    """By which hosts are up and have not denied the lease; `stat` asks them. -1 of what a recovery
-    did not find: it cannot be read, and its code is not known."""
-    ends_ms: int | None
-    """When the first of its leases ends as things stand; null: never."""
-    ending: list[Ending]
-    """The hosts whose leases end soon."""
 
 
 class Name(Model):
@@ -164,19 +170,14 @@ class Host(Model):
     state: State
 
 
-class Stat(Model):
+class Stat(Placed):
     """What the hosts say of an object."""
 
-    size_bytes: int
     code: Code
     hosts: list[Host]
     readable: bool
-    margin: int
-    """How many more columns may be lost before fewer than k are left; negative: how many lack."""
     healable: bool
     """Whether there are nodes enough to hold what is lost, or the next column that is."""
-    ends_ms: int | None
-    ending: list[Ending]
 
 
 class Check(Capability):
@@ -192,12 +193,10 @@ class Domains(Model):
     unknown: int
 
 
-class BadShard(Model):
+class BadShard(Column):
     """A shard that is not what its manifest says."""
 
     segment: int
-    shard: int
-    node: Key
     reason: str
 
 

@@ -23,13 +23,21 @@ class Spent(Model):
     """What was measured, in threads and jails as well."""
 
 
-class Peer(Model):
-    """One peer."""
+class Probed(Model):
+    """What probes say of one peer."""
 
     id: Key
     name: str = named("id")
-    addresses: list[str]
     state: str
+    availability_ppm: int
+    response_ms: int
+    last_seen_ms: int | None
+
+
+class Peer(Probed):
+    """One peer."""
+
+    addresses: list[str]
     reaches_us: bool | None
     """Whether the peer says that it reaches this node; null before it has said anything."""
     clock_refused: bool
@@ -41,9 +49,6 @@ class Peer(Model):
     """Introductions between the two nodes."""
     confirmed: bool
     """Whether the operator answers for an introduced peer as for an invited one."""
-    availability_ppm: int
-    response_ms: int
-    last_seen_ms: int | None
     recognised_ppm: int
     recognises_ppm: int
     tier: str

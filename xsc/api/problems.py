@@ -10,14 +10,19 @@ from xsc.base.errors import XscError
 CONTENT_TYPE = "application/problem+json"
 
 
-class Problem(Model):
-    """An error."""
+class Fault(Model):
+    """Why something did not come to its end."""
 
     code: str
-    title: str
-    status: int
     detail: str
     hint: str
+
+
+class Problem(Fault):
+    """An error."""
+
+    title: str
+    status: int
     retryable: bool
     retry_after_s: int
 

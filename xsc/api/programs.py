@@ -98,19 +98,13 @@ class Provenance(Model):
     inputs: list[Provenance]
 
 
-REGISTER = Endpoint(
-    "POST", "/v1/programs", Register, Results, "Register a program.", takes="framed", status=201
-)
+REGISTER = post("/v1/programs", Register, Results, "Register one.", takes="framed", status=201)
 LIST = listing("/v1/programs", Nothing, Program, "List the programs.")
 SHOW = get("/v1/programs/{hash}", Hash, Results, "Show what a program computed last.")
 ACTIVATE = post("/v1/programs/{hash}/activate", Hash, Results, "Run a program.")
 DEACTIVATE = post("/v1/programs/{hash}/deactivate", Hash, Results, "Run a program no more.")
 EXEC = post("/v1/programs/{hash}/exec", Hash, Results, "Run a frame of an active program now.")
-STOP = post(
-    "/v1/programs/{hash}/stop", Hash, Results, "Stop a program until the node starts again."
-)
-SET = Endpoint(
-    "PUT", "/v1/programs/{hash}/variables/{name}", Set, Results, "Give a variable a value."
-)
+STOP = post("/v1/programs/{hash}/stop", Hash, Results, "Stop a program until the next start.")
+SET = Endpoint("PUT", "/v1/programs/{hash}/variables/{name}", Set, Results, "Set a variable.")
 WATCH = get("/v1/programs/{hash}/watch", Hash, Results, "Follow the results.", gives="events")
 WHY = get("/v1/provenance", Why, Provenance, "Show what is behind a value.")

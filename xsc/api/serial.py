@@ -85,5 +85,4 @@ def to_text(value: object, name_of: Names | None = None) -> str:
 
 def document(value: object, name_of: Names | None = None) -> dict[str, Any]:
     """Return an answer of the API as its JSON document."""
-    found: dict[str, Any] = json.loads(to_text(value, name_of))
-    return found
+    return dict(json.loads(to_text(value, name_of)))

@@ -10,6 +10,7 @@ from xsc.api.endpoint import Endpoint, Key, Model, Nothing, listing, named, post
 from xsc.api.jobs import Brought
 from xsc.base import limits
 
+Concurrency = Annotated[int, Ge(1), Le(limits.SERVICE_CONCURRENCY_MAX)]
 SERVICE_CONCURRENCY_DEFAULT = 4
 
 WAIT_MS_MAX = 30_000
@@ -21,9 +22,7 @@ class Deploy(Brought):
 
     name: Annotated[str, MaxLen(256)]
     version: Annotated[str, MaxLen(256)] | None = None
-    concurrency: Annotated[int, Ge(1), Le(limits.SERVICE_CONCURRENCY_MAX)] = (
-        SERVICE_CONCURRENCY_DEFAULT
-    )
+    concurrency: Concurrency = SERVICE_CONCURRENCY_DEFAULT
 
 
 State = Literal["serving", "off", "placed", "unpaid"]
@@ -104,9 +103,7 @@ class Served(Model):
     """The signed receipt; empty if nobody pays."""
 
 
-DEPLOY = Endpoint(
-    "POST", "/v1/services", Deploy, Service, "Deploy a module.", takes="framed", status=201
-)
+DEPLOY = post("/v1/services", Deploy, Service, "Deploy a module.", takes="framed", status=201)
 LIST = listing("/v1/services", Nothing, Service, "List the services.")
 ROLLBACK = post("/v1/services/{name}/rollback", Rollback, Service, "Go back to a version.")
 UNDEPLOY = Endpoint("DELETE", "/v1/services/{name}", Named, Undeployed, "Remove a service.")

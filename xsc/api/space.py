@@ -130,7 +130,5 @@ LIST = listing("/v1/space/records", Under, Record, "List records.")
 VERSIONS = listing("/v1/space/versions", At, Record, "List replaced values.", rows="records")
 WATCH = get("/v1/space/watch", Under, Change, "Follow changes.", gives="events")
 STATS = get("/v1/space/stats", Nothing, Stats, "Count what the space holds.")
-DIAGNOSTICS = get(
-    "/v1/space/diagnostics", Nothing, Diagnostics, "Show what is followed and active."
-)
+DIAGNOSTICS = get("/v1/space/diagnostics", Nothing, Diagnostics, "Show what is followed.")
 COMPACT = post("/v1/space/compact", Nothing, Stats, "Drop what need not be kept.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from xsc.api.endpoint import Key, Model, Nothing, get, listing, named
+from xsc.api.endpoint import Key, Model, Nothing, get, listing
+from xsc.api.peers import Probed
 
 
 class PeersStatus(Model):
@@ -30,6 +31,8 @@ class StorageStatus(Model):
     """In own slots whose window is open."""
     granted_bytes: int
     """Of these to needs of others."""
+    disk_free_bytes: int
+    """What the disk has left beside `disk_reserve`."""
 
 
 class TrafficStatus(Model):
@@ -62,13 +65,18 @@ class LeasesStatus(Model):
     """Why, each once."""
 
 
-class Status(Model):
-    """The node."""
+class Version(Model):
+    """What runs."""
 
-    id: Key
     name: str
     version: str
     network: str
+
+
+class Status(Version):
+    """The node."""
+
+    id: Key
     state: Literal["running", "leaving"]
     home: str
     api_url: str
@@ -80,29 +88,17 @@ class Status(Model):
     compute: ComputeStatus
     leases: LeasesStatus
     traffic: TrafficStatus
+    alerts: int
+    """Those that nobody has acknowledged."""
 
 
-class Version(Model):
-    """What runs."""
+class PeerHealth(Probed):
+    """What probes say of one peer, and how it has served."""
 
-    name: str
-    version: str
-    network: str
-
-
-class PeerHealth(Model):
-    """What probes say of one peer."""
-
-    id: Key
-    name: str = named("id")
-    state: str
-    availability_ppm: int
-    response_ms: int
     quality_ppm: int
     probes: int
     misses: int
     wrong: int
-    last_seen_ms: int | None
     skew_ms: int | None
     false_clearing: Key | None
     """A clearing that it signed and that does not recompute."""
@@ -110,6 +106,4 @@ class PeerHealth(Model):
 
 VERSION = get("/v1/version", Nothing, Version, "Say which XSC the node runs.")
 STATUS = get("/v1/status", Nothing, Status, "Say what the node is and does.")
-HEALTH = listing(
-    "/v1/health", Nothing, PeerHealth, "Say what probes found of each peer.", rows="peers"
-)
+HEALTH = listing("/v1/health", Nothing, PeerHealth, "Say what probes found.", rows="peers")

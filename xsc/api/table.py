@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from xsc.api import home, jobs, ledger, market, objects, peers, programs, services, space, status
+from xsc.api import (
+    home,
+    jobs,
+    ledger,
+    market,
+    monitor,
+    objects,
+    peers,
+    programs,
+    services,
+    space,
+    status,
+)
 from xsc.api.endpoint import Endpoint
 
-SUBJECTS = (status, peers, objects, home, jobs, services, space, programs, market, ledger)
+SUBJECTS = (status, monitor, peers, objects, home, jobs, services, space, programs, market, ledger)
 ENDPOINTS: tuple[Endpoint[Any, Any], ...] = tuple(
     each for subject in SUBJECTS for each in vars(subject).values() if isinstance(each, Endpoint)
 )

@@ -6,12 +6,16 @@ knowing `db`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 Change: TypeAlias = "tuple[bytes, bytes | None]"
 """A key and its new value; None deletes it."""
+
+
+Commit: TypeAlias = "Callable[[list[Change]], Awaitable[None]]"
+"""Writes changes, all or none, and returns once they are on the disk."""
 
 
 class KeyValue(Protocol):

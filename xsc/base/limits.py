@@ -15,9 +15,9 @@ GIB = 1024 * MIB
 SEGMENT_BYTES = 4 * MIB
 LEAF_BYTES = 16 * KIB
 INLINE_BYTES_MAX = 4 * KIB
+"""Objects up to this size travel inside the sealed manifest."""
 READ_TOGETHER_MAX = 128
 """Small objects that one call of the API reads."""
-"""Objects up to this size travel inside the sealed manifest."""
 DATA_SHARDS_DEFAULT = 4
 PARITY_SHARDS_DEFAULT = 2
 SHARDS_MAX = 255

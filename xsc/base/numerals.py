@@ -28,43 +28,34 @@ class Format:
     """The shape of an IEEE 754 binary format."""
 
     fraction_bits: int
-    exponent_bits: int
+    ones: int
+    """The exponent field of infinities and NaNs; half of it is added to each exponent."""
 
     @property
-    def bits(self) -> int:
-        """The width."""
-        return self.fraction_bits + self.exponent_bits + 1
-
-    @property
-    def bias(self) -> int:
-        """What is added to an exponent."""
-        return (1 << self.exponent_bits - 1) - 1
-
-    @property
-    def ones(self) -> int:
-        """The exponent field of infinities and NaNs."""
-        return (1 << self.exponent_bits) - 1
+    def sign_bit(self) -> int:
+        """How many bits are below the sign."""
+        return self.fraction_bits + self.ones.bit_length()
 
 
-FORMATS = {"f32": Format(23, 8), "f64": Format(52, 11)}
+FORMATS = {"f32": Format(23, 2**8 - 1), "f64": Format(52, 2**11 - 1)}
 """By type."""
 
 
 def _bits_of(value: Fraction, negative: bool, shape: Format) -> int:
     """Return the bits nearest to |value|, ties to even; infinity beyond the range."""
-    sign = int(negative) << (shape.fraction_bits + shape.exponent_bits)
+    sign, bias = int(negative) << shape.sign_bit, shape.ones >> 1
     magnitude = abs(value)
     if magnitude == 0:
         return sign
     exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
     if magnitude < Fraction(2) ** exponent:
         exponent -= 1
-    exponent = max(exponent, 1 - shape.bias)
+    exponent = max(exponent, 1 - bias)
     # The unit in the last place; round() of a Fraction is to even.
     units = round(magnitude / Fraction(2) ** (exponent - shape.fraction_bits))
     # Carries and subnormals fall out of the addition: the fields are adjacent.
     hidden = 1 << shape.fraction_bits
-    bits = (exponent + shape.bias) * hidden + units - hidden
+    bits = (exponent + bias) * hidden + units - hidden
     return sign | min(bits, shape.ones << shape.fraction_bits)
 
 
@@ -95,16 +86,15 @@ def parse_float(text: str, kind: str) -> int | None:
     if len(text) > CHARS_MAX:
         return None
     shape = FORMATS[kind]
-    sign_bit = shape.fraction_bits + shape.exponent_bits
-    negative = int(text.startswith("-"))
+    sign = int(text.startswith("-")) << shape.sign_bit
     lower = text.lower()
     if _INFINITY.fullmatch(lower):
-        return negative << sign_bit | shape.ones << shape.fraction_bits
+        return sign | shape.ones << shape.fraction_bits
     if match := _NAN.fullmatch(lower):
         payload = int(match[2], 16) if match[2] else 1 << shape.fraction_bits - 1
         if not 0 < payload < 1 << shape.fraction_bits:
             return None
-        return negative << sign_bit | shape.ones << shape.fraction_bits | payload
+        return sign | shape.ones << shape.fraction_bits | payload
     if match := _HEX_FLOAT.fullmatch(text):
         whole, part = match[2], match[3] or ""
         if not whole + part:
@@ -115,7 +105,7 @@ def parse_float(text: str, kind: str) -> int | None:
         value = Fraction(text)
     else:
         return None
-    bits = _bits_of(value, bool(negative), shape)
+    bits = _bits_of(value, bool(sign), shape)
     infinite = bits >> shape.fraction_bits & shape.ones == shape.ones
     return None if infinite else bits
 
@@ -135,7 +125,7 @@ def _shortest_f32(bits: int) -> str:
 def format_float(kind: str, bits: int) -> str:
     """Return the shortest text that `parse_float` reads back as these bits."""
     shape = FORMATS[kind]
-    sign = "-" if bits >> shape.bits - 1 else ""
+    sign = "-" if bits >> shape.sign_bit else ""
     payload = bits & (1 << shape.fraction_bits) - 1
     if bits >> shape.fraction_bits & shape.ones == shape.ones:
         if not payload:

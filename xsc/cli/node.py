@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import cache, partial
@@ -241,6 +241,56 @@ def status(answer: Document) -> None:
             f"leases that end soon: {leases['ending']}, under objects: {leases['objects']}, "
             f"the first {show.moment(leases['first_end_ms'])}: {why}; see: xsc store ls --ending"
         )
+    if answer["alerts"]:
+        show.warn(f"{count_of(answer['alerts'], 'alert')}; see: xsc node alerts")
+
+
+@asks(node, api.monitor.ALERTS)
+def alerts(answer: Document) -> None:
+    """List what needs you: conditions that hold, and those that held since you last looked.
+
+    They stay until you acknowledge them. The setting `notify` names programs and URLs that
+    are told of them.
+    """
+    show.rows(
+        answer["alerts"],
+        "alert about since over what",
+        "nothing needs you",
+        alert="id",
+        about=("name", show.or_dash),
+        since=("since_ms", show.moment),
+        over=lambda row: "-" if row["over_ms"] is None else show.moment(row["over_ms"]),
+        what="says",
+    )
+
+
+@asks(node, api.monitor.ACKNOWLEDGE)
+@argument("id", metavar="[ALERT]", required=False)
+def acknowledge(answer: Document) -> str:
+    """Show ALERT, or all alerts, no longer; one that comes again is shown again."""
+    return f"acknowledged {count_of(answer['alerts'], 'alert')}"
+
+
+@asks(node, api.monitor.HISTORY)
+@option("--since", "within_ms", type=options.DURATION, help="Those of the last so long.  [30d]")
+@option("--points", type=int, help="Thin them out evenly to so many.  [500]")
+def history(answer: Document) -> None:
+    """Show what was measured every minute, for up to 30 days."""
+    show.rows(
+        answer["samples"],
+        "at <used <granted <margin <price <answering <balance",
+        "no sample yet",
+        at=("at_ms", show.moment),
+        answering=lambda row: _mean_share(row["peers"]),
+        balance=lambda row: units.format_credits(sum(p["balance_micro"] for p in row["peers"])),
+    )
+
+
+def _mean_share(peers: Sequence[Document]) -> str:
+    """Return how available peers were, in their mean."""
+    if not peers:
+        return "-"
+    return units.format_share(sum(row["availability_ppm"] for row in peers) // len(peers))
 
 
 @node.command()
@@ -551,8 +601,7 @@ def restore(
     finished; it goes on without FILE, and at each `xsc node start`.
     """
     from xsc.node.daemon import catch_up_home
-    from xsc.node.home.backup import Reader, restore_home, seal_of
-    from xsc.node.home.backup import check as read_through
+    from xsc.node.home.backup import Reader, read_into, restore_home, seal_of
 
     def unlock(line: str) -> KeyPair:
         from xsc.identity import keyfile
@@ -568,7 +617,7 @@ def restore(
         seal = seal_of(reader.head, passphrase=secret, key=key)
         with show.progress("checking" if check else "restoring", None):
             if check:
-                brought = read_through(reader, seal, unlock)
+                brought = read_into(reader, seal, {}, unlock)
             else:
                 brought = restore_home(reader, seal, settings.home, line, unlock)
     elif check or identity is not None or passphrase_file is not None:

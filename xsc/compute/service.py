@@ -49,8 +49,10 @@ class ComputeService:
             leases=leases,
             runner=self.runner,
             streams=self._streams,
-            replicated=replicated.ReplicatedRun(context, leases=leases, evidence=evidence),
             compile_ms=compile_ms,
+        )
+        self._replicated = replicated.ReplicatedRun(
+            context, leases=leases, evidence=evidence, customer=self._customer
         )
 
     async def start(self) -> None:
@@ -98,7 +100,7 @@ class ComputeService:
         on = None if spec.on is None else ids.from_text(spec.on)
         verification = None
         if spec.verify is not None:
-            done, verification = await self._customer.verify(task, quorum.read_quorum(spec.verify))
+            done, verification = await self._replicated.run(task, quorum.read_quorum(spec.verify))
         elif spec.local or on == self.runner.own:
             done = await self.runner.run_here(task, output)
         else:

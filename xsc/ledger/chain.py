@@ -232,6 +232,10 @@ class Chain:
                 await self._keep(self.read(OTHER, seen[seq].seq), half)
                 return
 
+    def conflicts(self) -> int:
+        """Return how many conflicting entries are kept as evidence."""
+        return sum(1 for _ in self.table(CONFLICT))
+
     async def keep_conflict(self, half: Signed[Half], told: Signed[Incarnation] | None) -> None:
         """Keep a half whose xid another half has already, if both are of one incarnation."""
         known = self.read(OTHER, self.state.entries[half.author, half.record.xid].seq)

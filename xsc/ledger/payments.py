@@ -91,6 +91,8 @@ class Payments:
         self._theirs: dict[bytes, tuple[int, bool]] = {}
         """What operators of peers say was paid between us, and whether by them, as heard last."""
         self._lock = asyncio.Lock()
+        self.accounts: dict[bytes, PeerAccount] = {}
+        """The state of this node's account at peers, as they said it last."""
 
     def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers peers, by method."""
@@ -213,10 +215,11 @@ class Payments:
         raw = take_opt_bytes(reply.header, "voucher")
         if payment is not None and payment.is_payer and raw is not None:
             await self._book(peer, payment, raw)
-        return PeerAccount(
+        self.accounts[peer] = found = PeerAccount(
             take_int(reply.header, "limit_micro"),
             take_int(reply.header, "left_micro", least=-limits.AMOUNT_MAX),
         )
+        return found
 
     async def _book(self, peer: bytes, payment: Payment, raw: bytes) -> None:
         """Have a payee's voucher booked: what this node is owed by it is taken off its debt."""

@@ -23,13 +23,14 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 
-from xsc.base import encoding, errors, gather, keyvalue, limits, merkle, turns
+from xsc.base import encoding, errors, fields, gather, keyvalue, limits, merkle, turns
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.log import Log
 from xsc.identity import context, keys
-from xsc.net.calls import batch, frame, quota, sender, server
-from xsc.net.joining import Joining
-from xsc.net.peers import introductions, own_address, roster
+from xsc.identity.envelope import Signed, open_signed
+from xsc.net.calls import batch, frame, quota, sender, server, signing
+from xsc.net.peers import introductions, invitation, own_address, roster
+from xsc.net.peers.roster import AddressRecord, PeerInfo
 from xsc.net.transport.port import Traffic, Transport
 
 BATCH_WAITING_MAX = 1_024
@@ -43,9 +44,9 @@ HALVED_LEAST = 2
 class PeerNet:
     """The peers of a node, and calls in both directions.
 
-    The parts: `roster` (known peers), `joining` (invitations), `own_address` (where this node is),
-    `introductions` (what peers say of themselves and others), `sender` (requests to peers) and
-    `server` (requests of peers).
+    The parts: `roster` (known peers), `own_address` (where this node is), `introductions` (what
+    peers say of themselves and others), `sender` (requests to peers) and `server` (requests of
+    peers).
 
     Args:
         key: this node's identity.
@@ -81,7 +82,6 @@ class PeerNet:
         self._tasks: set[asyncio.Task[None]] = set()
         self._batchers: dict[str, RequestBatcher] = {}
         self.roster = roster.Roster(store, own=key.node_id, own_name=name, clock=clock, log=log)
-        self.roster.on_change(self._peer_changed)
         self.work = turns.PeerWork(executor)
         self.traffic = Traffic()
         self.sender = sender.RequestSender(
@@ -101,16 +101,9 @@ class PeerNet:
         self.introductions = introductions.Introductions(
             self.context, roster=self.roster, accepts=accepts
         )
-        self.joining = Joining(
-            self.context,
-            network_name=network_name,
-            roster=self.roster,
-            sender=self.sender,
-            server=self.server,
-            own_address=self.own_address,
-            introductions=self.introductions,
-            store=store,
-        )
+        self._network_name = network_name
+        self._store = store
+        self.server.answer_joins(self._join)
 
     async def start(self) -> None:
         """Serve."""
@@ -181,12 +174,6 @@ class PeerNet:
                 return await batcher.call(peer, call, header)
         return await self.call_alone(peer, method, header, parts, batcher.timeout_ms)
 
-    def _callable(self, peer: bytes) -> roster.PeerInfo:
-        info = self.roster.info(peer)
-        if info.blocked:
-            raise errors.PeerBlocked(f"the peer {info.name} is blocked here")
-        return info
-
     async def call_alone(
         self,
         peer: bytes,
@@ -196,12 +183,118 @@ class PeerNet:
         timeout_ms: int,
     ) -> frame.Reply:
         """Return a peer's answer to a request of its own, as `call`."""
-        return await self.sender.ask(self._callable(peer), method, header, parts, timeout_ms)
+        info = self.roster.info(peer)
+        if info.blocked:
+            raise errors.PeerBlocked(f"the peer {info.name} is blocked here")
+        return await self.sender.ask(info, method, header, parts, timeout_ms)
 
-    def _peer_changed(self, peer: bytes, what: str) -> None:
-        if what in {"removed", "blocked"}:
-            # What the replay guard saw of it stays, and what it owes.
-            self.sender.answered_at.pop(peer, None)
+    # Invitations
+
+    def invite(self, ttl_ms: int) -> str:
+        """Return an invitation that one node can join by, until the time is up.
+
+        Raises:
+            RateLimited: too many are open.
+            ConfigInvalid: there is no address that an invitation could name.
+        """
+        own = self.own_address.record().record
+        if not own.addresses:
+            raise errors.ConfigInvalid(
+                "this node knows no address at which others could reach it",
+                hint="set advertise to the address or name that reaches this machine from outside",
+            )
+        now_ms = self.context.clock.now_ms()
+        secret = self.context.entropy.token(invitation.SECRET_BYTES)
+        text = invitation.Invitation(
+            node_id=self.context.key.node_id,
+            name=own.name,
+            addresses=own.addresses,
+            fingerprint=own.fingerprint,
+            network=self._network_name,
+            secret=secret,
+            expires_ms=now_ms + ttl_ms,
+        ).to_text()
+        invitation.issue(self._store, secret, expires_ms=now_ms + ttl_ms, now_ms=now_ms)
+        return text
+
+    async def join(self, text: str, name: str | None = None) -> bytes:
+        """Become a peer of the node that issued an invitation; return its id.
+
+        Args:
+            text: the invitation.
+            name: what to call the other node here; its own name otherwise.
+
+        Raises:
+            InvitationInvalid: no invitation, for another network, from this node,
+                expired, used or never issued.
+            PeerSilent: the issuer does not answer.
+        """
+        asked = invitation.from_string(text)
+        if asked.network != self._network_name:
+            raise errors.InvitationInvalid(
+                f"the invitation is for the network '{asked.network}', "
+                f"this node is in '{self._network_name}'"
+            )
+        if asked.node_id == self.context.key.node_id:
+            raise errors.InvitationInvalid("the invitation was issued by this node itself")
+        if self.context.clock.now_ms() >= asked.expires_ms:
+            raise errors.InvitationInvalid("the invitation has expired", hint="ask for another")
+        issuer = PeerInfo(
+            node_id=asked.node_id,
+            name=asked.name,
+            addresses=asked.addresses,
+            fingerprint=asked.fingerprint,
+            added_ms=0,
+        )
+        # Refused here rather than after the secret is used up.
+        self.roster.met(asked.node_id, self.own_address.record().record, name=name)
+        header: dict[str, encoding.Value] = {
+            "secret": asked.secret,
+            "record": self.own_address.record().raw,
+        }
+        reply = await self.sender.ask(issuer, server.JOIN, header, (), limits.PEER_TIMEOUT_MS)
+        self._meet(asked.node_id, self._record_in(reply.header, asked.node_id), name)
+        return asked.node_id
+
+    def _join(
+        self, caller: signing.VerifiedCaller, header: dict[str, encoding.Value]
+    ) -> dict[str, encoding.Value]:
+        """Take the bearer of an invitation as a peer. Awaits nothing: a secret works once."""
+        now_ms = self.context.clock.now_ms()
+        secret = fields.take_bytes(header, "secret", size=invitation.SECRET_BYTES)
+        before = self.roster.get(caller.node_id)
+        known = self.roster.is_peer(caller.node_id)
+        used = invitation.redeem(self._store, secret, caller.node_id, known=known, now_ms=now_ms)
+        # From here on the caller has shown an invitation, and may hear what is wrong.
+        if before is not None and before.blocked:
+            raise errors.PeerBlocked("this node has blocked the caller")
+        if before is None:
+            self.server.admit(caller)
+        record = self._record_in(header, caller.node_id)
+        self.introductions.count_record(caller.node_id)
+        self._meet(caller.node_id, record, also=used)
+        return {"record": self.own_address.record().raw}
+
+    def _record_in(self, header: dict[str, encoding.Value], author: bytes) -> Signed[AddressRecord]:
+        raw = fields.take_bytes(header, "record")
+        return open_signed(raw, AddressRecord, network=self.network, author=author)
+
+    def _meet(
+        self,
+        peer: bytes,
+        signed: Signed[AddressRecord],
+        name: str | None = None,
+        also: keyvalue.Change | None = None,
+    ) -> None:
+        before = self.roster.get(peer)
+        met = self.roster.met(peer, signed.record, name=name, signed=signed.raw)
+        # A peer may show again and again the invitation that it came by: nothing is new then.
+        again = before is not None and also is not None and self._store.get(also[0]) == also[1]
+        self.roster.put(met, *([] if also is None else [also]), sync=not again)
+        if before is None or before.blocked:
+            self.roster.tell(peer, "added")
+        elif before.through is not None or before.introducible != met.introducible:
+            self.roster.tell(peer, "confirmed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +303,6 @@ class _Asked:
     header: dict[str, encoding.Value]
     """The call's, not encoded."""
     deadline_ms: int
-
-    def size_bytes(self) -> int:
-        return self.call.size_bytes
 
 
 class RequestBatcher:
@@ -232,8 +322,8 @@ class RequestBatcher:
         """Of the last request, to whichever peer."""
         self._gather: gather.Gather[bytes, _Asked, frame.Reply] = gather.Gather(
             self._fly,
-            most=half_of if halves else all_of,
-            size_of=_Asked.size_bytes,
+            most=half_of if halves else lambda *_: limits.BATCH_CALLS_MAX,
+            size_of=lambda asked: asked.call.size_bytes,
             size_max=limits.BATCH_BYTES_MAX,
             pause=self._wait,
             spawn=net.spawn,
@@ -294,11 +384,6 @@ class RequestBatcher:
             return await self._net.call_alone(peer, call.method, asked.header, call.parts, left_ms)
         except errors.XscError as fault:
             return fault
-
-
-def all_of(waiting: int, answered: int) -> int:  # noqa: ARG001 (as `half_of`)
-    """Return how many calls may leave as one request."""
-    return limits.BATCH_CALLS_MAX
 
 
 def half_of(waiting: int, answered: int) -> int:

@@ -8,8 +8,9 @@ before it; what it needs of a later one is bound late.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from xsc.market.auction import Bid, reserve
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain
 from xsc.market.service import MarketService
+from xsc.monitor import alerts, events, history, watch
 from xsc.net.service import PeerNet
 from xsc.net.transport.port import Transport
 from xsc.node import circle, directory, jobs, programs, tasks
@@ -217,8 +219,9 @@ class Node:
         self.key = key
         self.network = network
         self.clock = parts.clock
-        self.log = parts.log
-        self.parts = parts
+        self.log = self.events = events.CountedLog(parts.log)
+        self.parts = parts = replace(parts, log=self.events)
+        self.watch = watch.Watch(parts.clock)
         self.tasks = tasks.Tasks(parts.clock, parts.log)
         self.started_ms = parts.clock.monotonic_ms()
         self.api_url = ""
@@ -226,8 +229,10 @@ class Node:
         """Where its files are, set by who starts it there."""
         self.faults: bounded.Bounded[str, Problem] = bounded.Bounded(FAULTS_KEPT)
         """Why answers of the API broke off, by the ids of the requests."""
-        self.failed: asyncio.Future[errors.XscError] = asyncio.get_running_loop().create_future()
-        """Set once the node may not go on, and why."""
+        self.ended: asyncio.Future[errors.XscError | None] = (
+            asyncio.get_running_loop().create_future()
+        )
+        """Set once the node is to stop, to the reason where it may not go on."""
         self._make_net()
         self._make_ledger(recovering=recovering)
         self._make_space()
@@ -236,6 +241,7 @@ class Node:
         self._make_storage()
         self._make_compute()
         self._make_programs()
+        self._make_monitor()
         self._answer_peers()
 
     def _make_net(self) -> None:
@@ -495,7 +501,7 @@ class Node:
             ledger=self.ledger,
             state=parts.stores.state,
             background=self.tasks.once,
-            on_old_copy=self._fail,
+            on_old_copy=self.end,
         )
         self.payments = Payments(
             context,
@@ -553,6 +559,12 @@ class Node:
             functions=functions.Functions(),
         )
         self.cells = CellSyncManager(self.programs, self.space)
+
+    def _make_monitor(self) -> None:
+        """Make what tells the operator, and keeps what was measured."""
+        state, commit = self.parts.stores.state, self._state_commit.commit
+        self.alerts = alerts.Alerts(state, commit, self.clock, self.log, self.config.notify)
+        self.history = history.History(state, commit, self.parts.executor, self.log)
 
     def _answer_peers(self) -> None:
         """Have the services answer what peers ask once they are served, and what this node asks."""
@@ -614,7 +626,7 @@ class Node:
         Raises:
             InvitationInvalid, PeerSilent: the peer does not take it, or does not answer.
         """
-        peer = await self.peers.joining.join(invitation, name)
+        peer = await self.peers.join(invitation, name)
         # Before anything else runs: it is asked before the first write.
         if self.space_store.clock is None:
             await self.space_store.invited_by(peer)
@@ -659,60 +671,56 @@ class Node:
             raise
         for peer in self.peers.peers():
             self.health.watch(peer)
-        self.tasks.start("circle", self.circle.take)
-        self.tasks.start("publish", self.circle.publish)
-        self.tasks.start("seek", self.circle.seek)
+        start = self.tasks.start
+        start("circle", self.circle.take)
+        start("publish", self.circle.publish)
+        start("seek", self.circle.seek)
         self.following.begin()
         await self.programs.open()
         # The allocation is a program, beside its rule.
         own, again = map(programs.allocation_function, (self.allocator.state_of, program.state_of))
         self.allocator.program = self.programs.serve(programs.ALLOCATION, [own], [again])
         self.tasks.once("interval", self.intervals.get)
-        self.tasks.start("space", self.sync.run)
-        self.tasks.start("space_compact", self._compact_space)
-        self.tasks.start("health", self.health.run)
-        self.tasks.start("commitment", self.commitments.run)
-        self.tasks.start("allocator", self.allocator.run)
-        self.tasks.start("signing", self.market.signing.run)
-        self.tasks.start("market", self.market.run)
-        self.tasks.start("ledger", self.ledger.run)
-        self.tasks.start("payments", self.payments.run)
-        self.tasks.start("directory", self.directory.run)
-        self.tasks.start("repair", self.storage.repairer.run)
-        self.tasks.start("custodians", self.storage.assignment.run)
-        self.tasks.start("custody", self.storage.custodian.run)
-        self.tasks.start("repair_in_custody", self.storage.custody_repairer.run)
-        self.tasks.start("drain", self.storage.drain.run)
-        self.tasks.start("services", self.services.run)
-        self.tasks.start("listing", self.listing.run)
-        self.tasks.start("reclaim", self._reclaim)
-        self.tasks.start("sweep", self._sweep)
-        self.tasks.start("unfound", self.storage.adoption.run)
-        self.tasks.start("resume_journals", self.storage.resume_journals.run)
-        self.tasks.start("read_ahead", self.storage.run_read_ahead)
+        self.tasks.once("survey", self.shards.compactor.survey)
+        start("space", self.sync.run)
+        start("health", self.health.run)
+        start("commitment", self.commitments.run)
+        start("allocator", self.allocator.run)
+        start("signing", self.market.signing.run)
+        start("market", self.market.run)
+        start("ledger", self.ledger.run)
+        start("payments", self.payments.run)
+        start("directory", self.directory.run)
+        start("repair", self.storage.repairer.run)
+        start("custodians", self.storage.assignment.run)
+        start("custody", self.storage.custodian.run)
+        start("repair_in_custody", self.storage.custody_repairer.run)
+        start("drain", self.storage.drain.run)
+        start("services", self.services.run)
+        start("listing", self.listing.run)
+        start("unfound", self.storage.adoption.run)
+        start("resume_journals", self.storage.resume_journals.run)
+        start("read_ahead", self.storage.run_read_ahead)
+        self.tasks.every("space_compact", SPACE_COMPACT_INTERVAL_MS, self._compact_space)
+        self.tasks.every("reclaim", RECLAIM_INTERVAL_MS, self._reclaim)
+        self.tasks.every("sweep", SWEEP_INTERVAL_MS, self._sweep)
         self.log.info("node.started", node=self.key.node_id, name=self.config.name)
 
-    async def _reclaim(self) -> None:
+    async def _reclaim(self, *, everything: bool = False) -> None:
         """Return the space of deleted bodies to the disk, while all else runs."""
-        await self.shards.compactor.survey()
-        while True:
-            await self.clock.sleep_ms(RECLAIM_INTERVAL_MS)
-            await self.shards.compactor.compact(lambda: self.clock.sleep_ms(RECLAIM_PAUSE_MS))
+        pause = partial(self.clock.sleep_ms, RECLAIM_PAUSE_MS)
+        await self.shards.compactor.compact(pause, everything=everything)
 
     async def _sweep(self) -> None:
         """Drop what need not be kept, and ask again for deletions that were not confirmed."""
-        while True:
-            await self.clock.sleep_ms(SWEEP_INTERVAL_MS)
-            await self.sweeper.round()
-            await self.storage.retry_deletions()
+        await self.sweeper.round()
+        await self.storage.retry_deletions()
 
     async def _compact_space(self) -> None:
         """Drop old tombstones and versions of the space, and return their room to the disk."""
-        while True:
-            await self.clock.sleep_ms(SPACE_COMPACT_INTERVAL_MS)
-            await self.sync.evict()
-            left = await self.space.compact()
-            self.log.info("space.compacted", records=left.records, disk_bytes=left.disk_bytes)
+        await self.sync.evict()
+        left = await self.space.compact()
+        self.log.info("space.compacted", records=left.records, disk_bytes=left.disk_bytes)
 
     async def collect_garbage(self) -> api.Collected:
         """Do at once what the background does in time.
@@ -723,9 +731,7 @@ class Node:
         swept = await self.sweeper.round(everything=True)
         retried = await self.storage.retry_deletions()
         dead = await self.shards.compactor.survey()
-        await self.shards.compactor.compact(
-            lambda: self.clock.sleep_ms(RECLAIM_PAUSE_MS), everything=True
-        )
+        await self._reclaim(everything=True)
         return api.Collected(
             expired_bytes=swept.expired_bytes,
             leftover_bytes=swept.leftover_bytes,
@@ -736,10 +742,10 @@ class Node:
             reclaimed_bytes=dead,
         )
 
-    def _fail(self, fault: errors.XscError) -> None:
-        """End the node, which may not go on: this home is an old copy."""
-        if not self.failed.done():
-            self.failed.set_result(fault)
+    def end(self, fault: errors.XscError | None = None) -> None:
+        """Have the node stopped; with a fault, since it may not go on."""
+        if not self.ended.done():
+            self.ended.set_result(fault)
 
     async def _confirm_head(self, peer: bytes) -> None:
         """End the node where a peer that came back shows that this home is an old copy."""
@@ -747,7 +753,7 @@ class Node:
             await self.ledger.confirm_head([peer])
         except errors.LedgerDamaged as fault:
             self.log.error("node.home_is_an_old_copy", fault=fault.message)
-            self._fail(fault)
+            self.end(fault)
 
     def _recognition_changed(self) -> None:
         self.following.recognised()
@@ -782,12 +788,9 @@ class Node:
     async def stop_recovering(self) -> None:
         """End a node that was never started: it only asked its peers."""
         await self.tasks.stop()
-        await self.peers.stop()
-        await self.ledger.close()
-        await self._state_commit.settle()
-        await self.space.close()
-        self.parts.executor.close()
-        self.parts.stores.close()
+        await self._close(
+            self.peers.stop, self.ledger.close, self._state_commit.settle, self.space.close
+        )
 
     async def stop(self) -> None:
         """Serve nobody any more, end the loops, let what runs finish, close the stores."""
@@ -796,7 +799,7 @@ class Node:
         await self.tasks.stop()
         await self.services.stop()
         self.sync.end()
-        for close in (
+        await self._close(
             # It settles what is owed, which needs the peers.
             self.market.close,
             self.peers.stop,
@@ -805,11 +808,15 @@ class Node:
             self.space.close,
             self._state_commit.settle,
             self.shards.close,
-        ):
+        )
+        self.log.info("node.stopped", node=self.key.node_id)
+
+    async def _close(self, *services: Callable[[], Awaitable[None]]) -> None:
+        """Close services in their order, and then what they have used."""
+        for close in services:
             try:
                 await close()
             except errors.XscError as fault:  # a full disk keeps nothing else open
                 self.log.warning("node.not_closed", reason=fault.message)
         self.parts.executor.close()
         self.parts.stores.close()
-        self.log.info("node.stopped", node=self.key.node_id)

@@ -166,7 +166,7 @@ class CircleSync:
             values |= self._changed_members()
         if values:
             await self._before_write()
-            await self._space.write(values)
+            await self._space.put_all(values)
 
     def _changed_members(self) -> dict[str, bytes | None]:
         """Return what to write so that exactly those are published that this node introduces.

@@ -7,8 +7,8 @@ names the file and line, the variable or the flag, and what was expected.
 
 from __future__ import annotations
 
-import os
 import re
+import shlex
 import socket
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +34,10 @@ _ADDRESS = re.compile(
 )
 
 
+_BETWEEN_TARGETS = re.compile(r",(?=\s*(?:exec:|https?:))")
+_TARGET_URL = re.compile(
+    r"https://[!-~]{1,1000}|http://(?:127\.0\.0\.1|\[::1\]|localhost)[:/][!-~]{0,1000}"
+)
 _UNIT = re.compile("_(ms|ppm|bytes|micro|mfuel)$")
 
 
@@ -78,6 +82,27 @@ def _listener(text: str) -> str:
 
 def _addresses(text: str) -> tuple[str, ...]:
     return tuple(_address(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _targets(text: str) -> tuple[str, ...]:
+    """Return programs and URLs that are told of alerts."""
+    found = tuple(each.strip() for each in _BETWEEN_TARGETS.split(text) if each.strip())
+    for each in found:
+        if each.startswith("exec:"):
+            if not _words(each.removeprefix("exec:")):
+                raise ArgumentInvalid("expected a program behind exec:")
+        elif not _TARGET_URL.fullmatch(each):
+            raise ArgumentInvalid(
+                "expected exec:PROGRAM or https://HOST/…; http:// only for this machine"
+            )
+    return found
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as fault:
+        raise ArgumentInvalid(f"expected a command: {fault}") from None
 
 
 def _choice(*choices: str) -> Callable[[str], str]:
@@ -136,6 +161,8 @@ class Setting:
     """Its field without the unit, if nothing else is said."""
     field: str = ""
     meaning: str = ""
+    file_only: bool = False
+    """Whether neither a flag nor the environment may set it: it starts programs."""
 
 
 class Config(BaseModel, frozen=True, use_attribute_docstrings=True, arbitrary_types_allowed=True):
@@ -155,10 +182,15 @@ class Config(BaseModel, frozen=True, use_attribute_docstrings=True, arbitrary_ty
     """address and port of services, or a port on this machine; off if empty"""
     services_url: Annotated[str, Setting("", _url)]
     """external URL of services, if they are behind a proxy"""
+    metrics_listen: Annotated[str, Setting("", _listener)]
+    """address and port of metrics for a scraper elsewhere, or a port on this machine; if empty,
+    the API alone has them"""
     advertise: Annotated[tuple[str, ...], Setting("", _addresses)]
     """addresses announced to peers, comma-separated, instead of peer_listen"""
     accept_peers: Annotated[str, Setting("introduced", _choice("introduced", "invited"))]
     """introduced: friends of friends become peers, too; invited: only by an invitation"""
+    notify: Annotated[tuple[str, ...], Setting("", _targets, file_only=True)]
+    """who is told of alerts: programs as exec:PROGRAM ARGUMENT, and URLs; in config.toml alone"""
     site: Annotated[str, Setting("", _label)]
     """failure domain: the place of the node"""
     owner: Annotated[str, Setting("", _label)]
@@ -335,10 +367,18 @@ def _given(
     for variable, text in environment.items():
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _NOT_KEYS:
             where = f"the variable {variable}"
-            yield _known(variable.removeprefix(ENVIRONMENT_PREFIX).lower(), where), text, where
+            yield _outside(variable.removeprefix(ENVIRONMENT_PREFIX).lower(), where), text, where
     for name, text in flags.items():
         where = f"the flag --{name.replace('_', '-')}"
-        yield _known(name, where), text, where
+        yield _outside(name, where), text, where
+
+
+def _outside(name: str, where: str) -> Setting:
+    """Return a setting that may be given outside of the settings file."""
+    found = _known(name, where)
+    if found.file_only:
+        raise ConfigInvalid(f"{where}: '{name}' is set in config.toml alone")
+    return found
 
 
 def load(home: Path, environment: Mapping[str, str], flags: Mapping[str, str]) -> Config:
@@ -420,8 +460,3 @@ def check_capacity(
         held = units.format_size(held_bytes)
         return f"{text} room for {units.format_size(room)}, of which {held} are in use"
     return ""
-
-
-def from_environment(home: Path, flags: Mapping[str, str]) -> Config:
-    """Return the settings, with the variables of this process."""
-    return load(home, os.environ, flags)

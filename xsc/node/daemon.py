@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from xsc.api import endpoint, table
+from xsc.api.monitor import METRICS
 from xsc.base import errors, ids, limits, units
 from xsc.compute.worker import code_cache, pool
 from xsc.identity import keyfile
@@ -30,12 +31,15 @@ from xsc.node import system
 from xsc.node.api import app, serving
 from xsc.node.api.deployments import ServiceListener
 from xsc.node.build import Node, Parts
-from xsc.node.config import Config, from_environment
+from xsc.node.config import Config, load
 from xsc.node.home import folder as homes
 from xsc.node.home import recover, stores
 from xsc.node.logging import JsonLog, SentenceLog
+from xsc.node.routes import monitor
 from xsc.terms.quote import UNITS
 
+SCRAPERS_MAX = 16
+"""Connections to `metrics_listen`."""
 API_CONNECTIONS_MAX = 512
 """Connections from this machine to the API."""
 
@@ -69,7 +73,7 @@ def _open(path: Path, passphrase: str, flags: Mapping[str, str]) -> tuple[homes.
     The automatic capacity is chosen once: half of what is free now would shrink with every
     start of a node that fills up. A port that the system gave stays, so that peers find it.
     """
-    config = from_environment(path, flags)
+    config = load(path, os.environ, flags)
     home = homes.open_home(path, passphrase)
     os.umask(0o077)
     capacity = homes.capacity_of(path, config.storage_capacity_bytes)
@@ -137,39 +141,19 @@ def _publish(node: Node, home: Path, token: str) -> None:
         _say(f"services at {node.services.registry.url}/fn/OWNER/NAME")
 
 
-def _ended_by_signal() -> asyncio.Event:
-    """Return an event that SIGTERM and SIGINT set."""
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    return ended
-
-
-async def _until_ended(node: Node, ended: asyncio.Event) -> None:
-    """Return when the event is set.
-
-    Raises:
-        XscError: the node may not go on.
-    """
-    told = asyncio.ensure_future(ended.wait())
-    await asyncio.wait((told, node.failed), return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
-    node.log.info("node.stopping")
-    if node.failed.done():
-        raise node.failed.result()
-
-
 async def serve(home: homes.Home, config: Config) -> None:
     """Run a node until the process is told to end."""
     log = JsonLog(system.SystemClock(), config.log_level)
     logging.getLogger().addHandler(app.Reports(log))
-    fault = homes.capacity_fault(home.path, config.storage_capacity_bytes, config.disk_reserve_ppm)
-    if fault:
-        log.warning("storage.capacity_beyond_disk", fault=fault)
+    lack = homes.capacity_fault(home.path, config.storage_capacity_bytes, config.disk_reserve_ppm)
+    if lack:
+        log.warning("storage.capacity_beyond_disk", fault=lack)
     node = _node(home, config, log)
-    ended = _ended_by_signal()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, node.end)
     await node.start()
+    node.tasks.start("watch", node.watch.run)
+    node.tasks.start("monitor", partial(monitor.run, node))
     # What a start leaves stays to the end: it need not be looked through for garbage again
     # and again, nor what requests make as often as for a small program.
     gc.freeze()
@@ -179,15 +163,28 @@ async def serve(home: homes.Home, config: Config) -> None:
     token = ids.to_text(system.SystemEntropy().token(homes.TOKEN_BYTES))
     most = min(API_CONNECTIONS_MAX, most)
     node.home = home.path
+    answer = app.application(
+        serving.Server(node, ANSWERS).routes(),
+        token,
+        log,
+        node.peer_names,
+        {METRICS.path: [homes.metrics_token(home.path)]},
+    )
     api = HttpServer(
-        app.application(serving.Server(node, ANSWERS).routes(), token, log, node.peer_names),
-        bounds.Gate(most=most, share=most, idle_ms=app.KEEP_ALIVE_MS),
-        open_paths=app.OPEN,
+        answer, bounds.Gate(most=most, share=most, idle_ms=app.KEEP_ALIVE_MS), open_paths=app.OPEN
+    )
+    metrics = HttpServer(
+        app.only(METRICS.path, answer),
+        bounds.Gate(most=SCRAPERS_MAX, share=SCRAPERS_MAX, idle_ms=app.KEEP_ALIVE_MS),
     )
     supervisor = system.Supervisor(log)
     try:
         host, port = addresses.split(config.api_listen)
         node.api_url = f"http://{host}:{await api.start(host, port, 'api_listen')}"
+        if config.metrics_listen:
+            host, port = addresses.split(config.metrics_listen)
+            port = await metrics.start(host, port, "metrics_listen")
+            _say(f"metrics at http://{host}:{port}{METRICS.path}")
         if config.services_listen:
             host, port = addresses.split(config.services_listen)
             found = f"http://{host}:{await services.start(host, port)}"
@@ -196,16 +193,20 @@ async def serve(home: homes.Home, config: Config) -> None:
         _publish(node, home.path, token)
         supervisor.tell(system.READY)
         assuring = asyncio.create_task(supervisor.assure())
-        await _until_ended(node, ended)
+        fault = await node.ended
+        node.log.info("node.stopping")
+        if fault is not None:
+            raise fault
         assuring.cancel()
         supervisor.tell(system.STOPPING)
     finally:
         homes.unpublish(home.path)
         api.end()
+        metrics.end()
         node.space.end_watches()
         node.programs.end_watches()
         await asyncio.gather(api.answered(SHUTDOWN_TIMEOUT_MS), services.stop())
-        await api.stop(CANCEL_TIMEOUT_MS)
+        await asyncio.gather(api.stop(CANCEL_TIMEOUT_MS), metrics.stop(CANCEL_TIMEOUT_MS))
         await node.stop()
 
 
@@ -235,6 +236,15 @@ async def _come_back(
         await node.stop_recovering()
     homes.finish(home.path)
     return done
+
+
+def _go_on(
+    path: Path, passphrase: str, places: Sequence[str] = (), *, without_silent: bool = False
+) -> tuple[str, recover.Returned]:
+    home, config = _open(path, passphrase, {})
+    log = SentenceLog(system.SystemClock())
+    back = _come_back(home, config, log, places, without_silent=without_silent)
+    return ids.to_text(home.key.node_id), asyncio.run(back)
 
 
 def recover_home(
@@ -279,9 +289,7 @@ def recover_home(
             raise errors.HomeInvalid(
                 f"no recovery was begun at {path}", hint="give the exported key file, too"
             )
-        home, config = _open(path, passphrase, {})
-        log = SentenceLog(system.SystemClock())
-        return ids.to_text(home.key.node_id), asyncio.run(_come_back(home, config, log, places))
+        return _go_on(path, passphrase, places)
 
 
 def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> recover.Returned:
@@ -295,9 +303,7 @@ def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> recov
             raise errors.HomeInvalid(
                 f"no restore is to be finished at {path}", hint="give the backup, too"
             )
-        home, config = _open(path, passphrase, {})
-        log = SentenceLog(system.SystemClock())
-        return asyncio.run(_come_back(home, config, log, without_silent=without_silent))
+        return _go_on(path, passphrase, without_silent=without_silent)[1]
 
 
 def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from xsc.base import clock, limits
 from xsc.base.bounded import Bounded
@@ -79,20 +80,7 @@ class StoredInput:
     size_bytes: int
     reference: bytes = field(repr=False)
     spared: Mapping[bytes, int]
-    _capability: str = field(repr=False)
-    _storage: StorageService = field(repr=False)
-    _content: bytes | None = field(repr=False)
-
-    async def read(self) -> bytes:
-        """Return its content."""
-        if self._content is None:
-            self._content = await _content(self._storage, self._capability)
-        return self._content
-
-
-async def _content(storage: StorageService, capability: str) -> bytes:
-    reader = await storage.open(capability)
-    return b"".join([chunk async for chunk in reader.stream()])
+    read: Callable[[], Coroutine[Any, Any, bytes]] = field(repr=False)
 
 
 class JobInputs:
@@ -119,18 +107,18 @@ class JobInputs:
 
     async def _input(self, name: str, capability: str, referred: Referred) -> StoredInput:
         content: bytes | None = None
+
+        async def read() -> bytes:
+            nonlocal content
+            if content is None:
+                reader = await self._storage.open(capability)
+                content = b"".join([chunk async for chunk in reader.stream()])
+            return content
+
         digest = self._digests.get(referred.manifest_hash)
         if digest is None:
-            content = await _content(self._storage, capability)
-            digest = await clock.run_sized(self._executor, len(content), digest_of, content)
+            found = await read()
+            digest = await clock.run_sized(self._executor, len(found), digest_of, found)
             self._digests.put(referred.manifest_hash, digest)
-        return StoredInput(
-            name,
-            digest,
-            referred.size_bytes,
-            referred.reference,
-            referred.spared,
-            capability,
-            self._storage,
-            content,
-        )
+        size_bytes, reference = referred.size_bytes, referred.reference
+        return StoredInput(name, digest, size_bytes, reference, referred.spared, read)

@@ -31,6 +31,16 @@ class Tasks:
         """Run a loop until its task is cancelled; one that fails runs again after a pause."""
         return self._run(name, self._keep(name, loop))
 
+    def every(self, name: str, pause_ms: int, work: Callable[[], Awaitable[object]]) -> None:
+        """Run something again and again, each time after a pause."""
+
+        async def loop() -> None:
+            while True:
+                await self._clock.sleep_ms(pause_ms)
+                await work()
+
+        self.start(name, loop)
+
     def once(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
         """Run something once in the background; a fault is reported and not repeated."""
 

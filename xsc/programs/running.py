@@ -19,7 +19,7 @@ from xsc.base.clock import Clock
 from xsc.base.errors import NotFound, StoreDamaged, XscError
 from xsc.base.log import Log
 from xsc.identity.envelope import Signed
-from xsc.programs import limits, runtime
+from xsc.programs import limits
 from xsc.programs.compile import CompiledProgram
 from xsc.programs.document import ModuleCall, Variable
 from xsc.programs.frame import Call, Execution, Fault, FrameResult, Given, external_value
@@ -116,13 +116,7 @@ class Frames:
         StoreDamaged: what was kept of it does not fit it.
     """
 
-    def __init__(
-        self,
-        program: CompiledProgram,
-        space: Space,
-        recorder: Recorder,
-        swapped: runtime.RuntimeState | None = None,
-    ) -> None:
+    def __init__(self, program: CompiledProgram, space: Space, recorder: Recorder) -> None:
         self.program = program
         self.fault = ""
         """Why it does not run, or ''."""
@@ -133,11 +127,11 @@ class Frames:
         """How it stood when it was written last."""
         self._saving = b""
         self.execution: Execution
-        self._begin(swapped)
+        self._begin()
 
-    def _begin(self, swapped: runtime.RuntimeState | None = None) -> None:
+    def _begin(self) -> None:
         """Go on from what the last written frame has kept."""
-        self.execution = Execution.begin(self.program, swapped)
+        self.execution = Execution.begin(self.program)
         raw = self._kept(UserSpacePaths.state(self.program.hash))
         self._saved = None if raw is None else self.execution.restore(raw, self._kept)
         for name, (variable, _) in self.program.variables.items():
@@ -241,9 +235,9 @@ class ServedProgram(Frames):
         self._given: Mapping[str, Value] = {}
         super().__init__(program, space, recorder)
 
-    def _begin(self, swapped: runtime.RuntimeState | None = None) -> None:
+    def _begin(self) -> None:
         try:
-            super()._begin(swapped)
+            super()._begin()
         except StoreDamaged as fault:
             self._is_damaged, self.fault = True, f"{fault.code}: {fault.message}"
         self._result = None
@@ -284,11 +278,7 @@ class RunningProgram(Frames):
     """A program between its activation and its deactivation."""
 
     def __init__(
-        self,
-        program: CompiledProgram,
-        ports: Ports,
-        modules: Mapping[bytes, bytes],
-        swapped: runtime.RuntimeState | None = None,
+        self, program: CompiledProgram, ports: Ports, modules: Mapping[bytes, bytes]
     ) -> None:
         self.oscillates = False
         self._ports = ports
@@ -318,14 +308,14 @@ class RunningProgram(Frames):
             if variable.merge == "last":
                 cell = variable.name.partition(".")[0]
                 self._last.setdefault(cell, []).append(variable.name)
-        super().__init__(program, ports.space, ports.recorder, swapped)
+        super().__init__(program, ports.space, ports.recorder)
 
     def _owner_of(self, variable: Variable) -> bytes:
         return variable.owner if isinstance(variable.owner, bytes) else self._owner
 
-    def _begin(self, swapped: runtime.RuntimeState | None = None) -> None:
+    def _begin(self) -> None:
         """Go on from what the last frame wrote; what has changed since is pending."""
-        super()._begin(swapped)
+        super()._begin()
         read: dict[str, Entry | Fault | None] = {
             name: self._have(variable)
             for name, (variable, _) in self.program.variables.items()

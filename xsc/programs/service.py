@@ -250,12 +250,13 @@ class ComputeRuntimeManager:
             if program in self._running:
                 return
             swapped = self._swapped(compiled)
-            running = RunningProgram(compiled, self._ports, self._modules, swapped)
+            running = RunningProgram(compiled, self._ports, self._modules)
             mark = UserSpacePaths.active_program(program)
             writes: Writes = {mark: compiled.program.document.id.encode()}
             writes |= self._list_reader(program, running.subscribed)
             if swapped is not None:
-                writes |= state_write(program, swapped.frame_id, running.execution.save())
+                saved = frame.Execution.begin(compiled, swapped).save()
+                writes |= state_write(program, swapped.frame_id, saved)
             await self._space.put_all(writes)
             # Anew from the space: nobody heard what changed while it was written.
             self._run(program)

@@ -103,7 +103,7 @@ class SpaceService:
             SpaceExhausted: a quota would be passed.
         """
         self._check_put(path, value)
-        return (await self.write({path: value}))[path]
+        return (await self._store.put({path: value}))[path]
 
     async def put_all(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         """Write several values, all or none, and return their sequences; None deletes.
@@ -114,7 +114,7 @@ class SpaceService:
         """
         for path, value in values.items():
             self._check_put(path, value)
-        return await self.write(values)
+        return await self._store.put(values)
 
     def _check_put(self, path: str, value: bytes | None) -> None:
         if fault := paths.fault_of(path):
@@ -136,16 +136,7 @@ class SpaceService:
             NotFound: nothing is there.
         """
         self._check_put(path, None)
-        return (await self.write({path: None}))[path]
-
-    async def write(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
-        """Write values of XSC's own, all or none; None deletes. Return their sequences.
-
-        Raises:
-            NotFound: nothing is at a path that is to be deleted.
-            SpaceExhausted: a quota would be passed.
-        """
-        return await self._store.put(values)
+        return (await self._store.put({path: None}))[path]
 
     # Values of any owner
 

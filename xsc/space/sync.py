@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from xsc.base import encoding, errors, merkle
 from xsc.base.clock import Clock, event_within
@@ -32,7 +32,7 @@ from xsc.space.record import (
     check_value,
     open_dated,
 )
-from xsc.space.service import SpaceService
+from xsc.space.replicas import Taken
 from xsc.space.store import SpaceStore
 
 MALFORMED = (errors.RecordInvalid, errors.FrameInvalid, errors.TooLarge, errors.SignatureInvalid)
@@ -50,6 +50,24 @@ Followed: TypeAlias = "tuple[bytes, str]"
 """An owner and a section."""
 Offered: TypeAlias = "tuple[Signed[SpaceRecord], bytes | None]"
 """A record that was verified, with its value where that came along."""
+
+
+class Space(Protocol):
+    """What subscriptions need of the node's space."""
+
+    async def take(
+        self, owner: bytes, offered: Sequence[Offered], listed: table.Repair | None = None
+    ) -> Taken:
+        """Adopt verified records of another owner."""
+
+    def has_schema(self, path: str) -> bool:
+        """Say whether values at a path are checked, and so needed to store their records."""
+
+    def tell(self, change: Change) -> None:
+        """Tell a change that is stored."""
+
+    def on_change(self, told: Callable[[Change], None]) -> None:
+        """Call a function with every change that is stored from now on."""
 
 
 @dataclass(slots=True)
@@ -81,7 +99,7 @@ class SpaceSync:
 
     def __init__(
         self,
-        space: SpaceService,
+        space: Space,
         store: SpaceStore,
         caller: Caller,
         clock: Clock,

@@ -13,7 +13,6 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from xsc.api import objects as shown
-from xsc.api.market import PassedOver
 from xsc.base import errors, keyvalue, limits, peering
 from xsc.base.ids import short
 from xsc.base.turns import sliced
@@ -48,27 +47,11 @@ from xsc.storage.transfer import deep_read, get, read_ahead_cache
 from xsc.storage.transfer.host_client import HostClient, together
 from xsc.storage.transfer.journal import Kept, ResumeJournal, ResumeJournals
 from xsc.storage.transfer.locality import Referred, open_reference, refer, spared_bytes
-from xsc.storage.transfer.put import Upload
+from xsc.storage.transfer.put import Upload, Uploaded
 from xsc.terms.storage_receipt import DeletionReceipt
 
 UNFOUND_MARGIN = -1
 """Of an object that a recovery did not find."""
-
-
-@dataclass(frozen=True, slots=True)
-class PutResult:
-    """An object that was stored."""
-
-    capability: str
-    size_bytes: int
-    hosts: tuple[bytes, ...]
-    """The node of each column."""
-    warnings: list[str]
-    survives: durability.Contract
-    """How many nodes, sites and owners can be lost, whichever they are."""
-    version: int = 1
-    """Its number under the name."""
-    passed_over: tuple[PassedOver, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +260,7 @@ class StorageService:
         contract: durability.Contract | None = None,
         code: tuple[int, int] = (4, 2),
         resume: bytes | None = None,
-    ) -> PutResult:
+    ) -> Uploaded:
         """Store a stream; return once every host has confirmed with a receipt.
 
         Args:
@@ -318,15 +301,7 @@ class StorageService:
             version = await self.catalogue.add(done, name, await journal.forget())
         for warning in done.warnings:
             self._context.log.warning("storage.put_warning", warning=warning)
-        return PutResult(
-            capability=done.capability.to_text(),
-            size_bytes=done.size_bytes,
-            hosts=done.placement.columns,
-            warnings=done.warnings,
-            survives=done.survives.shown_for(contract),
-            version=version,
-            passed_over=done.passed_over,
-        )
+        return replace(done, version=version)
 
     async def _kept(self, resume: bytes, journal: ResumeJournal) -> Kept | None:
         """Return what a put can go on with."""
@@ -353,7 +328,7 @@ class StorageService:
         verify = parse_verify(entry.capability)
         others = {item.node for item in entry.held} - {self._own}
         try:
-            for node in others:
+            for node in sorted(others):
                 if await self._client.find(node, verify.locate, ref) is not None:
                     return False
         except errors.XscError:

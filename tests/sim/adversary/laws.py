@@ -457,7 +457,7 @@ class Oracle:
 
     def all_live(self) -> None:
         for index in self.up():
-            failed = self.world.nodes[index].failed
+            failed = self.world.nodes[index].ended
             if failed.done():
                 expect(False, "alive", f"node-{index} ends: {failed.result().message}")
         for index, log in self.logs.items():

@@ -457,7 +457,7 @@ class Play:
         """Say in the adversary's own space where it is, and whom it introduces."""
         path, value = published(self.forge)
         self.tell(f"the adversary publishes {len(value)} bytes at {path}")
-        self.do(self.node(FOE).space.write({path: value}))
+        self.do(self.node(FOE).space_store.put({path: value}))
 
     def offer(self) -> None:
         """Have somebody need something, and offer it in many short windows or new slots."""

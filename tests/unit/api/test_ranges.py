@@ -7,7 +7,6 @@ from xsc.api.ranges import (
     content_range,
     from_header,
     read_content_range,
-    resolve,
 )
 from xsc.base.errors import ArgumentInvalid, RangeUnsatisfiable
 
@@ -27,17 +26,17 @@ def test_every_small_range_is_the_bytes_of_the_rfc(size):
         empty = first is None and last is None
         if empty or (first is not None and last is not None and first > last):
             with pytest.raises(ArgumentInvalid):
-                resolve(text, size)
+                from_header(f"bytes={text}", size)
             continue
         expected = model(first, last, size)
         if expected:
-            start, stop = resolve(text, size)
+            start, stop = from_header(f"bytes={text}", size)
             assert list(range(start, stop)) == expected
             answer = content_range(start, stop, size)
             assert read_content_range(answer) == (start, size)
         else:
             with pytest.raises(RangeUnsatisfiable, match=f"{size} bytes"):
-                resolve(text, size)
+                from_header(f"bytes={text}", size)
 
 
 @pytest.mark.parametrize("text", ["", "-", "1", "1-2,3-4", "a-", "1 -2", "٣-٤", "1-2\n", "9" * 20])

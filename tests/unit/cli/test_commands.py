@@ -955,6 +955,7 @@ def test_status(xsc, stand_in):
             "reserved_bytes": 0,
             "offered_bytes": 2**31,
             "granted_bytes": 2**30,
+            "disk_free_bytes": 2**34,
         },
         "compute": {
             "workers": 2,

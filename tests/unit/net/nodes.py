@@ -127,7 +127,7 @@ async def acquainted(*nodes: Node) -> None:
         await node.net.start()
     for index, node in enumerate(nodes):
         for other in nodes[:index]:
-            await other.net.joining.join(node.net.joining.invite(HOUR_MS))
+            await other.net.join(node.net.invite(HOUR_MS))
 
 
 def part(data: bytes) -> Part:

@@ -378,12 +378,12 @@ async def test_one_stranger_leaves_room_for_others_to_join(memory):
     bert = Node(memory, "bert")
     await bert.net.start()
     flood = Outsider(bert)
-    invited = bert.net.joining.invite(HOUR_MS)
+    invited = bert.net.invite(HOUR_MS)
     for _ in range(2 * UNKNOWN_AN_ADDRESS_A_SECOND_MAX):
         await flood.send(flood.request("peers.join"))
     anna = Node(memory, "anna")
     await anna.net.start()
-    assert await anna.net.joining.join(invited) == bert.id
+    assert await anna.net.join(invited) == bert.id
     await anna.net.stop()
     await bert.net.stop()
 
@@ -653,8 +653,8 @@ async def test_a_peer_can_be_given_a_name(memory):
     await acquainted(anna, bert)
     await carl.net.start()
     with pytest.raises(ArgumentInvalid):
-        await anna.net.joining.join(carl.net.joining.invite(HOUR_MS), "bert")
-    await anna.net.joining.join(carl.net.joining.invite(HOUR_MS), "friend")
+        await anna.net.join(carl.net.invite(HOUR_MS), "bert")
+    await anna.net.join(carl.net.invite(HOUR_MS), "friend")
     assert anna.net.roster.find("friend") == carl.id
     assert carl.net.roster.info(anna.id).name == "anna"
 
@@ -676,7 +676,7 @@ async def test_a_removed_peer_is_gone_and_can_be_invited_again(nodes):
     bert.net.roster.remove(anna.id)
     with pytest.raises(PeerUnknown):
         bert.net.roster.info(anna.id)
-    await anna.net.joining.join(bert.net.joining.invite(HOUR_MS))
+    await anna.net.join(bert.net.invite(HOUR_MS))
     await anna.net.call(bert.id, "test.echo", {})
     assert await wire.error(before) is ReplayRefused
     assert bert.changes == [(anna.id, "added"), (anna.id, "removed"), (anna.id, "added")]
@@ -687,7 +687,7 @@ async def test_a_blocked_peer_does_not_come_back_by_an_invitation(nodes):
     anna, bert = nodes
     bert.net.roster.block(anna.id)
     with pytest.raises(PeerBlocked):
-        await anna.net.joining.join(bert.net.joining.invite(HOUR_MS))
+        await anna.net.join(bert.net.invite(HOUR_MS))
     assert bert.changes[-1] == (anna.id, "blocked")
     assert (bert.net.peers(), bert.net.roster.all_peers()) == ([], [anna.id])
     await bert.restart()
@@ -697,7 +697,7 @@ async def test_a_blocked_peer_does_not_come_back_by_an_invitation(nodes):
 async def test_who_blocked_the_issuer_and_joins_it_after_all_unblocks_it(nodes):
     anna, bert = nodes
     anna.net.roster.block(bert.id)
-    await anna.net.joining.join(bert.net.joining.invite(HOUR_MS))
+    await anna.net.join(bert.net.invite(HOUR_MS))
     assert anna.net.peers() == [bert.id]
     assert anna.changes[-1] == (bert.id, "added")
 
@@ -748,7 +748,7 @@ async def test_address_records_without_end_are_not_written_without_end(nodes):
 
 async def test_an_invitation_that_is_used_again_and_again_is_not_written_without_end(nodes):
     anna, bert = nodes
-    secret = from_string(anna.net.joining.invite(HOUR_MS)).secret
+    secret = from_string(anna.net.invite(HOUR_MS)).secret
     wire, count = Outsider(anna, bert.key), synced_writes(anna)
     header = {"secret": secret, "record": bert.net.own_address.record().raw}
     statuses = [

@@ -159,7 +159,7 @@ async def test_nobody_carries_another_record_or_one_of_others(group, path):
     for friend in group.friends:
         await friend.leave()
     before = bea.has(cid, path)
-    await cid.space.write({path: b"x"})
+    await cid.store.put({path: b"x"})
     entry = cid.space.get(path)
     header = {
         "cursors": [],
@@ -185,12 +185,12 @@ async def test_a_published_record_that_is_not_the_owners_own_changes_nothing(gro
     before = ada.node.net.roster.info(bea.id)
     lies = [address(bea.node, cid.node.key, seq=2**60), b"x", address(bea.node, key("unknown"))]
     for number, lie in enumerate(lies, 1):
-        await bea.space.write({ADDRESS: lie})
+        await bea.store.put({ADDRESS: lie})
         await settle()
         assert ada.node.net.roster.info(bea.id) == before
         assert [peer for peer, _ in ada.blamed] == [bea.id] * number
     old = address(bea.node, bea.node.key, addresses=("old:1",), seq=0)
-    await bea.space.write({ADDRESS: old})
+    await bea.store.put({ADDRESS: old})
     await settle()
     assert ada.node.net.roster.info(bea.id) == before
     assert len(ada.blamed) == len(lies)
@@ -203,7 +203,7 @@ async def test_address_records_without_end_are_taken_later(group):
     for number in range(ADDRESSES_A_PEER_MAX + 8):
         last = f"bea:{number + 2}"
         raw = address(bea.node, bea.node.key, addresses=(last,), seq=2**50 + number)
-        await bea.space.write({ADDRESS: raw})
+        await bea.store.put({ADDRESS: raw})
         await settle()
     assert ada.address_of(bea) == f"bea:{ADDRESSES_A_PEER_MAX + 1}"
     await group.pass_ms(ADDRESSES_MS + SEEK_INTERVAL_MS)
@@ -266,7 +266,7 @@ async def test_who_is_introduced_is_told_of_the_others_and_they_of_it():
         await friend.node.net.start()
         friend.start()
     for other in (bea, cid):
-        await other.node.net.joining.join(ada.node.net.joining.invite(HOUR_MS))
+        await other.node.net.join(ada.node.net.invite(HOUR_MS))
     await group.pass_ms(2 * RETRY_MS)
     assert bea.knows(cid.node.key)
     assert cid.knows(bea.node.key)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from xsc.base import encoding, errors, fields, ids, limits, merkle, peering
 from xsc.base.clock import run_sized
@@ -120,11 +120,11 @@ class ServiceHolder:
             if service is None or not self.holds(owner, name):
                 return Served(fault_answer(404, "there is no such service here"))
             try:
-                turns = await self._take_turn(service)
+                await self._take_turn(service)
             except errors.RateLimited as fault:
                 service.refused += 1
                 return Served(fault_answer(429, fault.message, retry_after_s=_RETRY_S))
-            task = asyncio.create_task(self._work(service, turns, request))
+            task = asyncio.create_task(self._work(service, request))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             task.add_done_callback(lambda _: done())
@@ -134,24 +134,19 @@ class ServiceHolder:
         # It goes on where the caller goes away.
         return await asyncio.shield(task)
 
-    async def _take_turn(self, service: ServiceEntry) -> asyncio.Semaphore:
-        """Return what a request holds, once it may run beside the others of its service.
+    async def _take_turn(self, service: ServiceEntry) -> None:
+        """Return once a request may run beside the others of its service, and count it.
 
         Raises:
             RateLimited: too many wait already, or it waited for too long.
         """
-        if service.turns.locked() and service.waiting >= SERVICE_QUEUE_MAX:
+        if not service.has_turn() and service.waiting >= SERVICE_QUEUE_MAX:
             raise errors.RateLimited(f"{SERVICE_QUEUE_MAX} requests wait for this service already")
         service.waiting += 1
         try:
-            async with asyncio.timeout(SERVICE_WAIT_MS_MAX / 1000):
-                while True:
-                    turns = service.turns
-                    await turns.acquire()
-                    if turns is service.turns:
-                        return turns
-                    # Another concurrency was deployed meanwhile: its turns count.
-                    turns.release()
+            async with asyncio.timeout(SERVICE_WAIT_MS_MAX / 1000), service.turn:
+                await service.turn.wait_for(service.has_turn)
+                service.running += 1
         except TimeoutError:
             raise errors.RateLimited(
                 f"no request could be taken within {SERVICE_WAIT_MS_MAX} ms"
@@ -159,13 +154,9 @@ class ServiceHolder:
         finally:
             service.waiting -= 1
 
-    async def _work(
-        self, service: ServiceEntry, turns: asyncio.Semaphore, request: wagi.Request
-    ) -> Served:
-        signed = service.active
-        service.running += 1
+    async def _work(self, service: ServiceEntry, request: wagi.Request) -> Served:
         try:
-            return await self._served(service, signed, request)
+            return await self._served(service, service.active, request)
         except (errors.UnavailableError, errors.RateLimited) as fault:
             service.refused += 1
             retry_after_s = fault.retry_after_s or _RETRY_S
@@ -180,7 +171,7 @@ class ServiceHolder:
             return Served(fault_answer(502, f"the service cannot run: {fault.message}"))
         finally:
             service.running -= 1
-            turns.release()
+            await service.look_again()
 
     async def _served(
         self, service: ServiceEntry, signed: Signed[Deployment], request: wagi.Request
@@ -215,9 +206,16 @@ class ServiceHolder:
         finally:
             self._book.used_compute(lease_id, steps, used)
         response = rules.answer_of(receipt.outcome, done.stdout)
-        row = pages.noted(request, response.status, done.stderr, done.receipt.raw if paid else b"")
-        number = max(service.last + 1, self._clock.now_ms())
-        row = replace(pages.row_of(receipt, record.version, row), number=number)
+        row = pages.row_of(
+            receipt,
+            record.version,
+            done.receipt.raw if paid else b"",
+            number=max(service.last + 1, self._clock.now_ms()),
+            method=request.method,
+            path=request.raw_path,
+            status=response.status,
+            note=done.stderr[-pages.SERVICE_NOTE_BYTES_MAX :].decode("utf-8", "replace"),
+        )
         if self._registry.get(service.key) is service:
             try:
                 self._registry.add(service, [row])
@@ -309,7 +307,7 @@ class ServiceHolder:
         if len(parts) != with_module:
             raise errors.RecordInvalid("the request lacks the module or has a part too many")
         rules.check_received(record)
-        self._check_lease(lease_id, record)
+        self._book.compute_terms(lease_id, record.owner, rules.steps_of(record))
         key = (caller, record.name)
         async with self._registry.changing.of(key):
             service = self._registry.get(key)
@@ -333,27 +331,24 @@ class ServiceHolder:
             service = self._registry.new(key)
         elif record.generation <= service.active.record.generation:
             raise errors.RecordInvalid("a later deployment of this service is held here")
-        if self._registry.has_module(record.module):
+        known, module = self._registry.has_module(record.module), b""
+        if known:
             module = await self._registry.module(record.module, record.owner)
-            self._registry.check_room(key, record.module, len(module))
         elif parts:
             module = bytes(parts[0].data)
-            self._registry.check_room(key, record.module, len(module))
-            if await run_sized(self._executor, len(module), digest_of, module) != record.module:
-                raise errors.RecordInvalid("the module is not the one that the deployment names")
-            rules.check_program(await self._executor.run(program.read, module))
-        else:
-            self._registry.check_room(key, record.module, 0)
-            raise errors.ModuleUnknown("this node does not have the module")
-        await self._runner.prepare(record.module, module, record.owner)
-        await self._registry.keep(service, signed, module)
+        with self._registry.room_for(key, record.module, len(module)):
+            if not known and not parts:
+                raise errors.ModuleUnknown("this node does not have the module")
+            if not known:
+                if await run_sized(self._executor, len(module), digest_of, module) != record.module:
+                    raise errors.RecordInvalid(
+                        "the module is not the one that the deployment names"
+                    )
+                rules.check_program(await self._executor.run(program.read, module))
+            await self._runner.prepare(record.module, module, record.owner)
+            await self._registry.keep(service, signed, module)
         self._log.info("compute.service_held", owner=ids.short(record.owner), name=record.name)
         return service
-
-    def _check_lease(self, lease_id: bytes, record: Deployment) -> None:
-        """Return if a request can be run under the lease."""
-        steps = rules.steps_of(record)
-        self._book.compute_terms(lease_id, record.owner, steps)
 
     def _held(self, caller: bytes, header: dict[str, encoding.Value]) -> ServiceEntry:
         service = self._registry.get((caller, fields.take_str(header, "name")))

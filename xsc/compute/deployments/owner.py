@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from xsc.base import clock, encoding, errors, ids, merkle
+from xsc.base import clock, encoding, errors, fields, ids, merkle
 from xsc.base.limits import (
     LEASE_TIMEOUT_MS,
     PEER_TIMEOUT_MS,
     SERVICE_COLLECT_TIMEOUT_MS,
+    SERVICE_PAGE_ROWS_MAX,
     SERVICE_RATE_MS,
     SERVICE_RATES_MAX,
 )
@@ -107,7 +108,6 @@ class ServiceOwner:
                     f"'{name}' is deployed at {ids.short(known.active.record.provider)}",
                     hint="undeploy it there first, or choose another name",
                 )
-            self._registry.check_room(key, digest, len(module))
             now_ms = self._clock.now_ms()
             record = Deployment(
                 owner=self._own,
@@ -131,7 +131,8 @@ class ServiceOwner:
                     f"version {record.version} of '{name}' is another deployment already",
                     hint="choose another name for this version",
                 )
-            return await self._activate(key, record, module)
+            with self._registry.room_for(key, digest, len(module)):
+                return await self._activate(key, record, module)
 
     async def rollback(self, name: str, to: str | None = None) -> ServiceEntry:
         """Go back to a version: requests that run end with the one that they began with.
@@ -318,18 +319,24 @@ class ServiceOwner:
                 },
                 timeout_ms=SERVICE_COLLECT_TIMEOUT_MS,
             )
-            page = pages.read_page(reply.header)
-            service.starved = page.starved
-            service.lease_end_ms = self._clock.monotonic_ms() + page.lease_left_ms
-            if service.url != page.url:
-                service.url = page.url
+            rows = [
+                LogRow.from_value(row)
+                for row in fields.take_list(reply.header, "rows", most=SERVICE_PAGE_ROWS_MAX)
+            ]
+            more = fields.take_bool(reply.header, "more")
+            service.starved = fields.take_bool(reply.header, "starved")
+            left_ms = fields.take_int(reply.header, "lease_left_ms")
+            service.lease_end_ms = self._clock.monotonic_ms() + left_ms
+            url = pages.url_in(reply.header)
+            if service.url != url:
+                service.url = url
                 self._registry.changed.set()
-            if page.rows:
-                await self._pay(service, page.rows)
+            if rows:
+                await self._pay(service, rows)
             service.fault = ""
             took_ms = self._clock.monotonic_ms() - began_ms
             # Requests wait for another lease: it is taken at once, and not again in this turn.
-            goes_on = (page.rows and page.more) or (page.starved and before == service.lease_id)
+            goes_on = (rows and more) or (service.starved and before == service.lease_id)
             if not goes_on or took_ms >= SERVICE_COLLECT_TIMEOUT_MS:
                 return
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from xsc.base import encoding, errors, fields, ids, limits
 from xsc.compute.deployments import wagi
@@ -19,22 +19,11 @@ SERVICE_NOTE_BYTES_MAX = 1 * limits.KIB
 
 _PATH_CHARS_MAX = 256
 _URL_CHARS_MAX = 512
+_NUMBER_MAX = 2**62
+"""Of a row: a time in milliseconds, or so many more than the last one."""
 UNPAID_TRAPS = ("cancelled", "compile_limit")
 """How no request can end that is billed: its module was compiled when it was deployed."""
 _URL = re.compile(r"https?://[!-~]+")
-
-
-@dataclass(frozen=True, slots=True)
-class ReceiptPage:
-    """What a holder answers to an owner that collects receipts."""
-
-    rows: tuple[LogRow, ...]
-    more: bool
-    """Whether the holder has more rows."""
-    starved: bool
-    """Whether a request found no room under the lease."""
-    lease_left_ms: int
-    url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +44,6 @@ class ReceiptClaim:
     def steps(self) -> int:
         """The fuel steps that the receipt bills."""
         return billed_steps(self.order.record, self.receipt.outcome, self.receipt.observed)
-
-
-def read_page(header: Mapping[str, encoding.Value]) -> ReceiptPage:
-    """Return the page of a reply.
-
-    Raises:
-        RecordInvalid: it is malformed.
-    """
-    rows = fields.take_list(header, "rows", most=limits.SERVICE_PAGE_ROWS_MAX)
-    return ReceiptPage(
-        tuple(LogRow.from_value(fields.take_map({"row": item}, "row")) for item in rows),
-        fields.take_bool(header, "more"),
-        fields.take_bool(header, "starved"),
-        fields.take_int(header, "lease_left_ms"),
-        url_in(header),
-    )
 
 
 def url_in(header: Mapping[str, encoding.Value]) -> str:
@@ -126,7 +99,17 @@ def open_claims(
         if failed and row.status < 500:
             raise errors.ReceiptInvalid("it says that a request was answered which failed")
         order = standing_order(deployment, receipt.request, receipt.outcome.input)
-        claims.append(ReceiptClaim(row_of(receipt, signed.version, row), receipt, order, signed))
+        told = row_of(
+            receipt,
+            signed.version,
+            row.receipt,
+            number=row.number,
+            method=row.method,
+            path=row.path,
+            status=row.status,
+            note=row.note,
+        )
+        claims.append(ReceiptClaim(told, receipt, order, signed))
     return claims
 
 
@@ -167,45 +150,41 @@ def plan_payment(
 def _is_told(row: LogRow) -> bool:
     """Say whether the fields that no receipt covers are what a holder notes of a request."""
     return (
-        row.method in wagi.METHODS
+        row.number < _NUMBER_MAX
+        and row.method in wagi.METHODS
         and 200 <= row.status < 600
         and len(row.path) <= _PATH_CHARS_MAX
         and len(row.note) <= SERVICE_NOTE_BYTES_MAX
     )
 
 
-def noted(request: wagi.Request, status: int, stderr: bytes, receipt: bytes) -> LogRow:
-    """Return a row with what no receipt says; `row_of` puts in the rest."""
-    return LogRow(
-        number=0,
-        at_ms=0,
-        request_id="",
-        version="",
-        method=request.method,
-        path=request.raw_path[:_PATH_CHARS_MAX],
-        status=status,
-        fuel_used=0,
-        memory_peak_bytes=0,
-        wall_ms=0,
-        amount_micro=0,
-        trap="",
-        note=stderr[-SERVICE_NOTE_BYTES_MAX:].decode("utf-8", "replace"),
-        receipt=receipt,
-    )
-
-
-def row_of(receipt: ExecutionReceipt, version: str, noted: LogRow) -> LogRow:
-    """Return the row of a receipt: what is billed is taken from it, the rest from `noted`."""
+def row_of(
+    receipt: ExecutionReceipt,
+    version: str,
+    raw: bytes,
+    *,
+    number: int,
+    method: str,
+    path: str,
+    status: int,
+    note: str,
+) -> LogRow:
+    """Return the row of a request: what is billed is taken from its receipt."""
     assert receipt.request is not None
     told = receipt.outcome
-    return replace(
-        noted,
+    return LogRow(
+        number=number,
         at_ms=receipt.request.created_ms,
+        request_id=ids.to_text(receipt.request.nonce),
         version=version,
+        method=method,
+        path=path[:_PATH_CHARS_MAX],
+        status=status,
         fuel_used=told.fuel_used,
         memory_peak_bytes=told.memory_peak_bytes,
         wall_ms=receipt.observed.wall_ms,
         amount_micro=receipt.amount_micro,
         trap=told.trap or "",
-        request_id=ids.to_text(receipt.request.nonce),
+        note=note,
+        receipt=raw,
     )

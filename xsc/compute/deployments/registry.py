@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -72,8 +73,8 @@ class ServiceEntry:
     rows: int = 0
     last: int = 0
     """The number of the newest row."""
-    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
-    """A request that runs holds one of the active deployment's `concurrency`."""
+    turn: asyncio.Condition = field(default_factory=asyncio.Condition)
+    """Told when `has_turn` may have changed."""
     running: int = 0
     waiting: int = 0
     called: asyncio.Event = field(default_factory=asyncio.Event)
@@ -101,15 +102,14 @@ class ServiceEntry:
     failures: int = 0
     refused: int = 0
 
-    def take(self, versions: dict[str, Signed[Deployment]]) -> None:
-        """Take other versions; what runs keeps the place that it has."""
-        before = self.active.record.concurrency if self.versions else 0
-        self.versions = versions
-        if self.active.record.concurrency != before:
-            old, self.turns = self.turns, asyncio.Semaphore(self.active.record.concurrency)
-            # Who waits for a turn goes on to wait for one of these.
-            for _ in range(self.waiting):
-                old.release()
+    def has_turn(self) -> bool:
+        """Return whether another request may run beside those that do."""
+        return self.running < self.active.record.concurrency
+
+    async def look_again(self) -> None:
+        """Have those that wait for a turn look again."""
+        async with self.turn:
+            self.turn.notify_all()
 
     @property
     def active(self) -> Signed[Deployment]:
@@ -148,6 +148,8 @@ class ServiceRegistry:
         self._services: dict[store.ServiceKey, ServiceEntry] = {}
         self._sizes: dict[bytes, int] = {}
         """The size in bytes of each kept module."""
+        self._promised: dict[store.ServiceKey, tuple[bytes, int]] = {}
+        """The modules of services that are being deployed, and their sizes."""
         self._modules = modules
         self._writing = asyncio.Lock()
         """Held while it is decided which modules are written and dropped; never over a call."""
@@ -164,7 +166,7 @@ class ServiceRegistry:
             if service is None:
                 rows, last = self.store.numbers(key)
                 service = self._services[key] = self.new(key, rows, last)
-            service.take({**service.versions, signed.record.version: signed})
+            service.versions[signed.record.version] = signed
         for service in self._services.values():
             service.since = rules.first_generation(service.versions.values())
         self._sizes = self.store.modules()
@@ -199,44 +201,54 @@ class ServiceRegistry:
         """Say whether a module of that SHA-256 is kept."""
         return digest in self._sizes
 
-    def check_room(self, key: store.ServiceKey, digest: bytes, size_bytes: int) -> None:
-        """Return if there is room for a deployment and its module.
+    @contextmanager
+    def room_for(self, key: store.ServiceKey, digest: bytes, size_bytes: int) -> Iterator[None]:
+        """Keep room for a deployment and its module until it is kept itself, or given up.
 
         Raises:
             SpaceExhausted: there are too many services or modules already.
         """
-        if key not in self._services and len(self._services) >= SERVICES_MAX:
+        self._promised[key] = digest, size_bytes
+        try:
+            self._check_room(key)
+            yield
+        finally:
+            del self._promised[key]
+
+    def _check_room(self, key: store.ServiceKey) -> None:
+        sizes = {**self._sizes, **dict(self._promised.values())}
+        modules = {
+            service.key: {signed.record.module for signed in service.versions.values()}
+            for service in self._services.values()
+        }
+        for promised, (module, _) in self._promised.items():
+            modules.setdefault(promised, set()).add(module)
+        if len(modules) > SERVICES_MAX:
             raise SpaceExhausted(
                 f"this node holds {SERVICES_MAX} services already",
                 hint="its operator can remove some: `xsc compute ls`, `xsc compute undeploy`",
             )
         if key[0] != self._own:
-            self._check_peer_room(key, digest, size_bytes)
-        held = sum(self._sizes.values())
-        if digest not in self._sizes and held + size_bytes > SERVICE_MODULES_BYTES_MAX:
+            theirs = [used for other, used in modules.items() if other[0] == key[0]]
+            if len(theirs) > SERVICES_A_PEER_MAX:
+                raise SpaceExhausted(f"this node holds {SERVICES_A_PEER_MAX} services of yours")
+            held = sum(sizes.get(module, 0) for module in set().union(*theirs))
+            if held > SERVICE_MODULES_A_PEER_BYTES_MAX:
+                raise SpaceExhausted(
+                    f"the modules of your services, all their versions, are bounded to "
+                    f"{SERVICE_MODULES_A_PEER_BYTES_MAX} bytes",
+                    hint="remove a service that is not used any more: `xsc compute undeploy`",
+                )
+        if sum(sizes.values()) > SERVICE_MODULES_BYTES_MAX:
             raise SpaceExhausted(
                 f"the modules of all services are bounded to {SERVICE_MODULES_BYTES_MAX} bytes",
                 hint="deploy a smaller module, or at another node",
             )
 
-    def _check_peer_room(self, key: store.ServiceKey, digest: bytes, size_bytes: int) -> None:
-        services = [each for each in self._services.values() if each.key[0] == key[0]]
-        if key not in self._services and len(services) >= SERVICES_A_PEER_MAX:
-            raise SpaceExhausted(f"this node holds {SERVICES_A_PEER_MAX} services of yours")
-        mine = {signed.record.module for each in services for signed in each.versions.values()}
-        held = sum(self._sizes.get(module, 0) for module in mine - {digest})
-        if held + size_bytes > SERVICE_MODULES_A_PEER_BYTES_MAX:
-            raise SpaceExhausted(
-                f"the modules of your services, all their versions, are bounded to "
-                f"{SERVICE_MODULES_A_PEER_BYTES_MAX} bytes",
-                hint="remove a service that is not used any more: `xsc compute undeploy`",
-            )
-
     async def keep(self, service: ServiceEntry, signed: Signed[Deployment], module: bytes) -> None:
         """Keep a deployment, which becomes the active one, and drop the oldest versions.
 
-        Raises:
-            SpaceExhausted: other deployments took the room meanwhile.
+        Its room is kept by `room_for`.
         """
         record = signed.record
         versions = {**service.versions, record.version: signed}
@@ -245,17 +257,17 @@ class ServiceRegistry:
         for version in dropped:
             del versions[version]
         async with self._writing:
-            self.check_room(service.key, record.module, len(module))
             new = None if record.module in self._sizes else module
             await self._executor.run(self.store.keep, signed, new, dropped)
             self._sizes[record.module] = len(module)
             service.since = service.since or record.generation
-            service.take(versions)
+            service.versions = versions
             self._services[service.key] = service
             self._modules.put(record.module, module, record.owner, len(module))
             self._drop_modules()
             self.changed.set()
             self._on_change()
+        await service.look_again()
 
     async def drop(self, service: ServiceEntry) -> None:
         """Remove a service with its versions, its log and modules that no other uses."""

@@ -188,16 +188,6 @@ def answer_of(outcome: execution.Outcome, stdout: bytes) -> Response:
     return read
 
 
-def check_module_size(size_bytes: int) -> None:
-    """Return if a module is within its bound.
-
-    Raises:
-        TooLarge: it is not.
-    """
-    if size_bytes > limits.MODULE_BYTES_MAX:
-        raise errors.TooLarge(f"a module is bounded to {limits.MODULE_BYTES_MAX} bytes")
-
-
 def is_same_version(a: Deployment, b: Deployment) -> bool:
     """Say whether two deployments are the same version: all fields but the time of signing."""
     moment = {"generation": 1, "created_ms": 0}

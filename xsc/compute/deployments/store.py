@@ -1,7 +1,7 @@
 """What a node keeps of services, in the state database.
 
     services/held/<owner><name>\\0<version>       the signed deployment, whole
-    services/module/<hash><place>                MODULE_PIECE_BYTES of a module, place 4 bytes
+    services/module/<hash>                       a module
     services/log/<owner><name>\\0<number>         one request, number 8 bytes
 
 A deployment and the module that it names are written together and synced; rows
@@ -12,22 +12,21 @@ read. Numbers are big-endian, so that keys are in their order.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, Final, get_type_hints
 
 from xsc.api.services import Served
-from xsc.base import errors, fields, limits
+from xsc.base import errors, limits
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.deployment import Deployment
 
-MODULE_PIECE_BYTES = limits.MIB
 _HELD: Final = b"services/held/"
 _MODULE: Final = b"services/module/"
 _LOG: Final = b"services/log/"
 _ROW_VERSION: Final = 1
-_HASH_BYTES = 32
 
 ServiceKey = tuple[bytes, str]
 """Owner and name."""
@@ -38,35 +37,24 @@ class LogRow(Served):
 
     def to_value(self) -> dict[str, Value]:
         """Return the row as plain values."""
-        return {"v": _ROW_VERSION, **{name: getattr(self, name) for name in _FIELDS}}
+        return {"v": _ROW_VERSION, **asdict(self)}
 
-    @classmethod
-    def from_value(cls, value: Value) -> LogRow:
-        """Return the row that plain values describe.
+    @staticmethod
+    def from_value(value: Value) -> LogRow:
+        """Return the row that plain values describe; nothing in it is bounded.
 
         Raises:
             RecordInvalid: it is none, or of another version.
         """
         if not isinstance(value, dict) or value.get("v") != _ROW_VERSION:
             raise errors.RecordInvalid("this is no row of a service's log that is known here")
-        if set(value) != {"v", *_FIELDS}:
+        named: dict[str, Any] = {name: item for name, item in value.items() if name != "v"}
+        if {name: type(item) for name, item in named.items()} != _TYPES:
             raise errors.RecordInvalid("a row of a service's log has other fields than it should")
-        numbers = {name: fields.take_int(value, name) for name in _NUMBERS}
-        texts = {name: fields.take_str(value, name, most=4096) for name in _TEXTS}
-        return cls(**numbers, **texts, receipt=fields.take_bytes(value, "receipt"))  # type: ignore[arg-type]
+        return LogRow(**named)
 
 
-_NUMBERS = (
-    "number",
-    "at_ms",
-    "status",
-    "fuel_used",
-    "memory_peak_bytes",
-    "wall_ms",
-    "amount_micro",
-)
-_TEXTS = ("version", "method", "path", "trap", "note", "request_id")
-_FIELDS = (*_NUMBERS, *_TEXTS, "receipt")
+_TYPES: Final = get_type_hints(Served)
 
 
 def _service(key: ServiceKey) -> bytes:
@@ -76,13 +64,6 @@ def _service(key: ServiceKey) -> bytes:
 
 def _row_key(key: ServiceKey, number: int) -> bytes:
     return _LOG + _service(key) + number.to_bytes(8, "big")
-
-
-def _pieces(module: bytes) -> Iterator[Change]:
-    digest = hashlib.sha256(module).digest()
-    for place, start in enumerate(range(0, len(module), MODULE_PIECE_BYTES)):
-        piece = module[start : start + MODULE_PIECE_BYTES]
-        yield _MODULE + digest + place.to_bytes(4, "big"), piece
 
 
 class ServiceStore:
@@ -119,7 +100,9 @@ class ServiceStore:
         """Keep a deployment and its new module, and drop other versions: all or nothing."""
         record = signed.record
         key = (record.owner, record.name)
-        changes: list[Change] = [] if module is None else list(_pieces(module))
+        changes: list[Change] = []
+        if module is not None:
+            changes.append((_MODULE + record.module, module))
         changes.append((self._held(key, record.version), signed.raw))
         changes += [(self._held(key, version), None) for version in dropped]
         self._state.write(changes, sync=True)
@@ -142,9 +125,8 @@ class ServiceStore:
         Raises:
             StoreDamaged: what is there is not the module.
         """
-        start = _MODULE + digest
-        module = b"".join(piece for _, piece in self._state.scan(start, prefix_end(start)))
-        if not module:
+        module = self._state.get(_MODULE + digest)
+        if module is None:
             return None
         if hashlib.sha256(module).digest() != digest:
             raise errors.StoreDamaged("the module of a service is damaged", hint="deploy it again")
@@ -152,17 +134,12 @@ class ServiceStore:
 
     def modules(self) -> dict[bytes, int]:
         """Return the size in bytes of each module."""
-        sizes: dict[bytes, int] = {}
-        for key, piece in self._state.scan(_MODULE, prefix_end(_MODULE)):
-            digest = key[len(_MODULE) : len(_MODULE) + _HASH_BYTES]
-            sizes[digest] = sizes.get(digest, 0) + len(piece)
-        return sizes
+        found = self._state.scan(_MODULE, prefix_end(_MODULE))
+        return {key[len(_MODULE) :]: len(module) for key, module in found}
 
     def drop_module(self, digest: bytes) -> None:
         """Drop a module."""
-        start = _MODULE + digest
-        found = [key for key, _ in self._state.scan(start, prefix_end(start))]
-        self._state.write([(key, None) for key in found], sync=False)
+        self._state.write([(_MODULE + digest, None)], sync=False)
 
     # The log
 

@@ -10,20 +10,18 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from xsc.base import clock, errors, jobs, limits, merkle, peering
+from xsc.base import clock, errors, limits, merkle, peering
 from xsc.base.bounded import Bounded
 from xsc.base.encoding import Value
 from xsc.compute.jobs import locality, output_buffer, receipts, tasks
 from xsc.compute.jobs.executor import RUN
-from xsc.compute.jobs.quorum import Quorum
-from xsc.compute.jobs.replicated import ReplicatedRun, ReplicatedTask
 from xsc.compute.jobs.replies import Asked, Delivered, read_reply
 from xsc.compute.jobs.runner import JobRunner, brought
 from xsc.compute.jobs.streams import RemoteOutput, settle_output
 from xsc.compute.ports import ComputeLease, ComputeLeases, InputObject
 from xsc.compute.worker.quick import PATIENCE_MS, QuickFunctions
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed, sign
+from xsc.identity.envelope import Signed
 from xsc.terms.execution import Order
 
 RATE_PAUSE_MS = 100
@@ -31,7 +29,7 @@ RATE_PAUSE_MS = 100
 
 
 @dataclass(slots=True)
-class _Purchase:
+class Purchase:
     """A task that is being bought."""
 
     task: tasks.Task
@@ -52,7 +50,6 @@ class JobCustomer:
         leases: ComputeLeases,
         runner: JobRunner,
         streams: RemoteOutput,
-        replicated: ReplicatedRun,
         compile_ms: int,
     ) -> None:
         """`runner` runs what this node orders from itself; `compile_ms` as for the service."""
@@ -60,7 +57,6 @@ class JobCustomer:
         self._leases = leases
         self._runner = runner
         self._streams = streams
-        self._replicated = replicated
         self._compile_ms = compile_ms
         self._holders = locality.ModuleHolders()
         self._quick = QuickFunctions()
@@ -81,7 +77,7 @@ class JobCustomer:
         last: errors.XscError | None = None
         # As a rule, a module that some provider has need not be paid for again.
         compiling = not self._holders.of(task.module_hash)
-        purchase = _Purchase(task, output, now() + task.wait_ms)
+        purchase = self.purchase(task, output)
         for _ in range(limits.PROVIDERS_TRIED_MAX):
             steps_max = task.steps(compiling=compiling)
             lease = await self._leases.lease_compute(
@@ -94,10 +90,10 @@ class JobCustomer:
                 return await self._runner.run_here(task, output)
             # A second try under the same lease sends the same order: it is run once.
             if lease.lease_id not in ordered:
-                ordered[lease.lease_id] = await self._runner.order(task, lease.node, lease.lease_id)
+                ordered[lease.lease_id] = await self.order(task, lease)
             order = ordered[lease.lease_id]
             try:
-                done = await self._bought(purchase, lease, order, steps_max)
+                done = await self.bought(purchase, lease, order, steps_max)
             except (errors.PeerSilent, errors.SandboxFailed, errors.RateLimited) as fault:
                 self._context.log.warning(
                     "compute.order_not_run", provider=lease.node.hex(), reason=fault.code
@@ -122,28 +118,18 @@ class JobCustomer:
         assert last is not None
         raise last
 
-    async def verify(self, task: tasks.Task, quorum: Quorum) -> tuple[Delivered, jobs.Verification]:
-        """Run a task on several providers, and pay those that agree.
+    def purchase(
+        self, task: tasks.Task, output: output_buffer.OutputBuffer | None = None
+    ) -> Purchase:
+        """Begin to buy a task."""
+        return Purchase(task, output, self._context.clock.monotonic_ms() + task.wait_ms)
 
-        Raises:
-            NoOffers, NoAgreement, PeerSilent: as `ReplicatedRun.run`.
-        """
-        until_ms = self._context.clock.monotonic_ms() + task.wait_ms
-        purchase, steps_max = _Purchase(task, None, until_ms), task.steps(compiling=True)
+    async def order(self, task: tasks.Task, lease: ComputeLease) -> Signed[Order]:
+        """Return an order for a task under a lease."""
+        return await self._runner.order(task, lease.node, lease.lease_id)
 
-        async def order(lease: ComputeLease, like: Order | None) -> Signed[Order]:
-            if like is None:
-                return await self._runner.order(task, lease.node, lease.lease_id)
-            made = like.model_copy(update={"provider": lease.node, "lease_id": lease.lease_id})
-            return sign(made, self._context.key, self._context.network)
-
-        async def ask(lease: ComputeLease, signed: Signed[Order]) -> Delivered:
-            return await self._bought(purchase, lease, signed, steps_max)
-
-        return await self._replicated.run(ReplicatedTask(steps_max, order, ask), quorum)
-
-    async def _bought(
-        self, purchase: _Purchase, lease: ComputeLease, order: Signed[Order], steps_max: int
+    async def bought(
+        self, purchase: Purchase, lease: ComputeLease, order: Signed[Order], steps_max: int
     ) -> Delivered:
         """Return what a provider delivers; where it gives nothing, the run is not under way."""
         try:
@@ -153,7 +139,7 @@ class JobCustomer:
             raise
 
     async def _ask(
-        self, purchase: _Purchase, lease: ComputeLease, order: Signed[Order]
+        self, purchase: Purchase, lease: ComputeLease, order: Signed[Order]
     ) -> Delivered:
         """Return what a provider delivers, checked; nothing is paid."""
         output = purchase.output
@@ -172,7 +158,7 @@ class JobCustomer:
         return done
 
     async def _deliver(
-        self, purchase: _Purchase, lease: ComputeLease, order: Signed[Order]
+        self, purchase: Purchase, lease: ComputeLease, order: Signed[Order]
     ) -> Delivered:
         task, node = purchase.task, lease.node
         referred = locality.referred_to(node, task.objects)
@@ -225,7 +211,7 @@ class JobCustomer:
 
     async def _send(
         self,
-        purchase: _Purchase,
+        purchase: Purchase,
         node: bytes,
         order: Signed[Order],
         referred: Sequence[InputObject],

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from xsc.base import encoding, errors, fields, limits, merkle, peering, room
@@ -146,7 +146,8 @@ class JobExecutor:
         given_bytes = (
             min(asked.given_bytes, limits.INPUT_BYTES_MAX) if references else given.size_bytes
         )
-        calls = _calls(asked, given)
+        with _of_a_peer():
+            calls = calls_of(asked.mode, given.args)
         steps = pricing.run_steps(asked.fuel_max, asked.memory_bytes_max, brought_bytes, calls)
         # Nothing is hashed, fetched or kept without a lease.
         terms = self._book.compute_terms(asked.lease_id, asked.customer, steps)
@@ -314,10 +315,8 @@ async def _read_objects(
         here += max(0, len(data) - received)
         left -= len(data)
     whole = RunInput(given.args, given.environment, given.stdin, tuple(sorted(files)))
-    try:
+    with _of_a_peer():
         check_input(whole)
-    except errors.ArgumentInvalid as fault:
-        raise errors.RecordInvalid(fault.message) from None
     return whole, here
 
 
@@ -341,9 +340,11 @@ async def _let_share(task: asyncio.Task[_Answer], patience_ms: int) -> None:
         raise errors.JobUnfinished("the answer is too large to be shared", hint="ask for it alone")
 
 
-def _calls(asked: Order, given: RunInput) -> int:
+@contextmanager
+def _of_a_peer() -> Iterator[None]:
+    """Say of an argument that is wrong that the peer's request is."""
     try:
-        return calls_of(asked.mode, given.args)
+        yield
     except errors.ArgumentInvalid as fault:
         raise errors.RecordInvalid(fault.message) from None
 
@@ -371,10 +372,8 @@ def _received(
         bodies[0],
         tuple(zip(names, bodies[1 : 1 + len(names)], strict=True)),
     )
-    try:
+    with _of_a_peer():
         check_input(given)
-    except errors.ArgumentInvalid as fault:
-        raise errors.RecordInvalid(fault.message) from None
     first = 1 + len(names)
     references = list(zip(referred, bodies[first : first + len(referred)], strict=True))
     return given, references, bodies[-1] if with_module else None

@@ -20,7 +20,8 @@ class OutputBuffer:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._news = asyncio.Event()
+        self.news = asyncio.Event()
+        """Set when there is more; then another event takes its place."""
         self._began_ms: int | None = None
         self._streams: list[bytearray | bytes] = [bytearray(), bytearray()]
         self.done = False
@@ -94,20 +95,16 @@ class OutputBuffer:
                     yield index + 1, piece
             if done:
                 return
-            await self.more(*at)
+            while not self.has_more(*at):
+                await self.news.wait()
 
-    async def more(self, stdout_at: int, stderr_at: int) -> None:
-        """Return once a stream is longer than that, or the buffer is closed."""
-        while (
-            not self.done
-            and len(self._streams[0]) <= stdout_at
-            and len(self._streams[1]) <= stderr_at
-        ):
-            await self._news.wait()
+    def has_more(self, stdout_at: int, stderr_at: int) -> bool:
+        """Say whether a stream is longer than that, or the buffer is closed."""
+        return self.done or len(self._streams[0]) > stdout_at or len(self._streams[1]) > stderr_at
 
     def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        self.news.set()
+        self.news = asyncio.Event()
 
 
 async def run_streamed(sandbox: Sandbox, job: Job, output: OutputBuffer) -> SandboxResult:

@@ -9,44 +9,41 @@ anything else is done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 from xsc.base.errors import NoAgreement, NoOffers, PeerError, PeerSilent, XscError
 from xsc.base.ids import short, to_text
 from xsc.base.jobs import Verification
 from xsc.base.limits import PROVIDERS_TRIED_MAX
+from xsc.compute.jobs.customer import JobCustomer
 from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.jobs.quorum import Quorum, Votes, decide
 from xsc.compute.jobs.receipts import billed_steps
 from xsc.compute.jobs.replies import Delivered
+from xsc.compute.jobs.tasks import Task
 from xsc.compute.ports import ComputeLease, ComputeLeases
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.terms.execution import Dissent, Order
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicatedTask:
-    """How to order and fetch one replica of a task."""
-
-    steps: int
-    """Most fuel steps of one run."""
-    order: Callable[[ComputeLease, Order | None], Awaitable[Signed[Order]]]
-    """Returns the order for a lease: a copy of another order where one is given."""
-    ask: Callable[[ComputeLease, Signed[Order]], Awaitable[Delivered]]
-    """Returns what a provider delivers, checked; pays nothing."""
-
-
 class ReplicatedRun:
     """Runs tasks on several providers at once."""
 
-    def __init__(self, context: Context, *, leases: ComputeLeases, evidence: EvidenceStore) -> None:
+    def __init__(
+        self,
+        context: Context,
+        *,
+        leases: ComputeLeases,
+        evidence: EvidenceStore,
+        customer: JobCustomer,
+    ) -> None:
         self._context = context
         self._leases = leases
         self._evidence = evidence
+        self._customer = customer
 
-    async def run(self, task: ReplicatedTask, quorum: Quorum) -> tuple[Delivered, Verification]:
+    async def run(self, task: Task, quorum: Quorum) -> tuple[Delivered, Verification]:
         """Return what the agreeing providers delivered, once they are paid.
 
         Raises:
@@ -54,32 +51,33 @@ class ReplicatedRun:
             NoAgreement: they contradict each other; nobody is paid.
             PeerSilent: too few gave a receipt that counts; nobody is paid.
         """
-        asking = list(
-            await self._leases.lease_providers(
-                fuel_steps=task.steps, count=quorum.of, exclude=frozenset()
-            )
-        )
+        purchase, steps = self._customer.purchase(task), task.steps(compiling=True)
+        leases: dict[bytes, ComputeLease] = {}
+        asking = await self._lease(steps, quorum.of, leases)
         if len(asking) < quorum.of:
             raise NoOffers(
                 f"{quorum.of} providers should run it, and only {len(asking)} can be had; "
                 "nothing was run",
                 hint="ask fewer with --verify, or add peers",
             )
-        first: Order | None = None
-        leases: dict[bytes, ComputeLease] = {}
+        first = await self._customer.order(task, asking[0])
         answers: dict[bytes, Delivered] = {}
         faults: dict[bytes, XscError] = {}
         tally = Votes()
         for _ in range(PROVIDERS_TRIED_MAX):
-            orders = []
-            for lease in asking:
-                leases[lease.node] = lease
-                orders.append(await task.order(lease, first))
-                first = first or orders[0].record
-            found = await asyncio.gather(*map(_answer(task), asking, orders))
+            orders = [self._like(first.record, lease) for lease in asking]
+            found = await asyncio.gather(
+                *(
+                    self._customer.bought(purchase, lease, order, steps)
+                    for lease, order in zip(asking, orders, strict=True)
+                ),
+                return_exceptions=True,
+            )
             for lease, answer in zip(asking, found, strict=True):
                 if isinstance(answer, XscError):
                     faults[lease.node] = answer
+                elif isinstance(answer, BaseException):
+                    raise answer
                 else:
                     answers[lease.node] = answer
             told = {node: done.receipt.record.outcome for node, done in answers.items()}
@@ -88,19 +86,15 @@ class ReplicatedRun:
             if tally.agreeing or not missing:
                 break
             try:
-                asking = list(
-                    await self._leases.lease_providers(
-                        fuel_steps=task.steps, count=missing, exclude=frozenset(leases)
-                    )
-                )
+                asking = await self._lease(steps, missing, leases)
             except NoOffers:
                 break
         kept = self._keep(tally, answers)
         self._report(tally, faults)
-        assert first is not None
         for node, done in answers.items():
-            # All orders have the same limits.
-            await self._settle(leases[node], done, first, paid=node in tally.agreeing)
+            record = done.receipt.record
+            used = billed_steps(first.record, record.outcome, record.observed)  # alike in limits
+            await self._leases.spent(leases[node].lease_id, used if node in tally.agreeing else 0)
         if not tally.agreeing:
             raise _why(quorum, tally, list(answers), list(faults.values()))
         return answers[tally.agreeing[0]], Verification(
@@ -136,29 +130,24 @@ class ReplicatedRun:
             if isinstance(fault, PeerError):
                 self._leases.report(node, fault.code)
 
-    async def _settle(
-        self, lease: ComputeLease, done: Delivered, order: Order, *, paid: bool
-    ) -> None:
-        """Count the steps used under the lease, and the amount owed where it is paid."""
-        record = done.receipt.record
-        steps = billed_steps(order, record.outcome, record.observed)
-        await self._leases.spent(lease.lease_id, steps if paid else 0)
+    async def _lease(
+        self, steps: int, count: int, known: dict[bytes, ComputeLease]
+    ) -> Sequence[ComputeLease]:
+        """Return leases at so many providers that are not known yet, and note them."""
+        found = await self._leases.lease_providers(
+            fuel_steps=steps, count=count, exclude=frozenset(known)
+        )
+        known.update((lease.node, lease) for lease in found)
+        return found
+
+    def _like(self, order: Order, lease: ComputeLease) -> Signed[Order]:
+        """Return the same order for the provider of another lease."""
+        made = order.model_copy(update={"provider": lease.node, "lease_id": lease.lease_id})
+        return sign(made, self._context.key, self._context.network)
 
 
 def _texts(ids: Iterable[bytes]) -> tuple[str, ...]:
     return tuple(map(to_text, ids))
-
-
-def _answer(
-    task: ReplicatedTask,
-) -> Callable[[ComputeLease, Signed[Order]], Awaitable[Delivered | XscError]]:
-    async def ask(lease: ComputeLease, order: Signed[Order]) -> Delivered | XscError:
-        try:
-            return await task.ask(lease, order)
-        except XscError as fault:
-            return fault
-
-    return ask
 
 
 def _why(quorum: Quorum, tally: Votes, answered: list[bytes], faults: list[XscError]) -> XscError:

@@ -7,7 +7,7 @@ node can do that, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from xsc.base import jobs, work
 from xsc.base.bounded import Bounded
@@ -18,7 +18,7 @@ from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
 from xsc.compute.jobs.replies import Delivered, result_of
 from xsc.compute.ports import InputObject
 from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash
-from xsc.compute.wasm.limits import Limits, limits_of
+from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.program import Program, read
 from xsc.compute.wasm.rows import calls_of
 from xsc.compute.wasm.sandbox import Job, Sandbox
@@ -96,10 +96,10 @@ class JobRunner:
         if program is None:
             program = await self._executor.run(read, spec.module)
             self._programs.put(digest, program)
-        spec = replace(spec, **asdict(limits_of(spec, self.limits)))
+        given = (spec, program, digest, objects, self.limits)
         if spec.mode != "batch":
-            return tasks.task_of(spec, program, digest, objects)
-        return await self._executor.run(tasks.task_of, spec, program, digest, objects)
+            return tasks.task_of(*given)
+        return await self._executor.run(tasks.task_of, *given)
 
     async def result(
         self, task: tasks.Task, done: Delivered, verification: jobs.Verification | None = None

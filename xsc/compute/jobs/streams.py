@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from xsc.base import encoding, merkle
-from xsc.base.clock import Clock
+from xsc.base.clock import Clock, event_within
 from xsc.base.errors import ReceiptInvalid, XscError
 from xsc.base.fields import take_bool, take_bytes, take_int
 from xsc.base.limits import OUTPUT_BYTES_MAX, PEER_TIMEOUT_MS, STREAM_PIECE_BYTES
@@ -58,13 +58,9 @@ class RemoteOutput:
         header.clear()
         if output is None:
             return {"known": False, "done": False}, (b"", b"")
-        waiting = asyncio.ensure_future(output.more(stdout, stderr))
-        pause = asyncio.ensure_future(self._clock.sleep_ms(wait_ms))
-        try:
-            await asyncio.wait({waiting, pause}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiting.cancel()
-            pause.cancel()
+        if output.has_more(stdout, stderr):
+            wait_ms = 0
+        await event_within(self._clock, output.news, wait_ms)
         pieces = [
             output.read(1, stdout, STREAM_PIECE_BYTES),
             output.read(2, stderr, STREAM_PIECE_BYTES),

@@ -97,7 +97,13 @@ class Task:
         )
 
 
-def task_of(spec: JobSpec, program: Program, digest: bytes, objects: Sequence[InputObject]) -> Task:
+def task_of(
+    spec: JobSpec,
+    program: Program,
+    digest: bytes,
+    objects: Sequence[InputObject],
+    defaults: Limits,
+) -> Task:
     """Return the task of a job; for a batch it parses every line.
 
     Args:
@@ -105,12 +111,13 @@ def task_of(spec: JobSpec, program: Program, digest: bytes, objects: Sequence[In
         program: what its module declares.
         digest: the SHA-256 of its module.
         objects: those that `spec.inputs` names.
+        defaults: the limits that it leaves open.
 
     Raises:
         ExportUnknown, SignatureMismatch: it cannot run.
         ArgumentInvalid, TooLarge: an input or limit is malformed or over a bound.
     """
-    limits = limits_of(spec, Limits())
+    limits = limits_of(spec, defaults)
     made = partial(
         Task,
         spec.module,

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass
+from typing import Any, cast
 
 from blake3 import blake3
 
 from xsc.base.encoding import Value, decode, domain, encode
 from xsc.base.errors import RecordInvalid
-from xsc.base.fields import take_bytes, take_list
-from xsc.base.limits import EXPORTS_MAX, WORKER_FRAME_BYTES_MAX
-from xsc.compute.wasm.program import MemoryShape, Program
+from xsc.base.fields import take_bytes
+from xsc.base.limits import WORKER_FRAME_BYTES_MAX
+from xsc.compute.wasm.program import Program
 from xsc.compute.wasm.signature import Signature
 
-MAGIC = b"XSC code 2\n"
+MAGIC = b"XSC code 3\n"
 SEAL_BYTES = 32
 _LENGTH_BYTES = 4
 
@@ -32,82 +33,26 @@ class MachineCode:
     machine: bytes | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class About:
-    """What a worker must know of a program beside its code."""
-
-    program: Program
-    memory: str | None
-    """The export through which the memory is read."""
-    start: str | None
-    """The export of the start function."""
-    source_bytes: int
-
-
-def describe(about: About) -> bytes:
+def describe(program: Program) -> bytes:
     """Return the canonical description of a program."""
-    program = about.program
-    shape = program.memory
-    return encode(
-        {
-            "functions": [
-                [name, list(signature.params), list(signature.results)]
-                for name, signature in program.functions.items()
-            ],
-            "imports": list(program.imports),
-            "pages": None if shape is None else [shape.pages_min, shape.pages_max],
-            "memory": about.memory,
-            "start": about.start,
-            "source": about.source_bytes,
-        }
-    )
+    functions: list[Value] = [
+        [name, list(signature.params), list(signature.results)]
+        for name, signature in program.functions.items()
+    ]
+    rest = (program.pages_min, program.memory, program.start, program.size_bytes)
+    return encode([functions, list(program.imports), *rest])
 
 
-def _function(value: Value) -> tuple[str, Signature]:
-    match value:
-        case [str(name), list(params), list(results)]:
-            return name, Signature(tuple(map(str, params)), tuple(map(str, results)))
-    raise RecordInvalid("a description of code names something that is no function")
+def read(about: bytes) -> Program:
+    """Return the program of a description.
 
-
-def _text(value: Value) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise RecordInvalid("a description of code has a name that is no text")
-
-
-def _shape(value: Value) -> MemoryShape | None:
-    match value:
-        case None:
-            return None
-        case [int(least), int() | None as most]:
-            return MemoryShape(least, most)
-    raise RecordInvalid("a description of code has a memory that is none")
-
-
-def read(about: bytes) -> About:
-    """Return what a description says.
-
-    Raises:
-        RecordInvalid: it is none.
+    Only a worker reads one, with code that nothing can check: its shape is not checked either.
     """
-    value = decode(about, size_max=WORKER_FRAME_BYTES_MAX)
-    if not isinstance(value, dict):
-        raise RecordInvalid("a description of code must be a map")
-    functions = dict(_function(item) for item in take_list(value, "functions", most=EXPORTS_MAX))
-    program = Program(
-        functions=functions,
-        names=frozenset(functions),
-        imports=tuple(str(item) for item in take_list(value, "imports")),
-        memory=_shape(value.get("pages")),
-        memory_export=None,
-        start=None,
-        sections=(),
-    )
-    source = value.get("source")
-    if not isinstance(source, int):
-        raise RecordInvalid("a description of code has no size")
-    return About(program, _text(value.get("memory")), _text(value.get("start")), source)
+    functions, imports, *rest = cast("list[Any]", decode(about, size_max=WORKER_FRAME_BYTES_MAX))
+    signatures = {
+        name: Signature(tuple(params), tuple(results)) for name, params, results in functions
+    }
+    return Program(signatures, tuple(imports), *rest)
 
 
 def message_of(code: MachineCode) -> dict[str, Value]:

@@ -38,7 +38,7 @@ from xsc.base.errors import ExportUnknown, ModuleInvalid, SandboxFailed, Signatu
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm import program as programs
 from xsc.compute.wasm import rows, wasi
-from xsc.compute.wasm.code_format import About, MachineCode
+from xsc.compute.wasm.code_format import MachineCode
 from xsc.compute.wasm.program import PAGE_BYTES, Program
 from xsc.compute.wasm.sandbox import Bits, Job, SandboxResult
 from xsc.compute.wasm.signature import Signature
@@ -161,25 +161,22 @@ class Watchdog:
 class _Host:
     """The running program's memory and fuel, for host calls, and what is held for it beside."""
 
-    def __init__(self, store: wasmtime.Store, memory: str | None, memory_bytes_max: int) -> None:
+    def __init__(self, store: wasmtime.Store, memory_bytes_max: int) -> None:
         self._store = store
-        self._name = memory
-        self._memory: wasmtime.Memory | None = None
+        self.memory: wasmtime.Memory | None = None
+        """Known once the program is instantiated, which runs nothing of it."""
         self.memory_bytes_max = memory_bytes_max
         self.held_bytes = 0
         self._peak_bytes = 0
 
-    def meet(self, caller: wasmtime.Caller) -> None:
-        """Find the memory of the program that calls, the first time."""
-        if self._memory is None and self._name is not None:
-            found = caller.get(self._name)
-            assert isinstance(found, wasmtime.Memory)
-            self._memory = found
+    def memory_bytes(self) -> int:
+        """Return the size of the memory: it never shrinks, so at the end this is the peak."""
+        return 0 if self.memory is None else self.memory.data_len(self._store)
 
     def _place(self, address: int, size: int) -> int:
-        if self._memory is None or address + size > self._memory.data_len(self._store):
+        if self.memory is None or address + size > self.memory_bytes():
             raise wasi.Fault
-        return ctypes.addressof(self._memory.data_ptr(self._store).contents) + address
+        return ctypes.addressof(self.memory.data_ptr(self._store).contents) + address
 
     def read(self, address: int, size: int) -> bytes:
         """Return bytes of the memory."""
@@ -198,7 +195,7 @@ class _Host:
 
     def hold(self, size: int) -> bool:
         """Hold so much more beside the memory, which may then grow so much less."""
-        memory_bytes = 0 if self._memory is None else self._memory.data_len(self._store)
+        memory_bytes = self.memory_bytes()
         held_bytes = self.held_bytes + size
         if memory_bytes + held_bytes > self.memory_bytes_max:
             return False
@@ -229,24 +226,12 @@ def _limit(store: wasmtime.Store, memory_bytes: int) -> None:
 class _World:
     """What the host calls of a linked module reach: the state of the one run that is on."""
 
-    def __init__(self) -> None:
-        self._run: tuple[_Host, wasi.Wasi] | None = None
+    state: wasi.Wasi | None = None
 
-    def enter(self, host: _Host, state: wasi.Wasi) -> None:
-        """Begin a run."""
-        assert self._run is None
-        self._run = (host, state)
-
-    def leave(self) -> None:
-        """End it: what it was given and did is reachable no more."""
-        self._run = None
-
-    def call(self, caller: wasmtime.Caller, name: str, arguments: tuple[int, ...]) -> int:
+    def call(self, name: str, arguments: tuple[int, ...]) -> int:
         """Answer a host call."""
-        assert self._run is not None
-        host, state = self._run
-        host.meet(caller)
-        return state.call(name, arguments)
+        assert self.state is not None
+        return self.state.call(name, arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,13 +239,10 @@ class _Compiled:
     """A module that is ready to run."""
 
     program: Program
-    memory: str | None
-    start: str | None
     ready: wasmtime.InstancePre
     """Linked once, for all runs."""
     world: _World
     """Where the host calls of the run that is on find its state."""
-    source_bytes: int
 
 
 def _function_type(signature: Signature) -> wasmtime.FuncType:
@@ -345,7 +327,7 @@ def new_engine() -> wasmtime.Engine:
 
 def translate(
     engine: wasmtime.Engine, module_hash: bytes, source: bytes, linked: Collection[str] = ()
-) -> tuple[About, wasmtime.Module]:
+) -> tuple[Program, wasmtime.Module]:
     """Compile a module here; `linked` as `xsc.compute.wasm.program.read` takes it.
 
     Raises:
@@ -356,15 +338,16 @@ def translate(
     program = programs.read(source, linked)
     prepared = programs.prepare(source, program)
     try:
-        if prepared.start is not None:
-            # An export declares a function for `ref.func`, and a start does not.
+        if prepared is not source:
+            # An export declares a function for `ref.func`, a start does not; and a copy has no
+            # custom sections.
             wasmtime.Module.validate(engine, source)
-        module = wasmtime.Module(engine, prepared.module)
+        module = wasmtime.Module(engine, prepared)
     except wasmtime.WasmtimeError as fault:
         lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
         reason = lines[-1].removeprefix("0: ")[:300] if lines else "no reason given"
         raise ModuleInvalid(f"the module is not valid WebAssembly: {reason}") from None
-    return About(program, prepared.memory, prepared.start, len(source)), module
+    return program, module
 
 
 def compile_module(engine: wasmtime.Engine, module_hash: bytes, source: bytes) -> MachineCode:
@@ -373,8 +356,8 @@ def compile_module(engine: wasmtime.Engine, module_hash: bytes, source: bytes) -
     Raises:
         ModuleInvalid: it cannot run.
     """
-    about, module = translate(engine, module_hash, source)
-    return MachineCode(codes.describe(about), bytes(module.serialize()))
+    program, module = translate(engine, module_hash, source)
+    return MachineCode(codes.describe(program), bytes(module.serialize()))
 
 
 def _deserialize(
@@ -404,7 +387,7 @@ class Machine:
         self._modules: bounded.Bounded[bytes, _Compiled] = bounded.Bounded(
             MODULES_COMPILED_MAX,
             size_max=MODULES_COMPILED_BYTES_MAX,
-            size_of=lambda compiled: compiled.source_bytes,
+            size_of=lambda compiled: compiled.program.size_bytes,
         )
         # A FuncType belongs to the first engine that it is used with: another one aborts.
         self._types = {name: _function_type(sig) for name, sig in wasi.SIGNATURES.items()}
@@ -453,14 +436,14 @@ class Machine:
         Raises:
             SandboxFailed: it is no code of this engine.
         """
-        about = codes.read(description)
+        program = codes.read(description)
         with self._lock:
-            self._modules.make_room(about.source_bytes)  # what is kept takes room from loading
+            self._modules.make_room(program.size_bytes)  # what is kept takes room from loading
             try:
                 module = _deserialize(self._engine, machine_code)
             except wasmtime.WasmtimeError as fault:
                 raise SandboxFailed(f"the engine refuses code: {str(fault)[:300]}") from None
-            self._keep(module_hash, about, module)
+            self._keep(module_hash, program, module)
 
     def _run_batch(self, job: Job, compiled: _Compiled) -> SandboxResult:
         shape = rows.shape_of(job.args)
@@ -507,16 +490,14 @@ class Machine:
         self._modules.make_room(len(job.module))  # what is kept takes room from compiling
         return self._keep(job.module_hash, *translate(self._engine, job.module_hash, job.module))
 
-    def _keep(self, module_hash: bytes, about: About, module: wasmtime.Module) -> _Compiled:
+    def _keep(self, module_hash: bytes, program: Program, module: wasmtime.Module) -> _Compiled:
         world = _World()
-        linker = self._link(about.program, world)
+        linker = self._link(program, world)
         try:
             ready = linker.instantiate_pre(module)
         finally:
             linker.close()
-        compiled = _Compiled(
-            about.program, about.memory, about.start, ready, world, about.source_bytes
-        )
+        compiled = _Compiled(program, ready, world)
         self._modules.put(module_hash, compiled)
         return compiled
 
@@ -526,9 +507,9 @@ class Machine:
         began = time.monotonic()
         check_call(job, compiled.program)
         empty = SandboxResult((), None, None, 0, 0, b"", b"", (), ENGINE, ENGINE_CONFIG, 0)
-        memory = compiled.program.memory
-        if memory is not None and memory.pages_min * PAGE_BYTES > job.limits.memory_bytes:
-            declared = memory.pages_min * PAGE_BYTES
+        program = compiled.program
+        declared = (program.pages_min or 0) * PAGE_BYTES
+        if declared > job.limits.memory_bytes:
             return replace(empty, trap=f"memory_exceeded: it declares {declared} bytes")
 
         store = wasmtime.Store(self._engine)
@@ -536,27 +517,26 @@ class Machine:
             _limit(store, job.limits.memory_bytes)
             store.set_fuel(job.limits.fuel)
             store.set_epoch_deadline(1)
-            state = None
-            host = _Host(store, compiled.memory, job.limits.memory_bytes)
-            if compiled.program.imports:
-                state = self._state(job, host, tell)
-                compiled.world.enter(host, state)
-            run = _Run(store, compiled, state, job)
+            host = _Host(store, job.limits.memory_bytes)
+            if program.imports:
+                compiled.world.state = self._state(job, host, tell)
+            run = _Run(store, compiled, host, job)
             self._watchdog.arm(job.limits.timeout_ms)
             try:
                 results = run.go()
             finally:
                 self._watchdog.disarm()
             left = store.get_fuel()
-            memory_bytes = run.memory_bytes()
+            # After a trap in a data segment the instance is lost, and nothing could grow yet.
+            memory_bytes = declared if host.memory is None else host.memory_bytes()
         finally:
-            compiled.world.leave()
+            state, compiled.world.state = compiled.world.state, None
             store.close()
 
         trap = run.trap
         if trap is not None and trap.startswith("module_trapped"):
             limit = (job.limits.memory_bytes - host.held_bytes) // PAGE_BYTES * PAGE_BYTES
-            if memory is not None and memory_bytes == limit:
+            if program.memory is not None and memory_bytes == limit:
                 reason = trap.partition(": ")[2]
                 trap = f"memory_exceeded: {reason} with its memory at the limit"
         spent = job.limits.fuel if trap == "fuel_exhausted" else job.limits.fuel - left
@@ -593,10 +573,10 @@ class Machine:
         linker = wasmtime.Linker(self._engine)
 
         def define(name: str) -> None:
-            def called(caller: wasmtime.Caller, *arguments: int) -> int:
-                return world.call(caller, name, arguments)
+            def called(*arguments: int) -> int:
+                return world.call(name, arguments)
 
-            linker.define_func(wasi.MODULE, name, self._types[name], called, access_caller=True)
+            linker.define_func(wasi.MODULE, name, self._types[name], called)
 
         for name in program.imports:
             define(name)
@@ -606,37 +586,27 @@ class Machine:
 class _Run:
     """One run in its store."""
 
-    def __init__(
-        self, store: wasmtime.Store, compiled: _Compiled, state: wasi.Wasi | None, job: Job
-    ) -> None:
+    def __init__(self, store: wasmtime.Store, compiled: _Compiled, host: _Host, job: Job) -> None:
         self._store = store
         self._compiled = compiled
-        self._state = state
+        self._host = host
         self._job = job
-        self._memory: wasmtime.Memory | None = None
         self.trap: str | None = None
         self.exit_code: int | None = None
-
-    def memory_bytes(self) -> int:
-        """Return the size of the memory: it never shrinks, so at the end this is the peak."""
-        if self._memory is not None:
-            return self._memory.data_len(self._store)
-        shape = self._compiled.program.memory
-        # A trap in a data segment: the instance is lost, and nothing could grow yet.
-        return shape.pages_min * PAGE_BYTES if shape else 0
 
     def go(self) -> tuple[Bits, ...]:
         """Run it, and leave in `trap` and `exit_code` how it ended."""
         try:
             results = self._go()
         except wasi.ProgramExit:
-            assert self._state is not None
-            if self._state.trap is not None:
-                self.trap = self._state.trap
+            state = self._compiled.world.state
+            assert state is not None
+            if state.trap is not None:
+                self.trap = state.trap
             elif self._job.mode == "run":
-                self.exit_code = self._state.exit_code
+                self.exit_code = state.exit_code
             else:
-                self.trap = f"module_trapped: it exited with code {self._state.exit_code}"
+                self.trap = f"module_trapped: it exited with code {state.exit_code}"
             return ()
         except wasmtime.Trap as trap:
             self.trap = name_trap(trap)
@@ -649,22 +619,22 @@ class _Run:
         return results
 
     def _go(self) -> tuple[Bits, ...]:
-        compiled = self._compiled
-        instance = compiled.ready.instantiate(self._store)
-        if compiled.memory is not None:
-            memory = _export(self._store, instance, compiled.memory)
+        program = self._compiled.program
+        instance = self._compiled.ready.instantiate(self._store)
+        if program.memory is not None:
+            memory = _export(self._store, instance, program.memory)
             assert isinstance(memory, wasmtime.Memory)
-            self._memory = memory
-        before = [compiled.start] if compiled.start is not None else []
+            self._host.memory = memory
+        before = [program.start] if program.start is not None else []
         if self._job.mode == "invoke" and self._job.function != "_initialize":
-            before += ["_initialize"] if _is_command(compiled.program, "_initialize") else []
+            before += ["_initialize"] if _is_command(program, "_initialize") else []
         for name in before:
             function = _export(self._store, instance, name)
             assert isinstance(function, wasmtime.Func)
             call_raw(self._store, function, (), ())
         function = _export(self._store, instance, self._job.function)
         assert isinstance(function, wasmtime.Func)
-        signature = compiled.program.functions[self._job.function]
+        signature = program.functions[self._job.function]
         return call_raw(self._store, function, self._job.arguments, signature.results)
 
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
-from xsc.base.limits import FILE_NAME_BYTES_MAX, OUTPUT_FILES_MAX, OUTPUT_PATH_BYTES_MAX
+from xsc.base.limits import FILE_NAME_BYTES_MAX, OUTPUT_PATH_BYTES_MAX
 
 SCRATCH_FILES_MAX = 1_024
 """Files, directories and links outside of /out; their bytes count as the program's memory."""
@@ -69,16 +69,29 @@ class QuotaExceeded(Exception):
         self.trap = trap
 
 
-class VolumeQuota(Protocol):
-    """What bytes of files count against."""
+def _always(_size: int) -> bool:
+    return True
+
+
+@dataclass(slots=True, eq=False)
+class Volume:
+    """Files that count together, and what they may have; nothing where it is made of nothing."""
+
+    most: int = 0
+    """Bytes that it holds where nothing was taken yet."""
+    trap: str = ""
+    """How a run ends that takes more."""
+    files_max: int = 0
+    hold: Callable[[int], bool] = _always
+    """Takes bytes out of what else they count against; False where there are not so many."""
+    taken: int = 0
+    files: int = 0
+    """Files, directories and links that the program has made."""
 
     @property
-    def most(self) -> int:
-        """What it holds where nothing was taken yet."""
-
-    @property
-    def trap(self) -> str:
-        """How a run ends that takes more."""
+    def writable(self) -> bool:
+        """Whether anything can be changed."""
+        return self.files_max > 0
 
     def take(self, size: int) -> None:
         """Take bytes out of it; negative gives them back.
@@ -86,43 +99,9 @@ class VolumeQuota(Protocol):
         Raises:
             QuotaExceeded: there are not so many.
         """
-
-
-class OutputQuota:
-    """Bytes that the program may still give back: both streams and all files."""
-
-    trap = "output_too_large"
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.left = most
-
-    def take(self, size: int) -> None:
-        """Take bytes out of it."""
-        if size > self.left:
+        if self.taken + size > self.most or not self.hold(size):
             raise QuotaExceeded(self.trap)
-        self.left -= size
-
-
-@dataclass(slots=True, eq=False)
-class Volume:
-    """Files that count together."""
-
-    quota: VolumeQuota | None = None
-    """None where nothing can be written."""
-    files_max: int = 0
-    files: int = 0
-    """Files, directories and links that the program has made."""
-
-    @property
-    def writable(self) -> bool:
-        """Whether anything can be changed."""
-        return self.quota is not None
-
-    def take(self, size: int) -> None:
-        """Take bytes out of the quota."""
-        assert self.quota is not None
-        self.quota.take(size)
+        self.taken += size
 
 
 @dataclass(slots=True, eq=False)
@@ -190,7 +169,7 @@ class FileTree:
     """All directories and the rules for changing them."""
 
     def __init__(
-        self, inputs: dict[str, bytes], output: VolumeQuota, scratch: VolumeQuota, now_ns: int
+        self, inputs: dict[str, bytes], output: Volume, scratch: Volume, now_ns: int
     ) -> None:
         self._inode = 0
         read_only = Volume()
@@ -198,11 +177,9 @@ class FileTree:
         for name in sorted(inputs):
             data = bytearray(inputs[name])
             self.inputs.entries[name] = File(self._next_inode(), read_only, data, now_ns, now_ns)
-        given = Volume(output, OUTPUT_FILES_MAX)
-        self.outputs = Directory(self._next_inode(), given, now_ns, now_ns)
-        forgotten = Volume(scratch, SCRATCH_FILES_MAX)
-        self.root = Directory(self._next_inode(), forgotten, now_ns, now_ns)
-        tmp = Directory(self._next_inode(), forgotten, now_ns, now_ns)
+        self.outputs = Directory(self._next_inode(), output, now_ns, now_ns)
+        self.root = Directory(self._next_inode(), scratch, now_ns, now_ns)
+        tmp = Directory(self._next_inode(), scratch, now_ns, now_ns)
         _settle(self.root, "tmp", tmp, [tmp])
         self.root.entries.update({"in": self.inputs, "out": self.outputs})
 

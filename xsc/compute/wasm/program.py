@@ -47,28 +47,12 @@ _ORDER = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 13: 6, 6: 7, 7: 8, 8: 9, 9: 10, 12: 11, 
 """Where each section stands in a module: the data count comes before the code."""
 _FUNC_KIND, _TABLE_KIND, _MEMORY_KIND, _GLOBAL_KIND = 0, 1, 2, 3
 _KINDS = {0: "function", 1: "table", 2: "memory", 3: "global", 4: "tag"}
+_NONE = b"\0"
+"""The content of a section that lists nothing."""
 _EXPORTS_SHOWN = 20
 _EXPORTS_CHARS_SHOWN = 1_000
 DECLARATION_BYTES_MAX = 1 << 20
 """Bound of each section that is read here: reading 1 MiB takes a third of a second at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleSection:
-    """One section: its id, and where its header, its content and its end are."""
-
-    id: int
-    start: int
-    content: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryShape:
-    """A memory's declared size in pages of 64 KiB."""
-
-    pages_min: int
-    pages_max: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +61,15 @@ class Program:
 
     functions: dict[str, Signature]
     """Exported functions in the order of the binary."""
-    names: frozenset[str]
-    """The names of all exports."""
     imports: tuple[str, ...]
     """The WASI functions that it imports."""
-    memory: MemoryShape | None
-    memory_export: str | None
-    start: int | None
-    """Index of the start function."""
-    sections: tuple[ModuleSection, ...]
+    pages_min: int | None
+    """The declared size of its memory in pages of 64 KiB; None without a memory."""
+    memory: str | None
+    """The export through which the memory is read; `prepare` adds it where there is none."""
+    start: str | None
+    """The export that `prepare` makes of the start function, to be called first."""
+    size_bytes: int
 
     def signature(self, name: str) -> Signature:
         """Return the type of an exported function.
@@ -107,27 +91,18 @@ class Program:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """The copy of a module that is compiled."""
-
-    module: bytes
-    memory: str | None
-    """The export through which the memory is read."""
-    start: str | None
-    """The export of the start function, to be called first."""
-
-
 class _Reader:
     """Reads the binary format; every step past the end is a ModuleInvalid."""
 
-    def __init__(self, data: bytes, position: int, stop: int) -> None:
+    def __init__(self, data: bytes, position: int = 0) -> None:
         self.data = data
         self.position = position
-        self.stop = stop
+
+    def left(self) -> int:
+        return len(self.data) - self.position
 
     def take(self, size: int) -> bytes:
-        if size > self.stop - self.position:
+        if size > self.left():
             raise ModuleInvalid("the module is cut short")
         self.position += size
         return self.data[self.position - size : self.position]
@@ -170,19 +145,21 @@ class _Reader:
             raise ModuleInvalid("the module defines types that are no functions (GC)")
         return Signature(tuple(self.list(self.value_type)), tuple(self.list(self.value_type)))
 
-    def limits(self, what: str) -> tuple[int, int | None]:
+    def limits(self, what: str) -> int:
         flags = self.byte()
         if flags & 2:
             raise ModuleInvalid(f"the module has a shared {what}; threads cannot run here")
         if flags > 1:
             raise ModuleInvalid(f"the module has a {what} of a kind that cannot run here")
         least = self.number()
-        return least, self.number() if flags else None
+        if flags:
+            self.number()
+        return least
 
     def table(self) -> int:
         if _TYPES.get(self.byte()) not in ("funcref", "externref"):
             raise ModuleInvalid("the module has a table of a kind that cannot run here")
-        return self.limits("table")[0]
+        return self.limits("table")
 
     def imported(self) -> tuple[str, str, int, int]:
         module, name, kind = self.name(), self.name(), self.byte()
@@ -204,7 +181,8 @@ class _Reader:
         return self.name(), self.byte(), self.number()
 
 
-def _sections(module: bytes) -> list[ModuleSection]:
+def _sections(module: bytes) -> dict[int, bytes]:
+    """Return the content of each section by its id, but for custom ones."""
     if len(module) > MODULE_BYTES_MAX:
         raise ModuleInvalid(
             f"the module has {len(module)} bytes, over the bound of {MODULE_BYTES_MAX}"
@@ -218,19 +196,16 @@ def _sections(module: bytes) -> list[ModuleSection]:
                 hint="build it for wasm32-wasi (preview 1)",
             )
         raise ModuleInvalid("the module is of a WebAssembly version that is not known here")
-    reader = _Reader(module, 8, len(module))
-    found: list[ModuleSection] = []
+    reader = _Reader(module, 8)
+    found: dict[int, bytes] = {}
     last = 0
-    while reader.position < reader.stop:
-        start = reader.position
-        kind, size = reader.byte(), reader.number()
-        content = reader.position
-        reader.take(size)
+    while reader.left():
+        kind, content = reader.byte(), reader.take(reader.number())
         if kind:
             if kind not in _ORDER or _ORDER[kind] <= last:
                 raise ModuleInvalid(f"section {kind} of the module is unknown or out of order")
             last = _ORDER[kind]
-        found.append(ModuleSection(kind, start, content, reader.position))
+            found[kind] = content
     return found
 
 
@@ -262,19 +237,15 @@ def read(module: bytes, linked: Collection[str] = ()) -> Program:
         ModuleInvalid: not a core module, damaged, or nothing that can run here.
     """
     sections = _sections(module)
-    place = {section.id: section for section in sections}
 
     def items(kind: int, item: Callable[[_Reader], T]) -> list[T]:
-        if kind not in place:
-            return []
-        section = place[kind]
-        if section.stop - section.content > DECLARATION_BYTES_MAX:
+        reader = _Reader(sections.get(kind, _NONE))
+        if reader.left() > DECLARATION_BYTES_MAX:
             raise ModuleInvalid(
                 f"section {kind} of the module is over its bound of {DECLARATION_BYTES_MAX} bytes"
             )
-        reader = _Reader(module, section.content, section.stop)
         found = reader.list(lambda: item(reader))
-        if reader.position != reader.stop:
+        if reader.left():
             raise ModuleInvalid(f"section {kind} of the module is longer than its content")
         return found
 
@@ -312,21 +283,24 @@ def read(module: bytes, linked: Collection[str] = ()) -> Program:
         raise ModuleInvalid("two exports of the module have the same name")
 
     start = None
-    if _START in place:
-        reader = _Reader(module, place[_START].content, place[_START].stop)
-        start = reader.number()
-        if start >= len(indices) or types[indices[start]] != Signature((), ()):
+    if _START in sections:
+        reader = _Reader(sections[_START])
+        index = reader.number()
+        if index >= len(indices) or types[indices[index]] != Signature((), ()):
             raise ModuleInvalid("the start function of the module takes or gives values")
-        if reader.position != reader.stop:
+        if reader.left():
             raise ModuleInvalid("the start section of the module is longer than its content")
+        start = _free_name("__xsc_start", names)
+    memory = next((name for name, kind, _ in exports if kind == _MEMORY_KIND), None)
+    if memory is None and memories:
+        memory = _free_name("__xsc_memory", names)
     return Program(
         functions=functions,
-        names=names,
         imports=tuple(dict.fromkeys(name for module, name, *_ in imports if module not in linked)),
-        memory=MemoryShape(*memories[0]) if memories else None,
-        memory_export=next((name for name, kind, _ in exports if kind == _MEMORY_KIND), None),
+        pages_min=memories[0] if memories else None,
+        memory=memory,
         start=start,
-        sections=tuple(sections),
+        size_bytes=len(module),
     )
 
 
@@ -345,38 +319,27 @@ def _free_name(wanted: str, names: frozenset[str]) -> str:
     return wanted
 
 
-def prepare(module: bytes, program: Program) -> Prepared:
+def prepare(module: bytes, program: Program) -> bytes:
     """Return the copy that is compiled: memory and start function are exports of it."""
+    sections = _sections(module)
+    listed = sections.get(_EXPORT, _NONE)
+    reader = _Reader(listed)
+    count = reader.number()
+    rest = listed[reader.position :]
+    names = {reader.exported()[0] for _ in range(count)}
     added: list[bytes] = []
-    memory, start = program.memory_export, None
-    if program.memory is not None and memory is None:
-        memory = _free_name("__xsc_memory", program.names)
-        added.append(_leb(len(memory)) + memory.encode() + bytes([_MEMORY_KIND]) + _leb(0))
-    if program.start is not None:
-        start = _free_name("__xsc_start", program.names)
-        index = bytes([_FUNC_KIND]) + _leb(program.start)
-        added.append(_leb(len(start)) + start.encode() + index)
-    if not added:
-        return Prepared(module, memory, start)
 
+    def export(name: str, kind: int, index: int) -> None:
+        added.append(_leb(len(name)) + name.encode() + bytes([kind]) + _leb(index))
+
+    if program.memory is not None and program.memory not in names:
+        export(program.memory, _MEMORY_KIND, 0)
+    if program.start is not None:
+        export(program.start, _FUNC_KIND, _Reader(sections.pop(_START)).number())
+    if not added:
+        return module
+    sections[_EXPORT] = _leb(count + len(added)) + rest + b"".join(added)
     chunks = [module[:8]]
-    done = False
-    for section in program.sections:
-        if section.id == _START:
-            continue
-        if not done and section.id and _ORDER[section.id] >= _ORDER[_EXPORT]:
-            count, rest = 0, b""
-            if section.id == _EXPORT:
-                reader = _Reader(module, section.content, section.stop)
-                count = reader.number()
-                rest = module[reader.position : section.stop]
-            body = _leb(count + len(added)) + rest + b"".join(added)
-            chunks += [bytes([_EXPORT]), _leb(len(body)), body]
-            done = True
-            if section.id == _EXPORT:
-                continue
-        chunks.append(module[section.start : section.stop])
-    if not done:
-        body = _leb(len(added)) + b"".join(added)
-        chunks += [bytes([_EXPORT]), _leb(len(body)), body]
-    return Prepared(b"".join(chunks), memory, start)
+    for kind in sorted(sections, key=_ORDER.__getitem__):
+        chunks += [bytes([kind]), _leb(len(sections[kind])), sections[kind]]
+    return b"".join(chunks)

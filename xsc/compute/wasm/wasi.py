@@ -26,18 +26,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from xsc.base.limits import HOST_CALL_FUEL, LISTED_ENTRY_FUEL, MOVED_ENTRY_FUEL
+from xsc.base.limits import (
+    HOST_CALL_FUEL,
+    LISTED_ENTRY_FUEL,
+    MOVED_ENTRY_FUEL,
+    OUTPUT_FILES_MAX,
+)
 from xsc.compute.wasm.files import (
+    SCRATCH_FILES_MAX,
     Directory,
     Errno,
     File,
     FileTree,
     Link,
     Node,
-    OutputQuota,
     QuotaExceeded,
     Refused,
-    VolumeQuota,
+    Volume,
 )
 from xsc.compute.wasm.signature import Signature
 
@@ -155,25 +160,6 @@ class WasiHost(Protocol):
         """Hold so much more for it beside its memory, or less; False where it may not have that."""
 
 
-class _Scratch:
-    """What scratch files count against: the memory of the program."""
-
-    trap = "memory_exceeded: its files outside of /out count as memory"
-
-    def __init__(self, host: WasiHost) -> None:
-        self._host = host
-
-    @property
-    def most(self) -> int:
-        """All of the memory."""
-        return self._host.memory_bytes_max
-
-    def take(self, size: int) -> None:
-        """Take bytes out of it."""
-        if not self._host.hold(size):
-            raise QuotaExceeded(self.trap)
-
-
 @dataclass(slots=True)
 class OpenFile:
     """A descriptor: a stream (0 to 2), a file or a directory."""
@@ -225,13 +211,16 @@ class Wasi:
         self._host = host
         self._args = _packed(["program", *args])
         self._environment = _packed([f"{name}={value}" for name, value in environment])
-        self._quota = OutputQuota(output_bytes)
+        self._output = Volume(output_bytes, "output_too_large", OUTPUT_FILES_MAX)
+        """What the program gives back: both streams and all files in /out."""
+        memory = "memory_exceeded: its files outside of /out count as memory"
+        scratch = Volume(host.memory_bytes_max, memory, SCRATCH_FILES_MAX, host.hold)
         self._start_ns = clock_ms * 1_000_000
         self._virtual_ns = 0
         self._wall_ns = wall_ns
         self._tell = tell
         self._wall_start_ns = 0 if wall_ns is None else wall_ns()
-        self._tree = FileTree(files or {}, self._quota, _Scratch(host), self._start_ns)
+        self._tree = FileTree(files or {}, self._output, scratch, self._start_ns)
         self._seed = seed
         self._draws = 0
         self.stdout = bytearray()
@@ -329,14 +318,14 @@ class Wasi:
         raw = self._read(address, count * 8)
         return [pair for pair in struct.iter_unpack("<II", raw) if pair[1]]
 
-    def _buffers(self, address: int, count: int, quota: VolumeQuota) -> list[tuple[int, int]]:
-        """Return a list of buffers that are to be written where that quota counts."""
+    def _buffers(self, address: int, count: int, volume: Volume) -> list[tuple[int, int]]:
+        """Return a list of buffers that are to be written where they count in that volume."""
         iovecs = self._iovecs(address, count)
         # Checked before anything is copied: buffers may overlap and name a byte often.
         size = sum(size for _, size in iovecs)
         self._charge(size)
-        if size > quota.most:
-            raise QuotaExceeded(quota.trap)
+        if size > volume.most:
+            raise QuotaExceeded(volume.trap)
         return iovecs
 
     def _scatter(self, address: int, count: int, data: memoryview) -> int:
@@ -542,10 +531,10 @@ class Wasi:
         if not handle.writable:
             raise Refused(Errno.BADF)
         if handle.node is None:
-            buffers = self._buffers(iovecs, count, self._quota)
+            buffers = self._buffers(iovecs, count, self._output)
             data = b"".join(self._host.read(start, size) for start, size in buffers)
             assert isinstance(handle.stream, bytearray)
-            self._quota.take(len(data))
+            self._output.take(len(data))
             handle.stream += data
             if self._tell is not None:
                 self._tell(1 if handle.stream is self.stdout else 2, data)
@@ -562,8 +551,7 @@ class Wasi:
 
         One after the other: together they may be many times the memory.
         """
-        assert file.volume.quota is not None
-        buffers = self._buffers(iovecs, count, file.volume.quota)
+        buffers = self._buffers(iovecs, count, file.volume)
         self._charge(max(0, position - len(file.data)))
         stop = position
         for start, size in buffers:

@@ -67,6 +67,7 @@ class LocalSandbox:
             "workers": 0,
             "running": min(1, self._jobs),
             "queued": max(0, self._jobs - 1),
+            "queue_ms": 0,
             "engine": ENGINE,
             "engine_config": ENGINE_CONFIG.hex(),
             "confined": {},

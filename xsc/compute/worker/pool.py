@@ -168,14 +168,14 @@ class PoolSandbox:
 
     def describe(self) -> dict[str, Value]:
         """Return workers, jobs, engine and what confines the workers."""
-        hello = self._workers.hello
         return {
             "workers": len(self._workers.alive),
             "running": len(self._workers.alive) - len(self._idle),
             "queued": self._queued(),
-            "engine": hello.get("engine", ""),
+            "queue_ms": self._wait_ms(),
+            "engine": self._workers.engine,
             "engine_config": self._workers.config.hex(),
-            "confined": hello.get("confined", {}),
+            "confined": self._workers.confined,
             **self._compiler.describe(),
         }
 
@@ -306,10 +306,12 @@ class PoolSandbox:
         if waiting >= JOBS_QUEUED_MAX:
             raise RateLimited(f"{JOBS_QUEUED_MAX} jobs wait already", retry_after_s=self._wait_s())
 
-    def _wait_s(self) -> int:
+    def _wait_ms(self) -> int:
         """Return how long what waits takes, as jobs took of late."""
-        wait_ms = self._queued() * self._job_ms // max(1, len(self._workers.alive))
-        return min(max(1, -(-wait_ms // 1000)), RETRY_AFTER_S_MAX)
+        return self._queued() * self._job_ms // max(1, len(self._workers.alive))
+
+    def _wait_s(self) -> int:
+        return min(max(1, -(-self._wait_ms() // 1000)), RETRY_AFTER_S_MAX)
 
     # Queues of workers
 

@@ -164,21 +164,16 @@ class SandboxProcess:
     pid: int
     pipes: _Pipes
     transport: asyncio.SubprocessTransport
-    hello: dict[str, Value] = field(default_factory=dict)
+    engine: str = ""
+    """What it said that it is."""
+    config: bytes = b""
+    """The hash of its engine's configuration."""
+    confined: dict[str, Value] = field(default_factory=dict)
+    """What it gave up."""
     seen: set[bytes] = field(default_factory=set)
     """Modules that it was given; it may have forgotten some, and asks then."""
     mailbox: Mailbox | None = None
     """Where it finds code."""
-
-    @property
-    def engine(self) -> str:
-        """What it said that it is."""
-        return take_str(self.hello, "engine")
-
-    @property
-    def config(self) -> bytes:
-        """The hash of its engine's configuration."""
-        return take_bytes(self.hello, "config", size=32)
 
     async def bring(self, module_hash: bytes, machine_code: bytes | memoryview) -> None:
         """Lay the code of a module in its mailbox.
@@ -293,10 +288,10 @@ async def spawn(
     made = SandboxProcess(transport.get_pid(), pipes, transport, mailbox=mailbox)
     try:
         async with asyncio.timeout(START_MS_MAX / 1000):
-            made.hello = await made.receive()
-        take_str(made.hello, "engine")
-        take_bytes(made.hello, "config", size=32)
-        take_map(made.hello, "confined")
+            hello = await made.receive()
+        made.engine = take_str(hello, "engine")
+        made.config = take_bytes(hello, "config", size=32)
+        made.confined = take_map(hello, "confined")
     except (ProcessLost, RecordInvalid, TimeoutError):
         status = await made.kill()
         raise SandboxFailed(f"a sandbox {what} does not start (status {status})") from None
@@ -332,17 +327,11 @@ class WorkerProcesses:
         self._none_left = none_left
         self.running = False
         self.alive: set[SandboxProcess] = set()
-        self.hello: dict[str, Value] = {}
-        """How the last worker introduced itself: engine, configuration, confinement."""
+        self.engine, self.config = "", b""
+        self.confined: dict[str, Value] = {}
+        """How the last worker introduced itself."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ending: set[asyncio.Task[int]] = set()
-
-    @property
-    def config(self) -> bytes:
-        """The hash of the engine's configuration, empty before a worker started."""
-        config = self.hello.get("config", b"")
-        assert isinstance(config, bytes)
-        return config
 
     async def start(self, count: int) -> None:
         """Start that many.
@@ -376,7 +365,7 @@ class WorkerProcesses:
             raise SandboxFailed(f"no memory for a sandbox worker: {fault.strerror}") from None
         worker = await spawn(self._command, "worker", mailbox)
         self.alive.add(worker)
-        self.hello = worker.hello
+        self.engine, self.config, self.confined = worker.engine, worker.config, worker.confined
         return worker
 
     async def _respawn(self) -> None:
@@ -434,9 +423,8 @@ class WorkerProcesses:
 
     def ended(self, trap: str, wall_ms: int) -> SandboxResult:
         """Return the result of a job that the pool ended: what it used is not known."""
-        engine = self.hello["engine"]
-        assert isinstance(engine, str)
-        return SandboxResult((), None, trap, 0, 0, b"", b"", (), engine, self.config, wall_ms)
+        told = (self.engine, self.config, wall_ms)
+        return SandboxResult((), None, trap, 0, 0, b"", b"", (), *told)
 
 
 _STDIN, _STDOUT = 0, 1

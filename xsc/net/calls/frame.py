@@ -64,8 +64,10 @@ def _check_size(size: int, size_max: int) -> None:
         raise TooLarge(f"a header of {size} bytes is over the bound of {size_max}")
 
 
-def head_begun(begun: Buffer, *, size_max: int) -> memoryview | None:
-    """Return the head of a frame that begins so, None where it is not all there yet.
+def head_of(begun: Buffer, *, size_max: int = FRAME_HEADER_BYTES_MAX) -> memoryview | None:
+    """Return the head of a frame that begins so: its length and its header.
+
+    None where it is not all there yet.
 
     Raises:
         TooLarge: its header is over `size_max`.
@@ -76,19 +78,6 @@ def head_begun(begun: Buffer, *, size_max: int) -> memoryview | None:
     _check_size(size, size_max)
     head = memoryview(begun)[: LENGTH_BYTES + size]
     return head if len(head) == LENGTH_BYTES + size else None
-
-
-def head_of(body: memoryview, *, size_max: int = FRAME_HEADER_BYTES_MAX) -> memoryview:
-    """Return the head of a frame: its length and its header.
-
-    Raises:
-        FrameInvalid: cut short.
-        TooLarge: the header is over `size_max`.
-    """
-    head = head_begun(body, size_max=size_max)
-    if head is None:
-        raise FrameInvalid("a frame is cut short in its head")
-    return head
 
 
 def _sizes(value: Value) -> list[tuple[int, bytes]]:
@@ -119,6 +108,8 @@ def unpack(body: memoryview, *, size_max: int = FRAME_HEADER_BYTES_MAX) -> Frame
     if len(body) > PEER_BODY_BYTES_MAX:
         raise TooLarge(f"{len(body)} bytes are over the bound of {PEER_BODY_BYTES_MAX}")
     head = head_of(body, size_max=size_max)
+    if head is None:
+        raise FrameInvalid("a frame is cut short in its head")
     try:
         value = decode(bytes(head[LENGTH_BYTES:]), size_max=size_max)
     except RecordInvalid as fault:

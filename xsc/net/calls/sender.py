@@ -105,6 +105,6 @@ class RequestSender:
         body = memoryview(response.body[0]) if response.body else memoryview(b"")
         if response.status != 200:
             raise problems.error_of(response.status, body, info.name)
-        size = len(head_of(body, size_max=size_max))
+        size = len(head_of(body, size_max=size_max) or b"")
         frame = await self._work.run(info.node_id, size, unpack, body, size_max=size_max)
         return Reply(frame.header, [memoryview(part.data) for part in frame.parts])

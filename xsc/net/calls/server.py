@@ -17,15 +17,15 @@ from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
 from xsc.base import errors, fields, keyvalue, limits, merkle, turns
-from xsc.base.encoding import Value, decode, encode
+from xsc.base.encoding import Value, decode
 from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
 from xsc.base.work import ENTERED, Measured
 from xsc.identity.context import Context
 from xsc.net.calls import batch, costs, problems, sender, signing
-from xsc.net.calls.frame import LENGTH_BYTES, head_begun, pack_head, unpack
+from xsc.net.calls.frame import LENGTH_BYTES, head_of, pack_head, unpack
 from xsc.net.calls.quota import Quota, Ticket
 from xsc.net.peers import invitation as invitations
-from xsc.net.peers.roster import Roster
+from xsc.net.peers.roster import Roster, number_row, read_number
 from xsc.net.transport.port import Arrival, Buffer, RawResponse, Traffic
 
 T = TypeVar("T")
@@ -47,13 +47,8 @@ _METHOD = re.compile(r"[a-z]{1,32}\.[a-z_]{1,32}")
 
 def read_horizons(store: keyvalue.KeyValue) -> dict[bytes, int]:
     """Return the replay floor of each peer, in milliseconds of this node's clock."""
-    horizons = {}
-    for key, raw in store.scan(HORIZONS, keyvalue.prefix_end(HORIZONS)):
-        value = decode(raw)
-        if not isinstance(value, dict) or value.get("v") != 1:
-            raise errors.StoreDamaged("a replay horizon in the state database is of no known form")
-        horizons[key.removeprefix(HORIZONS)] = fields.take_int(value, "horizon_ms")
-    return horizons
+    rows = store.scan(HORIZONS, keyvalue.prefix_end(HORIZONS))
+    return {key.removeprefix(HORIZONS): read_number(raw, HORIZONS) for key, raw in rows}
 
 
 def _answer_of(outcome: Outcome) -> batch.Answer:
@@ -107,7 +102,8 @@ class RequestServer:
         self._bounds: dict[str, AnswerBound] = {}
         self._batched: set[str] = set()
         """Methods that a batch may call."""
-        self._join: JoinHandler | None = None
+        self._join: JoinHandler
+        """Set by `answer_joins`."""
 
     def register(self, handlers: Mapping[str, Handler]) -> None:
         """Answer these methods from now on; each belongs to one service."""
@@ -165,8 +161,7 @@ class RequestServer:
 
         For a node whose memory of what it has seen was lost.
         """
-        raw = encode({"v": 1, "horizon_ms": until_ms})
-        self._store.write([(HORIZONS + peer, raw)], sync=True)
+        self._store.write([number_row(HORIZONS + peer, until_ms)], sync=True)
 
     async def answer(self, arrival: Arrival) -> RawResponse:
         """Answer anything that arrives."""
@@ -275,7 +270,7 @@ class RequestServer:
         cost = costs.COSTS.get(method, costs.OTHER)
         header, parts = await self._read(arrival, caller, ticket, cost.asked)
         if method == JOIN:
-            return self._joined(caller, header)
+            return self._framed(self._join(caller, header), (), cost.answered)
         handler = self.handlers.get(method)
         if handler is None or arrival.method != "POST" or arrival.path != sender.ROOT + method:
             raise errors.NotFound("this node has no such method")
@@ -283,10 +278,6 @@ class RequestServer:
             await ticket.wait_for_answer(self._bounds[method](header))
         header, bodies = await handler(caller.node_id, header, parts)
         return self._framed(header, bodies, cost.answered)
-
-    def _joined(self, caller: signing.VerifiedCaller, header: dict[str, Value]) -> RawResponse:
-        assert self._join is not None
-        return self._framed(self._join(caller, header), (), costs.OTHER.answered)
 
     @staticmethod
     def _framed(
@@ -306,7 +297,7 @@ class RequestServer:
             if head_bytes:
                 return
             begun.extend(piece[: LENGTH_BYTES + size_max])
-            head = head_begun(begun, size_max=size_max)
+            head = head_of(begun, size_max=size_max)
             if head is None:
                 return
             # What is behind a head that is refused is not read any more.
@@ -342,7 +333,8 @@ class RequestServer:
             raise errors.Unauthorized(UNKNOWN) from None
         finally:
             ticket.close()
-        return self._joined(caller, header | {"secret": secret})
+        answer = self._join(caller, header | {"secret": secret})
+        return self._framed(answer, (), costs.OTHER.answered)
 
     async def _batch(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[merkle.Part]
@@ -398,12 +390,20 @@ class RequestServer:
                 asked[number] = (await self._header_of(caller, call), call.parts)
             except errors.XscError as fault:
                 answers[number] = batch.refused(problems.answer_of(fault))
+        method = calls[0].method
+        found: Sequence[Outcome] = []
         try:
-            found = await self._found(caller, calls[0].method, list(asked.values()))
+            if method in self._groups and asked:
+                found = await self._groups[method](caller, list(asked.values()))
+            elif asked:
+                ((header, parts),) = asked.values()
+                found = [await self.handlers[method](caller, header, parts)]
             answers.update(zip(asked, map(_answer_of, found), strict=True))
+        except errors.XscError as fault:
+            answers.update(dict.fromkeys(asked, batch.refused(problems.answer_of(fault))))
         except Exception:  # noqa: BLE001 (as the request middleware: one call must not end others)
             self._context.log.error(
-                "net.request_failed", path=calls[0].method[:80], trace=traceback.format_exc()
+                "net.request_failed", path=method[:80], trace=traceback.format_exc()
             )
             answers.update(dict.fromkeys(asked, batch.refused(problems.failed())))
         return [answers[number] for number in range(len(calls))]
@@ -421,14 +421,3 @@ class RequestServer:
         if not self.answers_little(call.method, header):
             raise errors.TooLarge("the answer to a call of a batch may be too large for it")
         return header
-
-    async def _found(self, caller: bytes, method: str, asked: Sequence[Asked]) -> Sequence[Outcome]:
-        if not asked:
-            return []
-        try:
-            if method in self._groups:
-                return await self._groups[method](caller, asked)
-            ((header, parts),) = asked
-            return [await self.handlers[method](caller, header, parts)]
-        except errors.XscError as fault:
-            return [fault] * len(asked)

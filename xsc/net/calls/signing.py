@@ -227,7 +227,5 @@ class ReplayGuard:
 
 
 def _skew(ahead_ms: int) -> str:
-    seconds = f"{abs(ahead_ms) / 1000:.1f} s"
-    if ahead_ms > 0:
-        return f"the caller's clock is {seconds} ahead of this node's"
-    return f"the caller's clock is {seconds} behind this node's"
+    where = "ahead of" if ahead_ms > 0 else "behind"
+    return f"the caller's clock is {abs(ahead_ms) / 1000:.1f} s {where} this node's"

@@ -8,7 +8,6 @@ the node that it is about, but for one word: that its origin knows it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from xsc.base import errors, limits, tally
@@ -26,12 +25,6 @@ ADDRESSES_MS = 60_000
 INTRODUCTIONS_A_PEER_MAX = 64
 """Times that the introductions of a peer are verified within ADDRESSES_MS: each is up to
 2 · INTRODUCED_A_PEER_MAX signatures."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Newcomer:
-    member: Signed[Member]
-    address: Signed[AddressRecord]
 
 
 class Introductions:
@@ -87,20 +80,22 @@ class Introductions:
         self._heard.count(introducer, self._context.clock.monotonic_ms(), "introductions")
         found = [self._opened(said) for said in unknown]
         # Whom it signs for itself may be the origin of another one.
-        found.sort(key=lambda newcomer: newcomer.member.author != introducer)
+        found.sort(key=lambda newcomer: newcomer[0].author != introducer)
         known, left = self._roster.all(), False
-        for newcomer in found:
-            place = circle.place_for(newcomer.member.author, known)
+        for member, address in found:
+            place = circle.place_for(member.author, known)
             if place is None:
                 left = True
-            elif newcomer.member.record.node not in {info.node_id for info in known}:
-                known.append(self._take(newcomer, place))
+            elif member.record.node not in {info.node_id for info in known}:
+                known.append(self._take(member, address, place))
         return not left
 
-    def _take(self, newcomer: _Newcomer, place: circle.Place) -> PeerInfo:
-        node = newcomer.member.record.node
-        met = self._roster.met(node, newcomer.address.record, signed=newcomer.address.raw)
-        came = {"introducer": place.introducer, "hops": place.hops, "member": newcomer.member.raw}
+    def _take(
+        self, member: Signed[Member], address: Signed[AddressRecord], place: circle.Place
+    ) -> PeerInfo:
+        node = member.record.node
+        met = self._roster.met(node, address.record, signed=address.raw)
+        came = {"introducer": place.introducer, "hops": place.hops, "member": member.raw}
         info = met.model_copy(update=came)
         self._roster.put(info)
         self._context.log.info("net.peer_introduced", peer=short(node), by=short(place.introducer))
@@ -113,14 +108,15 @@ class Introductions:
         known = node == self._context.key.node_id or self._roster.get(node) is not None
         return not known and not self._roster.was_removed(node)
 
-    def _opened(self, said: Introduction) -> _Newcomer:
+    def _opened(self, said: Introduction) -> tuple[Signed[Member], Signed[AddressRecord]]:
+        """Return the introduction and the address of a newcomer."""
         network = self._context.network
         member = open_signed(said.member, Member, network=network)
         node = member.record.node
         address = open_signed(said.record, AddressRecord, network=network, author=node)
         if not address.record.introducible:
             raise errors.RecordInvalid("who is introduced has not said that it may be")
-        return _Newcomer(member, address)
+        return member, address
 
     # Addresses
 

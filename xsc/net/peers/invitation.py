@@ -75,54 +75,47 @@ def _key(secret: bytes) -> bytes:
     return PREFIX + encoding.tagged_sha256("invitation-secret", secret)
 
 
-class Invitations:
-    """The invitations that this node issued; the store is their only state."""
+def issue(store: keyvalue.KeyValue, secret: bytes, *, expires_ms: int, now_ms: int) -> None:
+    """Keep a new invitation on the disk, and drop those that expired long ago.
 
-    def __init__(self, store: keyvalue.KeyValue) -> None:
-        self._store = store
+    Raises:
+        RateLimited: INVITATIONS_OPEN_MAX are kept.
+    """
+    rows = list(store.scan(PREFIX, keyvalue.prefix_end(PREFIX)))
+    old = [key for key, raw in rows if Issued.from_bytes(raw).expires_ms + KEPT_MS < now_ms]
+    if len(rows) - len(old) >= INVITATIONS_OPEN_MAX:
+        raise errors.RateLimited(f"{INVITATIONS_OPEN_MAX} invitations are open, and no more fit")
+    new = _key(secret), Issued(expires_ms=expires_ms).to_bytes()
+    store.write([*((key, None) for key in old), new], sync=True)
 
-    def issue(self, secret: bytes, *, expires_ms: int, now_ms: int) -> None:
-        """Keep a new invitation on the disk, and drop those that expired long ago.
 
-        Raises:
-            RateLimited: INVITATIONS_OPEN_MAX are kept.
-        """
-        changes: list[keyvalue.Change] = []
-        kept = 0
-        for key, raw in self._store.scan(PREFIX, keyvalue.prefix_end(PREFIX)):
-            if Issued.from_bytes(raw).expires_ms + KEPT_MS < now_ms:
-                changes.append((key, None))
-            else:
-                kept += 1
-        if kept >= INVITATIONS_OPEN_MAX:
-            raise errors.RateLimited(f"{kept} invitations are open, and no more fit")
-        changes.append((_key(secret), Issued(expires_ms=expires_ms).to_bytes()))
-        self._store.write(changes, sync=True)
+def redeem(
+    store: keyvalue.KeyValue, secret: bytes, caller: bytes, *, known: bool, now_ms: int
+) -> keyvalue.Change:
+    """Return the change that uses an invitation up; nothing is written here.
 
-    def redeem(self, secret: bytes, caller: bytes, *, known: bool, now_ms: int) -> keyvalue.Change:
-        """Return the change that uses an invitation up; nothing is written here.
+    Write it together with what it allows, before anything else is awaited.
 
-        Write it together with what it allows, before anything else is awaited.
+    Args:
+        store: has the invitations that were issued.
+        secret: as the caller gave it.
+        caller: who signed the request.
+        known: whether the caller is a peer; only then may it ask a second time.
+        now_ms: this node's time.
 
-        Args:
-            secret: as the caller gave it.
-            caller: who signed the request.
-            known: whether the caller is a peer; only then may it ask a second time.
-            now_ms: this node's time.
-
-        Raises:
-            InvitationInvalid: never issued, expired, or used already.
-        """
-        key = _key(secret)
-        raw = self._store.get(key)
-        if raw is None:
-            raise errors.InvitationInvalid("no such invitation was issued here")
-        issued = Issued.from_bytes(raw)
-        again = known and issued.used_by == caller
-        if issued.used_by is not None and not again:
-            raise errors.InvitationInvalid(
-                "the invitation was used already", hint="each works once; ask for another"
-            )
-        if now_ms >= issued.expires_ms and not again:
-            raise errors.InvitationInvalid("the invitation has expired", hint="ask for another")
-        return key, issued.model_copy(update={"used_by": caller}).to_bytes()
+    Raises:
+        InvitationInvalid: never issued, expired, or used already.
+    """
+    key = _key(secret)
+    raw = store.get(key)
+    if raw is None:
+        raise errors.InvitationInvalid("no such invitation was issued here")
+    issued = Issued.from_bytes(raw)
+    again = known and issued.used_by == caller
+    if issued.used_by is not None and not again:
+        raise errors.InvitationInvalid(
+            "the invitation was used already", hint="each works once; ask for another"
+        )
+    if now_ms >= issued.expires_ms and not again:
+        raise errors.InvitationInvalid("the invitation has expired", hint="ask for another")
+    return key, issued.model_copy(update={"used_by": caller}).to_bytes()

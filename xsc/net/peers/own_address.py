@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xsc.base import encoding, keyvalue
-from xsc.base.errors import StoreDamaged
-from xsc.base.fields import take_int
+from xsc.base import keyvalue
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
-from xsc.net.peers.roster import AddressRecord
+from xsc.net.peers.roster import AddressRecord, number_row, read_number
 from xsc.net.transport.addresses import is_loopback, split
 from xsc.net.transport.port import Transport
 
@@ -49,23 +47,16 @@ class OwnAddress:
         self._seq = 0
 
     def begin(self) -> None:
-        """Number the record anew, also where nothing has changed since the last start.
+        """Number the record above all earlier ones, also where nothing has changed.
 
         A home that was restored may have been elsewhere in the meantime: what its peers have of
         then must not count as newer.
         """
-        self._numbered = self.addresses()
-        self._seq = self._next_seq()
-
-    def _next_seq(self) -> int:
-        """Return the number of the next address record: above all earlier ones."""
         raw = self._store.get(OWN)
-        value = None if raw is None else encoding.decode(raw)
-        if value is not None and (not isinstance(value, dict) or value.get("v") != 1):
-            raise StoreDamaged("this node's own entry in the state database is of no known form")
-        seq = max(self._context.clock.now_ms(), 0 if value is None else take_int(value, "seq") + 1)
-        self._store.write([(OWN, encoding.encode({"v": 1, "seq": seq}))], sync=True)
-        return seq
+        least = 0 if raw is None else read_number(raw, OWN) + 1
+        self._numbered = self.addresses()
+        self._seq = max(self._context.clock.now_ms(), least)
+        self._store.write([number_row(OWN, self._seq)], sync=True)
 
     def addresses(self) -> tuple[str, ...]:
         """Return where others are told to reach this node; on loopback only if it is there."""

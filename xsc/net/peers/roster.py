@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
-from typing import Annotated, ClassVar, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias
 
 from pydantic import Field
 
@@ -97,8 +97,25 @@ class PeerInfo(Record):
         return None if self.confirmed else self.introducer
 
 
-_OF_ADDRESS = {"addresses", "fingerprint", "seq", "record", "introducible"}
-"""What a peer's entry has of its address record."""
+def _of_address(record: AddressRecord, signed: bytes) -> dict[str, Any]:
+    """Return what a peer's entry has of its address record."""
+    return record.model_dump(exclude={"name"}) | {"record": signed}
+
+
+def read_number(raw: bytes, table: bytes) -> int:
+    """Return the number that a row of the state holds.
+
+    Raises:
+        StoreDamaged: it holds none.
+    """
+    if len(raw) != _NUMBER_BYTES:
+        raise StoreDamaged(f"a row of the table '{table.decode()}' is no number")
+    return int.from_bytes(raw, "big")
+
+
+def number_row(key: bytes, number: int) -> keyvalue.Change:
+    """Return the row that holds a number."""
+    return key, number.to_bytes(_NUMBER_BYTES, "big")
 
 
 def is_name(text: str) -> bool:
@@ -149,12 +166,10 @@ class Roster:
             self._peers[info.node_id] = info
         self._removed: dict[bytes, _Removed] = {}
         for key, raw in store.scan(REMOVED, keyvalue.prefix_end(REMOVED)):
-            if len(raw) not in (_NUMBER_BYTES, _NUMBER_BYTES + ID_BYTES):
-                raise StoreDamaged("a row of the table 'net/removed/' is no number and introducer")
-            number, through = raw[:_NUMBER_BYTES], raw[_NUMBER_BYTES:]
-            self._removed[key.removeprefix(REMOVED)] = _Removed(
-                int.from_bytes(number, "big"), through or None
-            )
+            number, through = read_number(raw[:_NUMBER_BYTES], REMOVED), raw[_NUMBER_BYTES:]
+            if len(through) not in (0, ID_BYTES):
+                raise StoreDamaged("a row of the table 'net/removed/' names no introducer")
+            self._removed[key.removeprefix(REMOVED)] = _Removed(number, through or None)
 
     def on_change(self, listener: OnChange) -> None:
         """Tell a listener of every peer of which something changes from now on."""
@@ -296,12 +311,8 @@ class Roster:
         return PeerInfo(
             node_id=node_id,
             name=name,
-            addresses=record.addresses,
-            fingerprint=record.fingerprint,
             added_ms=self._clock.now_ms() if known is None else known.added_ms,
-            seq=record.seq,
-            record=signed,
-            introducible=record.introducible,
+            **_of_address(record, signed),
         )
 
     def _check_room(self, known: PeerInfo | None) -> None:
@@ -321,15 +332,7 @@ class Roster:
         # One that only the directory told of has no record of its own yet.
         if record.seq < known.seq or (record.seq == known.seq and known.record):
             return None
-        return known.model_copy(
-            update={
-                "addresses": record.addresses,
-                "fingerprint": record.fingerprint,
-                "seq": record.seq,
-                "record": signed,
-                "introducible": record.introducible,
-            }
-        )
+        return known.model_copy(update=_of_address(record, signed))
 
     def put(self, info: PeerInfo, *also: keyvalue.Change, sync: bool = True) -> None:
         """Keep an entry, together with other changes; on the disk at once where `sync` says so."""
@@ -415,7 +418,7 @@ class Roster:
             same = known.introducer == told.introducer
             kept = {"added_ms": known.added_ms, "member": known.member if same else b""}
             if known.seq >= told.seq:
-                kept |= known.model_dump(include=_OF_ADDRESS)
+                kept |= known.model_dump(include={*AddressRecord.model_fields, "record"} - {"name"})
         name = unique_name(told.name, peer, self._taken(peer))
         info = told.model_copy(update={"name": name, **kept})
         if info == known:

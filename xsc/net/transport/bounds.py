@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from math import inf
@@ -290,7 +289,6 @@ class Gate:
         self._share = share
         self._idle_s = idle_ms / 1000
         self._sources: dict[asyncio.Transport, str] = {}
-        self._counts: Counter[str] = Counter()
         self._idle: dict[asyncio.Transport, asyncio.TimerHandle] = {}
         """The oldest first, with what cuts them off in time."""
 
@@ -301,7 +299,7 @@ class Gate:
         """Let a new connection in; where nobody idle can make room for it, it is aborted."""
         peername = transport.get_extra_info("peername")
         source = addresses.source_of(str(peername[0])) if peername else ""
-        full = self._counts[source] >= self._share
+        full = list(self._sources.values()).count(source) >= self._share
         if full or len(self._sources) >= self._most:
             rivals = (it for it in self._idle if not full or self._sources[it] == source)
             oldest = next(rivals, None)
@@ -310,7 +308,6 @@ class Gate:
                 return False
             self._cut(oldest)
         self._sources[transport] = source
-        self._counts[source] += 1
         self.quiet(transport)
         return True
 
@@ -321,9 +318,7 @@ class Gate:
     def leave(self, transport: asyncio.Transport) -> None:
         """Count a connection no more."""
         self.busy(transport)
-        if transport in self._sources:
-            # This drops what has come to 0.
-            self._counts -= Counter((self._sources.pop(transport),))
+        self._sources.pop(transport, None)
 
     def busy(self, transport: asyncio.Transport) -> None:
         """Note that a connection has brought a whole head."""

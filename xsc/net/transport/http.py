@@ -311,7 +311,6 @@ class HttpTransport:
         connections_max: int = max(CONNECTIONS_MAX, CONNECTIONS_OUT_MAX),
         replies: room.Room | None = None,
     ) -> None:
-        self._where = listen
         self._host, self._port = split(listen)
         self._certificate = None if is_loopback(self._host) else tls.certificate_of(key)
         self._progress_ms = progress_ms
@@ -346,7 +345,8 @@ class HttpTransport:
 
     def _is_local(self) -> bool:
         """Say whether others reach this end on loopback alone, so that they may be there too."""
-        return all(is_loopback(split(address)[0]) for address in self.addresses() or (self._where,))
+        hosts = [split(address)[0] for address in self.addresses()]
+        return all(is_loopback(host) for host in hosts or [self._host])
 
     # Asking
 

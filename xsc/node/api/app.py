@@ -12,6 +12,7 @@ import logging
 import re
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 from aiohttp import web
@@ -105,18 +106,43 @@ async def _alive(_: web.BaseRequest) -> web.Response:
     return reply({"status": "ok"})
 
 
-def _check_token(given: str, expected: bytes) -> None:
+def _check_token(given: str, tokens: Iterable[str]) -> None:
     # Bytes that are no text are compared as they came.
-    if not hmac.compare_digest(given.encode(errors="surrogateescape"), expected):
+    said = given.encode(errors="surrogateescape")
+    if not any(hmac.compare_digest(said, f"Bearer {token}".encode()) for token in tokens):
         raise errors.Unauthorized(
             "the API needs the token of the node's home",
             hint="it is in api.token; send it as `Authorization: Bearer …`",
         )
 
 
-def application(routes: Iterable[web.RouteDef], token: str, log: Log, names: Names) -> Handler:
-    """Return what answers the API's requests."""
-    expected = f"Bearer {token}".encode()
+def only(path: str, answer: Handler) -> Handler:
+    """Return what answers requests for one path of an API, and knows no other."""
+
+    async def answer_one(request: web.BaseRequest) -> web.StreamResponse:
+        if request.rel_url.raw_path != path:
+            return problem_response(errors.NotFound(f"only {path} is served here"))
+        return await answer(request)
+
+    return answer_one
+
+
+def application(
+    routes: Iterable[web.RouteDef],
+    token: str,
+    log: Log,
+    names: Names,
+    also: Mapping[str, Iterable[str]] = MappingProxyType({}),
+) -> Handler:
+    """Return what answers the API's requests.
+
+    Args:
+        routes: what is asked, and what answers it.
+        token: opens every path.
+        log: is told what went wrong.
+        names: of peers, for messages.
+        also: by path, further tokens that open it, and nothing else.
+    """
 
     async def prove(request: web.BaseRequest) -> web.Response:
         """Prove to a client that this is the node whose token it is about to show."""
@@ -137,7 +163,7 @@ def application(routes: Iterable[web.RouteDef], token: str, log: Log, names: Nam
         path = request.rel_url.raw_path
         try:
             if path not in OPEN:
-                _check_token(request.headers.get("Authorization", ""), expected)
+                _check_token(request.headers.get("Authorization", ""), (token, *also.get(path, ())))
             found = await table.resolve(cast(web.Request, request))
             if found.http_exception is not None:
                 raise errors.NotFound(f"there is no {request.method} {path} in this API")

@@ -9,7 +9,6 @@ bounded together. Slow heads, bodies and readers are cut off.
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from urllib.parse import unquote
@@ -28,6 +27,8 @@ from xsc.node.build import Node
 SERVICE_CONNECTIONS_AN_ADDRESS_MAX = 256
 SERVICE_REQUESTS_AN_ADDRESS_MAX = 48
 """Requests from one source that run, or wait for their turn, at once."""
+SERVICE_REQUESTS_MAX = 64 * limits.SERVICE_CONNECTIONS_MAX
+"""Of all sources: a run goes on where its caller has gone. More are refused."""
 SERVICE_HEADER_BYTES_MAX = 16 * KIB
 SERVICE_HEADERS_MAX = 128
 SERVICE_BODIES_BYTES_MAX = 160 * MIB
@@ -90,7 +91,7 @@ class ServiceListener:
             SERVICE_BODIES_AN_ADDRESS_BYTES_MAX,
             small=limits.SMALL_BODIES_BYTES,
         )
-        self._under_way: Counter[str] = Counter()
+        self._requests = Room(SERVICE_REQUESTS_MAX, SERVICE_REQUESTS_AN_ADDRESS_MAX)
         self._server: http.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -146,18 +147,13 @@ class ServiceListener:
         with ExitStack() as taken:
             taken.callback(held.give)
             body = await self._body(request, held)
-            if self._under_way[source] >= SERVICE_REQUESTS_AN_ADDRESS_MAX:
+            if not self._requests.take(source, 1):
                 raise _Refused(503, _MANY, retry_after_s=1)
-            self._under_way[source] += 1
-            taken.callback(self._ended, source)
+            taken.callback(self._requests.give, source, 1)
             # It goes on where the caller goes away, and only its end gives this back.
             done = taken.pop_all().close
         asked = replace(asked, body=body)
         return await self._node.services.holder.answer(owner, name, asked, done=done)
-
-    def _ended(self, source: str) -> None:
-        # This drops what has come to 0.
-        self._under_way -= Counter((source,))
 
     def _asked(self, request: web.BaseRequest) -> tuple[bytes, str, wagi.Request]:
         """Return owner, name and request.

@@ -34,6 +34,7 @@ _KINDS: Final = {
     "framed": "application/octet-stream",
     "bytes": "application/octet-stream",
     "cbor": "application/cbor",
+    "text": "text/plain",
     "lines": "application/x-ndjson",
     "events": "text/event-stream",
 }
@@ -74,7 +75,7 @@ def _operation(endpoint: Endpoint[Any, Any], asked: Schema, answer: Schema) -> S
     found: Schema = {
         "summary": endpoint.says,
         "operationId": f"{endpoint.method} {endpoint.path}",
-        "tags": [endpoint.path.split("/")[2]],
+        "tags": [endpoint.path.removeprefix("/v1/").strip("/").split("/")[0]],
         "parameters": [
             {
                 "name": headers.get(name, name),

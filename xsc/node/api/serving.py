@@ -41,9 +41,12 @@ SOCKET_BYTES: Final = 512 * limits.KIB
 BEAT_MS: Final = 5_000
 """Events that do not come are replaced by a comment this often, so that each side notices if the
 other is gone."""
+TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""The format of metrics."""
 _LOOK_MS: Final = 200
 """How often it is looked whether the reader of lines is still there."""
 _COMMENT: Final = b":\n\n"
+_END: Final = object()
 _BOUNDS = {"less_than_equal": ("le", "at most"), "greater_than_equal": ("ge", "at least")}
 """Of what pydantic complains: the bound's name, and our words."""
 _SAID = {
@@ -278,6 +281,8 @@ class Server:
                 return await self._downloaded(request, value)
             if endpoint.gives == "cbor":
                 return web.Response(body=value, content_type="application/cbor")
+            if endpoint.gives == "text":
+                return web.Response(text=value, headers={"Content-Type": TEXT})
             value = {endpoint.rows: [*value]} if endpoint.rows else value
             return app.reply(value, status=endpoint.status, name_of=self._node.name_of)
 
@@ -297,7 +302,7 @@ class Server:
         kind = "text/event-stream" if events else "application/x-ndjson"
         response = web.StreamResponse(headers={"Content-Type": kind})
         async with aclosing(found):
-            coming = asyncio.ensure_future(anext(found))
+            coming = asyncio.ensure_future(anext(found, _END))
             try:
                 # What is refused before anything has come is answered like any other request,
                 # however long its body takes.
@@ -313,17 +318,15 @@ class Server:
                         elif request.transport is None or request.transport.is_closing():
                             return response
                         continue
-                    try:
-                        item = coming.result()
-                    except StopAsyncIteration:
+                    item = coming.result()
+                    if item is _END:
                         break
                     if item is not None:
-                        await response.write(
-                            before + serial.to_text(item, self._node.name_of).encode() + after
-                        )
+                        text = serial.to_text(item, self._node.name_of)
+                        await response.write(before + text.encode() + after)
                     elif events:
                         await response.write(_COMMENT)
-                    coming = asyncio.ensure_future(anext(found))
+                    coming = asyncio.ensure_future(anext(found, _END))
             finally:
                 coming.cancel()
                 await asyncio.gather(coming, return_exceptions=True)

@@ -411,33 +411,28 @@ class Brought:
             )
 
 
-def read_into(entries: Iterable[Entry], stores: Mapping[bytes, KeyValue], found: Brought) -> None:
-    """Take note of the records of a backup, and write its rows into empty stores.
+def read_into(
+    reader: Reader, seal: Seal, stores: Mapping[bytes, KeyValue], unlock: Unlock
+) -> Brought:
+    """Read all of a backup, write its rows into empty stores, and return what it brings back.
 
     Args:
-        entries: of the backup.
+        reader: of the backup.
+        seal: what opens its frames.
         stores: by their letters; rows of others are not written.
-        found: what takes note.
+        unlock: opens the key file that the backup holds.
 
     Raises:
-        StoreDamaged, IdentityInvalid: the backup is damaged; the stores are worth nothing then.
+        StoreDamaged, IdentityInvalid: it is damaged or forged, or does not open; the stores are
+            worth nothing then.
     """
-    for entry in entries:
+    found = Brought(reader.head)
+    for entry in reader.entries(seal):
         found.take(entry)
         if entry.letter in stores and not entry.key.startswith(LEFT_OUT.get(entry.letter, ())):
             stores[entry.letter].write([(entry.key, entry.value)], sync=False)
     for store in stores.values():
         store.write([], sync=True)
-
-
-def check(reader: Reader, seal: Seal, unlock: Unlock) -> Brought:
-    """Read all of a backup and write nothing; return what it would bring back.
-
-    Raises:
-        StoreDamaged, IdentityInvalid: it is damaged or forged, or does not open.
-    """
-    found = Brought(reader.head)
-    read_into(reader.entries(seal), {}, found)
     found.prove(unlock)
     return found
 
@@ -489,14 +484,12 @@ def _clear(path: Path) -> None:
 
 
 def _fill(reader: Reader, seal: Seal, path: Path, key_line: str | None, unlock: Unlock) -> Brought:
-    found = Brought(reader.head)
     stores = open_stores(path / "db", log.SilentLog())
     try:
         letters = letters_of(stores.state, stores.space, stores.bodies)
-        read_into(reader.entries(seal), letters, found)
+        found = read_into(reader, seal, letters, unlock)
     finally:
         stores.close()
-    found.prove(unlock)
     files = found.files
     if not reader.head.identity:
         if key_line is None:

@@ -7,6 +7,7 @@ config.toml   settings, where there are any
 lock          held by the node that runs
 node.pid      its process id           api.json   where its API listens
 api.token     the API's bearer token, mode 0600
+metrics.token a bearer token that opens the metrics alone, mode 0600; it stays
 db/           bodies, index, state, space
 cache/        compiled modules
 """
@@ -56,19 +57,15 @@ class Home:
         return self.path / "db"
 
 
-def write_file(path: Path, raw: bytes) -> None:
+def write_file(path: Path, content: bytes | str) -> None:
     """Replace a file by one with mode 0600, whole or not at all."""
     partial = path.with_name(path.name + ".part")
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "wb") as file:
-        file.write(raw)
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)
-
-
-def _write_private(path: Path, text: str) -> None:
-    write_file(path, text.encode())
 
 
 def _text_of(path: Path, name: str) -> str | None:
@@ -169,10 +166,10 @@ def init_home(
         )
     entropy = system.SystemEntropy()
     key = KeyPair(entropy.token(32)) if recover is None else keyfile.from_line(recover, passphrase)
-    _write_private(path / "format", f"{FORMAT}\n")
-    _write_private(path / "network", f"{network or NETWORK_DEFAULT}\n")
+    write_file(path / "format", f"{FORMAT}\n")
+    write_file(path / "network", f"{network or NETWORK_DEFAULT}\n")
     if name is not None:
-        _write_private(path / "config.toml", f"name = {json.dumps(name)}\n")
+        write_file(path / "config.toml", f"name = {json.dumps(name)}\n")
     keyfile.write(path / "identity.key", keyfile.to_line(key, entropy, passphrase))
     return {"id": to_text(key.node_id), "home": str(path), "network": network or NETWORK_DEFAULT}
 
@@ -180,7 +177,7 @@ def init_home(
 def mark(path: Path, stage: Stage) -> None:
     """Mark a home as one that is being brought back; made where there is none yet."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write_private(path / STAGE, f"{stage}\n")
+    write_file(path / STAGE, f"{stage}\n")
 
 
 def stage_of(path: Path) -> Stage | None:
@@ -290,10 +287,23 @@ def lock(path: Path) -> IO[str]:
 
 def publish(path: Path, *, api_url: str, peer_url: str, token: str) -> None:
     """Write where the running node is to be reached; the token first, the place last."""
-    _write_private(path / "api.token", token + "\n")
-    _write_private(path / "node.pid", f"{os.getpid()}\n")
+    write_file(path / "api.token", token + "\n")
+    write_file(path / "node.pid", f"{os.getpid()}\n")
     place = {"url": api_url, "token_file": str(path / "api.token"), "peer_url": peer_url}
-    _write_private(path / "api.json", json.dumps(place) + "\n")
+    write_file(path / "api.json", json.dumps(place) + "\n")
+
+
+def metrics_token(path: Path) -> str:
+    """Return the token that opens the metrics alone, which is made at the first start.
+
+    Raises:
+        HomeInvalid: it cannot be read.
+    """
+    text = (_text_of(path, "metrics.token") or "").strip()
+    if not text:
+        text = to_text(system.SystemEntropy().token(TOKEN_BYTES))
+        write_file(path / "metrics.token", f"{text}\n")
+    return text
 
 
 def unpublish(path: Path) -> None:
@@ -310,7 +320,7 @@ def read_number(path: Path) -> int | None:
 
 def write_number(path: Path, number: int) -> None:
     """Keep a number in a file of the home, whole or not at all."""
-    _write_private(path, f"{number}\n")
+    write_file(path, f"{number}\n")
 
 
 def capacity_of(path: Path, configured_bytes: int) -> int | None:

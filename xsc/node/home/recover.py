@@ -256,7 +256,7 @@ async def find_objects(
     for place in places:
         peer = parse_place(place)
         if peer is None:
-            await node.peers.joining.join(place)
+            await node.peers.join(place)
         else:
             node.peers.roster.restore(peer)
     asked, silent = set[bytes](), set[bytes]()
@@ -271,7 +271,14 @@ async def find_objects(
         )
     if best is None:
         if recovering:
-            raise _nobody_knows(all_silent=bool(silent) and silent == asked)
+            if silent and silent == asked:
+                raise errors.PeerSilent(
+                    "no peer that was named answers", hint="give others with --peer, or try again"
+                )
+            raise errors.ObjectUnknown(
+                "no peer that answered holds a directory of this identity",
+                hint="name others of its peers with --peer",
+            )
         return Found(0, 0, 0, (), frozenset(silent), Noted())
     head, body = best
     listed = await read_directory(node, body)
@@ -293,17 +300,6 @@ async def find_objects(
     await node.directory.go_on_from(head.record, body)
     newer, noted = len(refs - known) - len(missing), open_noted(body.ledger)
     return Found(len(listed) - len(missing), newer, gone, lost, frozenset(silent), noted)
-
-
-def _nobody_knows(*, all_silent: bool) -> errors.XscError:
-    if all_silent:
-        return errors.PeerSilent(
-            "no peer that was named answers", hint="give others with --peer, or try again"
-        )
-    return errors.ObjectUnknown(
-        "no peer that answered holds a directory of this identity",
-        hint="name others of its peers with --peer",
-    )
 
 
 def _ref(item: directory.DirectoryEntry) -> bytes:

@@ -23,8 +23,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from xsc.base import errors, limits, merkle, units
 from xsc.base.text import cause
@@ -53,25 +54,14 @@ _CLOCK_BYTES = 512
 class Finding:
     """What one check found."""
 
-    check: str
     verdict: Verdict
     text: str
     hint: str = ""
+    check: str = ""
 
 
-def ok(text: str) -> Finding:
-    """Return that nothing is wrong."""
-    return Finding("", "ok", text)
-
-
-def warn(text: str, hint: str = "") -> Finding:
-    """Return that it works, but not as it should."""
-    return Finding("", "warn", text, hint)
-
-
-def fail(text: str, hint: str = "") -> Finding:
-    """Return that it does not work."""
-    return Finding("", "fail", text, hint)
+ok, warn, fail = (partial(Finding, verdict) for verdict in get_args(Verdict))
+"""Make findings: nothing is wrong; it works, but not as it should; it does not work."""
 
 
 Ask = Callable[[], Mapping[str, Any]]
@@ -94,10 +84,10 @@ def examine(home: Path, ask: Ask, names: Iterable[str] = ()) -> list[Finding]:
         try:
             found.extend(replace(each, check=each.check or name) for each in check(home, ask))
         except errors.XscError as fault:
-            found.append(Finding(name, "fail", fault.message, fault.hint))
+            found.append(fail(fault.message, fault.hint, name))
         except OSError as fault:
             where = f"{fault.filename}: " if fault.filename else ""
-            found.append(Finding(name, "fail", f"it cannot be checked: {where}{cause(fault)}"))
+            found.append(fail(f"it cannot be checked: {where}{cause(fault)}", check=name))
     return found
 
 
@@ -193,7 +183,7 @@ def judge_mode(path: Path, mode: int, *, private: bool) -> Iterator[Finding]:
 
 
 def _settings(home: Path, _ask: Ask) -> Iterator[Finding]:
-    loaded = configs.from_environment(home, {})
+    loaded = configs.load(home, os.environ, {})
     yield judge_addresses(loaded.peer_listen, loaded.advertise)
 
 
@@ -214,7 +204,7 @@ def judge_addresses(listen: str, advertise: Sequence[str]) -> Finding:
 
 
 def _disk(home: Path, _ask: Ask) -> Iterator[Finding]:
-    reserve_ppm = configs.from_environment(home, {}).disk_reserve_ppm
+    reserve_ppm = configs.load(home, os.environ, {}).disk_reserve_ppm
     place = next(folder for folder in (home, *home.parents) if folder.is_dir())
     usage = shutil.disk_usage(place)
     yield judge_space(usage.free, usage.total, reserve_ppm)
@@ -232,7 +222,7 @@ def judge_space(free: int, total: int, reserve_ppm: int) -> Finding:
 
 
 def _capacity(home: Path, _ask: Ask) -> Iterator[Finding]:
-    loaded = configs.from_environment(home, {})
+    loaded = configs.load(home, os.environ, {})
     capacity = homes.capacity_of(home, loaded.storage_capacity_bytes)
     if capacity is None or not home.is_dir():
         return  # it is chosen at the first start
@@ -395,18 +385,17 @@ def judge_clock_of_peers(refused_by: int, known: int) -> Iterator[Finding]:
         return
     window_s = limits.REQUEST_WINDOW_MS // 1000
     mine = 2 * refused_by > known
-    yield Finding(
-        "clock",
-        "fail" if mine else "warn",
+    yield (fail if mine else warn)(
         f"{refused_by} of {known} peers say that this node's clock and theirs are more than "
         f"{window_s} s apart",
         "set this machine's clock" if mine else "xsc peer ls names them; their clock may be wrong",
+        "clock",
     )
 
 
 def _port(home: Path) -> Finding:
     """Return whether a node that starts now could listen where it wants to."""
-    host, _, port = configs.from_environment(home, {}).peer_listen.rpartition(":")
+    host, _, port = configs.load(home, os.environ, {}).peer_listen.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -24,7 +24,7 @@ from xsc.storage.repair.departures import DRAIN_PROOF_BYTES_MAX, DrainProof, che
 from xsc.terms import quote, slot, storage_receipt
 from xsc.terms.clearing import ClearingProof, SpaceValue
 from xsc.terms.deployment import Deployment
-from xsc.terms.execution import Dissent, ExecutionReceipt, Order, Outcome
+from xsc.terms.execution import Dissent, ExecutionReceipt, Order
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
 from xsc.terms.voucher import LeaseCount, Voucher
 
@@ -183,39 +183,27 @@ def _price_of(asked: Order, receipt: Signed[ExecutionReceipt], lease: bytes | No
     _require(not is_own, "between two nodes there is no run without lease")
     if lease is None:
         return None
-    parties = (asked.customer, asked.provider)
-    return _lease_price(lease, receipt.network, asked.lease_id, parties, asked.created_ms)
-
-
-def _lease_price(
-    raw: bytes, network: bytes, lease_id: bytes, parties: tuple[bytes, bytes], at_ms: int
-) -> int:
-    """Return the price of a run of that moment under the lease that it was made under."""
-    _, terms = _open_lease(raw, network)
-    _require(terms.lease_id == lease_id, "it was run under another lease than the one given")
+    _, terms = _open_lease(lease, receipt.network)
+    _require(terms.lease_id == asked.lease_id, "it was run under another lease than the one given")
     _require(
-        (terms.customer, terms.provider, terms.kind) == (*parties, "compute"),
+        (terms.customer, terms.provider, terms.kind) == (asked.customer, asked.provider, "compute"),
         "the lease is between others, or not for compute",
     )
-    _require(at_ms < terms.end_ms, "the order was made when the lease was over")
+    _require(asked.created_ms < terms.end_ms, "the order was made when the lease was over")
     return run_price(terms)
-
-
-def _is_of(module: bytes | None, expected: bytes) -> None:
-    _require(
-        module is None or hashlib.sha256(module).digest() == expected,
-        "the receipt is for another module than the one given",
-    )
 
 
 def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> str:
     order, signed = _open_execution(raw, lease)
     receipt, outcome, asked = signed.record, signed.record.outcome, order.record
-    _is_of(module, outcome.module)
     if module is not None:
+        _require(
+            hashlib.sha256(module).digest() == outcome.module,
+            "the receipt is for another module than the one given",
+        )
         _keeps(receipts.check_compiled(receipt, len(module)))
     if receipt.request is not None:
-        return _request(signed, outcome)
+        return _request(signed)
     call = f"{outcome.function}({', '.join(format_number(n) for n in outcome.arguments)})"
     if outcome.mode == "batch":
         call = f"a batch of calls of {outcome.function}"
@@ -297,9 +285,9 @@ def _deployment(raw: bytes) -> str:
     )
 
 
-def _request(signed: Signed[ExecutionReceipt], outcome: Outcome) -> str:
+def _request(signed: Signed[ExecutionReceipt]) -> str:
     """Return what a receipt for a request of a service proves."""
-    receipt = signed.record
+    receipt, outcome = signed.record, signed.record.outcome
     assert receipt.request is not None
     record = _open(receipt.order, Deployment, "owner", network=signed.network).record
     ended = f"ended by {outcome.trap}" if outcome.trap else f"exited with {outcome.exit_code}"

@@ -73,7 +73,7 @@ async def balance(node: Node, _: endpoint.Nothing) -> api.Balances:
         )
         for row, own in zip(statement, standings, strict=True)
     ]
-    total = sum(node.ledger.balance(row.peer) for row in node.ledger.statement())
+    total = sum(row.balance_micro for row in rows)
     return api.Balances(balances=rows, shared=_shared_credits(node), total_micro=total)
 
 
@@ -109,18 +109,13 @@ async def settle(node: Node, _: endpoint.Nothing) -> api.Settlement:
     """Settle now what is owed."""
     before = {(row.role, row.peer): row.settled_micro for row in node.market.store.accounts()}
     await node.market.settlement.settle_all()
-    after = node.market.store.accounts()
+    after, settled = node.market.store.accounts(), []
+    for row in after:
+        amount_micro = row.settled_micro - before.get((row.role, row.peer), 0)
+        if amount_micro > 0:
+            settled.append(api.Settled(role=row.role, peer=row.peer, amount_micro=amount_micro))
     return api.Settlement(
-        settled=[
-            api.Settled(
-                role=row.role,
-                peer=row.peer,
-                amount_micro=row.settled_micro - before.get((row.role, row.peer), 0),
-            )
-            for row in after
-            if row.settled_micro > before.get((row.role, row.peer), 0)
-        ],
-        pending=sum(node.market.owed_micro(row) > 0 for row in after),
+        settled=settled, pending=sum(node.market.owed_micro(row) > 0 for row in after)
     )
 
 

@@ -174,10 +174,15 @@ def _row(
     )
 
 
+def own_slots(node: Node) -> list[api.Slot]:
+    """Return the own offers and needs."""
+    own, used = own_granted(node), _by_own_id(node, node.drawn_steps())
+    return [_row(node.key.node_id, slot, own, used) for slot in node.commitments.own.both]
+
+
 async def slots(node: Node, _: Nothing) -> list[api.Slot]:
     """List offers and needs."""
-    own, used = own_granted(node), _by_own_id(node, node.drawn_steps())
-    rows = [_row(node.key.node_id, slot, own, used) for slot in node.commitments.own.both]
+    rows = own_slots(node)
     for peer in sorted(node.peers.roster.peers()):
         theirs, granted = node.commitments.heard.of(peer).commitment, _granted_by(node, peer)
         rows += [_row(peer, slot, granted) for slot in theirs.slots]

@@ -54,9 +54,7 @@ def _part(given: str) -> str:
     return PART + given
 
 
-def _upload_id(given: str | None) -> bytes | None:
-    if given is None:
-        return None
+def _upload_id(given: str) -> bytes:
     return from_hex(given, "the id of an upload must be 64 hexadecimal digits")
 
 
@@ -72,7 +70,7 @@ async def put(node: Node, asked: api.Put, body: Body) -> api.Stored:
         size_hint=asked.size_bytes,
         contract=None if asked.survive is None else parse_contract(asked.survive),
         code=code,
-        resume=_upload_id(asked.resume),
+        resume=None if asked.resume is None else _upload_id(asked.resume),
     )
     warnings = list(done.warnings)
     if asked.wait_for_name:
@@ -106,8 +104,8 @@ async def contents(node: Node, asked: api.Together) -> api.Contents:
 
 async def upload(node: Node, asked: endpoint.Id) -> api.Upload:
     """Say how much of a put is stored."""
-    named = _upload_id(asked.id) or b""
-    return api.Upload(stored_bytes=await node.storage.resume_journals.stored_bytes(named))
+    stored_bytes = await node.storage.resume_journals.stored_bytes(_upload_id(asked.id))
+    return api.Upload(stored_bytes=stored_bytes)
 
 
 async def fault(node: Node, asked: endpoint.Id) -> problems.Problem:

@@ -48,7 +48,7 @@ async def list_(node: Node, _: Nothing) -> list[api.Peer]:
 
 async def invite(node: Node, asked: api.Invite) -> api.Invitation:
     """Make an invitation."""
-    invitation = node.peers.joining.invite(asked.ttl_ms)
+    invitation = node.peers.invite(asked.ttl_ms)
     return api.Invitation(invitation=invitation, expires_ms=node.clock.now_ms() + asked.ttl_ms)
 
 

@@ -6,16 +6,17 @@ A program is named by its hash or the beginning of one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from xsc.allocation.program import parts_of
 from xsc.api import programs as api
 from xsc.api.endpoint import Nothing
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
 from xsc.base.limits import PROGRAM_DOCUMENT_BYTES_MAX
-from xsc.node.api.serving import Body
+from xsc.node.api.serving import Answer, Body
 from xsc.node.build import Node
 from xsc.programs.limits import PROGRAM_MODULES_BYTES_MAX
+from xsc.programs.service import ComputeRuntimeManager
 from xsc.programs.why import Why, shown
 from xsc.space.paths import parse_address
 
@@ -52,32 +53,21 @@ async def show(node: Node, asked: api.Hash) -> api.Results:
     return node.programs.get_results(node.programs.find(asked.hash))
 
 
-async def activate(node: Node, asked: api.Hash) -> api.Results:
-    """Run a program."""
-    program = node.programs.find(asked.hash)
-    await node.programs.activate(program)
-    return node.programs.get_results(program)
+def _after(act: Callable[[ComputeRuntimeManager, bytes], Awaitable[object]]) -> Answer:
+    """Return what does something with a program, and shows it then."""
+
+    async def answer(node: Node, asked: api.Hash) -> api.Results:
+        program = node.programs.find(asked.hash)
+        await act(node.programs, program)
+        return node.programs.get_results(program)
+
+    return answer
 
 
-async def deactivate(node: Node, asked: api.Hash) -> api.Results:
-    """Run a program no more."""
-    program = node.programs.find(asked.hash)
-    await node.programs.deactivate(program)
-    return node.programs.get_results(program)
-
-
-async def exec_(node: Node, asked: api.Hash) -> api.Results:
-    """Run a frame of an active program now."""
-    program = node.programs.find(asked.hash)
-    await node.programs.execute(program)
-    return node.programs.get_results(program)
-
-
-async def stop(node: Node, asked: api.Hash) -> api.Results:
-    """Stop a program until the node starts again, or it is activated."""
-    program = node.programs.find(asked.hash)
-    await node.programs.stop(program)
-    return node.programs.get_results(program)
+activate = _after(ComputeRuntimeManager.activate)
+deactivate = _after(ComputeRuntimeManager.deactivate)
+exec_ = _after(ComputeRuntimeManager.execute)
+stop = _after(ComputeRuntimeManager.stop)
 
 
 async def set_(node: Node, asked: api.Set) -> api.Results:

@@ -37,16 +37,16 @@ async def status(node: Node, _: Nothing) -> api.Status:
             node.shards.writer,
             offered_bytes=offered["storage"],
             granted_bytes=granted["storage"],
+            disk_free_bytes=node.parts.disk_free_bytes(),
         ),
         compute=api.ComputeStatus(
-            workers=take_int(sandbox, "workers"),
-            running=take_int(sandbox, "running"),
-            queued=take_int(sandbox, "queued"),
+            **{name: take_int(sandbox, name) for name in ("workers", "running", "queued")},
             offered_fuel_per_s=offered["compute"],
             granted_fuel_per_s=granted["compute"],
         ),
         leases=_leases(node),
         traffic=filled(api.TrafficStatus, node.peers.traffic),
+        alerts=len(node.alerts.shown()),
     )
 
 

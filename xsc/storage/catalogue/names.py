@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from xsc.base import encoding, errors, fields, keyvalue
+from xsc.base import encoding, errors, fields, keyvalue, turns
 
 NAMES = b"storage/name/"
 NAME_CHARS_MAX = 1024
@@ -73,28 +73,16 @@ class NameVersions:
 
     def __init__(self, state: keyvalue.KeyValue) -> None:
         self._state = state
-        self._given: dict[str, int] = {}
-        self._writing: dict[str, int] = {}
+        self.turns: turns.Turns[str] = turns.Turns()
+        """By name: held from the choice of a number until its version is on the disk."""
 
-    def begin(self, name: str) -> int:
-        """Reserve and return the next number of a name.
-
-        `end` must follow when the version is on the disk, or has failed.
-        """
-        version = max(self._given.get(name, 0), read_last(self._state.get(_key(name)))) + 1
-        self._given[name] = version
-        self._writing[name] = self._writing.get(name, 0) + 1
-        return version
-
-    def end(self, name: str) -> None:
-        """End a reservation: the number is on the disk by now, or is never used."""
-        self._writing[name] -= 1
-        if not self._writing[name]:
-            del self._writing[name], self._given[name]
+    def next(self, name: str) -> int:
+        """Return the next number of a name; for who holds its turn."""
+        return read_last(self._state.get(_key(name))) + 1
 
     def rows(self, name: str, version: int, manifest_hash: bytes) -> list[keyvalue.Change]:
         """Return the changes that write a new version, to be committed with its object."""
-        last = max(version, self._given.get(name, 0), read_last(self._state.get(_key(name))))
+        last = max(version, self.next(name) - 1)
         return [last_row(name, last), version_row(name, version, manifest_hash)]
 
     def of(self, name: str) -> Iterator[tuple[int, bytes]]:

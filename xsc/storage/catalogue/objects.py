@@ -113,17 +113,15 @@ class ObjectCatalogue:
         if not name:
             await self._add(done, name, 1, also)
             return 1
-        version = self.versions.begin(name)
-        try:
+        async with self.versions.turns.of(name):
+            version = self.versions.next(name)
             await self._add(done, name, version, also)
-        finally:
-            self.versions.end(name)
         return version
 
     async def _add(self, done: Uploaded, name: str, version: int, also: Sequence[Change]) -> None:
         entry = ObjectEntry(
             name=name,
-            capability=done.capability.to_text(),
+            capability=done.capability,
             size_bytes=done.size_bytes,
             created_ms=self._context.clock.now_ms(),
             placement=done.placement,
@@ -200,27 +198,23 @@ class ObjectCatalogue:
             ObjectUnknown: no such version, or a recovery has not found it.
         """
         ref = parse_verify(self.named(name, version)[0]).manifest_hash
-        async with self.rows.of(ref):
+        async with self.rows.of(ref), self.versions.turns.of(name):
             # It may have been deleted or renumbered while this waited.
             self.named(name, version)
-            made = self.versions.begin(name)
-            try:
-                entry = self.entry(ref)
-                if entry is None:
-                    raise errors.ObjectUnknown(
-                        "that version is at no host that answered since the recovery",
-                        hint="try again when more peers are up",
-                    )
-                moved = entry.model_copy(update={"version": made})
-                await self._commit(
-                    [
-                        (OBJECTS + ref, moved.to_bytes()),
-                        names.version_row(name, version, None),
-                        *self.versions.rows(name, made, ref),
-                    ]
+            entry, made = self.entry(ref), self.versions.next(name)
+            if entry is None:
+                raise errors.ObjectUnknown(
+                    "that version is at no host that answered since the recovery",
+                    hint="try again when more peers are up",
                 )
-            finally:
-                self.versions.end(name)
+            moved = entry.model_copy(update={"version": made})
+            await self._commit(
+                [
+                    (OBJECTS + ref, moved.to_bytes()),
+                    names.version_row(name, version, None),
+                    *self.versions.rows(name, made, ref),
+                ]
+            )
         self.on_change()
         return made
 

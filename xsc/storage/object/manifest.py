@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -61,13 +60,15 @@ class Manifest(Record):
         return Contract(*self.survive)
 
 
-@dataclass(frozen=True, slots=True)
-class SealedSegment:
-    """What the manifest says of one segment, gathered while the object is cut."""
+class SealedSegment(Record):
+    """How a segment was sealed: what the manifest says of it, gathered while the object is cut."""
 
-    nonce: bytes
-    tag: bytes
-    roots: tuple[bytes, ...]
+    KIND: ClassVar[str] = "upload_segment"
+
+    length: Count
+    nonce: Nonce
+    tag: Tag
+    roots: tuple[Id32, ...]
 
 
 def build(

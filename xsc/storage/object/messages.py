@@ -92,6 +92,12 @@ def _map(value: Value) -> Mapping[str, Value]:
     return value
 
 
+def _object(header: Mapping[str, Value]) -> tuple[bytes, int]:
+    """Return locate id and generation."""
+    locate = take_bytes(header, "locate", size=ID_BYTES)
+    return locate, take_int(header, "generation", most=GENERATION_MAX)
+
+
 def put_message(
     lease_id: bytes,
     locate: bytes,
@@ -145,8 +151,7 @@ def read_put(header: Mapping[str, Value], parts: Sequence[merkle.Part]) -> PutRe
         raise TooLarge(f"a sealed manifest has at most {limits.MANIFEST_BYTES_MAX} bytes")
     return PutRequest(
         take_bytes(header, "lease", size=ID_BYTES),
-        take_bytes(header, "locate", size=ID_BYTES),
-        take_int(header, "generation", most=GENERATION_MAX),
+        *_object(header),
         tuple(shards),
         sealed,
     )
@@ -200,12 +205,7 @@ def read_get(header: Mapping[str, Value]) -> tuple[bytes, int, list[inventory.Wa
         )
     if len({(item.segment, item.column) for item in wanted}) != len(wanted):
         raise RecordInvalid("a shard is named twice")
-    return (
-        take_bytes(header, "locate", size=ID_BYTES),
-        take_int(header, "generation", most=GENERATION_MAX),
-        wanted,
-        read_most(header),
-    )
+    return (*_object(header), wanted, read_most(header))
 
 
 def read_most(header: Mapping[str, Value]) -> int:
@@ -339,12 +339,8 @@ def read_stat(header: Mapping[str, Value]) -> tuple[bytes, int, bytes, bytes]:
     Raises:
         RecordInvalid: it breaks a rule.
     """
-    return (
-        take_bytes(header, "locate", size=ID_BYTES),
-        take_int(header, "generation", most=GENERATION_MAX),
-        take_bytes(header, "manifest", size=ID_BYTES),
-        _place(header, "after"),
-    )
+    manifest = take_bytes(header, "manifest", size=ID_BYTES)
+    return (*_object(header), manifest, _place(header, "after"))
 
 
 def stat_answer(held: inventory.HeldObject, caller: bytes) -> dict[str, Value]:
@@ -486,12 +482,9 @@ def read_holds(header: Mapping[str, Value]) -> tuple[bytes, int, bytes, list[byt
         RecordInvalid: it breaks a rule.
     """
     listed = take_list(header, "roots", most=limits.SHARDS_MAX)
-    return (
-        take_bytes(header, "locate", size=ID_BYTES),
-        take_int(header, "generation", most=GENERATION_MAX),
-        take_bytes(header, "manifest", size=ID_BYTES),
-        [take_bytes({"root": root}, "root", size=ID_BYTES) for root in listed],
-    )
+    manifest = take_bytes(header, "manifest", size=ID_BYTES)
+    roots = [take_bytes({"root": root}, "root", size=ID_BYTES) for root in listed]
+    return (*_object(header), manifest, roots)
 
 
 def holds_answer(holds: inventory.ColumnPresence) -> dict[str, Value]:

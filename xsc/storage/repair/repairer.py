@@ -16,7 +16,7 @@ of them. Design: docs/design/storage-repair.md.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
@@ -136,6 +136,8 @@ class Repairer:
         """Segments of objects that are repaired at the same time."""
         self.recent: deque[tuple[bytes, Repaired]] = deque(maxlen=REPAIRS_A_ROUND_MAX)
         """What was repaired in this run, by reference, the oldest first."""
+        self.margins = Counter[int]()
+        """How many objects have a margin, counted in hosts that answer, in the last round."""
 
     # When to look
 
@@ -173,6 +175,10 @@ class Repairer:
                 self._again.add(ref)
             listed = [item async for item in turns.sliced(self._objects.refs())]
             known = frozenset(ref for ref, _, _ in listed)
+            self.margins = Counter(
+                sum(map(self._client.is_up, placement.columns)) - placement.k
+                for _, placement, _ in listed
+            )
             situation = (
                 self.watch.all_gone(),
                 self.watch.available(),

@@ -29,7 +29,7 @@ from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.object.capability import VerifyCapability, verify_key
 from xsc.storage.object.erasure import Code, StorageShard
 from xsc.storage.object.held import Held, held_of
-from xsc.storage.object.manifest import Nonce, SealedSegment, Tag, hash_of, open_manifest
+from xsc.storage.object.manifest import SealedSegment, hash_of, open_manifest
 from xsc.storage.ports import Commit
 from xsc.storage.transfer import host_client
 from xsc.storage.transfer.sender import ColumnSender, Notes
@@ -63,17 +63,6 @@ class Head(Record):
     """What may lie where."""
 
 
-class KeptSegment(Record):
-    """How a segment was sealed."""
-
-    KIND: ClassVar[str] = "upload_segment"
-
-    length: Count
-    nonce: Nonce
-    tag: Tag
-    roots: tuple[Id32, ...]
-
-
 class Receipted(Record):
     """What a host gave a receipt for."""
 
@@ -87,7 +76,7 @@ class Kept:
     """Everything that is kept of one upload."""
 
     head: Head
-    segments: dict[int, KeptSegment] = field(default_factory=dict)
+    segments: dict[int, SealedSegment] = field(default_factory=dict)
     acks: dict[tuple[int, int], Held] = field(default_factory=dict)
     """By segment and column."""
     sealed: bytes | None = None
@@ -131,15 +120,9 @@ class Kept:
         return places
 
 
-def sealed_of(kept: KeptSegment) -> SealedSegment:
-    """Return what the manifest will say of a segment."""
-    return SealedSegment(kept.nonce, kept.tag, kept.roots)
-
-
-def segment_change(upload: bytes, index: int, length: int, sealed: SealedSegment) -> Change:
+def segment_change(upload: bytes, index: int, sealed: SealedSegment) -> Change:
     """Return the write that keeps how a segment was sealed."""
-    kept = KeptSegment(length=length, nonce=sealed.nonce, tag=sealed.tag, roots=sealed.roots)
-    return SEGMENT + upload + index.to_bytes(4, "big"), kept.to_bytes()
+    return SEGMENT + upload + index.to_bytes(4, "big"), sealed.to_bytes()
 
 
 def ack_change(upload: bytes, index: int, column: int, place: Held) -> Change:
@@ -181,7 +164,7 @@ def read(state: KeyValue, upload: bytes) -> Kept | None:
     kept = Kept(head)
     try:
         for tail, value in _tails(state, SEGMENT + upload):
-            segment = KeptSegment.from_bytes(value)
+            segment = SealedSegment.from_bytes(value)
             kept.segments[int.from_bytes(tail, "big")] = segment
         for tail, value in _tails(state, ACK + upload):
             place = int.from_bytes(tail[:4], "big"), int.from_bytes(tail[4:], "big")
@@ -286,11 +269,9 @@ class ResumeJournal(Notes):
         )
         return HEAD + self.upload, head.to_bytes()
 
-    async def begin(
-        self, sender: ColumnSender, index: int, length: int, sealed: SealedSegment
-    ) -> None:
+    async def begin(self, sender: ColumnSender, index: int, sealed: SealedSegment) -> None:
         """Keep how a segment is sealed; it may be sent once this returned."""
-        changes: list[Change] = [segment_change(self.upload, index, length, sealed)]
+        changes: list[Change] = [segment_change(self.upload, index, sealed)]
         if not self.begun:
             changes.append(self._head(sender, held_of(sender.held)))
         self.begun = True

@@ -40,7 +40,7 @@ from xsc.storage.object.placement import (
 from xsc.storage.object.segment import NONCE_BYTES, Place
 from xsc.storage.transfer import sending
 from xsc.storage.transfer.host_client import HostClient, let_end, stop_all, together
-from xsc.storage.transfer.journal import Kept, KeptSegment, ResumeJournal, sealed_of
+from xsc.storage.transfer.journal import Kept, ResumeJournal
 from xsc.storage.transfer.rooms import PLAN_HOSTS_MAX, RoomSearch
 from xsc.storage.transfer.sender import ColumnSender
 from xsc.terms.lease import LeaseHandle
@@ -60,7 +60,7 @@ MANIFEST_SEGMENT_BYTES = 250
 class Uploaded:
     """An object that is stored whole."""
 
-    capability: ReadCapability
+    capability: str
     size_bytes: int
     sealed: bytes
     placement: Placement
@@ -68,7 +68,15 @@ class Uploaded:
     """By host and lease; hosts that failed on the way stand here too."""
     warnings: list[str]
     survives: Contract
+    """How many nodes, sites and owners can be lost, whichever they are."""
     passed_over: tuple[PassedOver, ...]
+    version: int = 1
+    """Its number under the name."""
+
+    @property
+    def hosts(self) -> tuple[bytes, ...]:
+        """The node of each column."""
+        return self.placement.columns
 
 
 async def cut_stream(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, bool]]:
@@ -102,7 +110,8 @@ def _cut_segment(
 ) -> tuple[SealedSegment, list[StorageShard]]:
     ciphertext, tag = segments.seal(key, nonce, place, plain)
     shards = cut(ciphertext, code)
-    return SealedSegment(nonce, tag, tuple(shard.root for shard in shards)), shards
+    roots = tuple(shard.root for shard in shards)
+    return SealedSegment(length=len(plain), nonce=nonce, tag=tag, roots=roots), shards
 
 
 def changed() -> errors.UploadChanged:
@@ -238,9 +247,7 @@ class Upload:
             sender.before[column] = frozenset(had)
             sender.done[column].update(whole)
         for index in whole:
-            segment = kept.segments[index]
-            self._sealed[index] = sealed_of(segment)
-            sender.segments[index] = self._shards(index, segment.length, segment.roots)
+            self._note(index, kept.segments[index])
         self._journal.moved(sender)
         self._client.log.info("storage.put_goes_on", segments=len(whole))
 
@@ -275,7 +282,7 @@ class Upload:
             self._journal.acked(item.segment, column, place)
             self._sender.count(lease, place.size_bytes)
 
-    async def _same(self, index: int, place: Place, plain: bytes) -> KeptSegment | None:
+    async def _same(self, index: int, place: Place, plain: bytes) -> SealedSegment | None:
         """Return how a segment was sealed before, or None for one that is new.
 
         Raises:
@@ -358,7 +365,7 @@ class Upload:
         place = Place(self._locate, index, len(plain), final)
         kept = await self._same(index, place, plain)
         nonce = self._entropy.token(NONCE_BYTES) if kept is None else kept.nonce
-        self._sealed[index], shards = await run_sized(
+        sealed, shards = await run_sized(
             self._client.executor,
             len(plain),
             _cut_segment,
@@ -368,14 +375,16 @@ class Upload:
             plain,
             self._code,
         )
-        sealed = self._sealed[index]
-        self._sender.segments[index] = self._shards(index, len(plain), sealed.roots)
+        self._note(index, sealed)
         if self._journal.resumes and kept is None and not (final and index == 0):
-            await self._journal.begin(self._sender, index, len(plain), sealed)
+            await self._journal.begin(self._sender, index, sealed)
         return {shard.column: shard for shard in shards}
 
-    def _shards(self, index: int, length: int, roots: Sequence[bytes]) -> SegmentShards:
-        return SegmentShards(self._locate, self._code, index, length, roots)
+    def _note(self, index: int, sealed: SealedSegment) -> None:
+        self._sealed[index] = sealed
+        self._sender.segments[index] = SegmentShards(
+            self._locate, self._code, index, sealed.length, sealed.roots
+        )
 
     async def _segment(self, index: int, plain: bytes) -> None:
         sender = self._sender
@@ -397,9 +406,8 @@ class Upload:
             place = Place(self._locate, 0, size, final=True)
             ciphertext, tag = segments.seal(self._content_key, nonce, place, plain)
             inline = bytes(ciphertext)
-            self._sealed[0] = SealedSegment(nonce, tag, ())
+            self._note(0, SealedSegment(length=0, nonce=nonce, tag=tag, roots=()))
             sender.live[0] = {}
-            sender.segments[0] = self._shards(0, 0, ())
         else:
             sender.live[index] = await self._cut(index, plain, final=True)
         manifest = build(
@@ -438,13 +446,15 @@ class Upload:
         await self._rooms.require(sender.state.columns, sender.state.gone)
         columns = sender.state.columns
         return Uploaded(
-            capability=ReadCapability(self._secret, hash_of(sealed)),
+            capability=ReadCapability(self._secret, hash_of(sealed)).to_text(),
             size_bytes=size,
             sealed=sealed,
             placement=placement_of(manifest, columns),
             held=held_of(sender.held),
             warnings=warnings_of(columns, self._code, self._client.own),
-            survives=survival(self._rooms.hosts_of(columns), self._code.m),
+            survives=survival(self._rooms.hosts_of(columns), self._code.m).shown_for(
+                self._contract
+            ),
             passed_over=tuple(
                 each
                 for (node, lease_id), each in self._rooms.passed_over.items()

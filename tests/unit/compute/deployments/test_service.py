@@ -500,8 +500,8 @@ async def test_who_waits_goes_by_the_bound_of_the_newest_deployment(world):
     tasks = [asyncio.create_task(owner.ask()) for _ in range(6)]
     await until(lambda: owner.services.views()[0].waiting == 5)
     await owner.deploy(version="2", concurrency=2)
-    await until(lambda: len(held.jobs) == 3)
-    assert (owner.services.views()[0].waiting, owner.services.views()[0].running) == (3, 3)
+    await until(lambda: len(held.jobs) == 2)
+    assert (owner.services.views()[0].waiting, owner.services.views()[0].running) == (4, 2)
     for number in range(len(tasks)):
         await until(lambda number=number: len(held.ends) > number)
         held.ends[number].set_result(result())
@@ -1165,7 +1165,7 @@ async def test_a_peer_has_so_many_services_at_one_node(world):
 
 async def test_deployments_at_once_pass_no_bound(world, monkeypatch):
     """Each is checked while none of the others is kept."""
-    prepared = asyncio.Barrier(SERVICES_A_PEER_MAX + 1)
+    prepared = asyncio.Barrier(SERVICES_A_PEER_MAX)
 
     async def together(*_):
         await prepared.wait()
@@ -1180,6 +1180,27 @@ async def test_deployments_at_once_pass_no_bound(world, monkeypatch):
     assert "of yours" in refused.message
     assert len(world.holder.services.views()) == SERVICES_A_PEER_MAX
     assert len(world.owner.services.views()) == SERVICES_A_PEER_MAX
+
+
+async def test_a_peer_holds_nothing_that_its_owner_has_no_room_for(world, monkeypatch):
+    monkeypatch.setattr(registry_module, "SERVICES_MAX", 2)
+    await world.owner.deploy("here")
+    arrived, released = [], asyncio.Event()
+
+    async def late(*_):
+        arrived.append(True)
+        await released.wait()
+
+    monkeypatch.setattr(world.holder.services.holder._runner, "prepare", late)
+    first = asyncio.create_task(world.owner.deploy("a", on=world.holder.id))
+    await until(lambda: arrived)
+    second = asyncio.create_task(world.owner.deploy("b", on=world.holder.id))
+    await until(lambda: second.done() or len(arrived) == 2)
+    released.set()
+    deployed = await asyncio.gather(first, second, return_exceptions=True)
+    assert [type(each) for each in deployed].count(SpaceExhausted) == 1
+    assert len(world.owner.services.views()) == 2
+    assert len(world.holder.services.views()) == 1
 
 
 async def test_the_modules_of_one_peer_take_no_room_of_others(world, monkeypatch):

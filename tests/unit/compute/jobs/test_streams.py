@@ -49,7 +49,7 @@ TALKER = bytes(
 async def seen(output, stdout, stderr):
     """Return once that much is there; it need not come at once."""
     while len(output.written()[0]) < stdout or len(output.written()[1]) < stderr:
-        await output.more(*map(len, output.written()))
+        await output.news.wait()
         assert not output.done
 
 

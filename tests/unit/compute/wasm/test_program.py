@@ -10,7 +10,7 @@ from tests.unit.compute.programs import FOLDER, job_of, wasm
 from xsc.base.errors import ExportUnknown, ModuleInvalid
 from xsc.base.limits import EXPORTS_MAX, MODULE_BYTES_MAX
 from xsc.compute.wasm.engine import Machine, compile_module, new_engine
-from xsc.compute.wasm.program import MemoryShape, prepare, read
+from xsc.compute.wasm.program import prepare, read
 from xsc.compute.wasm.signature import Signature
 
 
@@ -25,6 +25,7 @@ def test_exports_have_their_types():
         "all": Signature((), ("i32", "i64", "f32", "f64")),
         "nothing": Signature((), ()),
     }
+    assert program.pages_min is None
     assert program.memory is None
     assert program.start is None
 
@@ -32,10 +33,9 @@ def test_exports_have_their_types():
 def test_imports_and_memory_are_seen():
     program = read(wasm("sleep"))
     assert program.imports == ("poll_oneoff", "random_get")
-    assert program.memory == MemoryShape(2, None)
-    assert program.memory_export == "memory"
-    assert read(wasm("memory_min")).memory == MemoryShape(65536, None)
-    assert read(built("(module (memory 1 7))")).memory == MemoryShape(1, 7)
+    assert (program.pages_min, program.memory) == (2, "memory")
+    assert read(wasm("memory_min")).pages_min == 65536
+    assert read(built("(module (memory 1 7))")).pages_min == 1
 
 
 def test_an_exported_import_has_the_type_of_the_import():
@@ -165,27 +165,25 @@ def test_the_prepared_copy_declares_the_same_and_hides_nothing(path):
     module = path.read_bytes()
     program = read(module)
     prepared = prepare(module, program)
-    after = read(prepared.module)
-    own = {prepared.start} - {None}
+    after = read(prepared)
+    own = {program.start} - {None}
     assert {k: v for k, v in after.functions.items() if k not in own} == program.functions
     assert after.start is None
-    assert after.memory == program.memory
-    assert prepared.memory == after.memory_export
-    assert (prepared.memory is None) == (program.memory is None)
-    assert (prepared.start is None) == (program.start is None)
-    if program.start is None and program.memory_export:
-        assert prepared.module == module
+    assert (after.pages_min, after.memory) == (program.pages_min, program.memory)
+    assert (program.memory is None) == (program.pages_min is None)
+    if program.start is None and program.memory == "memory":
+        assert prepared == module
 
 
 def test_injected_names_avoid_the_modules_own():
     module = built('(module (memory 1) (func (export "__xsc_memory")))')
-    prepared = prepare(module, read(module))
-    assert prepared.memory == "__xsc_memory_"
-    assert read(prepared.module).names == {"__xsc_memory", "__xsc_memory_"}
+    program = read(module)
+    assert program.memory == "__xsc_memory_"
+    assert b"\x0d__xsc_memory_\2\0" in prepare(module, program)
 
 
 def test_an_export_section_is_made_where_there_is_none():
     for text in ("(module (memory 1))", "(module (memory 1) (func $f) (start $f))"):
         module = built(text)
-        prepared = prepare(module, read(module))
-        assert read(prepared.module).memory_export == "__xsc_memory"
+        program = read(module)
+        assert read(prepare(module, program)).memory == program.memory == "__xsc_memory"

@@ -675,18 +675,18 @@ def test_links_that_lead_to_links_end(program):
 
 
 def test_every_name_of_a_file_counts_as_it_is_given_back(program):
-    left = program.state._quota.left
+    out = program.state._output
     fd = program.create(b"f", b"four")
     assert link(program, b"f", b"g") == 0
-    assert program.state._quota.left == left - 8
+    assert out.taken == 8
     assert program.write(fd, b"more") == 0
     assert program.state.files() == [("f", b"fourmore"), ("g", b"fourmore")]
-    assert program.state._quota.left == left - 16
+    assert out.taken == 16
     assert program.path_unlink_file(OUT, *program.text(b"f")) == 0
-    assert program.state._quota.left == left - 8
+    assert out.taken == 8
     assert program.path_unlink_file(OUT, *program.text(b"g")) == 0
     assert program.fd_close(fd) == 0
-    assert program.state._quota.left == left
+    assert out.taken == 0
 
 
 def test_a_second_name_is_refused_where_it_cannot_be(program):
@@ -701,7 +701,7 @@ def test_a_second_name_is_refused_where_it_cannot_be(program):
 
 
 def test_second_names_cannot_give_back_more_than_is_allowed(program):
-    program.create(b"f", bytes(program.state._quota.left // 2))
+    program.create(b"f", bytes(program.state._output.most // 2))
     assert link(program, b"f", b"g") == 0
     with pytest.raises(ProgramExit):
         link(program, b"f", b"h")

@@ -185,7 +185,7 @@ async def test_a_damaged_file_is_removed_and_its_module_compiled_again(tmp_path)
     cache = CodeCache(tmp_path / "cache", KEY)
     pool = await _pool(cache)
     await pool.run(ADD)
-    config = pool._workers.hello["config"]
+    config = pool._workers.config
     await pool.stop()
     (file,) = (tmp_path / "cache").iterdir()
     whole = file.read_bytes()
@@ -204,7 +204,7 @@ async def test_a_damaged_file_is_removed_and_its_module_compiled_again(tmp_path)
     assert (await pool.run(ADD)).results == (i32(3),)
     assert pool.describe()["compiled"] == 1
     await pool.stop()
-    assert file.read_bytes()[:11] == b"XSC code 2\n"
+    assert file.read_bytes()[:11] == b"XSC code 3\n"
 
 
 CODE = MachineCode(b"about", b"machine code")
@@ -216,7 +216,7 @@ def test_a_seal_is_for_one_key_one_module_and_one_engine():
     assert from_file(raw, b"K" * 32, b"m" * 32, b"c" * 32) is None
     assert from_file(raw, KEY, b"M" * 32, b"c" * 32) is None
     assert from_file(raw, KEY, b"m" * 32, b"C" * 32) is None
-    assert from_file(raw.replace(b"code 2", b"code 1"), KEY, b"m" * 32, b"c" * 32) is None
+    assert from_file(raw.replace(b"code 3", b"code 1"), KEY, b"m" * 32, b"c" * 32) is None
 
 
 def test_a_seal_is_a_keyed_hash_of_all_that_it_binds():
@@ -224,8 +224,8 @@ def test_a_seal_is_a_keyed_hash_of_all_that_it_binds():
     content = len(CODE.about).to_bytes(4, "big") + CODE.about + CODE.machine
     bound = b"XSC/1/compiled-code\0" + module + config
     seal = blake3(bound + content, key=KEY).digest()
-    assert to_file(CODE, KEY, module, config) == b"XSC code 2\n" + seal + content
-    assert from_file(b"XSC code 2\n" + seal + content[:-1], KEY, module, config) is None
+    assert to_file(CODE, KEY, module, config) == b"XSC code 3\n" + seal + content
+    assert from_file(b"XSC code 3\n" + seal + content[:-1], KEY, module, config) is None
 
 
 def test_the_longest_unused_goes_first_also_after_a_restart(tmp_path):
@@ -292,9 +292,7 @@ async def test_nothing_of_a_module_is_in_the_jail_for_the_next(pool):
     # compiler would lay open to another customer.
     secret = hashlib.sha256(b"what only one customer knows").digest() * 2
     (jail,) = pool._compiler._idle
-    known = pool._workers.hello[
-        "config"
-    ]  # what the node says to it, and it to the node, is not secret
+    known = pool._workers.config  # what the node says to it, and it to the node, is not secret
     assert any(known in each for each in memory_of(jail.pid))
     for size in (100, 50_000, 3_000_000):
         text = "".join(f"\\{byte:02x}" for byte in secret)

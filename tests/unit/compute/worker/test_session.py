@@ -186,8 +186,8 @@ async def test_time_runs_out_by_name_also_where_the_process_hangs(new_session):
 
 async def test_a_process_that_is_lost_is_said_and_replaced(session):
     await session.start(build(COUNTER))
-    assert session._process.hello["engine"] == ENGINE
-    assert session._process.hello["confined"]["no_descriptors"] == 1
+    assert session._process.engine == ENGINE
+    assert session._process.confined["no_descriptors"] == 1
     session._process.transport.kill()
     with pytest.raises(SandboxFailed, match="gone"):
         await session.call("up", i32(2))

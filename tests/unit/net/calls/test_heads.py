@@ -180,7 +180,7 @@ async def test_sixty_four_requests_with_the_largest_heads_leave_an_honest_peer_i
     bert.net.server.register({"space.next": bert._echo})
     await acquainted(anna, bert)
     await mallory.net.start()
-    await mallory.net.joining.join(bert.net.joining.invite(3_600_000))
+    await mallory.net.join(bert.net.invite(3_600_000))
     wire = Outsider(bert, mallory.key)
     head = pack_head({"x": [0] * (FRAME_HEADER_BYTES_MAX - 64)}, [])
     requests = [wire.request("space.next", head=head) for _ in range(PEER_REQUESTS_IN_FLIGHT_MAX)]

@@ -85,7 +85,7 @@ async def met() -> AsyncIterator[tuple[Node, Friend]]:
     node = Node(MemoryNetwork(ManualClock()), "anna", accepts=True)
     await node.net.start()
     friend = Friend(node, key("friend"))
-    invitation = node.net.joining.invite(HOUR_MS)
+    invitation = node.net.invite(HOUR_MS)
     secret = circle_secret(invitation)
     record = address(node, friend.key, name="friend", addresses=("friend:1",))
     answer = await friend.send(
@@ -376,7 +376,7 @@ async def test_an_invitation_makes_an_introduced_peer_direct(met):
     friend.says(introduction(node, friend.key, other.key))
     assert node.net.roster.shares_with(other.id) == [other.id]
     assert node.net.roster.info(other.id).through == friend.key.node_id
-    await other.net.joining.join(node.net.joining.invite(HOUR_MS))
+    await other.net.join(node.net.invite(HOUR_MS))
     assert node.net.roster.info(other.id).through is None
     await other.net.stop()
 
@@ -446,8 +446,8 @@ async def test_no_invitation_names_loopback_where_the_node_serves_elsewhere():
         await node.net.start()
         assert node.net.own_address.addresses() == told
         if told:
-            assert node.net.joining.invite(HOUR_MS)
+            assert node.net.invite(HOUR_MS)
         else:
             with pytest.raises(ConfigInvalid, match="no address"):
-                node.net.joining.invite(HOUR_MS)
+                node.net.invite(HOUR_MS)
         await node.net.stop()

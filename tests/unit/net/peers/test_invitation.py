@@ -12,12 +12,12 @@ from tests.unit.net.nodes import HOUR_MS, Node
 from xsc.base.clock import ManualClock
 from xsc.base.errors import InvitationInvalid, PeerSilent, RateLimited, Unauthorized
 from xsc.db.memory import MemoryKeyValue
+from xsc.net.peers import invitation
 from xsc.net.peers.invitation import (
     INVITATIONS_OPEN_MAX,
     KEPT_MS,
     PREFIX,
     Invitation,
-    Invitations,
     Issued,
     from_string,
 )
@@ -83,17 +83,17 @@ def store():
 
 
 def redeem(store, caller, *, now_ms=0, known=False, secret=SECRET):
-    change = Invitations(store).redeem(secret, caller, known=known, now_ms=now_ms)
+    change = invitation.redeem(store, secret, caller, known=known, now_ms=now_ms)
     store.write([change], sync=True)
 
 
 def test_the_secret_is_not_on_the_disk(store):
-    Invitations(store).issue(b"0123456789abcdef", expires_ms=10, now_ms=0)
+    invitation.issue(store, b"0123456789abcdef", expires_ms=10, now_ms=0)
     assert b"0123456789abcdef" not in b"".join(key + value for key, value in store.scan(b""))
 
 
 def test_a_secret_works_once_and_again_only_for_the_same_peer(store):
-    Invitations(store).issue(SECRET, expires_ms=10, now_ms=0)
+    invitation.issue(store, SECRET, expires_ms=10, now_ms=0)
     redeem(store, b"a" * 32)
     with pytest.raises(InvitationInvalid, match="used"):
         redeem(store, b"b" * 32)
@@ -105,7 +105,7 @@ def test_a_secret_works_once_and_again_only_for_the_same_peer(store):
 
 
 def test_a_secret_works_until_its_time_and_survives_a_crash(store):
-    Invitations(store).issue(SECRET, expires_ms=10, now_ms=0)
+    invitation.issue(store, SECRET, expires_ms=10, now_ms=0)
     store.crash()
     with pytest.raises(InvitationInvalid, match="expired"):
         redeem(store, b"a" * 32, now_ms=10)
@@ -116,19 +116,18 @@ def test_a_secret_works_until_its_time_and_survives_a_crash(store):
 
 
 def test_a_secret_that_was_not_issued_is_refused(store):
-    Invitations(store).issue(SECRET, expires_ms=10, now_ms=0)
+    invitation.issue(store, SECRET, expires_ms=10, now_ms=0)
     with pytest.raises(InvitationInvalid, match="no such"):
         redeem(store, b"a" * 32, secret=b"\1" * 16)
 
 
 def test_open_invitations_are_bounded_and_old_ones_dropped(store):
-    issuer = Invitations(store)
     raw = Issued(expires_ms=10).to_bytes()
     many = [(PREFIX + number.to_bytes(32, "big"), raw) for number in range(INVITATIONS_OPEN_MAX)]
     store.write(many, sync=True)
     with pytest.raises(RateLimited):
-        issuer.issue(b"x" * 16, expires_ms=10, now_ms=10 + KEPT_MS)
-    issuer.issue(b"x" * 16, expires_ms=99, now_ms=11 + KEPT_MS)
+        invitation.issue(store, b"x" * 16, expires_ms=10, now_ms=10 + KEPT_MS)
+    invitation.issue(store, b"x" * 16, expires_ms=99, now_ms=11 + KEPT_MS)
     assert len(list(store.scan(b""))) == 1
 
 
@@ -149,51 +148,49 @@ async def nodes():
 async def test_of_many_who_join_at_once_one_is_let_in(nodes):
     network = nodes["anna"].memory
     crowd = [Node(network, f"node{number}") for number in range(8)]
-    text = nodes["bert"].net.joining.invite(HOUR_MS)
-    results = await asyncio.gather(
-        *(node.net.joining.join(text) for node in crowd), return_exceptions=True
-    )
+    text = nodes["bert"].net.invite(HOUR_MS)
+    results = await asyncio.gather(*(node.net.join(text) for node in crowd), return_exceptions=True)
     assert sum(result == nodes["bert"].id for result in results) == 1
     assert sum(isinstance(result, InvitationInvalid) for result in results) == 7
     assert len(nodes["bert"].net.peers()) == 1
 
 
 async def test_an_invitation_survives_a_restart_of_its_issuer(nodes):
-    text = nodes["bert"].net.joining.invite(HOUR_MS)
+    text = nodes["bert"].net.invite(HOUR_MS)
     await nodes["bert"].restart()
-    await nodes["anna"].net.joining.join(text)
+    await nodes["anna"].net.join(text)
     await nodes["bert"].restart()
     with pytest.raises(InvitationInvalid, match="used"):
-        await nodes["carl"].net.joining.join(text)
+        await nodes["carl"].net.join(text)
 
 
 async def test_who_lost_the_answer_may_ask_again(nodes):
-    text = nodes["bert"].net.joining.invite(HOUR_MS)
-    await nodes["anna"].net.joining.join(text)
+    text = nodes["bert"].net.invite(HOUR_MS)
+    await nodes["anna"].net.join(text)
     nodes["anna"].net.roster.remove(nodes["bert"].id)
-    assert await nodes["anna"].net.joining.join(text) == nodes["bert"].id
+    assert await nodes["anna"].net.join(text) == nodes["bert"].id
     assert nodes["bert"].changes == [(nodes["anna"].id, "added")]
 
 
 async def test_an_expired_invitation_is_refused_on_both_sides(nodes):
     anna, bert = nodes["anna"], nodes["bert"]
-    text = bert.net.joining.invite(1_000)
+    text = bert.net.invite(1_000)
     bert.clock.advance_to(bert.clock.now_ms() + 1_000)
     with pytest.raises(InvitationInvalid, match="expired"):
-        await anna.net.joining.join(text)
+        await anna.net.join(text)
     anna.clock.advance_to(bert.clock.now_ms())
     before = len(anna.memory.trace)
     with pytest.raises(InvitationInvalid, match="expired"):
-        await anna.net.joining.join(text)
+        await anna.net.join(text)
     assert len(anna.memory.trace) == before
 
 
 async def test_a_forged_secret_is_told_nothing_but_no(nodes):
     anna, bert = nodes["anna"], nodes["bert"]
-    true = from_string(bert.net.joining.invite(HOUR_MS))
+    true = from_string(bert.net.invite(HOUR_MS))
     forged = true.model_copy(update={"secret": bytes(16)})
     with pytest.raises(InvitationInvalid, match="no such"):
-        await anna.net.joining.join(forged.to_text())
+        await anna.net.join(forged.to_text())
     assert bert.net.peers() == []
 
 
@@ -202,29 +199,29 @@ async def test_an_invitation_to_another_network_is_refused_before_anything_is_se
     other = Node(anna.memory, "other", network_name="elsewhere")
     await other.net.start()
     with pytest.raises(InvitationInvalid, match="elsewhere"):
-        await anna.net.joining.join(other.net.joining.invite(HOUR_MS))
+        await anna.net.join(other.net.invite(HOUR_MS))
     assert not anna.memory.trace
 
 
 async def test_a_node_does_not_join_itself(nodes):
     anna = nodes["anna"]
     with pytest.raises(InvitationInvalid, match="itself"):
-        await anna.net.joining.join(anna.net.joining.invite(HOUR_MS))
+        await anna.net.join(anna.net.invite(HOUR_MS))
 
 
 async def test_another_node_at_the_address_is_not_taken_for_the_issuer(nodes):
-    text = nodes["bert"].net.joining.invite(HOUR_MS)
+    text = nodes["bert"].net.invite(HOUR_MS)
     elsewhere = from_string(text).model_copy(update={"addresses": ("carl:1",)}).to_text()
     with pytest.raises(Unauthorized):
-        await nodes["anna"].net.joining.join(elsewhere)
+        await nodes["anna"].net.join(elsewhere)
     assert nodes["anna"].net.peers() == []
 
 
 async def test_an_issuer_that_is_away_is_silent_and_the_invitation_still_good(nodes):
     anna, bert = nodes["anna"], nodes["bert"]
-    text = bert.net.joining.invite(HOUR_MS)
+    text = bert.net.invite(HOUR_MS)
     anna.memory.kill("bert")
     with pytest.raises(PeerSilent):
-        await anna.net.joining.join(text)
+        await anna.net.join(text)
     await bert.restart()
-    assert await anna.net.joining.join(text) == bert.id
+    assert await anna.net.join(text) == bert.id

@@ -429,7 +429,7 @@ async def test_connections_to_all_peers_are_bounded_and_idle_ones_go_first(serve
 async def test_a_peer_is_not_looked_for_on_this_machine(serve, host):
     there = await serve(answering)
     ours = asker()
-    ours._where = "192.0.2.1:0"
+    ours._host = "192.0.2.1"
     place = f"{host}:{there.address.rpartition(':')[2]}"
     with pytest.raises(PeerSilent, match="no place for a peer"):
         await ours.send(place, bytes(32), RawRequest("POST", "/", {}), 5_000)

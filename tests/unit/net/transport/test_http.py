@@ -691,7 +691,7 @@ async def test_peers_join_call_move_and_come_back_over_http(listen):
     anna, bert = node("anna"), node("bert")
     await anna.net.start()
     await bert.net.start()
-    await anna.net.joining.join(bert.net.joining.invite(HOUR_MS))
+    await anna.net.join(bert.net.invite(HOUR_MS))
     data = bytes(3_000_000)
     reply = await anna.net.call(bert.id, "test.echo", {"a": 1}, [part(data), part(b"x")])
     assert [bytes(body) for body in reply.parts] == [data, b"x"]

@@ -12,10 +12,10 @@ from xsc.node.home.backup import (
     FILE,
     Entry,
     Reader,
-    check,
     frames,
     home_files,
     new_head,
+    read_into,
     restore_home,
     seal_of,
     stream_stopped,
@@ -89,7 +89,7 @@ def test_without_the_identity_only_the_key_brings_it_back(home, tmp_path):
     found = brought(raw, tmp_path / "new", line, key)
     assert (found.counts["objects"], found.counts["bodies"]) == (1, 0)
     assert homes.open_home(tmp_path / "new").key.node_id == key.node_id
-    assert check(*reading(raw, key), from_line).counts["objects"] == 1
+    assert read_into(*reading(raw, key), {}, from_line).counts["objects"] == 1
 
 
 def reading(raw, key=None):
@@ -189,7 +189,7 @@ def test_a_backup_with_another_key_than_it_names_leaves_nothing_behind(home, tmp
     ):
         reader = forged(given)
         with pytest.raises(error, match=told):
-            check(reader, seal_of(reader.head), unlock)
+            read_into(reader, seal_of(reader.head), {}, unlock)
         reader = forged(given)
         with pytest.raises(error, match=told):
             restore_home(reader, seal_of(reader.head), tmp_path / "new", None, unlock)

@@ -38,7 +38,10 @@ MANIFEST = build(
     CUSTOMERS[0],
     CODE,
     SEGMENT_BYTES * (SEGMENTS - 1) + 1,
-    [SealedSegment(bytes(12), bytes(16), roots_of(index)) for index in range(SEGMENTS)],
+    [
+        SealedSegment(length=1, nonce=bytes(12), tag=bytes(16), roots=roots_of(index))
+        for index in range(SEGMENTS)
+    ],
 )
 PLACES = [
     (customer, segment, column)

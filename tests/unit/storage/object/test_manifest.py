@@ -29,15 +29,17 @@ from xsc.storage.object.segment import Place, seal
 OWNER = b"o" * 32
 
 
+def sealed_as(nonce, tag, roots):
+    return SealedSegment(length=1, nonce=nonce, tag=tag, roots=roots)
+
+
 def make(size: int):
     """A manifest with a right shape: roots and nonces that follow from their place."""
     if size <= 4096:
-        return build(
-            OWNER, Code(), size, [SealedSegment(bytes(12), bytes(16), ())], inline=bytes(size)
-        )
+        return build(OWNER, Code(), size, [sealed_as(bytes(12), bytes(16), ())], inline=bytes(size))
     count = -(-size // SEGMENT_BYTES)
     parts = [
-        SealedSegment(
+        sealed_as(
             index.to_bytes(12, "big"),
             bytes(16),
             tuple(bytes([index % 256, column]) * 16 for column in range(6)),
@@ -56,10 +58,10 @@ def test_a_sealed_manifest_has_the_pinned_bytes(case):
     place = Place(verify.locate, 0, len(plain), final=True)
     ciphertext, tag = seal(keys.content_key, value["segment_nonce"], place, plain)
     if len(plain) <= 4096:
-        part, inline = SealedSegment(value["segment_nonce"], tag, ()), bytes(ciphertext)
+        part, inline = sealed_as(value["segment_nonce"], tag, ()), bytes(ciphertext)
     else:
         roots = tuple(shard.root for shard in cut(ciphertext, Code()))
-        part, inline = SealedSegment(value["segment_nonce"], tag, roots), None
+        part, inline = sealed_as(value["segment_nonce"], tag, roots), None
     manifest = build(value["owner"], Code(), len(plain), [part], inline=inline, survive=survive)
     assert manifest.to_bytes() == value["body"]
     sealed = seal_manifest(manifest, verify.manifest_key, value["manifest_nonce"])
@@ -224,7 +226,5 @@ def test_content_is_not_in_the_manifest_of_a_verify_capability():
     ciphertext, tag = seal(
         keys.content_key, b"n" * 12, Place(keys.verify.locate, 0, 40, final=True), plain
     )
-    manifest = build(
-        OWNER, Code(), 40, [SealedSegment(b"n" * 12, tag, ())], inline=bytes(ciphertext)
-    )
+    manifest = build(OWNER, Code(), 40, [sealed_as(b"n" * 12, tag, ())], inline=bytes(ciphertext))
     assert plain not in manifest.to_bytes()

@@ -44,8 +44,7 @@ def test_the_vector_is_read(state):
 
 def test_the_vector_is_written(state):
     kept = journal.read(state, UPLOAD)
-    sealed = journal.sealed_of(kept.segments[5])
-    assert journal.segment_change(UPLOAD, 5, 4 * 2**20, sealed) == ROWS["segment"]
+    assert journal.segment_change(UPLOAD, 5, kept.segments[5]) == ROWS["segment"]
     place = Held(OTHER, LEASE, 3 * 2**20)
     assert journal.ack_change(UPLOAD, 5, 1, place) == ROWS["ack"]
     assert (journal.HEAD + UPLOAD, kept.head.to_bytes()) == ROWS["head"]

@@ -1,0 +1,232 @@
+"""Keeps the alerts of a node, and tells the operator's targets of them.
+
+    monitor/alerts      the alerts that were raised, as the state database has them
+
+A target is a program (`exec:PROGRAM ARGUMENT …`, started without a shell) or a URL. Either gets one
+JSON document: the program on its standard input, the URL in a POST.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shlex
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import aiohttp
+
+from xsc.api.monitor import Measures
+from xsc.base.clock import Clock
+from xsc.base.errors import NotFound, RecordInvalid, StoreDamaged, UnavailableError, XscError
+from xsc.base.ids import to_text
+from xsc.base.keyvalue import Commit, KeyValue
+from xsc.base.limits import KIB
+from xsc.base.log import Log
+from xsc.identity.envelope import Record
+from xsc.monitor import conditions
+from xsc.monitor.conditions import Alert
+
+STATE: Final = b"monitor/alerts"
+EXEC: Final = "exec:"
+EXEC_MS_MAX: Final = 30_000
+"""How long a program may run."""
+URL_MS_MAX: Final = 10_000
+"""How long a URL may take to answer."""
+ANSWER_BYTES_MAX: Final = 64 * KIB
+
+
+class Raised(Record):
+    """The alerts that were raised, as they are kept."""
+
+    alerts: tuple[Alert, ...]
+
+
+class Alerts:
+    """The alerts of one node."""
+
+    def __init__(
+        self, state: KeyValue, commit: Commit, clock: Clock, log: Log, targets: Sequence[str]
+    ) -> None:
+        """Read what was kept.
+
+        Raises:
+            StoreDamaged: it cannot be read.
+        """
+        self._commit = commit
+        self._clock = clock
+        self._log = log
+        self._targets = {_hashed(target): target for target in targets}
+        self._kept = Raised(alerts=())
+        raw = state.get(STATE)
+        if raw is not None:
+            try:
+                self._kept = Raised.from_bytes(raw)
+            except RecordInvalid as fault:
+                raise StoreDamaged(f"the alerts are damaged: {fault.message}") from None
+        self._alerts = {alert.key: alert for alert in self._kept.alerts}
+
+    def shown(self) -> list[Alert]:
+        """Return what the operator has not acknowledged, the newest last."""
+        return sorted(filter(_is_shown, self._alerts.values()), key=lambda each: each.since_ms)
+
+    async def acknowledge(self, key: str | None = None) -> int:
+        """Acknowledge one alert, or all that are shown; return how many.
+
+        Raises:
+            NotFound: none of that key is shown.
+        """
+        found = [each for each in self.shown() if key in (None, each.key)]
+        if key is not None and not found:
+            raise NotFound("no such alert is shown", hint="`xsc node alerts` lists them")
+        for each in found:
+            self._alerts[each.key] = each.model_copy(update={"acknowledged": True})
+        await self._keep()
+        return len(found)
+
+    async def look(self, measures: Measures, about: Mapping[str, object]) -> None:
+        """Raise and end alerts, and tell of those that were raised.
+
+        Args:
+            measures: of now.
+            about: what a message says beside the alert: which node this is.
+        """
+        now_ms = self._clock.now_ms()
+        found = conditions.conditions(measures, now_ms)
+        before = self._alerts
+        self._alerts = conditions.step(before.values(), found, now_ms)
+        for key, alert in self._alerts.items():
+            if alert.raised and not (key in before and before[key].raised):
+                self._log.warning(
+                    "node.alert", kind=alert.kind, peer=alert.peer or None, says=alert.says
+                )
+        names = {row.peer: row.name for row in measures.peers}
+        await self._keep()
+        await self._tell(about, names)
+
+    async def _tell(self, about: Mapping[str, object], names: Mapping[bytes, str]) -> None:
+        now_ms = self._clock.now_ms()
+        due = conditions.due(self._alerts.values(), self._targets, now_ms)
+        messages = [{**about, **_message(alert, names)} for alert, _ in due]
+        done = await asyncio.gather(
+            *(self._send(target, said) for (_, target), said in zip(due, messages, strict=True))
+        )
+        for alert in {each.key: each for each, _ in due}.values():
+            results = [
+                (target, ok) for (each, target), ok in zip(due, done, strict=True) if each is alert
+            ]
+            heard = [target for target, ok in results if ok]
+            failed = len(heard) < len(results)
+            # It may have been acknowledged meanwhile.
+            if (kept := self._alerts.get(alert.key)) is not None:
+                after = conditions.told(kept, heard, failed, self._clock.now_ms())
+                self._alerts[alert.key] = after
+        if due:
+            await self._keep()
+
+    async def _send(self, target: str, said: Mapping[str, object]) -> bool:
+        """Tell a target; return whether it heard."""
+        place = self._targets[target]
+        body = json.dumps(said).encode()
+        try:
+            await (
+                _run(place.removeprefix(EXEC), body)
+                if place.startswith(EXEC)
+                else _post(place, body)
+            )
+        except XscError as fault:
+            # The target itself may hold a secret.
+            self._log.warning("node.alert_not_told", target=target, reason=fault.message)
+            return False
+        return True
+
+    async def _keep(self) -> None:
+        """Write what was raised, where it changed."""
+        raised = Raised(alerts=tuple(each for each in self._alerts.values() if each.raised))
+        if raised != self._kept:
+            await self._commit([(STATE, raised.to_bytes())])
+            self._kept = raised
+
+
+def _is_shown(alert: Alert) -> bool:
+    return alert.is_shown
+
+
+def _hashed(target: str) -> str:
+    return hashlib.sha256(target.encode()).hexdigest()[:16]
+
+
+def _message(alert: Alert, names: Mapping[bytes, str]) -> dict[str, Any]:
+    peer = to_text(alert.peer) if alert.peer else None
+    return {
+        "kind": alert.kind,
+        "peer": peer,
+        "peer_name": names.get(alert.peer) if peer else None,
+        "says": alert.says,
+        "since_ms": alert.since_ms,
+    }
+
+
+async def _run(words: str, body: bytes) -> None:
+    """Run a program with a document on its standard input.
+
+    Raises:
+        UnavailableError: it cannot be started, fails, or does not end.
+    """
+    argv = shlex.split(words)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as fault:
+        raise UnavailableError(f"the program does not start: {fault.strerror}") from None
+    try:
+        async with asyncio.timeout(EXEC_MS_MAX / 1_000):
+            await process.communicate(body)
+    except TimeoutError:
+        raise UnavailableError("the program did not end") from None
+    finally:
+        # What it has started ends with it.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+    if process.returncode:
+        raise UnavailableError(f"the program ended with {process.returncode}")
+
+
+async def _post(url: str, body: bytes) -> None:
+    """Post a document; follow no redirect.
+
+    Raises:
+        UnavailableError: the URL does not take it, or not in time.
+    """
+    try:
+        async with (
+            aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=URL_MS_MAX / 1_000),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            ) as session,
+            session.post(
+                url,
+                data=body,
+                headers={"Content-Type": "application/json"},
+                allow_redirects=False,
+            ) as answer,
+        ):
+            await answer.content.read(ANSWER_BYTES_MAX)
+            status = answer.status
+    except TimeoutError:
+        raise UnavailableError("the URL does not answer") from None
+    except (aiohttp.ClientError, OSError) as fault:
+        raise UnavailableError(f"the URL cannot be reached: {type(fault).__name__}") from None
+    if not 200 <= status < 300:
+        raise UnavailableError(f"the URL answers {status}")

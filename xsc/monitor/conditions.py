@@ -1,0 +1,153 @@
+"""The rules of alerts: what needs the operator, since when, and who is told of it.
+
+Plain functions from measures, what was known and the time to what is known now. An alert is raised
+once its condition has held for a while. It is kept until its condition is over and the operator has
+acknowledged it. The same one is told at most once within `TOLD_AGAIN_MS`, however often it
+comes and goes. docs/design/monitoring.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Final, Literal, TypeAlias
+
+from xsc.api.monitor import Measures
+from xsc.base.limits import PPM
+from xsc.identity.envelope import Count, Record
+
+Kind: TypeAlias = Literal["margin", "lease", "debt", "own_debt", "disk", "unreachable", "proof"]
+MINUTE_MS: Final = 60_000
+HELD_MS: Final[Mapping[Kind, int]] = {
+    "margin": MINUTE_MS,
+    "disk": MINUTE_MS,
+    "unreachable": 5 * MINUTE_MS,
+}
+"""How long a condition holds before it is an alert; all others are one at once."""
+TOLD_AGAIN_MS: Final = 60 * MINUTE_MS
+RETRY_MS: Final = MINUTE_MS
+"""Until a message that could not be sent is tried again; twice as long after each try."""
+RETRY_MS_MAX: Final = 60 * MINUTE_MS
+KEPT_MS: Final = 30 * 24 * 60 * MINUTE_MS
+"""How long an alert is kept that is over and that nobody acknowledged."""
+DEBT_PPM: Final = 800_000
+"""The share of a limit at which a debt is near it."""
+DISK_PPM: Final = 50_000
+"""The share of the capacity that the disk must have left."""
+
+
+class Alert(Record):
+    """A condition that needs the operator."""
+
+    kind: Kind
+    peer: bytes = b""
+    """Whom it is about; empty where about no peer in particular."""
+    says: str
+    since_ms: Count
+    over_ms: Count | None = None
+    """When its condition was over."""
+    raised: bool = False
+    acknowledged: bool = False
+    told: tuple[str, ...] = ()
+    """The targets that have heard of it, by their hashes."""
+    told_ms: Count = 0
+    tries: Count = 0
+    """How often in a row somebody could not be told."""
+
+    @property
+    def key(self) -> str:
+        """What it is: of a kind and a peer there is one."""
+        return f"{self.kind}/{self.peer.hex()}"
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the operator is to see it."""
+        return self.raised and not self.acknowledged
+
+
+def conditions(measures: Measures, now_ms: int) -> Iterator[Alert]:
+    """Yield what needs the operator now."""
+
+    def found(kind: Kind, says: str, peer: bytes = b"") -> Alert:
+        return Alert(kind=kind, peer=peer, says=says, since_ms=now_ms)
+
+    status = measures.status
+    bare = sum(row.objects for row in measures.margins if row.margin < 1)
+    if bare:
+        yield found("margin", f"objects without a host to spare: {bare}")
+    if status.leases.ending:
+        yield found("lease", f"leases that end and could not be renewed: {status.leases.ending}")
+    for row in measures.peers:
+        if row.balance_micro > 0 and _is_near(row.balance_micro, row.limit_micro):
+            yield found("debt", "it owes this node more than 80 % of its limit", row.peer)
+        if row.own_limit_micro is not None and _is_near(-row.balance_micro, row.own_limit_micro):
+            yield found("own_debt", "this node owes it more than 80 % of the limit there", row.peer)
+    storage = status.storage
+    if storage.disk_free_bytes * PPM < storage.capacity_bytes * DISK_PPM:
+        yield found("disk", "the disk has less left than 5 % of the capacity")
+    if status.peers.not_reached_by and not status.peers.reached_by:
+        yield found("unreachable", "no peer reaches this node")
+    if measures.proofs:
+        yield found("proof", f"records that prove a peer wrong: {measures.proofs}")
+
+
+def _is_near(debt: int, limit: int) -> bool:
+    return debt * PPM > limit * DEBT_PPM
+
+
+def step(known: Iterable[Alert], found: Iterable[Alert], now_ms: int) -> dict[str, Alert]:
+    """Return the alerts of now, by their keys."""
+    before = {alert.key: alert for alert in known}
+    after = {}
+    for each in found:
+        kept = before.pop(each.key, None)
+        if kept is None or (kept.over_ms is not None and not _is_told_of_late(kept, now_ms)):
+            kept = each
+        change: dict[str, object] = {"says": each.says, "over_ms": None}
+        if kept.says != each.says and each.kind == "proof":
+            # One more is another one.
+            change |= {"acknowledged": False, "told": (), "told_ms": 0, "since_ms": now_ms}
+        held_ms = now_ms - kept.since_ms
+        # Where the clock was set back it has held since now.
+        if held_ms < 0:
+            change["since_ms"] = now_ms
+        change["raised"] = kept.raised or held_ms >= HELD_MS.get(each.kind, 0)
+        after[each.key] = kept.model_copy(update=change)
+    for key, kept in before.items():
+        over_ms = now_ms if kept.over_ms is None else min(kept.over_ms, now_ms)
+        is_done = kept.acknowledged and not _is_told_of_late(kept, now_ms)
+        if kept.raised and not is_done and now_ms - over_ms < KEPT_MS:
+            after[key] = kept.model_copy(update={"over_ms": over_ms})
+    return after
+
+
+def _is_told_of_late(alert: Alert, now_ms: int) -> bool:
+    return bool(alert.told) and 0 <= now_ms - alert.told_ms < TOLD_AGAIN_MS
+
+
+def due(alerts: Iterable[Alert], targets: Collection[str], now_ms: int) -> list[tuple[Alert, str]]:
+    """Return which targets are to be told of which alerts now."""
+    return [
+        (alert, target)
+        for alert in alerts
+        if alert.is_shown and alert.over_ms is None and _may_try(alert, now_ms)
+        for target in targets
+        if target not in alert.told
+    ]
+
+
+def _may_try(alert: Alert, now_ms: int) -> bool:
+    if not alert.tries:
+        return True
+    pause_ms = min(RETRY_MS << min(alert.tries - 1, 10), RETRY_MS_MAX)
+    return not 0 <= now_ms - alert.told_ms < pause_ms
+
+
+def told(alert: Alert, heard: Collection[str], failed: bool, now_ms: int) -> Alert:
+    """Return an alert after targets were told of it, or could not be."""
+    return alert.model_copy(
+        update={
+            "told": (*alert.told, *sorted(heard)),
+            "told_ms": now_ms,
+            "tries": alert.tries + 1 if failed else 0,
+        }
+    )

@@ -1,0 +1,160 @@
+"""Keeps a sample a minute of the few numbers that people plot, in a ring on the disk.
+
+    monitor/history/<number>      a sample, as the state database has it
+
+The ring is ordered by a number that only grows, so a clock that jumps loses nothing. The oldest
+samples go once there are more than `SAMPLES_MAX`, or more bytes than `HISTORY_BYTES_MAX`: that is
+30 days for a circle of up to 14 peers, and less for a larger one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from xsc.api.monitor import Measures, PeerSample, Sample
+from xsc.base.clock import Executor
+from xsc.base.errors import RecordInvalid, StoreDamaged, XscError
+from xsc.base.keyvalue import Change, Commit, KeyValue, prefix_end
+from xsc.base.limits import MIB
+from xsc.base.log import Log
+from xsc.identity.envelope import Count, Record
+
+SAMPLES_MAX: Final = 30 * 24 * 60
+HISTORY_BYTES_MAX: Final = 16 * MIB
+ROWS: Final = b"monitor/history/"
+NUMBER_BYTES: Final = 8
+PEER_BYTES: Final = 8
+"""Of a peer's id a sample has the beginning."""
+
+
+class Row(Record):
+    """A sample, as the ring has it."""
+
+    at_ms: Count
+    used_bytes: Count
+    granted_bytes: Count
+    margin: int | None
+    price_micro: Count
+    peers: tuple[tuple[bytes, int, int], ...]
+    """Of each the beginning of its id, the balance and the availability."""
+
+
+def row_of(measures: Measures) -> Row:
+    """Return what the history keeps of measures."""
+    prices = [row for row in measures.leases if row.role == "customer" and row.kind == "storage"]
+    return Row(
+        at_ms=measures.at_ms,
+        used_bytes=measures.status.storage.used_bytes,
+        granted_bytes=measures.status.storage.granted_bytes,
+        margin=min((row.margin for row in measures.margins), default=None),
+        price_micro=sum(row.lease_price_micro for row in prices),
+        peers=tuple(
+            (row.peer[:PEER_BYTES], row.balance_micro, row.availability_ppm)
+            for row in measures.peers
+        ),
+    )
+
+
+def sample_of(raw: bytes, known: Mapping[bytes, bytes]) -> Sample:
+    """Return a row of the ring as the API shows it.
+
+    Args:
+        raw: the row.
+        known: the ids of peers, by their beginnings.
+
+    Raises:
+        StoreDamaged: it is none.
+    """
+    try:
+        row = Row.from_bytes(raw)
+    except RecordInvalid as fault:
+        raise StoreDamaged(f"a sample of the history is damaged: {fault.message}") from None
+    peers = [
+        PeerSample(peer=known.get(peer, peer), balance_micro=balance, availability_ppm=availability)
+        for peer, balance, availability in row.peers
+    ]
+    return Sample(
+        at_ms=row.at_ms,
+        used_bytes=row.used_bytes,
+        granted_bytes=row.granted_bytes,
+        margin=row.margin,
+        price_micro=row.price_micro,
+        peers=peers,
+    )
+
+
+class History:
+    """The ring of one node."""
+
+    def __init__(self, state: KeyValue, commit: Commit, executor: Executor, log: Log) -> None:
+        self._state = state
+        self._commit = commit
+        self._executor = executor
+        self._log = log
+        self._rows: deque[tuple[bytes, int]] | None = None
+        """Key and size of each sample, the oldest first; None before they were counted."""
+        self._held_bytes = 0
+        self._failing = False
+
+    async def add(self, measures: Measures) -> None:
+        """Keep a sample, and drop the oldest beyond the bounds.
+
+        Where the disk takes none, that is logged once, and this sample is lost.
+        """
+        raw = row_of(measures).to_bytes()
+        rows = await self._counted()
+        number = int.from_bytes(rows[-1][0].removeprefix(ROWS), "big") + 1 if rows else 0
+        key = ROWS + number.to_bytes(NUMBER_BYTES, "big")
+        gone, freed = 0, 0
+        while gone < len(rows) and (
+            len(rows) - gone >= SAMPLES_MAX
+            or self._held_bytes - freed + len(raw) > HISTORY_BYTES_MAX
+        ):
+            freed += rows[gone][1]
+            gone += 1
+        changes: list[Change] = [(key, raw), *((rows[place][0], None) for place in range(gone))]
+        try:
+            await self._commit(changes)
+        except XscError as fault:
+            if not self._failing:
+                self._log.warning("node.sample_lost", reason=fault.message)
+            self._failing = True
+            return
+        self._failing = False
+        for _ in range(gone):
+            rows.popleft()
+        rows.append((key, len(raw)))
+        self._held_bytes += len(raw) - freed
+
+    async def _counted(self) -> deque[tuple[bytes, int]]:
+        if self._rows is None:
+            scan = self._state.scan(ROWS, prefix_end(ROWS))
+            self._rows = await self._executor.run(
+                lambda: deque((key, len(raw)) for key, raw in scan)
+            )
+            self._held_bytes = sum(size for _, size in self._rows)
+        return self._rows
+
+    async def read(self, since_ms: int, points: int, peers: Iterable[bytes]) -> list[Sample]:
+        """Return the samples since a moment, the oldest first, thinned out evenly to so many.
+
+        Args:
+            since_ms: the moment.
+            points: most that are returned; the newest is always one of them.
+            peers: the ids that are known.
+
+        Raises:
+            StoreDamaged: a sample cannot be read.
+        """
+        known = {peer[:PEER_BYTES]: peer for peer in peers}
+
+        def found() -> list[Sample]:
+            scan = self._state.scan(ROWS, prefix_end(ROWS))
+            samples = [sample_of(raw, known) for _, raw in scan]
+            since = [sample for sample in samples if sample.at_ms >= since_ms]
+            every = -(-len(since) // points) or 1
+            return since[::-1][::every][::-1]
+
+        return await self._executor.run(found)

@@ -1,0 +1,43 @@
+"""Watches the event loop, and keeps the last measures for those who ask within a second."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from xsc.api.monitor import Measures
+from xsc.base.clock import Clock
+
+LOOK_MS = 1_000
+"""Between two looks at the event loop; measures are made anew at most as often."""
+LOOKS = 10
+"""So many looks back a delay is told."""
+
+
+class Watch:
+    """What is measured by looking again and again."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._delays_ms: deque[int] = deque(maxlen=LOOKS)
+        self.last: Measures | None = None
+        """The last measures that were made."""
+
+    @property
+    def loop_delay_ms(self) -> int:
+        """By how much the event loop was late at most within the last looks."""
+        return max(self._delays_ms, default=0)
+
+    def fresh(self) -> Measures | None:
+        """Return the last measures where they are still those of now."""
+        last = self.last
+        # The clock may have been set back.
+        if last is None or not 0 <= self._clock.now_ms() - last.at_ms < LOOK_MS:
+            return None
+        return last
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            begun_ms = self._clock.monotonic_ms()
+            await self._clock.sleep_ms(LOOK_MS)
+            self._delays_ms.append(max(0, self._clock.monotonic_ms() - begun_ms - LOOK_MS))

@@ -1,0 +1,151 @@
+"""What the node measures of itself, without asking anybody."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from xsc.api import monitor as api
+from xsc.api import serial
+from xsc.api.endpoint import Nothing
+from xsc.base.fields import take_int
+from xsc.base.ids import to_text
+from xsc.market.lease import Role
+from xsc.monitor import exposition
+from xsc.node.api.serving import filled
+from xsc.node.build import Node, market_settings
+from xsc.node.routes import market
+from xsc.node.routes.status import status
+from xsc.terms.quote import KINDS, Kind
+
+LOOK_MS = 15_000
+"""Between two looks for alerts."""
+LOOKS_A_SAMPLE = 4
+
+
+async def measures(node: Node, asked: Nothing) -> api.Measures:
+    """Say what the node measures of itself; all who ask within a second hear the same."""
+    found = node.watch.fresh()
+    if found is None:
+        found = node.watch.last = await _measured(node, asked, node.clock.now_ms())
+    return found
+
+
+async def metrics(node: Node, asked: Nothing) -> str:
+    """Say the same as metrics of Prometheus."""
+    return exposition.to_text(serial.document(await measures(node, asked), node.name_of))
+
+
+async def _measured(node: Node, asked: Nothing, now_ms: int) -> api.Measures:
+    return api.Measures(
+        at_ms=now_ms,
+        status=await status(node, asked),
+        margins=[
+            api.Margin(margin=margin, objects=objects)
+            for margin, objects in sorted(node.storage.repairer.margins.items())
+        ],
+        kinds=_kinds(node),
+        leases=_leases(node),
+        peers=_peers(node),
+        events=node.events.counts(),
+        proofs=_proofs(node),
+        queue_delay_ms=take_int(node.compute.describe(), "queue_ms"),
+        loop_delay_ms=node.watch.loop_delay_ms,
+    )
+
+
+def _proofs(node: Node) -> int:
+    false = node.allocator.records.false_clearings()
+    return len(false) + node.ledger.chain.conflicts() + len(node.evidence.list())
+
+
+def _kinds(node: Node) -> list[api.KindMeasures]:
+    sums = defaultdict[tuple[str, str], Counter[str]](Counter)
+    reserves: dict[str, int] = {}
+    for slot in market.own_slots(node):
+        counted = sums[slot.role, slot.kind]
+        counted.update(quantity=slot.quantity, granted=slot.granted or 0, used=slot.used or 0)
+        if slot.role == "offer":
+            reserves[slot.kind] = min(slot.price_micro, reserves.get(slot.kind, slot.price_micro))
+    return [
+        api.KindMeasures(
+            kind=kind,
+            offered=sums["offer", kind]["quantity"],
+            granted=sums["offer", kind]["granted"],
+            drawn=sums["offer", kind]["used"],
+            needed=sums["need", kind]["quantity"],
+            received=sums["need", kind]["granted"],
+            reserve_micro=reserves.get(kind, 0),
+            price_max_micro=market_settings(node.config).price_max[kind],
+        )
+        for kind in KINDS
+    ]
+
+
+def _leases(node: Node) -> list[api.LeaseMeasures]:
+    sums = defaultdict[tuple[Role, Kind], Counter[str]](Counter)
+    for view in node.market.leases():
+        terms = view.entry.terms
+        if view.status == "open":
+            held = view.use.held_bytes
+            counted = sums[view.entry.role, terms.kind]
+            counted.update(leases=1, held=held, weight=held + 1, price=terms.price * (held + 1))
+    return [
+        api.LeaseMeasures(
+            role=role,
+            kind=kind,
+            leases=counted["leases"],
+            leased_bytes=counted["held"],
+            lease_price_micro=counted["price"] // counted["weight"],
+        )
+        for (role, kind), counted in sorted(sums.items())
+    ]
+
+
+def _peers(node: Node) -> list[api.PeerMeasures]:
+    now_ms = node.clock.now_ms()
+    ages = {peer: max(0, now_ms - seen) for peer, seen in node.sync.seen_ms.items()}
+    accounts = node.payments.accounts
+    return [
+        filled(
+            api.PeerMeasures,
+            row,
+            peer=row.node,
+            own_limit_micro=accounts[row.node].limit_micro if row.node in accounts else None,
+            up=node.health.is_up(row.node),
+            balance_micro=node.ledger.balance(row.node),
+            limit_micro=node.ledger.limit(row.node),
+            head_age_ms=ages.get(row.node),
+        )
+        for row in node.health.table()
+    ]
+
+
+async def alerts(node: Node, _: Nothing) -> list[api.Alert]:
+    """List what needs the operator."""
+    return [
+        filled(api.Alert, each, id=each.key, peer=each.peer or None, told=len(each.told))
+        for each in node.alerts.shown()
+    ]
+
+
+async def acknowledge(node: Node, asked: api.Acknowledge) -> api.Acknowledged:
+    """Show alerts no longer."""
+    return api.Acknowledged(alerts=await node.alerts.acknowledge(asked.id))
+
+
+async def history(node: Node, asked: api.Within) -> list[api.Sample]:
+    """Show what was measured every minute."""
+    since_ms = node.clock.now_ms() - asked.within_ms
+    return await node.history.read(since_ms, asked.points, node.peers.roster.all_peers())
+
+
+async def run(node: Node) -> None:
+    """Look for alerts, and keep a sample a minute, until cancelled."""
+    about = {"node": to_text(node.key.node_id), "name": node.config.name}
+    while True:
+        for look in range(LOOKS_A_SAMPLE):
+            found = await measures(node, Nothing())
+            await node.alerts.look(found, about)
+            if not look:
+                await node.history.add(found)
+            await node.clock.sleep_ms(LOOK_MS)
