@@ -352,12 +352,7 @@ def introduce(homes: list[Path]) -> None:
         if ids[guest] in known[host] and ids[host] in known[guest]:
             continue
         invitation = Calls(host).ask(api.peers.INVITE)["invitation"]
-        try:
-            Calls(guest).ask(api.peers.JOIN, invitation=invitation)
-        except errors.XscError as fault:
-            raise NodeUnreachable(
-                f"{guest.name} could not join {host.name}: {fault.message}", hint=_log_hint(guest)
-            ) from None
+        Calls(guest).ask(api.peers.JOIN, invitation=invitation)
 
 
 def wait_until_healthy(homes: list[Path], deadline: float) -> None:

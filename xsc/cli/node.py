@@ -308,7 +308,7 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     something is damaged; what is stays listed until it is stored anew or
     deleted.
     """
-    running = settings.runs()
+    running = settings.calls().alive()
     if running and salvage:
         raise ArgumentInvalid("the node runs", hint="stop it first")
     if running:
@@ -536,7 +536,7 @@ def backup(
     identity, bodies = not no_identity, not no_bodies
 
     with ExitStack() as stack:
-        if settings.runs():
+        if settings.calls().alive():
             asked = settings.calls().download(api.home.BACKUP, identity=identity, bodies=bodies)
             blocks = iter(stack.enter_context(asked))
         else:

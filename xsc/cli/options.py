@@ -70,10 +70,6 @@ class Settings:
 
         return Calls(self.home, trace=show.say if self.verbose else None)
 
-    def runs(self) -> bool:
-        """Say whether the node of the home runs, without asking what has never run."""
-        return (self.home / "api.json").exists() and self.calls().alive()
-
     def ask(
         self,
         endpoint: Asked,

@@ -71,7 +71,26 @@ def put(
     """
     calls, name = settings.calls(), how["name"]
     if recursive:
-        return _put_tree(settings, calls, file, reread=reread, **how)
+        from xsc.client.folders import put_tree
+
+        name = (file.absolute().name if name is None else name).rstrip(SUFFIX)
+        if not name:
+            raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
+        tree = put_tree(
+            calls,
+            file,
+            name,
+            started_ms=time.time_ns() // 1_000_000,
+            warn=show.warn,
+            survive=how["survive"],
+            code=how["code"],
+            reread=reread,
+            watch=partial(_storing, calls, name, how["code"]),
+        )
+        sent = f"sent {tree['sent_files']} of {tree['files']} files"
+        show.detail(f"{sent}, {units.format_size(tree['sent_bytes'])}")
+        settings.view(tree, tree["capability"])
+        return EXIT_PARTLY if tree["left_out"] else 0
     if reread:
         raise ArgumentInvalid("--reread goes with -r")
     if name is not None:
@@ -143,33 +162,6 @@ def _storing(
     return show.progress(f"storing {name}", size_bytes)
 
 
-def _put_tree(
-    settings: Settings, calls: Calls, folder: Path, *, reread: bool, **how: Unpack[PutOptions]
-) -> int:
-    """Store a directory; return the exit code."""
-    from xsc.client.folders import put_tree
-
-    given = how["name"]
-    name = (folder.absolute().name if given is None else given).rstrip("/")
-    if not name:
-        raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
-    stored = put_tree(
-        calls,
-        folder,
-        name,
-        started_ms=time.time_ns() // 1_000_000,
-        warn=show.warn,
-        survive=how["survive"],
-        code=how["code"],
-        reread=reread,
-        watch=partial(_storing, calls, name, how["code"]),
-    )
-    sent = f"sent {stored['sent_files']} of {stored['files']} files"
-    show.detail(f"{sent}, {units.format_size(stored['sent_bytes'])}")
-    settings.view(stored, stored["capability"])
-    return EXIT_PARTLY if stored["left_out"] else 0
-
-
 @store.command()
 @option("-o", "--output", type=options.PATH, required=True, help="File to write, or -.")
 @option(
@@ -200,7 +192,16 @@ def get(
         raise ArgumentInvalid("a directory goes whole, and to the disk: -o DIR")
     calls = settings.calls()
     if recursive:
-        _get_tree(settings, calls, cap, output, version)
+        from xsc.client.folders import get_tree
+
+        where = _directory(calls, cap, version)
+        tree = get_tree(
+            calls, where.capability, output, warn=show.warn, path=where.path, watch=_FETCHING
+        )
+        files = sum(node.kind == "file" for node in tree.nodes)
+        size = sum(node.size_bytes for node in tree.nodes)
+        settings.view({"directory": str(output), "files": files, "size_bytes": size})
+        show.detail(f"fetched {files} files, {units.format_size(size)}, to {output}")
         return
     found = targets.resolve(calls, cap, version)
     if found.kind == "directory":
@@ -244,21 +245,6 @@ def _directory(calls: Calls, target: str, version: int | None) -> targets.Target
     return found
 
 
-def _get_tree(
-    settings: Settings, calls: Calls, target: str, output: Path, version: int | None
-) -> None:
-    from xsc.client.folders import get_tree
-
-    found = _directory(calls, target, version)
-    tree = get_tree(
-        calls, found.capability, output, warn=show.warn, path=found.path, watch=_FETCHING
-    )
-    files = sum(node.kind == "file" for node in tree.nodes)
-    size = sum(node.size_bytes for node in tree.nodes)
-    settings.view({"directory": str(output), "files": files, "size_bytes": size})
-    show.detail(f"fetched {files} files, {units.format_size(size)}, to {output}")
-
-
 @store.command("ls")
 @argument("prefix", required=False, default="", type=options.NAME)
 @option("--versions", is_flag=True, help="Show all versions of a name, not the newest alone.")
@@ -280,7 +266,11 @@ def listing(
     """
     calls = settings.calls()
     if recursive:
-        _show_tree(settings, calls, options.object_of(prefix), version)
+        found = _directory(calls, options.object_of(prefix), version)
+        tree = targets.read_tree(calls, found.capability)
+        nodes = (tree.at(found.path) if found.path else tree).nodes
+        settings.view({"entries": [_entry(node) for node in nodes]})
+        show.table(_HEADS, [_cells(node) for node in nodes], "the directory is empty")
         return
     if version is not None:
         raise ArgumentInvalid("--version goes with -r", hint="--versions shows all of them")
@@ -654,16 +644,6 @@ def gc(answer: Document) -> int:
 
 
 _LETTERS = {"directory": "d", "file": "-", "link": "l"}
-
-
-def _show_tree(settings: Settings, calls: Calls, target: str, version: int | None) -> None:
-    """List what is in a stored directory."""
-    found = _directory(calls, target, version)
-    tree = targets.read_tree(calls, found.capability)
-    if found.path:
-        tree = tree.at(found.path)
-    settings.view({"entries": [_entry(node) for node in tree.nodes]})
-    show.table(_HEADS, [_cells(node) for node in tree.nodes], "the directory is empty")
 
 
 def _entry(node: Node) -> Document:

@@ -168,10 +168,10 @@ class Core:
 
     def alive(self) -> bool:
         """Say whether a node runs at the home: it has proved that it is the one."""
-        if not self.home.is_dir():
+        if not (self.home / "api.json").exists():
             return False
         try:
-            self._open(find_place(self.home), CONNECT_TIMEOUT_S).close()
+            self._open(CONNECT_TIMEOUT_S).close()
         except NodeUnreachable:
             return False
         return True
@@ -297,9 +297,7 @@ class Core:
         *,
         keep: bool = False,
     ) -> _Connection:
-        connection = (self._take() if keep else None) or self._open(
-            find_place(self.home), timeout_s
-        )
+        connection = (self._take() if keep else None) or self._open(timeout_s)
         connection.sock.settimeout(timeout_s)
         connection.timeout_s = timeout_s
         if self._trace is not None:
@@ -327,12 +325,13 @@ class Core:
             connection.close()
         return None
 
-    def _open(self, place: Place, timeout_s: float) -> _Connection:
+    def _open(self, timeout_s: float) -> _Connection:
         """Return a connection whose other end has proved that it is the node of the home.
 
         Raises:
             NodeUnreachable: it is somebody else, or silent.
         """
+        place = find_place(self.home)
         connection = _Connection(place.host, place.port, timeout=CONNECT_TIMEOUT_S)
         connection.token = place.token
         try:

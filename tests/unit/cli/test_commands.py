@@ -967,6 +967,7 @@ def test_status(xsc, stand_in):
         "leases": {"ending": 0, "objects": 0, "first_end_ms": None, "reasons": []},
         "traffic": {"sent_bytes": 3 << 20, "received_bytes": 1 << 30},
         "state": "running",
+        "alerts": 0,
     }
     stand_in.answers("GET", "/v1/status", answer)
     assert xsc("node", "status", "--json").json == answer
