@@ -201,7 +201,7 @@ async def resume_space(node: Node) -> None:
     It goes on above each sequence that they show. The earlier interval is left: this home does
     not know what was counted there.
     """
-    await node.space_store.leave()
+    await node.space.leave()
 
     async def take_back(peer: bytes) -> None:
         try:

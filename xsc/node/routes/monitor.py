@@ -103,7 +103,7 @@ def _leases(node: Node) -> list[api.LeaseMeasures]:
 
 def _peers(node: Node) -> list[api.PeerMeasures]:
     now_ms = node.clock.now_ms()
-    ages = {peer: max(0, now_ms - seen) for peer, seen in node.sync.seen_ms.items()}
+    ages = {peer: max(0, now_ms - seen) for peer, seen in node.sync.asking.seen_ms.items()}
     accounts = node.payments.accounts
     return [
         filled(
