@@ -164,6 +164,7 @@ class Replicas(Watched):
             self._note_grant(owner, db)
         if (clock := db.get(CLOCK)) is not None:
             self.causality.restore(clock)
+        self._inviter = db.get(INVITER)
         floor = db.get(FLOOR) or bytes(16)
         self._floor = int.from_bytes(floor[:8], "big")
         self._shown = int.from_bytes(floor[8:], "big")
