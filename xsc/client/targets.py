@@ -201,7 +201,8 @@ def survey(calls: Calls, target: Target, ask: Ask, watch: Watch) -> Document:
         ObjectUnknown: nobody who answers knows the object, or the list of the directory.
         XscError: whatever `ask` and reading the list meet.
     """
-    listed = ask(target.capability)
+    with watch(None):
+        listed = ask(target.capability)
     tree = tree_of(calls, target, listed)
     if tree is None:
         return listed
