@@ -17,11 +17,12 @@ from click import argument, option
 from xsc import api
 from xsc.base import errors, ids, units
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
+from xsc.base.progress import Progress, ignore_progress
 from xsc.base.text import count_of
 from xsc.cli import options, show
 from xsc.cli.options import Command, Group, Settings, asks
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls
-from xsc.client.core import Document, Progress, ignore_progress
+from xsc.client.core import Document
 from xsc.client.files import blocks_of, check_target, opened, write_whole
 
 if TYPE_CHECKING:
@@ -325,8 +326,8 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
         from xsc.api import serial
         from xsc.node.offline.fsck import check_home
 
-        with show.progress("checking", None):
-            found = check_home(settings.home, deep=deep, salvaged=salvage)
+        watch = partial(show.progress, "checking")
+        found = check_home(settings.home, deep=deep, salvaged=salvage, watch=watch)
         answer = serial.document(found)
     settings.view(answer)
     show.fields(

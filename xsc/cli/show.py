@@ -20,7 +20,8 @@ from xsc.base import errors, units
 from xsc.base.text import printable
 
 if TYPE_CHECKING:
-    from xsc.client.core import Document, Progress
+    from xsc.base.progress import Progress
+    from xsc.client.core import Document
 
 GAP = "  "
 """Between two columns of a table, and before those that stand below others."""

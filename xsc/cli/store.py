@@ -19,12 +19,13 @@ from click import argument, option
 from xsc import api
 from xsc.base import errors, limits, units
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
+from xsc.base.progress import Progress
 from xsc.base.text import count_of
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
 from xsc.client import targets
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions
-from xsc.client.core import Document, Progress
+from xsc.client.core import Document
 from xsc.client.files import make_directory, write_whole
 from xsc.client.tree import SUFFIX, Node, tree_id
 

@@ -16,8 +16,9 @@ from typing import Any, Literal, TypeAlias
 
 from xsc.base.errors import ArgumentInvalid, ObjectUnknown
 from xsc.base.limits import TREE_BYTES_MAX
+from xsc.base.progress import Watch
 from xsc.client.calls import Calls, side_by_side
-from xsc.client.core import Document, Watch
+from xsc.client.core import Document
 from xsc.client.tree import MAGIC, READ, SUFFIX, Tree, unpack
 
 Kind: TypeAlias = Literal["unknown", "file", "empty file", "directory"]

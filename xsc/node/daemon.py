@@ -22,6 +22,7 @@ from typing import Final
 from xsc.api import endpoint, table
 from xsc.api.monitor import METRICS
 from xsc.base import errors, ids, limits, units
+from xsc.base.progress import Watch, unwatched
 from xsc.compute.worker import code_cache, pool
 from xsc.identity import keyfile
 from xsc.net.peers.invitation import SCHEME, from_string
@@ -222,7 +223,7 @@ async def _come_back(
     places: Sequence[str] = (),
     *,
     without_silent: bool = False,
-    watch: recover.Watch = recover.unwatched,
+    watch: Watch = unwatched,
 ) -> recover.Returned:
     """Have a node that serves nobody ask its peers what it was; then its home is finished."""
     node = _node(home, config, log, recovering=True)
@@ -245,7 +246,7 @@ def _go_on(
     places: Sequence[str] = (),
     *,
     without_silent: bool = False,
-    watch: recover.Watch,
+    watch: Watch,
 ) -> tuple[str, recover.Returned]:
     home, config = _open(path, passphrase, {})
     log = SentenceLog(system.SystemClock())
@@ -261,7 +262,7 @@ def recover_home(
     network: str | None,
     name: str | None,
     passphrase: str,
-    watch: recover.Watch = recover.unwatched,
+    watch: Watch = unwatched,
 ) -> tuple[str, recover.Returned]:
     """Make a home of an exported key and bring back what its peers hold; return id and report.
 
@@ -305,7 +306,7 @@ def catch_up_home(
     *,
     passphrase: str,
     without_silent: bool,
-    watch: recover.Watch = recover.unwatched,
+    watch: Watch = unwatched,
 ) -> recover.Returned:
     """Finish the restore of a home: ask its peers what its node signed since the backup.
 

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from xsc.base import errors, ids, limits
+from xsc.base.progress import Watch, unwatched
 from xsc.identity.envelope import Signed
 from xsc.ledger.incarnation import Noted, open_noted
 from xsc.net.peers import invitation, roster
@@ -34,14 +34,7 @@ from xsc.storage.object.capability import parse_read
 RECOVERY_PARALLEL = 16
 """Objects looked for at once by a recovery."""
 
-Watch: TypeAlias = Callable[[int], AbstractContextManager[Callable[[int], object]]]
-"""Begins to show how many of so many objects were looked for."""
 _PLACE = re.compile(r"([a-z2-7]{52})@([^@#\s]+)(?:#([a-z2-7]{52}))?")
-
-
-def unwatched(_: int) -> AbstractContextManager[Callable[[int], object]]:
-    """Show nothing."""
-    return nullcontext(lambda _: None)
 
 
 @dataclass(frozen=True, slots=True)
