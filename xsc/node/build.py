@@ -219,7 +219,7 @@ class Node:
         self.key = key
         self.network = network
         self.clock = parts.clock
-        self.log = self.events = events.CountedLog(parts.log)
+        self.log = self.events = events.CountedLog(parts.log, parts.clock)
         self.parts = parts = replace(parts, log=self.events)
         self.watch = watch.Watch(parts.clock)
         self.tasks = tasks.Tasks(parts.clock, parts.log)

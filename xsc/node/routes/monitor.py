@@ -13,6 +13,7 @@ from xsc.market.lease import Role
 from xsc.monitor import exposition
 from xsc.node.api.serving import filled
 from xsc.node.build import Node, market_settings
+from xsc.node.logging import sentence, without_secrets
 from xsc.node.routes import market
 from xsc.node.routes.status import status
 from xsc.terms.quote import KINDS, Kind
@@ -131,6 +132,21 @@ async def alerts(node: Node, _: Nothing) -> list[api.Alert]:
 async def acknowledge(node: Node, asked: api.Acknowledge) -> api.Acknowledged:
     """Show alerts no longer."""
     return api.Acknowledged(alerts=await node.alerts.acknowledge(asked.id))
+
+
+async def log(node: Node, _: Nothing) -> list[api.LogLine]:
+    """Show the last lines of the log."""
+    return [
+        api.LogLine(
+            at_ms=line.at_ms,
+            level=line.level,
+            event=line.event,
+            says=sentence(line.level, line.event, without_secrets(line.fields)).removeprefix(
+                f"{line.level}: "
+            ),
+        )
+        for line in node.events.last()
+    ]
 
 
 async def history(node: Node, asked: api.Within) -> list[api.Sample]:
