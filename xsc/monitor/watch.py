@@ -21,6 +21,8 @@ class Watch:
         self._delays_ms: deque[int] = deque(maxlen=LOOKS)
         self.last: Measures | None = None
         """The last measures that were made."""
+        self.told: tuple[Measures, str] | None = None
+        """The last that were told as metrics, and their text."""
 
     @property
     def loop_delay_ms(self) -> int:

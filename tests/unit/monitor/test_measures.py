@@ -74,6 +74,7 @@ def test_measures_and_metrics_call_nobody_and_name_no_object():
         text = await monitor.metrics(owner, Nothing())
         assert owner.peers.traffic.sent_bytes == before
         assert found is await monitor.measures(owner, Nothing())
+        assert text is await monitor.metrics(owner, Nothing())
         assert "object" not in {
             each.labels.get("name")
             for f in text_string_to_metric_families(text)
