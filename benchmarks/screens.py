@@ -119,7 +119,7 @@ def followed(home: Path, pid: int, seconds: float) -> tuple[float, float, int]:
 def run(home: Path, pid: int, quick: bool) -> None:
     """Measure, and print."""
     print("\nscreens: processor time, and shares of a core")
-    objects = least(1_000 if quick else 10_000, 10)
+    objects = least(200 if quick else 10_000, 10)
     took, size = asyncio.run(metrics(objects))
     print(f"  /metrics with {PEERS} peers and {objects:,} objects  {took:6.1f} ms ({size:,} chars)")
     base = _processor_s(pid)
