@@ -27,6 +27,7 @@ from xsc.base.log import SilentLog
 from xsc.compute.worker.local import LocalSandbox
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair
+from xsc.monitor.events import CountedLog
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.node.build import Node, Parts
 from xsc.node.config import load
@@ -47,7 +48,7 @@ def _made(number: int, net: MemoryNetwork) -> Node:
         transport=net.transport(name),
         stores=Stores(*(MemoryKeyValue() for _ in range(4))),
         sandbox=LocalSandbox(executor),
-        log=SilentLog(),
+        log=CountedLog(SilentLog(), SystemClock()),
         disk_free_bytes=lambda: 2**40,
     )
     config = load(Path("/nonexistent"), {}, {**given, "accept_peers": "invited"})

@@ -23,6 +23,8 @@ class Watch:
         """The last measures that were made."""
         self.told: tuple[Measures, str] | None = None
         """The last that were told as metrics, and their text."""
+        self.ending: tuple[object, int] = None, 0
+        """Of which leases and objects it was counted how many objects are under those that end."""
 
     @property
     def loop_delay_ms(self) -> int:
