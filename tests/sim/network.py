@@ -147,7 +147,7 @@ class World:
             transport=self.net.transport(self.place(index)),
             stores=Stores(disk.bodies, disk.index, disk.state, disk.space),
             sandbox=LocalSandbox(executor),
-            log=CountedLog(SilentLog()),
+            log=CountedLog(SilentLog(), self.clocks[index]),
             disk_free_bytes=lambda: 0 if index in self.full else 2**40,
         )
 

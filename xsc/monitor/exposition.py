@@ -74,13 +74,16 @@ class _Metrics(Collector):
             # Of most events most sums are none.
             if isinstance(number, int) and field not in labels and (number or not counted):
                 name, by = _metric(f"{prefix}{field}")
-                kind = CounterMetricFamily if counted else GaugeMetricFamily
-                found = self._found.setdefault(
-                    name, kind(name, _helps().get(f"{prefix}{field}", name), labels=[*labels])
-                )
-                found.add_metric([*labels.values()], number if by == 1 else number / by)
+                if name not in self._found:
+                    kind = CounterMetricFamily if counted else GaugeMetricFamily
+                    self._found[name] = kind(
+                        name, _helps().get(f"{prefix}{field}", name), labels=[*labels]
+                    )
+                value = number if by == 1 else number / by
+                self._found[name].add_metric([*labels.values()], value)
 
 
+@cache
 def _metric(field: str) -> tuple[str, int]:
     """Return the name of a field's metric, in a unit of Prometheus, and by how much to divide."""
     for end, unit, by in _UNITS:

@@ -145,7 +145,8 @@ def _publish(node: Node, home: Path, token: str) -> None:
 
 async def serve(home: homes.Home, config: Config) -> None:
     """Run a node until the process is told to end."""
-    log = CountedLog(node_log(system.SystemClock(), config.log_level, sys.stderr))
+    clock = system.SystemClock()
+    log = CountedLog(node_log(clock, config.log_level, sys.stderr), clock)
     logging.getLogger().addHandler(app.Reports(log))
     lack = homes.capacity_fault(home.path, config.storage_capacity_bytes, config.disk_reserve_ppm)
     if lack:
@@ -250,7 +251,7 @@ def _go_on(
     watch: Watch,
 ) -> tuple[str, recover.Returned]:
     home, config = _open(path, passphrase, {})
-    log = CountedLog(SentenceLog(system.SystemClock()))
+    log = CountedLog(SentenceLog(system.SystemClock()), system.SystemClock())
     back = _come_back(home, config, log, places, without_silent=without_silent, watch=watch)
     return ids.to_text(home.key.node_id), asyncio.run(back)
 
@@ -336,7 +337,8 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
     with homes.lock(path):
         homes.check_whole(path)
         home, config = _open(path, passphrase, overrides)
-        log = CountedLog(JsonLog(system.SystemClock(), config.log_level))
+        clock = system.SystemClock()
+        log = CountedLog(JsonLog(clock, config.log_level), clock)
         if homes.stage_of(path) is not None:
             done = asyncio.run(_come_back(home, config, log))
             _say(f"came back with {done.entries} ledger entries, from {done.peers} peers")

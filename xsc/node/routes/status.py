@@ -9,6 +9,7 @@ from xsc import __version__
 from xsc.api import status as api
 from xsc.api.endpoint import Nothing
 from xsc.base.fields import take_int
+from xsc.health.service import HealthRow
 from xsc.market.signing import LeaseExpiry
 from xsc.node.api.serving import filled
 from xsc.node.build import Node
@@ -19,6 +20,11 @@ from xsc.terms.slot import STEP
 
 async def status(node: Node, _: Nothing) -> api.Status:
     """Return the node's status."""
+    return status_with(node, node.health.table())
+
+
+def status_with(node: Node, peers: Sequence[HealthRow]) -> api.Status:
+    """Return the node's status, with peers as probes found them."""
     sandbox = node.compute.describe()
     offered, granted = _levels(node)
     return api.Status(
@@ -32,7 +38,7 @@ async def status(node: Node, _: Nothing) -> api.Status:
         peer_url=node.peer_url,
         addresses=list(node.peers.own_address.addresses()),
         uptime_s=(node.clock.monotonic_ms() - node.started_ms) // 1000,
-        peers=_peers(node),
+        peers=_peers(node, peers),
         storage=filled(
             api.StorageStatus,
             node.shards,
@@ -63,8 +69,7 @@ def _levels(node: Node) -> tuple[Counter[Kind], Counter[Kind]]:
     return offered, granted
 
 
-def _peers(node: Node) -> api.PeersStatus:
-    rows = node.health.table()
+def _peers(node: Node, rows: Sequence[HealthRow]) -> api.PeersStatus:
     up = [row for row in rows if row.state == "up"]
     return api.PeersStatus(
         known=len(rows),
