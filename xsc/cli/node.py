@@ -263,7 +263,7 @@ def alerts(answer: Document) -> None:
     show.rows(
         answer["alerts"],
         "alert about since over what",
-        "nothing needs you",
+        "nothing needs you that you have not acknowledged",
         alert="id",
         about=("name", show.or_dash),
         since=("since_ms", show.moment),
@@ -394,7 +394,8 @@ def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     settings.view(answer)
     if answer["state"] == "staying":
         show.line("the node is not leaving")
-        return 0
+        # Somebody cancelled it: who waits for its end must not stop the node.
+        return 0 if what == "status" else EXIT_PARTLY
     show.fields(
         answer,
         "state peers_told released left owed_to_it",

@@ -180,6 +180,11 @@ def _message(alert: Alert, names: Mapping[bytes, str]) -> dict[str, Any]:
     }
 
 
+def _is_own(variable: str) -> bool:
+    """Say whether a variable is for the node: one holds the passphrase of its key."""
+    return variable.startswith("XSC_")
+
+
 async def _run(words: str, body: bytes) -> None:
     """Run a program with a document on its standard input.
 
@@ -190,6 +195,7 @@ async def _run(words: str, body: bytes) -> None:
     try:
         process = await asyncio.create_subprocess_exec(
             *argv,
+            env={name: value for name, value in os.environ.items() if not _is_own(name)},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,

@@ -264,3 +264,12 @@ async def test_alerts_about_every_peer_are_read_again():
     await board.look(replace(WELL, peers=rows))
     board.reopen()
     assert len(board.alerts.shown()) == 2_000
+
+
+async def test_a_program_does_not_hear_the_passphrase(tmp_path, monkeypatch):
+    monkeypatch.setenv("XSC_PASSPHRASE", "secret")
+    text = "import os, sys; open(sys.argv[1], 'w').write(str(dict(os.environ)))"
+    board = Board(program(tmp_path, text))
+    await board.look()
+    assert "PATH" in (tmp_path / "heard").read_text()
+    assert "XSC_" not in (tmp_path / "heard").read_text()

@@ -64,7 +64,7 @@ def _measured(node: Node, now_ms: int) -> api.Measures:
 
 def _proofs(node: Node) -> int:
     false = node.allocator.records.false_clearings()
-    return len(false) + node.ledger.chain.conflicts() + len(node.evidence.list())
+    return len(false) + node.ledger.chain.conflicts() + node.evidence.count()
 
 
 def _kinds(node: Node) -> list[api.KindMeasures]:

@@ -181,6 +181,7 @@ class Repairer:
                 del self._kept_until_ms[ref]
                 self._again.add(ref)
             listed = [item async for item in turns.sliced(self._objects.refs())]
+            listed_ms = self._context.clock.monotonic_ms() - now_ms
             known = frozenset(ref for ref, _, _ in listed)
             self._placed = Counter((tuple(sorted(each.columns)), each.k) for _, each, _ in listed)
             situation = (
@@ -197,6 +198,8 @@ class Repairer:
                 await self.round(listed, everything=everything)
             kept_ms = min(self._kept_until_ms.values(), default=2**62) - now_ms
             rest_ms = min(self.watch.look_ms, max(1_000, kept_ms))
+            # Peers can wake it as often as they like: at most a fifth of the time is for lists.
+            await self._context.clock.sleep_ms(4 * listed_ms)
             await clock.rest(self._context.clock, self._woken, rest_ms)
 
     def _is_affected(self, placement: Placement, former: Collection[bytes]) -> bool:
