@@ -135,15 +135,9 @@ class JobQueue(Generic[T]):
         """Remove an item; return False where it does not wait."""
         return self._of(job).drop(job.customer, item)
 
-    def next(self, *, spare: bool) -> FairQueue[T] | None:
-        """Return the queue whose turn it is; None for none.
-
-        Args:
-            spare: whether there is spare time.
-        """
-        if self._cleared:
-            return self._cleared
-        return self._spare if spare and self._spare else None
+    def next(self) -> FairQueue[T] | None:
+        """Return the queue whose turn it is; None for none."""
+        return self._cleared or self._spare or None
 
     def clear(self) -> list[T]:
         """Remove and return all items."""
