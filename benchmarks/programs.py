@@ -251,6 +251,7 @@ async def exported(rounds: int) -> float:
         entropy=SystemEntropy(),
         executor=executor,
         sandbox=pool,
+        log=log,
     )
     module, sandbox, found = (WASM / "add.wasm").read_bytes(), Exports(runner), []
     call = ModuleCall(hashlib.sha256(module).digest(), "add")

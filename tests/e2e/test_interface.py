@@ -40,6 +40,7 @@ def test_node_status(net):
             "compute",
             "leases",
             "traffic",
+            "alerts",
         ),
         *("name", "version", "network", "addresses", "home", "state"),
     } == set(status)

@@ -35,8 +35,8 @@ class Circle(World):
         for index, node in enumerate(self.nodes):
             for other in self.neighbours(index):
                 if other > index:
-                    joining = self.nodes[other].peers.joining
-                    await joining.join(node.peers.invite(60_000), None)
+                    joiner = self.nodes[other].peers
+                    await joiner.join(node.peers.invite(60_000), None)
 
     def sees_all(self, node: Node) -> bool:
         known = node.peers.peers()

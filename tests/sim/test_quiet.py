@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.sim.network import World, content, put, run
+from tests.sim.network import World, content, get, put, run
 from tests.unit.net.nodes import RecordingLog
 
 HOUR_MS = 3_600_000
@@ -53,6 +53,25 @@ def test_eight_nodes_that_all_offer_are_quiet_while_nobody_needs_anything():
         )
 
     run(8, 8, play, {"probe_interval": "60s"}, kind=Logged)
+
+
+def test_a_node_of_twelve_peers_that_holds_and_rents_nothing_writes_few_lines():
+    idle = 12
+
+    def offers_nothing(world):
+        world.settings_of[idle] = {"offer": "none"}
+
+    async def play(world):
+        log = world.logs[idle]
+        log.events.clear()
+        for index in range(6):
+            capability = await put(world.nodes[index], content(100_000))
+            await get(world.nodes[index + 6], capability)
+            await world.clock.sleep_ms(HOUR_MS // 6)
+        assert world.nodes[idle].shards.used_bytes == 0
+        assert len(log.events) <= LINES_AN_HOUR_MAX, log.names()
+
+    run(10, 13, play, {"probe_interval": "60s"}, offers_nothing, kind=Logged)
 
 
 def test_what_cannot_be_repaired_is_logged_once_though_it_is_tried_again_and_again():

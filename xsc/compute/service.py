@@ -41,6 +41,7 @@ class ComputeService:
             entropy=context.entropy,
             executor=context.executor,
             sandbox=sandbox,
+            log=context.log,
         )
         self._job_executor = JobExecutor(context, book=book, inputs=inputs, runner=self.runner)
         self._streams = RemoteOutput(context.caller, context.clock, self._job_executor.output_of)

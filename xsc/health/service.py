@@ -337,10 +337,18 @@ class HealthService:
         self._keep(peer)
         if changed is None:
             return
+        share = self.tester.get_stats(peer).availability
         if changed:
-            self._log.info("health.up", peer=short(peer), response_ms=result.response_ms)
+            self._log.info(
+                "health.up",
+                peer=short(peer),
+                response_ms=result.response_ms,
+                availability_ppm=share,
+            )
         else:
-            self._log.warning("health.down", peer=short(peer), reason=result.reason)
+            self._log.warning(
+                "health.down", peer=short(peer), reason=result.reason, availability_ppm=share
+            )
         for listener in self._listeners:
             listener(peer, changed)
 

@@ -233,7 +233,6 @@ class Payments:
             account=voucher.account,
             voucher=raw,
         )
-        self._log.info("ledger.paid_off_books", peer=short(peer), amount_micro=payment.amount_micro)
 
     # What peers ask
 

@@ -188,6 +188,7 @@ class Proposals:
             raise ReceiptInvalid(f"the peer keeps two ledgers: {refusal.sentence}")
         await self._chain.write([(key_of(OTHER, seq), counter.raw)])
         settle(state, half.record, counter)
+        self._say_paid(half.record)
         self._chain.on_change()
 
     async def on_propose(
@@ -229,8 +230,20 @@ class Proposals:
         )
         own = sign(answer, self._key, self._network)
         await self._chain.extend(own, voucher, initiator=half)
+        self._say_paid(answer)
         self._chain.on_change()
         return own.raw
+
+    def _say_paid(self, own: entry.Half) -> None:
+        """Log what was booked, by this node's half of it."""
+        self._log.info(
+            "ledger.paid",
+            peer=ids.short(own.peer),
+            amount_micro=own.amount_micro,
+            role="creditor" if own.credit == self._key.node_id else "debtor",
+            # Who paid off the books is owed that.
+            off_books=own.account == off_books_account(own.credit, own.debit),
+        )
 
     def _check_payment(self, payer: bytes, voucher: Voucher) -> validation.Refusal | None:
         """Return why what was paid off the books is not booked at this moment."""

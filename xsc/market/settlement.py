@@ -341,7 +341,6 @@ class Settlement(MarketPart):
         is_early = self._clock.monotonic_ms() < account.retry_ms
         if account.voucher is None or not account.unbooked_micro or is_early:
             return
-        amount_micro = account.unbooked_micro
         try:
             account.settled_micro = await self._ports.credit.collect(
                 xid=_xid(account),
@@ -357,9 +356,3 @@ class Settlement(MarketPart):
             raise
         account.refusals = 0
         self._store.keep(account)
-        self._node.log.info(
-            "market.leases_settled",
-            customer=ids.short(account.customer),
-            amount_micro=amount_micro,
-            settled_micro=account.settled_micro,
-        )

@@ -34,7 +34,7 @@ from xsc.node.build import Node, Parts
 from xsc.node.config import Config, load
 from xsc.node.home import folder as homes
 from xsc.node.home import recover, stores
-from xsc.node.logging import JsonLog, SentenceLog
+from xsc.node.logging import JsonLog, SentenceLog, node_log
 from xsc.node.routes import monitor
 from xsc.terms.quote import UNITS
 
@@ -143,7 +143,7 @@ def _publish(node: Node, home: Path, token: str) -> None:
 
 async def serve(home: homes.Home, config: Config) -> None:
     """Run a node until the process is told to end."""
-    log = JsonLog(system.SystemClock(), config.log_level)
+    log = node_log(system.SystemClock(), config.log_level, sys.stderr)
     logging.getLogger().addHandler(app.Reports(log))
     lack = homes.capacity_fault(home.path, config.storage_capacity_bytes, config.disk_reserve_ppm)
     if lack:

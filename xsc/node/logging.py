@@ -1,4 +1,4 @@
-"""Log lines on standard error: JSON objects of a node, sentences of a command.
+"""Log lines on standard error: JSON objects of a node, text at a terminal, sentences of a command.
 
 Fields never hold secrets, capabilities or names of objects; the writer drops
 any field by such a name so that a slip does not reach the disk.
@@ -15,6 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TextIO
 
+from xsc.base import units
 from xsc.base.clock import Clock
 from xsc.base.ids import short
 
@@ -102,6 +103,19 @@ class JsonLog:
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
+class TextLog(JsonLog):
+    """Writes events as text, for people who watch a node at a terminal."""
+
+    def _text(self, now_ms: int, level: str, event: str, fields: dict[str, object]) -> str:
+        about = sentence(level, event, fields).removeprefix("info: ")
+        return f"{units.format_time(now_ms)} {about}"
+
+
+def node_log(clock: Clock, level: str, stream: TextIO) -> JsonLog:
+    """Return the log of a node: text where the stream is a terminal, JSON else."""
+    return (TextLog if stream.isatty() else JsonLog)(clock, level, stream)
+
+
 class SentenceLog(JsonLog):
     """Writes warnings and errors as sentences, for commands at a terminal."""
 
@@ -112,13 +126,31 @@ class SentenceLog(JsonLog):
         return sentence(level, event, fields)
 
 
+def readable(key: str, value: object) -> str:
+    """Return a field for people: what its name says of the unit stands behind the number."""
+    words = key.replace("_", " ")
+    if not isinstance(value, int):
+        return f"{words} {value}"
+    name, _, unit = words.rpartition(" ")
+    match unit:
+        case "bytes":
+            return f"{name} {units.format_size(value)}"
+        case "ms":
+            return f"{name} {value} ms"
+        case "micro":
+            return f"{name} {units.format_credits(value)} credits"
+        case "ppm":
+            return f"{name} {units.format_share(value)}"
+    return f"{words} {value}"
+
+
 def sentence(level: str, event: str, fields: Mapping[str, object]) -> str:
     """Return an event as a line for people, without characters that steer a terminal."""
     what = re.sub("[._]", " ", event)
     peer = fields.get("peer")
     about = "" if peer is None else f" (peer {peer})"
     rest = [
-        str(value) if key in _REASONS else f"{key.replace('_', ' ')} {value}"
+        str(value) if key in _REASONS else readable(key, value)
         for key, value in fields.items()
         if key != "peer"
     ]

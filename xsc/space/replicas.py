@@ -159,6 +159,7 @@ class Replicas:
         if (clock := db.get(CLOCK)) is not None:
             self.causality.restore(clock)
         self._told: Callable[[Change], None] = lambda _: None
+        self._inviter = db.get(INVITER)
         floor = db.get(FLOOR) or bytes(16)
         self._floor = int.from_bytes(floor[:8], "big")
         self._shown = int.from_bytes(floor[8:], "big")

@@ -257,10 +257,12 @@ class SpaceStore(replicas.Replicas):
     @property
     def inviter(self) -> bytes | None:
         """Who is to grant this node its interval; None where nobody is, or it has one."""
-        return None if self.causality.own is not None else self._db.get(replicas.INVITER)
+        return None if self.causality.own is not None else self._inviter
 
     async def invited_by(self, peer: bytes) -> None:
         """Note who is to grant this node its interval, until there is one."""
+        # At once: what is written meanwhile waits for that grant.
+        self._inviter = peer
         await self._commits.commit([(replicas.INVITER, peer)])
 
     @property

@@ -111,6 +111,9 @@ class Leases(Protocol):
     def end_ms(self, lease_id: bytes) -> int | None:
         """Return when a lease ends or ended; None where it is not known."""
 
+    def price(self, lease_id: bytes) -> int:
+        """Return the micro-credits a GiB and hour under a lease; 0 where it is not known."""
+
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
         """Count bytes that are held no more under a lease (-)."""
 

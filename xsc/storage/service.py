@@ -279,6 +279,7 @@ class StorageService:
         """
         if not name.startswith(names.HIDDEN):
             names.check_name(name)
+        began_ms = self._context.clock.monotonic_ms()
         contract = self.default_contract(code) if contract is None else contract
         secret = self._context.entropy.token(SECRET_BYTES)
         locate = VerifyCapability(verify_key(secret), bytes(32)).locate
@@ -299,6 +300,13 @@ class StorageService:
             version = await self.catalogue.add(done, name, await journal.forget())
         for warning in done.warnings:
             self._context.log.warning("storage.put_warning", warning=warning)
+        self._context.log.info(
+            "storage.put",
+            size_bytes=done.size_bytes,
+            held_bytes=sum(item.size_bytes for item in done.held),
+            hosts=len(set(done.hosts)),
+            duration_ms=self._context.clock.monotonic_ms() - began_ms,
+        )
         return replace(done, version=version)
 
     async def _kept(self, resume: bytes, journal: ResumeJournal) -> Kept | None:

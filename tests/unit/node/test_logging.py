@@ -4,7 +4,7 @@ import io
 import json
 
 from xsc.base.clock import ManualClock
-from xsc.node.logging import LOG_KINDS_MAX, LOG_LINES_MAX, JsonLog, SentenceLog
+from xsc.node.logging import LOG_KINDS_MAX, LOG_LINES_MAX, JsonLog, SentenceLog, node_log
 
 
 def lines(stream):
@@ -44,6 +44,26 @@ def test_a_command_tells_warnings_and_errors_as_sentences():
         "error: ledger conflict (peer bob?[2J): entry 7",
         "warning: ledger unanswered",
     ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_node_writes_text_to_a_terminal_and_json_elsewhere():
+    clock, terminal, file = ManualClock(1_700_000_000_000), Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        log = node_log(clock, "info", stream)
+        log.info("storage.stored", peer="b\x1b]0;x\a", size_bytes=2048, used_ppm=123_456, token="t")
+        log.warning("health.down", peer="bob", reason="silent", availability_ppm=999_999)
+        log.info("ledger.paid", amount_micro=-7, role="debtor")
+    assert terminal.getvalue().splitlines() == [
+        "2023-11-14 22:13:20 UTC storage stored (peer b?]0;x?): size 2.0 KiB, used 12.3%",
+        "2023-11-14 22:13:20 UTC warning: health down (peer bob): silent, availability 99.9%",
+        "2023-11-14 22:13:20 UTC ledger paid: amount -0.000007 credits, role debtor",
+    ]
+    assert lines(file)[2]["amount_micro"] == -7
 
 
 class FullDisk(io.StringIO):

@@ -73,6 +73,9 @@ class Book:
     def end_ms(self, lease_id: bytes) -> int | None:
         return self.ends_ms.get(lease_id)
 
+    def price(self, lease_id: bytes) -> int:
+        return 100
+
     def admit(self, lease_id: bytes, customer: bytes, size_bytes: int) -> None:
         used = self.used.get(lease_id, 0) + size_bytes
         if used > self.room.get(lease_id, 2**60):

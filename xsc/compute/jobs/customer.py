@@ -133,10 +133,13 @@ class JobCustomer:
     ) -> Delivered:
         """Return what a provider delivers; where it gives nothing, the run is not under way."""
         try:
-            return await self._ask(purchase, lease, order)
+            done = await self._ask(purchase, lease, order)
         except errors.XscError:
             self._leases.unused(lease.lease_id, steps_max)
             raise
+        line = receipts.line_of(order.record, done.receipt.record)
+        self._context.log.info("compute.invoked", peer=lease.node, **line)
+        return done
 
     async def _ask(
         self, purchase: Purchase, lease: ComputeLease, order: Signed[Order]

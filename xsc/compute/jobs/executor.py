@@ -38,7 +38,6 @@ assert INPUTS_HELD_A_PEER_BYTES_MAX < INPUTS_HELD_BYTES_MAX
 RUN = "compute.run"
 """The method by which an order is asked for."""
 SHARED_ANSWER_BYTES_MAX = limits.BATCH_CALL_BYTES_MAX // 2
-_FUNCTION_CHARS_LOGGED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,6 @@ class JobExecutor:
         """How many orders of a customer have a module, which counts once."""
         self._runner = runner
         self._modules = runner.modules
-        self._log = context.log
         self._started_ms = context.clock.now_ms()
         self._orders: orders.AcceptedOrders[_Run] = orders.AcceptedOrders()
 
@@ -253,14 +251,6 @@ class JobExecutor:
             used = receipts.billed_steps(asked, outcome, done.receipt.record.observed)
         finally:
             self._book.used_compute(asked.lease_id, steps, used)
-        self._log.info(
-            "compute.job_run",
-            customer=asked.customer.hex(),
-            function=asked.function[:_FUNCTION_CHARS_LOGGED],
-            duration_ms=done.receipt.record.observed.wall_ms,
-            fuel=outcome.fuel_used,
-            trap=outcome.trap or "",
-        )
         return _Answer(done.receipt.raw, done.stdout, done.stderr, done.files)
 
     def _keep(self, slot: tuple[bytes, bytes], task: asyncio.Task[_Answer]) -> None:

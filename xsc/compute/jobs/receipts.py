@@ -27,6 +27,7 @@ from xsc.terms.pricing import compute_amount, run_steps
 
 TIME_TRAPS = frozenset({"time_exceeded", "compile_limit", "worker_lost", "cancelled"})
 """Traps that depend on the provider's machine: a second run need not reproduce them."""
+FUNCTION_CHARS_LOGGED = 64
 ENTRY = "_start"
 """The function of a WASI command."""
 
@@ -137,6 +138,17 @@ def billed_steps(order: Order, outcome: Outcome, observed: Observed) -> int:
 def bill(order: Order, outcome: Outcome, observed: Observed, price: int) -> int:
     """Return the micro-credits of a run at a price a Gfuel."""
     return compute_amount(price, billed_steps(order, outcome, observed))
+
+
+def line_of(order: Order, receipt: ExecutionReceipt) -> dict[str, object]:
+    """Return what the log says of a run."""
+    return {
+        "function": order.function[:FUNCTION_CHARS_LOGGED],
+        "duration_ms": receipt.observed.wall_ms,
+        "fuel": receipt.outcome.fuel_used,
+        "amount_micro": receipt.amount_micro,
+        "trap": receipt.outcome.trap or "",
+    }
 
 
 def check_compiled(receipt: ExecutionReceipt, module_bytes: int) -> str | None:

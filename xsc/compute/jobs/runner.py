@@ -13,6 +13,7 @@ from xsc.base import jobs, work
 from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.limits import COMPUTE_WAIT_MS, MIB
+from xsc.base.log import Log
 from xsc.compute.jobs import receipts, tasks
 from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
 from xsc.compute.jobs.replies import Delivered, result_of
@@ -65,11 +66,13 @@ class JobRunner:
         entropy: Entropy,
         executor: Executor,
         sandbox: Sandbox,
+        log: Log,
     ) -> None:
         self.own = key.node_id
         self._clock = clock
         self._entropy = entropy
         self._executor = executor
+        self._log = log
         self.sandbox = sandbox
         self.modules: Bounded[bytes, bytes] = Bounded(size_max=MODULES_KEPT_BYTES_MAX)
         """In memory, by hash; each counts for the customer that brought it first."""
@@ -185,6 +188,9 @@ class JobRunner:
             request=request,
         )
         signed = await self._signer.sign(receipt)
+        self._log.info(
+            "compute.ran", peer=order.record.customer, **receipts.line_of(order.record, receipt)
+        )
         return Delivered(signed, result.stdout, result.stderr, result.files)
 
 

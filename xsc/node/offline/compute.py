@@ -53,6 +53,7 @@ async def _run(spec: JobSpec, output: OutputBuffer | None) -> JobResult:
                 entropy=entropy,
                 executor=executor,
                 sandbox=pool,
+                log=log.SilentLog(),
             )
             task = await runner.read(spec, ())
             return await runner.result(task, await runner.run_here(task, output))

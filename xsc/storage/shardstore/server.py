@@ -13,8 +13,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 from xsc.base import fields, turns
+from xsc.base.bounded import Bounded
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, XscError
+from xsc.base.limits import PPM
 from xsc.base.merkle import Part
 from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
 from xsc.identity import batch_signer, envelope
@@ -32,6 +34,9 @@ from xsc.terms.storage_receipt import (
     HeldShard,
     StorageReceipt,
 )
+
+ARRIVING_MAX = 4_096
+"""Puts of customers of which it is counted what is stored, until their record comes."""
 
 
 class ShardServer:
@@ -65,6 +70,9 @@ class ShardServer:
         self._check_room = check_room
         self._released = released
         self._charge_read = charge_read
+        self._log = context.log
+        self._arrived: Bounded[tuple[bytes, bytes], int] = Bounded(ARRIVING_MAX)
+        """Bytes stored of objects whose record is still to come, by customer and object."""
         self._signer = batch_signer.BatchSigner(context.key, context.network)
         self._looks: turns.Turns[bytes] = turns.Turns()
         """One question at a time for each caller that reads much for some bytes."""
@@ -108,10 +116,32 @@ class ShardServer:
             for other, delta in held.items():
                 if other != lease_id:
                     self._leases.settle_use(other, delta)
+            self._note_stored(request, caller, sum(held.values()))
 
         write = writer.Write(bodies, settle)
         self._leases.admit(lease_id, caller, size)
         return write
+
+    def _note_stored(self, request: PutRequest, customer: bytes, size_bytes: int) -> None:
+        """Count what a put stored; log it with the record, which comes last."""
+        place = customer, request.locate
+        size_bytes += self._arrived.pop(place) or 0
+        if size_bytes and request.sealed is None:
+            self._arrived.put(place, size_bytes, customer)
+        elif size_bytes:
+            price_micro = self._leases.price(request.lease_id)
+            self._say("storage.stored", customer, size_bytes, price_micro=price_micro)
+
+    def _say(self, event: str, customer: bytes, size_bytes: int, **more: object) -> None:
+        used, capacity = self._node.used_bytes, self._node.writer.capacity_bytes
+        self._log.info(
+            event,
+            peer=customer,
+            size_bytes=size_bytes,
+            **more,
+            used_bytes=used,
+            used_ppm=used * PPM // max(1, capacity),
+        )
 
     async def _on_put(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
@@ -277,4 +307,6 @@ class ShardServer:
         )
         for lease_id, size in freed.items():
             self._leases.settle_use(lease_id, -size)
+        if freed:
+            self._say("storage.deleted", order.customer, sum(freed.values()))
         return freed

@@ -272,6 +272,7 @@ class ObjectReader:
         if start == end:
             return
         clock = self._client.clock
+        began_ms = clock.monotonic_ms()
         kept = self._read_ahead.take(self._content_key, start, clock.monotonic_ms())
         cached = self._read_ahead.begin(self._content_key, start)
         taken = False
@@ -288,7 +289,11 @@ class ObjectReader:
                         yield piece
             taken = True
         finally:
-            self._read_ahead.end(cached, clock.monotonic_ms(), taken=taken)
+            now_ms = clock.monotonic_ms()
+            self._read_ahead.end(cached, now_ms, taken=taken)
+            if (size := cached.stop - start) > 0:
+                duration_ms = now_ms - began_ms
+                self._client.log.info("storage.got", size_bytes=size, duration_ms=duration_ms)
 
     async def whole(self) -> bytes:
         """Return all of it.

@@ -168,6 +168,7 @@ class Node:
                 entropy=entropy,
                 executor=InlineExecutor(),
                 sandbox=sandbox,
+                log=SilentLog(),
             ),
             state=self.disk,
             serving=serving,
