@@ -40,6 +40,9 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
 
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
     def add(self, customer: bytes, weight: int, item: T, *, first: bool = False) -> None:
         """Put an item at the end of a customer's queue, or at its head."""
         queue = self._queues.setdefault(customer, deque())

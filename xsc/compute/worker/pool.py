@@ -186,10 +186,14 @@ class PoolSandbox:
         """
         job, watch = call.job, call.watch
         until_ms = self._clock.monotonic_ms() + job.wait_ms
-        if all(self._queues.values()) or not self._may_start(job):
+        queue = None if self._waiting.next() else self._queue_for(call)
+        if queue is None or queue:
             self._check_queue(job)
+        if queue is None or queue.worker.pipes.ended:
+            self._wait(call)
+        else:
+            self._give(queue, call)
         code, compiled = None, False
-        self._wait(call)
         while (result := await self._answer(call, until_ms)) is None:
             if code is None:
                 # It is its turn, so it runs once it is compiled; others have the worker meanwhile.
@@ -241,14 +245,17 @@ class PoolSandbox:
                 self.broken(queue, "it ended while it was idle")
                 continue
             waiting.take()
-            self._waiting.begun(call.job, self._clock.monotonic_ms())
-            queue.give(call)
-            if call.job.module_hash in queue.worker.seen:
-                queue.send(call)
-            else:
-                call.alone = True
-                self._workers.background(self._bring(queue, call))
+            self._give(queue, call)
         self._look_later()
+
+    def _give(self, queue: WorkerQueue, call: QueuedCall) -> None:
+        self._waiting.begun(call.job, self._clock.monotonic_ms())
+        queue.give(call)
+        if call.job.module_hash in queue.worker.seen:
+            queue.send(call)
+        else:
+            call.alone = True
+            self._workers.background(self._bring(queue, call))
 
     def _queue_for(self, call: QueuedCall) -> WorkerQueue | None:
         """Return the shortest queue that takes a call, with its code if possible; None for none."""
