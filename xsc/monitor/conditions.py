@@ -42,6 +42,8 @@ class Alert(Record):
     peer: bytes = b""
     """Whom it is about; empty where about no peer in particular."""
     says: str
+    count: Count = 0
+    """Of what there is one more; then it is told again."""
     since_ms: Count
     over_ms: Count | None = None
     """When its condition was over."""
@@ -49,7 +51,8 @@ class Alert(Record):
     acknowledged: bool = False
     told: tuple[str, ...] = ()
     """The targets that have heard of it, by their hashes."""
-    told_ms: Count = 0
+    tried_ms: Count = 0
+    """When somebody was told last, or could not be."""
     tries: Count = 0
     """How often in a row somebody could not be told."""
 
@@ -73,7 +76,7 @@ def conditions(measures: Measures, now_ms: int) -> Iterator[Alert]:
     status = measures.status
     bare = sum(row.objects for row in measures.margins if row.margin < 1)
     if bare:
-        yield found("margin", f"objects without a host to spare: {bare}")
+        yield found("margin", f"objects without a shard to spare: {bare}")
     if status.leases.ending:
         yield found("lease", f"leases that end and could not be renewed: {status.leases.ending}")
     for row in measures.peers:
@@ -87,7 +90,8 @@ def conditions(measures: Measures, now_ms: int) -> Iterator[Alert]:
     if status.peers.not_reached_by and not status.peers.reached_by:
         yield found("unreachable", "no peer reaches this node")
     if measures.proofs:
-        yield found("proof", f"records that prove a peer wrong: {measures.proofs}")
+        says = f"records that prove a peer wrong: {measures.proofs}"
+        yield found("proof", says).model_copy(update={"count": measures.proofs})
 
 
 def _is_near(debt: int, limit: int) -> bool:
@@ -100,12 +104,13 @@ def step(known: Iterable[Alert], found: Iterable[Alert], now_ms: int) -> dict[st
     after = {}
     for each in found:
         kept = before.pop(each.key, None)
-        if kept is None or (kept.over_ms is not None and not _is_told_of_late(kept, now_ms)):
+        kept = each if kept is None else kept
+        is_new = kept.over_ms is not None and not _is_told_of_late(kept, now_ms)
+        if is_new and kept.acknowledged:
             kept = each
-        change: dict[str, object] = {"says": each.says, "over_ms": None}
-        if kept.says != each.says and each.kind == "proof":
-            # One more is another one.
-            change |= {"acknowledged": False, "told": (), "told_ms": 0, "since_ms": now_ms}
+        change: dict[str, object] = {"says": each.says, "over_ms": None, "count": each.count}
+        if is_new or each.count > kept.count:
+            change |= {"acknowledged": False, "told": (), "tried_ms": 0, "tries": 0}
         held_ms = now_ms - kept.since_ms
         # Where the clock was set back it has held since now.
         if held_ms < 0:
@@ -121,7 +126,7 @@ def step(known: Iterable[Alert], found: Iterable[Alert], now_ms: int) -> dict[st
 
 
 def _is_told_of_late(alert: Alert, now_ms: int) -> bool:
-    return bool(alert.told) and 0 <= now_ms - alert.told_ms < TOLD_AGAIN_MS
+    return bool(alert.told) and 0 <= now_ms - alert.tried_ms < TOLD_AGAIN_MS
 
 
 def due(alerts: Iterable[Alert], targets: Collection[str], now_ms: int) -> list[tuple[Alert, str]]:
@@ -139,7 +144,7 @@ def _may_try(alert: Alert, now_ms: int) -> bool:
     if not alert.tries:
         return True
     pause_ms = min(RETRY_MS << min(alert.tries - 1, 10), RETRY_MS_MAX)
-    return not 0 <= now_ms - alert.told_ms < pause_ms
+    return not 0 <= now_ms - alert.tried_ms < pause_ms
 
 
 def told(alert: Alert, heard: Collection[str], failed: bool, now_ms: int) -> Alert:
@@ -147,7 +152,7 @@ def told(alert: Alert, heard: Collection[str], failed: bool, now_ms: int) -> Ale
     return alert.model_copy(
         update={
             "told": (*alert.told, *sorted(heard)),
-            "told_ms": now_ms,
+            "tried_ms": now_ms,
             "tries": alert.tries + 1 if failed else 0,
         }
     )

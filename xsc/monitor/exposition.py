@@ -76,7 +76,7 @@ class _Metrics(Collector):
                 name, by = _metric(f"{prefix}{field}")
                 kind = CounterMetricFamily if counted else GaugeMetricFamily
                 found = self._found.setdefault(
-                    name, kind(name, _helps().get(field, name), labels=[*labels])
+                    name, kind(name, _helps().get(f"{prefix}{field}", name), labels=[*labels])
                 )
                 found.add_metric([*labels.values()], number if by == 1 else number / by)
 
@@ -91,12 +91,25 @@ def _metric(field: str) -> tuple[str, int]:
 
 @cache
 def _helps() -> Mapping[str, str]:
-    """Return what the schema says of fields, by their names."""
+    """Return what the schema says of the fields, by prefix and name."""
     schema = TypeAdapter(Measures).json_schema()
-    kinds = (schema, *schema["$defs"].values())
-    return {
-        name: " ".join(said["description"].split())
-        for kind in kinds
-        for name, said in kind.get("properties", {}).items()
-        if "description" in said
-    }
+    found: dict[str, str] = {}
+
+    def take(prefix: str, model: Mapping[str, Any]) -> None:
+        for name, said in model["properties"].items():
+            if "description" in said:
+                found.setdefault(prefix + name, " ".join(said["description"].split()))
+
+    def of(said: Mapping[str, Any]) -> Mapping[str, Any]:
+        kind: Mapping[str, Any] = schema["$defs"][said["$ref"].rsplit("/", 1)[1]]
+        return kind
+
+    status = of(schema["properties"]["status"])
+    for model in (schema, status):
+        take("", model)
+    for name, said in status["properties"].items():
+        if "$ref" in said:
+            take(f"{name}_", of(said))
+    for name, prefix in _ROWS.items():
+        take(prefix, of(schema["properties"][name]["items"]))
+    return found

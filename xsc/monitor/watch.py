@@ -21,6 +21,8 @@ class Watch:
         self._delays_ms: deque[int] = deque(maxlen=LOOKS)
         self.last: Measures | None = None
         """The last measures that were made."""
+        self.ending: tuple[object, int] = None, 0
+        """Of which leases and objects it was counted how many objects are under those that end."""
 
     @property
     def loop_delay_ms(self) -> int:

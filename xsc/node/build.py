@@ -28,7 +28,6 @@ from xsc.base.limits import (
     PROBE_TIMEOUT_MS,
     STORAGE_QUESTION_TIMEOUT_MS,
 )
-from xsc.base.log import Log
 from xsc.compute.deployments.listing import ServiceListing
 from xsc.compute.deployments.service import DeploymentService
 from xsc.compute.jobs.evidence import EvidenceStore
@@ -92,7 +91,7 @@ class Parts:
     transport: Transport
     stores: keyvalue.Stores
     sandbox: Sandbox
-    log: Log
+    log: events.CountedLog
     disk_free_bytes: Callable[[], int]
     """What the disk under the bodies has left, less the share that is kept free."""
 
@@ -219,8 +218,8 @@ class Node:
         self.key = key
         self.network = network
         self.clock = parts.clock
-        self.log = self.events = events.CountedLog(parts.log)
-        self.parts = parts = replace(parts, log=self.events)
+        self.log = parts.log
+        self.parts = parts
         self.watch = watch.Watch(parts.clock)
         self.tasks = tasks.Tasks(parts.clock, parts.log)
         self.started_ms = parts.clock.monotonic_ms()

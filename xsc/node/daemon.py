@@ -24,6 +24,7 @@ from xsc.api.monitor import METRICS
 from xsc.base import errors, ids, limits, units
 from xsc.compute.worker import code_cache, pool
 from xsc.identity import keyfile
+from xsc.monitor.events import CountedLog
 from xsc.net.peers.invitation import SCHEME, from_string
 from xsc.net.transport import addresses, bounds, http
 from xsc.net.transport.http import Server as HttpServer
@@ -89,7 +90,7 @@ def _open(path: Path, passphrase: str, flags: Mapping[str, str]) -> tuple[homes.
     return home, config.model_copy(update=chosen)
 
 
-def _node(home: homes.Home, config: Config, log: JsonLog, *, recovering: bool = False) -> Node:
+def _node(home: homes.Home, config: Config, log: CountedLog, *, recovering: bool = False) -> Node:
     clock = system.SystemClock()
     parts = Parts(
         clock=clock,
@@ -143,7 +144,7 @@ def _publish(node: Node, home: Path, token: str) -> None:
 
 async def serve(home: homes.Home, config: Config) -> None:
     """Run a node until the process is told to end."""
-    log = node_log(system.SystemClock(), config.log_level, sys.stderr)
+    log = CountedLog(node_log(system.SystemClock(), config.log_level, sys.stderr))
     logging.getLogger().addHandler(app.Reports(log))
     lack = homes.capacity_fault(home.path, config.storage_capacity_bytes, config.disk_reserve_ppm)
     if lack:
@@ -218,7 +219,7 @@ def _say(line: str) -> None:
 async def _come_back(
     home: homes.Home,
     config: Config,
-    log: JsonLog,
+    log: CountedLog,
     places: Sequence[str] = (),
     *,
     without_silent: bool = False,
@@ -242,7 +243,7 @@ def _go_on(
     path: Path, passphrase: str, places: Sequence[str] = (), *, without_silent: bool = False
 ) -> tuple[str, recover.Returned]:
     home, config = _open(path, passphrase, {})
-    log = SentenceLog(system.SystemClock())
+    log = CountedLog(SentenceLog(system.SystemClock()))
     back = _come_back(home, config, log, places, without_silent=without_silent)
     return ids.to_text(home.key.node_id), asyncio.run(back)
 
@@ -320,7 +321,7 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
     with homes.lock(path):
         homes.check_whole(path)
         home, config = _open(path, passphrase, overrides)
-        log = JsonLog(system.SystemClock(), config.log_level)
+        log = CountedLog(JsonLog(system.SystemClock(), config.log_level))
         if homes.stage_of(path) is not None:
             done = asyncio.run(_come_back(home, config, log))
             _say(f"came back with {done.entries} ledger entries, from {done.peers} peers")

@@ -189,12 +189,27 @@ def test_what_was_acknowledged_stays_so_while_it_holds_and_is_new_after_an_hour(
     assert late["lease/"].is_shown
 
 
-def test_one_more_proof_is_another_alert():
-    seen = step([], [alert("proof", says="1")], NOW)["proof/"]
+def proofs(count):
+    return [*conditions.conditions(replace(WELL, proofs=count), NOW)]
+
+
+def test_one_more_proof_is_told_again_and_one_fewer_is_not():
+    seen = step([], proofs(2), NOW)["proof/"]
     seen = told(seen, ["a"], False, NOW).model_copy(update={"acknowledged": True})
-    more = step([seen], [alert("proof", NOW + 1, "2")], NOW + 1)["proof/"]
+    more = step([seen], proofs(3), NOW + 1)["proof/"]
     assert more.is_shown
     assert due([more], ["a"], NOW + 1)
+    fewer = step([seen], proofs(1), NOW + 1)["proof/"]
+    assert not fewer.is_shown
+
+
+def test_one_that_nobody_acknowledged_stays_though_it_flickers():
+    held = step(step([], [alert("margin")], NOW).values(), [alert("margin")], NOW + 60_000)
+    at, known = NOW + 60_000, held
+    for holds in (False, True, False, True, False):
+        at += TOLD_AGAIN_MS
+        known = step(known.values(), [alert("margin", at)] if holds else [], at)
+        assert known["margin/"].is_shown
 
 
 @given(st.lists(st.tuples(st.integers(-(10**9), 10**9), st.booleans(), st.booleans()), max_size=30))

@@ -57,7 +57,7 @@ def test_a_lost_host_shows_in_the_margins():
         owner = world.nodes[0]
         await put(owner, content(MIB))
         await world.crash(5)
-        await world.until(lambda: owner.storage.repairer.margins == {1: 1})
+        await world.until(lambda: owner.storage.margins() == {1: 1})
 
     run(4, 6, play, {"repair_grace": "1d"})
 

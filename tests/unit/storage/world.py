@@ -227,7 +227,7 @@ class Host:
     def placed(self, size_bytes):
         self.short.pop(size_bytes, None)
 
-    async def used(self, lease_id, delta_bytes):
+    async def used(self, lease_id, delta_bytes, *, found=False):
         self.customer_used[lease_id] = self.customer_used.get(lease_id, 0) + delta_bytes
         assert self.customer_used[lease_id] >= 0
 

@@ -11,6 +11,7 @@ from xsc.base.fields import take_int
 from xsc.base.ids import to_text
 from xsc.market.lease import Role
 from xsc.monitor import exposition
+from xsc.monitor.history import SAMPLE_MS
 from xsc.node.api.serving import filled
 from xsc.node.build import Node, market_settings
 from xsc.node.routes import market
@@ -41,12 +42,12 @@ async def _measured(node: Node, asked: Nothing, now_ms: int) -> api.Measures:
         status=await status(node, asked),
         margins=[
             api.Margin(margin=margin, objects=objects)
-            for margin, objects in sorted(node.storage.repairer.margins.items())
+            for margin, objects in sorted(node.storage.margins().items())
         ],
         kinds=_kinds(node),
         leases=_leases(node),
         peers=_peers(node),
-        events=node.events.counts(),
+        events=node.log.counts(),
         proofs=_proofs(node),
         queue_delay_ms=take_int(node.compute.describe(), "queue_ms"),
         loop_delay_ms=node.watch.loop_delay_ms,
@@ -136,7 +137,8 @@ async def acknowledge(node: Node, asked: api.Acknowledge) -> api.Acknowledged:
 async def history(node: Node, asked: api.Within) -> list[api.Sample]:
     """Show what was measured every minute."""
     since_ms = node.clock.now_ms() - asked.within_ms
-    return await node.history.read(since_ms, asked.points, node.peers.roster.all_peers())
+    samples = asked.within_ms // SAMPLE_MS + 1
+    return await node.history.read(since_ms, samples, asked.points, node.peers.roster.all_peers())
 
 
 async def run(node: Node) -> None:
@@ -145,7 +147,7 @@ async def run(node: Node) -> None:
     while True:
         for look in range(LOOKS_A_SAMPLE):
             found = await measures(node, Nothing())
-            await node.alerts.look(found, about)
             if not look:
                 await node.history.add(found)
+            await node.alerts.look(found, about)
             await node.clock.sleep_ms(LOOK_MS)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from xsc import __version__
 from xsc.api import status as api
 from xsc.api.endpoint import Nothing
 from xsc.base.fields import take_int
+from xsc.market.signing import LeaseExpiry
 from xsc.node.api.serving import filled
 from xsc.node.build import Node
 from xsc.node.routes.market import own_granted
@@ -77,11 +79,22 @@ def _leases(node: Node) -> api.LeasesStatus:
     soon = node.market.signing.ending(node.config.warned_ms)
     return api.LeasesStatus(
         ending=len(soon),
-        # The list of objects is gone through only where there is something to find.
-        objects=sum(bool(row.ending) for row in node.storage.ls()) if soon else 0,
+        objects=_objects_under(node, soon),
         first_end_ms=soon[0].end_ms if soon else None,
         reasons=sorted({item.reason for item in soon if item.reason}),
     )
+
+
+def _objects_under(node: Node, leases: Sequence[LeaseExpiry]) -> int:
+    """Return how many own objects have something under leases that end.
+
+    Going through all objects takes long: only where one or the other has changed.
+    """
+    seen = leases, node.directory.generation
+    if node.watch.ending[0] != seen:
+        objects = sum(bool(row.ending) for row in node.storage.ls()) if leases else 0
+        node.watch.ending = seen, objects
+    return node.watch.ending[1]
 
 
 async def version(node: Node, _: Nothing) -> api.Version:

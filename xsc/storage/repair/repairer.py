@@ -136,8 +136,15 @@ class Repairer:
         """Segments of objects that are repaired at the same time."""
         self.recent: deque[tuple[bytes, Repaired]] = deque(maxlen=REPAIRS_A_ROUND_MAX)
         """What was repaired in this run, by reference, the oldest first."""
-        self.margins = Counter[int]()
-        """How many objects have a margin, counted in hosts that answer, in the last round."""
+        self._placed = Counter[tuple[tuple[bytes, ...], int]]()
+        """How many objects have such columns, and need so many of them, at the last look."""
+
+    def margins(self) -> Counter[int]:
+        """Return how many objects have a margin: shards at hosts that answer, less those needed."""
+        found = Counter[int]()
+        for (columns, needed), objects in self._placed.items():
+            found[sum(map(self._client.is_up, columns)) - needed] += objects
+        return found
 
     # When to look
 
@@ -175,10 +182,7 @@ class Repairer:
                 self._again.add(ref)
             listed = [item async for item in turns.sliced(self._objects.refs())]
             known = frozenset(ref for ref, _, _ in listed)
-            self.margins = Counter(
-                sum(map(self._client.is_up, placement.columns)) - placement.k
-                for _, placement, _ in listed
-            )
+            self._placed = Counter((tuple(sorted(each.columns)), each.k) for _, each, _ in listed)
             situation = (
                 self.watch.all_gone(),
                 self.watch.available(),
