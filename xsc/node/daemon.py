@@ -22,6 +22,7 @@ from typing import Final
 from xsc.api import endpoint, table
 from xsc.api.monitor import METRICS
 from xsc.base import errors, ids, limits, units
+from xsc.base.progress import Watch, unwatched
 from xsc.compute.worker import code_cache, pool
 from xsc.identity import keyfile
 from xsc.monitor.events import CountedLog
@@ -223,13 +224,14 @@ async def _come_back(
     places: Sequence[str] = (),
     *,
     without_silent: bool = False,
+    watch: Watch = unwatched,
 ) -> recover.Returned:
     """Have a node that serves nobody ask its peers what it was; then its home is finished."""
     node = _node(home, config, log, recovering=True)
     try:
         recovering = homes.stage_of(home.path) == "recovering"
         found = await recover.find_objects(
-            node, places, recovering=recovering, without_silent=without_silent
+            node, places, recovering=recovering, without_silent=without_silent, watch=watch
         )
         done = await recover.begin_signing(node, found)
         homes.remember_port(home.path, node.peer_url)
@@ -240,11 +242,16 @@ async def _come_back(
 
 
 def _go_on(
-    path: Path, passphrase: str, places: Sequence[str] = (), *, without_silent: bool = False
+    path: Path,
+    passphrase: str,
+    places: Sequence[str] = (),
+    *,
+    without_silent: bool = False,
+    watch: Watch,
 ) -> tuple[str, recover.Returned]:
     home, config = _open(path, passphrase, {})
     log = CountedLog(SentenceLog(system.SystemClock()))
-    back = _come_back(home, config, log, places, without_silent=without_silent)
+    back = _come_back(home, config, log, places, without_silent=without_silent, watch=watch)
     return ids.to_text(home.key.node_id), asyncio.run(back)
 
 
@@ -256,6 +263,7 @@ def recover_home(
     network: str | None,
     name: str | None,
     passphrase: str,
+    watch: Watch = unwatched,
 ) -> tuple[str, recover.Returned]:
     """Make a home of an exported key and bring back what its peers hold; return id and report.
 
@@ -266,6 +274,7 @@ def recover_home(
         network: the network's name, where the home is new; that of the first invitation if None.
         name: what the node calls itself.
         passphrase: opens the key.
+        watch: shows how many objects are found.
 
     Raises:
         XscError: why it is not finished; the same call again goes on.
@@ -290,10 +299,16 @@ def recover_home(
             raise errors.HomeInvalid(
                 f"no recovery was begun at {path}", hint="give the exported key file, too"
             )
-        return _go_on(path, passphrase, places)
+        return _go_on(path, passphrase, places, watch=watch)
 
 
-def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> recover.Returned:
+def catch_up_home(
+    path: Path,
+    *,
+    passphrase: str,
+    without_silent: bool,
+    watch: Watch = unwatched,
+) -> recover.Returned:
     """Finish the restore of a home: ask its peers what its node signed since the backup.
 
     Raises:
@@ -304,7 +319,7 @@ def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> recov
             raise errors.HomeInvalid(
                 f"no restore is to be finished at {path}", hint="give the backup, too"
             )
-        return _go_on(path, passphrase, without_silent=without_silent)[1]
+        return _go_on(path, passphrase, without_silent=without_silent, watch=watch)[1]
 
 
 def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
