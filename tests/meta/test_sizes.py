@@ -28,7 +28,6 @@ LAYOUT = {
 METHODS_MAX = 25
 LARGER = {
     "xsc.compute.wasm.wasi.Wasi": 65,  # they are WASI's
-    "xsc.compute.worker.pool.PoolSandbox": 35,
     "xsc.net.calls.server.RequestServer": 26,
     "xsc.net.peers.roster.Roster": 30,
     "xsc.node.build.Node": 37,
