@@ -298,6 +298,7 @@ class StorageService:
             )
             done = await upload.run(source, size_hint)
             version = await self.catalogue.add(done, name, await journal.forget())
+        self.repairer.note_placed(done.placement)
         for warning in done.warnings:
             self._context.log.warning("storage.put_warning", warning=warning)
         self._context.log.info(

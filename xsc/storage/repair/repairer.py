@@ -146,6 +146,10 @@ class Repairer:
             found[sum(map(self._client.is_up, columns)) - needed] += objects
         return found
 
+    def note_placed(self, placement: Placement) -> None:
+        """Count an object for its margin, until the next look at all of them."""
+        self._placed[tuple(sorted(placement.columns)), placement.k] += 1
+
     # When to look
 
     def node_changed(self) -> None:
@@ -183,7 +187,9 @@ class Repairer:
             listed = [item async for item in turns.sliced(self._objects.refs())]
             listed_ms = self._context.clock.monotonic_ms() - now_ms
             known = frozenset(ref for ref, _, _ in listed)
-            self._placed = Counter((tuple(sorted(each.columns)), each.k) for _, each, _ in listed)
+            self._placed = Counter()
+            for _, placement, _ in listed:
+                self.note_placed(placement)
             situation = (
                 self.watch.all_gone(),
                 self.watch.available(),
