@@ -58,7 +58,7 @@ def test_a_need_is_granted_where_nobody_has_typed_an_offer(small_net):
     assert status["storage"]["offered_bytes"] <= status["storage"]["capacity_bytes"]
     assert own["compute"]["quantity"] == status["compute"]["offered_fuel_per_s"] > 0
     done = customer(f"market need storage 1GiB --spread {len(others)}")
-    assert "credits a day" in done.err
+    assert "credits within a day" in done.err
     need = done.line
     wait_for(lambda: customer("allocation expected --json").json["totals"].get(need) == GIB)
     wait_for(lambda: sum(map(granted_bytes, others)) == GIB)
