@@ -32,7 +32,7 @@ from typing import Final, NamedTuple, Self
 from xsc.base import errors, limits, units
 
 UNBOUNDED = 10**6
-EFFORT_MAX = 100_000
+EFFORT_MAX = 10_000
 """Columns that a plan places, in all flows that it tries: about a second for dozens of nodes."""
 STEPS_MAX = 100_000
 """Caps and targets that a plan looks at."""
@@ -355,16 +355,17 @@ def plan_around(
     steps = count()
 
     @cache
-    def wide_enough(kind: int, survive: int) -> list[tuple[int, ...]]:
+    def wide_enough(kind: int, survive: int) -> tuple[tuple[int, ...], ...]:
         """Return the caps of a kind, unknown ones last, that could hold n columns at all."""
-        return [
+        # A tuple, as `product` copies a list at every target.
+        return tuple(
             (*caps, rest)
             for caps, rest in takewhile(
                 lambda _: next(steps) < STEPS_MAX, _caps(len(network.known[kind]), survive, m)
             )
             if (unknown[kind] or rest in (0, UNBOUNDED))
             and sum(caps) + (rest if unknown[kind] else 0) >= n
-        ]
+        )
 
     mosts = [most for _, most in bounds]
     kept = [least for least, _ in bounds]

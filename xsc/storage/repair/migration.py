@@ -11,7 +11,7 @@ out of the next plan. Design: docs/design/storage-repair.md.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Final
@@ -110,13 +110,23 @@ def _fill(layout: Layout, kept: Counter[bytes], targets: frozenset[bytes]) -> _F
     n, m = kept.total() + placing, max(0, layout.m - (wanted - placing))
     held = plan_around(hosts, bounds, n, m, layout.contract)
     meets = held is not None
-    if held is None:
-        held = plan_around(hosts, bounds, n, m, Contract())
-    if held is None:
-        return None
+    held = held or plan_around(hosts, bounds, n, m, Contract()) or _evenly(bounds, n)
     after = [host for host, count in zip(hosts, held, strict=True) for _ in range(count)]
     new = tuple(node for node, has in zip(nodes, held, strict=True) if has > kept[node])
     return _Filling(placing, meets, len({*after}), kept, new, survival(after, m))
+
+
+def _evenly(bounds: Sequence[tuple[int, int]], n: int) -> tuple[int, ...]:
+    """Return how many of n columns each node holds, the preferred ones first, as even as they may.
+
+    For what the planner gives up: an object that is too wide, or labels that are too many.
+    """
+    held = [kept for kept, _ in bounds]
+    for level in range(1, n + 1):
+        for index, (_, most) in enumerate(bounds):
+            if held[index] < min(level, most) and sum(held) < n:
+                held[index] += 1
+    return tuple(held)
 
 
 def _equivalent(
@@ -137,17 +147,11 @@ def _place_displaced(layout: Layout, able: frozenset[bytes]) -> Move | None:
     kept = Counter(n for c, n in enumerate(layout.columns) if c not in layout.displaced)
     # A node that lost a column may lose it again.
     losers = {layout.columns[column] for column in layout.displaced}
-    best: tuple[_Filling, frozenset[bytes]] | None = None
-    for targets in (able - {layout.own} - losers, able - {layout.own}, able):
-        filled = _fill(layout, kept, targets)
-        if filled is None:
-            continue
-        worth = filled.placing, filled.meets, filled.spread
-        if best is None or worth > (best[0].placing, best[0].meets, best[0].spread):
-            best = filled, targets
-    if best is None:
+    choices = (able - {layout.own} - losers, able - {layout.own}, able)
+    plans = [(plan, among) for among in choices if (plan := _fill(layout, kept, among))]
+    if not plans:
         return None
-    filled, targets = best
+    filled, targets = max(plans, key=lambda each: (each[0].placing, each[0].meets, each[0].spread))
     column = min(layout.displaced)
     before = layout.columns[column]
     node = next((node for node in filled.new if node != before), filled.new[0])
