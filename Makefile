@@ -27,7 +27,7 @@ PYTEST := $(PYTHON) -m pytest --numprocesses auto --dist loadgroup --no-loadscop
 test: compile  ## Run all tests, on every core
 	@$(PYTEST) $(PYTEST_ARGS)
 
-apps: compile  ## Run the tests that need other programs: schemathesis and Prometheus; some minutes
+apps: compile  ## Run the tests that need other programs: schemathesis, Prometheus and tmux; some minutes
 	@sh scripts/apps.sh
 	@env TEST_APPS=1 $(PYTHON) -m pytest $(or $(PYTEST_ARGS),tests/apps)
 

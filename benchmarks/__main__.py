@@ -2,8 +2,9 @@
 
     python -m benchmarks [--quick] [WORD ...]
 
-The words are storage, small, compute, services, start, memory, stalled, space, programs and market,
-which share the network, and disk, hung and inside, which need none. Without a word all are run.
+The words are storage, small, compute, services, start, memory, stalled, space, programs, market
+and screens, which share the network, and disk, hung and inside, which need none. Without a word
+all are run.
 
 BENCH_SMOKE=1 makes the shortest round that runs every line; its figures mean nothing.
 
@@ -34,6 +35,7 @@ from benchmarks import (
     market,
     pipe,
     programs,
+    screens,
     services,
     small,
     space,
@@ -56,6 +58,7 @@ PARTS = (
     "space",
     "programs",
     "market",
+    "screens",
 )
 ALONE = {"disk": disk.run, "hung": hung.run, "inside": inside.run}
 """Parts that need no network."""
@@ -170,6 +173,10 @@ def dividing(net: Network, quick: bool) -> None:
     market.run(net.homes, quick)
 
 
+def watched(net: Network, quick: bool) -> None:
+    screens.run(net.homes[0], net.pids()[0], quick)
+
+
 def still(net: Network, quick: bool) -> None:
     stalled.run(net.calls, net.pids(), quick)
 
@@ -267,6 +274,7 @@ def main() -> None:
                 "space": shared,
                 "programs": depending,
                 "market": dividing,
+                "screens": watched,
             }[part](net, asked.quick)
     finally:
         net.stop()

@@ -90,7 +90,8 @@ async def stopped(pool: PoolSandbox, given: Job) -> None:
     """Run a job whose process is stopped as soon as it has it."""
     running = asyncio.create_task(pool.run(given))
     await asyncio.sleep(0.002)
-    (busy,) = pool._workers.alive - set(pool._idle)  # noqa: SLF001 - nothing else tells its process
+    queues = pool._queues.values()  # noqa: SLF001 - nothing else tells its process
+    (busy,) = [queue.worker for queue in queues if queue]
     os.kill(busy.pid, signal.SIGSTOP)
     await running
 

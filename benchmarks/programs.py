@@ -46,7 +46,6 @@ from xsc.programs.service import ComputeRuntimeManager
 from xsc.programs.values import SlotMeta, ValueStore
 from xsc.programs.why import Why, steps_of
 from xsc.space.record import Entry
-from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.terms.execution import Number
 
@@ -128,7 +127,7 @@ class Host:
     def __init__(self, folder: Path, executor: ThreadExecutor) -> None:
         self.db, clock = LevelDBKeyValue(folder / "space"), SystemClock()
         self.store = SpaceStore(self.db, executor, clock, KEY, NETWORK)
-        self.space = SpaceService(self.store)
+        self.space = self.store
         self.recorder = Recorder(self.space, KEY, NETWORK)
         self.tasks: list[asyncio.Task[None]] = []
         self.manager = ComputeRuntimeManager(
@@ -169,7 +168,7 @@ async def host() -> AsyncIterator[Host]:
         for task in made.tasks:
             task.cancel()
         await asyncio.gather(*made.tasks, return_exceptions=True)
-        await made.store.settle()
+        await made.store.close()
         made.db.close()
         executor.close()
         shutil.rmtree(folder)

@@ -41,7 +41,6 @@ from xsc.space.itc import Clock
 from xsc.space.limits import RECORD_UNITS
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceHead, SpaceRecord, section_hash, value_digest
-from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync
 
@@ -156,7 +155,7 @@ class Wire:
         del peer, timeout_ms
         assert self.sync is not None
         begun = time.perf_counter()
-        said, bodies = await self.sync.handlers()[method](self.caller, header, parts)
+        said, bodies = await self.sync.answering.handlers()[method](self.caller, header, parts)
         self.answering_s += time.perf_counter() - begun
         return Answer(said, [memoryview(body) for body in bodies])
 
@@ -169,10 +168,9 @@ class Replica:
         self.db = LevelDBKeyValue(folder / self.key.node_id.hex()[:8])
         clock = Hurried()
         self.store = SpaceStore(self.db, executor, clock, self.key, NETWORK)
-        self.space = SpaceService(self.store)
+        self.space = self.store
         self.wire = Wire(self.key.node_id)
         self.sync = SpaceSync(
-            self.space,
             self.store,
             self.wire,
             clock,
@@ -200,7 +198,7 @@ async def intake(
     owner, replica = Replica(folder, executor), Replica(folder, executor)
     try:
         for values in writes({f"bench/r{at}": b"%064d" % at for at in range(count)}):
-            await owner.store.put(values)
+            await owner.store.put_all(values)
         await owner.store.sign_head()
         replica.wire.sync = owner.sync
         of = owner.key.node_id
@@ -223,7 +221,7 @@ async def intake(
         return count / took, count / gave, count / alone
     finally:
         for made in (owner, replica):
-            await made.store.settle()
+            await made.store.close()
             made.db.close()
         executor.close()
         shutil.rmtree(folder)
@@ -340,7 +338,7 @@ async def commitments(count: int) -> int:
     store = SpaceStore(db, executor, clock, KeyPair(os.urandom(32)), NETWORK)
     stamp = itc.event_bytes(holders(count)[0].event)
     try:
-        await store.put({"bench/first": b"1"})
+        await store.put_all({"bench/first": b"1"})
         before = anonymous_kib()
         for _ in range(count):
             key = KeyPair(os.urandom(32))
@@ -353,7 +351,7 @@ async def commitments(count: int) -> int:
             assert proven
         return anonymous_kib() - before
     finally:
-        await store.settle()
+        await store.close()
         db.close()
         executor.close()
         shutil.rmtree(folder)
@@ -381,7 +379,7 @@ async def updates(count: int) -> tuple[float, int, int, int, int]:
             for turn in range(first, turns):
                 value = b"%064d" % turn
                 for start, end in pairwise(range(0, CELLS + 1, 250)):
-                    await store.put(dict.fromkeys(cells[start:end], value))
+                    await store.put_all(dict.fromkeys(cells[start:end], value))
                 if name == "old" and turn == turns // 10:
                     early = anonymous_kib()
             if name == "old":
@@ -390,7 +388,7 @@ async def updates(count: int) -> tuple[float, int, int, int, int]:
             await store.sign_head()
             await store.compact()
             sizes.append(sum(file.stat().st_size for file in (folder / name).iterdir()))
-            await store.settle()
+            await store.close()
             db.close()
         return rate, early, late, sizes[0], sizes[1]
     finally:

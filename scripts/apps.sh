@@ -3,13 +3,13 @@
 # Without them those tests are skipped, and pytest's summary says so.
 
 set -eu
-if command -v promtool >/dev/null 2>&1 || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+if { command -v promtool && command -v tmux; } >/dev/null 2>&1 || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     exit 0
 fi
-printf '%s\n' "installing the Debian package prometheus (once)…" >&2
+printf '%s\n' "installing the Debian packages prometheus and tmux (once)…" >&2
 apt-get update -qq >/dev/null
 # A service is not to start by itself: the tests start their own.
 printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
 chmod 755 /usr/sbin/policy-rc.d
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null </dev/null
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus tmux >/dev/null </dev/null
 rm -f /usr/sbin/policy-rc.d

@@ -76,7 +76,7 @@ def test_a_lost_host_is_told_of_once_and_shown_until_acknowledged(tmp_path):
     net.up()
     wait_for(lambda: owner("node alerts --json").json["alerts"][0]["over_ms"])
     assert owner("node acknowledge margin/").line == "acknowledged 1 alert"
-    assert owner("node alerts").err.strip() == "nothing needs you"
+    assert owner("node alerts").err.strip() == "nothing needs you that you have not acknowledged"
     owner("node acknowledge margin/").fails(2, "not_found")
     assert len(heard.read_text().splitlines()) == 1
     samples = owner("node history --json").json["samples"]

@@ -124,7 +124,8 @@ def test_every_background_loop_is_documented():
     page = (DOCS / "design" / "node.md").read_text()
     listed = page.split("- **S2** Background loops:")[1].split(" A loop that fails")[0]
     documented = re.findall(r"`(\w+)(?:<peer>)?`", listed)
-    sources = [ROOT / "xsc" / "node" / "build.py", ROOT / "xsc" / "space" / "following.py"]
+    names = ("node/build.py", "node/daemon.py", "space/following.py")
+    sources = [ROOT / "xsc" / name for name in names]
     started = [name for path in sources for name in LOOP.findall(path.read_text())]
     assert sorted(documented) == sorted(started)
 

@@ -1,5 +1,7 @@
 """Every package has at most as many lines of code as `[tool.xsc.sizes]` in pyproject.toml says.
 
+No class has more than METHODS_MAX methods, but those that are named here.
+
 A line counts that carries code: no docstring, string that stands alone, comment or blank. A size
 goes down with the code; one that goes up needs a decision in docs/adr, or an issue that names it.
 """
@@ -22,6 +24,16 @@ LAYOUT = {
     tokenize.DEDENT,
     tokenize.ENDMARKER,
 }
+
+METHODS_MAX = 25
+LARGER = {
+    "xsc.compute.wasm.wasi.Wasi": 65,  # they are WASI's
+    "xsc.net.calls.server.RequestServer": 26,
+    "xsc.net.peers.roster.Roster": 30,
+    "xsc.node.build.Node": 37,
+    "xsc.storage.service.StorageService": 31,
+}
+"""Classes with more methods, and how many; a number only goes down."""
 
 
 def lines_of_code(source: str) -> int:
@@ -52,3 +64,21 @@ def test_every_package_has_a_size_and_is_within_it():
         counted[groups[package]] += lines
     assert {group: lines for group, lines in counted.items() if lines > sizes[group]} == {}
     assert counted.keys() == sizes.keys()
+
+
+def test_no_class_has_more_than_25_methods():
+    found = {}
+    for path in (ROOT / "xsc").glob("**/*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                methods = [
+                    each
+                    for each in node.body
+                    if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+                ]
+                found[f"{module}.{node.name}"] = len(methods)
+    assert {
+        name: count for name, count in found.items() if count > LARGER.get(name, METHODS_MAX)
+    } == {}
+    assert all(found[name] > METHODS_MAX for name in LARGER)

@@ -24,6 +24,7 @@ from xsc.base.merkle import root_of
 from xsc.compute.worker.local import LocalSandbox
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair
+from xsc.monitor.events import CountedLog
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, load
@@ -146,7 +147,7 @@ class World:
             transport=self.net.transport(self.place(index)),
             stores=Stores(disk.bodies, disk.index, disk.state, disk.space),
             sandbox=LocalSandbox(executor),
-            log=SilentLog(),
+            log=CountedLog(SilentLog(), self.clocks[index]),
             disk_free_bytes=lambda: 0 if index in self.full else 2**40,
         )
 

@@ -156,17 +156,17 @@ def test_who_was_killed_comes_back_and_fetches_exactly_what_it_missed():
         await node.start()
         await world.clock.sleep_ms(2 * HEAD_INTERVAL_MS)
         assert sorted(fetched) == [f"nodes/{number}" for number in range(10)]
-        assert node.sync.received_bytes < cid.sync.received_bytes
+        assert node.sync.asking.received_bytes < cid.sync.asking.received_bytes
 
     run(5, 4, play, SETTINGS)
 
 
 def test_a_joiner_has_an_interval_of_its_inviter_and_others_of_none_have_two():
     async def play(world):
-        domains = {node.space_store.clock.domain for node in world.nodes}
+        domains = {node.space.clock.domain for node in world.nodes}
         assert len(domains) == 1
-        first = world.nodes[0].space_store
-        assert len(first.ls(first.owner, UserSpacePaths.GRANTS)) == 2
+        first = world.nodes[0].space
+        assert len(first.ls(UserSpacePaths.GRANTS)) == 2
 
     async def meet(world):
         ada = world.nodes[0]
@@ -196,11 +196,11 @@ def test_a_joiner_whose_grant_is_lost_gets_it_later():
         bea.intervals._caller = Calls(loses)
         await bea.join(ada.peers.invite(60_000))
         await world.clock.sleep_ms(5_000)
-        assert bea.space_store.clock is None
+        assert bea.space.clock is None
         await world.crash(1)
         bea = await world.restart(1)
         await world.clock.sleep_ms(5_000)
-        assert bea.space_store.clock.domain == ada.space_store.clock.domain
+        assert bea.space.clock.domain == ada.space.clock.domain
 
     run(9, 1, play, SETTINGS)
 
@@ -215,7 +215,7 @@ def test_grants_of_peers_are_known():
         await world.nodes[0].space.put("a", b"1")
         await world.clock.sleep_ms(1_000)
         for node in world.nodes[1:]:
-            assert world.nodes[0].key.node_id in node.space_store.causality.granted
+            assert world.nodes[0].key.node_id in node.space.causality.granted
 
     run(10, 3, play, SETTINGS)
 
@@ -229,7 +229,7 @@ def test_the_space_comes_back_from_a_recovery_above_all_that_peers_have():
         last = await ada.space.put("notes/gone", b"nobody follows it")
         await told_directory(world)
         await world.clock.sleep_ms(2 * HEAD_INTERVAL_MS)
-        earlier = ada.space_store.clock.interval
+        earlier = ada.space.clock.interval
         await world.lose(0)
         await back(world, 0, place_of(world, 1))
         ada = world.nodes[0]
@@ -237,8 +237,8 @@ def test_the_space_comes_back_from_a_recovery_above_all_that_peers_have():
             *(f"nodes/{number}" for number in range(4)),
             UserSpacePaths.ADDRESS,
         ]
-        assert ada.space_store.clock.domain == bea.space_store.clock.domain
-        assert ada.space_store.clock.interval != earlier
+        assert ada.space.clock.domain == bea.space.clock.domain
+        assert ada.space.clock.interval != earlier
         assert await ada.space.put("nodes/new", b"y") > last
         await world.clock.sleep_ms(2 * HEAD_INTERVAL_MS)
         assert has(bea, ada, "nodes/new") == b"y"
@@ -252,7 +252,7 @@ def test_the_space_comes_back_from_a_backup_above_all_that_was_written_since():
         await ada.space.put("nodes/x", b"1")
         await ada.space.put("notes/x", b"1")
         raw = back_up(world)
-        earlier = ada.space_store.clock.interval
+        earlier = ada.space.clock.interval
         last = await ada.space.put("nodes/x", b"2")
         await told_directory(world)
         await lose_and_restore(world, raw)
@@ -260,8 +260,8 @@ def test_the_space_comes_back_from_a_backup_above_all_that_was_written_since():
         ada = world.nodes[0]
         assert ada.space.get("nodes/x").value == b"2"
         assert ada.space.get("notes/x").value == b"1"
-        assert ada.space_store.clock is not None
-        assert ada.space_store.clock.interval != earlier
+        assert ada.space.clock is not None
+        assert ada.space.clock.interval != earlier
         assert await ada.space.put("nodes/x", b"3") > last
         await world.clock.sleep_ms(2 * HEAD_INTERVAL_MS)
         assert has(bea, ada, "nodes/x") == b"3"
@@ -282,7 +282,9 @@ def test_cursors_and_heads_say_how_far_a_node_follows_and_who_is_there():
         await world.crash(1)
         await world.clock.sleep_ms(2 * ACTIVE_MS)
         now_ms = world.clock.now_ms()
-        active = {owner for owner, seen in ada.sync.seen_ms.items() if now_ms - seen <= ACTIVE_MS}
+        active = {
+            owner for owner, seen in ada.sync.asking.seen_ms.items() if now_ms - seen <= ACTIVE_MS
+        }
         assert active == {world.nodes[2].key.node_id}
 
     run(10, 3, play, SETTINGS)

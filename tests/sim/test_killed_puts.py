@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.sim.network import content, get, put, run
+from tests.sim.network import content, get, put, run, stream
 from tests.sim.test_repair import agree
 from xsc.base.errors import XscError
 from xsc.base.limits import MIB
@@ -90,3 +90,54 @@ def test_what_a_failed_stream_has_left_at_a_silent_host_is_deleted_once_that_is_
         await agree(world)
 
     run(42, 7, play)
+
+
+def test_after_a_kill_a_deletion_is_taken_off_whatever_a_put_may_have_left_at_a_host():
+    """What may lie there, and the host does not count, is not missing of what records name."""
+
+    async def play(world):
+        kept, _, putting = await begun(world, 90)
+        world.disks[0].state.write([], sync=True)
+        await world.crash(0)
+        putting.cancel()
+        await asyncio.gather(putting, return_exceptions=True)
+        await world.restart(0)
+        owner = world.nodes[0]
+        await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+        await owner.market.settlement.settle_all()
+        await agree(world)
+        await owner.storage.rm(kept)
+        await agree(world)
+
+    run(43, 7, play)
+
+
+@pytest.mark.parametrize("counts_first", [True, False])
+def test_what_a_put_that_goes_on_finds_at_a_host_is_counted_once(counts_first):
+    async def play(world):
+        world.net.delay_ms = (20, 40)
+        data = content(9 * MIB, seed=2)
+
+        def begin():
+            return world.nodes[0].storage.put(
+                stream(data), name="on", size_hint=len(data), resume=b"u" * 32
+            )
+
+        putting = asyncio.ensure_future(begin())
+        await world.clock.sleep_ms(90)
+        await world.crash(0)
+        putting.cancel()
+        await asyncio.gather(putting, return_exceptions=True)
+        await world.restart(0)
+        owner = world.nodes[0]
+        await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+        if counts_first:
+            await owner.market.settlement.settle_all()
+        done = await begin()
+        if not counts_first:
+            await owner.market.settlement.settle_all()
+        await agree(world)
+        await owner.storage.rm(done.capability)
+        await agree(world)
+
+    run(44, 7, play)

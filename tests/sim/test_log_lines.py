@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.sim.network import content, put, run, stream
 from tests.sim.test_quiet import Logged
 from tests.unit.compute.programs import wasm
@@ -23,6 +25,7 @@ def test_a_put_of_several_segments_is_one_line_at_each_host_and_one_at_its_owner
     async def play(world):
         owner, size = world.nodes[0], 9 * MIB
         capability = await put(owner, content(size), code=(2, 1))
+        await world.clock.sleep_ms(2_000)
         (line,) = said(world.logs[0], "storage.put")
         assert line["size_bytes"] == size
         stored = [line for log in world.logs.values() for line in said(log, "storage.stored")]
@@ -51,6 +54,22 @@ def test_a_put_of_several_segments_is_one_line_at_each_host_and_one_at_its_owner
     run(31, 4, play, kind=Logged)
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_columns_at_one_host_are_one_line_of_all_their_bytes(nodes):
+    async def play(world):
+        for size in (300_000, 9 * MIB):
+            for log in world.logs.values():
+                log.events.clear()
+            await put(world.nodes[0], content(size))
+            await world.clock.sleep_ms(2_000)
+            (line,) = said(world.logs[0], "storage.put")
+            stored = [line for log in world.logs.values() for line in said(log, "storage.stored")]
+            assert len(stored) == nodes
+            assert sum(line["size_bytes"] for line in stored) == line["held_bytes"]
+
+    run(36, nodes, play, kind=Logged)
+
+
 def test_what_is_put_again_is_no_line():
     async def play(world):
         owner, host = world.nodes
@@ -60,6 +79,7 @@ def test_what_is_put_again_is_no_line():
         lease = next(LeaseHandle(*item[:2]) for item in done.held if item.node == host.key.node_id)
         for _ in range(3):
             await owner.storage._client.store(lease, locate, 0, shards=[], record=record)
+        await world.clock.sleep_ms(5_000)
         assert len(said(world.logs[1], "storage.stored")) == 1
 
     run(32, 2, play, kind=Logged)

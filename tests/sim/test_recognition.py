@@ -127,8 +127,9 @@ def test_a_false_recognition_is_held_against_who_sent_it_and_the_last_one_holds(
         await ada.commitments.recognise(bea.key.node_id, 300_000)
         await world.clock.sleep_ms(A_MOMENT_MS)
         before = bea.health.quality_ppm(ada.key.node_id)
-        ada.space_store.on_written(lambda changes: None)  # as one does that checks nothing
-        await ada.space_store.put({UserSpacePaths.RECOGNITION: b"all of it"})
+        ada.space._schemas.clear()  # as one does that checks nothing
+        ada.space._told.clear()
+        await ada.space.put(UserSpacePaths.RECOGNITION, b"all of it")
         await world.clock.sleep_ms(2 * HEAD_INTERVAL_MS)
         assert bea.commitments.their_weight_ppm(ada.key.node_id) == 300_000
         assert bea.health.quality_ppm(ada.key.node_id) < before

@@ -174,6 +174,22 @@ def test_a_node_that_falls_again_and_again_is_trusted_less_each_time():
     run(45, 8, play, QUICK)
 
 
+def test_a_node_that_leaves_and_stays_again_and_again_moves_columns_once():
+    async def play(world):
+        capability = await put(world.nodes[0], content(MIB))
+        leaver = next(index for index, _ in await nodes_of(world, capability) if index)
+        drain = world.nodes[leaver].storage.drain
+        for _ in range(5):
+            await drain.begin()
+            await world.clock.sleep_ms(20_000)
+            await drain.cancel()
+            await world.clock.sleep_ms(20_000)
+        assert moves(world) == 1, "moved away once, and not placed there again"
+        await whole(world, capability)
+
+    run(46, 7, play, QUICK)
+
+
 def test_a_corrupt_source_is_skipped_and_blamed_and_the_object_heals():
     async def play(world):
         data = content(5 * MIB)

@@ -52,7 +52,7 @@ class Play(Circle):
         for other in others:
             member.subscribe(other.id, "a")
         member.follow(*others)
-        self.running[member.id] = asyncio.create_task(member.sync.run())
+        self.running[member.id] = asyncio.create_task(member.sync.answering.run())
 
     async def stop(self, member):
         self.running[member.id].cancel()
@@ -67,8 +67,8 @@ class Play(Circle):
         member, other = self.rng.sample(self.members, 2)
         if act == "put":
             values = {path: self.rng.randbytes(3) for path in self.rng.sample(PATHS, 2)}
-            await member.store.put(values)
-            member.sync._news(member.id)
+            await member.store.put_all(values)
+            member.sync.answering.news(member.id)
             self.acknowledged[member.id].update(values)
         elif act == "rm":
             path = self.rng.choice(PATHS)
@@ -189,7 +189,7 @@ def test_fifty_nodes_converge_while_they_write_for_ten_minutes(followed_count):
             for prefix in ("nodes", "allocation"):
                 member.subscribe(other.id, prefix)
             member.follow(other)
-        running = [asyncio.create_task(member.sync.run()) for member in members]
+        running = [asyncio.create_task(member.sync.answering.run()) for member in members]
         await asyncio.gather(*map(write, members))
         await clock.sleep_ms(2 * HEAD_INTERVAL_MS)
         for member, other in followed:

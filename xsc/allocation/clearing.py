@@ -285,6 +285,5 @@ def clear(slot: AvailabilitySlot, capacity: int, needs: Sequence[Bid], salt: byt
         units = one.quantity + more.quantity
         cost = one.quantity * one.price + more.quantity * more.price
         lines[pin] = Granted(one.tier, units, ceil_div(cost, units))
-    total = sum(line.quantity for line in sold.values())
-    auction = rest.model_copy(update={"given": total})
+    auction = rest.model_copy(update={"given": sum(line.quantity for line in sold.values())})
     return SlotClearing(lines, (mutual, one_way, auction), payments)

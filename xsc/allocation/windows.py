@@ -99,8 +99,7 @@ def moment_at(wall_ms: int, zone: tzinfo) -> int:
         return moment_ms + _offset_ms(moment.astimezone(zone))
 
     # No clock shows it: with the new offset it would be before the change, with the old one after.
-    moments = range(after, before)
-    return after + bisect_left(moments, wall_ms, key=shown_ms)
+    return after + bisect_left(range(after, before), wall_ms, key=shown_ms)
 
 
 def occurrences(text: str, zones: Zones, from_ms: int, until_ms: int) -> Iterator[Window]:

@@ -129,6 +129,17 @@ class Acknowledged(Model):
     alerts: int
 
 
+class LogLine(Model):
+    """A line of the log."""
+
+    at_ms: int
+    level: str
+    """info, warning or error."""
+    event: str
+    says: str
+    """The event and its fields, in words."""
+
+
 class PeerSample(Model):
     """What a sample says of a peer."""
 
@@ -165,6 +176,7 @@ METRICS: Endpoint[Nothing, str] = Endpoint(
 )
 ALERTS = listing("/v1/alerts", Nothing, Alert, "List what needs the operator.")
 ACKNOWLEDGE = post("/v1/alerts/acknowledge", Acknowledge, Acknowledged, "Show alerts no longer.")
+LOG = listing("/v1/log", Nothing, LogLine, "Show the last lines of the log.", rows="lines")
 HISTORY = listing(
     "/v1/history", Within, Sample, "Show what was measured every minute.", rows="samples"
 )

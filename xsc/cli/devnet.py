@@ -218,10 +218,15 @@ def up(settings: Settings, nodes: int | None, directory: Path, timeout: int) -> 
             )
         deadline = time.monotonic() + timeout / 1000
         try:
-            with ThreadPoolExecutor(STARTS_AT_ONCE) as pool:
-                list(pool.map(partial(_start, deadline), stopped))
-            introduce(homes)
-            wait_until_healthy(homes, deadline)
+            with (
+                show.progress("starting nodes", len(stopped), show.in_number) as progress,
+                ThreadPoolExecutor(STARTS_AT_ONCE) as pool,
+            ):
+                for _ in pool.map(partial(_start, deadline), stopped):
+                    progress(1)
+            with show.progress("waiting until each sees all others", None):
+                introduce(homes)
+                wait_until_healthy(homes, deadline)
         except BaseException:
             _stop(_running(stopped))
             raise

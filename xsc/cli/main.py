@@ -37,6 +37,7 @@ _COMMANDS = {
     "ledger": "Show and settle what nodes owe each other, in credits.",
     "health": "Show how the peers answer this node's probes.",
     "verify": "Say what a receipt, voucher, lease, clearing, provenance, entry or drain proof...",
+    "top": "Follow the node in one picture.",
     "devnet": "Run a network of nodes on this machine.",
 }
 """The commands, and what each says of itself: none is read to list them all."""

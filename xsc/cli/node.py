@@ -17,11 +17,12 @@ from click import argument, option
 from xsc import api
 from xsc.base import errors, ids, units
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
+from xsc.base.progress import Progress, ignore_progress
 from xsc.base.text import count_of
 from xsc.cli import options, show
 from xsc.cli.options import Command, Group, Settings, asks
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls
-from xsc.client.core import Document, Progress
+from xsc.client.core import Document
 from xsc.client.files import blocks_of, check_target, opened, write_whole
 
 if TYPE_CHECKING:
@@ -91,7 +92,13 @@ def recover(
     text = None if identity is None else _read_key_file(identity)
     passphrase = _key_passphrase(settings.home)
     node_id, done = recover_home(
-        settings.home, text, peers, network=network, name=name, passphrase=passphrase
+        settings.home,
+        text,
+        peers,
+        network=network,
+        name=name,
+        passphrase=passphrase,
+        watch=_RECOVERING,
     )
     came_back = _came_back(done)
     answer = {"id": node_id, "home": str(settings.home), "state": "signing", **came_back}
@@ -202,6 +209,7 @@ def _slots(answer: Document, kind: str, unit: str) -> str:
     return f"{offered} offered, {granted} granted of it"
 
 
+_RECOVERING: Final = partial(show.progress, "finding objects", form=show.in_number)
 _STORAGE: Final = "{} used and {} reserved of {}"
 _TRAFFIC: Final = "{} sent to peers and {} received, since the start"
 
@@ -255,7 +263,7 @@ def alerts(answer: Document) -> None:
     show.rows(
         answer["alerts"],
         "alert about since over what",
-        "nothing needs you",
+        "nothing needs you that you have not acknowledged",
         alert="id",
         about=("name", show.or_dash),
         since=("since_ms", show.moment),
@@ -312,12 +320,14 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     if running and salvage:
         raise ArgumentInvalid("the node runs", hint="stop it first")
     if running:
-        answer = settings.ask(api.home.FSCK, timeout_s=FSCK_TIMEOUT_S, deep=deep)
+        with show.progress("checking", None):
+            answer = settings.ask(api.home.FSCK, timeout_s=FSCK_TIMEOUT_S, deep=deep)
     else:
         from xsc.api import serial
         from xsc.node.offline.fsck import check_home
 
-        found = check_home(settings.home, deep=deep, salvaged=salvage)
+        watch = partial(show.progress, "checking")
+        found = check_home(settings.home, deep=deep, salvaged=salvage, watch=watch)
         answer = serial.document(found)
     settings.view(answer)
     show.fields(
@@ -384,7 +394,8 @@ def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     settings.view(answer)
     if answer["state"] == "staying":
         show.line("the node is not leaving")
-        return 0
+        # Somebody cancelled it: who waits for its end must not stop the node.
+        return 0 if what == "status" else EXIT_PARTLY
     show.fields(
         answer,
         "state peers_told released left owed_to_it",
@@ -543,7 +554,7 @@ def backup(
             opened_by = _key_passphrase(settings.home)
             blocks = stream_stopped(settings.home, opened_by, identity=identity, bodies=bodies)
         progress = stack.enter_context(show.progress("backing up", None))
-        reader = Reader(_told(blocks, progress))
+        reader = Reader(_Told(blocks, progress))
         passed = reader.whole()
         if secret:
             told = reader.head
@@ -565,10 +576,17 @@ def backup(
         show.warn(f"{file} is not locked: whoever can read it can act as this node")
 
 
-def _told(blocks: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
-    for block in blocks:
-        yield block
-        progress(len(block))
+class _Told:
+    """Blocks, of each of which is told that it was taken."""
+
+    def __init__(self, blocks: Iterable[bytes], progress: Progress = ignore_progress) -> None:
+        self._blocks = blocks
+        self.progress = progress
+
+    def __iter__(self) -> Iterator[bytes]:
+        for block in self._blocks:
+            yield block
+            self.progress(len(block))
 
 
 @node.command()
@@ -610,12 +628,14 @@ def restore(
 
     brought: Brought | None = None
     if file is not None:
-        reader = Reader(blocks_of(file, "backup"))
+        told = _Told(blocks_of(file, "backup"))
+        reader = Reader(told)
         line = None if identity is None else _read_key_file(identity)
         key = None if line is None else unlock(line)
         secret = _passphrase_of(passphrase_file, needed=reader.head.seal == "passphrase")
         seal = seal_of(reader.head, passphrase=secret, key=key)
-        with show.progress("checking" if check else "restoring", None):
+        size_bytes = file.stat().st_size if file.is_file() else None
+        with show.progress("checking" if check else "restoring", size_bytes) as told.progress:
             if check:
                 brought = read_into(reader, seal, {}, unlock)
             else:
@@ -627,7 +647,12 @@ def restore(
         return
     try:
         opened_by = _key_passphrase(settings.home)
-        done = catch_up_home(settings.home, passphrase=opened_by, without_silent=without_silent)
+        done = catch_up_home(
+            settings.home,
+            passphrase=opened_by,
+            without_silent=without_silent,
+            watch=_RECOVERING,
+        )
     except errors.UnavailableError as fault:
         if brought is not None:
             fault.message = f"all of the backup is there, but {fault.message}"

@@ -1,8 +1,8 @@
 """What is printed, and how: results on standard output, everything else on standard error.
 
 With `--json` a result is one document, and what is made for people of it is not printed.
-Progress shows on terminals only. Texts that come from peers or objects are shown without
-control characters, which would steer the terminal.
+Progress is drawn on terminals, and said once a minute elsewhere. Texts that come from peers or
+objects are shown without control characters, which would steer the terminal.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
@@ -19,10 +20,13 @@ from xsc.base import errors, units
 from xsc.base.text import printable
 
 if TYPE_CHECKING:
-    from xsc.client.core import Document, Progress
+    from xsc.base.progress import Progress
+    from xsc.client.core import Document
 
 GAP = "  "
 """Between two columns of a table, and before those that stand below others."""
+LINE_S = 60.0
+"""Between two lines that say how far something is."""
 
 
 def for_people() -> bool:
@@ -229,36 +233,103 @@ def pairs(named_values: Sequence[tuple[str, str]]) -> None:
         line(f"{name.ljust(width)}  {value}")
 
 
-@contextmanager
-def progress(what: str, size_bytes: int | None) -> Iterator[Progress]:
-    """Give a callback for bytes that were moved; it draws a bar with rate and time left.
+Form: TypeAlias = Callable[[float], str]
+"""Returns an amount for people."""
+
+
+def in_bytes(amount: float) -> str:
+    """Return bytes for people."""
+    return units.format_size(int(amount))
+
+
+def in_number(amount: float) -> str:
+    """Return a number, with one decimal where it has any."""
+    return f"{amount:.1f}".removesuffix(".0")
+
+
+def how_far(
+    moved: float, total: float | None, rate: float | None, waited_s: float, form: Form
+) -> str:
+    """Return how far something is.
 
     Args:
-        what: the text before the bar.
-        size_bytes: how many there are in all, where that is known.
+        moved: what is done of it.
+        total: all of it, where that is known.
+        rate: what is done a second, where that is known.
+        waited_s: seconds since it began.
+        form: of amounts.
+    """
+    if not moved and not total:
+        return f"{units.format_duration(int(waited_s) * 1000)} so far"
+    said = form(moved) if total is None else f"{form(moved)} of {form(total)}"
+    if rate:
+        said += f", {form(rate)}/s"
+    if rate and total:
+        left_s = max(1, int((total - moved) / rate))
+        said += f", {units.format_duration(1000 * left_s)} left"
+    return said
+
+
+class _Lines(Thread):
+    """Says once a minute how far something is, where nothing can be drawn."""
+
+    def __init__(self, what: str, total: int | None, form: Form) -> None:
+        super().__init__(daemon=True)
+        self._what = what
+        self._total = total
+        self._form = form
+        self._lock = Lock()
+        self._moved = 0
+        self.over = Event()
+
+    def add(self, moved: int) -> None:
+        """Count what was moved."""
+        with self._lock:
+            self._moved += moved
+
+    def run(self) -> None:
+        """Say it until it is over."""
+        before, waited_s = 0, 0.0
+        while not self.over.wait(LINE_S):
+            waited_s += LINE_S
+            moved, rate = self._moved, (self._moved - before) / LINE_S
+            say(f"{self._what}: {how_far(moved, self._total, rate, waited_s, self._form)}")
+            before = moved
+
+
+@contextmanager
+def progress(what: str, total: int | None, form: Form = in_bytes) -> Iterator[Progress]:
+    """Give a callback for what was done; show how far it is, with rate and time left.
+
+    A terminal gets a bar, else there is a line each minute.
+
+    Args:
+        what: the text before it.
+        total: how much there is in all, where that is known.
+        form: of amounts.
     """
     if not sys.stderr.isatty():
-        yield lambda _: None
+        lines = _Lines(what, total, form)
+        lines.start()
+        try:
+            yield lines.add
+        finally:
+            lines.over.set()
+            lines.join()
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
     from rich.progress import Progress as Bar
+    from rich.text import Text
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    class HowFar(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            waited_s = task.elapsed or 0
+            return Text(how_far(task.completed, task.total, task.speed, waited_s, form))
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), HowFar())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(printable(what), total=size_bytes)
+        task = bar.add_task(printable(what), total=total)
         yield lambda moved: bar.advance(task, moved)
 
 

@@ -19,12 +19,13 @@ from click import argument, option
 from xsc import api
 from xsc.base import errors, limits, units
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
+from xsc.base.progress import Progress
 from xsc.base.text import count_of
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
 from xsc.client import targets
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions
-from xsc.client.core import Document, Progress
+from xsc.client.core import Document
 from xsc.client.files import make_directory, write_whole
 from xsc.client.tree import SUFFIX, Node, tree_id
 
@@ -471,21 +472,25 @@ def repair(settings: Settings, cap: str | None, version: int | None) -> int:
         wanted = targets.objects_of(calls, targets.resolve(calls, cap, version))
     several = cap is None or len(wanted) > 1
     answers = []
-    for number, each in enumerate(wanted, 1):
-        answer = calls.repair(each)
-        answers.append(answer)
-        where = f"object {number} of {len(wanted)}: " if several else ""
-        for row in answer["moved"]:
-            way = f"from {show.short(row['from'])} to {show.short(row['to'])}"
-            show.say(f"{where}shard {row['shard']} moved {way}")
-        if answer["patched"]:
-            show.say(f"{where}{count_of(answer['patched'], 'damaged shard')} stored again in place")
-        if answer["waiting"]:
-            silent = count_of(answer["waiting"], "shard")
-            show.say(f"{where}{silent} at silent nodes: they count as lost after repair_grace")
-        if answer["left"]:
-            kept = count_of(len(answer["left"]), "shard")
-            show.warn(f"{where}{kept} left as it was: {answer['reason']}")
+    with show.progress("repairing objects", len(wanted), show.in_number) as progress:
+        for number, each in enumerate(wanted, 1):
+            answer = calls.repair(each)
+            progress(1)
+            answers.append(answer)
+            where = f"object {number} of {len(wanted)}: " if several else ""
+            for row in answer["moved"]:
+                way = f"from {show.short(row['from'])} to {show.short(row['to'])}"
+                show.say(f"{where}shard {row['shard']} moved {way}")
+            if answer["patched"]:
+                show.say(
+                    f"{where}{count_of(answer['patched'], 'damaged shard')} stored again in place"
+                )
+            if answer["waiting"]:
+                silent = count_of(answer["waiting"], "shard")
+                show.say(f"{where}{silent} at silent nodes: they count as lost after repair_grace")
+            if answer["left"]:
+                kept = count_of(len(answer["left"]), "shard")
+                show.warn(f"{where}{kept} left as it was: {answer['reason']}")
     moved = sum(len(answer["moved"]) for answer in answers)
     left = sum(len(answer["left"]) for answer in answers)
     said = f"{count_of(moved, 'shard')} moved, {left} left"

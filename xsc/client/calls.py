@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Literal, TypedDict, TypeVar, Unpack
 from xsc import api
 from xsc.api.ranges import UNIT
 from xsc.base import errors, jobs, limits
+from xsc.base.progress import Progress, Watch, ignore_progress, unwatched
 from xsc.client import core
 from xsc.client.core import Core, Document
 from xsc.client.files import fetch, opened, read_file, read_module, size_of, upload_id
@@ -159,7 +160,7 @@ class Calls(Core):
         size_bytes: int | None = None,
         resume: str | None = None,
         part: str | None = None,
-        progress: core.Progress = core.ignore_progress,
+        progress: Progress = ignore_progress,
         **how: Unpack[PutOptions],
     ) -> Document:
         """Store a stream; return what `POST /v1/objects` says of it.
@@ -180,7 +181,7 @@ class Calls(Core):
         self,
         path: Path,
         *,
-        watch: core.Watch = core.unwatched,
+        watch: Watch = unwatched,
         goes_on: Callable[[int], None] | None = None,
         **how: Unpack[PutOptions],
     ) -> Document:
@@ -232,7 +233,7 @@ class Calls(Core):
             raise errors.NodeUnreachable("the node did not send a range")
         return download
 
-    def get(self, capability: str, path: Path, watch: core.Watch = core.unwatched) -> int:
+    def get(self, capability: str, path: Path, watch: Watch = unwatched) -> int:
         """Write an object to a file, whole or not at all; return its size in bytes.
 
         What an interrupted call has left beside the file is continued.

@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar, Unpack
 from xsc import api
 from xsc.base import errors, limits
 from xsc.base.jobs import JobItem, JobOptions, JobResult, JobSpec
+from xsc.base.progress import Progress
 from xsc.client.calls import (
     FSCK_TIMEOUT_S,
     Calls,
@@ -28,7 +29,7 @@ from xsc.client.calls import (
     read_document,
     value_of,
 )
-from xsc.client.core import Asked, Document, Progress
+from xsc.client.core import Asked, Document
 from xsc.client.files import read_module, write_whole
 from xsc.client.targets import Ask, Target, survey
 

@@ -20,7 +20,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
@@ -31,6 +31,7 @@ from xsc import api
 from xsc.api import proof, ranges, serial
 from xsc.api.endpoint import Endpoint, written
 from xsc.base.errors import ArgumentInvalid, HomeInvalid, NodeUnreachable, XscError, from_code
+from xsc.base.progress import Progress, ignore_progress
 
 BLOCK_BYTES = 1024 * 1024
 """Unit of uploads and downloads, and all that they keep in memory."""
@@ -56,21 +57,6 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 Asked = Endpoint[Any, Any]
 Document = dict[str, Any]
 """A JSON object of the API."""
-Progress = Callable[[int], None]
-"""Told how many bytes more have been sent or received."""
-
-
-Watch = Callable[[int | None], AbstractContextManager[Progress]]
-"""Told how many bytes there are, where it is known; gives who is told of those that were moved."""
-
-
-def ignore_progress(_: int) -> None:
-    """Take note of nothing."""
-
-
-def unwatched(_: int | None) -> AbstractContextManager[Progress]:
-    """Watch nothing."""
-    return nullcontext(ignore_progress)
 
 
 def _written(

@@ -27,7 +27,8 @@ from xsc.base.errors import ArgumentInvalid, ReceiptInvalid, TooLarge, unwritabl
 from xsc.base.limits import MIB, MODULE_BYTES_MAX, SEGMENT_BYTES
 
 if TYPE_CHECKING:
-    from xsc.client.core import Download, Watch
+    from xsc.base.progress import Watch
+    from xsc.client.core import Download
 
 BLOCK_BYTES = MIB
 _HEAD = re.compile(rb"xsc part 2 ([0-9a-f]{64}) ([0-9]{1,19})\n")

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 
 from xsc.base.errors import ArgumentInvalid, ObjectUnknown, UploadChanged, unwritable
 from xsc.base.limits import KIB, MIB, READ_TOGETHER_MAX, TREE_DEPTH_MAX
+from xsc.base.progress import Progress, Watch, unwatched
 from xsc.client import core, files, targets
 from xsc.client import tree as trees
 from xsc.client.calls import Calls, side_by_side
@@ -143,7 +144,7 @@ class _Storing:
     name: str
     options: str
     how: dict[str, Any]
-    progress: core.Progress
+    progress: Progress
     parts: dict[bytes, str]
     """The capabilities of contents that are stored."""
     under_way: dict[bytes, threading.Lock] = field(default_factory=dict)
@@ -207,7 +208,7 @@ def put_tree(
     survive: str | None = None,
     code: str | None = None,
     reread: bool = False,
-    watch: core.Watch = core.unwatched,
+    watch: Watch = unwatched,
 ) -> core.Document:
     """Store a directory under a name; what is stored of it already is not sent again.
 
@@ -319,7 +320,7 @@ def get_tree(
     *,
     warn: Warn,
     path: bytes = b"",
-    watch: core.Watch = core.unwatched,
+    watch: Watch = unwatched,
 ) -> trees.Tree:
     """Write a stored directory to the disk, where nothing may stand yet; return it.
 

@@ -16,8 +16,9 @@ from typing import Any, Literal, TypeAlias
 
 from xsc.base.errors import ArgumentInvalid, ObjectUnknown
 from xsc.base.limits import TREE_BYTES_MAX
+from xsc.base.progress import Watch
 from xsc.client.calls import Calls, side_by_side
-from xsc.client.core import Document, Watch
+from xsc.client.core import Document
 from xsc.client.tree import MAGIC, READ, SUFFIX, Tree, unpack
 
 Kind: TypeAlias = Literal["unknown", "file", "empty file", "directory"]
@@ -201,7 +202,8 @@ def survey(calls: Calls, target: Target, ask: Ask, watch: Watch) -> Document:
         ObjectUnknown: nobody who answers knows the object, or the list of the directory.
         XscError: whatever `ask` and reading the list meet.
     """
-    listed = ask(target.capability)
+    with watch(None):
+        listed = ask(target.capability)
     tree = tree_of(calls, target, listed)
     if tree is None:
         return listed

@@ -9,23 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from xsc.terms.lease import RunTerms
-
-
-class ComputeLease(Protocol):
-    """The right to run on a node, at a price."""
-
-    @property
-    def node(self) -> bytes:
-        """The provider; may be the own node."""
-
-    @property
-    def lease_id(self) -> bytes:
-        """The lease."""
-
-    @property
-    def price(self) -> int:
-        """Micro-credits a Gfuel; 0 on the own node."""
+from xsc.terms.lease import LeaseHandle, RunTerms
 
 
 class ComputeLeases(Protocol):
@@ -38,7 +22,7 @@ class ComputeLeases(Protocol):
         on: bytes | None,
         saved: Mapping[bytes, int] | None = None,
         wait_ms: int = 0,
-    ) -> ComputeLease:
+    ) -> LeaseHandle:
         """Return a lease to run under, on that node or on the best.
 
         Args:
@@ -55,7 +39,7 @@ class ComputeLeases(Protocol):
 
     async def lease_providers(
         self, *, fuel_steps: int, count: int, exclude: frozenset[bytes]
-    ) -> Sequence[ComputeLease]:
+    ) -> Sequence[LeaseHandle]:
         """Return a lease at each of `count` other nodes, fewer where fewer offer it.
 
         Nodes of different sites and owners come first: a provider and its verifier should not
@@ -146,7 +130,7 @@ class InputReader(Protocol):
 class ServiceLeases(ComputeLeases, Protocol):
     """The leases of an owner of services."""
 
-    async def lease_service(self, *, fuel_steps: int, on: bytes) -> ComputeLease:
+    async def lease_service(self, *, fuel_steps: int, on: bytes) -> LeaseHandle:
         """Return a new lease at a node for a service there, which no run uses.
 
         Raises:

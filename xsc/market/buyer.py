@@ -198,8 +198,7 @@ class LeaseBuyer(lease_store.MarketPart):
         terms, now_ms = entry.terms, self._clock.now_ms()
         entry.is_apart = wish.new
         if not wish.new:
-            left = rules.room(terms, entry.use, now_ms)
-            entry.promise(min(wish.quantity, left), now_ms)
+            entry.promise(min(wish.quantity, rules.room(terms, entry.use, now_ms)), now_ms)
         price = rules.run_price(terms) if terms.kind == "compute" else terms.price
         return LeaseHandle(terms.provider, terms.lease_id, price)
 
@@ -376,7 +375,7 @@ class LeaseBuyer(lease_store.MarketPart):
     # What was used, as hosts and receipts say
 
     def reconcile(self, held: Mapping[bytes, int], doubts: Collection[bytes]) -> None:
-        """Take over what the own records name under each lease, after a power loss.
+        """Take over what the own records name under each lease, after a crash.
 
         Uses are kept unsynced, the records are synced. They only raise a count: the provider's next
         one lowers it to what is there. Where a transfer was under way, up to SLOT_STEP_BYTES more
@@ -387,24 +386,32 @@ class LeaseBuyer(lease_store.MarketPart):
             doubts: leases under which a transfer was under way.
         """
         for entry in self._store.all("customer"):
-            terms, use = entry.terms, entry.use
-            most = held.get(entry.id, 0) + limits.SLOT_STEP_BYTES * (entry.id in doubts)
+            terms, use, named = entry.terms, entry.use, held.get(entry.id, 0)
+            most = named + limits.SLOT_STEP_BYTES * (entry.id in doubts)
             if terms.kind == "storage" and not use.given_back and most > use.held_bytes:
                 self._node.log.warning("market.count_raised", lease=ids.short(entry.id), most=most)
                 # It was held since then: what follows from that is believed.
                 use = replace(use, held_bytes=most, missing_bytes=0, touched_ms=use.counted_ms)
                 entry.use = rules.widened(terms, use, most)
                 self._store.save(entry)
+            entry.unnamed_bytes = max(0, entry.use.held_bytes - named)
 
-    async def used(self, lease_id: bytes, delta_bytes: int) -> None:
+    async def used(self, lease_id: bytes, delta_bytes: int, *, found: bool = False) -> None:
         """Count bytes that a host confirmed to hold (+) or to have deleted (-).
+
+        Args:
+            lease_id: under which lease.
+            delta_bytes: how many.
+            found: they were there before: what is held and no record names is of them first.
 
         Raises:
             LeaseExhausted: no such lease.
         """
         entry = self._known(lease_id)
         entry.heard(delta_bytes)
-        entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
+        known = min(entry.unnamed_bytes, delta_bytes) if found else 0
+        entry.unnamed_bytes -= known
+        entry.use = rules.hold(entry.terms, entry.use, delta_bytes - known, self._clock.now_ms())
         self._store.keep(entry)
 
     async def spent(self, lease_id: bytes, fuel_steps: int) -> None:

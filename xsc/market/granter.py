@@ -48,8 +48,7 @@ class LeaseGranter(lease_store.MarketPart):
         """
         network, now_ms = self._node.network, self._clock.now_ms()
         raw, least = fields.take_bytes(header, "request"), fields.take_int(header, "least")
-        signed = open_signed(raw, LeaseRequest, network=network, author=caller)
-        request = signed.record
+        request = open_signed(raw, LeaseRequest, network=network, author=caller).record
         if (request.provider, request.customer) != (self._node.id, caller):
             raise RecordInvalid("the request is between other nodes")
         known = self._store.get("provider", request.lease_id)

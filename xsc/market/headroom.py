@@ -64,8 +64,7 @@ class Headroom(MarketPart):
         for customer in {each.customer for each in present}:
             for entry in self._store.of("provider", customer):
                 taken[self._store.key(entry)] += drawn(entry, now_ms)
-        waiting = sum(undrawn(each, taken) for each in present)
-        return max(0, self.unreserved(kind) - waiting)
+        return max(0, self.unreserved(kind) - sum(undrawn(each, taken) for each in present))
 
     def pricing(self) -> MarketPricing:
         """Return what this node asks at its present utilisation; what it has posted stands."""

@@ -94,6 +94,9 @@ class LeaseEntry:
     """Customer: until when others are preferred, because the host refused a write."""
     less: tuple[int, int] | None = None
     """Customer: the level down to which room is given up, and since when."""
+    unnamed_bytes: int = 0
+    """Customer: held bytes that no own record names: a transfer that a crash cut off may have left
+    them there."""
 
     @property
     def id(self) -> bytes:
@@ -108,6 +111,15 @@ class LeaseEntry:
     def is_over(self, now_ms: int) -> bool:
         """Return whether nothing more comes under it."""
         return self.use.given_back or now_ms >= self.terms.end_ms
+
+    def counted(self, use: LeaseUse) -> None:
+        """Take over the use that follows from a provider's count.
+
+        Bytes that no own record names are not missing where it does not count them.
+        """
+        left = min(self.unnamed_bytes, use.missing_bytes - self.use.missing_bytes)
+        self.unnamed_bytes -= left
+        self.use = replace(use, missing_bytes=use.missing_bytes - left)
 
     def promised_at(self, now_ms: int) -> int:
         """Return the quantity handed out; what was never heard of is forgotten in time."""
@@ -548,6 +560,5 @@ def renewed(
         ahead_ms = max(0, use.counted_ms - terms.start_ms)
         used -= worth(old, max(use.held_bytes, use.level) * ahead_ms)
         used = max(0, used + worth(terms, max(use.held_bytes, level) * ahead_ms))
-    touched_ms = max(use.touched_ms, terms.start_ms)
-    use = replace(use, touched_ms=touched_ms, level=level, used=used)
+    use = replace(use, touched_ms=max(use.touched_ms, terms.start_ms), level=level, used=used)
     return widened(old, widened(terms, use, most), most)

@@ -246,8 +246,7 @@ class LeaseStore:
         """
         known = self.get(entry.role, entry.id)
         if known is not None:
-            level = entry.use.level
-            entry.use = renewed(entry.role, known.terms, known.use, entry.terms, level)
+            entry.use = renewed(entry.role, known.terms, known.use, entry.terms, entry.use.level)
         rows = [_lease_row(entry)]
         if entry.role == "customer":
             rows.append((_ASKED + entry.id, None))
@@ -314,17 +313,18 @@ class LeaseStore:
             self._state.write(rows, sync=False)
 
     def close(self) -> None:
-        """Write everything as it is, and that nothing was left out."""
+        """Write everything as it is, and that nothing was left out and no count is in doubt."""
         rows = [self._row(entry) for role in ROLES for entry in self.all(role)]
         rows += [_account_row(account) for account in self.accounts()]
-        self._state.write([*rows, (_CLOSED, b"")], sync=False)
+        if not any(entry.unnamed_bytes for entry in self.all("customer")):
+            rows.append((_CLOSED, b""))
+        self._state.write(rows, sync=False)
 
     def forget(self, entry: LeaseEntry) -> None:
         """Drop a lease that is over; the account keeps what it came to."""
         account, (key, _) = self.account(entry.role, entry.peer), _lease_row(entry)
         closed = account.closed + entry.use.used
-        row = _account_row(replace(account, closed=closed))
-        self._state.write([(key, None), row], sync=False)
+        self._state.write([(key, None), _account_row(replace(account, closed=closed))], sync=False)
         account.closed = closed
         del self._entries[entry.role][entry.id]
         del self._by_peer[entry.role, entry.peer][entry.id]

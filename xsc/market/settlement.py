@@ -125,8 +125,7 @@ class Settlement(MarketPart):
 
     async def agree(self, peer: bytes) -> None:
         """Ask a provider for its count, take it over as far as it follows, and pay."""
-        account = self._store.account("customer", peer)
-        await self._settle_one(account, False, AGREE_TIMEOUT_MS)
+        await self._settle_one(self._store.account("customer", peer), False, AGREE_TIMEOUT_MS)
 
     async def _ask(
         self, account: Account, voucher: bytes | None, *, book_now: bool = False
@@ -195,7 +194,7 @@ class Settlement(MarketPart):
     ) -> None:
         peer, account.closed = ids.short(account.peer), agreed.closed
         for entry, use in agreed.uses:
-            entry.use = use
+            entry.counted(use)
         # Who lost its disk does not know what ran since it signed last.
         if agreed.disputed and account.disputed is None and account.lost is None:
             self._node.log.warning("market.count_disputed", peer=peer, leases=len(agreed.disputed))

@@ -25,7 +25,7 @@ from xsc.base.clock import Clock
 from xsc.base.errors import NotFound, RecordInvalid, StoreDamaged, UnavailableError, XscError
 from xsc.base.ids import to_text
 from xsc.base.keyvalue import Commit, KeyValue
-from xsc.base.limits import KIB
+from xsc.base.limits import KIB, MIB
 from xsc.base.log import Log
 from xsc.identity.envelope import Record
 from xsc.monitor import conditions
@@ -38,6 +38,8 @@ EXEC_MS_MAX: Final = 30_000
 URL_MS_MAX: Final = 10_000
 """How long a URL may take to answer."""
 ANSWER_BYTES_MAX: Final = 64 * KIB
+ALERTS_BYTES_MAX: Final = 4 * MIB
+"""More than all kinds about all peers take."""
 
 
 class Raised(Record):
@@ -61,11 +63,12 @@ class Alerts:
         self._clock = clock
         self._log = log
         self._targets = {_hashed(target): target for target in targets}
+        self._failing = False
         self._kept = Raised(alerts=())
         raw = state.get(STATE)
         if raw is not None:
             try:
-                self._kept = Raised.from_bytes(raw)
+                self._kept = Raised.from_bytes(raw, size_max=ALERTS_BYTES_MAX)
             except RecordInvalid as fault:
                 raise StoreDamaged(f"the alerts are damaged: {fault.message}") from None
         self._alerts = {alert.key: alert for alert in self._kept.alerts}
@@ -105,8 +108,16 @@ class Alerts:
                     "node.alert", kind=alert.kind, peer=alert.peer or None, says=alert.says
                 )
         names = {row.peer: row.name for row in measures.peers}
-        await self._keep()
+        # Told before it is kept: the disk may be what is wrong.
         await self._tell(about, names)
+        try:
+            await self._keep()
+        except XscError as fault:
+            if not self._failing:
+                self._log.warning("node.alerts_not_kept", reason=fault.message)
+            self._failing = True
+        else:
+            self._failing = False
 
     async def _tell(self, about: Mapping[str, object], names: Mapping[bytes, str]) -> None:
         now_ms = self._clock.now_ms()
@@ -125,8 +136,6 @@ class Alerts:
             if (kept := self._alerts.get(alert.key)) is not None:
                 after = conditions.told(kept, heard, failed, self._clock.now_ms())
                 self._alerts[alert.key] = after
-        if due:
-            await self._keep()
 
     async def _send(self, target: str, said: Mapping[str, object]) -> bool:
         """Tell a target; return whether it heard."""
@@ -171,6 +180,11 @@ def _message(alert: Alert, names: Mapping[bytes, str]) -> dict[str, Any]:
     }
 
 
+def _is_own(variable: str) -> bool:
+    """Say whether a variable is for the node: one holds the passphrase of its key."""
+    return variable.startswith("XSC_")
+
+
 async def _run(words: str, body: bytes) -> None:
     """Run a program with a document on its standard input.
 
@@ -181,6 +195,7 @@ async def _run(words: str, body: bytes) -> None:
     try:
         process = await asyncio.create_subprocess_exec(
             *argv,
+            env={name: value for name, value in os.environ.items() if not _is_own(name)},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
@@ -194,10 +209,11 @@ async def _run(words: str, body: bytes) -> None:
     except TimeoutError:
         raise UnavailableError("the program did not end") from None
     finally:
-        # What it has started ends with it.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        if process.returncode is None:
+            # What it has started ends with it.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
     if process.returncode:
         raise UnavailableError(f"the program ended with {process.returncode}")
 

@@ -15,15 +15,20 @@ from xsc.api.monitor import Measures
 from xsc.base.limits import PPM
 from xsc.identity.envelope import Count, Record
 
-Kind: TypeAlias = Literal["margin", "lease", "debt", "own_debt", "disk", "unreachable", "proof"]
+Kind: TypeAlias = Literal[
+    "margin", "unreadable", "lease", "debt", "own_debt", "disk", "unreachable", "proof"
+]
 MINUTE_MS: Final = 60_000
 HELD_MS: Final[Mapping[Kind, int]] = {
     "margin": MINUTE_MS,
+    "unreadable": MINUTE_MS,
     "disk": MINUTE_MS,
     "unreachable": 5 * MINUTE_MS,
 }
 """How long a condition holds before it is an alert; all others are one at once."""
 TOLD_AGAIN_MS: Final = 60 * MINUTE_MS
+SHOWN_AGAIN_MS: Final = 5 * MINUTE_MS
+"""How long one that was acknowledged is over before it is shown again where it comes again."""
 RETRY_MS: Final = MINUTE_MS
 """Until a message that could not be sent is tried again; twice as long after each try."""
 RETRY_MS_MAX: Final = 60 * MINUTE_MS
@@ -42,6 +47,10 @@ class Alert(Record):
     peer: bytes = b""
     """Whom it is about; empty where about no peer in particular."""
     says: str
+    count: Count = 0
+    """Of what there is so much; where there is more it is shown again."""
+    told_count: Count = 0
+    """How much there was when targets were told."""
     since_ms: Count
     over_ms: Count | None = None
     """When its condition was over."""
@@ -49,7 +58,8 @@ class Alert(Record):
     acknowledged: bool = False
     told: tuple[str, ...] = ()
     """The targets that have heard of it, by their hashes."""
-    told_ms: Count = 0
+    tried_ms: Count = 0
+    """When somebody was told last, or could not be."""
     tries: Count = 0
     """How often in a row somebody could not be told."""
 
@@ -67,15 +77,19 @@ class Alert(Record):
 def conditions(measures: Measures, now_ms: int) -> Iterator[Alert]:
     """Yield what needs the operator now."""
 
-    def found(kind: Kind, says: str, peer: bytes = b"") -> Alert:
-        return Alert(kind=kind, peer=peer, says=says, since_ms=now_ms)
+    def found(kind: Kind, says: str, peer: bytes = b"", count: int = 0) -> Alert:
+        return Alert(kind=kind, peer=peer, says=says, since_ms=now_ms, count=count)
 
     status = measures.status
     bare = sum(row.objects for row in measures.margins if row.margin < 1)
+    lost = sum(row.objects for row in measures.margins if row.margin < 0)
+    ending = status.leases.ending
     if bare:
-        yield found("margin", f"objects without a host to spare: {bare}")
-    if status.leases.ending:
-        yield found("lease", f"leases that end and could not be renewed: {status.leases.ending}")
+        yield found("margin", f"objects without a shard to spare: {bare}", count=bare)
+    if lost:
+        yield found("unreadable", f"objects that cannot be read now: {lost}", count=lost)
+    if ending:
+        yield found("lease", f"leases that end and could not be renewed: {ending}", count=ending)
     for row in measures.peers:
         if row.balance_micro > 0 and _is_near(row.balance_micro, row.limit_micro):
             yield found("debt", "it owes this node more than 80 % of its limit", row.peer)
@@ -87,7 +101,8 @@ def conditions(measures: Measures, now_ms: int) -> Iterator[Alert]:
     if status.peers.not_reached_by and not status.peers.reached_by:
         yield found("unreachable", "no peer reaches this node")
     if measures.proofs:
-        yield found("proof", f"records that prove a peer wrong: {measures.proofs}")
+        says = f"records that prove a peer wrong: {measures.proofs}"
+        yield found("proof", says, count=measures.proofs)
 
 
 def _is_near(debt: int, limit: int) -> bool:
@@ -100,12 +115,15 @@ def step(known: Iterable[Alert], found: Iterable[Alert], now_ms: int) -> dict[st
     after = {}
     for each in found:
         kept = before.pop(each.key, None)
-        if kept is None or (kept.over_ms is not None and not _is_told_of_late(kept, now_ms)):
+        kept = each if kept is None else kept
+        is_late = not _was_of_late(kept, now_ms)
+        if kept.over_ms is not None and is_late and kept.acknowledged:
             kept = each
         change: dict[str, object] = {"says": each.says, "over_ms": None}
-        if kept.says != each.says and each.kind == "proof":
-            # One more is another one.
-            change |= {"acknowledged": False, "told": (), "told_ms": 0, "since_ms": now_ms}
+        if each.count > kept.count or _was_over(kept, now_ms):
+            change |= {"acknowledged": False, "count": each.count}
+        if is_late and (kept.over_ms is not None or each.count > kept.told_count):
+            change |= {"told": (), "tries": 0}
         held_ms = now_ms - kept.since_ms
         # Where the clock was set back it has held since now.
         if held_ms < 0:
@@ -114,14 +132,21 @@ def step(known: Iterable[Alert], found: Iterable[Alert], now_ms: int) -> dict[st
         after[each.key] = kept.model_copy(update=change)
     for key, kept in before.items():
         over_ms = now_ms if kept.over_ms is None else min(kept.over_ms, now_ms)
-        is_done = kept.acknowledged and not _is_told_of_late(kept, now_ms)
+        is_done = kept.acknowledged and not _was_of_late(kept, now_ms)
         if kept.raised and not is_done and now_ms - over_ms < KEPT_MS:
             after[key] = kept.model_copy(update={"over_ms": over_ms})
     return after
 
 
-def _is_told_of_late(alert: Alert, now_ms: int) -> bool:
-    return bool(alert.told) and 0 <= now_ms - alert.told_ms < TOLD_AGAIN_MS
+def _was_over(alert: Alert, now_ms: int) -> bool:
+    """Say whether an alert was over for a while: one that only flickers stays acknowledged."""
+    return alert.over_ms is not None and not 0 <= now_ms - alert.over_ms < SHOWN_AGAIN_MS
+
+
+def _was_of_late(alert: Alert, now_ms: int) -> bool:
+    """Say whether an alert held, or somebody was told of it, within the last hour."""
+    last_ms = max(alert.tried_ms, alert.over_ms or 0)
+    return 0 <= now_ms - last_ms < TOLD_AGAIN_MS
 
 
 def due(alerts: Iterable[Alert], targets: Collection[str], now_ms: int) -> list[tuple[Alert, str]]:
@@ -139,7 +164,7 @@ def _may_try(alert: Alert, now_ms: int) -> bool:
     if not alert.tries:
         return True
     pause_ms = min(RETRY_MS << min(alert.tries - 1, 10), RETRY_MS_MAX)
-    return not 0 <= now_ms - alert.told_ms < pause_ms
+    return not 0 <= now_ms - alert.tried_ms < pause_ms
 
 
 def told(alert: Alert, heard: Collection[str], failed: bool, now_ms: int) -> Alert:
@@ -147,7 +172,8 @@ def told(alert: Alert, heard: Collection[str], failed: bool, now_ms: int) -> Ale
     return alert.model_copy(
         update={
             "told": (*alert.told, *sorted(heard)),
-            "told_ms": now_ms,
+            "tried_ms": now_ms,
+            "told_count": alert.count,
             "tries": alert.tries + 1 if failed else 0,
         }
     )

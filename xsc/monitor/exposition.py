@@ -74,13 +74,16 @@ class _Metrics(Collector):
             # Of most events most sums are none.
             if isinstance(number, int) and field not in labels and (number or not counted):
                 name, by = _metric(f"{prefix}{field}")
-                kind = CounterMetricFamily if counted else GaugeMetricFamily
-                found = self._found.setdefault(
-                    name, kind(name, _helps().get(field, name), labels=[*labels])
-                )
-                found.add_metric([*labels.values()], number if by == 1 else number / by)
+                if name not in self._found:
+                    kind = CounterMetricFamily if counted else GaugeMetricFamily
+                    self._found[name] = kind(
+                        name, _helps().get(f"{prefix}{field}", name), labels=[*labels]
+                    )
+                value = number if by == 1 else number / by
+                self._found[name].add_metric([*labels.values()], value)
 
 
+@cache
 def _metric(field: str) -> tuple[str, int]:
     """Return the name of a field's metric, in a unit of Prometheus, and by how much to divide."""
     for end, unit, by in _UNITS:
@@ -91,12 +94,25 @@ def _metric(field: str) -> tuple[str, int]:
 
 @cache
 def _helps() -> Mapping[str, str]:
-    """Return what the schema says of fields, by their names."""
+    """Return what the schema says of the fields, by prefix and name."""
     schema = TypeAdapter(Measures).json_schema()
-    kinds = (schema, *schema["$defs"].values())
-    return {
-        name: " ".join(said["description"].split())
-        for kind in kinds
-        for name, said in kind.get("properties", {}).items()
-        if "description" in said
-    }
+    found: dict[str, str] = {}
+
+    def take(prefix: str, model: Mapping[str, Any]) -> None:
+        for name, said in model["properties"].items():
+            if "description" in said:
+                found.setdefault(prefix + name, " ".join(said["description"].split()))
+
+    def of(said: Mapping[str, Any]) -> Mapping[str, Any]:
+        kind: Mapping[str, Any] = schema["$defs"][said["$ref"].rsplit("/", 1)[1]]
+        return kind
+
+    status = of(schema["properties"]["status"])
+    for model in (schema, status):
+        take("", model)
+    for name, said in status["properties"].items():
+        if "$ref" in said:
+            take(f"{name}_", of(said))
+    for name, prefix in _ROWS.items():
+        take(prefix, of(schema["properties"][name]["items"]))
+    return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Final
 
 from xsc.api.monitor import Measures, PeerSample, Sample
@@ -19,8 +20,12 @@ from xsc.base.errors import RecordInvalid, StoreDamaged, XscError
 from xsc.base.keyvalue import Change, Commit, KeyValue, prefix_end
 from xsc.base.limits import MIB
 from xsc.base.log import Log
+from xsc.base.units import ceil_div
 from xsc.identity.envelope import Count, Record
 
+SAMPLE_MS: Final = 60_000
+SLACK_MS: Final = 5_000
+"""How much sooner than a minute after the last one a sample may come."""
 SAMPLES_MAX: Final = 30 * 24 * 60
 HISTORY_BYTES_MAX: Final = 16 * MIB
 ROWS: Final = b"monitor/history/"
@@ -96,6 +101,8 @@ class History:
         self._rows: deque[tuple[bytes, int]] | None = None
         """Key and size of each sample, the oldest first; None before they were counted."""
         self._held_bytes = 0
+        self._last_ms: int | None = None
+        """When the last sample was taken."""
         self._failing = False
 
     async def add(self, measures: Measures) -> None:
@@ -103,8 +110,11 @@ class History:
 
         Where the disk takes none, that is logged once, and this sample is lost.
         """
-        raw = row_of(measures).to_bytes()
         rows = await self._counted()
+        last_ms = self._last_ms
+        if last_ms is not None and 0 <= measures.at_ms - last_ms < SAMPLE_MS - SLACK_MS:
+            return  # the node was started again
+        raw = row_of(measures).to_bytes()
         number = int.from_bytes(rows[-1][0].removeprefix(ROWS), "big") + 1 if rows else 0
         key = ROWS + number.to_bytes(NUMBER_BYTES, "big")
         gone, freed = 0, 0
@@ -123,6 +133,7 @@ class History:
             self._failing = True
             return
         self._failing = False
+        self._last_ms = measures.at_ms
         for _ in range(gone):
             rows.popleft()
         rows.append((key, len(raw)))
@@ -135,13 +146,18 @@ class History:
                 lambda: deque((key, len(raw)) for key, raw in scan)
             )
             self._held_bytes = sum(size for _, size in self._rows)
+            if self._rows and (raw := self._state.get(self._rows[-1][0])) is not None:
+                self._last_ms = sample_of(raw, {}).at_ms
         return self._rows
 
-    async def read(self, since_ms: int, points: int, peers: Iterable[bytes]) -> list[Sample]:
+    async def read(
+        self, since_ms: int, samples: int, points: int, peers: Iterable[bytes]
+    ) -> list[Sample]:
         """Return the samples since a moment, the oldest first, thinned out evenly to so many.
 
         Args:
             since_ms: the moment.
+            samples: most that can be of that time.
             points: most that are returned; the newest is always one of them.
             peers: the ids that are known.
 
@@ -151,10 +167,11 @@ class History:
         known = {peer[:PEER_BYTES]: peer for peer in peers}
 
         def found() -> list[Sample]:
-            scan = self._state.scan(ROWS, prefix_end(ROWS))
-            samples = [sample_of(raw, known) for _, raw in scan]
-            since = [sample for sample in samples if sample.at_ms >= since_ms]
-            every = -(-len(since) // points) or 1
-            return since[::-1][::every][::-1]
+            newest = self._state.scan(ROWS, prefix_end(ROWS), reverse=True)
+            rows = [raw for _, raw in islice(newest, samples)]
+            every = ceil_div(len(rows), points) or 1
+            # Only those that are shown are read: a month takes seconds.
+            shown = [sample_of(raw, known) for raw in rows[::every]]
+            return [sample for sample in reversed(shown) if sample.at_ms >= since_ms]
 
         return await self._executor.run(found)

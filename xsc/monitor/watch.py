@@ -21,6 +21,10 @@ class Watch:
         self._delays_ms: deque[int] = deque(maxlen=LOOKS)
         self.last: Measures | None = None
         """The last measures that were made."""
+        self.told: tuple[Measures, str] | None = None
+        """The last that were told as metrics, and their text."""
+        self.ending: tuple[object, int] = None, 0
+        """Of which leases and objects it was counted how many objects are under those that end."""
 
     @property
     def loop_delay_ms(self) -> int:

@@ -28,7 +28,6 @@ from xsc.base.limits import (
     PROBE_TIMEOUT_MS,
     STORAGE_QUESTION_TIMEOUT_MS,
 )
-from xsc.base.log import Log
 from xsc.compute.deployments.listing import ServiceListing
 from xsc.compute.deployments.service import DeploymentService
 from xsc.compute.jobs.evidence import EvidenceStore
@@ -55,7 +54,6 @@ from xsc.programs import functions, provenance
 from xsc.programs import running as programs_running
 from xsc.programs.service import CellSyncManager, ComputeRuntimeManager
 from xsc.space import following, intervals, paths, sync
-from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.storage.catalogue.heads import DirectoryHeadStore
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, FIND, GET, HOLDS, KEEP, PUT, STAT
@@ -92,7 +90,7 @@ class Parts:
     transport: Transport
     stores: keyvalue.Stores
     sandbox: Sandbox
-    log: Log
+    log: events.CountedLog
     disk_free_bytes: Callable[[], int]
     """What the disk under the bodies has left, less the share that is kept free."""
 
@@ -219,8 +217,8 @@ class Node:
         self.key = key
         self.network = network
         self.clock = parts.clock
-        self.log = self.events = events.CountedLog(parts.log)
-        self.parts = parts = replace(parts, log=self.events)
+        self.log = parts.log
+        self.parts = parts
         self.watch = watch.Watch(parts.clock)
         self.tasks = tasks.Tasks(parts.clock, parts.log)
         self.started_ms = parts.clock.monotonic_ms()
@@ -285,7 +283,7 @@ class Node:
     def _make_space(self) -> None:
         """Make the space, what this node says of itself in it, and what it follows of peers."""
         config, parts, context = self.config, self.parts, self.peers.context
-        self.space_store = SpaceStore(
+        self.space = SpaceStore(
             parts.stores.space,
             context.executor,
             context.clock,
@@ -295,7 +293,6 @@ class Node:
             keep_versions=config.keep_versions,
             keep_ms=config.keep_days * DAY_MS,
         )
-        self.space = SpaceService(self.space_store)
         self.commitments = commitments.Commitments(
             context,
             self.space,
@@ -311,7 +308,6 @@ class Node:
         )
         self.sync = sync.SpaceSync(
             self.space,
-            self.space_store,
             self.peers,
             context.clock,
             context.network,
@@ -320,7 +316,7 @@ class Node:
             log=context.log,
         )
         self.intervals = intervals.Intervals(
-            self.space_store,
+            self.space,
             self.peers,
             context.clock,
             peers=self.peers.peers,
@@ -356,9 +352,7 @@ class Node:
             executor=parts.executor,
             log=parts.log,
         )
-        self.departures = Departures(
-            self.space, self.space_store.owners(), self.space_store.told, context.log
-        )
+        self.departures = Departures(self.space, self.space.owners(), self.space.told, context.log)
         self.capacity = NodeCapacity(
             self.shards,
             parts.disk_free_bytes,
@@ -577,7 +571,7 @@ class Node:
             self.heads,
             self.compute,
             self.services,
-            self.sync,
+            self.sync.answering,
             self.intervals,
         ):
             self.peers.server.register(service.handlers())
@@ -628,8 +622,8 @@ class Node:
         """
         peer = await self.peers.join(invitation, name)
         # Before anything else runs: it is asked before the first write.
-        if self.space_store.clock is None:
-            await self.space_store.invited_by(peer)
+        if self.space.clock is None:
+            await self.space.invited_by(peer)
         return peer
 
     def drawn_steps(self) -> dict[EntitlementKey, int]:
@@ -682,7 +676,7 @@ class Node:
         self.allocator.program = self.programs.serve(programs.ALLOCATION, [own], [again])
         self.tasks.once("interval", self.intervals.get)
         self.tasks.once("survey", self.shards.compactor.survey)
-        start("space", self.sync.run)
+        start("space", self.sync.answering.run)
         start("health", self.health.run)
         start("commitment", self.commitments.run)
         start("allocator", self.allocator.run)
@@ -798,7 +792,7 @@ class Node:
         await self.directory.told()
         await self.tasks.stop()
         await self.services.stop()
-        self.sync.end()
+        self.sync.answering.end()
         await self._close(
             # It settles what is owed, which needs the peers.
             self.market.close,

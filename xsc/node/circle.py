@@ -17,7 +17,7 @@ from xsc.net.peers.circle import Introduction
 from xsc.net.service import PeerNet
 from xsc.space.paths import UserSpacePaths, is_under
 from xsc.space.record import Change
-from xsc.space.service import SpaceService
+from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync
 
 SEEK_INTERVAL_MS = 5_000
@@ -44,7 +44,7 @@ class CircleSync:
     def __init__(
         self,
         net: PeerNet,
-        space: SpaceService,
+        space: SpaceStore,
         sync: SpaceSync,
         clock: Clock,
         *,

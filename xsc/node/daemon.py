@@ -22,8 +22,10 @@ from typing import Final
 from xsc.api import endpoint, table
 from xsc.api.monitor import METRICS
 from xsc.base import errors, ids, limits, units
+from xsc.base.progress import Watch, unwatched
 from xsc.compute.worker import code_cache, pool
 from xsc.identity import keyfile
+from xsc.monitor.events import CountedLog
 from xsc.net.peers.invitation import SCHEME, from_string
 from xsc.net.transport import addresses, bounds, http
 from xsc.net.transport.http import Server as HttpServer
@@ -89,7 +91,7 @@ def _open(path: Path, passphrase: str, flags: Mapping[str, str]) -> tuple[homes.
     return home, config.model_copy(update=chosen)
 
 
-def _node(home: homes.Home, config: Config, log: JsonLog, *, recovering: bool = False) -> Node:
+def _node(home: homes.Home, config: Config, log: CountedLog, *, recovering: bool = False) -> Node:
     clock = system.SystemClock()
     parts = Parts(
         clock=clock,
@@ -143,7 +145,8 @@ def _publish(node: Node, home: Path, token: str) -> None:
 
 async def serve(home: homes.Home, config: Config) -> None:
     """Run a node until the process is told to end."""
-    log = node_log(system.SystemClock(), config.log_level, sys.stderr)
+    clock = system.SystemClock()
+    log = CountedLog(node_log(clock, config.log_level, sys.stderr), clock)
     logging.getLogger().addHandler(app.Reports(log))
     lack = homes.capacity_fault(home.path, config.storage_capacity_bytes, config.disk_reserve_ppm)
     if lack:
@@ -218,17 +221,18 @@ def _say(line: str) -> None:
 async def _come_back(
     home: homes.Home,
     config: Config,
-    log: JsonLog,
+    log: CountedLog,
     places: Sequence[str] = (),
     *,
     without_silent: bool = False,
+    watch: Watch = unwatched,
 ) -> recover.Returned:
     """Have a node that serves nobody ask its peers what it was; then its home is finished."""
     node = _node(home, config, log, recovering=True)
     try:
         recovering = homes.stage_of(home.path) == "recovering"
         found = await recover.find_objects(
-            node, places, recovering=recovering, without_silent=without_silent
+            node, places, recovering=recovering, without_silent=without_silent, watch=watch
         )
         done = await recover.begin_signing(node, found)
         homes.remember_port(home.path, node.peer_url)
@@ -239,11 +243,16 @@ async def _come_back(
 
 
 def _go_on(
-    path: Path, passphrase: str, places: Sequence[str] = (), *, without_silent: bool = False
+    path: Path,
+    passphrase: str,
+    places: Sequence[str] = (),
+    *,
+    without_silent: bool = False,
+    watch: Watch,
 ) -> tuple[str, recover.Returned]:
     home, config = _open(path, passphrase, {})
-    log = SentenceLog(system.SystemClock())
-    back = _come_back(home, config, log, places, without_silent=without_silent)
+    log = CountedLog(SentenceLog(system.SystemClock()), system.SystemClock())
+    back = _come_back(home, config, log, places, without_silent=without_silent, watch=watch)
     return ids.to_text(home.key.node_id), asyncio.run(back)
 
 
@@ -255,6 +264,7 @@ def recover_home(
     network: str | None,
     name: str | None,
     passphrase: str,
+    watch: Watch = unwatched,
 ) -> tuple[str, recover.Returned]:
     """Make a home of an exported key and bring back what its peers hold; return id and report.
 
@@ -265,6 +275,7 @@ def recover_home(
         network: the network's name, where the home is new; that of the first invitation if None.
         name: what the node calls itself.
         passphrase: opens the key.
+        watch: shows how many objects are found.
 
     Raises:
         XscError: why it is not finished; the same call again goes on.
@@ -289,10 +300,16 @@ def recover_home(
             raise errors.HomeInvalid(
                 f"no recovery was begun at {path}", hint="give the exported key file, too"
             )
-        return _go_on(path, passphrase, places)
+        return _go_on(path, passphrase, places, watch=watch)
 
 
-def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> recover.Returned:
+def catch_up_home(
+    path: Path,
+    *,
+    passphrase: str,
+    without_silent: bool,
+    watch: Watch = unwatched,
+) -> recover.Returned:
     """Finish the restore of a home: ask its peers what its node signed since the backup.
 
     Raises:
@@ -303,7 +320,7 @@ def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> recov
             raise errors.HomeInvalid(
                 f"no restore is to be finished at {path}", hint="give the backup, too"
             )
-        return _go_on(path, passphrase, without_silent=without_silent)[1]
+        return _go_on(path, passphrase, without_silent=without_silent, watch=watch)[1]
 
 
 def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
@@ -320,7 +337,8 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
     with homes.lock(path):
         homes.check_whole(path)
         home, config = _open(path, passphrase, overrides)
-        log = JsonLog(system.SystemClock(), config.log_level)
+        clock = system.SystemClock()
+        log = CountedLog(JsonLog(clock, config.log_level), clock)
         if homes.stage_of(path) is not None:
             done = asyncio.run(_come_back(home, config, log))
             _say(f"came back with {done.entries} ledger entries, from {done.peers} peers")

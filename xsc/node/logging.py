@@ -31,6 +31,15 @@ _SECRET = frozenset({"capability", "secret", "token", "passphrase", "name_of_obj
 _REASONS = ("reason", "fault", "code")
 
 
+def without_secrets(fields: Mapping[str, object]) -> dict[str, object]:
+    """Return the fields of a line as they are told: no secrets, and ids in their short form."""
+    return {
+        key: short(value) if isinstance(value, bytes) else value
+        for key, value in fields.items()
+        if key not in _SECRET
+    }
+
+
 class JsonLog:
     """Writes events of at least a level as JSON lines."""
 
@@ -79,11 +88,7 @@ class JsonLog:
         more = self._count(event, fields.get("peer") or fields.get("customer"), now_ms // 60_000)
         if more is None:
             return
-        told = {
-            key: short(value) if isinstance(value, bytes) else value
-            for key, value in fields.items()
-            if key not in _SECRET
-        }
+        told = without_secrets(fields)
         if more:
             told["dropped"] = more
         text = self._text(now_ms, level, event, told)

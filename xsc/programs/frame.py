@@ -190,16 +190,30 @@ class Execution:
         self._enter(given)
         left: Iterable[Step] = self.program.steps
         while True:
-            needed, left = self._run(left)
+            needed: list[Step] = []
+            waiting: list[Step] = []
+            pending: set[int] = set()
+            for step in left:
+                if not pending.isdisjoint(self._reads[step.id]):
+                    waiting.append(step)
+                elif not self._is_due(step):
+                    continue
+                elif isinstance(step.function, document.ModuleCall):
+                    needed.append(step)
+                else:
+                    inputs = self._inputs(step)
+                    self._settle(step, inputs, _compute(step, inputs))
+                    continue
+                pending |= self._gives[step.id]
             if not needed:
-                break
+                return self._end(frame)
+            left = waiting
             calls = tuple(_call(step, self._inputs(step)) for step in needed)
             results = yield calls
             if len(results) != len(calls):
                 raise errors.ArgumentInvalid(f"{len(results)} results for {len(calls)} calls")
             for step, result in zip(needed, results, strict=True):
                 self._settle(step, self._inputs(step), _results_of(step, result))
-        return self._end(frame)
 
     def run(self, externals: Mapping[str, Value | Fault] | None = None) -> FrameResult:
         """Run a frame of a program that calls no modules.
@@ -300,7 +314,7 @@ class Execution:
                     if raw is None or not self._take(output.slot, raw):
                         self._dirty.add(step.id)
             if step.id in self.stale or step.id in self.errors:
-                self._mark_bad(step)
+                self._bad |= self._gives[step.id]
 
     def _take(self, slot: Slot, raw: bytes) -> bool:
         """Take in an output that was written; False where something else is at its path."""
@@ -402,39 +416,20 @@ class Execution:
         reads = self._reads[step.id]
         return reads <= self._bad if step.merges else not self._bad.isdisjoint(reads)
 
-    def _run(self, steps: Iterable[Step]) -> tuple[list[Step], list[Step]]:
-        """Run what can run; return steps whose modules must be called, and those that wait."""
-        needed: list[Step] = []
-        waiting: list[Step] = []
-        pending: set[int] = set()
-        for step in steps:
-            slots = self._reads[step.id]
-            if not pending.isdisjoint(slots):
-                waiting.append(step)
-            elif self._lacks(step):
-                self.stale.add(step.id)
-                if self.errors.pop(step.id, None) is not None:
-                    # What it failed with is forgotten with its error, so it must run again.
-                    self._dirty.add(step.id)
-                self._mark_bad(step)
-                continue
-            elif step.id not in self._dirty:
-                if step.id in self.stale:
-                    # Its inputs are back, and are what it ran with.
-                    self.stale.discard(step.id)
-                    self._bad -= self._gives[step.id]
-                continue
-            elif isinstance(step.function, document.ModuleCall):
-                needed.append(step)
-            else:
-                inputs = self._inputs(step)
-                self._settle(step, inputs, _compute(step, inputs))
-                continue
-            pending |= self._gives[step.id]
-        return needed, waiting
-
-    def _mark_bad(self, step: Step) -> None:
-        self._bad |= self._gives[step.id]
+    def _is_due(self, step: Step) -> bool:
+        """Say whether a computation must run; one that cannot is stale, with what it gives."""
+        if self._lacks(step):
+            self.stale.add(step.id)
+            if self.errors.pop(step.id, None) is not None:
+                # What it failed with is forgotten with its error, so it must run again.
+                self._dirty.add(step.id)
+            self._bad |= self._gives[step.id]
+            return False
+        if step.id not in self._dirty and step.id in self.stale:
+            # Its inputs are back, and are what it ran with.
+            self.stale.discard(step.id)
+            self._bad -= self._gives[step.id]
+        return step.id in self._dirty
 
     def _inputs(self, step: Step) -> tuple[Value | None, ...]:
         return tuple(self._read(read.slot) for read in step.inputs)

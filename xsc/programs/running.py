@@ -427,7 +427,7 @@ class RunningProgram(Frames):
                 self.tell()
             await clock.sleep_ms(max(self.program.program.document.debounce_ms, pause_ms))
             try:
-                await self._execute(by_hand=False)
+                await self._frame(by_hand=False)
                 retry_ms = limits.BACK_OFF_MS
             except XscError as fault:
                 self.fault = f"{fault.code}: {fault.message}"
@@ -444,31 +444,58 @@ class RunningProgram(Frames):
         Raises:
             XscError: it could not be written; all of it is to be run again.
         """
-        result = await self._execute(by_hand=True)
+        result = await self._frame(by_hand=True)
         assert result is not None, "it was asked for"
         return result
 
-    async def _execute(self, *, by_hand: bool) -> FrameResult | None:
+    def _is_due(self, *, by_hand: bool) -> bool:
+        """Say whether a frame is to run now: one that was asked for always is."""
+        if not by_hand and not self._woken.is_set():
+            return False  # one that was asked for was quicker
+        outside = self._outside or by_hand
+        self._own_frames = 0 if outside else self._own_frames + 1
+        self._woken.clear()
+        self.oscillates = self._own_frames > self._own_frames_max
+        if self.oscillates:
+            self.fault = (
+                f"program_oscillates: {self._own_frames_max} frames in a row were caused by "
+                "its own outputs alone; it goes on when another input changes"
+            )
+            self._ports.log.warning("program.oscillates", program=self.program.hash)
+            self.tell()
+        return not self.oscillates
+
+    async def _frame(self, *, by_hand: bool) -> FrameResult | None:
+        """Run a frame over all that has changed and write it; None where none is due."""
         async with self._lock:
-            if not by_hand and not self._woken.is_set():
-                return None  # a frame that was asked for was quicker
-            outside = self._outside or by_hand
-            self._own_frames = 0 if outside else self._own_frames + 1
-            self._woken.clear()
-            self.oscillates = self._own_frames > self._own_frames_max
-            if self.oscillates:
-                self.fault = (
-                    f"program_oscillates: {self._own_frames_max} frames in a row were caused by "
-                    "its own outputs alone; it goes on when another input changes"
-                )
-                self._ports.log.warning("program.oscillates", program=self.program.hash)
-                self.tell()
+            if not self._is_due(by_hand=by_hand):
                 return None
             pending, self._pending = self._pending, {}
             given, self._set = self._set, {}
             self._outside = False
             try:
-                result = await self._frame(pending, given)
+                read: dict[str, Entry | Fault | None]
+                read = {name: change.entry for name, change in pending.items() if change}
+                names = sorted({*pending, *self._fetched} - read.keys())
+                entries = await asyncio.gather(*map(self._read, names))
+                read |= dict(zip(names, entries, strict=True))
+                frame = self.execution.frame({**self._values_of(read), **given})
+                receipts: dict[str, bytes] = {}
+                results = None
+                try:
+                    while True:
+                        calls = frame.send(results)  # type: ignore[arg-type]
+                        done = await asyncio.gather(*map(self._call, calls))
+                        results = [found for found, _ in done]
+                        named = (call.computation for call in calls)
+                        receipts |= zip(named, (raw for _, raw in done), strict=True)
+                except StopIteration as stopped:
+                    result: FrameResult = stopped.value
+                self._writing = self.frame_writes(result, given, self._sources, receipts)
+                if self._writing:
+                    await self.space.put_all(self._writing)
+                    self._pace.wrote(self._ports.clock.monotonic_ms())
+                    self.wrote()
             except BaseException:
                 # What was not written did not happen: the next frame begins from what was.
                 self._pending = pending | self._pending
@@ -477,53 +504,23 @@ class RunningProgram(Frames):
                 self._woken.set()
                 self.undo()
                 raise
+            finally:
+                self._writing = {}
             self.fault = ""
             if result.again:
                 self._woken.set()
         self.tell()
         return result
 
-    async def _frame(
-        self, pending: Mapping[str, Change | None], given: Mapping[str, Value]
-    ) -> FrameResult:
-        changes = dict(pending) | dict.fromkeys(self._fetched)
-        names = sorted(changes)
-        entries = await asyncio.gather(*(self._read(name, changes[name]) for name in names))
-        read = dict(zip(names, entries, strict=True))
-        frame = self.execution.frame({**self._values_of(read), **given})
-        receipts: dict[str, bytes] = {}
-        results = None
-        try:
-            while True:
-                calls = frame.send(results)  # type: ignore[arg-type]
-                done = await asyncio.gather(*map(self._call, calls))
-                receipts |= {
-                    call.computation: raw for call, (_, raw) in zip(calls, done, strict=True)
-                }
-                results = [found for found, _ in done]
-        except StopIteration as stopped:
-            result: FrameResult = stopped.value
-        self._writing = self.frame_writes(result, given, self._sources, receipts)
-        if self._writing:
-            try:
-                await self.space.put_all(self._writing)
-            finally:
-                self._writing = {}
-            self._pace.wrote(self._ports.clock.monotonic_ms())
-            self.wrote()
-        return result
-
     async def _call(self, call: Call) -> tuple[Given | Fault, bytes]:
         assert isinstance(call.call.module, bytes), "a resolved program names modules by hash"
         return await self._ports.sandbox.call(self._modules[call.call.module], call)
 
-    async def _read(self, name: str, change: Change | None) -> Entry | Fault | None:
+    async def _read(self, name: str) -> Entry | Fault | None:
         """Return the newest record for a variable; None where there is none."""
         variable, _ = self.program.variables[name]
         owner, wait_ms = self._owner_of(variable), variable.wait_ms
         if variable.kind != "fetch" or owner == self._owner:
-            if change is not None:
-                return None if change.signed is None else Entry(change.signed, change.value)
             entry = self._have(variable)
             if entry is None or entry.value is not None or entry.signed.record.digest is None:
                 return entry

@@ -33,7 +33,6 @@ from xsc.programs.running import (
 )
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
-from xsc.space.record import Change
 
 MODULE = b"programs/module/"
 Start = Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]]
@@ -79,7 +78,6 @@ class ComputeRuntimeManager:
         """Why a registered program cannot run."""
         self._lock = asyncio.Lock()
         self._ended = False
-        ports.space.on_change(self._heard)
 
     async def open(self) -> None:
         """Read what is registered, and go on with what is active."""
@@ -136,10 +134,6 @@ class ComputeRuntimeManager:
         program = resolve(document, nodes or {}, {**named, **(modules or {})})
         return compile_program(program, self._functions)
 
-    def _heard(self, change: Change) -> None:
-        for running in self._running.values():
-            running.heard(change)
-
     # The registry
 
     async def register(
@@ -174,19 +168,13 @@ class ComputeRuntimeManager:
         kept = portable(raw, form, compiled.program)
         for (owner, path), names in subscriptions_of(compiled, self._space.owner).items():
             try:
-                self._listed_at(owner, path)
+                _listed_at(self._space.owner, owner, path)
             except errors.ArgumentInvalid as fault:
                 place = ("variables", names[0].partition(".")[0], "path")
                 raise document.fault(place, fault.message) from None
         async with self._lock:
             await self._keep(compiled, kept, given)
         return compiled.hash
-
-    def _listed_at(self, owner: bytes, path: str) -> str:
-        """Return where it is listed who subscribes to a path."""
-        if owner == self._space.owner:
-            return UserSpacePaths.local_subscription(path)
-        return UserSpacePaths.peer_subscription(owner, path)
 
     async def _keep(
         self, compiled: CompiledProgram, kept: bytes, modules: Mapping[str, bytes]
@@ -249,7 +237,9 @@ class ComputeRuntimeManager:
             compiled = self._get(program)
             if program in self._running:
                 return
-            swapped = self._swapped(compiled)
+            swapped = None
+            if not self._space.ls(UserSpacePaths.kept(program)):
+                swapped = _swapped(compiled, self._running.values())
             running = RunningProgram(compiled, self._ports, self._modules)
             mark = UserSpacePaths.active_program(program)
             writes: Writes = {mark: compiled.program.document.id.encode()}
@@ -260,15 +250,6 @@ class ComputeRuntimeManager:
             await self._space.put_all(writes)
             # Anew from the space: nobody heard what changed while it was written.
             self._run(program)
-
-    def _swapped(self, compiled: CompiledProgram) -> runtime.RuntimeState | None:
-        """Return the stores of the newest version that runs, for a new one to go on with."""
-        if self._space.ls(UserSpacePaths.kept(compiled.hash)):
-            return None
-        for other in reversed(self._running.values()):
-            if other.program.program.document.id == compiled.program.document.id:
-                return runtime.hot_swap(other.execution.runtime, compiled)
-        return None
 
     def _get(self, program: bytes) -> CompiledProgram:
         if program in self._served:
@@ -285,7 +266,7 @@ class ComputeRuntimeManager:
 
     def _list_reader(self, program: bytes, read: Iterable[tuple[bytes, str]]) -> Writes:
         """Return what lists a program as a reader of some paths, and of no others."""
-        listed = {self._listed_at(*key) for key in read}
+        listed = {_listed_at(self._space.owner, *key) for key in read}
         lists = {record.path for record in self._space.ls(UserSpacePaths.SUBSCRIPTIONS)}
         writes: Writes = {}
         for path in sorted(listed | lists):
@@ -306,6 +287,7 @@ class ComputeRuntimeManager:
             self._ports.log.warning("program.not_read", program=program, code=fault.code)
             return
         self._running[program] = running
+        self._space.on_change(running.heard)
         for owner, path in running.subscribed:
             if owner != self._space.owner:
                 self._ports.peers.watch(owner, path)
@@ -342,6 +324,7 @@ class ComputeRuntimeManager:
         task.cancel()
         await asyncio.wait([task])
         del self._running[program]
+        self._space.off_change(running.heard)
         for owner, path in running.subscribed:
             if owner != self._space.owner:
                 self._ports.peers.unwatch(owner, path)
@@ -454,12 +437,28 @@ class ComputeRuntimeManager:
 
     async def rerun(self, root: why.Step) -> None:
         """Run again all functions and modules behind a value, and note what they give."""
-        await why.replay(root, self._again, self._call_again, self._executor)
 
-    async def _call_again(self, call: frame.Call) -> frame.Given | frame.Fault | None:
-        digest = call.call.module
-        module = self._modules.get(digest) if isinstance(digest, bytes) else None
-        return None if module is None else (await self._ports.sandbox.call(module, call))[0]
+        async def call(needed: frame.Call) -> frame.Given | frame.Fault | None:
+            digest = needed.call.module
+            module = self._modules.get(digest) if isinstance(digest, bytes) else None
+            return None if module is None else (await self._ports.sandbox.call(module, needed))[0]
+
+        await why.replay(root, self._again, call, self._executor)
+
+
+def _listed_at(own: bytes, owner: bytes, path: str) -> str:
+    """Return where it is listed who subscribes to a path."""
+    if owner == own:
+        return UserSpacePaths.local_subscription(path)
+    return UserSpacePaths.peer_subscription(owner, path)
+
+
+def _swapped(
+    compiled: CompiledProgram, running: Iterable[RunningProgram]
+) -> runtime.RuntimeState | None:
+    """Return the stores of the newest version that runs, for a new one to go on with."""
+    named = [it for it in running if it.program.program.document.id == compiled.program.document.id]
+    return runtime.hot_swap(named[-1].execution.runtime, compiled) if named else None
 
 
 # Cells and propagators for code inside of a node: programs made from a few arguments

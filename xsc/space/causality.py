@@ -137,7 +137,9 @@ class Causality:
         Raises:
             XscError: it is none.
         """
-        itc.read_grant(value, owner, network=self._network)
+        known = self.granted.get(owner)
+        if known is None or known.raw != value:
+            itc.read_grant(value, owner, network=self._network)
 
     def note_grant(self, owner: bytes, value: bytes | None) -> None:
         """Note what an owner publishes as its grant; a false one proves nothing."""

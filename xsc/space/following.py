@@ -148,7 +148,7 @@ class Following:
                         f"nothing is at '{path}'", hint="`xsc space ls` shows what is there"
                     )
                 if self._space.get(path, owner).signed.record.digest is not None:
-                    await self._sync.load(owner, owner, path)
+                    await self._sync.asking.load(owner, owner, path)
             except errors.UnavailableError:
                 self._log.info("space.owner_silent", peer=ids.short(owner))
         return self._space.get(path, owner)

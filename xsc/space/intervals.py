@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from xsc.base import encoding, errors, fields, ids, merkle, peering, tally
 from xsc.base.clock import Clock
 from xsc.base.log import Log
-from xsc.space import limits, sync
+from xsc.space import limits
+from xsc.space.asking import body_of
 from xsc.space.store import SpaceStore
 
 
@@ -82,7 +83,7 @@ class Intervals:
             asked: dict[str, encoding.Value] = {"anew": self._store.has_left}
             try:
                 reply = await self._caller.call(peer, "space.grant", asked)
-                await self._store.join(bytes(sync.body_of(reply.parts)))
+                await self._store.join(bytes(body_of(reply.parts)))
             except errors.XscError as fault:
                 # Another peer is asked, or the node founds a domain.
                 self._log.info("space.interval_refused", peer=ids.short(peer), code=fault.code)

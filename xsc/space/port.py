@@ -44,4 +44,7 @@ class Space(Protocol):
         """
 
     def on_change(self, told: Callable[[Change], None]) -> None:
-        """Call a function with every change that is stored from now on."""
+        """Call a function with every change that is stored from now on, until `off_change`."""
+
+    def off_change(self, told: Callable[[Change], None]) -> None:
+        """End one `on_change`."""

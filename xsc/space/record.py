@@ -120,6 +120,17 @@ class Change:
     signed: Signed[SpaceRecord] | None = field(default=None, compare=False, repr=False)
     """The record; None where its owner has it no more, and left no tombstone."""
 
+    @classmethod
+    def of(cls, signed: Signed[SpaceRecord], value: bytes | None) -> Self:
+        """Return the change that a record is."""
+        record = signed.record
+        return cls(signed.author, record.path, record.sequence, value, signed)
+
+    @property
+    def entry(self) -> Entry | None:
+        """What is at the path now; None where there is nothing."""
+        return None if self.signed is None else Entry(self.signed, self.value)
+
     @property
     def loaded(self) -> bool:
         """Whether the value is here; one that is too large does not come beside its record."""
@@ -147,6 +158,24 @@ def open_dated(
         raise errors.ClockSkewed(
             f"dated {ahead_ms // 1000} s in the future, allowed are {FUTURE_MS_MAX // 1000}"
         )
+    return signed
+
+
+def open_sent(
+    sent: messages.Sent, owner: bytes, network: bytes, now_ms: int
+) -> Signed[SpaceRecord]:
+    """Return a record that was sent, verified; a small value must be beside it.
+
+    Raises:
+        XscError: as `open_dated` and `check_value`.
+    """
+    signed = open_dated(sent.raw, SpaceRecord, owner=owner, network=network, now_ms=now_ms)
+    record = signed.record
+    is_small = record.digest is not None and record.size_bytes <= VALUE_INLINE_BYTES_MAX
+    if is_small and sent.value is None:
+        raise errors.RecordInvalid(f"the value of '{record.path}' is not beside its record")
+    if sent.value is not None:
+        check_value(record, sent.value)
     return signed
 
 

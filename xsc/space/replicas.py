@@ -25,14 +25,9 @@ from xsc.identity import envelope, keys
 from xsc.space import limits, messages
 from xsc.space.causality import Causality, KeptClock
 from xsc.space.paths import UserSpacePaths, is_under, sections_of
-from xsc.space.record import (
-    Change,
-    Entry,
-    SpaceHead,
-    SpaceRecord,
-    check_value,
-)
+from xsc.space.record import Change, Entry, SpaceHead, SpaceRecord, check_value
 from xsc.space.table import OwnerTable, Proven, Repair, Row, owner_bytes_max
+from xsc.space.watching import Watched
 
 META, VALUE, ARCHIVE, PROVEN = b"m", b"v", b"a", b"p"
 CLOCK, FLOOR, INVITER = b"c", b"f", b"i"
@@ -121,7 +116,16 @@ def drop(batch: Batch, owner: bytes, table: OwnerTable, path: str) -> None:
     table.forget(path)
 
 
-class Replicas:
+def stage(batch: Batch, table: OwnerTable, signed: envelope.Signed[SpaceRecord]) -> None:
+    """Take a record without its value into a batch and into the rows."""
+    path = signed.record.path
+    if signed.record.digest is None and (oldest := table.oldest_tombstone(path)) is not None:
+        drop(batch, signed.author, table, oldest)
+    batch.set(META + signed.author + path.encode(), signed.raw)
+    table.put(path, Row.of(signed))
+
+
+class Replicas(Watched):
     """Tables of this node and of others, and what comes of peers."""
 
     def __init__(
@@ -136,6 +140,7 @@ class Replicas:
         keep_versions: int = 0,
         keep_ms: int = 0,
     ) -> None:
+        super().__init__(key.node_id)
         self._db = db
         self._executor = executor
         self.work = turns.PeerWork(executor)
@@ -152,36 +157,36 @@ class Replicas:
         self._read: dict[bytes, envelope.Signed[SpaceRecord]] = {}
         """By its bytes, each of the last READ_KEPT records that were read."""
         self.causality = Causality(key.node_id, network)
+        self.register_schema(UserSpacePaths.INTERVAL, self.causality.check_grant)
         self.asked: dict[bytes, Sequence[messages.Cursor]] = {}
         """What each known subscriber has asked for last, since the start."""
         for owner in set(self.owners()) - {self.owner}:
             self._note_grant(owner, db)
         if (clock := db.get(CLOCK)) is not None:
             self.causality.restore(clock)
-        self._told: Callable[[Change], None] = lambda _: None
         self._inviter = db.get(INVITER)
         floor = db.get(FLOOR) or bytes(16)
         self._floor = int.from_bytes(floor[:8], "big")
         self._shown = int.from_bytes(floor[8:], "big")
         """The sequence of the newest own head that peers have shown in a recovery."""
 
-    @property
-    def owner(self) -> bytes:
-        """The id of this node."""
-        return self._key.node_id
-
     # Reading
 
-    def get(self, owner: bytes, path: str) -> Entry:
+    def get(self, path: str, owner: bytes | None = None) -> Entry:
         """Return the newest record of a path, as it is on the disk.
 
         Raises:
             NotFound: there is none, or it was deleted.
         """
-        entry = self._entry(self._db, owner, path)
-        if entry is None or entry.signed.record.digest is None:
+        entry = self.find(path, owner)
+        if entry is None:
             raise NotFound(f"nothing is at '{path}'", hint="`xsc space ls` shows what is there")
         return entry
+
+    def find(self, path: str, owner: bytes | None = None) -> Entry | None:
+        """Return the same, or None where there is nothing."""
+        entry = self._entry(self._db, owner or self.owner, path)
+        return None if entry is None or entry.signed.record.digest is None else entry
 
     def _entry(self, db: KeyValue | Batch, owner: bytes, path: str) -> Entry | None:
         raw = db.get(META + owner + path.encode())
@@ -209,8 +214,9 @@ class Replicas:
         self._read[raw] = signed
         return signed
 
-    def ls(self, owner: bytes, prefix: str) -> list[SpaceRecord]:
+    def ls(self, prefix: str, owner: bytes | None = None) -> list[SpaceRecord]:
         """Return the live records under a prefix, in the order of paths."""
+        owner = owner or self.owner
         start = META + owner + prefix.encode()
         records = (self._parsed(owner, raw).record for _, raw in self._scan(start))
         return [
@@ -311,37 +317,19 @@ class Replicas:
             self._tables.pop(owner, None)
             raise
 
-    def _stage(
-        self,
-        batch: Batch,
-        table: OwnerTable,
-        signed: envelope.Signed[SpaceRecord],
-        value: bytes | None,
-        *,
-        again: bool = False,
-    ) -> None:
-        """Take a record into a batch and into the rows.
-
-        What is written `again` has the value that is stored, and replaces no other version.
-        """
-        owner, record = signed.author, signed.record
-        key, old = owner + record.path.encode(), table.rows.get(record.path)
-        if record.digest is None and (oldest := table.oldest_tombstone(record.path)) is not None:
-            drop(batch, owner, table, oldest)
-        # How many others replace has no bound.
-        keeps = owner == self.owner and (self._keep_versions or self._keep_ms) and not again
-        if keeps and old is not None and not old.deleted and old.sequence < record.sequence:
-            entry = self._entry(batch, owner, record.path)
-            assert entry is not None, "what is replaced is there"
-            if entry.value is not None:  # else it was recovered without its value
-                kept = Archived(
-                    archived_ms=self._time.now_ms(), record=entry.signed.raw, value=entry.value
-                )
-                batch.set(numbered(ARCHIVE + key + b"\0", old.sequence), kept.to_bytes())
-        batch.set(META + key, signed.raw)
-        if not again:
-            batch.set(VALUE + key, value)
-        table.put(record.path, Row.of(signed))
+    def _archive(self, batch: Batch, table: OwnerTable, record: SpaceRecord) -> None:
+        """Keep in a batch what an own record replaces, where replaced versions are kept."""
+        old = table.rows.get(record.path)
+        is_kept = old is not None and not old.deleted and old.sequence < record.sequence
+        if old is None or not is_kept or not (self._keep_versions or self._keep_ms):
+            return
+        entry = self._entry(batch, self.owner, record.path)
+        assert entry is not None, "what is replaced is there"
+        if entry.value is not None:  # else it was recovered without its value
+            now_ms = self._time.now_ms()
+            kept = Archived(archived_ms=now_ms, record=entry.signed.raw, value=entry.value)
+            at = ARCHIVE + self.owner + record.path.encode() + b"\0"
+            batch.set(numbered(at, old.sequence), kept.to_bytes())
 
     def _note_grant(self, owner: bytes, db: KeyValue | Batch) -> None:
         at = VALUE + owner + UserSpacePaths.INTERVAL.encode()
@@ -355,18 +343,27 @@ class Replicas:
         offered: Sequence[tuple[envelope.Signed[SpaceRecord], bytes | None]],
         listed: Repair | None = None,
     ) -> Taken:
-        """Store records that were verified, with values where they came along.
+        """Store records that were verified, with values where they came along, and tell of them.
 
         One that is refused keeps no other from being stored. What was `listed` replaces also what
         it does not outrank. Own records are taken back in a recovery: the next own sequence is
-        above them, also above those that are not stored.
+        above them, also above those that are not stored. These are not checked or told again.
         """
-        paths: list[str] = []
+        taken: list[tuple[envelope.Signed[SpaceRecord], bytes | None]] = []
         refused: list[XscError] = []
+        good: list[tuple[envelope.Signed[SpaceRecord], bytes | None]] = []
+        for signed, value in offered:
+            try:
+                if owner != self.owner:
+                    size, path = len(value or b""), signed.record.path
+                    await self.work.run(owner, size, self.check, owner, path, value)
+            except XscError as fault:
+                refused.append(fault)
+            else:
+                good.append((signed, value))
         async with self._turns.of(owner):
             table = await self._table(owner)
             batch = Batch(self._db)
-            newest: SpaceRecord | None = None
             table.introducer = self._introducer_of(owner)
             others = [held for at, held in self._tables.items() if at not in (self.owner, owner)]
             others_bytes = sum(held.size_bytes for held in others)
@@ -378,26 +375,33 @@ class Replicas:
                 bytes_max = limits.OWNER_BYTES_MAX
                 shown = max((signed.record.sequence for signed, _ in offered), default=0)
                 self._raise_floor(batch, table, shown)
-            for signed, value in offered:
+            for signed, value in good:
+                record = signed.record
                 try:
                     if value is not None:
-                        check_value(signed.record, value)
+                        check_value(record, value)
                     is_taken = table.takes(signed, listed=listed, bytes_max=bytes_max)
                 except XscError as fault:
                     refused.append(fault)
                     continue
                 if is_taken:
-                    self._stage(batch, table, signed, value)
-                    paths.append(signed.record.path)
-                    if newest is None or newest.sequence < signed.record.sequence:
-                        newest = signed.record
+                    if owner == self.owner:  # how many others replace has no bound
+                        self._archive(batch, table, record)
+                    stage(batch, table, signed)
+                    batch.set(VALUE + owner + record.path.encode(), value)
+                    taken.append((signed, value))
             if batch.changes:
                 self._tables[owner] = table  # of an owner of whom nothing was here before, too
                 await self._commit(owner, batch)
+            records = [signed.record for signed, _ in taken]
+            paths = [record.path for record in records]
             if UserSpacePaths.INTERVAL in paths and owner != self.owner:
                 self._note_grant(owner, batch)
-            if newest is not None:
-                self.causality.adopt(owner, newest)
+            if records:
+                self.causality.adopt(owner, max(records, key=lambda record: record.sequence))
+        if owner != self.owner:
+            for signed, value in taken:
+                self.tell(Change.of(signed, value))
         return Taken(paths, refused)
 
     async def keep_value(self, owner: bytes, path: str, value: bytes) -> None:

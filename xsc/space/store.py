@@ -6,23 +6,24 @@ and no event is used twice after a kill.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from xsc.base.errors import NotFound, SpaceExhausted, StoreDamaged, XscError
+from xsc.base.errors import (
+    ArgumentInvalid,
+    NotFound,
+    RecordInvalid,
+    SpaceExhausted,
+    StoreDamaged,
+    XscError,
+)
 from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.identity import envelope
 from xsc.space import itc, limits, replicas
 from xsc.space.causality import Own
-from xsc.space.paths import SECTIONS, UserSpacePaths, section_of
-from xsc.space.record import (
-    Change,
-    Entry,
-    SpaceHead,
-    SpaceRecord,
-    value_digest,
-)
+from xsc.space.paths import SECTIONS, UserSpacePaths, fault_of, section_of
+from xsc.space.record import Change, Entry, SpaceHead, SpaceRecord, value_digest
 from xsc.space.table import OwnerTable, Proven, old_versions
 
 
@@ -53,6 +54,8 @@ class SpaceStore(replicas.Replicas):
     def versions(self, path: str) -> list[Entry]:
         """Return what is kept of the replaced values of an own path, the newest first.
 
+        `keep_versions` and `keep_days` of the settings say what is kept.
+
         Raises:
             StoreDamaged: one cannot be read.
         """
@@ -68,7 +71,7 @@ class SpaceStore(replicas.Replicas):
         Raises:
             NotFound: nothing is there.
         """
-        sequence = self.get(self.owner, path).signed.record.sequence
+        sequence = self.get(path).signed.record.sequence
         where = self.owner, section_of(path)
         return {
             peer
@@ -78,17 +81,34 @@ class SpaceStore(replicas.Replicas):
 
     # What this node writes
 
-    def on_written(self, told: Callable[[Change], None]) -> None:
-        """Call a function with own records once they are on the disk, also with what is granted."""
-        self._told = told
+    async def put(self, path: str, value: bytes) -> int:
+        """Write a value and return its sequence; errors as of `put_all`."""
+        return (await self.put_all({path: value}))[path]
 
-    async def put(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
+    async def rm(self, path: str) -> int:
+        """Delete a path and return the sequence of its tombstone; errors as of `put_all`."""
+        return (await self.put_all({path: None}))[path]
+
+    async def put_all(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         """Write own values, all or none, and return their sequences; None deletes.
 
         Raises:
+            ArgumentInvalid: a path is none, or a schema or the size refuses a value.
             NotFound: nothing is at a path that is to be deleted.
             SpaceExhausted: a quota would be passed.
         """
+        for path, value in values.items():
+            if fault := fault_of(path):
+                raise ArgumentInvalid(f"not a path: {fault}")
+            if value is not None and len(value) > limits.VALUE_BYTES_MAX:
+                raise ArgumentInvalid(
+                    f"a value has at most {limits.VALUE_BYTES_MAX} bytes",
+                    hint="store it with `xsc store put`, and put its capability here",
+                )
+            try:
+                self.check(self.owner, path, value)
+            except RecordInvalid as refusal:
+                raise ArgumentInvalid(f"not a value for '{path}': {refusal.message}") from None
         async with self._turns.of(self.owner):
             table = await self._table(self.owner)
             for path, value in values.items():
@@ -97,9 +117,10 @@ class SpaceStore(replicas.Replicas):
                     raise NotFound(
                         f"nothing is at '{path}'", hint="`xsc space ls` shows what is there"
                     )
-            return await self._put(table, values)
+            return await self._write(table, values)
 
-    async def _put(self, table: OwnerTable, values: Mapping[str, bytes | None]) -> dict[str, int]:
+    async def _write(self, table: OwnerTable, values: Mapping[str, bytes | None]) -> dict[str, int]:
+        """Sign and write own values, and tell of them; the own turn is held."""
         now_ms = self._time.now_ms()
         own = self.causality.own or self.causality.found(self._key, now_ms)
         clock, granted = own.clock, own.granted.raw
@@ -142,17 +163,18 @@ class SpaceStore(replicas.Replicas):
                     is_taken = table.takes(signed)
                     assert is_taken, "an own sequence is above all others"
                     path = signed.record.path
-                    value, again = values.get(path), path not in values
-                    self._stage(batch, table, signed, value, again=again)
-                    number = signed.record.sequence
-                    changes.append(Change(self.owner, path, number, value, signed))
+                    if path in values:  # else it is written again, and has its value
+                        self._archive(batch, table, signed.record)
+                        batch.set(replicas.VALUE + self.owner + path.encode(), values[path])
+                    replicas.stage(batch, table, signed)
+                    changes.append(Change.of(signed, values.get(path)))
         except XscError:
             self._tables.pop(self.owner, None)
             raise
         batch.set(replicas.CLOCK, self.causality.save())
         await self._commit(self.owner, batch)
         for change in changes:
-            self._told(change)
+            self.tell(change)
         return {record.path: record.sequence for record in records}
 
     def _last(self, table: OwnerTable) -> int:
@@ -192,7 +214,7 @@ class SpaceStore(replicas.Replicas):
         async with self._turns.of(self.owner):
             table = await self._table(self.owner)
             if self._unproven(table):
-                await self._put(table, {})
+                await self._write(table, {})
             sequence = self._last(table)
             hashes = {section: table.hash_now(section) for section in SECTIONS}
             rows = sorted((at, digest) for at, digest in hashes.items() if digest is not None)
@@ -220,13 +242,13 @@ class SpaceStore(replicas.Replicas):
         async with self._turns.of(self.owner):
             table = await self._table(self.owner)
             if self.causality.own is None:
-                await self._put(table, {})
+                await self._write(table, {})
                 table = await self._table(self.owner)
             own = self.causality.own
             assert own is not None
             earlier: list[tuple[int, bytes]] = []
-            for record in self.ls(self.owner, UserSpacePaths.GRANTS):
-                raw = self.get(self.owner, record.path).value
+            for record in self.ls(UserSpacePaths.GRANTS):
+                raw = self.get(record.path).value
                 if raw is None:
                     continue  # it was recovered without its value
                 given = envelope.read_claimed(
@@ -251,7 +273,7 @@ class SpaceStore(replicas.Replicas):
             signed = envelope.sign(grant, self._key, self._network)
             clock = replace(own.clock, interval=kept)
             self.causality.begin(Own(clock, own.granted, number))
-            await self._put(table, {UserSpacePaths.grant(number): signed.raw})
+            await self._write(table, {UserSpacePaths.grant(number): signed.raw})
             return signed.raw
 
     @property
@@ -282,11 +304,12 @@ class SpaceStore(replicas.Replicas):
             if self.causality.own is not None:
                 return False
             self.causality.join(grant)
-            await self._put(await self._table(self.owner), {})
+            await self._write(await self._table(self.owner), {})
             return True
 
-    async def settle(self) -> None:
-        """Return once every write is done or has failed."""
+    async def close(self) -> None:
+        """Return once all that was to be written is written, or has failed; write no more."""
+        self.end_watches()
         await self._commits.settle()
 
     # Bounded growth

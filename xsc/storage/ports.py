@@ -59,8 +59,11 @@ class Hosts(Protocol):
     def placed(self, size_bytes: int) -> None:
         """Take note that what needed so much at a provider has its room."""
 
-    async def used(self, lease_id: bytes, delta_bytes: int) -> None:
-        """Take note of bytes that a host confirmed to hold (+) or to have deleted (-)."""
+    async def used(self, lease_id: bytes, delta_bytes: int, *, found: bool = False) -> None:
+        """Take note of bytes that a host confirmed to hold (+) or to have deleted (-).
+
+        Those that were `found` there were stored before, and may be counted already.
+        """
 
     async def refused(self, lease_id: bytes) -> None:
         """Take note that a host took no write under a lease, and ask whether it knows it."""

@@ -600,6 +600,13 @@ class StorageService:
             )
         return done
 
+    def margins(self) -> Counter[int]:
+        """Return how many objects have a margin, by the hosts that answer now."""
+        found = self.repairer.margins()
+        if unfound := len(self.catalogue.unfound()):
+            found[UNFOUND_MARGIN] += unfound
+        return found
+
     def ls(self) -> list[shown.Object]:
         """Return the objects that this node stored, oldest first."""
         rows = []

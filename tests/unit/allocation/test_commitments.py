@@ -22,7 +22,6 @@ from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid, SpaceExhau
 from xsc.base.limits import ALLOCATION_DEBOUNCE_MS, COMMITMENT_BYTES_MAX, GIB, SLOT_STEP_FUEL
 from xsc.identity.context import Context
 from xsc.space.paths import UserSpacePaths
-from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.terms.pricing import Ladder
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
@@ -57,7 +56,7 @@ class Node:
         self.wanted = needed("storage", {}, 9)
         self.runs = needed("compute", {}, 9)
         store = SpaceStore(self.db, InlineExecutor(), self.clock, key, network)
-        self.space = SpaceService(store)
+        self.space = store
         context = Context(
             key, network, self.clock, SeededEntropy(b"7"), InlineExecutor(), None, self.log
         )
@@ -161,17 +160,17 @@ async def test_a_write_that_fails_leaves_what_was_there(node):
 
 async def two_writes(node, fail):
     """Return an offer and a need, stated while the offer is written, which fails; so many fail."""
-    write, reached = node.space.write, asyncio.Event()
+    put, reached = node.space.put, asyncio.Event()
 
-    async def fails(values):
+    async def fails(path, value):
         nonlocal fail
         await reached.wait()
         fail -= 1
         if fail < 0:
-            return await write(values)
+            return await put(path, value)
         raise SpaceExhausted("the disk is full")
 
-    node.space.write = fails
+    node.space.put = fails
     offer = asyncio.ensure_future(node.commitments.declare(AvailabilitySlot, "compute", STATED))
     await settle()
     need = asyncio.ensure_future(node.commitments.declare(NeedSlot, "compute", STATED))
@@ -180,7 +179,7 @@ async def two_writes(node, fail):
     assert not offer.done()
     reached.set()
     found = await asyncio.gather(offer, need, return_exceptions=True)
-    node.space.write = write
+    node.space.put = put
     return found
 
 

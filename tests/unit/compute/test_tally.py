@@ -134,7 +134,7 @@ async def hang(pool, customer):
 async def quick(pool, customer, timeout_ms):
     """Return a call that stands in the line of a worker which is stopped, as a task."""
     while (ADD.module_hash, "add") not in pool._quick or (
-        ADD.module_hash not in pool._idle[0].seen
+        ADD.module_hash not in next(iter(pool._queues)).seen
     ):
         await pool.run(ADD)
     await send(pool, signal.SIGSTOP)

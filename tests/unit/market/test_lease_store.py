@@ -224,3 +224,15 @@ def test_that_it_stopped_in_order_is_taken_back_on_the_disk_first(state):
     assert store_on(state).complete
     assert state.synced == synced + 1
     assert not store_on(state).complete
+
+
+def test_it_did_not_stop_in_order_for_who_has_yet_to_hear_what_a_crash_left_at_a_provider(state):
+    store = store_on(state)
+    entry = store.add(store.entry_of("customer", lease(1)))
+    entry.unnamed_bytes = 1
+    store.close()
+    assert not store_on(state).complete
+    entry.counted(replace(entry.use, missing_bytes=1))
+    assert (entry.unnamed_bytes, entry.use.missing_bytes) == (0, 0)
+    store.close()
+    assert store_on(state).complete

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +12,9 @@ import pytest
 from aiohttp import web
 
 from tests.settle import until
-from tests.unit.monitor.test_conditions import WELL, with_status
+from tests.unit.monitor.test_conditions import PEER_ROW, WELL, with_status
 from xsc.base.clock import ManualClock
-from xsc.base.errors import NotFound, StoreDamaged
+from xsc.base.errors import NotFound, SpaceExhausted, StoreDamaged
 from xsc.db.memory import MemoryKeyValue
 from xsc.monitor import alerts
 from xsc.monitor.conditions import RETRY_MS
@@ -37,6 +39,7 @@ class Board:
     """Alerts with a store of their own."""
 
     def __init__(self, *targets):
+        self.full = False
         self.clock, self.log, self.state, self.targets = (
             ManualClock(),
             Told(),
@@ -47,6 +50,8 @@ class Board:
 
     def reopen(self):
         async def commit(changes):
+            if self.full:
+                raise SpaceExhausted("the disk is full")
             self.state.write(changes, sync=True)
 
         self.alerts = alerts.Alerts(self.state, commit, self.clock, self.log, self.targets)
@@ -223,3 +228,48 @@ async def test_nothing_is_written_while_nothing_changes():
     assert board.state.get(alerts.STATE) is None
     await board.look(replace(WELL, proofs=1))
     assert board.state.get(alerts.STATE) is not None
+
+
+async def test_a_full_disk_does_not_silence_what_is_told_of_it(tmp_path):
+    board = Board(program(tmp_path, HEARS))
+    board.full = True
+    bad = with_status("storage", disk_free_bytes=0)
+    await board.look(bad)
+    board.clock.advance_to(board.clock.now_ms() + RETRY_MS)
+    for _ in range(3):
+        await board.look(bad)
+    assert len((tmp_path / "heard").read_text().splitlines()) == 1
+    assert [event for event, _ in board.log.lines] == ["node.alert", "node.alerts_not_kept"]
+
+
+async def test_what_a_program_that_ended_well_has_left_runs_on(tmp_path):
+    text = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "open(sys.argv[1], 'w').write(str(child.pid))\n"
+    )
+    board = Board(program(tmp_path, text))
+    await board.look()
+    pid = (tmp_path / "heard").read_text()
+    assert is_running(pid)
+    os.kill(int(pid), signal.SIGKILL)
+
+
+async def test_alerts_about_every_peer_are_read_again():
+    board = Board("http://127.0.0.1:1/x")
+    rows = [
+        replace(PEER_ROW, peer=number.to_bytes(32, "big"), balance_micro=100)
+        for number in range(2_000)
+    ]
+    await board.look(replace(WELL, peers=rows))
+    board.reopen()
+    assert len(board.alerts.shown()) == 2_000
+
+
+async def test_a_program_does_not_hear_the_passphrase(tmp_path, monkeypatch):
+    monkeypatch.setenv("XSC_PASSPHRASE", "secret")
+    text = "import os, sys; open(sys.argv[1], 'w').write(str(dict(os.environ)))"
+    board = Board(program(tmp_path, text))
+    await board.look()
+    assert "PATH" in (tmp_path / "heard").read_text()
+    assert "XSC_" not in (tmp_path / "heard").read_text()

@@ -153,7 +153,7 @@ def test_it_is_tried_for_ever_but_at_least_once_an_hour():
         assert due([it], ["a"], at)
 
 
-def test_one_that_comes_and_goes_is_told_once_an_hour():
+def test_one_that_comes_and_goes_is_told_once():
     at, known, heard = NOW, {}, 0
     for turn in range(240):
         at += 60_000
@@ -161,7 +161,7 @@ def test_one_that_comes_and_goes_is_told_once_an_hour():
         for each, target in due(known.values(), ["a"], at):
             known[each.key] = told(known[each.key], [target], False, at)
             heard += 1
-    assert heard == 4
+    assert heard == 1
 
 
 def test_what_is_over_stays_until_it_is_acknowledged():
@@ -171,7 +171,8 @@ def test_what_is_over_stays_until_it_is_acknowledged():
     assert over.over_ms == NOW + 1
     assert due([over], TARGETS, NOW + 1) == []
     seen = over.model_copy(update={"acknowledged": True})
-    assert step([seen], [], NOW + 2) == {}
+    assert not any(each.is_shown for each in step([seen], [], NOW + 2).values())
+    assert step([seen], [], NOW + 1 + TOLD_AGAIN_MS) == {}
     assert step([over], [], NOW + 2)["lease/"].over_ms == NOW + 1
     assert step([over], [], NOW + 2 + conditions.KEPT_MS) == {}
 
@@ -184,17 +185,38 @@ def test_what_was_acknowledged_stays_so_while_it_holds_and_is_new_after_an_hour(
     over = step([seen], [], NOW + 1)
     soon = step(over.values(), [alert(at_ms=NOW + 2)], NOW + 2)["lease/"]
     assert not soon.is_shown
-    late_ms = NOW + TOLD_AGAIN_MS
+    back_ms = NOW + 1 + conditions.SHOWN_AGAIN_MS
+    back = step(over.values(), [alert(at_ms=back_ms)], back_ms)["lease/"]
+    assert back.is_shown
+    assert due([back], ["a"], back_ms) == []
+    late_ms = NOW + 1 + TOLD_AGAIN_MS
     late = step(step(over.values(), [], late_ms).values(), [alert(at_ms=late_ms)], late_ms)
     assert late["lease/"].is_shown
 
 
-def test_one_more_proof_is_another_alert():
-    seen = step([], [alert("proof", says="1")], NOW)["proof/"]
+def proofs(count):
+    return [*conditions.conditions(replace(WELL, proofs=count), NOW)]
+
+
+def test_one_more_proof_is_told_again_and_one_fewer_is_not():
+    seen = step([], proofs(2), NOW)["proof/"]
     seen = told(seen, ["a"], False, NOW).model_copy(update={"acknowledged": True})
-    more = step([seen], [alert("proof", NOW + 1, "2")], NOW + 1)["proof/"]
+    more = step([seen], proofs(3), NOW + 1)["proof/"]
     assert more.is_shown
-    assert due([more], ["a"], NOW + 1)
+    assert not due([more], ["a"], NOW + 1)
+    later = step([more], proofs(3), NOW + TOLD_AGAIN_MS)["proof/"]
+    assert due([later], ["a"], NOW + TOLD_AGAIN_MS)
+    fewer = step([seen], proofs(1), NOW + 1)["proof/"]
+    assert not fewer.is_shown
+
+
+def test_one_that_nobody_acknowledged_stays_though_it_flickers():
+    held = step(step([], [alert("margin")], NOW).values(), [alert("margin")], NOW + 60_000)
+    at, known = NOW + 60_000, held
+    for holds in (False, True, False, True, False):
+        at += TOLD_AGAIN_MS
+        known = step(known.values(), [alert("margin", at)] if holds else [], at)
+        assert known["margin/"].is_shown
 
 
 @given(st.lists(st.tuples(st.integers(-(10**9), 10**9), st.booleans(), st.booleans()), max_size=30))
@@ -213,3 +235,33 @@ def test_no_clock_that_jumps_loses_an_alert_or_a_message(turns):
             known[each.key] = told(known[each.key], [target], False, at)
         if holds:
             assert known["lease/"].acknowledged or set(known["lease/"].told) == set(TARGETS)
+
+
+@pytest.mark.parametrize("kind", ["margin", "lease", "proof"])
+def test_what_was_acknowledged_is_shown_again_where_there_is_more_of_it(kind):
+    def counted(count, at_ms):
+        return alert(kind, at_ms).model_copy(update={"count": count})
+
+    known = step([], [counted(1, NOW)], NOW)
+    known = step(known.values(), [counted(1, NOW)], NOW + 60_000)
+    seen = [known[f"{kind}/"].model_copy(update={"acknowledged": True})]
+    assert not step(seen, [counted(1, NOW)], NOW + 60_001)[f"{kind}/"].is_shown
+    assert step(seen, [counted(2, NOW)], NOW + 60_001)[f"{kind}/"].is_shown
+
+
+def test_what_cannot_be_read_is_an_alert_of_its_own():
+    assert found(replace(WELL, margins=[api.Margin(margin=-1, objects=1)])) == {
+        "margin",
+        "unreadable",
+    }
+
+
+def test_one_that_flickers_before_anybody_heard_is_tried_as_seldom_as_one_that_holds():
+    at, known, tries = NOW, {}, 0
+    for turn in range(240):
+        at += 15_000
+        known = step(known.values(), [alert(at_ms=at)] if turn % 2 else [], at)
+        for each, _ in due(known.values(), ["a"], at):
+            known[each.key] = told(known[each.key], [], True, at)
+            tries += 1
+    assert tries <= 7

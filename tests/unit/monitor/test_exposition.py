@@ -49,3 +49,8 @@ def test_events_are_counters_and_sums_of_nothing_are_left_out():
     assert found["xsc_event_lines_total", label] == 2
     assert found["xsc_event_size_bytes_total", label] == 10
     assert ("xsc_event_fuel_total", label) not in found
+
+
+def test_the_help_of_a_metric_is_that_of_its_own_field():
+    text = to_text(document(margins=[{"margin": 1, "objects": 2}]))
+    assert "# HELP xsc_objects Own objects" not in text

@@ -5,6 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.sim.network import content, put, run
 from tests.unit.node.test_routes import Api
 from xsc.api.endpoint import Nothing
+from xsc.base.ids import short
 from xsc.base.limits import MIB
 from xsc.node.routes import monitor
 
@@ -57,7 +58,7 @@ def test_a_lost_host_shows_in_the_margins():
         owner = world.nodes[0]
         await put(owner, content(MIB))
         await world.crash(5)
-        await world.until(lambda: owner.storage.repairer.margins == {1: 1})
+        await world.until(lambda: owner.storage.margins() == {1: 1})
 
     run(4, 6, play, {"repair_grace": "1d"})
 
@@ -73,6 +74,7 @@ def test_measures_and_metrics_call_nobody_and_name_no_object():
         text = await monitor.metrics(owner, Nothing())
         assert owner.peers.traffic.sent_bytes == before
         assert found is await monitor.measures(owner, Nothing())
+        assert text is await monitor.metrics(owner, Nothing())
         assert "object" not in {
             each.labels.get("name")
             for f in text_string_to_metric_families(text)
@@ -91,3 +93,17 @@ def test_measures_and_metrics_call_nobody_and_name_no_object():
         assert more <= series + 12  # kinds of events and of leases, never objects
 
     run(5, 6, play, QUICK)
+
+
+def test_the_log_of_the_api_has_no_secret_and_nothing_that_steers_a_terminal():
+    async def play(world):
+        node = world.nodes[0]
+        node.log.warning(
+            "net.strange", peer=b"p" * 32, reason="\x1b[2J", secret="s3cret", key="k3y"
+        )
+        (*_, last) = (await Api(node).call("GET", "/v1/log"))["lines"]
+        at_ms = node.clock.now_ms()
+        says = f"net strange (peer {short(b'p' * 32)}): ?[2J"
+        assert last == {"at_ms": at_ms, "level": "warning", "event": "net.strange", "says": says}
+
+    run(6, 2, play)

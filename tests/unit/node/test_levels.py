@@ -214,7 +214,7 @@ def test_a_commitment_whose_author_had_heard_more_is_not_of_the_cut():
     async def play(world):
         looker, author, third = world.nodes
         for node in (author, third):  # into one domain, as after a recovery
-            node.space_store.causality.own = None
+            node.space.causality.own = None
             await node.intervals.ask([looker.key.node_id])
         await mutual(*world.nodes)
         for node in world.nodes:
@@ -233,12 +233,12 @@ def test_a_commitment_whose_author_had_heard_more_is_not_of_the_cut():
         )
         assert await shown() == dict.fromkeys(ids, (True, [], 1))
         # The author had heard of events of the third node that have come to nobody else.
-        more = third.space_store.clock
+        more = third.space.clock
         for _ in range(100):
             more = more.tick()
 
         def hear(node):
-            causality = node.space_store.causality
+            causality = node.space.causality
             event = join_events(causality.own.clock.event, more.event)
             causality.own = replace(causality.own, clock=replace(causality.own.clock, event=event))
 

@@ -254,7 +254,7 @@ async def test_watches_are_bounded(api):
 
 
 async def test_a_replaced_value_is_listed_and_read_by_its_sequence(api):
-    api.node.space_store._keep_versions = 2
+    api.node.space._keep_versions = 2
     first, second = [(await api.put("a", value))[1]["sequence"] for value in (b"1", b"2")]
     assert (await api.versions("a"))[1]["records"] == [
         {"owner": api.own, "path": "a", "sequence": first, "size_bytes": 1}

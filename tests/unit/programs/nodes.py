@@ -18,7 +18,6 @@ from xsc.programs.running import Ports
 from xsc.programs.service import ComputeRuntimeManager
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceRecord
-from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 
 NETWORK = b"n" * 32
@@ -53,7 +52,7 @@ class ProgramNode:
         self.clock, self.sandbox = clock or ManualClock(), sandbox
         self.others, self.watched, self.tasks = {}, [], []
         self.store = SpaceStore(self.db, InlineExecutor(), self.clock, self.key, NETWORK)
-        self.space = SpaceService(self.store)
+        self.space = self.store
         self.recorder = Noting(Recorder(self.space, self.key, NETWORK))
         ports = Ports(self.space, self, self.find, sandbox, self.recorder, self.clock, SilentLog())
         self.manager = ComputeRuntimeManager(

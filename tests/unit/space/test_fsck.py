@@ -17,9 +17,9 @@ async def db(alice, network):
     """The database of a node that wrote, replaced, deleted and signed a head."""
     kept = MemoryKeyValue()
     store = SpaceStore(kept, InlineExecutor(), ManualClock(), alice, network, keep_versions=2)
-    await store.put({"a": b"first", "b": b"x"})
-    await store.put({"a": b"value"})
-    await store.put({"b": None})
+    await store.put_all({"a": b"first", "b": b"x"})
+    await store.put_all({"a": b"value"})
+    await store.put_all({"b": None})
     await store.sign_head()
     return kept
 

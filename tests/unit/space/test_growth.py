@@ -61,7 +61,7 @@ async def test_after_any_run_of_updates_and_one_compaction_a_disk_is_as_large_as
     disk, store = made("old")
     turns = UPDATES // AT_ONCE
     for turn in range(turns):
-        await store.put(cells(turn))
+        await store.put_all(cells(turn))
         if turn == turns // 10:
             objects = len(gc.get_objects())
     gc.collect()
@@ -70,13 +70,13 @@ async def test_after_any_run_of_updates_and_one_compaction_a_disk_is_as_large_as
     assert (await store.compact()).records == CELLS + 1  # the interval of the clock is one
     fresh, other = made("fresh")
     for turn in range(turns - CELLS // AT_ONCE, turns):
-        await other.put(cells(turn))
+        await other.put_all(cells(turn))
     await other.sign_head()
     await other.compact()
     assert disk.files_bytes() <= 1.2 * fresh.files_bytes()
     for turn in (turns - 2, turns - 1):
         for path, value in cells(turn).items():
-            assert store.get(store.owner, path).value == value
+            assert store.get(path, store.owner).value == value
 
 
 async def test_a_compaction_goes_in_steps_while_puts_go_on(made, bob, network, monkeypatch):
@@ -87,14 +87,14 @@ async def test_a_compaction_goes_in_steps_while_puts_go_on(made, bob, network, m
     store._keep_versions = 1
     await store.take(bob.node_id, [(record(bob, network, "b"), b"v")])
     for turn in range(20):
-        await store.put(cells(turn))
+        await store.put_all(cells(turn))
     await store.sign_head()
     await store.compact()  # only what is in tables counts for the size of a step
     disk.compacted.clear()
     compacting = asyncio.create_task(store.compact())
     puts = 0
     while not compacting.done():
-        await store.put({f"meanwhile/{puts}": b"new"})
+        await store.put_all({f"meanwhile/{puts}": b"new"})
         puts += 1
     await compacting
     executor.close()
@@ -103,8 +103,8 @@ async def test_a_compaction_goes_in_steps_while_puts_go_on(made, bob, network, m
     assert disk.compacted[0][0] == b"\0"
     assert disk.compacted[-1][1] == b"\xff"
     again = SpaceStore(disk, InlineExecutor(), ManualClock(), store._key, network)
-    assert len(again.ls(store.owner, "meanwhile")) == puts
-    assert len(again.ls(store.owner, "cells")) == CELLS
-    assert again.get(bob.node_id, "b").value == b"v"
+    assert len(again.ls("meanwhile", store.owner)) == puts
+    assert len(again.ls("cells", store.owner)) == CELLS
+    assert again.get("b", bob.node_id).value == b"v"
     assert await again.cursor(store.owner, "") == 20 * AT_ONCE + 1
     assert sum(1 for _ in disk.scan(stores.ARCHIVE, b"b")) == CELLS

@@ -55,7 +55,7 @@ async def test_a_joiner_counts_in_the_domain_of_its_inviter(members):
     await cid.intervals.ask([bea.id])
     assert ada.store.clock.domain == bea.store.clock.domain == cid.store.clock.domain
     await ada.intervals.ask([cid.id])  # it has one, and asks nobody
-    assert cid.store.get(cid.id, "causality/interval").value is not None
+    assert cid.store.get("causality/interval", cid.id).value is not None
 
 
 async def test_a_joiner_that_asks_again_gets_the_same_interval(members):
@@ -63,7 +63,7 @@ async def test_a_joiner_that_asks_again_gets_the_same_interval(members):
     first = await ada.store.grant(bea.id)
     assert await ada.store.grant(bea.id) == first
     await bea.intervals.ask([ada.id])
-    assert [record.path for record in ada.store.ls(ada.id, "causality/grants")] == [
+    assert [record.path for record in ada.store.ls("causality/grants", ada.id)] == [
         "causality/grants/1"
     ]
 
@@ -77,7 +77,7 @@ async def test_who_left_its_interval_gets_another_one(members):
     await bea.intervals.ask([ada.id])
     assert bea.store.clock.interval not in {0, before}
     assert not bea.store.has_left
-    assert len(ada.store.ls(ada.id, "causality/grants")) == 2
+    assert len(ada.store.ls("causality/grants", ada.id)) == 2
     assert await ada.store.grant(bea.id) == await ada.store.grant(bea.id)
 
 
@@ -86,7 +86,7 @@ async def test_who_is_not_known_directly_gets_no_interval(members):
     ada.direct = False
     with pytest.raises(NotAllowed):
         await bea.node.net.call(ada.id, "space.grant", {"anew": False})
-    assert ada.store.ls(ada.id, "") == []
+    assert ada.store.ls("", ada.id) == []
     await bea.intervals.ask([ada.id, cid.id])
     assert bea.store.clock.domain == cid.store.clock.domain
 
@@ -132,5 +132,5 @@ async def test_who_is_to_grant_an_interval_is_known_after_a_restart(members):
     network, clock = bea.node.net.network, bea.node.clock
     again = SpaceStore(bea.store._db, InlineExecutor(), clock, bea.node.key, network)
     assert again.inviter == ada.id
-    await again.put({"a": b"1"})  # nobody waits for a grant
+    await again.put_all({"a": b"1"})  # nobody waits for a grant
     assert again.inviter is None

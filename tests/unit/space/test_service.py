@@ -16,7 +16,6 @@ from xsc.space.limits import (
 )
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import Change, value_digest
-from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 
 
@@ -24,7 +23,7 @@ class Node:
     def __init__(self, key, network):
         self.db, self.clock = Journal(), ManualClock()
         self.store = SpaceStore(self.db, InlineExecutor(), self.clock, key, network)
-        self.service = SpaceService(self.store)
+        self.service = self.store
 
 
 @pytest.fixture

@@ -55,7 +55,6 @@ from xsc.space.messages import (
 )
 from xsc.space.paths import UserSpacePaths, section_of
 from xsc.space.record import Change, SpaceHead, SpaceRecord, value_digest
-from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync, relays_of
 
@@ -105,9 +104,8 @@ class Member:
         self.wanted = set()
         network, clock = self.node.net.network, self.node.clock
         self.store = SpaceStore(self.db, InlineExecutor(), clock, self.node.key, network)
-        self.space = SpaceService(self.store)
+        self.space = self.store
         self.sync = SpaceSync(
-            self.space,
             self.store,
             self,
             clock,
@@ -116,7 +114,7 @@ class Member:
             blame=lambda *told: self.blamed.append(told),
             log=self.log,
         )
-        handlers = self.sync.handlers()
+        handlers = self.sync.answering.handlers()
         if not hasattr(self, "handlers"):
             self.node.net.server.register({name: self.handle(name) for name in handlers})
         self.handlers = handlers
@@ -164,7 +162,7 @@ class Member:
 
     async def head(self):
         await self.store.sign_head()
-        self.sync._news(self.id)
+        self.sync.answering.news(self.id)
         await settle()
 
 
@@ -221,7 +219,7 @@ async def test_what_nobody_subscribes_to_is_never_fetched(circle):
 async def test_a_deeper_subscription_takes_its_section_whole(circle):
     """Else nobody could say whether a replica hides something below the prefix."""
     ada, bea, *_ = circle.members
-    await ada.store.put({"a/x/y": b"1", "a/z": b"2", "b": b"3"})
+    await ada.store.put_all({"a/x/y": b"1", "a/z": b"2", "b": b"3"})
     bea.subscribe(ada.id, "a/x")
     bea.follow(ada)
     await ada.head()
@@ -285,13 +283,13 @@ async def test_unsubscribing_ends_the_traffic(circle):
 
 async def test_who_comes_back_fetches_exactly_what_is_missing(circle):
     ada, bea, *_ = circle.members
-    await ada.store.put({f"a/p{number}": b"old" for number in range(300)})
+    await ada.store.put_all({f"a/p{number}": b"old" for number in range(300)})
     bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await ada.head()
     assert len(bea.received) == 300
     await bea.leave()
-    await ada.store.put({f"a/p{number}": b"new" for number in range(100)})
+    await ada.store.put_all({f"a/p{number}": b"new" for number in range(100)})
     await ada.space.rm("a/p200")
     await ada.head()
     bea.received.clear()
@@ -307,7 +305,7 @@ async def test_who_comes_back_fetches_exactly_what_is_missing(circle):
 async def test_an_answer_with_more_records_than_fit_comes_in_several(circle, monkeypatch):
     monkeypatch.setattr(syncs.limits, "PAGE_RECORDS", 7)
     ada, bea, *_ = circle.members
-    await ada.store.put({f"a/p{number}": b"" for number in range(30)})
+    await ada.store.put_all({f"a/p{number}": b"" for number in range(30)})
     bea.subscribe(ada.id, "")
     bea.follow(ada)
     await ada.head()
@@ -321,7 +319,7 @@ async def test_an_answer_for_many_subscriptions_has_no_more_records_than_for_one
 ):
     monkeypatch.setattr(syncs.limits, "PAGE_RECORDS", 7)
     ada, bea, *_ = circle.members
-    await ada.store.put({f"a{number}/{of}": b"" for number in range(6) for of in range(3)})
+    await ada.store.put_all({f"a{number}/{of}": b"" for number in range(6) for of in range(3)})
     for number in range(6):
         bea.subscribe(ada.id, f"a{number}")
     answers = []
@@ -342,18 +340,18 @@ async def test_an_answer_for_many_subscriptions_has_no_more_records_than_for_one
 
 async def test_others_have_a_turn_while_an_answer_is_verified(circle):
     ada, bea, *_ = circle.members
-    await ada.store.put({f"a/{number}": b"" for number in range(200)})
+    await ada.store.put_all({f"a/{number}": b"" for number in range(200)})
     page = await ada.store.page(ada.id, A, 0, count=200, size_bytes=2**20)
     records = [Sent(ada.id, entry.signed.raw, entry.value) for entry in page.entries]
     opened = before = longest = 0
-    verify = bea.sync._opened
+    verify = bea.sync.asking.opened
 
     def counted(sent, owner):
         nonlocal opened
         opened += len(sent.raw)
         return verify(sent, owner)
 
-    bea.sync._opened = counted
+    bea.sync.asking.opened = counted
     storing = asyncio.create_task(bea.sync._store_records(ada.id, records, {(ada.id, A)}))
     while opened < sum(len(sent.raw) for sent in records):
         await asyncio.sleep(0)
@@ -374,7 +372,7 @@ async def test_a_request_is_answered_with_nothing_when_its_time_is_over(circle):
     await circle.pass_ms(1)
     reply = await asked
     assert bytes(reply.parts[0]) == answer_bytes([])
-    assert ada.sync._held == {}
+    assert ada.sync.answering._held == {}
 
 
 async def test_a_second_request_of_one_peer_ends_its_first(circle):
@@ -386,7 +384,7 @@ async def test_a_second_request_of_one_peer_ends_its_first(circle):
     await settle()
     assert first.done()
     assert not second.done()
-    assert len(ada.sync._held) == 1
+    assert len(ada.sync.answering._held) == 1
     second.cancel()
 
 
@@ -459,7 +457,7 @@ async def test_who_has_passed_a_record_was_told_of_it(circle):
 async def test_a_head_is_signed_at_the_start_and_in_time(circle):
     ada, *_ = circle.members
     await ada.space.put("a", b"1")
-    running = asyncio.create_task(ada.sync.run())
+    running = asyncio.create_task(ada.sync.answering.run())
     await settle()
     assert await ada.store.cursor(ada.id, "") == 2
     await ada.space.put("a", b"2")
@@ -524,7 +522,7 @@ async def test_a_replica_that_hides_records_holds_the_cursor_back_and_another_is
     for relay in relays:
         relay.subscribe(ada.id, "a")
         relay.follow(ada)
-    await ada.store.put({f"a/p{number}": b"" for number in range(157)})
+    await ada.store.put_all({f"a/p{number}": b"" for number in range(157)})
     await ada.head()
     liar = next(
         relay for relay in relays if relay.id == relays_of(ada.id, [cid.id, dan.id], set())[0]
@@ -557,12 +555,12 @@ async def test_a_replica_that_hides_records_holds_the_cursor_back_and_another_is
 
 async def test_who_lacks_tombstones_is_repaired_from_a_listing(circle):
     ada, bea, *_ = circle.members
-    await ada.store.put({"a/x": b"1", "a/y": b"2", "a/z": b"3"})
+    await ada.store.put_all({"a/x": b"1", "a/y": b"2", "a/z": b"3"})
     bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     await bea.leave()  # before any head
-    await ada.store.put({"a/x": None})
+    await ada.store.put_all({"a/x": None})
     await ada.store.sign_head()
     ada.store.asked[b""] = [Cursor(ada.id, "nodes", 99, 0, 0)]
     await ada.store.compact()
@@ -581,10 +579,10 @@ async def test_heads_are_the_sign_of_life(circle):
     ada, bea, *_ = circle.members
     bea.subscribe(ada.id, "nodes")
     bea.follow(ada)
-    running = asyncio.create_task(ada.sync.run())
+    running = asyncio.create_task(ada.sync.answering.run())
     for _ in range(3):
         await settle()
-        assert bea.sync.seen_ms[ada.id] == circle.clock.now_ms()
+        assert bea.sync.asking.seen_ms[ada.id] == circle.clock.now_ms()
         for _ in range(6):
             await circle.pass_ms(HEAD_INTERVAL_MS // 6)
     running.cancel()
@@ -613,11 +611,11 @@ async def test_large_values_are_fetched_when_they_are_read(circle):
     bea.follow(ada)
     await settle()
     assert bea.has(ada, "a") is None
-    assert await bea.sync.load(ada.id, ada.id, "a") == large
+    assert await bea.sync.asking.load(ada.id, ada.id, "a") == large
     assert bea.has(ada, "a") == large
-    assert await bea.sync.load(cid.id, ada.id, "a") == large  # it is here now
+    assert await bea.sync.asking.load(cid.id, ada.id, "a") == large  # it is here now
     with pytest.raises(NotFound):
-        await bea.sync.load(ada.id, ada.id, "b")
+        await bea.sync.asking.load(ada.id, ada.id, "b")
 
 
 async def test_large_values_that_a_schema_checks_come_with_their_records(circle):
@@ -676,15 +674,15 @@ def refuses_ones(owner, value):
 async def test_a_node_that_lost_its_disk_goes_on_above_what_its_peers_have(circle):
     ada, bea, cid, _ = circle.members
     large = bytes(VALUE_INLINE_BYTES_MAX + 1)
-    await ada.store.put({"a/x": b"1", "a/large": large, "b": b"2"})
-    await ada.store.put({"a/x": b"3", "b": None})
+    await ada.store.put_all({"a/x": b"1", "a/large": large, "b": b"2"})
+    await ada.store.put_all({"a/x": b"3", "b": None})
     for member, prefix in ((bea, "a"), (cid, "b")):
         member.subscribe(ada.id, prefix)
         member.follow(ada)
     await ada.head()
-    await bea.sync.load(ada.id, ada.id, "a/large")
-    await ada.store.put({"b": b"4"})
-    ada.sync._news(ada.id)
+    await bea.sync.asking.load(ada.id, ada.id, "a/large")
+    await ada.store.put_all({"b": b"4"})
+    ada.sync.answering.news(ada.id)
     await settle()
     last = (await cid.store.page(ada.id, section_of("b"), 0, count=9, size_bytes=99)).entries[-1]
     for member in (bea, cid):
@@ -698,7 +696,7 @@ async def test_a_node_that_lost_its_disk_goes_on_above_what_its_peers_have(circl
         "a/large": large,
         "b": b"4",
     }
-    made = await ada.store.put({"c": b""})
+    made = await ada.store.put_all({"c": b""})
     assert min(made.values()) > last.signed.record.sequence
     for member in (bea, cid):
         member.follow(ada)
@@ -710,8 +708,8 @@ async def test_a_node_that_lost_its_disk_goes_on_above_what_its_peers_have(circl
 async def test_a_head_of_a_part_shows_sequences_of_the_rest(circle):
     """A peer that has only `a` knows by the head that more was written elsewhere."""
     ada, bea, *_ = circle.members
-    await ada.store.put({"a": b"1"})
-    await ada.store.put({"b": b"2"})
+    await ada.store.put_all({"a": b"1"})
+    await ada.store.put_all({"b": b"2"})
     bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await ada.head()
@@ -719,13 +717,13 @@ async def test_a_head_of_a_part_shows_sequences_of_the_rest(circle):
     ada.begin()
     await ada.sync.recover(bea.id)
     await ada.head()
-    assert min((await ada.store.put({"c": b""})).values()) == 5
+    assert min((await ada.store.put_all({"c": b""})).values()) == 5
 
 
 async def test_a_record_that_its_owner_had_deleted_is_not_recovered(circle):
     """A replica that was away shows it; another one proves by a newer head that it is gone."""
     ada, bea, cid, dan = circle.members
-    await ada.store.put({"a/x": b"1", "a/y": b"2", "b": b"3"})
+    await ada.store.put_all({"a/x": b"1", "a/y": b"2", "b": b"3"})
     for member in (bea, cid):
         member.subscribe(ada.id, "a")
         member.follow(ada)
@@ -751,7 +749,7 @@ async def test_a_record_that_its_owner_had_deleted_is_not_recovered(circle):
         sequences = {record.path: record.sequence for record in ada.space.ls("")}
         assert sequences["a/y"] == 3
         assert sequences["b"] > 5
-        ada.sync._news(ada.id)
+        ada.sync.answering.news(ada.id)
     for member in (bea, cid, dan):
         member.follow(ada)
     await ada.head()
@@ -766,17 +764,17 @@ async def test_what_only_one_peer_shows_is_recovered_at_a_new_sequence(circle):
     """It may have been deleted: whoever has passed that takes no record of before."""
     ada, bea, cid, _ = circle.members
     large = bytes(VALUE_INLINE_BYTES_MAX + 1)
-    await ada.store.put({"a/x": b"1", "b": large})
+    await ada.store.put_all({"a/x": b"1", "b": large})
     bea.subscribe(ada.id, "a")
     cid.subscribe(ada.id, "b")
     for member in (bea, cid):
         member.follow(ada)
     await ada.head()
-    await cid.sync.load(ada.id, ada.id, "b")
+    await cid.sync.asking.load(ada.id, ada.id, "b")
     await bea.leave()
-    await ada.store.put({"b": large + b"2"})
+    await ada.store.put_all({"b": large + b"2"})
     await ada.head()
-    await cid.sync.load(ada.id, ada.id, "b")
+    await cid.sync.asking.load(ada.id, ada.id, "b")
     written_ms = ada.space.get("a/x").signed.record.written_ms
     await cid.leave()
     circle.clock.advance_to(circle.clock.now_ms() + 1_000)
@@ -785,21 +783,21 @@ async def test_what_only_one_peer_shows_is_recovered_at_a_new_sequence(circle):
     for member in (bea, cid):
         await ada.sync.recover(member.id)
     again = SpaceStore(ada.db, InlineExecutor(), circle.clock, ada.node.key, ada.node.net.network)
-    made = await again.put({"c": b""})
+    made = await again.put_all({"c": b""})
     assert made == {"causality/interval": 6, "c": 7, "a/x": 8}
-    assert again.get(ada.id, "a/x").signed.record.sequence == 8
-    assert again.get(ada.id, "a/x").signed.record.written_ms == written_ms
-    assert again.get(ada.id, "a/x").value == b"1"
-    assert again.get(ada.id, "b").signed.record.sequence == 4
-    assert again.get(ada.id, "b").value == large + b"2"
-    assert await again.put({"c": b"1"}) == {"c": 9}
+    assert again.get("a/x", ada.id).signed.record.sequence == 8
+    assert again.get("a/x", ada.id).signed.record.written_ms == written_ms
+    assert again.get("a/x", ada.id).value == b"1"
+    assert again.get("b", ada.id).signed.record.sequence == 4
+    assert again.get("b", ada.id).value == large + b"2"
+    assert await again.put_all({"c": b"1"}) == {"c": 9}
     await again.sign_head()
-    assert await again.put({"c": b"2"}) == {"c": 10}
+    assert await again.put_all({"c": b"2"}) == {"c": 10}
 
 
 async def test_a_value_that_no_peer_has_is_recovered_as_a_record_alone(circle):
     ada, bea, *_ = circle.members
-    await ada.store.put({"a/large": bytes(VALUE_INLINE_BYTES_MAX + 1)})
+    await ada.store.put_all({"a/large": bytes(VALUE_INLINE_BYTES_MAX + 1)})
     bea.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
@@ -1000,7 +998,8 @@ async def test_heads_of_one_answer_are_proven_once_a_section_and_cost_what_is_co
         return {*before}, set(), rows
 
     monkeypatch.setattr(bea.store, "prove", prove)
-    monkeypatch.setattr(bea.sync, "_spend", noting(spent))
+    for part in (bea.sync, bea.sync.asking):
+        monkeypatch.setattr(part, "_spend", noting(spent))
     ada.handlers["space.next"] = again
     await circle.pass_ms(HELD_REQUEST_MS_MAX)
     await settle()
@@ -1024,7 +1023,8 @@ async def test_a_head_with_many_sections_counts_as_many_records(circle, monkeypa
     """It took as long to verify as ten records."""
     ada, bea, *_ = circle.members
     spent = []
-    monkeypatch.setattr(bea.sync, "_spend", noting(spent))
+    for part in (bea.sync, bea.sync.asking):
+        monkeypatch.setattr(part, "_spend", noting(spent))
     await ada.space.put_all({f"p{number}": b"v" for number in range(300)})
     head = await ada.store.sign_head()
     bea.subscribe(ada.id, "a")
@@ -1039,7 +1039,8 @@ async def test_a_small_value_that_is_checked_counts_by_its_size(circle, monkeypa
     """A grant of 4 KiB has sixteen signatures inside, and counted as one record."""
     ada, bea, *_ = circle.members
     spent = []
-    monkeypatch.setattr(bea.sync, "_spend", noting(spent))
+    for part in (bea.sync, bea.sync.asking):
+        monkeypatch.setattr(part, "_spend", noting(spent))
     bea.space.register_schema("a/checked", lambda owner, value: None)
     await ada.space.put("a/free", bytes(3 * CHECKED_BYTES_A_RECORD))
     await ada.space.put("a/checked", bytes(3 * CHECKED_BYTES_A_RECORD))
@@ -1158,8 +1159,8 @@ async def test_an_owner_that_writes_without_end_is_taken_at_a_pace_and_others_at
     bea.follow(ada, cid)
     await settle()
     for value in range(100):
-        await ada.store.put({f"a/p{number}": b"%d" % value for number in range(20)})
-        ada.sync._news(ada.id)
+        await ada.store.put_all({f"a/p{number}": b"%d" % value for number in range(20)})
+        ada.sync.answering.news(ada.id)
         await settle()
     assert 25 <= len(bea.received) <= 25 + 2 * 20
     await cid.space.put("a", b"1")
@@ -1168,8 +1169,8 @@ async def test_an_owner_that_writes_without_end_is_taken_at_a_pace_and_others_at
     before = len(bea.received)
     for value in range(100):
         await circle.pass_ms(100)
-        await ada.store.put({f"a/p{number}": b"last %d" % value for number in range(20)})
-        ada.sync._news(ada.id)
+        await ada.store.put_all({f"a/p{number}": b"last %d" % value for number in range(20)})
+        ada.sync.answering.news(ada.id)
     assert len(bea.received) - before <= 10 * 50 + 2 * 20
     for _ in range(10):
         await circle.pass_ms(1_000)
@@ -1217,7 +1218,7 @@ async def test_what_is_asked_for_by_paths_comes_in_pages(circle):
     values = {
         f"a/p{number}": bytes([number % 256]) * VALUE_INLINE_BYTES_MAX for number in range(300)
     }
-    await ada.store.put(values)
+    await ada.store.put_all(values)
     paths = [*values][:256]
     told, found = 0, []
     while told < len(paths):

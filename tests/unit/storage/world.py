@@ -27,7 +27,6 @@ from xsc.identity.envelope import open_signed
 from xsc.identity.keys import KeyPair, network_id
 from xsc.node.config import load
 from xsc.space.paths import UserSpacePaths
-from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.storage.repair.drain import Departures
 from xsc.storage.service import StorageService
@@ -122,7 +121,7 @@ class Host:
             self.key, NETWORK, world.clock, entropy, InlineExecutor(), self, SilentLog()
         )
         spaces = SpaceStore(MemoryKeyValue(), InlineExecutor(), world.clock, self.key, NETWORK)
-        self.space = SpaceService(spaces)
+        self.space = spaces
         self.service = StorageService(
             context,
             hosts=self,
@@ -227,7 +226,7 @@ class Host:
     def placed(self, size_bytes):
         self.short.pop(size_bytes, None)
 
-    async def used(self, lease_id, delta_bytes):
+    async def used(self, lease_id, delta_bytes, *, found=False):
         self.customer_used[lease_id] = self.customer_used.get(lease_id, 0) + delta_bytes
         assert self.customer_used[lease_id] >= 0
 

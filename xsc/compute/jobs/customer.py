@@ -18,11 +18,12 @@ from xsc.compute.jobs.executor import RUN
 from xsc.compute.jobs.replies import Asked, Delivered, read_reply
 from xsc.compute.jobs.runner import JobRunner, brought
 from xsc.compute.jobs.streams import RemoteOutput, settle_output
-from xsc.compute.ports import ComputeLease, ComputeLeases, InputObject
+from xsc.compute.ports import ComputeLeases, InputObject
 from xsc.compute.worker.quick import PATIENCE_MS, QuickFunctions
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.terms.execution import Order
+from xsc.terms.lease import LeaseHandle
 
 RATE_PAUSE_MS = 100
 """Before a provider that has too many requests of this node is asked again, within `--wait`."""
@@ -124,12 +125,12 @@ class JobCustomer:
         """Begin to buy a task."""
         return Purchase(task, output, self._context.clock.monotonic_ms() + task.wait_ms)
 
-    async def order(self, task: tasks.Task, lease: ComputeLease) -> Signed[Order]:
+    async def order(self, task: tasks.Task, lease: LeaseHandle) -> Signed[Order]:
         """Return an order for a task under a lease."""
         return await self._runner.order(task, lease.node, lease.lease_id)
 
     async def bought(
-        self, purchase: Purchase, lease: ComputeLease, order: Signed[Order], steps_max: int
+        self, purchase: Purchase, lease: LeaseHandle, order: Signed[Order], steps_max: int
     ) -> Delivered:
         """Return what a provider delivers; where it gives nothing, the run is not under way."""
         try:
@@ -141,9 +142,7 @@ class JobCustomer:
         self._context.log.info("compute.invoked", peer=lease.node, **line)
         return done
 
-    async def _ask(
-        self, purchase: Purchase, lease: ComputeLease, order: Signed[Order]
-    ) -> Delivered:
+    async def _ask(self, purchase: Purchase, lease: LeaseHandle, order: Signed[Order]) -> Delivered:
         """Return what a provider delivers, checked; nothing is paid."""
         output = purchase.output
         if output is None:
@@ -161,7 +160,7 @@ class JobCustomer:
         return done
 
     async def _deliver(
-        self, purchase: Purchase, lease: ComputeLease, order: Signed[Order]
+        self, purchase: Purchase, lease: LeaseHandle, order: Signed[Order]
     ) -> Delivered:
         task, node = purchase.task, lease.node
         referred = locality.referred_to(node, task.objects)

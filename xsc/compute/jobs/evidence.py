@@ -42,6 +42,10 @@ class EvidenceStore:
         old: list[keyvalue.Change] = [(kept, None) for kept in keys[:over]]
         self._state.write([(key, dissent.raw), *old], sync=True)
 
+    def count(self) -> int:
+        """Return how many dissents are kept."""
+        return sum(1 for _ in self._state.scan(_ROOT, keyvalue.prefix_end(_ROOT)))
+
     def list(self) -> list[Evidence]:
         """Return all dissents, the oldest first."""
         return [self._opened(raw) for _, raw in self._state.scan(_ROOT, keyvalue.prefix_end(_ROOT))]

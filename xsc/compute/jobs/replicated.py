@@ -21,10 +21,11 @@ from xsc.compute.jobs.quorum import Quorum, Votes, decide
 from xsc.compute.jobs.receipts import billed_steps
 from xsc.compute.jobs.replies import Delivered
 from xsc.compute.jobs.tasks import Task
-from xsc.compute.ports import ComputeLease, ComputeLeases
+from xsc.compute.ports import ComputeLeases
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.terms.execution import Dissent, Order
+from xsc.terms.lease import LeaseHandle
 
 
 class ReplicatedRun:
@@ -52,7 +53,7 @@ class ReplicatedRun:
             PeerSilent: too few gave a receipt that counts; nobody is paid.
         """
         purchase, steps = self._customer.purchase(task), task.steps(compiling=True)
-        leases: dict[bytes, ComputeLease] = {}
+        leases: dict[bytes, LeaseHandle] = {}
         asking = await self._lease(steps, quorum.of, leases)
         if len(asking) < quorum.of:
             raise NoOffers(
@@ -131,8 +132,8 @@ class ReplicatedRun:
                 self._leases.report(node, fault.code)
 
     async def _lease(
-        self, steps: int, count: int, known: dict[bytes, ComputeLease]
-    ) -> Sequence[ComputeLease]:
+        self, steps: int, count: int, known: dict[bytes, LeaseHandle]
+    ) -> Sequence[LeaseHandle]:
         """Return leases at so many providers that are not known yet, and note them."""
         found = await self._leases.lease_providers(
             fuel_steps=steps, count=count, exclude=frozenset(known)
@@ -140,7 +141,7 @@ class ReplicatedRun:
         known.update((lease.node, lease) for lease in found)
         return found
 
-    def _like(self, order: Order, lease: ComputeLease) -> Signed[Order]:
+    def _like(self, order: Order, lease: LeaseHandle) -> Signed[Order]:
         """Return the same order for the provider of another lease."""
         made = order.model_copy(update={"provider": lease.node, "lease_id": lease.lease_id})
         return sign(made, self._context.key, self._context.network)

@@ -40,6 +40,9 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
 
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
     def add(self, customer: bytes, weight: int, item: T, *, first: bool = False) -> None:
         """Put an item at the end of a customer's queue, or at its head."""
         queue = self._queues.setdefault(customer, deque())
@@ -135,15 +138,9 @@ class JobQueue(Generic[T]):
         """Remove an item; return False where it does not wait."""
         return self._of(job).drop(job.customer, item)
 
-    def next(self, *, spare: bool) -> FairQueue[T] | None:
-        """Return the queue whose turn it is; None for none.
-
-        Args:
-            spare: whether there is spare time.
-        """
-        if self._cleared:
-            return self._cleared
-        return self._spare if spare and self._spare else None
+    def next(self) -> FairQueue[T] | None:
+        """Return the queue whose turn it is; None for none."""
+        return self._cleared or self._spare or None
 
     def clear(self) -> list[T]:
         """Remove and return all items."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from xsc.base import bounded, encoding, fields, limits, room, tally, turns, work
 from xsc.base.clock import Clock
@@ -18,7 +18,7 @@ from xsc.base.errors import CompileLimit, RateLimited, RecordInvalid, SandboxFai
 from xsc.base.log import Log
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm.code_format import MachineCode
-from xsc.compute.wasm.sandbox import Job
+from xsc.compute.wasm.sandbox import Job, OutputWatch
 from xsc.compute.worker import code_cache, frames, process
 
 COMPILE_MS_A_PEER_MAX = 300_000
@@ -100,12 +100,12 @@ class Compiler:
         return {"compiled": self._compiled, "compiling": len(self._under_way)}
 
     async def code(
-        self, job: Job, config: bytes, begins: Callable[[], None] = lambda: None
+        self, job: Job, config: bytes, watch: OutputWatch | None = None
     ) -> tuple[MachineCode, bool]:
         """Return the code of a job's module for the engine of that configuration.
 
         And whether it was compiled for this job: not where it was there, or under way.
-        `begins` is called where it is.
+        `watch` is told where it is.
 
         Raises:
             CompileBoundMet: compiling went over its bound.
@@ -126,7 +126,8 @@ class Compiler:
             self._check_share(job.customer)
             if not self._queued.take(job.customer, 1, large=job.customer != self._own):
                 raise RateLimited("too many modules wait to be compiled, of this customer or all")
-            begins()
+            if watch is not None:
+                watch.compiling()
             task = asyncio.create_task(self._compile(job, slot))
             self._under_way[slot] = task
             task.add_done_callback(lambda done: self._done(done, slot, job.customer))

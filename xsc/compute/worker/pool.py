@@ -28,9 +28,9 @@ from dataclasses import replace
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import RateLimited, SandboxFailed
-from xsc.base.limits import COMPILE_MS_DEFAULT, JOBS_QUEUED_MAX, KIB, RETRY_AFTER_S_MAX
+from xsc.base.limits import COMPILE_MS_DEFAULT, JOBS_QUEUED_MAX, RETRY_AFTER_S_MAX
 from xsc.base.log import Log
-from xsc.compute.wasm.code_format import MachineCode, message_of
+from xsc.compute.wasm.code_format import message_of
 from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult, trap_error
 from xsc.compute.worker import admission, code_cache, compiler, frames, mailbox, quick
 from xsc.compute.worker.compiler import COMMAND as JAIL
@@ -42,8 +42,6 @@ _UNCOUNTED = ("time_exceeded", "worker_lost")
 """How runs end whose fuel is not known."""
 _LOOK_AGAIN_S = 1
 """A worker that was kept for a cleared rate may be free for others by then."""
-_TRANSFER_BYTES_A_MS = 100 * KIB
-"""The deadline is extended by the time that input and code take to reach the worker."""
 COMMAND = (sys.executable, "-I", "-m", "xsc.compute.worker.main")
 
 
@@ -79,11 +77,8 @@ class PoolSandbox:
             ready=self._ready,
             none_left=lambda: _refuse(self._waiting.clear(), _NO_WORKER),
         )
-        self._idle: list[SandboxProcess] = []
         self._waiting: admission.JobQueue[QueuedCall] = admission.JobQueue()
         self._kept: Callable[[int], int] = lambda _: 0
-        self._in_spare_time: set[SandboxProcess] = set()
-        """The workers that run jobs for now, or have them in their queues."""
         self._look_again: asyncio.TimerHandle | None = None
         self._queues: dict[SandboxProcess, WorkerQueue] = {}
         self._quick = quick.QuickFunctions()
@@ -124,8 +119,6 @@ class PoolSandbox:
         await self._compiler.stop()
         await self._workers.stop()
         self._queues.clear()
-        self._idle.clear()
-        self._in_spare_time.clear()
 
     def keep_workers(self, count: Callable[[int], int]) -> None:
         """Keep workers for cleared rates, as `Sandbox.keep_workers` says."""
@@ -136,7 +129,7 @@ class PoolSandbox:
         if not self._workers.running:
             raise SandboxFailed("the sandbox is not running")
         try:
-            await self._code(job)
+            await self._compiler.code(job, self._workers.config)
         except compiler.CompileBoundMet:
             raise trap_error("compile_limit") from None
 
@@ -145,32 +138,30 @@ class PoolSandbox:
         if not self._workers.running:
             raise SandboxFailed("the sandbox is not running")
         function = (job.module_hash, job.function)
-        given: SandboxResult | SandboxProcess | None = None
+        alone = watch is not None or function not in self._quick or not frames.may_call(job)
         fuel: int | None = None
         self._admission.enter(job, self._clock.monotonic_ms(), self._wait_s)
         try:
-            if watch is None and function in self._quick and frames.may_call(job):
-                given = await self._queue_call(job)
-            if not isinstance(given, SandboxResult):
-                given = await self._alone(job, given, watch)
-            if given.trap not in _UNCOUNTED:
-                fuel = given.fuel_used
+            result = await self._result_of(QueuedCall(job, alone=alone, watch=watch))
+            if result.trap not in _UNCOUNTED:
+                fuel = result.fuel_used
         except compiler.CompileBoundMet as met:
             return self._workers.ended("compile_limit", met.took_ms)
         finally:
             self._admission.leave(job)
             self._waiting.ended(job, fuel, self._clock.monotonic_ms())
-        if given.trap is None:
-            self._quick.took(function, given.fuel_used, given.wall_ms)
+        self._job_ms = (3 * self._job_ms + min(result.wall_ms, job.limits.timeout_ms)) // 4
+        if result.trap is None:
+            self._quick.took(function, result.fuel_used, result.wall_ms)
         else:
             self._quick.failed(function)  # how long it would have run is not known
-        return given
+        return result
 
     def describe(self) -> dict[str, Value]:
         """Return workers, jobs, engine and what confines the workers."""
         return {
             "workers": len(self._workers.alive),
-            "running": len(self._workers.alive) - len(self._idle),
+            "running": sum(map(bool, self._queues.values())),
             "queued": self._queued(),
             "queue_ms": self._wait_ms(),
             "engine": self._workers.engine,
@@ -183,61 +174,44 @@ class PoolSandbox:
 
     def _ready(self, worker: SandboxProcess) -> None:
         self._queues[worker] = WorkerQueue(worker, self)
-        self._release(worker)
+        self.dispatch()
 
-    def _kill(self, worker: SandboxProcess, job: Job) -> None:
-        """Kill a worker for its job; the caller need not wait until its memory is given back."""
-        self._admission.note_killed(job, self._clock.monotonic_ms())
-        self._forget(worker)
-        self._workers.kill(worker)
+    # Calls
 
-    async def _lost(self, worker: SandboxProcess, reason: str) -> SandboxFailed:
-        self._forget(worker)
-        return await self._workers.lost(worker, reason)
-
-    def _forget(self, worker: SandboxProcess) -> None:
-        self._queues.pop(worker, None)
-        self._in_spare_time.discard(worker)
-
-    def _may_start(self, job: Job, worker: SandboxProcess | None = None) -> bool:
-        """Return whether a job may begin on a worker, or on one that is idle."""
-        return job.cleared or worker in self._in_spare_time or self._has_spare_time()
-
-    def _has_spare_time(self) -> bool:
-        kept = self._kept(self._size)
-        return len(self._in_spare_time) < self._size - kept
-
-    def _begin(self, worker: SandboxProcess, job: Job) -> None:
-        """Note that a job is given to a worker."""
-        if not job.cleared:
-            self._in_spare_time.add(worker)
-        self._waiting.begun(job, self._clock.monotonic_ms())
-
-    async def _acquire(self, job: Job, until_ms: int, *, first: bool = False) -> SandboxProcess:
-        if self._idle and self._may_start(job) and not self._is_before(job):
-            known = [worker for worker in self._idle if job.module_hash in worker.seen]
-            worker = known[-1] if known else self._idle[-1]
-            self._idle.remove(worker)
-            self._begin(worker, job)
-            return worker
-        call = QueuedCall(job, alone=True)
-        self._waiting.add(job, call, first=first)
-        self._release_idle()
-        given = await self._turn_of(call, max(0, until_ms - self._clock.monotonic_ms()))
-        assert isinstance(given, SandboxProcess)
-        return given
-
-    async def _turn_of(
-        self, call: QueuedCall, wait_ms: int
-    ) -> SandboxResult | SandboxProcess | None:
-        """Return what a call that waits is given.
+    async def _result_of(self, call: QueuedCall) -> SandboxResult:
+        """Return what a call gave.
 
         Raises:
-            RateLimited: it had no worker in time.
+            RateLimited: too many wait, or it had no worker in time.
         """
+        job, watch = call.job, call.watch
+        until_ms = self._clock.monotonic_ms() + job.wait_ms
+        queue = None if self._waiting.next() else self._queue_for(call)
+        if queue is None or queue:
+            self._check_queue(job)
+        if queue is None or queue.worker.pipes.ended:
+            self._wait(call)
+        else:
+            self._give(queue, call)
+        code, compiled = None, False
+        while (result := await self._answer(call, until_ms)) is None:
+            if code is None:
+                # It is its turn, so it runs once it is compiled; others have the worker meanwhile.
+                self._compiling += 1  # it counts as waiting
+                try:
+                    code, compiled = await self._compiler.code(job, self._workers.config, watch)
+                finally:
+                    self._compiling -= 1
+            call = QueuedCall(job, alone=True, watch=watch, code=code)
+            self._wait(call, first=True)
+        return replace(result, compiled=True) if compiled else result
+
+    async def _answer(self, call: QueuedCall, until_ms: int) -> SandboxResult | None:
+        """Return the result of a call that waits; None where its code must be compiled."""
         job = call.job
         try:
             if call.queue is None:
+                wait_ms = max(0, until_ms - self._clock.monotonic_ms())
                 await asyncio.wait([call.done], timeout=wait_ms / 1000)
             if not call.done.done() and self._waiting.drop(job, call):
                 raise RateLimited(
@@ -248,50 +222,87 @@ class PoolSandbox:
             return await call.done
         except asyncio.CancelledError:
             call.done.cancel()
-            self._abandon(call)
+            queue = call.queue
+            if not self._waiting.drop(job, call) and queue and queue.first is call:
+                self.overdue(queue)
             raise
 
-    def _release(self, worker: SandboxProcess) -> None:
-        """Give a free worker to the first that waits: a job, or calls for its queue."""
-        queue = self._queues[worker]
-        if not queue:
-            self._in_spare_time.discard(worker)
-        while True:
-            spare = worker in self._in_spare_time or self._has_spare_time()
-            waiting = self._waiting.next(spare=spare)
-            if waiting is None:
-                break
+    def _wait(self, call: QueuedCall, *, first: bool = False) -> None:
+        self._waiting.add(call.job, call, first=first)
+        self.dispatch()
+
+    def dispatch(self) -> None:
+        """Give the calls that wait to workers, each in its turn."""
+        while (waiting := self._waiting.next()) is not None:
             call = waiting.first()
             if call.done.done():
-                waiting.take()
-            elif not call.alone and queue.takes(call.job.module_hash):
-                waiting.take()
-                self._begin(worker, call.job)
-                queue.give(call)
-            elif queue:
-                return
-            else:
-                waiting.take()
-                self._begin(worker, call.job)
-                call.done.set_result(worker)  # alone, or because it has not got the code
-                return
-        if not queue:
-            self._idle.append(worker)
-            self._look_later()
+                waiting.take()  # its caller is gone
+                continue
+            queue = self._queue_for(call)
+            if queue is None:
+                break
+            if queue.worker.pipes.ended:  # not because of this call
+                self.broken(queue, "it ended while it was idle")
+                continue
+            waiting.take()
+            self._give(queue, call)
+        self._look_later()
 
-    def _release_idle(self) -> None:
-        idle, self._idle = self._idle, []
-        for worker in idle:
-            self._release(worker)
+    def _give(self, queue: WorkerQueue, call: QueuedCall) -> None:
+        self._waiting.begun(call.job, self._clock.monotonic_ms())
+        queue.give(call)
+        if call.job.module_hash in queue.worker.seen:
+            queue.send(call)
+        else:
+            call.alone = True
+            self._workers.background(self._bring(queue, call))
+
+    def _queue_for(self, call: QueuedCall) -> WorkerQueue | None:
+        """Return the shortest queue that takes a call, with its code if possible; None for none."""
+        free = self._may_start(call.job)
+        queues = [
+            queue for queue in self._queues.values() if (free or queue.spare) and queue.takes(call)
+        ]
+        module = call.job.module_hash
+        return min(
+            queues, key=lambda queue: (module not in queue.worker.seen, len(queue)), default=None
+        )
+
+    def _may_start(self, job: Job) -> bool:
+        """Return whether a job may begin on a worker that is idle."""
+        return job.cleared or (
+            sum(queue.spare for queue in self._queues.values())
+            < self._size - self._kept(self._size)
+        )
+
+    async def _bring(self, queue: WorkerQueue, call: QueuedCall) -> None:
+        """Send a call with its code to its worker; without code it gives the worker back."""
+        module = call.job.module_hash
+        try:
+            call.code = call.code or await self._compiler.kept(module, self._workers.config)
+            if call.code is not None:
+                await queue.worker.bring(module, call.code.machine)
+        except mailbox.MailboxClosed as fault:
+            if queue.clear():  # else it was killed
+                self._queues.pop(queue.worker)
+                call.fail(await self._workers.lost(queue.worker, str(fault)))
+            return
+        if not queue:
+            return  # it was killed
+        if call.code is None:
+            queue.give_back()
+        else:
+            call.brought = message_of(call.code)
+            queue.send(call)
 
     def _look_later(self) -> None:
         """Look again for work for the workers that are idle while jobs wait: rates may end."""
 
         def look() -> None:
             self._look_again = None
-            self._release_idle()
+            self.dispatch()
 
-        if self._idle and self._waiting and self._look_again is None:
+        if self._look_again is None and self._waiting and not all(self._queues.values()):
             self._look_again = asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, look)
 
     def _queued(self) -> int:
@@ -315,60 +326,6 @@ class PoolSandbox:
 
     # Queues of workers
 
-    async def _queue_call(self, job: Job) -> SandboxResult | SandboxProcess | None:
-        """Return the result of a quick call; or the worker to run it on alone, None for any."""
-        call = QueuedCall(job)
-        queue = None if self._is_before(job) else self._queue_for(job)
-        if queue is None and (not self._queues or (self._idle and self._may_start(job))):
-            return None
-        self._check_queue(job)
-        if queue is None:
-            self._waiting.add(job, call)
-            self._release_idle()
-        else:
-            self._begin(queue.worker, job)
-            queue.give(call)
-        given = await self._turn_of(call, job.wait_ms)
-        if isinstance(given, SandboxResult):
-            self._job_ms = (3 * self._job_ms + given.wall_ms) // 4
-        return given
-
-    def _is_before(self, job: Job) -> bool:
-        """Return whether others wait that come before a job, or beside it."""
-        return self._waiting.next(spare=not job.cleared) is not None
-
-    def _queue_for(self, job: Job) -> WorkerQueue | None:
-        """Return the queue of a free worker that has the code, else the shortest such queue."""
-        for worker in reversed(self._idle):
-            if (
-                job.module_hash in worker.seen
-                and not worker.pipes.ended
-                and self._may_start(job, worker)
-            ):
-                self._idle.remove(worker)
-                return self._queues[worker]
-        queues = [
-            queue
-            for queue in self._queues.values()
-            if queue and queue.takes(job.module_hash) and self._may_start(job, queue.worker)
-        ]
-        return min(queues, key=len, default=None)
-
-    def _abandon(self, call: QueuedCall) -> None:
-        """Cancel a call whose caller is gone."""
-        if self._waiting.drop(call.job, call):
-            return
-        if call.queue is not None and call.queue and call.queue.first is call:
-            self.overdue(call.queue)
-        elif call.done.done() and not call.done.cancelled() and call.done.exception() is None:
-            given = call.done.result()
-            if isinstance(given, SandboxProcess):
-                self._release(given)  # a worker was assigned in the same turn
-
-    def emptied(self, queue: WorkerQueue) -> None:
-        """Assign waiting work to the worker."""
-        self._release(queue.worker)
-
     def stalled(self, queue: WorkerQueue) -> None:
         """Move the calls behind a long one to other workers."""
         if queue.first.done.done():
@@ -379,9 +336,10 @@ class PoolSandbox:
     def overdue(self, queue: WorkerQueue) -> None:
         """Kill a worker whose call exceeded its time limit, or was cancelled."""
         first, *others = queue.clear()
-        self._kill(queue.worker, first.job)
-        if not first.done.done():
-            first.done.set_result(self._workers.ended("time_exceeded", first.job.limits.timeout_ms))
+        self._admission.note_killed(first.job, self._clock.monotonic_ms())
+        self._queues.pop(queue.worker, None)
+        self._workers.kill(queue.worker)
+        first.settle(self._workers.ended("time_exceeded", first.job.limits.timeout_ms))
         self._give_again(others)
 
     def broken(self, queue: WorkerQueue, reason: str) -> None:
@@ -391,16 +349,15 @@ class PoolSandbox:
         for call in calls[:1]:
             self._admission.note_lost(call.job, self._clock.monotonic_ms())
         self._workers.alive.discard(queue.worker)
+        self._queues.pop(queue.worker, None)
 
         async def replace_worker() -> None:
-            fault = await self._lost(queue.worker, reason)
+            fault = await self._workers.lost(queue.worker, reason)
             for call in calls[:1]:
-                if call.done.done():
-                    continue
                 if self._workers.running:
-                    call.done.set_result(self._workers.ended("worker_lost", ran_ms))
+                    call.settle(self._workers.ended("worker_lost", ran_ms))
                 else:
-                    call.done.set_exception(fault)
+                    call.fail(fault)
 
         self._workers.background(replace_worker())
         self._give_again(calls[1:])
@@ -409,83 +366,9 @@ class PoolSandbox:
         for call in reversed(calls):
             if not call.done.done():
                 self._waiting.add(call.job, call, first=True)
-        self._release_idle()
-
-    # Jobs
-
-    async def _code(self, job: Job, watch: OutputWatch | None = None) -> tuple[MachineCode, bool]:
-        if watch is None:
-            return await self._compiler.code(job, self._workers.config)
-        return await self._compiler.code(job, self._workers.config, watch.compiling)
-
-    async def _alone(
-        self, job: Job, worker: SandboxProcess | None, watch: OutputWatch | None
-    ) -> SandboxResult:
-        """Run a job on a worker of its own: the given one, or any."""
-        until_ms = self._clock.monotonic_ms() + job.wait_ms
-        code, compiled, first = None, False, False
-        if worker is None and not (self._idle and self._may_start(job)):
-            self._check_queue(job)
-        while True:
-            if worker is None:
-                worker = await self._acquire(job, until_ms, first=first)
-            if worker.pipes.ended:  # it ended while idle: not because of this job
-                await self._lost(worker, "it ended while it was idle")
-                worker = None
-                continue
-            if job.module_hash in worker.seen or code is not None:
-                brought = None if job.module_hash in worker.seen else code
-                result = await self._run_on(worker, job, brought, watch)
-                if result is not None:
-                    return replace(result, compiled=True) if compiled else result
-                worker, first = None, True
-                continue
-            try:
-                code = await self._compiler.kept(job.module_hash, self._workers.config)
-            except BaseException:
-                self._release(worker)
-                raise
-            if code is None:
-                # It is its turn, so it runs once it is compiled; others have the worker meanwhile.
-                self._release(worker)
-                worker, first = None, True
-                self._compiling += 1  # it counts as waiting
-                try:
-                    code, compiled = await self._code(job, watch)
-                finally:
-                    self._compiling -= 1
-
-    async def _run_on(
-        self, worker: SandboxProcess, job: Job, code: MachineCode | None, watch: OutputWatch | None
-    ) -> SandboxResult | None:
-        """Return the result of a job on a free worker; None where that has lost the code."""
-        call = QueuedCall(job, alone=True, watch=watch)
-        size = len(job.stdin) + sum(len(data) for _, data in job.files)
-        if code is not None:
-            try:
-                await worker.bring(job.module_hash, code.machine)
-            except mailbox.MailboxClosed as fault:
-                raise await self._lost(worker, str(fault)) from None
-            except asyncio.CancelledError:
-                self._kill(worker, job)
-                raise
-            call.code = message_of(code)
-            size += len(code.machine)
-        call.way_s = size / _TRANSFER_BYTES_A_MS / 1000
-        if watch is not None:
-            watch.began()
-        self._queues[worker].give(call)
-        began_ms = self._clock.monotonic_ms()
-        try:
-            given = await self._turn_of(call, 0)
-        finally:
-            took_ms = self._clock.monotonic_ms() - began_ms
-            self._job_ms = (3 * self._job_ms + took_ms) // 4
-        assert not isinstance(given, SandboxProcess)
-        return given
+        self.dispatch()
 
 
 def _refuse(waiting: Iterable[QueuedCall], why: str) -> None:
     for call in waiting:
-        if not call.done.done():
-            call.done.set_exception(SandboxFailed(why, retry_after_s=1))
+        call.fail(SandboxFailed(why, retry_after_s=1))

@@ -16,6 +16,7 @@ from collections import deque
 from typing import Protocol
 
 from xsc.base import encoding, errors, limits
+from xsc.compute.wasm.code_format import MachineCode
 from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult
 from xsc.compute.worker import frames, quick
 from xsc.compute.worker.process import ProcessLost, SandboxProcess
@@ -24,28 +25,36 @@ QUEUE_CALLS_MAX = 16
 """Quick calls that a worker is given at once."""
 
 _STALL_S = quick.QUICK_MS / 1000
+_TRANSFER_BYTES_A_MS = 100 * limits.KIB
+"""The deadline is extended by the time that input and code take to reach the worker."""
 
 
 class QueuedCall:
     """A job that waits for a worker, or in a worker's queue.
 
-    `done` yields its result; or the free worker to run it on alone; None where that has not got
-    the code.
+    `done` yields its result; None where its code must be found first.
 
     Args:
         job: the job.
         alone: whether it is to have a worker of its own, and no place behind others.
         watch: sees what its program writes.
+        code: of its module, where that had to be compiled.
     """
 
-    __slots__ = ("alone", "code", "done", "job", "left", "loaded", "queue", "watch", "way_s")
-
-    def __init__(self, job: Job, *, alone: bool = False, watch: OutputWatch | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        *,
+        alone: bool = False,
+        watch: OutputWatch | None = None,
+        code: MachineCode | None = None,
+    ) -> None:
         self.job = job
         self.alone = alone
         self.watch = watch
-        self.code: dict[str, encoding.Value] | None = None
-        """What announces the code that it brings."""
+        self.code = code
+        self.brought: dict[str, encoding.Value] | None = None
+        """What announces the code that lies in the worker's mailbox for it."""
         self.loaded = False
         """Whether the worker has loaded that."""
         self.way_s = 0.0
@@ -53,15 +62,25 @@ class QueuedCall:
         self.left = job.limits.output_bytes
         """How much may still be told of what it writes."""
         loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[SandboxResult | SandboxProcess | None] = loop.create_future()
+        self.done: asyncio.Future[SandboxResult | None] = loop.create_future()
         self.queue: WorkerQueue | None = None
+
+    def settle(self, result: SandboxResult | None) -> None:
+        """Give who waits for it a result, where somebody does."""
+        if not self.done.done():
+            self.done.set_result(result)
+
+    def fail(self, error: errors.XscError) -> None:
+        """Give who waits for it an error, where somebody does."""
+        if not self.done.done():
+            self.done.set_exception(error)
 
 
 class QueueOwner(Protocol):
     """Is told of events of a queue."""
 
-    def emptied(self, queue: WorkerQueue) -> None:
-        """The worker has answered every call."""
+    def dispatch(self) -> None:
+        """The worker is free."""
 
     def stalled(self, queue: WorkerQueue) -> None:
         """The first call runs long."""
@@ -78,10 +97,12 @@ class WorkerQueue:
 
     def __init__(self, worker: SandboxProcess, owner: QueueOwner) -> None:
         self.worker = worker
+        self.spare = False
+        """Whether it has run calls for now, not at cleared rates, since it was empty."""
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._calls: deque[QueuedCall] = deque()
-        self._unsent: list[Job] = []
+        self._unsent: list[QueuedCall] = []
         self._sending = False
         self._stalled = False
         self._began_s = 0.0
@@ -96,33 +117,47 @@ class WorkerQueue:
         """The call that runs; there must be one."""
         return self._calls[0]
 
-    def takes(self, module_hash: bytes) -> bool:
-        """Say whether a call of that module may be queued."""
+    def takes(self, call: QueuedCall) -> bool:
+        """Say whether a call may have the worker, or be queued behind others."""
+        if not self._calls:
+            return True
         return (
             len(self._calls) < QUEUE_CALLS_MAX
             and not self._stalled
-            and module_hash in self.worker.seen
-            and not (self._calls and self._calls[0].alone)
+            and not call.alone
+            and not self._calls[0].alone
+            and call.job.module_hash in self.worker.seen
         )
 
     def give(self, call: QueuedCall) -> None:
-        """Queue a call; the worker must be free, or run calls of this queue already."""
+        """Queue a call that `takes` said yes to; `send` sends it."""
         call.queue = self
         self._calls.append(call)
-        if call.alone:
-            streams = call.watch is not None
-            message = frames.jobs_message([call.job], stream=streams, code=call.code)
-            self.worker.pipes.write(frames.to_frame(message))
-        else:
-            self._unsent.append(call.job)
-        if len(self._calls) == 1:
+        self.spare = self.spare or not call.job.cleared
+
+    def send(self, call: QueuedCall) -> None:
+        """Send a call that was given, with all others of this turn of the event loop."""
+        size = len(call.job.stdin) + sum(len(data) for _, data in call.job.files)
+        if call.brought is not None and call.code is not None:
+            size += len(call.code.machine)
+        call.way_s = size / _TRANSFER_BYTES_A_MS / 1000
+        if call.watch is not None:
+            call.watch.began()
+        if self._calls[0] is call:
             self.worker.pipes.hear = self._heard
             self._begin()
             if self.worker.pipes.ended:
                 self._loop.call_soon(self._heard)
-        if self._unsent and not self._sending:
+        self._unsent.append(call)
+        if not self._sending:
             self._sending = True
             self._loop.call_soon(self._send)
+
+    def give_back(self) -> None:
+        """Let go of the only call, which was not sent: it has no code yet."""
+        self._calls.pop().settle(None)
+        self._rest()
+        self._owner.dispatch()
 
     def clear(self) -> list[QueuedCall]:
         """Empty the queue and return its calls; the worker's answers are ignored from now on."""
@@ -145,8 +180,12 @@ class WorkerQueue:
     def _send(self) -> None:
         self._sending = False
         if self._unsent:
-            jobs, self._unsent = self._unsent, []
-            self.worker.pipes.write(frames.to_frame(frames.jobs_message(jobs)))
+            calls, self._unsent = self._unsent, []
+            first = calls[0]  # a call alone, or one of several that bring nothing
+            message = frames.jobs_message(
+                [call.job for call in calls], stream=first.watch is not None, code=first.brought
+            )
+            self.worker.pipes.write(frames.to_frame(message))
 
     def _allowed_s(self) -> float:
         first = self._calls[0]
@@ -208,7 +247,7 @@ class WorkerQueue:
                 self._begin()
         elif answered:
             self._rest()
-            self._owner.emptied(self)
+            self._owner.dispatch()
 
     def _is_answer(self, call: QueuedCall, message: dict[str, encoding.Value]) -> bool:
         """Take a message about the first call; return whether it is the last one.
@@ -217,7 +256,7 @@ class WorkerQueue:
             RecordInvalid, ProcessLost: it is none that the worker may say now.
         """
         kind = message.get("kind")
-        if kind == "running" and call.code is not None and not call.loaded:
+        if kind == "running" and call.brought is not None and not call.loaded:
             self.worker.empty_mailbox()
             call.loaded, call.way_s = True, 0
             self._begin()
@@ -233,7 +272,7 @@ class WorkerQueue:
         return True
 
     def _rest(self) -> None:
-        self._stalled = False
+        self._stalled = self.spare = False
         self.worker.pipes.hear = None
         if self._timer is not None:
             self._timer.cancel()
@@ -246,22 +285,18 @@ def _settle(call: QueuedCall, worker: SandboxProcess, message: dict[str, encodin
     Raises:
         RecordInvalid, ProcessLost: it is no answer to that call.
     """
-    done = call.done
     match message.get("kind"):
         case "result":
             result = frames.result_of(message, call.job, worker.engine, worker.config)
             watch = call.watch
             if watch is not None and not watch.finish(result.stdout, result.stderr):
                 raise ProcessLost("it broke the protocol: it takes back what it wrote")
-            if not done.done():
-                done.set_result(result)
+            call.settle(result)
         case "error":
             worker.empty_mailbox()  # it may be the code that it refuses
-            if not done.done():
-                done.set_exception(frames.error_of(message))
-        case "code_wanted" if call.code is None:
+            call.fail(frames.error_of(message))
+        case "code_wanted" if call.brought is None:
             worker.seen.discard(call.job.module_hash)
-            if not done.done():
-                done.set_result(None)
+            call.settle(None)
         case other:
             raise ProcessLost(f"it broke the protocol: it said {other!r}")

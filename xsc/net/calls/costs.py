@@ -86,6 +86,7 @@ COSTS: Final[Mapping[str, Cost]] = {
     "storage.keep": Cost(read_bytes=KIB // 2, asked=16 * KIB),
     "storage.stat": Cost(base=4_500, answered=_LARGEST),
     "storage.guard": Cost(synced=True),
+    "storage.healed": Cost(synced=True),
     "storage.unguard": Cost(synced=True),
     "storage.head_put": Cost(base=700, signatures=2, synced=True),
 }

@@ -112,7 +112,8 @@ def _check_token(given: str, tokens: Iterable[str]) -> None:
     if not any(hmac.compare_digest(said, f"Bearer {token}".encode()) for token in tokens):
         raise errors.Unauthorized(
             "the API needs the token of the node's home",
-            hint="it is in api.token; send it as `Authorization: Bearer …`",
+            hint="it is in api.token, that of metrics in metrics.token; send it as"
+            " `Authorization: Bearer …`",
         )
 
 

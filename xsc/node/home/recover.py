@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from xsc.base import errors, ids, limits
+from xsc.base.progress import Watch, unwatched
 from xsc.identity.envelope import Signed
 from xsc.ledger.incarnation import Noted, open_noted
 from xsc.net.peers import invitation, roster
@@ -159,7 +160,7 @@ async def read_directory(node: Node, body: directory.HeadBody) -> list[directory
 
 
 async def adopt_all(
-    node: Node, listed: Sequence[directory.DirectoryEntry]
+    node: Node, listed: Sequence[directory.DirectoryEntry], watch: Watch
 ) -> list[directory.DirectoryEntry]:
     """Take all objects back; return those that nobody who answered has."""
     turn = asyncio.Semaphore(RECOVERY_PARALLEL)
@@ -171,8 +172,10 @@ async def adopt_all(
                 await node.storage.adoption.adopt(item)
             except errors.ObjectUnknown:
                 lost.append(item)
+        progress(1)
 
-    await asyncio.gather(*(one(item) for item in listed))
+    with watch(len(listed)) as progress:
+        await asyncio.gather(*(one(item) for item in listed))
     await node.storage.catalogue.keep_versions(listed)
     return lost
 
@@ -201,7 +204,7 @@ async def resume_space(node: Node) -> None:
     It goes on above each sequence that they show. The earlier interval is left: this home does
     not know what was counted there.
     """
-    await node.space_store.leave()
+    await node.space.leave()
 
     async def take_back(peer: bytes) -> None:
         try:
@@ -232,6 +235,7 @@ async def find_objects(
     *,
     recovering: bool = False,
     without_silent: bool = False,
+    watch: Watch = unwatched,
 ) -> Found:
     """Make the newest objects of a node readable, and sign nothing but the next head.
 
@@ -243,6 +247,7 @@ async def find_objects(
         recovering: the home came from the key alone: there must be a directory, and nobody is
             waited for.
         without_silent: go on although peers are silent, or newer objects are not found.
+        watch: shows how many are looked for.
 
     Raises:
         PeerSilent: peers do not answer, or newer objects are not found.
@@ -283,7 +288,7 @@ async def find_objects(
     head, body = best
     listed = await read_directory(node, body)
     refs = {_ref(item) for item in listed}
-    missing = [item for item in await adopt_all(node, listed) if _ref(item) not in known]
+    missing = [item for item in await adopt_all(node, listed, watch) if _ref(item) not in known]
     # What the home lists itself stays listed although nobody answers for it now.
     lost = tuple(item.name for item in missing if _ref(item) not in unfound)
     if lost and waits:

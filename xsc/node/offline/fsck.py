@@ -9,6 +9,7 @@ from pathlib import Path
 from xsc.api import home as api
 from xsc.base import errors, ids, keyvalue, log
 from xsc.base.clock import Executor, InlineExecutor
+from xsc.base.progress import Watch, unwatched
 from xsc.db import leveldb
 from xsc.identity.keys import network_id
 from xsc.node.home import folder as homes
@@ -42,7 +43,13 @@ def damaged_body(found: Damage) -> api.Damaged:
 
 
 async def audited(
-    shards: StorageNode, space: keyvalue.KeyValue, network: bytes, executor: Executor, *, deep: bool
+    shards: StorageNode,
+    space: keyvalue.KeyValue,
+    network: bytes,
+    executor: Executor,
+    *,
+    deep: bool,
+    watch: Watch = unwatched,
 ) -> api.Audit:
     """Check a shard store and a space; return what was found.
 
@@ -52,8 +59,10 @@ async def audited(
         network: the id of its network.
         executor: does the work.
         deep: check every root and hash, too.
+        watch: shows how much was read.
     """
-    bodies = await shards.audit(deep=deep)
+    with watch(shards.used_bytes) as progress:
+        bodies = await shards.audit(deep=deep, progress=progress)
     records = await executor.run(replicas.audit, space, network=network)
     return api.Audit(
         bodies=bodies.bodies,
@@ -70,13 +79,14 @@ async def audited(
     )
 
 
-def check_home(path: Path, *, deep: bool, salvaged: bool) -> api.Audit:
+def check_home(path: Path, *, deep: bool, salvaged: bool, watch: Watch = unwatched) -> api.Audit:
     """Check the shard store and the space of a home; an index that is wrong is rebuilt.
 
     Args:
         path: the home; its node must not run.
         deep: check every root and hash, too.
         salvaged: first make the bodies anew out of what can be read.
+        watch: shows how much was read.
 
     Raises:
         HomeInvalid, HomeLocked: no home, or its node runs.
@@ -88,10 +98,14 @@ def check_home(path: Path, *, deep: bool, salvaged: bool) -> api.Audit:
     with homes.lock(path):
         kept = leveldb.salvage(path / "db" / "bodies") if salvaged else None
         network = homes.network_of(path)
-        return asyncio.run(_check(path / "db", network, deep=deep or salvaged, kept=kept))
+        return asyncio.run(
+            _check(path / "db", network, deep=deep or salvaged, kept=kept, watch=watch)
+        )
 
 
-async def _check(folder: Path, network: str, *, deep: bool, kept: Path | None) -> api.Audit:
+async def _check(
+    folder: Path, network: str, *, deep: bool, kept: Path | None, watch: Watch
+) -> api.Audit:
     stores = open_stores(folder, log.SilentLog())
     try:
         executor = InlineExecutor()
@@ -104,10 +118,10 @@ async def _check(folder: Path, network: str, *, deep: bool, kept: Path | None) -
         )
         rebuilt = (await node.start(rebuild=kept is not None)).rebuilt
         of = network_id(network)
-        found = await audited(node, stores.space, of, executor, deep=deep)
+        found = await audited(node, stores.space, of, executor, deep=deep, watch=watch)
         if found.index == "wrong":
             rebuilt = (await node.start(rebuild=True)).rebuilt
-            found = await audited(node, stores.space, of, executor, deep=deep)
+            found = await audited(node, stores.space, of, executor, deep=deep, watch=watch)
         where = None if kept is None else str(kept)
         return replace(found, index="rebuilt" if rebuilt else found.index, kept=where)
     finally:

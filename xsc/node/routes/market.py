@@ -461,7 +461,7 @@ async def consistent(node: Node, _: Nothing) -> list[api.Stamped]:
         except NotFound:
             continue
         said = node.commitments.heard.of(owner).commitment
-        unheard = node.space_store.causality.unheard(record.causality, owners)
+        unheard = node.space.causality.unheard(record.causality, owners)
         rows.append(
             api.Stamped(
                 node=owner,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 from xsc.api import monitor as api
 from xsc.api import serial
 from xsc.api.endpoint import Nothing
 from xsc.base.fields import take_int
 from xsc.base.ids import to_text
+from xsc.health.service import HealthRow
 from xsc.market.lease import Role
 from xsc.monitor import exposition
+from xsc.monitor.history import SAMPLE_MS
 from xsc.node.api.serving import filled
 from xsc.node.build import Node, market_settings
+from xsc.node.logging import sentence, without_secrets
 from xsc.node.routes import market
-from xsc.node.routes.status import status
+from xsc.node.routes.status import status_with
 from xsc.terms.quote import KINDS, Kind
 
 LOOK_MS = 15_000
@@ -22,31 +26,36 @@ LOOK_MS = 15_000
 LOOKS_A_SAMPLE = 4
 
 
-async def measures(node: Node, asked: Nothing) -> api.Measures:
+async def measures(node: Node, _: Nothing) -> api.Measures:
     """Say what the node measures of itself; all who ask within a second hear the same."""
     found = node.watch.fresh()
     if found is None:
-        found = node.watch.last = await _measured(node, asked, node.clock.now_ms())
+        found = node.watch.last = _measured(node, node.clock.now_ms())
     return found
 
 
 async def metrics(node: Node, asked: Nothing) -> str:
     """Say the same as metrics of Prometheus."""
-    return exposition.to_text(serial.document(await measures(node, asked), node.name_of))
+    found = await measures(node, asked)
+    if node.watch.told is None or node.watch.told[0] is not found:
+        text = exposition.to_text(serial.document(found, node.name_of))
+        node.watch.told = found, text
+    return node.watch.told[1]
 
 
-async def _measured(node: Node, asked: Nothing, now_ms: int) -> api.Measures:
+def _measured(node: Node, now_ms: int) -> api.Measures:
+    peers = node.health.table()
     return api.Measures(
         at_ms=now_ms,
-        status=await status(node, asked),
+        status=status_with(node, peers),
         margins=[
             api.Margin(margin=margin, objects=objects)
-            for margin, objects in sorted(node.storage.repairer.margins.items())
+            for margin, objects in sorted(node.storage.margins().items())
         ],
         kinds=_kinds(node),
         leases=_leases(node),
-        peers=_peers(node),
-        events=node.events.counts(),
+        peers=_peers(node, peers),
+        events=node.log.counts(),
         proofs=_proofs(node),
         queue_delay_ms=take_int(node.compute.describe(), "queue_ms"),
         loop_delay_ms=node.watch.loop_delay_ms,
@@ -55,7 +64,7 @@ async def _measured(node: Node, asked: Nothing, now_ms: int) -> api.Measures:
 
 def _proofs(node: Node) -> int:
     false = node.allocator.records.false_clearings()
-    return len(false) + node.ledger.chain.conflicts() + len(node.evidence.list())
+    return len(false) + node.ledger.chain.conflicts() + node.evidence.count()
 
 
 def _kinds(node: Node) -> list[api.KindMeasures]:
@@ -101,9 +110,9 @@ def _leases(node: Node) -> list[api.LeaseMeasures]:
     ]
 
 
-def _peers(node: Node) -> list[api.PeerMeasures]:
+def _peers(node: Node, rows: Sequence[HealthRow]) -> list[api.PeerMeasures]:
     now_ms = node.clock.now_ms()
-    ages = {peer: max(0, now_ms - seen) for peer, seen in node.sync.seen_ms.items()}
+    ages = {peer: max(0, now_ms - seen) for peer, seen in node.sync.asking.seen_ms.items()}
     accounts = node.payments.accounts
     return [
         filled(
@@ -116,7 +125,7 @@ def _peers(node: Node) -> list[api.PeerMeasures]:
             limit_micro=node.ledger.limit(row.node),
             head_age_ms=ages.get(row.node),
         )
-        for row in node.health.table()
+        for row in rows
     ]
 
 
@@ -133,10 +142,26 @@ async def acknowledge(node: Node, asked: api.Acknowledge) -> api.Acknowledged:
     return api.Acknowledged(alerts=await node.alerts.acknowledge(asked.id))
 
 
+async def log(node: Node, _: Nothing) -> list[api.LogLine]:
+    """Show the last lines of the log."""
+    return [
+        api.LogLine(
+            at_ms=line.at_ms,
+            level=line.level,
+            event=line.event,
+            says=sentence(line.level, line.event, without_secrets(line.fields)).removeprefix(
+                f"{line.level}: "
+            ),
+        )
+        for line in node.log.last()
+    ]
+
+
 async def history(node: Node, asked: api.Within) -> list[api.Sample]:
     """Show what was measured every minute."""
     since_ms = node.clock.now_ms() - asked.within_ms
-    return await node.history.read(since_ms, asked.points, node.peers.roster.all_peers())
+    samples = asked.within_ms // SAMPLE_MS + 1
+    return await node.history.read(since_ms, samples, asked.points, node.peers.roster.all_peers())
 
 
 async def run(node: Node) -> None:
@@ -145,7 +170,7 @@ async def run(node: Node) -> None:
     while True:
         for look in range(LOOKS_A_SAMPLE):
             found = await measures(node, Nothing())
-            await node.alerts.look(found, about)
             if not look:
                 await node.history.add(found)
+            await node.alerts.look(found, about)
             await node.clock.sleep_ms(LOOK_MS)

@@ -93,7 +93,7 @@ async def put(node: Node, asked: api.At, body: Body) -> api.Written:
     """Write a value."""
     path = _own_record_at(node, asked.at)
     value = await body.whole(limits.VALUE_BYTES_MAX, "a value")
-    return _written(node, path, await node.space.put(path, value))
+    return _written(node, path, (await node.space.put_all({path: value}))[path])
 
 
 async def remove(node: Node, asked: api.At) -> api.Written:
@@ -126,7 +126,8 @@ async def watch(node: Node, asked: api.Under) -> AsyncGenerator[api.Change | Non
 async def stats(node: Node, _: Nothing) -> api.Stats:
     """Count what the space holds."""
     found = await node.parts.executor.run(node.space.stats)
-    return filled(api.Stats, found, node.sync, subscriptions=node.sync.subscriptions())
+    sync, followed = node.sync, node.sync.subscriptions()
+    return filled(api.Stats, found, sync.asking, sync.answering, subscriptions=followed)
 
 
 async def compact(node: Node, asked: Nothing) -> api.Stats:
@@ -137,8 +138,8 @@ async def compact(node: Node, asked: Nothing) -> api.Stats:
 
 async def diagnostics(node: Node, _: Nothing) -> api.Diagnostics:
     """Show what is listed, followed and active."""
-    now_ms, clock = node.clock.now_ms(), node.space_store.clock
-    ages = {peer: max(0, now_ms - seen) for peer, seen in node.sync.seen_ms.items()}
+    now_ms, clock = node.clock.now_ms(), node.space.clock
+    ages = {peer: max(0, now_ms - seen) for peer, seen in node.sync.asking.seen_ms.items()}
     return api.Diagnostics(
         programs=[
             filled(api.Record, record, owner=node.key.node_id)

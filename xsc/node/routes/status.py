@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from xsc import __version__
 from xsc.api import status as api
 from xsc.api.endpoint import Nothing
 from xsc.base.fields import take_int
+from xsc.health.service import HealthRow
+from xsc.market.signing import LeaseExpiry
 from xsc.node.api.serving import filled
 from xsc.node.build import Node
 from xsc.node.routes.market import own_granted
@@ -17,6 +20,11 @@ from xsc.terms.slot import STEP
 
 async def status(node: Node, _: Nothing) -> api.Status:
     """Return the node's status."""
+    return status_with(node, node.health.table())
+
+
+def status_with(node: Node, peers: Sequence[HealthRow]) -> api.Status:
+    """Return the node's status, with peers as probes found them."""
     sandbox = node.compute.describe()
     offered, granted = _levels(node)
     return api.Status(
@@ -30,7 +38,7 @@ async def status(node: Node, _: Nothing) -> api.Status:
         peer_url=node.peer_url,
         addresses=list(node.peers.own_address.addresses()),
         uptime_s=(node.clock.monotonic_ms() - node.started_ms) // 1000,
-        peers=_peers(node),
+        peers=_peers(node, peers),
         storage=filled(
             api.StorageStatus,
             node.shards,
@@ -61,8 +69,7 @@ def _levels(node: Node) -> tuple[Counter[Kind], Counter[Kind]]:
     return offered, granted
 
 
-def _peers(node: Node) -> api.PeersStatus:
-    rows = node.health.table()
+def _peers(node: Node, rows: Sequence[HealthRow]) -> api.PeersStatus:
     up = [row for row in rows if row.state == "up"]
     return api.PeersStatus(
         known=len(rows),
@@ -77,11 +84,22 @@ def _leases(node: Node) -> api.LeasesStatus:
     soon = node.market.signing.ending(node.config.warned_ms)
     return api.LeasesStatus(
         ending=len(soon),
-        # The list of objects is gone through only where there is something to find.
-        objects=sum(bool(row.ending) for row in node.storage.ls()) if soon else 0,
+        objects=_objects_under(node, soon),
         first_end_ms=soon[0].end_ms if soon else None,
         reasons=sorted({item.reason for item in soon if item.reason}),
     )
+
+
+def _objects_under(node: Node, leases: Sequence[LeaseExpiry]) -> int:
+    """Return how many own objects have something under leases that end.
+
+    Going through all objects takes long: only where one or the other has changed.
+    """
+    seen = leases, node.directory.generation
+    if node.watch.ending[0] != seen:
+        objects = sum(bool(row.ending) for row in node.storage.ls()) if leases else 0
+        node.watch.ending = seen, objects
+    return node.watch.ending[1]
 
 
 async def version(node: Node, _: Nothing) -> api.Version:

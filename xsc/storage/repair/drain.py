@@ -111,7 +111,10 @@ class Departures:
 
     def _changed(self, change: Change) -> None:
         if change.path == UserSpacePaths.DEPARTURE:
+            before = change.owner in self._leaving
             self.look_at(change.owner)
+            if before == (change.owner in self._leaving):
+                return
             if change.owner != self.space.owner:
                 leaves = change.owner in self._leaving
                 event = "drain.peer_leaves" if leaves else "drain.peer_stays"
@@ -244,8 +247,10 @@ class Drain:
                 begun_ms = self._context.clock.monotonic_ms()
                 await self.count()
                 taken_ms = self._context.clock.monotonic_ms() - begun_ms
-                pause_ms = max(DRAIN_LOOK_MS, 10 * taken_ms)
-                await clock.rest(self._context.clock, self._woken, pause_ms)
+                # Peers can wake it as often as they like.
+                await self._context.clock.sleep_ms(10 * taken_ms)
+                left_ms = max(0, DRAIN_LOOK_MS - 10 * taken_ms)
+                await clock.rest(self._context.clock, self._woken, left_ms)
             await self._woken.wait()
             self._woken.clear()
 
@@ -380,8 +385,14 @@ class Drain:
         context, released_bytes = self._context, self._released_bytes(own[1])
 
         def signed() -> bytes:
+            orders, size_bytes = [], 0
+            for _, raw in self._orders():
+                orders.append(raw)
+                size_bytes += len(raw)
+                if size_bytes > DRAIN_PROOF_BYTES_MAX:
+                    raise TooLarge(f"a drain proof has at most {DRAIN_PROOF_BYTES_MAX} bytes")
             proof = DrainProof(
-                orders=tuple(raw for _, raw in self._orders()),
+                orders=tuple(orders),
                 released_bytes=released_bytes,
                 left_objects=remaining.left_objects,
                 said_ms=context.clock.now_ms(),

@@ -25,6 +25,8 @@ class NodeWatch:
         self.look_ms = max(1_000, min(30_000, grace_ms // 4))
         """How often to look what a change of the nodes calls for."""
         self._nodes: dict[bytes, NodeHistory] = {}
+        self._stays: dict[bytes, NodeHistory] = {}
+        """Of each peer, how it left the network and stayed: whoever does so is not steady."""
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -33,6 +35,11 @@ class NodeWatch:
         """Note which nodes are up."""
         now_ms = self._clock.monotonic_ms()
         hosts = self._client.hosts
+        leaving = self._client.leaving()
+        self._stays = {
+            node: observed(self._stays.get(node), up=node not in leaving, now_ms=now_ms, grace_ms=0)
+            for node in hosts.peers()
+        }
         for node in {*hosts.peers(), *self._nodes}:
             self._nodes[node] = observed(
                 self._nodes.get(node), up=hosts.is_up(node), now_ms=now_ms, grace_ms=self.grace_ms
@@ -73,7 +80,12 @@ class NodeWatch:
         up = {node for node in self._client.hosts.peers() if self._client.is_up(node)}
         if not also_unsteady:
             now_ms = self._clock.monotonic_ms()
-            up = {node for node in up if is_steady(self._nodes.get(node), now_ms, self.grace_ms)}
+            up = {
+                node
+                for node in up
+                if is_steady(self._nodes.get(node), now_ms, self.grace_ms)
+                and (node not in self._stays or is_steady(self._stays[node], now_ms, self.grace_ms))
+            }
         return frozenset(up | {self._client.own}) - self._client.leaving()
 
 

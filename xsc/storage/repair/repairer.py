@@ -136,8 +136,15 @@ class Repairer:
         """Segments of objects that are repaired at the same time."""
         self.recent: deque[tuple[bytes, Repaired]] = deque(maxlen=REPAIRS_A_ROUND_MAX)
         """What was repaired in this run, by reference, the oldest first."""
-        self.margins = Counter[int]()
-        """How many objects have a margin, counted in hosts that answer, in the last round."""
+        self._placed = Counter[tuple[tuple[bytes, ...], int]]()
+        """How many objects have such columns, and need so many of them, at the last look."""
+
+    def margins(self) -> Counter[int]:
+        """Return how many objects have a margin: shards at hosts that answer, less those needed."""
+        found = Counter[int]()
+        for (columns, needed), objects in self._placed.items():
+            found[sum(map(self._client.is_up, columns)) - needed] += objects
+        return found
 
     # When to look
 
@@ -174,11 +181,9 @@ class Repairer:
                 del self._kept_until_ms[ref]
                 self._again.add(ref)
             listed = [item async for item in turns.sliced(self._objects.refs())]
+            listed_ms = self._context.clock.monotonic_ms() - now_ms
             known = frozenset(ref for ref, _, _ in listed)
-            self.margins = Counter(
-                sum(map(self._client.is_up, placement.columns)) - placement.k
-                for _, placement, _ in listed
-            )
+            self._placed = Counter((tuple(sorted(each.columns)), each.k) for _, each, _ in listed)
             situation = (
                 self.watch.all_gone(),
                 self.watch.available(),
@@ -193,6 +198,8 @@ class Repairer:
                 await self.round(listed, everything=everything)
             kept_ms = min(self._kept_until_ms.values(), default=2**62) - now_ms
             rest_ms = min(self.watch.look_ms, max(1_000, kept_ms))
+            # Peers can wake it as often as they like: at most a fifth of the time is for lists.
+            await self._context.clock.sleep_ms(4 * listed_ms)
             await clock.rest(self._context.clock, self._woken, rest_ms)
 
     def _is_affected(self, placement: Placement, former: Collection[bytes]) -> bool:

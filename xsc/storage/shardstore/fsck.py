@@ -17,6 +17,7 @@ from typing import Final
 from xsc.base.errors import StoreDamaged
 from xsc.base.ids import to_text
 from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.progress import Progress, ignore_progress
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import Damage, IndexEntry
 
@@ -131,12 +132,15 @@ class Scanned:
     gaps: Gaps = field(default_factory=Gaps)
 
 
-def scan_bodies(store: KeyValue, before: int, *, deep: bool) -> Scanned:
+def scan_bodies(
+    store: KeyValue, before: int, *, deep: bool, progress: Progress = ignore_progress
+) -> Scanned:
     """Read all bodies of sequences below `before`; with `deep`, check their roots and hashes."""
     found = Scanned()
     for sequence, _, value in readable(store, formats.BODIES, 0, found.gaps, before - 1):
         if sequence >= before:
             break
+        progress(len(value))
         try:
             body = formats.decode_body(value)
         except StoreDamaged:

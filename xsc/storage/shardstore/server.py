@@ -38,6 +38,9 @@ from xsc.terms.storage_receipt import (
 ARRIVING_MAX = 4_096
 """Puts of customers of which it is counted what is stored, until their record comes."""
 
+STORED_SAID_S = 1.0
+"""How long after the record of an object it is logged that it is stored."""
+
 
 class ShardServer:
     """Answers the calls of customers about what lies in this node's shard store."""
@@ -72,7 +75,7 @@ class ShardServer:
         self._charge_read = charge_read
         self._log = context.log
         self._arrived: Bounded[tuple[bytes, bytes], int] = Bounded(ARRIVING_MAX)
-        """Bytes stored of objects whose record is still to come, by customer and object."""
+        """Bytes stored of objects that are not logged yet, by customer and object."""
         self._signer = batch_signer.BatchSigner(context.key, context.network)
         self._looks: turns.Turns[bytes] = turns.Turns()
         """One question at a time for each caller that reads much for some bytes."""
@@ -116,21 +119,23 @@ class ShardServer:
             for other, delta in held.items():
                 if other != lease_id:
                     self._leases.settle_use(other, delta)
-            self._note_stored(request, caller, sum(held.values()))
+            place = caller, locate
+            if more := sum(held.values()):
+                self._arrived.put(place, more + (self._arrived.get(place) or 0), caller)
+            if more and request.sealed is not None:
+                # Other columns of the last segment come beside the record.
+                later = asyncio.get_running_loop().call_later
+                later(STORED_SAID_S, self._say_stored, place, lease_id)
 
         write = writer.Write(bodies, settle)
         self._leases.admit(lease_id, caller, size)
         return write
 
-    def _note_stored(self, request: PutRequest, customer: bytes, size_bytes: int) -> None:
-        """Count what a put stored; log it with the record, which comes last."""
-        place = customer, request.locate
-        size_bytes += self._arrived.pop(place) or 0
-        if size_bytes and request.sealed is None:
-            self._arrived.put(place, size_bytes, customer)
-        elif size_bytes:
-            price_micro = self._leases.price(request.lease_id)
-            self._say("storage.stored", customer, size_bytes, price_micro=price_micro)
+    def _say_stored(self, place: tuple[bytes, bytes], lease_id: bytes) -> None:
+        """Log what came of an object."""
+        if size_bytes := self._arrived.pop(place):
+            price_micro = self._leases.price(lease_id)
+            self._say("storage.stored", place[0], size_bytes, price_micro=price_micro)
 
     def _say(self, event: str, customer: bytes, size_bytes: int, **more: object) -> None:
         used, capacity = self._node.used_bytes, self._node.writer.capacity_bytes

@@ -25,6 +25,7 @@ from typing import ParamSpec, TypeAlias, TypeVar
 from xsc.base import clock, ids, keyvalue, limits
 from xsc.base.errors import StoreDamaged, TooLarge, XscError
 from xsc.base.log import Log
+from xsc.base.progress import Progress, ignore_progress
 from xsc.storage.object import erasure, manifest
 from xsc.storage.object.inventory import (
     ColumnPresence,
@@ -474,11 +475,14 @@ class StorageNode:
         """Bodies known not to be readable any more, until they are stored anew or deleted."""
         return tuple(self._damaged.values())
 
-    async def audit(self, *, deep: bool = False) -> fsck.StoreAudit:
+    async def audit(
+        self, *, deep: bool = False, progress: Progress = ignore_progress
+    ) -> fsck.StoreAudit:
         """Compare index and totals with all bodies; what is damaged is noted for its owner.
 
         Args:
             deep: also check every root and hash.
+            progress: told of the bytes that were read, in any thread.
 
         Raises:
             StoreDamaged: the index cannot be read; a start rebuilds it.
@@ -487,7 +491,11 @@ class StorageNode:
             lambda: (self.writer.next_sequence, dict(self.usage), self._index.behind(b""))
         )
         audit = await self._executor.run(
-            lambda: fsck.compare(fsck.scan_bodies(self._bodies, before, deep=deep), entries, usage)
+            lambda: fsck.compare(
+                fsck.scan_bodies(self._bodies, before, deep=deep, progress=progress),
+                entries,
+                usage,
+            )
         )
         # What was deleted or stored anew since the scan of the index is no damage.
         damaged = await self.writer.look(self.writer.note_damage, audit.damaged)

@@ -291,7 +291,7 @@ class HostClient:
         expected = self._receipt(lease, locate, generation, shards)
         told = self._check_receipt(reply.header, expected, some=method == messages.HAVE)
         size = held_bytes(sum(item.size_bytes for item in told), len(told))
-        await self.hosts.used(lease.lease_id, size)
+        await self.hosts.used(lease.lease_id, size, found=method == messages.HAVE)
         return told
 
     async def fetch(

@@ -102,8 +102,8 @@ class Workers:
     def _start(self):
         while len(self.running) < self.count:
             spare = sum(not job.cleared for _, job in self.running) < self.count - self.kept
-            waiting = self.queue.next(spare=spare)
-            if waiting is None:
+            waiting = self.queue.next()
+            if waiting is None or not (spare or waiting.first().cleared):
                 return
             job = waiting.take()
             now_ms = self.clock.now_ms()

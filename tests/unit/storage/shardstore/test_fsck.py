@@ -122,8 +122,11 @@ def test_where_no_scan_gets_on_every_body_is_read_by_itself(known):
 async def test_a_sound_store_is_whole_and_counted_to_the_byte(disk):
     node = await fill(disk)
     for deep in (False, True):
-        audit = await node.audit(deep=deep)
+        told = []
+        audit = await node.audit(deep=deep, progress=told.append)
         assert audit.whole
+        assert len(told) == audit.bodies
+        assert 0 < sum(told) <= node.used_bytes
         assert audit.bytes_held == audit.bytes_counted == node.used_bytes
         assert audit.bodies == len(list(disk.bodies.scan(b"b", b"c")))
 

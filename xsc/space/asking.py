@@ -1,0 +1,164 @@
+"""Asks replicas, and verifies what they answer before it is returned. docs/design/space.md, S1."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TypeAlias
+
+from xsc.base import encoding, errors
+from xsc.base.clock import Clock
+from xsc.base.peering import Caller, Reply
+from xsc.identity.envelope import Signed
+from xsc.space import limits
+from xsc.space.messages import Answer, Sent
+from xsc.space.record import SpaceHead, SpaceRecord, open_dated, open_sent
+from xsc.space.store import SpaceStore
+
+MORE_THAN_ASKED = "a record that was not asked for"
+Offered: TypeAlias = "tuple[Signed[SpaceRecord], bytes | None]"
+"""A record that was verified, with its value where that came along."""
+
+
+def body_of(parts: Sequence[memoryview], size_max: int = limits.ANSWER_BYTES_MAX) -> memoryview:
+    """Return the one body of an answer.
+
+    Raises:
+        RecordInvalid: there is another number of them, or it is too long.
+    """
+    if len(parts) != 1 or len(parts[0]) > size_max:
+        raise errors.RecordInvalid("an answer of a replica has one body")
+    return parts[0]
+
+
+class Asking:
+    """What one node asks of replicas.
+
+    Args:
+        store: the space.
+        caller: reaches the replicas.
+        clock: the node's.
+        network: of the node.
+        spend: counts work that a peer causes, and returns how long it is to wait.
+    """
+
+    def __init__(
+        self,
+        store: SpaceStore,
+        caller: Caller,
+        clock: Clock,
+        network: bytes,
+        spend: Callable[[bytes, int], int],
+    ) -> None:
+        self._store = store
+        self._caller = caller
+        self._clock = clock
+        self._network = network
+        self._spend = spend
+        self.received_bytes = 0
+        self.seen_ms: dict[bytes, int] = {}
+        """Date of the newest head of each owner: its sign of life."""
+
+    async def call(
+        self,
+        peer: bytes,
+        method: str,
+        header: dict[str, encoding.Value],
+        *,
+        timeout_ms: int | None = None,
+    ) -> Reply:
+        """Ask a peer something, and count what it answers."""
+        reply = await self._caller.call(peer, method, header, timeout_ms=timeout_ms)
+        self.received_bytes += sum(map(len, reply.parts))
+        return reply
+
+    async def answer(self, peer: bytes, reply: Reply) -> Answer:
+        """Return the records and heads of a reply; they are not verified yet."""
+        body = body_of(reply.parts)
+        size_max = limits.ANSWER_BYTES_MAX
+        work = self._store.work
+        return await work.run(peer, len(body), Answer.from_bytes, bytes(body), size_max=size_max)
+
+    def head(self, peer: bytes, owner: bytes, raw: bytes) -> Signed[SpaceHead]:
+        """Return a head of a peer, verified."""
+        self._spend(peer, limits.RECORD_UNITS * (1 + len(raw) // limits.CHECKED_BYTES_A_RECORD))
+        head = open_dated(
+            raw, SpaceHead, owner=owner, network=self._network, now_ms=self._clock.now_ms()
+        )
+        self.seen_ms[owner] = max(self.seen_ms.get(owner, 0), head.record.written_ms)
+        return head
+
+    async def prove(
+        self,
+        peer: bytes,
+        owner: bytes,
+        head: Signed[SpaceHead],
+        before: Mapping[str, Mapping[str, bytes]],
+    ) -> tuple[set[str], set[str]]:
+        """Return the sections for which a head is proven by what is stored, and is not."""
+        proven, failed, compared = await self._store.prove(owner, head, before)
+        self._spend(peer, limits.RECORD_UNITS * compared // limits.PROOF_ROWS_A_RECORD)
+        return proven, failed
+
+    def opened(self, sent: Sent, owner: bytes) -> Signed[SpaceRecord]:
+        """Return a record of a peer, verified; a small value must be beside it."""
+        return open_sent(sent, owner, self._network, self._clock.now_ms())
+
+    async def with_values(
+        self, peer: bytes, owner: bytes, offered: Sequence[Offered]
+    ) -> AsyncIterator[Sequence[Offered]]:
+        """Give the records in parts; own ones and those that are checked come with large values."""
+        own = owner == self._store.owner
+        large = [
+            signed
+            for signed, value in offered
+            if value is None
+            and signed.record.digest is not None
+            and (own or self._store.has_schema(signed.record.path))
+        ]
+        yield [item for item in offered if item[0] not in large]
+        for signed in large:
+            cost = signed.record.size_bytes // limits.CHECKED_BYTES_A_RECORD
+            if pause_ms := self._spend(peer, limits.RECORD_UNITS * cost):
+                await self._clock.sleep_ms(pause_ms)
+            value = await self.fetch_value(peer, owner, signed.record)
+            if value is not None or own:  # else the peer has a newer record, and tells of it
+                yield [(signed, value)]
+
+    async def fetch_value(self, peer: bytes, owner: bytes, record: SpaceRecord) -> bytes | None:
+        """Return the value of a record from a peer; None where the peer does not have it."""
+        reply = await self.records(peer, owner, [record.path], whole=True)
+        found = (await self.answer(peer, reply)).records
+        if len(found) > 1:
+            raise errors.RecordInvalid(MORE_THAN_ASKED)
+        for sent in found:
+            cost = len(sent.raw) // limits.STAMP_BYTES_A_RECORD
+            self._spend(peer, limits.RECORD_UNITS * (1 + cost))
+            other = self.opened(sent, owner).record
+            if other.path != record.path:
+                raise errors.RecordInvalid(MORE_THAN_ASKED)
+            if other.digest == record.digest:
+                return sent.value
+        return None
+
+    async def records(
+        self, peer: bytes, owner: bytes, paths: list[str], *, whole: bool = False
+    ) -> Reply:
+        """Ask a peer for an owner's records at paths; `whole` ones have large values, too."""
+        asked: dict[str, encoding.Value] = {"owner": owner, "paths": [*paths], "whole": whole}
+        return await self.call(peer, "space.records", asked)
+
+    async def load(self, peer: bytes, owner: bytes, path: str) -> bytes:
+        """Return the value of a record here, fetched from a peer where it is not here yet.
+
+        Raises:
+            NotFound: no record is at the path, here or there.
+            RecordInvalid: the peer gave another value.
+        """
+        entry = self._store.get(path, owner)
+        if entry.value is not None:
+            return entry.value
+        value = await self.fetch_value(peer, owner, entry.signed.record)
+        if value is None:
+            raise errors.NotFound(f"the value of '{path}' is not there")
+        await self._store.keep_value(owner, path, value)
+        return value
