@@ -34,7 +34,7 @@ def test_a_custodian_that_missed_a_deletion_gives_back_what_it_repaired():
         capability = await put(owner, content(100))
         await custodians_of(world)
         ref = parse_verify(capability).manifest_hash
-        custodians = [node for node in world.nodes if list(node.storage.custodian.objects())]
+        custodians = [node for node in world.nodes if list(node.storage.custodian.store.objects())]
         names = {world.name(world.index_of(node.key.node_id)) for node in custodians}
         hosts = [world.index_of(host.node) for host in (await owner.storage.stat(capability)).hosts]
         silent = next(f"node-{i}" for i in hosts if i and f"node-{i}" not in names)
@@ -45,7 +45,9 @@ def test_a_custodian_that_missed_a_deletion_gives_back_what_it_repaired():
 
         def held():
             return [
-                ward.held for node in custodians for _, ward in node.storage.custodian.objects()
+                ward.held
+                for node in custodians
+                for _, ward in node.storage.custodian.store.objects()
             ]
 
         await world.until(lambda: any(held()), within_ms=900_000)

@@ -167,7 +167,9 @@ async def read_all(world, reader, kept):
 
 
 def in_custody_at(world, index):
-    return [ward for _, ward in world.nodes[index].storage.custodian.objects() if not ward.ended]
+    return [
+        ward for _, ward in world.nodes[index].storage.custodian.store.objects() if not ward.ended
+    ]
 
 
 def counted_exactly(world, nodes):

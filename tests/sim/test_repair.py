@@ -306,7 +306,7 @@ async def custodians_of(world, owner=0):
     def wards():
         found = {}
         for index, other in enumerate(world.nodes):
-            for ref, ward in other.storage.custodian.objects():
+            for ref, ward in other.storage.custodian.store.objects():
                 if ward.owner == node:
                     found.setdefault(ref, []).append((len(ward.before), index))
         return found
@@ -342,7 +342,7 @@ def test_custodians_heal_while_the_owner_is_away_and_it_takes_over_when_it_is_ba
                 not any(
                     ward.held
                     for node in world.nodes
-                    for _, ward in node.storage.custodian.objects()
+                    for _, ward in node.storage.custodian.store.objects()
                 )
             ),
             within_ms=1_200_000,
@@ -378,7 +378,7 @@ def test_a_deleted_object_is_in_custody_no_more():
         capability = await put(world.nodes[0], content(MIB))
         await custodians_of(world)
         await world.nodes[0].storage.rm(capability)
-        assert not any(list(node.storage.custodian.objects()) for node in world.nodes)
+        assert not any(list(node.storage.custodian.store.objects()) for node in world.nodes)
         await world.crash(0)
         await world.clock.sleep_ms(400_000)
         assert moves(world) == 0

@@ -351,7 +351,7 @@ class StorageService:
         of the transfers that a crash may have cut off.
         """
         held, doubts = self.resume_journals.orders()
-        for records in (self.catalogue.entries(), self.custodian.objects()):
+        for records in (self.catalogue.entries(), self.custodian.store.objects()):
             for _, record in records:
                 for item in record.held:
                     held[item.lease_id] += item.size_bytes

@@ -480,7 +480,7 @@ class Oracle:
         for index in self.up():
             now = {
                 (ward.owner, parse_verify(ward.capability).manifest_hash)
-                for _, ward in self.world.nodes[index].storage.custodian.objects()
+                for _, ward in self.world.nodes[index].storage.custodian.store.objects()
                 if ward.owner != self.foe
             }
             for owner, ref in self.wards.get(index, set()) - now:
@@ -618,7 +618,9 @@ class Oracle:
                     LEASES_A_CUSTOMER_MAX,
                 ),
                 "wards": (
-                    sum(ward.owner == self.foe for _, ward in node.storage.custodian.objects()),
+                    sum(
+                        ward.owner == self.foe for _, ward in node.storage.custodian.store.objects()
+                    ),
                     CUSTODY_OBJECTS_A_PEER_MAX,
                 ),
                 "services": (

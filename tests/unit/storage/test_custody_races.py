@@ -30,7 +30,7 @@ async def handed_over(world, *, held=()):
 
 def in_custody(host, ref):
     """Return the entry of node 0's object."""
-    return dict(host.service.custodian.objects()).get(host.world[0].id + ref)
+    return dict(host.service.custodian.store.objects()).get(host.world[0].id + ref)
 
 
 def test_what_is_given_back_is_freed_under_each_lease_that_it_lay_under():
@@ -173,6 +173,11 @@ def test_an_object_that_is_deleted_while_it_is_handed_over_is_in_nobodys_custody
     play(story, 5)
 
 
+def guarding(world):
+    """Return the nodes that have something in custody."""
+    return [host for host in world.hosts if list(host.service.custodian.store.objects())]
+
+
 async def custodians(owner, custodian):
     """Do once what both do again and again; return how many objects are guarded."""
     for host in (owner, custodian):
@@ -185,7 +190,7 @@ async def custodians(owner, custodian):
             custody.report_all,
         ):
             await work()
-    return len(list(custodian.service.custodian.objects()))
+    return len(list(custodian.service.custodian.store.objects()))
 
 
 def test_a_custodian_that_missed_a_deletion_is_told_when_it_is_back():
@@ -202,6 +207,33 @@ def test_a_custodian_that_missed_a_deletion_is_told_when_it_is_back():
         assert len(list(owner.state.scan(ASSIGNED, ASSIGNED + b"\xff"))) == 1
 
     play(story)
+
+
+@pytest.mark.parametrize("also_silent", [False, True])
+def test_a_custodian_that_was_replaced_is_told_of_the_deletion(also_silent):
+    """One that was gone for the grace, or that missed one call meanwhile."""
+
+    async def story(world):
+        owner = world[0]
+        done = await put(owner, content(100), code=(1, 1))
+        await custodians(owner, world[1])
+        first, second = guarding(world)
+        owner.service.repairer.watch.look()
+        first.up = False
+        owner.service.repairer.watch.look()
+        world.clock.advance_to(world.clock.now_ms() + SETTINGS.repair_grace_ms + 1)
+        owner.service.repairer.watch.look()
+        second.up = not also_silent
+        await custodians(owner, world[1])
+        assert len(guarding(world)) == (4 if also_silent else 3)
+        second.up = first.up = True
+        owner.service.repairer.watch.look()
+        await owner.service.rm(done.capability)
+        await custodians(owner, world[1])
+        assert guarding(world) == []
+        assert not list(owner.state.scan(ASSIGNED, ASSIGNED + b"\xff"))
+
+    play(story, 6)
 
 
 def test_a_custodian_that_is_no_peer_any_more_is_not_told_for_ever():

@@ -38,7 +38,7 @@ async def gc(node: Node, _: Nothing) -> api.Collected:
 async def _progress(node: Node, wait_ms: int = 0) -> api.Drain:
     await node.storage.drain.counted(wait_ms)
     owed = [node.market.owed_micro(each) for each in node.market.store.accounts("provider")]
-    guarded = sum(bool(item.held) for _, item in node.storage.custodian.objects())
+    guarded = sum(bool(item.held) for _, item in node.storage.custodian.store.objects())
     return node.storage.drain.status(guarded, sum(owed))
 
 

@@ -32,7 +32,7 @@ from typing import Final, NamedTuple, Self
 from xsc.base import errors, limits, units
 
 UNBOUNDED = 10**6
-EFFORT_MAX = 100_000
+EFFORT_MAX = 10_000
 """Columns that a plan places, in all flows that it tries: about a second for dozens of nodes."""
 STEPS_MAX = 100_000
 """Caps and targets that a plan looks at."""
@@ -355,16 +355,17 @@ def plan_around(
     steps = count()
 
     @cache
-    def wide_enough(kind: int, survive: int) -> list[tuple[int, ...]]:
+    def wide_enough(kind: int, survive: int) -> tuple[tuple[int, ...], ...]:
         """Return the caps of a kind, unknown ones last, that could hold n columns at all."""
-        return [
+        # A tuple, as `product` copies a list at every target.
+        return tuple(
             (*caps, rest)
             for caps, rest in takewhile(
                 lambda _: next(steps) < STEPS_MAX, _caps(len(network.known[kind]), survive, m)
             )
             if (unknown[kind] or rest in (0, UNBOUNDED))
             and sum(caps) + (rest if unknown[kind] else 0) >= n
-        ]
+        )
 
     mosts = [most for _, most in bounds]
     kept = [least for least, _ in bounds]
@@ -379,6 +380,19 @@ def plan_around(
             if network.effort > EFFORT_MAX:
                 return None
     return None
+
+
+def spread_evenly(bounds: Sequence[tuple[int, int]], n: int) -> tuple[int, ...]:
+    """Return how many of n columns each node holds, the preferred ones first, as even as they may.
+
+    For what the planner gives up: an object that is too wide, or labels that are too many.
+    """
+    held = [kept for kept, _ in bounds]
+    for level in range(1, n + 1):
+        for index, (_, most) in enumerate(bounds):
+            if held[index] < min(level, most) and sum(held) < n:
+                held[index] += 1
+    return tuple(held)
 
 
 def plan(
@@ -397,18 +411,15 @@ def plan(
     spread evenly over the first hosts, where that keeps the contract.
     """
     assert hosts
-    held = plan_around(tuple(hosts), ((0, n),) * len(hosts), n, m, contract)
-    if held is None:
-        even = [hosts[column % len(hosts)] for column in range(n)]
-        return tuple(host.node for host in even) if survival(even, m).meets(contract) else None
-    left = list(held)
-    columns: list[bytes] = []
+    bounds = ((0, n),) * len(hosts)
+    left = list(plan_around(tuple(hosts), bounds, n, m, contract) or spread_evenly(bounds, n))
+    columns: list[HostLabels] = []
     while len(columns) < n:
         for index, host in enumerate(hosts):
             if left[index]:
                 left[index] -= 1
-                columns.append(host.node)
-    return tuple(columns)
+                columns.append(host)
+    return tuple(host.node for host in columns) if survival(columns, m).meets(contract) else None
 
 
 def attainable(hosts: Sequence[HostLabels], n: int, m: int, contract: Contract) -> Contract:

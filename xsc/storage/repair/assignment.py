@@ -28,7 +28,7 @@ ASSIGNED: Final = b"storage/told/"
 
 
 class AssignedCustodians(Record):
-    """The custodians of an object, in the order of their turns."""
+    """The custodians of an object in the order of their turns, then those that were replaced."""
 
     KIND: ClassVar[str] = "told"
 
@@ -94,8 +94,9 @@ class CustodianAssignment:
         ]
         asked = []
         async for ref, _, _ in turns.sliced(self._objects.refs()):
-            assigned = self._assigned(ref)
-            if len(assigned) >= min(limits.CUSTODIANS, len(up)) and not self._gone(assigned):
+            custodians = self._assigned(ref)[: limits.CUSTODIANS]
+            standing = len(custodians) - len(self._gone(custodians))
+            if standing >= min(limits.CUSTODIANS, len(up)):
                 continue
             asked.append(self._ask(ref, up))
             if len(asked) == limits.BATCH_CALLS_MAX:
@@ -127,8 +128,10 @@ class CustodianAssignment:
             if maintained is None:
                 return
             agreed = await self._agreed(maintained, up, assigned)
-            if agreed != assigned:
-                await self._write(ref, agreed, also_empty=True)
+            # Who was replaced keeps it in custody until it is told of the deletion.
+            nodes = tuple(dict.fromkeys((*agreed, *assigned)))
+            if nodes != assigned:
+                await self._write(ref, nodes, also_empty=True)
 
     async def _agreed(
         self, maintained: MaintainedObject, up: Sequence[bytes], assigned: tuple[bytes, ...]

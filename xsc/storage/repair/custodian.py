@@ -220,10 +220,6 @@ class Custodian:
 
     # Registry of the repairer
 
-    def objects(self) -> Iterator[tuple[bytes, ObjectInCustody]]:
-        """Yield the objects in custody, by owner and manifest hash."""
-        return self.store.objects()
-
     def _acts(self, entry: ObjectInCustody) -> bool:
         """Say whether it is this node's turn: the owner has been silent for that long."""
         if self._own in self._client.leaving() or not self._accepts(entry.owner):
@@ -232,7 +228,7 @@ class Custodian:
 
     def refs(self) -> Iterator[tuple[bytes, Placement, Collection[bytes]]]:
         """Yield what to look after: objects of absent owners, or with copies to delete."""
-        for ref, entry in self.objects():
+        for ref, entry in self.store.objects():
             if not entry.ended and (entry.held or self._acts(entry)):
                 former = maintained_object.former_hosts(entry.placement.columns, entry.held)
                 yield ref, entry.placement, former
@@ -330,7 +326,7 @@ class Custodian:
 
     async def end_all(self) -> None:
         """Delete the copies of objects whose custody has ended."""
-        for ref in [ref async for ref, entry in turns.sliced(self.objects()) if entry.ended]:
+        for ref in [ref async for ref, entry in turns.sliced(self.store.objects()) if entry.ended]:
             # A repair under way stops, and writes what is where, before this begins.
             async with self.turns.of(ref), self._rows.of(ref):
                 entry = self.store.get(ref)
@@ -351,7 +347,7 @@ class Custodian:
         """
         # There can be thousands of objects of one owner, and each call waits for its time limit.
         silent: set[bytes] = set()
-        for ref, entry in [item async for item in turns.sliced(self.objects())]:
+        for ref, entry in [item async for item in turns.sliced(self.store.objects())]:
             resigns = not entry.held and not self._accepts(entry.owner)
             if entry.ended or not (entry.held or resigns):
                 continue

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Final
 
-from xsc.storage.object.durability import Contract, HostLabels, plan_around, survival
+from xsc.storage.object.durability import Contract, HostLabels, plan_around, spread_evenly, survival
 
 MOVES_TRIED_MAX: Final = 256
 """Limit of the choices of columns that are tried; beyond it nothing moves."""
@@ -110,10 +110,7 @@ def _fill(layout: Layout, kept: Counter[bytes], targets: frozenset[bytes]) -> _F
     n, m = kept.total() + placing, max(0, layout.m - (wanted - placing))
     held = plan_around(hosts, bounds, n, m, layout.contract)
     meets = held is not None
-    if held is None:
-        held = plan_around(hosts, bounds, n, m, Contract())
-    if held is None:
-        return None
+    held = held or plan_around(hosts, bounds, n, m, Contract()) or spread_evenly(bounds, n)
     after = [host for host, count in zip(hosts, held, strict=True) for _ in range(count)]
     new = tuple(node for node, has in zip(nodes, held, strict=True) if has > kept[node])
     return _Filling(placing, meets, len({*after}), kept, new, survival(after, m))
@@ -137,17 +134,11 @@ def _place_displaced(layout: Layout, able: frozenset[bytes]) -> Move | None:
     kept = Counter(n for c, n in enumerate(layout.columns) if c not in layout.displaced)
     # A node that lost a column may lose it again.
     losers = {layout.columns[column] for column in layout.displaced}
-    best: tuple[_Filling, frozenset[bytes]] | None = None
-    for targets in (able - {layout.own} - losers, able - {layout.own}, able):
-        filled = _fill(layout, kept, targets)
-        if filled is None:
-            continue
-        worth = filled.placing, filled.meets, filled.spread
-        if best is None or worth > (best[0].placing, best[0].meets, best[0].spread):
-            best = filled, targets
-    if best is None:
+    choices = (able - {layout.own} - losers, able - {layout.own}, able)
+    plans = [(plan, among) for among in choices if (plan := _fill(layout, kept, among))]
+    if not plans:
         return None
-    filled, targets = best
+    filled, targets = max(plans, key=lambda each: (each[0].placing, each[0].meets, each[0].spread))
     column = min(layout.displaced)
     before = layout.columns[column]
     node = next((node for node in filled.new if node != before), filled.new[0])

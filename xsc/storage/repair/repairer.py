@@ -282,7 +282,8 @@ class Repairer:
                     self._failed(ref, fault)
                     return None
                 reported = bool(self.reports.waiting(ref))
-                if needs_repair(survey, self.watch.available(), reported=reported):
+                able, run = self.watch.available(), self._context.executor.run
+                if await run(needs_repair, survey, able, reported=reported):
                     return survey.margin
                 self._warned.pop(ref, None)
                 return None

@@ -42,12 +42,12 @@ def test_what_one_owner_has_in_custody_is_no_matter_of_another():
         await refused(CapabilityInvalid, GUARD, good | {"capability": "xsc:v:abc"})
         await refused(RecordInvalid, GUARD, good | {"before": [bytes(32)] * 17})
         await refused(NotAllowed, UNGUARD, {"object": ref})
-        assert list(custodian.storage.custodian.objects()) == []
+        assert list(custodian.storage.custodian.store.objects()) == []
         # Whoever holds the capability may register it first, and takes nothing from the owner.
         await other.peers.call(custodian.key.node_id, GUARD, good)
         await owner.peers.call(custodian.key.node_id, GUARD, good)
         await owner.peers.call(custodian.key.node_id, GUARD, good)
-        wards = dict(custodian.storage.custodian.objects())
+        wards = dict(custodian.storage.custodian.store.objects())
         assert {key[:32] for key in wards} == {owner.key.node_id, other.key.node_id}
         # What is not of the owner that it is guarded for is not repaired.
         repairer = custodian.storage.custody_repairer
@@ -56,7 +56,7 @@ def test_what_one_owner_has_in_custody_is_no_matter_of_another():
                 custodian.storage.custodian.load(other.key.node_id + ref)
             )
         await other.peers.call(custodian.key.node_id, UNGUARD, {"object": ref})
-        assert list(dict(custodian.storage.custodian.objects())) == [owner.key.node_id + ref]
+        assert list(dict(custodian.storage.custodian.store.objects())) == [owner.key.node_id + ref]
         # A report changes nothing, whoever it is by.
         before = owner.storage.catalogue.entry(ref)
         for node in (custodian, other):
@@ -70,7 +70,7 @@ def test_what_one_owner_has_in_custody_is_no_matter_of_another():
         assert reply.header == {"ended": False, "release": False}
         assert owner.storage.catalogue.entry(ref) == before
         await owner.peers.call(custodian.key.node_id, UNGUARD, {"object": ref})
-        assert list(custodian.storage.custodian.objects()) == []
+        assert list(custodian.storage.custodian.store.objects()) == []
 
     run(61, 3, play)
 
@@ -86,7 +86,7 @@ def test_a_peer_that_refuses_custody_is_left_out_and_others_are_asked():
                 node.key.node_id, 500_000 if node is world.nodes[1] else 1_000
             )
         await put(owner, content(MIB))
-        guarding = [node.storage.custodian for node in world.nodes]
+        guarding = [node.storage.custodian.store for node in world.nodes]
         await world.until(lambda: sum(len(list(custody.objects())) for custody in guarding) == 2)
         assert list(guarding[1].objects()) == list(guarding[2].objects()) == []
         asked = len(world.net.trace)
@@ -128,7 +128,7 @@ def test_a_custodian_that_resigns_says_so_and_another_takes_its_place():
             return [
                 index
                 for index, node in enumerate(world.nodes)
-                if list(node.storage.custodian.objects())
+                if list(node.storage.custodian.store.objects())
             ]
 
         await world.until(lambda: len(guarding()) == 2)
@@ -138,7 +138,7 @@ def test_a_custodian_that_resigns_says_so_and_another_takes_its_place():
         await world.restart(leaves)
         await world.until(lambda: len(guarding()) == 2 and leaves not in guarding())
         assert stays in guarding()
-        assert list(world.nodes[leaves].storage.custodian.objects()) == []
+        assert list(world.nodes[leaves].storage.custodian.store.objects()) == []
 
     run(63, 5, play)
 
@@ -151,7 +151,7 @@ def test_many_objects_are_handed_over_in_few_requests():
         begun = len(world.net.trace)
         await owner.storage.assignment.ask_all()
         for node in world.nodes[1:]:
-            assert len(list(node.storage.custodian.objects())) == 40
+            assert len(list(node.storage.custodian.store.objects())) == 40
         sent = [e for e in world.net.trace[begun:] if e.source == "node-0" and e.what == "sent"]
         assert len(sent) < 20  # for 80 calls
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.storage.object.durability import Contract, HostLabels, survival
+from xsc.storage.object.durability import PLANNED_PARITY_MAX, Contract, HostLabels, survival
 from xsc.storage.repair.migration import Layout, next_move
 
 NODES = [bytes([node]) * 32 for node in range(10)]
@@ -73,6 +73,34 @@ def test_the_own_node_and_the_place_of_the_loss_come_last():
     assert wanted([OWN]).targets == {OWN}
     assert wanted([NODES[1]]) is None
     assert wanted([]) is None
+
+
+@pytest.mark.parametrize("m", [PLANNED_PARITY_MAX, PLANNED_PARITY_MAX + 1])
+@pytest.mark.parametrize("contract", [Contract(), Contract(1)])
+def test_an_object_of_any_width_is_repaired_as_far_as_there_are_nodes(m, contract):
+    nodes = [bytes([node]) * 32 for node in range(m + 4)]
+    layout = layout_of(nodes[1 : m + 3], {0, 4, 5}, m=m, contract=contract)
+    after, _ = follow(layout, nodes[7:])
+    assert after.displaced == {4, 5}
+    assert after.columns[0] == nodes[-1]
+    after, _ = follow(layout, nodes[1:])
+    assert not after.displaced
+    assert len(set(after.columns)) == m + 2
+
+
+def test_an_object_of_any_width_with_several_columns_a_node_is_repaired_evenly():
+    columns = NODES[1:5] * 5
+    layout = layout_of(columns, {1, 5, 9, 13, 17}, m=PLANNED_PARITY_MAX + 1)
+    after, _ = follow(layout, [NODES[1], *NODES[3:6]])
+    assert set(Counter(after.columns).values()) == {5}
+
+
+def test_an_object_is_repaired_where_the_search_for_the_best_place_gives_up(monkeypatch):
+    monkeypatch.setattr("xsc.storage.object.durability.EFFORT_MAX", 0)
+    # Plans are kept: of these nodes no other test may ask.
+    nodes = [bytes([node]) * 32 for node in range(100, 108)]
+    move = next_move(layout_of(nodes[:6], {0}, contract=Contract(1)), nodes[1:])
+    assert (move.column, move.targets) == (0, set(nodes[6:]))
 
 
 def test_nodes_that_do_as_well_as_each_other_are_all_named():
