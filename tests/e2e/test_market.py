@@ -31,7 +31,9 @@ def test_offers_and_needs_are_made_edited_told_to_peers_and_withdrawn(small_net)
     made = bob("market need compute 501Mfuel/s --price 0.00002")
     need = made.line
     # 510 Mfuel/s are 1.836 Tfuel an hour; of storage a GiB for each hour.
-    assert made.err == "it comes to at most 0.881280 credits within a day, 26.438400 within 30 days\n"
+    assert (
+        made.err == "it comes to at most 0.881280 credits within a day, 26.438400 within 30 days\n"
+    )
     held = bob("market need storage 1GiB --price 0.001")
     assert held.err.splitlines() == [
         "it comes to at most 0.024000 credits within a day, 0.720000 within 30 days",
