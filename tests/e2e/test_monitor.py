@@ -50,6 +50,7 @@ def test_the_token_of_metrics_opens_nothing_else_and_stays(tmp_path):
     net.down()
     net.up()
     assert path.read_text().strip() == token
+    net.down()
 
 
 def test_a_lost_host_is_told_of_once_and_shown_until_acknowledged(tmp_path):

@@ -515,12 +515,16 @@ def test_a_node_that_nobody_reaches_learns_it_from_those_that_try():
 
     async def play(world):
         node, others = world.nodes[0], world.nodes[1:]
-        await world.until(lambda: status._peers(node).not_reached_by == len(others))
-        said = status._peers(node)
+        await world.until(
+            lambda: status._peers(node, node.health.table()).not_reached_by == len(others)
+        )
+        said = status._peers(node, node.health.table())
         assert (said.known, said.healthy, said.reached_by) == (2, 2, 0)
         assert [_row(node, peer).reaches_us for peer in node.peers.peers()] == [False, False]
         node.peers.own_address.advertise = ()
-        await world.until(lambda: status._peers(node).reached_by == len(others))
+        await world.until(
+            lambda: status._peers(node, node.health.table()).reached_by == len(others)
+        )
 
     run(13, 3, play, prepare=prepare, kind=Hidden)
 

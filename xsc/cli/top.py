@@ -41,11 +41,12 @@ _ENDS: Final = (b"q", b"Q", b"")
 @click.command(cls=Command)
 @option("--once", is_flag=True, help="Print the picture once.")
 def top(settings: Settings, *, once: bool) -> None:
-    """Follow the node in one picture: storage, jobs, peers, market, tiers, alerts and log.
+    """Follow the node in one picture.
 
-    It changes with the node, every 2 seconds at most; q or Ctrl-C ends it. While the node does
-    not answer, the last picture stays. Where the output is no terminal, or one that cannot move
-    its cursor, the picture is printed once. With --json that is the document of GET /v1/measures.
+    It shows storage, jobs, peers, market, tiers, alerts and log, and changes every 2 seconds at
+    most; q or Ctrl-C ends it. While the node does not answer, the last picture stays. Where the
+    output is no terminal, or one that cannot move its cursor, the picture is printed once. With
+    --json that is the document of GET /v1/measures.
     """
     calls = settings.calls()
     if settings.json:
