@@ -138,17 +138,23 @@ class Repairer:
         """What was repaired in this run, by reference, the oldest first."""
         self._placed = Counter[tuple[tuple[bytes, ...], int]]()
         """How many objects have such columns, and need so many of them, at the last look."""
+        self._margins: tuple[frozenset[bytes] | None, Counter[int]] = None, Counter()
+        """The margins, as long as the same nodes are up."""
 
     def margins(self) -> Counter[int]:
         """Return how many objects have a margin: shards at hosts that answer, less those needed."""
-        found = Counter[int]()
-        for (columns, needed), objects in self._placed.items():
-            found[sum(map(self._client.is_up, columns)) - needed] += objects
-        return found
+        up = frozenset(filter(self._client.is_up, {self._client.own, *self._client.hosts.peers()}))
+        if self._margins[0] != up:
+            found = Counter[int]()
+            for (columns, needed), objects in self._placed.items():
+                found[sum(node in up for node in columns) - needed] += objects
+            self._margins = up, found
+        return self._margins[1].copy()
 
     def note_placed(self, placement: Placement) -> None:
         """Count an object for its margin, until the next look at all of them."""
         self._placed[tuple(sorted(placement.columns)), placement.k] += 1
+        self._margins = None, Counter()
 
     # When to look
 
@@ -187,7 +193,7 @@ class Repairer:
             listed = [item async for item in turns.sliced(self._objects.refs())]
             listed_ms = self._context.clock.monotonic_ms() - now_ms
             known = frozenset(ref for ref, _, _ in listed)
-            self._placed = Counter()
+            self._placed, self._margins = Counter(), (None, Counter())
             for _, placement, _ in listed:
                 self.note_placed(placement)
             situation = (
