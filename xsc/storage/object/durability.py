@@ -382,19 +382,6 @@ def plan_around(
     return None
 
 
-def spread_evenly(bounds: Sequence[tuple[int, int]], n: int) -> tuple[int, ...]:
-    """Return how many of n columns each node holds, the preferred ones first, as even as they may.
-
-    For what the planner gives up: an object that is too wide, or labels that are too many.
-    """
-    held = [kept for kept, _ in bounds]
-    for level in range(1, n + 1):
-        for index, (_, most) in enumerate(bounds):
-            if held[index] < min(level, most) and sum(held) < n:
-                held[index] += 1
-    return tuple(held)
-
-
 def plan(
     hosts: Sequence[HostLabels], n: int, m: int, contract: Contract
 ) -> tuple[bytes, ...] | None:
@@ -411,15 +398,18 @@ def plan(
     spread evenly over the first hosts, where that keeps the contract.
     """
     assert hosts
-    bounds = ((0, n),) * len(hosts)
-    left = list(plan_around(tuple(hosts), bounds, n, m, contract) or spread_evenly(bounds, n))
-    columns: list[HostLabels] = []
+    held = plan_around(tuple(hosts), ((0, n),) * len(hosts), n, m, contract)
+    if held is None:
+        even = [hosts[column % len(hosts)] for column in range(n)]
+        return tuple(host.node for host in even) if survival(even, m).meets(contract) else None
+    left = list(held)
+    columns: list[bytes] = []
     while len(columns) < n:
         for index, host in enumerate(hosts):
             if left[index]:
                 left[index] -= 1
-                columns.append(host)
-    return tuple(host.node for host in columns) if survival(columns, m).meets(contract) else None
+                columns.append(host.node)
+    return tuple(columns)
 
 
 def attainable(hosts: Sequence[HostLabels], n: int, m: int, contract: Contract) -> Contract:

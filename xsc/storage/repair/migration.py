@@ -11,12 +11,12 @@ out of the next plan. Design: docs/design/storage-repair.md.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Final
 
-from xsc.storage.object.durability import Contract, HostLabels, plan_around, spread_evenly, survival
+from xsc.storage.object.durability import Contract, HostLabels, plan_around, survival
 
 MOVES_TRIED_MAX: Final = 256
 """Limit of the choices of columns that are tried; beyond it nothing moves."""
@@ -110,10 +110,23 @@ def _fill(layout: Layout, kept: Counter[bytes], targets: frozenset[bytes]) -> _F
     n, m = kept.total() + placing, max(0, layout.m - (wanted - placing))
     held = plan_around(hosts, bounds, n, m, layout.contract)
     meets = held is not None
-    held = held or plan_around(hosts, bounds, n, m, Contract()) or spread_evenly(bounds, n)
+    held = held or plan_around(hosts, bounds, n, m, Contract()) or _evenly(bounds, n)
     after = [host for host, count in zip(hosts, held, strict=True) for _ in range(count)]
     new = tuple(node for node, has in zip(nodes, held, strict=True) if has > kept[node])
     return _Filling(placing, meets, len({*after}), kept, new, survival(after, m))
+
+
+def _evenly(bounds: Sequence[tuple[int, int]], n: int) -> tuple[int, ...]:
+    """Return how many of n columns each node holds, the preferred ones first, as even as they may.
+
+    For what the planner gives up: an object that is too wide, or labels that are too many.
+    """
+    held = [kept for kept, _ in bounds]
+    for level in range(1, n + 1):
+        for index, (_, most) in enumerate(bounds):
+            if held[index] < min(level, most) and sum(held) < n:
+                held[index] += 1
+    return tuple(held)
 
 
 def _equivalent(
