@@ -170,6 +170,8 @@ def check(net, folder) -> None:
         }
         assert faults(less, said, accounts), path
     billed = [lease for lease in said if faults(spaces, [x for x in said if x != lease], accounts)]
-    assert len(billed) >= len(accounts) >= 2
+    # Of two leases of one pair either can be what the other's bill stands on.
+    assert len(billed) >= 2
+    assert len(accounts) >= 2
     (first, one), (second, other) = accounts[:2]
     assert faults(spaces, said, [(first, other), (second, one)])
