@@ -17,7 +17,7 @@ class Margin(Model):
     """How many own objects have a margin."""
 
     margin: int
-    """Hosts that answer, less the shards that are needed."""
+    """Shards at hosts that answer, less those that are needed."""
     objects: int
 
 

@@ -14,9 +14,9 @@ import json
 import os
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 
@@ -38,6 +38,8 @@ EXEC_MS_MAX: Final = 30_000
 URL_MS_MAX: Final = 10_000
 """How long a URL may take to answer."""
 ANSWER_BYTES_MAX: Final = 64 * KIB
+TOLD_AT_ONCE: Final = 16
+"""Alerts that targets are told of at once; of the others at the next look."""
 ALERTS_BYTES_MAX: Final = 4 * MIB
 """More than all kinds about all peers take."""
 
@@ -52,13 +54,30 @@ class Alerts:
     """The alerts of one node."""
 
     def __init__(
-        self, state: KeyValue, commit: Commit, clock: Clock, log: Log, targets: Sequence[str]
+        self,
+        state: KeyValue,
+        commit: Commit,
+        clock: Clock,
+        log: Log,
+        targets: Sequence[str],
+        *,
+        node: bytes,
+        name_of: Callable[[bytes], str],
     ) -> None:
         """Read what was kept.
+
+        Args:
+            state, commit: where they are kept.
+            clock, log: of the node.
+            targets: who is told.
+            node: this one.
+            name_of: returns what a node is called here.
 
         Raises:
             StoreDamaged: it cannot be read.
         """
+        self._node = node
+        self._name_of = name_of
         self._commit = commit
         self._clock = clock
         self._log = log
@@ -75,7 +94,8 @@ class Alerts:
 
     def shown(self) -> list[Alert]:
         """Return what the operator has not acknowledged, the newest last."""
-        return sorted(filter(_is_shown, self._alerts.values()), key=lambda each: each.since_ms)
+        shown = [alert for alert in self._alerts.values() if alert.is_shown]
+        return sorted(shown, key=lambda alert: alert.since_ms)
 
     async def acknowledge(self, key: str | None = None) -> int:
         """Acknowledge one alert, or all that are shown; return how many.
@@ -91,13 +111,8 @@ class Alerts:
         await self._keep()
         return len(found)
 
-    async def look(self, measures: Measures, about: Mapping[str, object]) -> None:
-        """Raise and end alerts, and tell of those that were raised.
-
-        Args:
-            measures: of now.
-            about: what a message says beside the alert: which node this is.
-        """
+    async def look(self, measures: Measures) -> None:
+        """Raise and end alerts as the measures of now call for, and tell of those raised."""
         now_ms = self._clock.now_ms()
         found = conditions.conditions(measures, now_ms)
         before = self._alerts
@@ -107,9 +122,9 @@ class Alerts:
                 self._log.warning(
                     "node.alert", kind=alert.kind, peer=alert.peer or None, says=alert.says
                 )
-        names = {row.peer: row.name for row in measures.peers}
+        due = conditions.due(self._alerts.values(), self._targets, now_ms)
         # Told before it is kept: the disk may be what is wrong.
-        await self._tell(about, names)
+        await asyncio.gather(*(self._tell(alert, targets) for alert, targets in due[:TOLD_AT_ONCE]))
         try:
             await self._keep()
         except XscError as fault:
@@ -119,28 +134,28 @@ class Alerts:
         else:
             self._failing = False
 
-    async def _tell(self, about: Mapping[str, object], names: Mapping[bytes, str]) -> None:
-        now_ms = self._clock.now_ms()
-        due = conditions.due(self._alerts.values(), self._targets, now_ms)
-        messages = [{**about, **_message(alert, names)} for alert, _ in due]
-        done = await asyncio.gather(
-            *(self._send(target, said) for (_, target), said in zip(due, messages, strict=True))
-        )
-        for alert in {each.key: each for each, _ in due}.values():
-            results = [
-                (target, ok) for (each, target), ok in zip(due, done, strict=True) if each is alert
-            ]
-            heard = [target for target, ok in results if ok]
-            failed = len(heard) < len(results)
-            # It may have been acknowledged meanwhile.
-            if (kept := self._alerts.get(alert.key)) is not None:
-                after = conditions.told(kept, heard, failed, self._clock.now_ms())
-                self._alerts[alert.key] = after
-
-    async def _send(self, target: str, said: Mapping[str, object]) -> bool:
-        """Tell a target; return whether it heard."""
-        place = self._targets[target]
+    async def _tell(self, alert: Alert, targets: Sequence[str]) -> None:
+        """Tell targets of an alert, and note who heard."""
+        said = {
+            "node": to_text(self._node),
+            "name": self._name_of(self._node),
+            "kind": alert.kind,
+            "peer": to_text(alert.peer) if alert.peer else None,
+            "peer_name": self._name_of(alert.peer) if alert.peer else None,
+            "says": alert.says,
+            "since_ms": alert.since_ms,
+        }
         body = json.dumps(said).encode()
+        done = await asyncio.gather(*(self._send(target, body) for target in targets))
+        heard = [target for target, ok in zip(targets, done, strict=True) if ok]
+        # It may have been acknowledged meanwhile.
+        kept = self._alerts[alert.key]
+        failed = len(heard) < len(targets)
+        self._alerts[alert.key] = conditions.told(kept, heard, failed, self._clock.now_ms())
+
+    async def _send(self, target: str, body: bytes) -> bool:
+        """Send a document to a target; return whether it was taken."""
+        place = self._targets[target]
         try:
             await (
                 _run(place.removeprefix(EXEC), body)
@@ -161,23 +176,8 @@ class Alerts:
             self._kept = raised
 
 
-def _is_shown(alert: Alert) -> bool:
-    return alert.is_shown
-
-
 def _hashed(target: str) -> str:
     return hashlib.sha256(target.encode()).hexdigest()[:16]
-
-
-def _message(alert: Alert, names: Mapping[bytes, str]) -> dict[str, Any]:
-    peer = to_text(alert.peer) if alert.peer else None
-    return {
-        "kind": alert.kind,
-        "peer": peer,
-        "peer_name": names.get(alert.peer) if peer else None,
-        "says": alert.says,
-        "since_ms": alert.since_ms,
-    }
 
 
 def _is_own(variable: str) -> bool:

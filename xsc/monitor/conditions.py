@@ -149,15 +149,17 @@ def _was_of_late(alert: Alert, now_ms: int) -> bool:
     return 0 <= now_ms - last_ms < TOLD_AGAIN_MS
 
 
-def due(alerts: Iterable[Alert], targets: Collection[str], now_ms: int) -> list[tuple[Alert, str]]:
-    """Return which targets are to be told of which alerts now."""
-    return [
-        (alert, target)
-        for alert in alerts
-        if alert.is_shown and alert.over_ms is None and _may_try(alert, now_ms)
-        for target in targets
-        if target not in alert.told
+def due(
+    alerts: Iterable[Alert], targets: Collection[str], now_ms: int
+) -> list[tuple[Alert, list[str]]]:
+    """Return which alerts are to be told of now, each with the targets that have not heard."""
+    shown = [each for each in alerts if each.is_shown and each.over_ms is None]
+    unheard = [
+        (alert, [target for target in targets if target not in alert.told])
+        for alert in shown
+        if _may_try(alert, now_ms)
     ]
+    return [(alert, left) for alert, left in unheard if left]
 
 
 def _may_try(alert: Alert, now_ms: int) -> bool:

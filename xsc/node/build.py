@@ -557,7 +557,15 @@ class Node:
     def _make_monitor(self) -> None:
         """Make what tells the operator, and keeps what was measured."""
         state, commit = self.parts.stores.state, self._state_commit.commit
-        self.alerts = alerts.Alerts(state, commit, self.clock, self.log, self.config.notify)
+        self.alerts = alerts.Alerts(
+            state,
+            commit,
+            self.clock,
+            self.log,
+            self.config.notify,
+            node=self.key.node_id,
+            name_of=self.name_of,
+        )
         self.history = history.History(state, commit, self.parts.executor, self.log)
 
     def _answer_peers(self) -> None:

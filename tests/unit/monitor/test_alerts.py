@@ -12,14 +12,15 @@ import pytest
 from aiohttp import web
 
 from tests.settle import until
-from tests.unit.monitor.test_conditions import PEER_ROW, WELL, with_status
+from tests.unit.monitor.test_conditions import PEER, PEER_ROW, WELL, with_status
 from xsc.base.clock import ManualClock
 from xsc.base.errors import NotFound, SpaceExhausted, StoreDamaged
+from xsc.base.ids import to_text
 from xsc.db.memory import MemoryKeyValue
 from xsc.monitor import alerts
 from xsc.monitor.conditions import RETRY_MS
 
-ABOUT = {"node": "me", "name": "bob"}
+ME = bytes([1]) * 32
 BAD = with_status("leases", ending=2)
 
 
@@ -54,10 +55,18 @@ class Board:
                 raise SpaceExhausted("the disk is full")
             self.state.write(changes, sync=True)
 
-        self.alerts = alerts.Alerts(self.state, commit, self.clock, self.log, self.targets)
+        self.alerts = alerts.Alerts(
+            self.state,
+            commit,
+            self.clock,
+            self.log,
+            self.targets,
+            node=ME,
+            name_of={ME: "bob", PEER: "eve"}.get,
+        )
 
     async def look(self, measures=BAD):
-        await self.alerts.look(measures, ABOUT)
+        await self.alerts.look(measures)
 
 
 def program(folder, text):
@@ -273,3 +282,28 @@ async def test_a_program_does_not_hear_the_passphrase(tmp_path, monkeypatch):
     await board.look()
     assert "PATH" in (tmp_path / "heard").read_text()
     assert "XSC_" not in (tmp_path / "heard").read_text()
+
+
+async def test_a_message_says_who_tells_it_and_whom_it_is_about(tmp_path):
+    board = Board(program(tmp_path, HEARS))
+    await board.look(replace(WELL, peers=[replace(PEER_ROW, balance_micro=100)]))
+    said = json.loads((tmp_path / "heard").read_text().removeprefix("$HOME"))
+    assert (said["node"], said["name"]) == (to_text(ME), "bob")
+    assert (said["kind"], said["peer"], said["peer_name"]) == ("debt", to_text(PEER), "eve")
+
+
+async def test_of_many_alerts_so_many_are_told_at_a_look():
+    heard = []
+
+    async def well(request):
+        return web.Response()
+
+    async with Hook(well) as hook:
+        board = Board(f"{hook.url}/a")
+        rows = [
+            replace(PEER_ROW, peer=bytes([number]) * 32, balance_micro=100) for number in range(40)
+        ]
+        for _ in range(3):
+            await board.look(replace(WELL, peers=rows))
+            heard.append(len(hook.heard))
+        assert heard == [16, 32, 40]

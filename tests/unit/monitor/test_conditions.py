@@ -135,10 +135,10 @@ def test_some_conditions_are_alerts_once_they_have_held(kind):
 def test_a_target_that_heard_is_not_told_again_and_one_that_did_not_is():
     known = step([], [alert()], NOW)
     pairs = due(known.values(), TARGETS, NOW)
-    assert [target for _, target in pairs] == ["a", "b"]
+    assert [targets for _, targets in pairs] == [["a", "b"]]
     one = told(known["lease/"], ["a"], True, NOW)
     assert due([one], TARGETS, NOW + conditions.RETRY_MS - 1) == []
-    assert [target for _, target in due([one], TARGETS, NOW + conditions.RETRY_MS)] == ["b"]
+    assert [targets for _, targets in due([one], TARGETS, NOW + conditions.RETRY_MS)] == [["b"]]
     both = told(one, ["b"], False, NOW + 1)
     assert due([both], TARGETS, NOW + 10**9) == []
 
@@ -158,8 +158,8 @@ def test_one_that_comes_and_goes_is_told_once():
     for turn in range(240):
         at += 60_000
         known = step(known.values(), [alert(at_ms=at)] if turn % 2 else [], at)
-        for each, target in due(known.values(), ["a"], at):
-            known[each.key] = told(known[each.key], [target], False, at)
+        for each, targets in due(known.values(), ["a"], at):
+            known[each.key] = told(known[each.key], targets, False, at)
             heard += 1
     assert heard == 1
 
@@ -231,8 +231,8 @@ def test_no_clock_that_jumps_loses_an_alert_or_a_message(turns):
             assert known["lease/"].raised
         if acknowledges:
             known = {k: a.model_copy(update={"acknowledged": True}) for k, a in known.items()}
-        for each, target in due(known.values(), TARGETS, at):
-            known[each.key] = told(known[each.key], [target], False, at)
+        for each, targets in due(known.values(), TARGETS, at):
+            known[each.key] = told(known[each.key], targets, False, at)
         if holds:
             assert known["lease/"].acknowledged or set(known["lease/"].told) == set(TARGETS)
 

@@ -68,7 +68,7 @@ def test_measures_and_metrics_call_nobody_and_name_no_object():
         owner = world.nodes[0]
         api = Api(owner)
         capability = await put(owner, content(MIB))
-        # Nothing else runs meanwhile: virtual time stands.
+        # The simulated clock does not move, so nothing else runs meanwhile.
         before = owner.peers.traffic.sent_bytes
         found = await monitor.measures(owner, Nothing())
         text = await monitor.metrics(owner, Nothing())

@@ -9,7 +9,6 @@ from xsc.api import monitor as api
 from xsc.api import serial
 from xsc.api.endpoint import Nothing
 from xsc.base.fields import take_int
-from xsc.base.ids import to_text
 from xsc.health.service import HealthRow
 from xsc.market.lease import Role
 from xsc.monitor import exposition
@@ -166,11 +165,10 @@ async def history(node: Node, asked: api.Within) -> list[api.Sample]:
 
 async def run(node: Node) -> None:
     """Look for alerts, and keep a sample a minute, until cancelled."""
-    about = {"node": to_text(node.key.node_id), "name": node.config.name}
     while True:
         for look in range(LOOKS_A_SAMPLE):
             found = await measures(node, Nothing())
             if not look:
                 await node.history.add(found)
-            await node.alerts.look(found, about)
+            await node.alerts.look(found)
             await node.clock.sleep_ms(LOOK_MS)
