@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Net
 from xsc.client.core import find_place
 
 CASES = os.environ.get("TEST_API_CASES", "20")
@@ -17,8 +16,8 @@ CASES = os.environ.get("TEST_API_CASES", "20")
 
 
 @pytest.mark.timeout(7200)
-def test_no_request_makes_a_node_answer_otherwise_than_it_says(tmp_path):
-    net = Net(tmp_path)
+def test_no_request_makes_a_node_answer_otherwise_than_it_says(small_net, tmp_path):
+    net = small_net
     net.up(3)
     place = find_place(net[0].home)
     done = subprocess.run(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Net, wait_for
+from tests.e2e.conftest import wait_for
 from xsc.client.core import find_place
 
 ROOT = Path(__file__).parents[2]
@@ -73,8 +73,8 @@ def test_the_alerts_are_those_that_their_test_says(tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_prometheus_scrapes_a_network_and_an_alert_fires_and_clears(tmp_path):
-    net = Net(tmp_path)
+def test_prometheus_scrapes_a_network_and_an_alert_fires_and_clears(small_net, tmp_path):
+    net = small_net
     net.up(6)
     owner = net[0]
     owner.put(b"x" * 100_000)
@@ -115,4 +115,3 @@ def test_prometheus_scrapes_a_network_and_an_alert_fires_and_clears(tmp_path):
         wait_for(lambda: gone in firing())
         net.up()
         wait_for(lambda: gone not in firing())
-    net.down()

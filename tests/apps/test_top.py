@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.e2e.conftest import REPOSITORY, Net, wait_for
+from tests.e2e.conftest import REPOSITORY, wait_for
 
 if shutil.which("tmux") is None:
     pytest.skip("`apt install tmux` is needed", allow_module_level=True)
@@ -76,13 +76,14 @@ def top(node):
 
 
 @pytest.mark.timeout(600)
-def test_it_follows_the_node_and_gives_the_terminal_back(tmp_path, open_terminal):
-    net = Net(tmp_path)
+def test_it_follows_the_node_and_gives_the_terminal_back(small_net, tmp_path, open_terminal):
+    net = small_net
     net.up(6)
     owner = net[0]
     terminal = open_terminal()
     for key in ("q", "C-c"):
         terminal.types("clear; stty -a > before; echo what was there")
+        wait_for(lambda: terminal.text.startswith("what was there\n$"))
         terminal.types(f"{top(owner)}; echo ended with $?; stty -a > after")
         wait_for(lambda: "peers: 5 of 5 answer" in terminal.text)
         assert "what was there" not in terminal.text
@@ -115,8 +116,8 @@ def test_it_follows_the_node_and_gives_the_terminal_back(tmp_path, open_terminal
 
 
 @pytest.mark.timeout(600)
-def test_it_needs_no_colour_and_no_cursor(tmp_path, open_terminal):
-    net = Net(tmp_path)
+def test_it_needs_no_colour_and_no_cursor(small_net, open_terminal):
+    net = small_net
     net.up(1)
     terminal = open_terminal(NO_COLOR="1")
     terminal.types(top(net[0]))
@@ -127,4 +128,3 @@ def test_it_needs_no_colour_and_no_cursor(tmp_path, open_terminal):
     wait_for(lambda: "ended with 0" in terminal.text)
     assert "peers: 0 of 0 answer" in terminal.text
     assert "\x1b" not in terminal.styled
-    net.down()

@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from tests.e2e.conftest import CONFIG, Net, call, wait_for
+from tests.e2e.conftest import CONFIG, call, wait_for
 from xsc.client.core import find_place
 
 
@@ -21,6 +21,13 @@ def asked(url, token):
         return answer.headers["Content-Type"], answer.read().decode()
 
 
+def configured(member, line):
+    """Give a node that was not started yet a setting; return its home."""
+    member.home.mkdir(parents=True, mode=0o700)
+    (member.home / "config.toml").write_text(CONFIG.format(member.home.name) + f"{line}\n")
+    return member.home
+
+
 def refused(url, token):
     with pytest.raises(urllib.error.HTTPError) as fault:
         asked(url, token)
@@ -28,10 +35,10 @@ def refused(url, token):
         return fault.value.code
 
 
-def test_the_token_of_metrics_opens_nothing_else_and_stays(tmp_path):
-    net = Net(tmp_path, XSC_METRICS_LISTEN="127.0.0.1:0")
+def test_the_token_of_metrics_opens_nothing_else_and_stays(small_net):
+    net = small_net
+    home = configured(net[0], 'metrics_listen = "127.0.0.1:0"')
     net.up(1)
-    home = net[0].home
     path = home / "metrics.token"
     token, own = path.read_text().strip(), (home / "api.token").read_text().strip()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -50,17 +57,14 @@ def test_the_token_of_metrics_opens_nothing_else_and_stays(tmp_path):
     net.down()
     net.up()
     assert path.read_text().strip() == token
-    net.down()
 
 
-def test_a_lost_host_is_told_of_once_and_shown_until_acknowledged(tmp_path):
-    net = Net(tmp_path)
-    home = net[0].home
-    home.mkdir(parents=True, mode=0o700)
+def test_a_lost_host_is_told_of_once_and_shown_until_acknowledged(small_net, tmp_path):
+    net = small_net
     heard = tmp_path / "heard"
     write = f"import sys; open('{heard}', 'a').write(sys.stdin.read() + chr(10))"
     target = json.dumps([f'exec:{sys.executable} -c "{write}"'])
-    (home / "config.toml").write_text(CONFIG.format(home.name) + f"notify = {target}\n")
+    configured(net[0], f"notify = {target}")
     net.up(6)
     owner = net[0]
     owner.put(b"x" * 100_000)
@@ -70,7 +74,7 @@ def test_a_lost_host_is_told_of_once_and_shown_until_acknowledged(tmp_path):
     (line,) = heard.read_text().splitlines()
     said = json.loads(line)
     assert said["kind"] == "margin"
-    assert said["node"] == owner.id
+    assert (said["node"], said["name"]) == (owner.id, "node-0")
     shown = owner("node alerts --json").json["alerts"]
     assert [row["id"] for row in shown] == ["margin/"]
     assert "xsc node alerts" in owner("node status").err
@@ -83,7 +87,6 @@ def test_a_lost_host_is_told_of_once_and_shown_until_acknowledged(tmp_path):
     samples = owner("node history --json").json["samples"]
     assert samples[-1]["at_ms"] <= said["since_ms"] + 3_600_000
     assert "node-5" in {row["name"] for row in samples[-1]["peers"]}
-    net.down()
 
 
 def test_notify_is_set_in_the_file_alone(tmp_path):
