@@ -285,5 +285,6 @@ def clear(slot: AvailabilitySlot, capacity: int, needs: Sequence[Bid], salt: byt
         units = one.quantity + more.quantity
         cost = one.quantity * one.price + more.quantity * more.price
         lines[pin] = Granted(one.tier, units, ceil_div(cost, units))
-    auction = rest.model_copy(update={"given": sum(line.quantity for line in sold.values())})
+    total = sum(line.quantity for line in sold.values())
+    auction = rest.model_copy(update={"given": total})
     return SlotClearing(lines, (mutual, one_way, auction), payments)

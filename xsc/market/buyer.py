@@ -198,7 +198,8 @@ class LeaseBuyer(lease_store.MarketPart):
         terms, now_ms = entry.terms, self._clock.now_ms()
         entry.is_apart = wish.new
         if not wish.new:
-            entry.promise(min(wish.quantity, rules.room(terms, entry.use, now_ms)), now_ms)
+            left = rules.room(terms, entry.use, now_ms)
+            entry.promise(min(wish.quantity, left), now_ms)
         price = rules.run_price(terms) if terms.kind == "compute" else terms.price
         return LeaseHandle(terms.provider, terms.lease_id, price)
 

@@ -64,7 +64,8 @@ class Headroom(MarketPart):
         for customer in {each.customer for each in present}:
             for entry in self._store.of("provider", customer):
                 taken[self._store.key(entry)] += drawn(entry, now_ms)
-        return max(0, self.unreserved(kind) - sum(undrawn(each, taken) for each in present))
+        waiting = sum(undrawn(each, taken) for each in present)
+        return max(0, self.unreserved(kind) - waiting)
 
     def pricing(self) -> MarketPricing:
         """Return what this node asks at its present utilisation; what it has posted stands."""

@@ -560,5 +560,6 @@ def renewed(
         ahead_ms = max(0, use.counted_ms - terms.start_ms)
         used -= worth(old, max(use.held_bytes, use.level) * ahead_ms)
         used = max(0, used + worth(terms, max(use.held_bytes, level) * ahead_ms))
-    use = replace(use, touched_ms=max(use.touched_ms, terms.start_ms), level=level, used=used)
+    touched_ms = max(use.touched_ms, terms.start_ms)
+    use = replace(use, touched_ms=touched_ms, level=level, used=used)
     return widened(old, widened(terms, use, most), most)

@@ -324,7 +324,8 @@ class LeaseStore:
         """Drop a lease that is over; the account keeps what it came to."""
         account, (key, _) = self.account(entry.role, entry.peer), _lease_row(entry)
         closed = account.closed + entry.use.used
-        self._state.write([(key, None), _account_row(replace(account, closed=closed))], sync=False)
+        row = _account_row(replace(account, closed=closed))
+        self._state.write([(key, None), row], sync=False)
         account.closed = closed
         del self._entries[entry.role][entry.id]
         del self._by_peer[entry.role, entry.peer][entry.id]

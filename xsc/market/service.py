@@ -94,7 +94,8 @@ class MarketService:
 
     def owed_micro(self, account: Account) -> int:
         """Return what of an account is not settled."""
-        return owed_micro(account, self.store.of(account.role, account.peer), self._clock.now_ms())
+        entries = self.store.of(account.role, account.peer)
+        return owed_micro(account, entries, self._clock.now_ms())
 
     def lease_record(self, lease_id: bytes, *, denial: bool = False) -> bytes:
         """Return the signed lease of that id, or its denial, in either role, for `xsc verify`.

@@ -121,13 +121,13 @@ class Sweeper:
 
         for owner in list(doomed)[:most]:
             freed = await self._node.writer.delete(*owner, lambda _, item: item.lease_id in over)
-            expired += self._settled(owner, "lease_over", freed)
+            expired += self._dropped(owner, "lease_over", freed)
             objects += bool(freed)
         for owner in [owner for owner, last in newest.items() if last < cutoff]:
             if objects >= most:
                 break
             freed = await self._node.writer.delete(*owner, unless_in=touched)
-            leftover += self._settled(owner, "upload_given_up", freed)
+            leftover += self._dropped(owner, "upload_given_up", freed)
             objects += bool(freed)
         if objects:
             self._log.info(
@@ -160,10 +160,8 @@ class Sweeper:
             await self._clock.sleep_ms(SWEEP_PAUSE_MS)
         return doomed, newest
 
-    def _settled(self, owner: Owner, why: str, freed: Mapping[bytes, int]) -> int:
-        """Settle what was dropped with the leases that it lay under; return how much it was."""
-        for lease_id, size in freed.items():
-            self._leases.settle_use(lease_id, -size)
+    def _dropped(self, owner: Owner, why: str, freed: Mapping[bytes, int]) -> int:
+        """Log what was dropped; return how much it was."""
         size = sum(freed.values())
         if size:
             self._log.info("storage.dropped", why=why, customer=short(owner[1]), size_bytes=size)

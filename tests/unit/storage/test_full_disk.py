@@ -9,8 +9,13 @@ import pytest
 from tests.unit.storage.shardstore.test_store import ALICE, LOCATE, Disk, shard, wanted
 from tests.unit.storage.world import World, content, get, put
 from xsc.base.errors import SpaceExhausted
+from xsc.base.merkle import root_of
+from xsc.base.units import held_bytes
 from xsc.db.memory import MemoryKeyValue
+from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.inventory import FoundShard
+from xsc.storage.shardstore import index
+from xsc.terms.lease import LeaseHandle
 
 CHILD = """
 import asyncio, resource, signal, sys
@@ -19,6 +24,7 @@ from tests.unit.storage.shardstore.test_store import ALICE, LOCATE, shard, wante
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import SpaceExhausted
 from xsc.base.log import SilentLog
+from xsc.base.merkle import root_of
 from xsc.base.units import held_bytes
 from xsc.node.home.stores import open_stores
 from xsc.storage.shardstore.store import StorageNode
@@ -162,3 +168,59 @@ async def test_a_host_whose_disk_is_full_is_replaced_and_goes_on_serving():
     assert await get(world[3], done.capability) == data
     states = [row.state for row in (await world[0].service.stat(done.capability)).hosts]
     assert states == ["ok"] * 6
+
+
+@pytest.mark.parametrize("failing", ["bodies", "index"])
+@pytest.mark.parametrize("batch", [0, 1, 2])
+async def test_a_lease_counts_what_is_there_after_a_deletion_that_failed_midway(
+    monkeypatch, failing, batch
+):
+    monkeypatch.setattr(index, "DELETE_BATCH", 2)
+    world = await World(2).start()
+    customer, host = world[0], world[1]
+    lease_id = customer.lease_id(host.id)
+    bodies = [shard(segment=n, customer=customer.id, lease=lease_id) for n in range(6)]
+    host.book.used[lease_id] = await host.node.store(bodies)
+    store = getattr(host, failing)
+    real, writes = store.write, []
+
+    def write(changes, *, sync):
+        writes.append(changes)
+        if len(writes) == batch + 1:
+            raise SpaceExhausted("the disk is full")
+        real(changes, sync=sync)
+
+    store.write = write
+    client = customer.service._client
+    with pytest.raises(SpaceExhausted):
+        await client.delete(host.id, LOCATE, final=True)
+    gone = 2 * (batch + (failing == "index"))
+    assert host.book.used == {lease_id: held_bytes(4, 1) * (6 - gone)}
+    await client.delete(host.id, LOCATE, final=True)
+    assert host.book.used == {lease_id: 0}
+    assert host.node.used_bytes == 0
+
+
+async def test_a_lease_counts_what_was_stored_where_the_index_could_not_be_written():
+    world = await World(2).start()
+    host = world[1]
+    lease = LeaseHandle(host.id, world[0].lease_id(host.id))
+    real, failed = host.index.write, []
+
+    def write(changes, *, sync):
+        if not failed:
+            failed.append(changes)
+            raise SpaceExhausted("the disk is full")
+        real(changes, sync=sync)
+
+    host.index.write = write
+    client, data = world[0].service._client, b"data"
+    shards = [(0, StorageShard(0, data, root_of(data)))]
+    with pytest.raises(SpaceExhausted):
+        await client.store(lease, LOCATE, 0, shards=shards, record=None)
+    assert host.book.used == {lease.lease_id: held_bytes(4, 1)}
+    # What lies there already counts once; so does what is deleted.
+    await client.store(lease, LOCATE, 0, shards=shards, record=None)
+    assert host.book.used == host.node.usage == {lease.lease_id: held_bytes(4, 1)}
+    await client.delete(host.id, LOCATE, final=True)
+    assert host.book.used == {lease.lease_id: 0}

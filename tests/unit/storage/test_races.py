@@ -118,8 +118,7 @@ async def broken(world):
     done = await put(owner, content(50_000), code=(1, 1))
     verify = parse_verify(done.capability)
     host = world.by_id[done.hosts[1]]
-    for lease, size in (await host.node.delete(verify.locate, owner.id)).items():
-        host.book.settle_use(lease, -size)
+    await host.node.delete(verify.locate, owner.id)
     owner.service.repairer.watch.look()
     return owner, verify
 

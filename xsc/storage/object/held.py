@@ -1,4 +1,4 @@
-"""What a host holds for this node, by the host's word: for where a power loss lost the count.
+"""What hosts hold of an object for this node, and how that is corrected by what they say.
 
 What a host confirms is counted at once and synced with the next record that names
 it, so that a power loss in between leaves more at the host than is known here.

@@ -263,17 +263,15 @@ class Drain:
         after = b""
         while page := await self._node.entries(after, limits.SWEEP_SLICE):
             for key, entry in page:
-                locate, customer = key[1 : 1 + ids.ID_BYTES], key[-ids.ID_BYTES :]
-                owned = (locate, customer)
+                owned = bodies.owner_of(key)
                 if key.startswith(bodies.RECORDS):
                     recorded.add(owned)
                 left[owned] = left.get(owned, 0) + entry.held_bytes
             after = page[-1][0]
         stuck: list[tuple[int, bytes, bytes, str]] = []
-        for (locate, customer), size in left.items():
-            is_recorded = (locate, customer) in recorded
-            if reason := self._stuck_reason(locate, customer, recorded=is_recorded):
-                stuck.append((-size, locate, customer, reason))
+        for owned, size in left.items():
+            if reason := self._stuck_reason(*owned, recorded=owned in recorded):
+                stuck.append((-size, *owned, reason))
         remaining = Remaining(
             left_objects=len({locate for locate, _ in left}),
             left_bytes=sum(left.values()),

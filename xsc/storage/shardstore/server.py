@@ -70,6 +70,7 @@ class ShardServer:
         self._clock = context.clock
         self._leases = leases
         self._node = node
+        node.writer.settle_use = leases.settle_use
         self._check_room = check_room
         self._released = released
         self._charge_read = charge_read
@@ -183,8 +184,8 @@ class ShardServer:
         self, caller: bytes, request: PutRequest, write: writer.Write
     ) -> asyncio.Future[envelope.Signed[StorageReceipt]] | XscError:
         """Return the receipt of a put that is on the disk, or why it is not."""
-        if isinstance(write.outcome, XscError):
-            return write.outcome
+        if write.fault is not None:
+            return write.fault
         manifest = None if request.sealed is None else write.bodies[-1].proof
         place = request.lease_id, request.locate, request.generation
         return self._signed(caller, place, receipts.named(request.shards), manifest)
@@ -280,7 +281,7 @@ class ShardServer:
         fault = receipts.order_fault(order, host=self._key.node_id, customer=caller)
         if fault is not None:
             raise RecordInvalid(fault)
-        # A caller that gives up must not keep the lease from learning what was freed.
+        # A deletion goes on where its caller gives up.
         freed = await asyncio.shield(asyncio.create_task(self._deleted(signed)))
         receipt = DeletionReceipt(
             host=self._key.node_id,
@@ -310,8 +311,6 @@ class ShardServer:
         freed = await self._node.delete(
             order.locate, order.customer, columns, final=order.final and not columns
         )
-        for lease_id, size in freed.items():
-            self._leases.settle_use(lease_id, -size)
         if freed:
             self._say("storage.deleted", order.customer, sum(freed.values()))
         return freed

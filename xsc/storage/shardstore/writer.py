@@ -48,9 +48,11 @@ class Write:
 
     bodies: Sequence[Body]
     told: Callable[[Mapping[bytes, int]], None] = lambda _: None
-    """Called once with what was stored, also where the caller was cancelled; empty: nothing."""
-    outcome: Mapping[bytes, int] | XscError = field(default_factory=dict)
-    """How many bytes more are held under each lease; or why it was not stored."""
+    """Called once with `growth`, also where the caller was cancelled."""
+    growth: Mapping[bytes, int] = field(default_factory=dict)
+    """How many bytes more are held under each lease, also where the index was not written."""
+    fault: XscError | None = None
+    """Why it was not stored, or not entered into the index."""
 
     def __post_init__(self) -> None:
         """Check that it is of one object and customer, and has each body once."""
@@ -193,6 +195,8 @@ class ShardWriter:
         """Objects of which something was stored since this was set."""
         self.reserved_bytes = 0
         """Bytes that are being written."""
+        self.settle_use: Callable[[bytes, int], None] = lambda *_: None
+        """Told what each deletion freed under a lease (-), also one that failed midway."""
 
     @property
     def free_bytes(self) -> int:
@@ -216,7 +220,7 @@ class ShardWriter:
         # Before anything is awaited: what is free is never shown to two writers.
         self.reserved_bytes += sum(write.held_bytes for write in writes)
         await asyncio.gather(*[self._gather.submit(None, write) for write in writes])
-        return [write.outcome for write in writes]
+        return [write.fault or write.growth for write in writes]
 
     async def delete(
         self,
@@ -244,8 +248,12 @@ class ShardWriter:
             self._ended.put(deletion.owner, True, customer)
 
         async def run() -> dict[bytes, int]:
-            while deletion.more:
-                await self._gather.submit(None, deletion)
+            try:
+                while deletion.more:
+                    await self._gather.submit(None, deletion)
+            finally:
+                for lease_id, size in deletion.freed.items():
+                    self.settle_use(lease_id, -size)
             return deletion.freed
 
         task = asyncio.create_task(run())
@@ -265,13 +273,13 @@ class ShardWriter:
         writes = [call for call in calls if isinstance(call, Write)]
         for write in writes:
             if write.owner in self._ended:
-                write.outcome = NotAllowed("that object was deleted here meanwhile")
+                write.fault = NotAllowed("that object was deleted here meanwhile")
         try:
             return await self._executor.run(self._carry_out, calls)
         finally:
             for write in writes:
                 self.reserved_bytes -= write.held_bytes
-                write.told({} if isinstance(write.outcome, XscError) else write.outcome)
+                write.told(write.growth)
 
     def _carry_out(self, calls: Sequence[Call]) -> list[XscError | None]:
         """Carry out calls in order; writes, or deletions, that follow each other share a sync."""
@@ -296,12 +304,12 @@ class ShardWriter:
         return outcomes
 
     def _store(self, writes: Sequence[Write]) -> None:
-        """Store writes and set their outcomes; those that were refused already stay so."""
+        """Store writes, or set why not; those that were refused already stay so."""
         entries: dict[bytes, IndexEntry] = {}
         replaced: list[IndexEntry] = []
         changes: list[Change] = []
         grown: list[tuple[Write, Mapping[bytes, int]]] = []
-        waiting = [write for write in writes if not isinstance(write.outcome, XscError)]
+        waiting = [write for write in writes if write.fault is None]
         try:
             self._enter()
             free = self.capacity_bytes - self._index.used_bytes
@@ -314,7 +322,7 @@ class ShardWriter:
                         write.bodies, held, self._damaged, max(0, free), self.capacity_bytes
                     )
                 except (ShardMismatch, SpaceExhausted) as fault:
-                    write.outcome = fault
+                    write.fault = fault
                     continue
                 free -= plan.growth.total()
                 replaced += plan.replaced
@@ -326,20 +334,21 @@ class ShardWriter:
                     self.touched.add(write.owner[0])
             if entries:
                 changes += self._dropped(replaced)
-                self._commit(changes, list(entries.items()), [])
-                self._note_dead(replaced)
+                self._sync(changes, list(entries.items()), [])
+            # They are held now, also where the index cannot be written.
+            for write, growth in grown:
+                write.growth = growth
+            self._enter()
+            self._note_dead(replaced)
         except XscError as fault:
             for write in waiting:
-                if not isinstance(write.outcome, XscError):
-                    write.outcome = copy(fault)
-        else:
-            for write, growth in grown:
-                write.outcome = growth
+                if write.fault is None:
+                    write.fault = copy(fault)
 
     def _delete(self, deletions: Sequence[Deletion], passed_max: int) -> None:
         """Delete the next batch of each deletion; of one owner one after the other."""
         self._enter()
-        doomed: dict[Owner, list[Put]] = {}
+        doomed: dict[Owner, tuple[Deletion, list[Put]]] = {}
         for deletion in deletions:
             if deletion.owner in doomed:
                 continue
@@ -348,17 +357,20 @@ class ShardWriter:
                 mine, deletion.after = self._index.owned(
                     deletion.owner, deletion.chosen, deletion.after, passed_max
                 )
-                doomed[deletion.owner] = mine
+                doomed[deletion.owner] = deletion, mine
                 deletion.more = bool(deletion.after)
-                for _, entry in mine:
-                    deletion.freed[entry.lease_id] += entry.held_bytes
-        puts = [put for mine in doomed.values() for put in mine]
+        puts = [put for _, mine in doomed.values() for put in mine]
         if not puts:
             return
         drops = [(key, entry.sequence) for key, entry in puts]
         entries = [entry for _, entry in puts]
         gone = formats.encode_gone(drops)
-        self._commit([*self._dropped(entries), self._change(formats.GONE, gone)], [], drops)
+        self._sync([*self._dropped(entries), self._change(formats.GONE, gone)], [], drops)
+        # They are gone now, also where the index cannot be written.
+        for deletion, mine in doomed.values():
+            for _, entry in mine:
+                deletion.freed[entry.lease_id] += entry.held_bytes
+        self._enter()
         self.gone_bytes += len(gone)
         self._note_dead(entries)
 
@@ -382,11 +394,10 @@ class ShardWriter:
             self._damaged.pop(entry.sequence, None)
             self._bury(entry.sequence, entry.held_bytes)
 
-    def _commit(self, changes: list[Change], puts: Sequence[Put], drops: Sequence[Drop]) -> None:
-        """Sync changes of the bodies, and enter them into the index."""
+    def _sync(self, changes: list[Change], puts: Sequence[Put], drops: Sequence[Drop]) -> None:
+        """Sync changes of the bodies, which are still to be entered into the index."""
         self._bodies.write(changes, sync=True)
         self._behind = puts, drops
-        self._enter()
 
     def _enter(self) -> None:
         """Enter into the index what is on the disk and not in it."""

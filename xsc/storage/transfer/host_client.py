@@ -9,7 +9,6 @@ from typing import Any, TypeAlias, TypeVar
 
 from xsc.base import encoding, errors, fields, ids, limits, peering
 from xsc.base.clock import Clock
-from xsc.base.log import Log
 from xsc.base.units import held_bytes
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
@@ -79,20 +78,6 @@ class Source:
 
     column: int
     node: bytes
-
-
-def _data_of(node: bytes, want: inventory.Wanted, found: inventory.FoundShard, log: Log) -> Buffer:
-    """Return the bytes of a shard that was found.
-
-    Raises:
-        ShardsInsufficient: the host does not have it, or knows that it is damaged.
-    """
-    if found.data is None:
-        where = f"segment {want.segment}, column {want.column}"
-        if found.state == "corrupt":
-            log.warning("storage.shard_damaged", peer=ids.short(node), shard=where)
-        raise errors.ShardsInsufficient(f"{ids.short(node)} says {found.state} for {where}")
-    return found.data
 
 
 def _read_one(
@@ -327,13 +312,17 @@ class HostClient:
         except errors.RecordInvalid as fault:
             self._blame(node, "record_invalid", fault.message)
             raise
+        if found.data is not None:
+            return found.data
+        where = f"segment {want.segment}, column {want.column}"
         if found.state == "corrupt" and reply.header["states"] == ["ok"]:
-            where = f"segment {want.segment}, column {want.column}"
             self._blame(node, "shard_mismatch", where)
             raise errors.ShardMismatch(
                 f"{ids.short(node)} gave other bytes than it was given for {where}"
             )
-        return _data_of(node, want, found, self.log)
+        if found.state == "corrupt":
+            self.log.warning("storage.shard_damaged", peer=ids.short(node), shard=where)
+        raise errors.ShardsInsufficient(f"{ids.short(node)} says {found.state} for {where}")
 
     async def stat(
         self, node: bytes, locate: bytes, manifest: Manifest, manifest_hash: bytes

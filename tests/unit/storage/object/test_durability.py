@@ -162,6 +162,14 @@ def test_codes_up_to_a_width_are_planned():
     assert plan(hosts, m + 5, m + 1, Contract(2)) is None
 
 
+def test_a_wide_code_over_many_labelled_nodes_is_spread_evenly_before_all_caps_were_tried():
+    hosts = [HostLabels(bytes([n]), f"s{n % 12}", f"o{n % 8}") for n in range(24)]
+    asked = Contract(1, 1, 1)
+    # Without the bound on steps this does not end within a minute.
+    assert plan_around(tuple(hosts), ((0, 24),) * 24, 24, PLANNED_PARITY_MAX, asked) is None
+    assert plan(hosts, 24, PLANNED_PARITY_MAX, asked) == tuple(host.node for host in hosts)
+
+
 def test_nodes_come_before_sites_in_what_is_attainable():
     hosts = at("a", "a", "b", "b")
     assert attainable(hosts, 6, 2, Contract(2, 1)) == (1, 0, 0, 0)

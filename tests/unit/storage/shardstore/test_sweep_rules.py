@@ -56,6 +56,7 @@ class Scene:
 
     async def start(self):
         self.node = await self.disk.node()
+        self.node.writer.settle_use = self.book.settle_use
         context = Context(
             None, b"", self.clock, SeededEntropy(b""), InlineExecutor(), None, SilentLog()
         )
