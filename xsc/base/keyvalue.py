@@ -12,8 +12,6 @@ from typing import Protocol, TypeAlias
 
 Change: TypeAlias = "tuple[bytes, bytes | None]"
 """A key and its new value; None deletes it."""
-
-
 Commit: TypeAlias = "Callable[[list[Change]], Awaitable[None]]"
 """Writes changes, all or none, and returns once they are on the disk."""
 

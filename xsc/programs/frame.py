@@ -417,7 +417,7 @@ class Execution:
         return reads <= self._bad if step.merges else not self._bad.isdisjoint(reads)
 
     def _is_due(self, step: Step) -> bool:
-        """Say whether a computation must run; one that cannot is stale, with what it gives."""
+        """Say whether a computation must run, and mark what it gives as stale where it cannot."""
         if self._lacks(step):
             self.stale.add(step.id)
             if self.errors.pop(step.id, None) is not None:

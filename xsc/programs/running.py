@@ -449,7 +449,7 @@ class RunningProgram(Frames):
         return result
 
     def _is_due(self, *, by_hand: bool) -> bool:
-        """Say whether a frame is to run now: one that was asked for always is."""
+        """Count a frame, and say whether it is to run now: one that was asked for always is."""
         if not by_hand and not self._woken.is_set():
             return False  # one that was asked for was quicker
         outside = self._outside or by_hand

@@ -58,9 +58,8 @@ class RemoteOutput:
         header.clear()
         if output is None:
             return {"known": False, "done": False}, (b"", b"")
-        if output.has_more(stdout, stderr):
-            wait_ms = 0
-        await event_within(self._clock, output.news, wait_ms)
+        if not output.has_more(stdout, stderr):
+            await event_within(self._clock, output.news, wait_ms)
         pieces = [
             output.read(1, stdout, STREAM_PIECE_BYTES),
             output.read(2, stderr, STREAM_PIECE_BYTES),

@@ -222,9 +222,9 @@ class PoolSandbox:
             return await call.done
         except asyncio.CancelledError:
             call.done.cancel()
-            queue = call.queue
-            if not self._waiting.drop(job, call) and queue and queue.first is call:
-                self.overdue(queue)
+            waited, queue = self._waiting.drop(job, call), call.queue
+            if not waited and queue and queue.first is call and queue.worker.pipes.hear:
+                self.overdue(queue)  # one that was not sent yet is given back by `_bring`
             raise
 
     def _wait(self, call: QueuedCall, *, first: bool = False) -> None:
@@ -280,7 +280,7 @@ class PoolSandbox:
         module = call.job.module_hash
         try:
             call.code = call.code or await self._compiler.kept(module, self._workers.config)
-            if call.code is not None:
+            if call.code is not None and not call.done.done():
                 await queue.worker.bring(module, call.code.machine)
         except mailbox.MailboxClosed as fault:
             if queue.clear():  # else it was killed
@@ -289,7 +289,7 @@ class PoolSandbox:
             return
         if not queue:
             return  # it was killed
-        if call.code is None:
+        if call.code is None or call.done.done():
             queue.give_back()
         else:
             call.brought = message_of(call.code)

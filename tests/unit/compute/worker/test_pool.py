@@ -73,6 +73,29 @@ async def test_a_worker_that_does_not_answer_is_killed_at_the_deadline(pool):
     assert (await pool.run(ADD)).results == (i32(3),)
 
 
+async def test_a_job_cancelled_while_its_code_is_read_costs_no_worker(pool, monkeypatch):
+    await pool.prepare(ADD)
+    before, kept = pids(pool), pool._compiler.kept
+    reading, read = asyncio.Event(), asyncio.Event()
+
+    async def slow(*slot):
+        reading.set()
+        await read.wait()
+        return await kept(*slot)
+
+    monkeypatch.setattr(pool._compiler, "kept", slow)
+    gone = asyncio.create_task(pool.run(ADD))
+    await reading.wait()
+    gone.cancel()
+    await asyncio.wait([gone])
+    waits = asyncio.create_task(pool.run(ADD))
+    await settle()
+    read.set()
+    assert (await waits).results == (i32(3),)
+    assert pids(pool) == before
+    assert pool.describe()["running"] == 0
+
+
 async def test_what_a_worker_gave_up(pool):
     (pid,) = pids(pool)
     folder = Path("/proc") / str(pid)
