@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from xsc.base import encoding, keyvalue, units
 from xsc.base.errors import RecordInvalid, SignatureInvalid, SpaceExhausted, StoreDamaged
+from xsc.base.keyvalue import Commit
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed
 from xsc.market.account import Account
@@ -39,7 +40,7 @@ from xsc.market.lease import (
     own_leases,
     renewed,
 )
-from xsc.market.ports import Commit, MarketPorts, MarketSettings, NeedOf
+from xsc.market.ports import MarketPorts, MarketSettings, NeedOf
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import KINDS, Kind
 from xsc.terms.slot import STEP, EntitlementKey

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
-from xsc.base import errors, keyvalue, limits, peering
+from xsc.base import errors, limits, peering
 from xsc.market.pricing import PriceList
 from xsc.terms.pricing import Quote
 from xsc.terms.quote import Kind, Tier
@@ -26,8 +26,6 @@ EXHAUSTED: Final[dict[Kind, type[errors.XscError]]] = {
 
 NeedOf: TypeAlias = Callable[[bytes, Kind, bytes | None], bytes]
 """Returns the need that a lease counts for; by customer, kind, and the need that it names."""
-Commit: TypeAlias = Callable[[list[keyvalue.Change]], Awaitable[None]]
-"""Writes changes to the state, all or none, and returns once they are on the disk."""
 
 
 class Credit(Protocol):

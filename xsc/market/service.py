@@ -9,11 +9,12 @@ in both roles    `settlement` agrees with peers on which leases there are, and p
 from __future__ import annotations
 
 from xsc.base import errors, keyvalue, limits, peering
+from xsc.base.keyvalue import Commit
 from xsc.identity.context import Context
 from xsc.market import buyer, granter, headroom, lease, lease_store, settlement, signing
 from xsc.market.account import Account, LeaseView, owed_micro, views
 from xsc.market.default_need import DefaultNeed
-from xsc.market.ports import Commit, MarketPorts, MarketSettings
+from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.providers import LEASE, Providers
 
 

@@ -1,16 +1,16 @@
-"""What storage needs of others beside peers: leases on both sides, one synced write.
+"""What storage needs of others beside peers: leases on both sides.
 
-`xsc.node.build` puts `xsc.market` behind `Hosts` and `Leases`, and `xsc.db`
-behind `Commit`; storage knows neither. Peers are behind `xsc.base.peering`.
+`xsc.node.build` puts `xsc.market` behind `Hosts` and `Leases`; storage does not know it. Peers
+are behind `xsc.base.peering`, a store's synced write is `xsc.base.keyvalue.Commit`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 from xsc.api.market import PassedOver
-from xsc.base import errors, keyvalue
+from xsc.base import errors
 from xsc.terms.lease import LeaseHandle
 
 
@@ -130,7 +130,3 @@ class ChargeRead(Protocol):
         Raises:
             RateLimited: the caller has too little left.
         """
-
-
-Commit: TypeAlias = Callable[[list[keyvalue.Change]], Awaitable[None]]
-"""Applies all changes or none to one store and returns once they are synced to the disk."""

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 from xsc.api import objects as shown
 from xsc.base import errors, keyvalue, limits, peering
 from xsc.base.ids import short
+from xsc.base.keyvalue import Commit
 from xsc.base.turns import sliced
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
@@ -36,7 +37,7 @@ from xsc.storage.object.placement import (
     default_contract,
     likely_columns,
 )
-from xsc.storage.ports import ChargeRead, Commit, Hosts, Leases
+from xsc.storage.ports import ChargeRead, Hosts, Leases
 from xsc.storage.repair import assignment, custodian, repairer
 from xsc.storage.repair.drain import Departures, Drain
 from xsc.storage.repair.maintained_object import MaintainedObjects, OwnObjects, Settings

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from xsc.base import encoding, errors, keyvalue, limits, merkle, peering, turns
 from xsc.base.clock import run_sized
+from xsc.base.keyvalue import Commit
 from xsc.identity.context import Context
 from xsc.storage.catalogue.directory import DirectoryHead, open_head
-from xsc.storage.ports import Commit
 
 HEADS = b"storage/head/"
 HEAD_PUT = "storage.head_put"

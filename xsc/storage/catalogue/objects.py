@@ -13,7 +13,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from xsc.base import errors, limits, turns
-from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.keyvalue import Change, Commit, KeyValue, prefix_end
 from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Record, Signed
 from xsc.storage.catalogue import names
@@ -22,7 +22,6 @@ from xsc.storage.object import durability
 from xsc.storage.object.capability import VerifyCapability, parse_read, parse_verify
 from xsc.storage.object.held import Held
 from xsc.storage.object.placement import Placement, likely_columns, placement_of
-from xsc.storage.ports import Commit
 from xsc.storage.transfer import deletions, get
 from xsc.storage.transfer.put import Uploaded
 from xsc.terms.storage_receipt import DeletionReceipt

@@ -13,9 +13,9 @@ from typing import ClassVar, Final
 
 from xsc.base import encoding, errors, fields, keyvalue, limits, merkle, peering, turns
 from xsc.base.ids import ID_BYTES, short
+from xsc.base.keyvalue import Commit
 from xsc.identity.context import Context
 from xsc.identity.envelope import Id32, Record
-from xsc.storage.ports import Commit
 from xsc.storage.repair.custodian import GUARD, HEALED, UNGUARD, custody_message
 from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects
 from xsc.storage.repair.repairer import Repairer

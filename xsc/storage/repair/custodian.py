@@ -22,13 +22,13 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field
 
 from xsc.base import encoding, errors, fields, ids, keyvalue, limits, merkle, peering, turns, units
+from xsc.base.keyvalue import Commit
 from xsc.identity.context import Context
 from xsc.identity.envelope import Id32, Record
 from xsc.storage.object.capability import VerifyCapability, parse, parse_verify
 from xsc.storage.object.held import Held
 from xsc.storage.object.manifest import open_manifest
 from xsc.storage.object.placement import Placement
-from xsc.storage.ports import Commit
 from xsc.storage.repair import maintained_object, node_watch
 from xsc.storage.repair.mover import delete_at
 from xsc.storage.transfer.host_client import HostClient

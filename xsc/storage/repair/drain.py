@@ -19,7 +19,7 @@ from typing import Final
 from xsc.api import home as api
 from xsc.base import clock, encoding, fields, ids, limits, merkle, peering
 from xsc.base.errors import NotAllowed, NotFound, SpaceExhausted, TooLarge, XscError
-from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.keyvalue import Commit, KeyValue, prefix_end
 from xsc.base.log import Log
 from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Record, Signed, sign
@@ -27,7 +27,7 @@ from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change, Entry
 from xsc.storage.catalogue.heads import HEADS
-from xsc.storage.ports import Commit, Hosts
+from xsc.storage.ports import Hosts
 from xsc.storage.repair import node_watch
 from xsc.storage.repair.departures import DRAIN_PROOF_BYTES_MAX, DrainProof, stuck_reason
 from xsc.storage.shardstore import bodies, store

@@ -24,13 +24,12 @@ from typing import ClassVar
 
 from xsc.base import errors, limits, turns, units
 from xsc.base.ids import ID_BYTES
-from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.base.keyvalue import Change, Commit, KeyValue, prefix_end
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.object.capability import VerifyCapability, verify_key
 from xsc.storage.object.erasure import Code, StorageShard
 from xsc.storage.object.held import Held, held_of
 from xsc.storage.object.manifest import SealedSegment, hash_of, open_manifest
-from xsc.storage.ports import Commit
 from xsc.storage.transfer import host_client
 from xsc.storage.transfer.sender import ColumnSender, Notes
 from xsc.terms.lease import LeaseHandle
