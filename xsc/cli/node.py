@@ -650,10 +650,7 @@ def restore(
     try:
         opened_by = _key_passphrase(settings.home)
         done = catch_up_home(
-            settings.home,
-            passphrase=opened_by,
-            without_silent=without_silent,
-            watch=_RECOVERING,
+            settings.home, passphrase=opened_by, without_silent=without_silent, watch=_RECOVERING
         )
     except errors.UnavailableError as fault:
         if brought is not None:
