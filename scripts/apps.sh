@@ -8,8 +8,11 @@ if { command -v promtool && command -v tmux; } >/dev/null 2>&1 || [ "$(id -u)" !
 fi
 printf '%s\n' "installing the Debian packages prometheus and tmux (once)…" >&2
 apt-get update -qq >/dev/null
-# A service is not to start by itself: the tests start their own.
-printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
-chmod 755 /usr/sbin/policy-rc.d
+# A service is not to start by itself: the tests start their own. A policy that is there stays.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' > "$policy"
+    chmod 755 "$policy"
+fi
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus tmux >/dev/null </dev/null
-rm -f /usr/sbin/policy-rc.d

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
         status,
     )
 
-    __all__ = ["home", "jobs", "ledger", "market", "monitor", "objects"]
-    __all__ += ["peers", "programs", "services", "space", "status"]
+
+__all__ = ["status", "monitor", "peers", "objects", "home", "jobs"]  # noqa: RUF022 - as shown
+__all__ += ["services", "space", "programs", "market", "ledger"]  # noqa: RUF022 - as shown
 
 
 def __getattr__(name: str) -> ModuleType:

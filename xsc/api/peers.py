@@ -10,6 +10,8 @@ from xsc.api.endpoint import Endpoint, Key, Model, Nothing, listing, named, post
 from xsc.base.limits import PPM
 
 INVITATION_TTL_MS = 24 * 3_600_000
+INVITATION_TTL_MS_MIN = 1_000
+INVITATION_TTL_MS_MAX = 30 * 86_400_000
 
 
 class Spent(Model):
@@ -86,7 +88,7 @@ class Invitation(Model):
 class Invite(Model):
     """How long an invitation is good."""
 
-    ttl_ms: Annotated[int, Ge(1000), Le(30 * 86_400_000)] = INVITATION_TTL_MS
+    ttl_ms: Annotated[int, Ge(INVITATION_TTL_MS_MIN), Le(INVITATION_TTL_MS_MAX)] = INVITATION_TTL_MS
 
 
 class Join(Model):

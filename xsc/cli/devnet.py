@@ -51,6 +51,7 @@ _EACH_ITS_OWN = (
     "XSC_ADVERTISE",
     "XSC_SERVICES_LISTEN",
     "XSC_SERVICES_URL",
+    "XSC_METRICS_LISTEN",
 )
 """Variables that cannot hold for several nodes; all others hold for each."""
 _CONFIG = """\

@@ -36,7 +36,7 @@ _COMMANDS = {
     "allocation": "Show what slots grant to needs ahead of use, to whom, and why.",
     "ledger": "Show and settle what nodes owe each other, in credits.",
     "health": "Show how the peers answer this node's probes.",
-    "verify": "Say what a receipt, voucher, lease, clearing, provenance, entry or drain proof...",
+    "verify": "Say what a signed file proves, as a receipt, a lease or a ledger entry.",
     "top": "Follow the node in one picture.",
     "devnet": "Run a network of nodes on this machine.",
 }

@@ -23,11 +23,6 @@ SLOT = options.Parsed("ID", str, lambda: [(api.market.SLOTS, "id")])
 _slot = argument("id", metavar="ID", type=SLOT)
 
 
-def _amount(kind: str, quantity: int) -> str:
-    """Return a quantity of what is traded: bytes, or fuel times 64 MiB steps in millions."""
-    return units.format_size(quantity) if kind == "storage" else f"{quantity // limits.MFUEL} M"
-
-
 @click.group(cls=Group)
 def market() -> None:
     """Offer capacity and state needs; show prices and leases."""
@@ -278,7 +273,9 @@ def _lease_level(row: Document) -> str:
 
 
 def _lease_use(row: Document) -> str:
-    return _amount(row["kind"], row["held" if row["kind"] == "storage" else "used"])
+    """Return what is used of a lease: bytes, or fuel times 64 MiB steps in millions."""
+    storage = row["kind"] == "storage"
+    return units.format_size(row["held"]) if storage else f"{row['used'] // limits.MFUEL} M"
 
 
 @asks(market, api.market.LEASES)
@@ -434,9 +431,8 @@ def show_all(answer: Document) -> None:
     )
     if answer["slots"]:
         show.line()
-        heads = ("slot", "node", "kind", "mutual (m), one way (w), open (o), pinned (p)")
         show.table(
-            heads,
+            ("slot", "node", "kind", "mutual (m), one way (w), open (o), pinned (p)"),
             [
                 (show.short(slot["slot"]), show.named(slot, "node"), slot["kind"], _bar(slot))
                 for slot in answer["slots"]

@@ -151,6 +151,7 @@ class _StartCommand(Command):
             click.Option(
                 [f"--{name.replace('_', '-')}"],
                 metavar="VALUE",
+                hidden=key.file_only,
                 help=f"{key.meaning[:1].upper()}{key.meaning[1:]}."
                 + (f"  [{key.default}]" if key.default else ""),
             )
@@ -164,8 +165,8 @@ class _StartCommand(Command):
 def start(settings: Settings, /, *, wait: bool, **given: str | None) -> int:
     """Run the node until it is told to stop (SIGTERM, Ctrl-C).
 
-    A home that does not exist is made first. Every setting of config.toml can
-    be given as an option, which is stronger than the file. With --wait the node
+    A home that does not exist is made first. Every setting of config.toml but
+    `notify` can be given as an option, which is stronger than the file. With --wait the node
     goes on in the background, logs to HOME/node.log, and ends by
     `kill $(cat HOME/node.pid)`.
     """
@@ -371,10 +372,10 @@ def doctor(settings: Settings) -> int:
 
 
 @node.command()
-@option("--status", "what", flag_value="status", help="Say how far it is, and no more.")
-@option("--cancel", "what", flag_value="cancel", help="Stay after all.")
+@option("--status", is_flag=True, help="Say how far it is, and no more.")
+@option("--cancel", is_flag=True, help="Stay after all.")
 @option("--proof", type=options.TARGET, help="Where the proof goes.  [drain.proof in the home]")
-def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
+def drain(settings: Settings, proof: Path | None, *, status: bool, cancel: bool) -> int:
     """Move all that the node holds for others to other nodes, so that it can leave.
 
     Owners move what is theirs and then order its deletion here; reads go on
@@ -382,20 +383,21 @@ def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     after a restart. Writes the owners' signed orders as a proof for `xsc verify`.
     Exits with 7 if something cannot be moved.
     """
-    calls = settings.calls()
-    target = proof if proof is not None else settings.home / "drain.proof"
-    if what == "cancel":
+    if cancel and (status or proof is not None):
+        raise ArgumentInvalid("--cancel goes with neither --status nor --proof")
+    calls, target = settings.calls(), proof or settings.home / "drain.proof"
+    answer = calls.ask(api.home.DRAIN) if status or cancel else _drained(calls)
+    if cancel and answer["state"] != "staying":
         settings.view(calls.ask(api.home.STAY), "the node stays; what has moved stays where it is")
         return 0
-    answer = calls.ask(api.home.DRAIN) if what == "status" else _drained(calls)
-    if answer["state"] != "staying" and (what is None or proof is not None):
+    if answer["state"] != "staying" and (not status or proof is not None):
         with calls.download(api.home.PROOF) as download:
             write_whole(target, download.blocks())
     settings.view(answer)
     if answer["state"] == "staying":
         show.line("the node is not leaving")
         # Somebody cancelled it: who waits for its end must not stop the node.
-        return 0 if what == "status" else EXIT_PARTLY
+        return 0 if status or cancel else EXIT_PARTLY
     show.fields(
         answer,
         "state peers_told released left owed_to_it",
@@ -408,7 +410,7 @@ def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
         show.warn(line)
     if answer["state"] != "done":
         return EXIT_PARTLY
-    if what is None:
+    if not status:
         show.say(
             f"the proof is {target}; `xsc verify` checks it. The node can be stopped for good:"
         )
@@ -648,10 +650,7 @@ def restore(
     try:
         opened_by = _key_passphrase(settings.home)
         done = catch_up_home(
-            settings.home,
-            passphrase=opened_by,
-            without_silent=without_silent,
-            watch=_RECOVERING,
+            settings.home, passphrase=opened_by, without_silent=without_silent, watch=_RECOVERING
         )
     except errors.UnavailableError as fault:
         if brought is not None:

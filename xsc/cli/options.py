@@ -138,6 +138,12 @@ class Group(click.Group):
         """Return the commands in the order in which they are written."""
         return list(self.commands)
 
+    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show each command with its first sentence, whole."""
+        each = self.commands.items()
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, it.get_short_help_str(sys.maxsize)) for name, it in each])
+
 
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Return one decorator for several, the first of which is shown first."""
@@ -333,9 +339,7 @@ def _objects() -> Offers:
 
 
 def _directory(text: str) -> Path:
-    if not text:
-        raise ArgumentInvalid("an empty text names no directory")
-    return Path(text).expanduser().absolute()
+    return _path(text).expanduser().absolute()
 
 
 def _whole(text: str) -> int:
@@ -373,7 +377,8 @@ def _sizes(most: int | None = None) -> Parsed:
     return Parsed("SIZE", _within(units.parse_size, most, units.format_size))
 
 
-def _durations(most: int | None = None, least: int = 1) -> Parsed:
+def durations(most: int | None = None, least: int = 1) -> Parsed:
+    """Return what reads a duration between two bounds."""
     read = _within(units.parse_duration_ms, most, units.format_duration, least)
     return Parsed("DURATION", read)
 
@@ -454,12 +459,12 @@ LEASE = Parsed("LEASE", str, lambda: [(api.market.LEASES, "lease_id")])
 INVITATION = Parsed("INVITATION", _capability)
 WHOLE = Parsed("N", _whole)
 SIZE = _sizes()
-DURATION = _durations()
+DURATION = durations()
 FUEL = Parsed("N", _fuel)
 RUN_FUEL = Parsed("N", _within(_fuel, limits.FUEL_MAX, str))
 RUN_MEMORY = _sizes(limits.MEMORY_BYTES_MAX)
-RUN_TIME = _durations(limits.TIMEOUT_MS_MAX)
-RUN_WAIT = _durations(limits.TIMEOUT_MS_MAX, 0)
+RUN_TIME = durations(limits.TIMEOUT_MS_MAX)
+RUN_WAIT = durations(limits.TIMEOUT_MS_MAX, 0)
 CONCURRENCY = Parsed("N", _within(_whole, limits.SERVICE_CONCURRENCY_MAX, str))
 SHARE = Parsed("SHARE", units.parse_share_ppm)
 CREDITS = Parsed("CREDITS", units.parse_credits)

@@ -30,8 +30,11 @@ def _called(answer: Document) -> str:
     return f"{answer['name']} ({show.short(answer['id'])})"
 
 
+_TTL: Final = options.durations(api.peers.INVITATION_TTL_MS_MAX, api.peers.INVITATION_TTL_MS_MIN)
+
+
 @asks(peer, api.peers.INVITE)
-@option("--ttl", "ttl_ms", type=options.DURATION, help="Valid for so long.  [1d]")
+@option("--ttl", "ttl_ms", type=_TTL, help="Valid for so long.  [1d]")
 def invite(answer: Document) -> None:
     """Print an invitation, by which one node becomes a member of the circle.
 

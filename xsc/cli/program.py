@@ -86,17 +86,13 @@ def stop(_: Document) -> None:
 @_hash
 def exec_(answer: Document) -> None:
     """Compute what has changed now, and show the results."""
-    _show(answer)
+    results(answer)
 
 
 @asks(program, api.programs.SHOW)
 @_hash
 def results(answer: Document) -> None:
     """Show what a program read and computed last."""
-    _show(answer)
-
-
-def _show(answer: Document) -> None:
     show.note(f"{answer['id']}: {answer['state']}, frame {answer['frame']}")
     if answer["fault"]:
         show.note(answer["fault"])

@@ -19,7 +19,6 @@ from xsc.client.files import read_bounded
 from xsc.space.limits import VALUE_BYTES_MAX
 
 ADDRESS = options.Parsed("PATH", str, lambda: [(api.space.LIST, "path")])
-_STATS: Final = "records live on_disk subscriptions received sent"
 
 
 _RECORDS: Final = "path <sequence <size"
@@ -118,7 +117,7 @@ def _shown(value: str | dict[str, str] | None) -> str:
 @asks(space, api.space.STATS)
 def stats(answer: Document) -> None:
     """Show how much the space of this node holds."""
-    show.fields(answer, _STATS, on_disk="disk_bytes")
+    show.fields(answer, "records live on_disk subscriptions received sent", on_disk="disk_bytes")
 
 
 def _age(age_ms: int | None) -> str:
@@ -156,4 +155,4 @@ def diagnostics(answer: Document) -> None:
 @asks(space, api.space.COMPACT, timeout_s=FSCK_TIMEOUT_S)
 def compact(answer: Document) -> None:
     """Return the room of what was deleted or replaced to the disk; show what is left."""
-    show.fields(answer, _STATS, on_disk="disk_bytes")
+    stats(answer)

@@ -18,8 +18,9 @@ from xsc.client.files import read_file, read_module
 @option("--module", type=options.PATH, help="Check that the run was of this very module, too.")
 @option("--lease", type=options.PATH, help="Check that the run was billed by this lease, too.")
 def verify(settings: Settings, file: Path, module: Path | None, lease: Path | None) -> None:
-    """Say what a receipt, voucher, lease, clearing, provenance, entry or drain proof proves.
+    """Say what a signed file proves, as a receipt, a lease or a ledger entry.
 
+    FILE is a receipt, deployment, voucher, lease, clearing, provenance, entry or drain proof.
     Needs neither a node nor the network. Exits with 6, and the first thing
     that is wrong, if the file proves nothing.
     """

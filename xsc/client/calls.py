@@ -108,8 +108,7 @@ def follow(calls: Core, service: str, newest: int, wait_ms: int) -> Iterator[Doc
     yield from rows if newest else ()
     while True:
         after = rows[-1]["number"] if rows else after
-        asked = calls.ask(api.services.LOG, name=service, after=after, wait_ms=wait_ms)
-        rows = asked["requests"]
+        rows = calls.ask(api.services.LOG, name=service, after=after, wait_ms=wait_ms)["requests"]
         yield from rows
 
 

@@ -119,7 +119,8 @@ def find_place(home: Path) -> Place:
         if parts.scheme != "http" or host not in _LOOPBACK or not port or not token.isalnum():
             raise ValueError
     except (FileNotFoundError, NotADirectoryError):
-        may_start = home.is_dir() and (not any(home.iterdir()) or (home / "format").exists())
+        # `glob` finds nothing where the directory may not be listed.
+        may_start = home.is_dir() and (not any(home.glob("*")) or (home / "format").exists())
         if not may_start and home != default_home():
             raise HomeInvalid(f"there is no XSC home at {home}", hint="check --home") from None
         raise NodeUnreachable(
@@ -153,9 +154,14 @@ class Core:
         _close_all(self._kept)
 
     def alive(self) -> bool:
-        """Say whether a node runs at the home: it has proved that it is the one."""
-        if not (self.home / "api.json").exists():
-            return False
+        """Say whether a node runs at the home: it has proved that it is the one.
+
+        Raises:
+            HomeInvalid: as `find_place`, where something stands there.
+        """
+        with suppress(PermissionError):  # which is said below
+            if not (self.home / "api.json").exists():
+                return False
         try:
             self._open(CONNECT_TIMEOUT_S).close()
         except NodeUnreachable:

@@ -472,8 +472,7 @@ def _groups(nodes: Sequence[trees.Node]) -> Iterator[list[trees.Node]]:
 
 def _contents(calls: Calls, group: Sequence[trees.Node]) -> dict[str, bytes]:
     """Return what small files hold, by their capabilities; of a large one nothing."""
-    small = [node.capability for node in group if node.size_bytes <= SMALL_BYTES]
-    wanted = list(filter(None, small))
+    wanted = [it.capability for it in group if it.capability and it.size_bytes <= SMALL_BYTES]
     return dict(zip(wanted, calls.read_together(wanted) if wanted else (), strict=True))
 
 

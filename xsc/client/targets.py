@@ -275,6 +275,7 @@ def _bad(one: list[Document], other: list[Document]) -> list[Document]:
 
 
 _MERGED: dict[str, Callable[[Any, Any], Any]] = {
+    "margin": min,
     "healable": and_,
     "ends_ms": _first_end,
     "ending": _endings,

@@ -304,11 +304,7 @@ def recover_home(
 
 
 def catch_up_home(
-    path: Path,
-    *,
-    passphrase: str,
-    without_silent: bool,
-    watch: Watch = unwatched,
+    path: Path, *, passphrase: str, without_silent: bool, watch: Watch = unwatched
 ) -> recover.Returned:
     """Finish the restore of a home: ask its peers what its node signed since the backup.
 

@@ -144,9 +144,7 @@ class Following:
             try:
                 followed = not anew and self._sync.is_followed(owner, path)
                 if not followed and not await self._sync.fetch(owner, path):
-                    raise errors.NotFound(
-                        f"nothing is at '{path}'", hint="`xsc space ls` shows what is there"
-                    )
+                    raise paths.absent(path, owner)
                 if self._space.get(path, owner).signed.record.digest is not None:
                     await self._sync.asking.load(owner, owner, path)
             except errors.UnavailableError:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 from xsc.base import encoding, errors
-from xsc.base.ids import to_text
+from xsc.base.ids import short, to_text
 from xsc.space.limits import PART_BYTES_MAX, PATH_BYTES_MAX, PATH_PARTS_MAX
 
 _PART = re.compile(rf"(?!\.\.?\Z)[A-Za-z0-9_.~-]{{1,{PART_BYTES_MAX}}}")
@@ -58,6 +58,12 @@ def parse_address(text: str) -> tuple[str | None, str]:
     if colon and not owner:
         raise errors.ArgumentInvalid("the owner before the colon is missing")
     return owner or None, path
+
+
+def absent(path: str, owner: bytes | None = None) -> errors.NotFound:
+    """Return the error of a path at which nothing is, in the own space or that of `owner`."""
+    where = "xsc space ls" if owner is None else f"xsc space ls {short(owner)}:"
+    return errors.NotFound(f"nothing is at '{path}'", hint=f"`{where}` shows what is there")
 
 
 def is_under(path: str, prefix: str) -> bool:

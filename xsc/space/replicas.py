@@ -24,7 +24,7 @@ from xsc.db.group import GroupCommit
 from xsc.identity import envelope, keys
 from xsc.space import limits, messages
 from xsc.space.causality import Causality, KeptClock
-from xsc.space.paths import UserSpacePaths, is_under, sections_of
+from xsc.space.paths import UserSpacePaths, absent, is_under, sections_of
 from xsc.space.record import Change, Entry, SpaceHead, SpaceRecord, check_value
 from xsc.space.table import OwnerTable, Proven, Repair, Row, owner_bytes_max
 from xsc.space.watching import Watched
@@ -180,7 +180,7 @@ class Replicas(Watched):
         """
         entry = self.find(path, owner)
         if entry is None:
-            raise NotFound(f"nothing is at '{path}'", hint="`xsc space ls` shows what is there")
+            raise absent(path, None if owner == self.owner else owner)
         return entry
 
     def find(self, path: str, owner: bytes | None = None) -> Entry | None:

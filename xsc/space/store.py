@@ -12,7 +12,6 @@ from itertools import chain
 
 from xsc.base.errors import (
     ArgumentInvalid,
-    NotFound,
     RecordInvalid,
     SpaceExhausted,
     StoreDamaged,
@@ -22,7 +21,7 @@ from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.identity import envelope
 from xsc.space import itc, limits, replicas
 from xsc.space.causality import Own
-from xsc.space.paths import SECTIONS, UserSpacePaths, fault_of, section_of
+from xsc.space.paths import SECTIONS, UserSpacePaths, absent, fault_of, section_of
 from xsc.space.record import Change, Entry, SpaceHead, SpaceRecord, value_digest
 from xsc.space.table import OwnerTable, Proven, old_versions
 
@@ -114,9 +113,7 @@ class SpaceStore(replicas.Replicas):
             for path, value in values.items():
                 row = table.rows.get(path)
                 if value is None and (row is None or row.deleted):
-                    raise NotFound(
-                        f"nothing is at '{path}'", hint="`xsc space ls` shows what is there"
-                    )
+                    raise absent(path)
             return await self._write(table, values)
 
     async def _write(self, table: OwnerTable, values: Mapping[str, bytes | None]) -> dict[str, int]:

@@ -12,6 +12,7 @@ import pytest
 
 from xsc.base.errors import ConfigInvalid, NodeUnreachable, SpaceExhausted
 from xsc.cli import devnet as background
+from xsc.node.config import KEYS
 
 
 @pytest.fixture
@@ -51,3 +52,9 @@ def test_a_process_runs_until_its_last_thread_has_ended(tmp_path):
         process.kill()
         process.wait(60)
     assert not background.holds(process.pid, tmp_path)
+
+
+def test_an_address_in_the_environment_is_no_nodes_of_a_devnet():
+    listening = {f"XSC_{name.upper()}" for name in KEYS if name.endswith("_listen")}
+    assert "XSC_METRICS_LISTEN" in listening
+    assert listening <= set(background._EACH_ITS_OWN)

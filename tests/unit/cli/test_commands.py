@@ -1343,11 +1343,17 @@ def test_a_drain_that_was_cancelled_does_not_end_well(xsc, stand_in):
 
 def test_drain_status_and_cancel_begin_nothing(xsc, stand_in, tmp_path):
     stand_in.answers("GET", "/v1/drain", {**DRAINED, "state": "staying"})
-    done = xsc("node", "drain", "--status")
-    assert (done.code, done.text, done.err) == (0, "the node is not leaving\n", "")
+    for what in ("--status", "--cancel"):
+        done = xsc("node", "drain", what)
+        assert (done.code, done.text, done.err) == (0, "the node is not leaving\n", "")
     stand_in.answers("GET", "/v1/drain", STUCK)
     assert xsc("node", "drain", "--status").code == 7
     assert xsc("node", "drain", "--status", "--json").json == STUCK
+    for words in (["--status"], ["--proof", tmp_path / "p"]):
+        refused = xsc("node", "drain", "--cancel", *words)
+        assert refused.code == 2
+        assert "--cancel goes with neither --status nor --proof" in refused.err
+    assert {request.method for request in stand_in.requests} == {"GET"}
     assert not (tmp_path / "home" / "drain.proof").exists()
     stand_in.answers("DELETE", "/v1/drain", {**DRAINED, "state": "staying"})
     assert xsc("node", "drain", "--cancel").text == (

@@ -16,8 +16,15 @@ GROUPS = {*_COMMANDS}
 
 def test_the_list_of_commands_says_what_they_say():
     ctx = click.Context(cli)
-    shown = {name: cli.get_command(ctx, name).get_short_help_str(85) for name in GROUPS}
+    shown = {name: cli.get_command(ctx, name).get_short_help_str(sys.maxsize) for name in GROUPS}
     assert shown == _COMMANDS
+
+
+@pytest.mark.parametrize("name", sorted(GROUPS))
+def test_a_group_says_of_each_command_a_whole_sentence(name):
+    group = cli.get_command(click.Context(cli), name)
+    text = group.get_help(click.Context(group, info_name=name)).partition("Commands:")[2]
+    assert "..." not in text
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +98,30 @@ def test_where_no_node_ever_ran_the_hint_starts_one(tmp_path):
     with pytest.raises(NodeUnreachable) as caught:
         core.ask(STATUS)
     assert caught.value.hint.endswith("node start`")
+
+
+@pytest.mark.parametrize(
+    ("mode", "fault"), [(0o700, HomeInvalid), (0o711, NodeUnreachable)], ids=["no look", "no list"]
+)
+def test_a_home_of_another_user_is_no_bug(tmp_path, mode, fault):
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        home = Path(folder) / "home"
+        home.mkdir()
+        home.chmod(mode)
+        os.seteuid(65_534)
+        try:
+            with pytest.raises(fault):
+                find_place(home)
+            if fault is HomeInvalid:
+                with pytest.raises(HomeInvalid, match="cannot be read"):
+                    Core(home).alive()
+            else:
+                assert not Core(home).alive()
+        finally:
+            os.seteuid(0)
 
 
 def test_the_hint_for_the_default_home_is_short(tmp_path, monkeypatch):

@@ -80,6 +80,9 @@ def test_a_file_that_nobody_knows_is_the_worst(store):
     assert (answer["readable"], answer["hosts"], answer["tree"]["unknown"]) == (False, [], 21)
     assert answer["code"] == {"k": 4, "m": 2}
     assert len(answer["tree"]["worst"]) == WORST_MAX
+    assert answer["margin"] == -1
+    store.said[capability_of(store, "d/sub/25")] = {**LOST, "margin": -3}
+    assert ask(store, "d")["margin"] == -3, "a file that is known may lack more"
     store.said[capability_of(store, "d/sub/29")] = NodeUnreachable("the own node")
     with pytest.raises(NodeUnreachable):
         ask(store, "d")

@@ -7,6 +7,7 @@ import pytest
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.encoding import encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
+from xsc.base.ids import short
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
@@ -148,6 +149,16 @@ async def test_what_is_deleted_is_gone_and_is_not_deleted_twice(mine):
             await store.put_all({"a": None})
         assert [found.path for found in store.ls("a", store.owner)] == []
     assert not [key for key, _ in mine._db.scan(b"v") if key.endswith(b"/a")]
+
+
+async def test_what_is_not_there_is_said_with_the_space_to_look_in(mine, other):
+    for store, owner, where in ((mine, None, ""), (other, mine.owner, f" {short(mine.owner)}:")):
+        with pytest.raises(NotFound) as fault:
+            store.get("a", owner)
+        assert fault.value.hint == f"`xsc space ls{where}` shows what is there"
+    with pytest.raises(NotFound, match="nothing is at 'a'") as fault:
+        await mine.rm("a")
+    assert fault.value.hint == "`xsc space ls` shows what is there"
 
 
 async def test_a_put_is_all_or_nothing(mine, monkeypatch):

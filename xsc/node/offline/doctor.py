@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from xsc.base import errors, limits, merkle, units
 from xsc.base.text import cause
@@ -60,8 +60,12 @@ class Finding:
     check: str = ""
 
 
-ok, warn, fail = (partial(Finding, verdict) for verdict in get_args(Verdict))
-"""Make findings: nothing is wrong; it works, but not as it should; it does not work."""
+ok = partial(Finding, "ok")
+"""Makes the finding that nothing is wrong."""
+warn = partial(Finding, "warn")
+"""Makes the finding that it works, but not as it should."""
+fail = partial(Finding, "fail")
+"""Makes the finding that it does not work."""
 
 
 Ask = Callable[[], Mapping[str, Any]]

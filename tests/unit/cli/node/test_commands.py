@@ -30,3 +30,9 @@ def test_recover_writes_nothing_for_a_peer_that_is_none(tmp_path, capsys, peer):
     assert code == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert not home.exists()
+
+
+def test_what_is_set_in_the_file_alone_is_not_offered_as_an_option(xsc):
+    text = xsc("node", "start", "--help").text
+    assert "--storage-capacity VALUE" in text
+    assert "--notify" not in text
