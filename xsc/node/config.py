@@ -34,7 +34,6 @@ _ADDRESS = re.compile(
 )
 
 
-_BETWEEN_TARGETS = re.compile(r",(?=\s*(?:exec:|https?:))")
 _TARGET_URL = re.compile(
     r"https://[!-~]{1,1000}|http://(?:127\.0\.0\.1|\[::1\]|localhost)[:/][!-~]{0,1000}"
 )
@@ -86,7 +85,7 @@ def _addresses(text: str) -> tuple[str, ...]:
 
 def _targets(text: str) -> tuple[str, ...]:
     """Return programs and URLs that are told of alerts."""
-    found = tuple(each.strip() for each in _BETWEEN_TARGETS.split(text) if each.strip())
+    found = tuple(filter(None, map(str.strip, text.splitlines())))
     for each in found:
         if each.startswith("exec:"):
             if not _words(each.removeprefix("exec:")):
@@ -348,7 +347,8 @@ def _in_file(path: Path) -> Iterator[tuple[Setting, str, str]]:
         where = f"{path}, line {_line_of(text, name)}"
         key = _known(name, where)
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            written = ",".join(value)
+            # What stands in the file alone may have commas in it.
+            written = ("\n" if key.file_only else ",").join(value)
         elif isinstance(value, (str, int)) and not isinstance(value, bool):
             written = str(value)
         else:

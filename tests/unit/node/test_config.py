@@ -37,8 +37,29 @@ def test_flags_beat_variables_and_variables_beat_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "targets"),
+    [
+        ('notify = "exec:tell me"', ("exec:tell me",)),
+        (
+            'notify = ["exec:tell a,exec:b,https://c", " https://d.example/e "]',
+            ("exec:tell a,exec:b,https://c", "https://d.example/e"),
+        ),
+        ('notify = ["http://127.0.0.1:8/x", ""]', ("http://127.0.0.1:8/x",)),
+        ("notify = []", ()),
+    ],
+)
+def test_targets_of_alerts_are_read_one_by_one(tmp_path, text, targets):
+    (tmp_path / "config.toml").write_text(text)
+    assert load(tmp_path, {}, {}).notify == targets
+
+
+@pytest.mark.parametrize(
     ("text", "place", "told"),
     [
+        ('notify = ["http://far.example/x"]', "config.toml, line 1", "only for this machine"),
+        ('notify = ["exec:"]', "config.toml, line 1", "a program behind exec:"),
+        ("notify = ['exec:tell \"me']", "config.toml, line 1", "expected a command"),
+        ('notify = "mail:me"', "config.toml, line 1", "exec:PROGRAM"),
         ('name = "a"\n\nstorage_prize = 3\n', "config.toml, line 3", "storage_price"),
         ("storage_price_gib_hour = 1.5\n", "config.toml, line 1", "whole number"),
         ('storage_capacity = "lots"\n', "config.toml, line 1", "lots"),
