@@ -34,6 +34,8 @@ class CountedLog:
         self._lines = Counter[str]()
         self._sums = Counter[tuple[str, str]]()
         self._last = deque[Line](maxlen=LINES_KEPT)
+        self.lines = 0
+        """How many there were."""
 
     def info(self, event: str, **fields: object) -> None:
         """Count and hand on something that went as it should."""
@@ -54,6 +56,7 @@ class CountedLog:
         with self._lock:  # threads of the executor write lines, too
             self._last.append(Line(self._clock.now_ms(), level, event, fields))
             self._lines[event] += 1
+            self.lines += 1
             for name in SUMMED:
                 value = fields.get(name)
                 if isinstance(value, int):

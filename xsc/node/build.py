@@ -35,6 +35,7 @@ from xsc.compute.jobs.executor import RUN
 from xsc.compute.service import ComputeService
 from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.sandbox import Sandbox
+from xsc.dashboard.session import Sessions
 from xsc.db.group import GroupCommit
 from xsc.health.attending import Attended
 from xsc.health.service import HealthService
@@ -54,6 +55,7 @@ from xsc.programs import functions, provenance
 from xsc.programs import running as programs_running
 from xsc.programs.service import CellSyncManager, ComputeRuntimeManager
 from xsc.space import following, intervals, paths, sync
+from xsc.space.record import Change
 from xsc.space.store import SpaceStore
 from xsc.storage.catalogue.heads import DirectoryHeadStore
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, FIND, GET, HOLDS, KEEP, PUT, STAT
@@ -220,6 +222,9 @@ class Node:
         self.log = parts.log
         self.parts = parts
         self.watch = watch.Watch(parts.clock)
+        self.sessions = Sessions(parts.clock, parts.entropy)
+        self.changes = 0
+        """Of the space, since the start."""
         self.tasks = tasks.Tasks(parts.clock, parts.log)
         self.started_ms = parts.clock.monotonic_ms()
         self.api_url = ""
@@ -667,6 +672,7 @@ class Node:
             await self.ledger.confirm_head(self.peers.peers(), claims=False)
             self.peers.roster.on_change(self._peer_changed)
             self.health.on_change(self._health_changed)
+            self.space.on_change(self._space_changed)
             await self.peers.start()
         except errors.XscError:
             await self.stop()
@@ -777,6 +783,9 @@ class Node:
     def _blame_replica(self, peer: bytes, fault: errors.XscError) -> None:
         if isinstance(fault, errors.RecordInvalid | errors.SignatureInvalid):
             self.health.report(peer, f"space: {fault.message}")
+
+    def _space_changed(self, _: Change) -> None:
+        self.changes += 1
 
     def _health_changed(self, peer: bytes, up: bool) -> None:
         self.directory.wake()

@@ -24,6 +24,7 @@ from xsc.api.monitor import METRICS
 from xsc.base import errors, ids, limits, units
 from xsc.base.progress import Watch, unwatched
 from xsc.compute.worker import code_cache, pool
+from xsc.dashboard.app import Dashboard
 from xsc.identity import keyfile
 from xsc.monitor.events import CountedLog
 from xsc.net.peers.invitation import SCHEME, from_string
@@ -166,15 +167,20 @@ async def serve(home: homes.Home, config: Config) -> None:
     token = ids.to_text(system.SystemEntropy().token(homes.TOKEN_BYTES))
     most = min(API_CONNECTIONS_MAX, most)
     node.home = home.path
+    server = serving.Server(node, ANSWERS)
+    pages = Dashboard(server, ids.to_text(node.key.node_id), node.sessions, clock)
     answer = app.application(
-        serving.Server(node, ANSWERS).routes(),
+        server.routes(),
         token,
         log,
         node.peer_names,
-        {METRICS.path: [homes.metrics_token(home.path)]},
+        also={METRICS.path: [homes.metrics_token(home.path)]},
+        dashboard=pages,
     )
     api = HttpServer(
-        answer, bounds.Gate(most=most, share=most, idle_ms=app.KEEP_ALIVE_MS), open_paths=app.OPEN
+        answer,
+        bounds.Gate(most=most, share=most, idle_ms=app.KEEP_ALIVE_MS),
+        open_paths=(*app.OPEN, *pages.open_paths),
     )
     metrics = HttpServer(
         app.only(METRICS.path, answer),
@@ -206,6 +212,7 @@ async def serve(home: homes.Home, config: Config) -> None:
         homes.unpublish(home.path)
         api.end()
         metrics.end()
+        pages.end()
         node.space.end_watches()
         node.programs.end_watches()
         await asyncio.gather(api.answered(SHUTDOWN_TIMEOUT_MS), services.stop())

@@ -23,6 +23,7 @@ from xsc.api.problems import CONTENT_TYPE, bug, problem
 from xsc.base import errors, ids
 from xsc.base.limits import NO_PROGRESS_MS
 from xsc.base.log import Log
+from xsc.dashboard.app import Dashboard
 from xsc.net.transport.bounds import read_body
 from xsc.net.transport.http import say_continue
 from xsc.node.api import openapi
@@ -133,7 +134,9 @@ def application(
     token: str,
     log: Log,
     names: Names,
+    *,
     also: Mapping[str, Iterable[str]] = MappingProxyType({}),
+    dashboard: Dashboard | None = None,
 ) -> Handler:
     """Return what answers the API's requests.
 
@@ -143,6 +146,7 @@ def application(
         log: is told what went wrong.
         names: of peers, for messages.
         also: by path, further tokens that open it, and nothing else.
+        dashboard: answers its own paths, which need no token but a session.
     """
 
     async def prove(request: web.BaseRequest) -> web.Response:
@@ -163,6 +167,8 @@ def application(
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         path = request.rel_url.raw_path
         try:
+            if dashboard is not None and dashboard.has(path):
+                return await dashboard.answer(request)
             if path not in OPEN:
                 _check_token(request.headers.get("Authorization", ""), (token, *also.get(path, ())))
             found = await table.resolve(cast(web.Request, request))

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from dataclasses import dataclass, fields
 from itertools import count
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 from urllib.parse import unquote
 
@@ -21,7 +22,7 @@ from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from xsc.api import problems, ranges, serial
+from xsc.api import objects, problems, ranges, serial
 from xsc.api.endpoint import Endpoint, headers_of
 from xsc.base import limits, units
 from xsc.base.errors import ArgumentInvalid, RangeUnsatisfiable, TooLarge, XscError
@@ -257,6 +258,48 @@ class Server:
         """Of requests whose answer may break off: one that has begun can carry no problem."""
         self._log = node.log
 
+    async def ask(
+        self,
+        endpoint: Endpoint[T, Any],
+        asked: T,
+        *,
+        body: Read | None = None,
+        window: slice | None = None,
+    ) -> dict[str, Any]:
+        """Return an answer as a client would read it.
+
+        Args:
+            endpoint: what is asked.
+            asked: the request.
+            body: the bytes that follow it.
+            window: which rows of a listing are wanted; `total` says how many there are.
+
+        Raises:
+            XscError: why there is none.
+        """
+        given = () if body is None else (Body(body),)
+        value = await self._answers[endpoint](self._node, asked, *given)
+        if endpoint.rows:
+            rows = [*value]
+            value = {endpoint.rows: rows[window] if window else rows, "total": len(rows)}
+        return serial.document(value, self._node.name_of)
+
+    async def download(
+        self, request: web.BaseRequest, capability: str, headers: Mapping[str, str]
+    ) -> web.StreamResponse:
+        """Answer a request with the bytes of an object.
+
+        Raises:
+            XscError: why it cannot be read.
+        """
+        asked = objects.Get(capability=capability)
+        found = await self._answers[objects.GET](self._node, asked)
+        return await self._downloaded(request, found, headers)
+
+    def version(self) -> str:
+        """Return what changes when something did that people look at."""
+        return f"{self._node.log.lines}.{self._node.changes}"
+
     def routes(self) -> list[web.RouteDef]:
         """Return all endpoints for aiohttp."""
         return [
@@ -333,7 +376,12 @@ class Server:
         await response.write_eof()
         return response
 
-    async def _downloaded(self, request: web.BaseRequest, found: Download) -> web.StreamResponse:
+    async def _downloaded(
+        self,
+        request: web.BaseRequest,
+        found: Download,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> web.StreamResponse:
         size = found.size_bytes
         start, stop = 0, size or 0
         if found.range is not None and size is not None:
@@ -350,7 +398,11 @@ class Server:
             request_id = str(next(self._ids))
             response = web.StreamResponse(
                 status=200 if found.range is None else 206,
-                headers={"Content-Type": "application/octet-stream", "XSC-Request-Id": request_id},
+                headers={
+                    "Content-Type": "application/octet-stream",
+                    "XSC-Request-Id": request_id,
+                    **headers,
+                },
             )
             if size is None:
                 response.enable_chunked_encoding()

@@ -1,0 +1,1 @@
+"""Pages that the node shows in a browser on its own machine."""

@@ -1,0 +1,267 @@
+"""Answers a browser: logs it in, renders pages, carries out actions, tells that something changed.
+
+A page is rendered whole from answers of the API. Its one stream of events says only that something
+changed: the page is fetched again then, and what differs is put in its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qsl
+
+from aiohttp import web
+
+from xsc.api import monitor
+from xsc.api.endpoint import Nothing
+from xsc.base.clock import Clock
+from xsc.base.errors import ArgumentInvalid, NotAllowed, TooLarge, XscError
+from xsc.base.limits import KIB
+from xsc.dashboard import session, views
+from xsc.dashboard.page import Action, Asked, Page, Said
+from xsc.dashboard.pages import circle, compute, market, storage
+from xsc.dashboard.session import Session, Sessions
+from xsc.dashboard.source import Node, fetch
+
+STREAMS_MAX: Final = 4
+"""Event streams of a session: browsers open six connections to a host, and pages need some."""
+LOOK_MS: Final = 1_000
+"""Between two looks whether something changed."""
+BEAT_LOOKS: Final = 10
+"""After so many looks without a change something is told anyway: probes change what pages show,
+and who writes to nobody notices it."""
+WRITE_S: Final = 10.0
+"""How long the reader of a stream may take what was written."""
+FORM_BYTES_MAX: Final = 64 * KIB
+FIELDS_MAX: Final = 32
+
+_STATIC: Final = Path(__file__).parent / "static"
+_FILES: Final = {f"/static/{file.name}": file for file in _STATIC.iterdir() if file.suffix}
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src"
+        " 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+PAGES: Final[Mapping[str, Page]] = {
+    page.path: page for module in (circle, storage, market, compute) for page in module.PAGES
+}
+ACTIONS: Final[Mapping[str, Action]] = {
+    action.path: action for module in (circle, storage) for action in module.ACTIONS
+}
+
+Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
+
+
+class Dashboard:
+    """The pages of one node.
+
+    Args:
+        node: answers what pages ask.
+        node_id: names the cookie, so that two nodes of one machine can be logged in at once.
+        sessions: who is logged in.
+        clock: of the event streams.
+    """
+
+    open_paths: Final = ("/login", "/welcome", *_FILES)
+    """Paths that need no session."""
+
+    def __init__(self, node: Node, node_id: str, sessions: Sessions, clock: Clock) -> None:
+        self._node = node
+        self._cookie = f"xsc_{node_id}"
+        self._sessions = sessions
+        self._clock = clock
+        self._templates = views.environment()
+        self._ended = False
+        self._others: dict[tuple[str, str], Handler] = {
+            ("GET", "/login"): self._log_in,
+            ("GET", "/welcome"): self._welcome,
+            ("GET", "/"): self._first,
+            ("GET", "/events"): self._events,
+            ("GET", "/history"): self._history,
+            ("POST", "/logout"): self._log_out,
+        }
+        self._paths = {*_FILES, *PAGES, *ACTIONS, *(path for _, path in self._others)}
+
+    def has(self, path: str) -> bool:
+        """Say whether a path is one of the dashboard's."""
+        return path in self._paths
+
+    def end(self) -> None:
+        """End all event streams."""
+        self._ended = True
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request for a path that the dashboard has."""
+        path = request.rel_url.raw_path
+        try:
+            host = session.check_host(request.headers)
+            if request.method == "POST":
+                session.check_origin(request.headers, host)
+            if path in _FILES:
+                _only(request, "GET")
+                # Asked for anew after an hour, and then answered in full only if it changed.
+                keep = {**_HEADERS, "Cache-Control": "max-age=3600"}
+                return web.FileResponse(_FILES[path], headers=keep)
+            if (handler := self._others.get((request.method, path))) is not None:
+                return await handler(request, host)
+            found = self._session(request)
+            if (action := ACTIONS.get(path)) is not None:
+                _only(request, "POST")
+                return await self._act(request, action, found)
+            _only(request, "GET")
+            return await self._page(request, PAGES[path], found)
+        except XscError as fault:
+            return self._failed(fault)
+
+    def _session(self, request: web.BaseRequest) -> Session:
+        """Return the session of a request.
+
+        Raises:
+            NotAllowed: it has none.
+        """
+        token = request.cookies.get(self._cookie, "")
+        found = self._sessions.of(token) if token else None
+        if found is None:
+            raise _LoggedOut("this browser is not logged in", hint="xsc dashboard prints a link")
+        return found
+
+    async def _log_in(self, request: web.BaseRequest, _: str) -> web.Response:
+        token = self._sessions.open(request.query.get("code", ""))
+        answer = web.Response(status=303, headers={**_HEADERS, "Location": "/welcome"})
+        answer.set_cookie(self._cookie, token, path="/", httponly=True, samesite="Strict")
+        return answer
+
+    async def _welcome(self, *_: object) -> web.Response:
+        """Lead on: where another page led to the link, the first request has no cookie."""
+        return self._rendered("welcome.html")
+
+    async def _first(self, *_: object) -> web.Response:
+        return web.Response(status=303, headers={**_HEADERS, "Location": next(iter(PAGES))})
+
+    async def _log_out(self, request: web.BaseRequest, _: str) -> web.Response:
+        found = self._session(request)
+        session.check_csrf(found, (await _form(request)).get("csrf", ""))
+        self._sessions.close(request.cookies[self._cookie])
+        raise _LoggedOut("this browser is logged out", hint="xsc dashboard prints a new link")
+
+    async def _page(
+        self,
+        request: web.BaseRequest,
+        page: Page,
+        found: Session,
+        said: Said | None = None,
+        status: int = 200,
+    ) -> web.Response:
+        # Asked before anything else: a change while the page is made is told.
+        version = self._node.version()
+        asked = Asked(request.query if said is None else said.query)
+        shown = await page.gather(self._node, asked)
+        return self._rendered(
+            page.template,
+            status,
+            page=page,
+            pages=[each for each in PAGES.values() if each.listed],
+            measures=await fetch(self._node, monitor.MEASURES, Nothing()),
+            csrf=found.csrf,
+            said=said,
+            version=version,
+            **shown,
+        )
+
+    async def _act(
+        self, request: web.BaseRequest, action: Action, found: Session
+    ) -> web.StreamResponse:
+        if action.stream is not None:
+            session.check_csrf(found, request.headers.get("XSC-CSRF", ""))
+            return await action.stream(self._node, request)
+        form = await _form(request)
+        session.check_csrf(found, form.get("csrf", ""))
+        if action.download is not None:
+            return await action.download(self._node, request, form)
+        assert action.change is not None
+        status = 200
+        try:
+            said = await action.change(self._node, form)
+        except XscError as fault:
+            said, status = Said.of_fault(fault), fault.http_status
+        return await self._page(request, PAGES[action.page], found, said, status)
+
+    async def _history(self, request: web.BaseRequest, _: str) -> web.Response:
+        """Answer with what the charts draw."""
+        self._session(request)
+        text = request.query.get("within_ms", "")
+        if not text.isdecimal() or not 1 <= int(text[:16]) <= 2**53:
+            raise ArgumentInvalid("within_ms must be a number of milliseconds")
+        found = await self._node.ask(monitor.HISTORY, monitor.Within(within_ms=int(text)))
+        return web.json_response(found, headers=_HEADERS)
+
+    async def _events(self, request: web.BaseRequest, host: str) -> web.StreamResponse:
+        """Tell one tab when something has changed, until it goes or a newer one takes its place."""
+        session.check_origin(request.headers, host, stream=True)
+        found, stream = self._session(request), object()
+        found.streams.append(stream)
+        del found.streams[:-STREAMS_MAX]
+        answer = web.StreamResponse(headers={**_HEADERS, "Content-Type": "text/event-stream"})
+        seen, waited = request.query.get("seen", ""), 0
+        try:
+            await answer.prepare(request)
+            while stream in found.streams and not self._ended:
+                version = self._node.version()
+                if version != seen or waited == BEAT_LOOKS:
+                    async with asyncio.timeout(WRITE_S):
+                        await answer.write(f"data: {version}\n\n".encode())
+                    seen, waited = version, 0
+                waited += 1
+                await self._clock.sleep_ms(LOOK_MS)
+            async with asyncio.timeout(WRITE_S):
+                await answer.write(b"event: over\ndata:\n\n")
+                await answer.write_eof()
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            if stream in found.streams:
+                found.streams.remove(stream)
+        return answer
+
+    def _failed(self, fault: XscError) -> web.Response:
+        status = 401 if isinstance(fault, _LoggedOut) else fault.http_status
+        return self._rendered("fault.html", status, fault=fault)
+
+    def _rendered(self, template: str, status: int = 200, **values: object) -> web.Response:
+        text = self._templates.get_template(template).render(values)
+        return web.Response(text=text, status=status, content_type="text/html", headers=_HEADERS)
+
+
+class _LoggedOut(NotAllowed):
+    """The request has no session."""
+
+
+def _only(request: web.BaseRequest, method: str) -> None:
+    if request.method != method:
+        raise ArgumentInvalid(f"this path takes {method} alone")
+
+
+async def _form(request: web.BaseRequest) -> dict[str, str]:
+    """Return the fields of a form.
+
+    Raises:
+        TooLarge, ArgumentInvalid: it is none of ours.
+    """
+    raw = b""
+    while len(raw) <= FORM_BYTES_MAX and (more := await request.content.read(FORM_BYTES_MAX)):
+        raw += more
+    if len(raw) > FORM_BYTES_MAX:
+        raise TooLarge(f"a form has at most {FORM_BYTES_MAX} bytes")
+    try:
+        return dict(parse_qsl(raw.decode(), keep_blank_values=True, max_num_fields=FIELDS_MAX))
+    except ValueError:
+        raise ArgumentInvalid("the form cannot be read") from None

@@ -1,0 +1,21 @@
+"""Market, allocation and ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from xsc.dashboard.page import Asked, Page
+from xsc.dashboard.source import Node
+
+
+async def gather(node: Node, _: Asked) -> Mapping[str, Any]:
+    """Return what the page shows."""
+    return {}
+
+
+PAGES: Final = (
+    Page("/market", "Market", "market.html", gather),
+    Page("/allocation", "Allocation", "allocation.html", gather),
+    Page("/ledger", "Ledger", "ledger.html", gather),
+)
