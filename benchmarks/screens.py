@@ -1,7 +1,7 @@
-"""What the screens of an operator cost: metrics with many peers and objects, and `xsc top`.
+"""What the screens of an operator cost: metrics, `xsc top` and the dashboard.
 
 The node with many peers is whole, in this process and on memory, and so are its peers; `xsc top`
-follows a node of the devnet in a terminal of its own.
+and a browser follow a node of the devnet.
 """
 
 from __future__ import annotations
@@ -19,22 +19,34 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+from playwright.sync_api import sync_playwright
+
 from benchmarks.size import least
+from xsc.api import dashboard, peers
+from xsc.api import monitor as api_monitor
 from xsc.api.endpoint import Nothing
 from xsc.base.clock import InlineExecutor
 from xsc.base.keyvalue import Stores
 from xsc.base.log import SilentLog
+from xsc.client.calls import Calls
 from xsc.compute.worker.local import LocalSandbox
+from xsc.dashboard import views
+from xsc.dashboard.app import PAGES
+from xsc.dashboard.source import fetch
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair
 from xsc.monitor.events import CountedLog
 from xsc.net.transport.memory import MemoryNetwork
+from xsc.node.api.serving import Server
 from xsc.node.build import Node, Parts
 from xsc.node.config import load
+from xsc.node.daemon import ANSWERS
 from xsc.node.routes import monitor
 from xsc.node.system import SystemClock, SystemEntropy
 
 PEERS: Final = least(50, 6)
+CHROMIUM: Final = "/usr/bin/chromium"
+FLAGS: Final = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 _HERTZ: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -59,8 +71,11 @@ async def _one(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def metrics(objects: int) -> tuple[float, int]:
-    """Return the processor time of `GET /metrics`, in ms, and how many characters it has."""
+async def metrics(objects: int) -> tuple[float, int, float]:
+    """Return the processor time of `GET /metrics`, in ms, and how many characters it has.
+
+    The last is the processor time of a page of the dashboard that lists a hundred of the objects.
+    """
     net = MemoryNetwork(SystemClock(), b"benchmark")
     owner, *peers = nodes = [_made(number, net) for number in range(PEERS + 1)]
     try:
@@ -78,9 +93,24 @@ async def metrics(objects: int) -> tuple[float, int]:
             begun = time.process_time_ns()
             text = await monitor.metrics(owner, Nothing())
             took.append((time.process_time_ns() - begun) / 1e6)
-        return median(took), len(text)
+        return median(took), len(text), await _storage_page(owner)
     finally:
         await asyncio.gather(*(node.tasks.stop() for node in nodes))
+
+
+async def _storage_page(node: Node) -> float:
+    """Return the processor time of the page that lists objects, in ms."""
+    took = []
+    server = Server(node, ANSWERS)
+    page, templates = PAGES["/storage"], views.environment()
+    for _ in range(least(10, 1)):
+        begun = time.process_time_ns()
+        shown = await page.gather(server, {})
+        common = {"page": page, "pages": [page], "csrf": "", "said": None, "version": ""}
+        measures = await fetch(server, api_monitor.MEASURES, Nothing())
+        templates.get_template(page.template).render(measures=measures, **common, **shown)
+        took.append((time.process_time_ns() - begun) / 1e6)
+    return median(took)
 
 
 def _processor_s(pid: int) -> float:
@@ -117,12 +147,45 @@ def followed(home: Path, pid: int, seconds: float) -> tuple[float, float, int]:
         os.close(ours)
 
 
+def browser(home: Path, pid: int, seconds: float) -> str:
+    """Return the first paint of a page, what an idle one costs the node, and how late a change is.
+
+    The first browser of a machine reads its own files: the second one counts.
+    """
+    calls = Calls(home)
+    with sync_playwright() as playwright:
+        for first in (True, False):
+            chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            page = chromium.new_page()
+            page.goto(calls.ask(dashboard.LOGIN)["url"])
+            page.wait_for_url("**/circle")
+            paint = page.evaluate(
+                "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+            )
+            if first:
+                chromium.close()
+        page.wait_for_selector("tr[id^=peer-]")
+        begun, base = time.monotonic(), _processor_s(pid)
+        time.sleep(seconds)
+        idle = (_processor_s(pid) - base) / (time.monotonic() - begun)
+        late = []
+        peer = calls.ask(peers.LIST)["peers"][0]["id"]
+        for weight_ppm in range(10_000, 10_000 * (1 + least(5, 1)), 10_000):
+            calls.ask(peers.RECOGNISE, who=peer, weight_ppm=weight_ppm)
+            begun = time.monotonic()
+            page.wait_for_selector(f"#peer-{peer} data[value='{weight_ppm}']")
+            late.append(time.monotonic() - begun)
+        chromium.close()
+    return f"first paint {paint:.0f} ms, idle {idle:.2%} of the node, a change {median(late):.2f} s"
+
+
 def run(home: Path, pid: int, quick: bool) -> None:
     """Measure, and print."""
     print("\nscreens: processor time, and shares of a core")
     objects = least(200 if quick else 10_000, 10)
-    took, size = asyncio.run(metrics(objects))
+    took, size, page = asyncio.run(metrics(objects))
     print(f"  /metrics with {PEERS} peers and {objects:,} objects  {took:6.1f} ms ({size:,} chars)")
+    print(f"  the page of {objects:,} objects  {page:6.1f} ms")
     base = _processor_s(pid)
     rest = least(20.0, 0.2)
     time.sleep(rest)
@@ -132,6 +195,8 @@ def run(home: Path, pid: int, quick: bool) -> None:
         f"  xsc top on a devnet of seven: {own:.2%}, its node {node:.2%} (alone {alone:.2%}), "
         f"{rate} bytes a second"
     )
+    if Path(CHROMIUM).exists():
+        print(f"  dashboard in Chromium: {browser(home, pid, least(60.0, 0.5))}")
     begun = time.perf_counter()
     words = [sys.executable, "-m", "xsc", "--home", str(home), "top", "--once"]
     for _ in range(least(5, 1)):

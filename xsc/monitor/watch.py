@@ -23,6 +23,8 @@ class Watch:
         """The last measures that were made."""
         self.told: tuple[Measures, str] | None = None
         """The last that were told as metrics, and their text."""
+        self.changes = 0
+        """Of the space."""
         self.ending: tuple[object, int] = None, 0
         """Of which leases and objects it was counted how many objects are under those that end."""
 
@@ -38,6 +40,10 @@ class Watch:
         if last is None or not 0 <= self._clock.now_ms() - last.at_ms < LOOK_MS:
             return None
         return last
+
+    def changed(self, _: object) -> None:
+        """Count a change of the space."""
+        self.changes += 1
 
     async def run(self) -> None:
         """Look until cancelled."""

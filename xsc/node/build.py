@@ -55,7 +55,6 @@ from xsc.programs import functions, provenance
 from xsc.programs import running as programs_running
 from xsc.programs.service import CellSyncManager, ComputeRuntimeManager
 from xsc.space import following, intervals, paths, sync
-from xsc.space.record import Change
 from xsc.space.store import SpaceStore
 from xsc.storage.catalogue.heads import DirectoryHeadStore
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, FIND, GET, HOLDS, KEEP, PUT, STAT
@@ -223,8 +222,6 @@ class Node:
         self.parts = parts
         self.watch = watch.Watch(parts.clock)
         self.sessions = Sessions(parts.clock, parts.entropy)
-        self.changes = 0
-        """Of the space, since the start."""
         self.tasks = tasks.Tasks(parts.clock, parts.log)
         self.started_ms = parts.clock.monotonic_ms()
         self.api_url = ""
@@ -672,7 +669,6 @@ class Node:
             await self.ledger.confirm_head(self.peers.peers(), claims=False)
             self.peers.roster.on_change(self._peer_changed)
             self.health.on_change(self._health_changed)
-            self.space.on_change(self._space_changed)
             await self.peers.start()
         except errors.XscError:
             await self.stop()
@@ -783,9 +779,6 @@ class Node:
     def _blame_replica(self, peer: bytes, fault: errors.XscError) -> None:
         if isinstance(fault, errors.RecordInvalid | errors.SignatureInvalid):
             self.health.report(peer, f"space: {fault.message}")
-
-    def _space_changed(self, _: Change) -> None:
-        self.changes += 1
 
     def _health_changed(self, peer: bytes, up: bool) -> None:
         self.directory.wake()

@@ -167,6 +167,7 @@ async def serve(home: homes.Home, config: Config) -> None:
     token = ids.to_text(system.SystemEntropy().token(homes.TOKEN_BYTES))
     most = min(API_CONNECTIONS_MAX, most)
     node.home = home.path
+    node.space.on_change(node.watch.changed)
     server = serving.Server(node, ANSWERS)
     pages = Dashboard(server, ids.to_text(node.key.node_id), node.sessions, clock)
     answer = app.application(

@@ -298,7 +298,7 @@ class Server:
 
     def version(self) -> str:
         """Return what changes when something did that people look at."""
-        return f"{self._node.log.lines}.{self._node.changes}"
+        return f"{self._node.log.lines}.{self._node.watch.changes}"
 
     def routes(self) -> list[web.RouteDef]:
         """Return all endpoints for aiohttp."""
