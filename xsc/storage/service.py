@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -118,6 +118,10 @@ def best_columns(
 T = TypeVar("T")
 READ_AT_ONCE = 32
 """Small objects: of more, each would wait for its hosts so long that others are asked as well."""
+
+
+def _in_order(row: shown.Object) -> tuple[int, str, str]:
+    return row.created_ms, row.name, row.capability
 
 
 class StorageService:
@@ -611,19 +615,24 @@ class StorageService:
 
     def ls(self) -> list[shown.Object]:
         """Return the objects that this node stored, oldest first."""
-        rows = []
+        return sorted(self._rows(), key=_in_order)
+
+    async def ls_in_turns(self) -> list[shown.Object]:
+        """Return the same, and let other tasks run meanwhile."""
+        return sorted([row async for row in sliced(self._rows())], key=_in_order)
+
+    def _rows(self) -> Iterator[shown.Object]:
         for _, entry in self.catalogue.entries():
             if entry.deleting:
                 continue
             placement = entry.placement
             lost = self._denied(entry)
             up = sum(self._client.is_up(node) and node not in lost for node in placement.columns)
-            rows.append(self._row(entry, up - placement.k))
-        unfound = map(self.catalogue.entry_of_unfound, self.catalogue.unfound())
-        rows += [self._row(entry, UNFOUND_MARGIN) for entry in unfound]
-        return sorted(rows, key=lambda row: (row.created_ms, row.name, row.capability))
+            yield self._row(entry, up - placement.k, placement.columns)
+        for entry in map(self.catalogue.entry_of_unfound, self.catalogue.unfound()):
+            yield self._row(entry, UNFOUND_MARGIN, ())
 
-    def _row(self, entry: ObjectEntry, margin: int) -> shown.Object:
+    def _row(self, entry: ObjectEntry, margin: int, hosts: tuple[bytes, ...]) -> shown.Object:
         ends = self._own_ends(entry)
         return shown.Object(
             name=entry.name,
@@ -634,6 +643,7 @@ class StorageService:
             margin=margin,
             ends_ms=expiry.first_end(ends),
             ending=self._ending(ends),
+            hosts=hosts,
         )
 
     async def rm(self, capability: str) -> RmResult:

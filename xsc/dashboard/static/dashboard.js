@@ -116,6 +116,79 @@
     });
   }
 
+  // Files are put one after the other. Each has a line that says how far it is, and stays.
+  const puts = [];
+  let putting = false;
+
+  function queue(files) {
+    for (const file of files) {
+      const line = document.createElement("li");
+      const name = document.createElement("strong");
+      const bar = document.createElement("progress");
+      const says = document.createElement("span");
+      const cancel = document.createElement("button");
+      name.textContent = file.name.slice(0, 200);
+      bar.max = 100;
+      bar.value = 0;
+      bar.setAttribute("aria-label", `How much of ${name.textContent} is sent`);
+      says.setAttribute("role", "status");
+      says.textContent = "waits";
+      Object.assign(cancel, { type: "button", className: "quiet", textContent: "Cancel" });
+      line.append(name, bar, says, cancel);
+      document.getElementById("putting").append(line);
+      const one = { file, bar, says, cancel, over: false };
+      cancel.onclick = () => { ended(one, "cancelled", true); one.request?.abort(); };
+      puts.push(one);
+    }
+    if (!putting) putNext();
+  }
+
+  function ended(one, says, wrong) {
+    one.over = true;
+    one.says.textContent = says;
+    one.says.className = wrong ? "bad" : "good";
+    one.cancel.remove();
+    one.bar.remove();
+  }
+
+  function putNext() {
+    const one = puts.find((each) => !each.over);
+    putting = Boolean(one);
+    if (!one) return;
+    const request = one.request = new XMLHttpRequest();
+    request.open("POST", "/storage/put");
+    request.setRequestHeader("XSC-CSRF", meta("csrf"));
+    request.setRequestHeader("XSC-Name", encodeURIComponent(one.file.name));
+    request.responseType = "json";
+    request.upload.onprogress = (event) => {
+      one.bar.value = event.total ? 100 * event.loaded / event.total : 100;
+      one.says.textContent = event.loaded < event.total ? "is sent" : "is stored at its hosts";
+    };
+    request.onload = () => {
+      const { says, hint } = request.response ?? { says: "the page is of an earlier session", hint: "load it again" };
+      ended(one, hint ? `${says}. ${hint}` : says, request.status !== 200);
+    };
+    request.onerror = () => ended(one, "broke off: the node does not answer, or this is no file (a directory: xsc store put DIR)", true);
+    request.onloadend = putNext;
+    one.says.textContent = "is sent";
+    request.send(one.file);
+  }
+
+  const dropped = (event) => event.target.closest?.("#drop");
+  document.addEventListener("change", (event) => {
+    if (event.target.id === "files") { queue(event.target.files); event.target.value = ""; }
+  });
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    document.getElementById("drop")?.classList.toggle("over", Boolean(dropped(event)));
+  });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    document.getElementById("drop")?.classList.remove("over");
+    if (dropped(event)) queue(event.dataTransfer.files);
+  });
+  addEventListener("beforeunload", (event) => { if (putting) event.preventDefault(); });
+
   // A slider is held while somebody moves it, so that a page that comes does not move it back.
   document.addEventListener("input", (event) => {
     if (event.target.matches("[data-sends]")) event.target.setAttribute("data-held", "");
