@@ -96,8 +96,13 @@ def _open_storage(rows: Sequence[market.Lease]) -> Sequence[int]:
     ]
 
 
-async def _found(node: Node, given: str) -> dict[str, Any]:
+async def _found(node: Node, given: str, *, versions: bool = False) -> dict[str, Any]:
     """Return the object that an id names.
+
+    Args:
+        node: is asked.
+        given: the id.
+        versions: whether it may be an older version of a name.
 
     Raises:
         NotFound: there is none.
@@ -107,7 +112,7 @@ async def _found(node: Node, given: str) -> dict[str, Any]:
         same = (place for place, row in enumerate(rows) if object_id(row.capability) == given)
         return [*same][:1]
 
-    found = await fetch(node, objects.LIST, objects.Under(), pick=pick)
+    found = await fetch(node, objects.LIST, objects.Under(versions=versions), pick=pick)
     if not found:
         raise NotFound(
             "this node lists no such object",
@@ -147,7 +152,8 @@ async def get(node: Node, form: Mapping[str, str]) -> tuple[str, str]:
     Raises:
         NotFound: there is no such object.
     """
-    found = await _found(node, form.get("id", ""))
+    # The page may show what a put has just replaced.
+    found = await _found(node, form.get("id", ""), versions=True)
     return found["capability"], found["name"]
 
 
