@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import chain, repeat
 from typing import NamedTuple, TypeVar
 
 from xsc.api import objects as shown
@@ -120,7 +121,8 @@ READ_AT_ONCE = 32
 """Small objects: of more, each would wait for its hosts so long that others are asked as well."""
 
 
-def _in_order(row: shown.Object) -> tuple[int, str, str]:
+def in_order(row: shown.Object) -> tuple[int, str, str]:
+    """Return by what objects are listed."""
     return row.created_ms, row.name, row.capability
 
 
@@ -615,36 +617,27 @@ class StorageService:
 
     def ls(self) -> list[shown.Object]:
         """Return the objects that this node stored, oldest first."""
-        return sorted(self._rows(), key=_in_order)
+        return sorted(self.rows(), key=in_order)
 
-    async def ls_in_turns(self) -> list[shown.Object]:
-        """Return the same, and let other tasks run meanwhile."""
-        return sorted([row async for row in sliced(self._rows())], key=_in_order)
-
-    def _rows(self) -> Iterator[shown.Object]:
-        for _, entry in self.catalogue.entries():
-            if entry.deleting:
-                continue
-            placement = entry.placement
-            lost = self._denied(entry)
-            up = sum(self._client.is_up(node) and node not in lost for node in placement.columns)
-            yield self._row(entry, up - placement.k, placement.columns)
-        for entry in map(self.catalogue.entry_of_unfound, self.catalogue.unfound()):
-            yield self._row(entry, UNFOUND_MARGIN, ())
-
-    def _row(self, entry: ObjectEntry, margin: int, hosts: tuple[bytes, ...]) -> shown.Object:
-        ends = self._own_ends(entry)
-        return shown.Object(
-            name=entry.name,
-            version=entry.version,
-            capability=entry.capability,
-            size_bytes=entry.size_bytes,
-            created_ms=entry.created_ms,
-            margin=margin,
-            ends_ms=expiry.first_end(ends),
-            ending=self._ending(ends),
-            hosts=hosts,
-        )
+    def rows(self) -> Iterator[shown.Object]:
+        """Yield the same in no order: for who lets other tasks run meanwhile."""
+        found = ((entry, True) for _, entry in self.catalogue.entries() if not entry.deleting)
+        unfound = map(self.catalogue.entry_of_unfound, self.catalogue.unfound())
+        for entry, placed in chain(found, zip(unfound, repeat(False))):
+            hosts, ends = entry.placement.columns if placed else (), self._own_ends(entry)
+            lost = self._denied(entry) if placed else ()
+            up = sum(self._client.is_up(node) and node not in lost for node in hosts)
+            yield shown.Object(
+                name=entry.name,
+                version=entry.version,
+                capability=entry.capability,
+                size_bytes=entry.size_bytes,
+                created_ms=entry.created_ms,
+                margin=up - entry.placement.k if placed else UNFOUND_MARGIN,
+                ends_ms=expiry.first_end(ends),
+                ending=self._ending(ends),
+                hosts=hosts,
+            )
 
     async def rm(self, capability: str) -> RmResult:
         """Delete an object at every host; hosts that are silent are asked by the next `rm`.

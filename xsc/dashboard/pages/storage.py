@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
@@ -33,7 +34,7 @@ async def gather(node: Node, asked: Asked) -> Mapping[str, Any]:
         ArgumentInvalid: what names a page of the objects is no number.
     """
     number, part = asked.get("page", "1"), asked.get("name", "")
-    if not (number.isascii() and number.isdecimal() and 0 < int(number[:9]) == int(number)):
+    if not re.fullmatch("[1-9][0-9]{0,8}", number):
         raise ArgumentInvalid("a page is a whole number, and the first one is 1")
     endangered = "endangered" in asked
     last = int(number) * PAGE_ROWS

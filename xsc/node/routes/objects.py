@@ -10,11 +10,13 @@ from dataclasses import replace
 from xsc.api import endpoint, problems
 from xsc.api import objects as api
 from xsc.base import errors, ids, limits
+from xsc.base.turns import sliced
 from xsc.node.api.serving import Body, Download, filled
 from xsc.node.build import Node
 from xsc.node.jobs import from_hex
 from xsc.storage.catalogue.names import PART, check_name, listed
 from xsc.storage.object.durability import parse as parse_contract
+from xsc.storage.service import in_order
 
 
 def _introducers(node: Node, found: api.Checked) -> list[api.Introducer]:
@@ -119,7 +121,8 @@ async def fault(node: Node, asked: endpoint.Id) -> problems.Problem:
 async def list_(node: Node, asked: api.Under) -> list[api.Object]:
     """List the objects of this node."""
     check_name(asked.prefix)
-    return listed(await node.storage.ls_in_turns(), asked.prefix, versions=asked.versions)
+    rows = sorted([row async for row in sliced(node.storage.rows())], key=in_order)
+    return listed(rows, asked.prefix, versions=asked.versions)
 
 
 async def parts(node: Node, asked: api.Directory) -> list[api.Part]:
