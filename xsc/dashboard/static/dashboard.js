@@ -123,18 +123,10 @@
   function queue(files) {
     for (const file of files) {
       const line = document.createElement("li");
-      const name = document.createElement("strong");
-      const bar = document.createElement("progress");
-      const says = document.createElement("span");
-      const cancel = document.createElement("button");
+      line.innerHTML = '<strong></strong><progress max="100" value="0"></progress><span role="status">waits</span><button type="button" class="quiet">Cancel</button>';
+      const [name, bar, says, cancel] = line.children;
       name.textContent = file.name.slice(0, 200);
-      bar.max = 100;
-      bar.value = 0;
-      bar.setAttribute("aria-label", `How much of ${name.textContent} is sent`);
-      says.setAttribute("role", "status");
-      says.textContent = "waits";
-      Object.assign(cancel, { type: "button", className: "quiet", textContent: "Cancel" });
-      line.append(name, bar, says, cancel);
+      bar.ariaLabel = `How much of ${name.textContent} is sent`;
       document.getElementById("putting").append(line);
       const one = { file, bar, says, cancel, over: false };
       cancel.onclick = () => { ended(one, "cancelled", true); one.request?.abort(); };
@@ -174,18 +166,15 @@
     request.send(one.file);
   }
 
-  const dropped = (event) => event.target.closest?.("#drop");
   document.addEventListener("change", (event) => {
     if (event.target.id === "files") { queue(event.target.files); event.target.value = ""; }
   });
-  document.addEventListener("dragover", (event) => {
+  // Beside the field a drop does nothing: by itself the browser would leave the page for the file.
+  for (const type of ["dragover", "drop"]) document.addEventListener(type, (event) => {
     event.preventDefault();
-    document.getElementById("drop")?.classList.toggle("over", Boolean(dropped(event)));
-  });
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    document.getElementById("drop")?.classList.remove("over");
-    if (dropped(event)) queue(event.dataTransfer.files);
+    const over = event.target.closest?.("#drop");
+    document.getElementById("drop")?.classList.toggle("over", Boolean(over) && type === "dragover");
+    if (over && type === "drop") queue(event.dataTransfer.files);
   });
   addEventListener("beforeunload", (event) => { if (putting) event.preventDefault(); });
 
