@@ -161,6 +161,7 @@ def test_a_put_that_is_refused_says_why():
         answer = await browser.put("a", content(MIB))
         assert answer.status >= 400
         assert answer.json["says"]
+        assert "node-1 (" in answer.json["says"]
 
     run(85, 7, play, SETTINGS)
 

@@ -283,7 +283,7 @@ class Server:
             XscError: why there is none.
         """
         given = () if body is None else (Body(body),)
-        value = await self._answers[endpoint](self._node, asked, *given)
+        value = await self._answered(endpoint, asked, *given)
         if endpoint.rows:
             rows = [*value]
             picked = range(len(rows)) if pick is None else pick(rows)
@@ -301,8 +301,15 @@ class Server:
             XscError: why it cannot be read.
         """
         asked = objects.Get(capability=capability)
-        found = await self._answers[objects.GET](self._node, asked)
+        found = await self._answered(objects.GET, asked)
         return await self._downloaded(request, found, headers)
+
+    async def _answered(self, endpoint: Endpoint[T, Any], asked: T, *given: Body) -> Any:  # noqa: ANN401
+        try:
+            return await self._answers[endpoint](self._node, asked, *given)
+        except XscError as fault:
+            app.name_peers(fault, self._node.peer_names)
+            raise
 
     def version(self) -> str:
         """Return what changes when something did that people look at."""
