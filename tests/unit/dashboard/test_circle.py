@@ -54,6 +54,7 @@ def test_peers_are_shown_with_what_is_known_of_them():
         assert "your invitation" in answer.seen
         assert answer.text.count('class="box away"') == 1
         assert "1 of 2" in answer.seen
+        assert (1, ["/v1/measures#/status/peers/healthy"]) in answer.numbers
 
     run(70, 3, play, {"probe_interval": "15s"})
 

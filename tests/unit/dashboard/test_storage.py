@@ -103,6 +103,7 @@ def test_one_object_says_who_holds_each_shard():
         assert len(re.findall('id="shard-', answer.text)) == 6
         assert all(node.name_of(host) in answer.seen for host in hosts)
         assert "4 needed, 2 more" in answer.seen
+        assert (4, ["/v1/object/stat#/code/k"]) in answer.numbers
         victim = next(host for host in hosts if host != node.key.node_id)
         await world.crash(world.index_of(victim))
         assert "unreachable" in (await browser.get(path)).seen
