@@ -175,14 +175,14 @@ def test_repair_heals_where_the_contract_cannot_be_kept_and_moves_back_when_a_pe
         assert found.margin == 2, "it heals all the same"
         said = document(await objects.check(owner, Check(capability=capability)))
         assert (said["contract"], said["contract_kept"]) == ("2nodes,1site", False)
-        moved = [item for _, done in owner.storage.repairer.recent for item in done.moved]
+        moved = [item for *_, done in owner.storage.repairer.recent for item in done.moved]
         assert len(moved) == 1, "what is well moves only where that helps"
         world.net.heal()
         await world.clock.sleep_ms(200_000)
         said = document(await objects.check(owner, Check(capability=capability)))
         assert said["contract_kept"] is True
         assert 7 in await at()
-        moved = [item for _, done in owner.storage.repairer.recent for item in done.moved]
+        moved = [item for *_, done in owner.storage.repairer.recent for item in done.moved]
         assert len(moved) == 2
         await world.clock.sleep_ms(120_000)
         assert await get(world.nodes[3], capability) == content(MIB)

@@ -37,7 +37,7 @@ def moves(world):
         len(done.moved)
         for node in world.nodes
         for repairer in (node.storage.repairer, node.storage.custody_repairer)
-        for _, done in repairer.recent
+        for *_, done in repairer.recent
     )
 
 
@@ -134,7 +134,7 @@ def test_the_weakest_object_is_repaired_first():
         await world.crash(victim)
         for capability in kept:
             await whole(world, capability, without=[victim])
-        margins = [done.margin for _, done in owner.storage.repairer.recent]
+        margins = [done.margin for *_, done in owner.storage.repairer.recent]
         assert Counter(margins) == {0: 3, 1: 3, 2: 3}
         # Two are repaired at once, so the last of one kind may end beside the first of the next.
         assert all(later >= earlier - 1 for earlier, later in pairwise(margins))

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from xsc.api import market, problems
-from xsc.api.endpoint import Endpoint, Id, Key, Model, get, header, listing, named, post
+from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, get, header, listing, named, post
 
 Version = Annotated[int, Ge(0), Le(2**63 - 1)]
 
@@ -114,6 +114,8 @@ class Object(Placed):
     version: int
     capability: str
     created_ms: int
+    hosts: tuple[Key, ...]
+    """The node of each shard, in order, as this node has it; empty where it is not known."""
 
 
 class Name(Model):
@@ -254,6 +256,23 @@ class Repaired(Model):
     """Columns of silent nodes whose grace is not over: they count as lost only after it."""
 
 
+class Mending(Model):
+    """A repair of an own object that runs, or that moved something of late."""
+
+    object: Key
+    """As lines of the log name it, by its beginning."""
+    name: str
+    """Empty where it has none, or is gone by now."""
+    runs: bool
+    at_ms: int
+    """When it began, while it runs; else when it ended."""
+    moved: tuple[Moved, ...]
+    left: int
+    """Columns that are lost or must leave their node, and have no new host yet."""
+    reason: str
+    """Why some are left; empty if none is."""
+
+
 class Together(Model):
     """Small objects that are read in one call."""
 
@@ -283,6 +302,7 @@ RESTORE = post("/v1/objects/restore", Name, Restored, "Make an older version the
 PARTS = listing("/v1/objects/parts", Directory, Part, "List files of a directory.")
 UPLOAD = get("/v1/uploads/{id}", Id, Upload, "Say how much of a put is stored.")
 GET = get("/v1/object", Get, bytes, "Read an object.", gives="bytes")
+REPAIRS = listing("/v1/objects/repairs", Nothing, Mending, "List repairs of now and of late.")
 REMOVE = Endpoint("DELETE", "/v1/object", Capability, Removed, "Delete an object.")
 STAT = get("/v1/object/stat", Capability, Stat, "Ask the hosts of an object.")
 CHECK = get("/v1/object/check", Check, Checked, "Say what a placement is worth.")

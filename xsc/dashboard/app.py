@@ -7,10 +7,11 @@ changed: the page is fetched again then, and what differs is put in its place.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
 
@@ -36,6 +37,8 @@ WRITE_S: Final = 10.0
 """How long the reader of a stream may take what was written."""
 FORM_BYTES_MAX: Final = 64 * KIB
 FIELDS_MAX: Final = 32
+FILE_CHARS_MAX: Final = 150
+"""Of the name of a file that is kept: it stands in a header."""
 
 _STATIC: Final = Path(__file__).parent / "static"
 _FILES: Final = {f"/static/{file.name}": file for file in _STATIC.iterdir() if file.suffix}
@@ -47,7 +50,8 @@ _HEADERS: Final = {
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
+    # With no-referrer a browser says "null" as the Origin of a form that it sends by itself.
+    "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
 PAGES: Final[Mapping[str, Page]] = {
@@ -135,7 +139,8 @@ class Dashboard:
 
     async def _log_in(self, request: web.BaseRequest, _: str) -> web.Response:
         token = self._sessions.open(request.query.get("code", ""))
-        answer = web.Response(status=303, headers={**_HEADERS, "Location": "/welcome"})
+        leads = {"Location": "/welcome", "Referrer-Policy": "no-referrer"}
+        answer = web.Response(status=303, headers={**_HEADERS, **leads})
         answer.set_cookie(self._cookie, token, path="/", httponly=True, samesite="Strict")
         return answer
 
@@ -180,12 +185,20 @@ class Dashboard:
         self, request: web.BaseRequest, action: Action, found: Session
     ) -> web.StreamResponse:
         if action.stream is not None:
-            session.check_csrf(found, request.headers.get("XSC-CSRF", ""))
-            return await action.stream(self._node, request)
+            status = 200
+            try:
+                session.check_csrf(found, request.headers.get("XSC-CSRF", ""))
+                said = await action.stream(self._node, request)
+            except XscError as fault:
+                said, status = Said.of_fault(fault), fault.http_status
+            answer = {"says": said.says, "hint": said.hint}
+            return web.json_response(answer, status=status, headers=_HEADERS)
         form = await _form(request)
         session.check_csrf(found, form.get("csrf", ""))
         if action.download is not None:
-            return await action.download(self._node, request, form)
+            capability, name = await action.download(self._node, form)
+            headers = {**_HEADERS, "Content-Disposition": attached(name)}
+            return await self._node.download(request, capability, headers)
         assert action.change is not None
         status = 200
         try:
@@ -239,6 +252,19 @@ class Dashboard:
     def _rendered(self, template: str, status: int = 200, **values: object) -> web.Response:
         text = self._templates.get_template(template).render(values)
         return web.Response(text=text, status=status, content_type="text/html", headers=_HEADERS)
+
+
+def attached(name: str) -> str:
+    """Return the header that has a browser keep an answer as a file (RFC 6266, RFC 8187).
+
+    Args:
+        name: as it was stored: of a path the last part names the file.
+    """
+    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1].strip(" .")
+    kept = "".join(char if char.isprintable() else "_" for char in last)[:FILE_CHARS_MAX]
+    plain = re.sub(r"[^A-Za-z0-9._ -]", "_", kept or "object")
+    coded = quote(kept or "object", safe="")
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{coded}"
 
 
 class _LoggedOut(NotAllowed):

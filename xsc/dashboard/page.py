@@ -59,9 +59,7 @@ class Action:
     """The path of the page that is shown after it."""
     change: Callable[[Node, Mapping[str, str]], Awaitable[Said]] | None = None
     """Takes a form."""
-    download: (
-        Callable[[Node, web.BaseRequest, Mapping[str, str]], Awaitable[web.StreamResponse]] | None
-    ) = None
-    """Takes a form, and answers with bytes."""
-    stream: Callable[[Node, web.BaseRequest], Awaitable[web.StreamResponse]] | None = None
-    """Takes the bytes of the request."""
+    download: Callable[[Node, Mapping[str, str]], Awaitable[tuple[str, str]]] | None = None
+    """Takes a form; returns the capability of what is answered, and its name."""
+    stream: Callable[[Node, web.BaseRequest], Awaitable[Said]] | None = None
+    """Takes the bytes of the request; what is said goes to a script, as JSON."""

@@ -19,6 +19,15 @@ Q = TypeVar("Q")
 Read = Callable[[int], Awaitable[bytes]]
 """Returns the next bytes of a body, at most so many; none at the end."""
 
+Pick = Callable[[Sequence[Any]], Sequence[int]]
+"""Takes the rows of a listing, and returns the places of those that are wanted, in their order."""
+
+
+class Rows(list[Any]):
+    """Rows of a listing, and how many there are with those that are not shown."""
+
+    total: int
+
 
 class Node(Protocol):
     """The node, as the dashboard sees it: what answers the endpoints of the API."""
@@ -29,7 +38,8 @@ class Node(Protocol):
         asked: Q,
         *,
         body: Read | None = None,
-        window: slice | None = None,
+        pick: Pick | None = None,
+        window: slice = slice(None),
     ) -> Document:
         """Return an answer as a client would read it.
 
@@ -37,7 +47,9 @@ class Node(Protocol):
             endpoint: what is asked.
             asked: the request.
             body: the bytes that follow it.
-            window: which rows of a listing are wanted; `total` says how many there are.
+            pick: returns the places of the rows of a listing that are wanted; without it, all.
+            window: which of these are answered. `places` says where they are in the listing,
+                and `total` how many were picked.
 
         Raises:
             XscError: why there is none.
@@ -105,25 +117,34 @@ def _escaped(key: str) -> str:
 
 
 async def fetch(
-    node: Node, endpoint: Endpoint[Q, Any], asked: Q, *, window: slice | None = None
-) -> Any:  # noqa: ANN401 (as the document; rows alone where there are)
+    node: Node,
+    endpoint: Endpoint[Q, Any],
+    asked: Q,
+    *,
+    pick: Pick | None = None,
+    window: slice = slice(None),
+) -> Any:  # noqa: ANN401 (as the document; `Rows` where there are)
     """Return what the node answers, or the rows of it, with numbers that know their origin.
+
+    The origin names no headers of the request: a capability is in none.
 
     Args:
         node: is asked.
         endpoint: what is asked.
         asked: the request.
-        window: which rows are wanted.
+        pick: which rows are wanted.
+        window: which of these are shown.
 
     Raises:
         XscError: why there is no answer.
     """
     path = written(endpoint, asked)[0] + "#"
-    found = await node.ask(endpoint, asked, window=window)
+    found = await node.ask(endpoint, asked, pick=pick, window=window)
     if not endpoint.rows:
         return sourced(found, path)
-    first = window.start if window is not None else 0
-    rows: Sequence[object] = found[endpoint.rows]
-    return [
-        sourced(row, f"{path}/{endpoint.rows}/{place}") for place, row in enumerate(rows, first)
-    ]
+    rows = Rows(
+        sourced(row, f"{path}/{endpoint.rows}/{place}")
+        for place, row in zip(found["places"], found[endpoint.rows], strict=True)
+    )
+    rows.total = found["total"]
+    return rows

@@ -48,6 +48,12 @@ def duration(duration_ms: int | None) -> Markup | None:
     return None if duration_ms is None else shown(duration_ms, units.format_duration(duration_ms))
 
 
+def seconds(duration_s: int | None) -> Markup | None:
+    """Return seconds in their unit."""
+    text = units.format_duration((duration_s or 0) * 1000)
+    return None if duration_s is None else shown(duration_s, text)
+
+
 def moment(at_ms: int | None) -> Markup | None:
     """Return a moment in UTC."""
     return None if at_ms is None else shown(at_ms, units.format_time(at_ms))
@@ -86,7 +92,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (size, share, duration, moment, level, node, total, whole)
+    filters = (size, share, duration, seconds, moment, level, node, total, whole)
     made.filters |= {each.__name__: each for each in filters}
     made.filters |= {"credits": in_credits, "count": count_of}
     made.globals["part_of"] = part_of

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import chain, repeat
 from typing import NamedTuple, TypeVar
 
 from xsc.api import objects as shown
@@ -118,6 +119,11 @@ def best_columns(
 T = TypeVar("T")
 READ_AT_ONCE = 32
 """Small objects: of more, each would wait for its hosts so long that others are asked as well."""
+
+
+def in_order(row: shown.Object) -> tuple[int, str, str]:
+    """Return by what objects are listed."""
+    return row.created_ms, row.name, row.capability
 
 
 class StorageService:
@@ -611,30 +617,27 @@ class StorageService:
 
     def ls(self) -> list[shown.Object]:
         """Return the objects that this node stored, oldest first."""
-        rows = []
-        for _, entry in self.catalogue.entries():
-            if entry.deleting:
-                continue
-            placement = entry.placement
-            lost = self._denied(entry)
-            up = sum(self._client.is_up(node) and node not in lost for node in placement.columns)
-            rows.append(self._row(entry, up - placement.k))
-        unfound = map(self.catalogue.entry_of_unfound, self.catalogue.unfound())
-        rows += [self._row(entry, UNFOUND_MARGIN) for entry in unfound]
-        return sorted(rows, key=lambda row: (row.created_ms, row.name, row.capability))
+        return sorted(self.rows(), key=in_order)
 
-    def _row(self, entry: ObjectEntry, margin: int) -> shown.Object:
-        ends = self._own_ends(entry)
-        return shown.Object(
-            name=entry.name,
-            version=entry.version,
-            capability=entry.capability,
-            size_bytes=entry.size_bytes,
-            created_ms=entry.created_ms,
-            margin=margin,
-            ends_ms=expiry.first_end(ends),
-            ending=self._ending(ends),
-        )
+    def rows(self) -> Iterator[shown.Object]:
+        """Yield the same in no order: for who lets other tasks run meanwhile."""
+        found = ((entry, True) for _, entry in self.catalogue.entries() if not entry.deleting)
+        unfound = map(self.catalogue.entry_of_unfound, self.catalogue.unfound())
+        for entry, placed in chain(found, zip(unfound, repeat(False))):
+            hosts, ends = entry.placement.columns if placed else (), self._own_ends(entry)
+            lost = self._denied(entry) if placed else ()
+            up = sum(self._client.is_up(node) and node not in lost for node in hosts)
+            yield shown.Object(
+                name=entry.name,
+                version=entry.version,
+                capability=entry.capability,
+                size_bytes=entry.size_bytes,
+                created_ms=entry.created_ms,
+                margin=up - entry.placement.k if placed else UNFOUND_MARGIN,
+                ends_ms=expiry.first_end(ends),
+                ending=self._ending(ends),
+                hosts=hosts,
+            )
 
     async def rm(self, capability: str) -> RmResult:
         """Delete an object at every host; hosts that are silent are asked by the next `rm`.

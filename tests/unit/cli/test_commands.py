@@ -315,6 +315,7 @@ def test_ls(xsc, stand_in):
         "margin": 2,
         "ends_ms": None,
         "ending": [],
+        "hosts": [],
     }
     stand_in.answers("GET", "/v1/objects", {"objects": [row]})
     assert xsc("store", "ls", "--json").json == {"objects": [row]}

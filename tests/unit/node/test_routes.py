@@ -194,7 +194,7 @@ def test_repair_says_what_moved_and_what_did_not():
             within_ms=7_200_000,
         )
         answer = await api.call("POST", "/v1/object/repair", XSC_Capability=capability)
-        lately = [item.shard for _, done in owner.storage.repairer.recent for item in done.moved]
+        lately = [item.shard for *_, done in owner.storage.repairer.recent for item in done.moved]
         assert sorted([*lately, *answer["left"]]) == [2, 4, 5]
         assert len(answer["left"]) == 1
         assert "no node that is up" in answer["reason"]

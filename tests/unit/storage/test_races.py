@@ -176,7 +176,7 @@ def test_an_object_that_takes_long_to_mend_holds_up_no_other():
             listed = list(repairer._objects.refs())
             assert len(listed) == 2
             await asyncio.wait_for(repairer.round(listed, everything=True), 20)
-        assert [key for key, _ in repairer.recent] == [ref]
+        assert [key for key, *_ in repairer.recent] == [ref]
 
     play(story, 5)
 

@@ -207,6 +207,7 @@ async def test_ls_shows_what_was_put_in_order():
             "margin": 1,
             "ends_ms": FAR.end_ms,
             "ending": [],
+            "hosts": [to_text(node) for node in first.hosts],
         },
         {
             "name": "second",
@@ -217,6 +218,7 @@ async def test_ls_shows_what_was_put_in_order():
             "margin": 1,
             "ends_ms": FAR.end_ms,
             "ending": [],
+            "hosts": [to_text(node) for node in second.hosts],
         },
     ]
     assert world[1].service.ls() == []

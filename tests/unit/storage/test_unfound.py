@@ -31,7 +31,8 @@ def silence(world, *, up):
 async def test_what_nobody_has_is_listed_and_can_be_deleted():
     world, owner, capability = await unfound_world()
     silence(world, up=False)
-    assert [(row.name, row.margin) for row in owner.service.ls()] == [("object", -1)]
+    listed = [(row.name, row.margin, row.hosts) for row in owner.service.ls()]
+    assert listed == [("object", -1, ())]
     assert owner.service.catalogue.named("object") == [capability]
     with pytest.raises(ObjectUnknown, match="no host that answered"):
         await owner.service.catalogue.restore("object", 1)

@@ -2,25 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from xsc.api import monitor, peers, status
+from xsc.api import monitor, peers
 from xsc.api.endpoint import Nothing
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.units import format_share, format_time, parse_duration_ms
 from xsc.dashboard.page import Action, Asked, Page, Said
-from xsc.dashboard.source import Node, fetch
+from xsc.dashboard.source import Document, Node, fetch
+
+LINES_SHOWN: Final = 10
+"""Of the log."""
+
+
+class Box(NamedTuple):
+    """A peer in the picture of who introduced whom."""
+
+    peer: Document
+    depth: int
+    """Introductions from this node."""
+    line: int
+    from_line: int
+    """Of who introduced it."""
 
 
 async def gather(node: Node, _: Asked) -> Mapping[str, Any]:
     """Return what the page shows."""
+    rows = await fetch(node, peers.LIST, Nothing())
     return {
-        "peers": await fetch(node, peers.LIST, Nothing()),
-        "health": {row["id"]: row for row in await fetch(node, status.HEALTH, Nothing())},
+        "peers": rows,
+        "boxes": boxes(rows),
         "alerts": await fetch(node, monitor.ALERTS, Nothing()),
-        "lines": (await fetch(node, monitor.LOG, Nothing()))[::-1][:12],
+        "lines": (await fetch(node, monitor.LOG, Nothing(), window=slice(-LINES_SHOWN, None)))[
+            ::-1
+        ],
     }
+
+
+def boxes(rows: Sequence[Document]) -> list[Box]:
+    """Return where peers stand in the picture of who introduced whom.
+
+    Each stands to the right of its introducer: the first on the same line, the others below.
+    """
+    known = {row["id"] for row in rows}
+    brought = defaultdict[str | None, list[Document]](list)
+    for row in rows:
+        brought[row["introducer"] if row["introducer"] in known else None].append(row)
+    found: dict[str, Box] = {}
+    line = 0
+
+    def place(row: Document, depth: int, from_line: int) -> None:
+        nonlocal line
+        if row["id"] in found:
+            return
+        found[row["id"]] = Box(row, depth, line, from_line)
+        begun = line
+        for each in brought[row["id"]]:
+            place(each, depth + 1, begun)
+        line = max(line, begun + 1)
+
+    # Those at the end are only left if introducers go in a circle.
+    for row in (*brought[None], *rows):
+        place(row, 1, 0)
+    return [*found.values()]
 
 
 async def invite(node: Node, form: Mapping[str, str]) -> Said:

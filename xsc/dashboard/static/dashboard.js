@@ -116,6 +116,68 @@
     });
   }
 
+  // Files are put one after the other. Each has a line that says how far it is, and stays.
+  const puts = [];
+  let putting = false;
+
+  function queue(files) {
+    for (const file of files) {
+      const line = document.createElement("li");
+      line.innerHTML = '<strong></strong><progress max="100" value="0"></progress><span role="status">waits</span><button type="button" class="quiet">Cancel</button>';
+      const [name, bar, says, cancel] = line.children;
+      name.textContent = file.name.slice(0, 200);
+      bar.ariaLabel = `How much of ${name.textContent} is sent`;
+      document.getElementById("putting").append(line);
+      const one = { file, bar, says, cancel, over: false };
+      cancel.onclick = () => { ended(one, "cancelled", true); one.request?.abort(); };
+      puts.push(one);
+    }
+    if (!putting) putNext();
+  }
+
+  function ended(one, says, wrong) {
+    one.over = true;
+    one.says.textContent = says;
+    one.says.className = wrong ? "bad" : "good";
+    one.cancel.remove();
+    one.bar.remove();
+  }
+
+  function putNext() {
+    const one = puts.find((each) => !each.over);
+    putting = Boolean(one);
+    if (!one) return;
+    const request = one.request = new XMLHttpRequest();
+    request.open("POST", "/storage/put");
+    request.setRequestHeader("XSC-CSRF", meta("csrf"));
+    request.setRequestHeader("XSC-Name", encodeURIComponent(one.file.name));
+    request.responseType = "json";
+    request.upload.onprogress = (event) => {
+      one.bar.value = event.total ? 100 * event.loaded / event.total : 100;
+      one.says.textContent = event.loaded < event.total ? "is sent" : "is stored at its hosts";
+    };
+    request.onload = () => {
+      const { says, hint } = request.response ?? { says: "the page is of an earlier session", hint: "load it again" };
+      ended(one, hint ? `${says}. ${hint}` : says, request.status !== 200);
+    };
+    request.onerror = () => ended(one, "broke off: the node does not answer, or this is no file (a directory: xsc store put DIR)", true);
+    request.onloadend = putNext;
+    one.says.textContent = "is sent";
+    request.send(one.file);
+  }
+
+  document.addEventListener("change", (event) => {
+    if (event.target.id === "files") { queue(event.target.files); event.target.value = ""; }
+  });
+  // Beside the field a drop does nothing: by itself the browser would leave the page for the file.
+  for (const type of ["dragover", "drop"]) document.addEventListener(type, (event) => {
+    event.preventDefault();
+    const over = event.target.closest?.("#drop");
+    document.getElementById("drop")?.classList.toggle("over", Boolean(over) && type === "dragover");
+    if (over && type === "drop") queue(event.dataTransfer.files);
+  });
+  addEventListener("beforeunload", (event) => { if (putting) event.preventDefault(); });
+
   // A slider is held while somebody moves it, so that a page that comes does not move it back.
   document.addEventListener("input", (event) => {
     if (event.target.matches("[data-sends]")) event.target.setAttribute("data-held", "");

@@ -68,7 +68,7 @@ class Reports(logging.Handler):
         )
 
 
-def _name_peers(error: errors.XscError, names: Names) -> None:
+def name_peers(error: errors.XscError, names: Names) -> None:
     """Write the name of each known peer before its short id in an error's message."""
     if _SHORT_ID.search(error.message) is None:
         return
@@ -178,7 +178,7 @@ def application(
             await say_continue(request)
             return await cast(Handler, found.handler)(request)
         except errors.XscError as error:
-            _name_peers(error, names)
+            name_peers(error, names)
             if error.exit_code == 1:
                 log.error("api.request_failed", path=path, fault=error.message)
             return problem_response(error)

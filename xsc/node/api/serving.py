@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, fields
 from itertools import count
@@ -68,6 +68,8 @@ _UNITS: Mapping[str, Callable[[int], str]] = {
 T = TypeVar("T")
 Read = Callable[[int], Awaitable[bytes]]
 """Returns the next bytes, at most so many; none at the end."""
+Pick = Callable[[Sequence[Any]], Sequence[int]]
+"""Returns the places of those rows that are wanted, in the order in which they are."""
 Answer: TypeAlias = Callable[..., Any]
 """An asynchronous function of the node, the request and, for some, the body; or an iterator."""
 Answers: TypeAlias = Mapping[Endpoint[Any, Any], Answer]
@@ -264,7 +266,8 @@ class Server:
         asked: T,
         *,
         body: Read | None = None,
-        window: slice | None = None,
+        pick: Pick | None = None,
+        window: slice = slice(None),
     ) -> dict[str, Any]:
         """Return an answer as a client would read it.
 
@@ -272,16 +275,21 @@ class Server:
             endpoint: what is asked.
             asked: the request.
             body: the bytes that follow it.
-            window: which rows of a listing are wanted; `total` says how many there are.
+            pick: returns the places of the rows of a listing that are wanted; without it, all.
+            window: which of these are answered. `places` says where they are in the listing,
+                and `total` how many were picked.
 
         Raises:
             XscError: why there is none.
         """
         given = () if body is None else (Body(body),)
-        value = await self._answers[endpoint](self._node, asked, *given)
+        value = await self._answered(endpoint, asked, *given)
         if endpoint.rows:
             rows = [*value]
-            value = {endpoint.rows: rows[window] if window else rows, "total": len(rows)}
+            picked = range(len(rows)) if pick is None else pick(rows)
+            places = picked[window]
+            found = [rows[place] for place in places]
+            value = {endpoint.rows: found, "places": [*places], "total": len(picked)}
         return serial.document(value, self._node.name_of)
 
     async def download(
@@ -293,8 +301,15 @@ class Server:
             XscError: why it cannot be read.
         """
         asked = objects.Get(capability=capability)
-        found = await self._answers[objects.GET](self._node, asked)
+        found = await self._answered(objects.GET, asked)
         return await self._downloaded(request, found, headers)
+
+    async def _answered(self, endpoint: Endpoint[T, Any], asked: T, *given: Body) -> Any:  # noqa: ANN401
+        try:
+            return await self._answers[endpoint](self._node, asked, *given)
+        except XscError as fault:
+            app.name_peers(fault, self._node.peer_names)
+            raise
 
     def version(self) -> str:
         """Return what changes when something did that people look at."""

@@ -10,11 +10,13 @@ from dataclasses import replace
 from xsc.api import endpoint, problems
 from xsc.api import objects as api
 from xsc.base import errors, ids, limits
+from xsc.base.turns import sliced
 from xsc.node.api.serving import Body, Download, filled
 from xsc.node.build import Node
 from xsc.node.jobs import from_hex
 from xsc.storage.catalogue.names import PART, check_name, listed
 from xsc.storage.object.durability import parse as parse_contract
+from xsc.storage.service import in_order
 
 
 def _introducers(node: Node, found: api.Checked) -> list[api.Introducer]:
@@ -119,7 +121,8 @@ async def fault(node: Node, asked: endpoint.Id) -> problems.Problem:
 async def list_(node: Node, asked: api.Under) -> list[api.Object]:
     """List the objects of this node."""
     check_name(asked.prefix)
-    return listed(node.storage.ls(), asked.prefix, versions=asked.versions)
+    rows = sorted([row async for row in sliced(node.storage.rows())], key=in_order)
+    return listed(rows, asked.prefix, versions=asked.versions)
 
 
 async def parts(node: Node, asked: api.Directory) -> list[api.Part]:
@@ -156,6 +159,24 @@ async def stat(node: Node, asked: api.Capability) -> api.Stat:
 async def repair(node: Node, asked: api.Capability) -> api.Repaired:
     """Repair an object now."""
     return await node.storage.repair(asked.capability)
+
+
+async def repairs(node: Node, _: endpoint.Nothing) -> list[api.Mending]:
+    """List the repairs that run, and after them those that moved something of late."""
+    repairer = node.storage.repairer
+    running = [(ref, at_ms, None) for ref, at_ms in repairer.under_way.items()]
+    return [
+        api.Mending(
+            object=ref,
+            name=node.storage.catalogue.shown_name(ref),
+            runs=done is None,
+            at_ms=at_ms,
+            moved=() if done is None else done.moved,
+            left=0 if done is None else len(done.left),
+            reason="" if done is None else done.reason,
+        )
+        for ref, at_ms, done in [*running, *reversed(repairer.recent)]
+    ]
 
 
 async def check(node: Node, asked: api.Check) -> api.Checked:

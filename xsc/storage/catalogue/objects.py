@@ -82,6 +82,11 @@ class ObjectCatalogue:
         raw = self._state.get(OBJECTS + ref)
         return None if raw is None else self._parse(raw)
 
+    def shown_name(self, ref: bytes) -> str:
+        """Return the name of an object as people see it; empty where it has none."""
+        entry = self.entry(ref)
+        return "" if entry is None or entry.name.startswith(names.HIDDEN) else entry.name
+
     def entries(self) -> Iterator[tuple[bytes, ObjectEntry]]:
         """Yield manifest hash and entry of each object."""
         for key, raw in self._state.scan(OBJECTS, prefix_end(OBJECTS)):

@@ -134,8 +134,10 @@ class Repairer:
         self._woken = asyncio.Event()
         self._room = room.Room(REPAIR_BYTES, REPAIR_BYTES)
         """Segments of objects that are repaired at the same time."""
-        self.recent: deque[tuple[bytes, Repaired]] = deque(maxlen=REPAIRS_A_ROUND_MAX)
-        """What was repaired in this run, by reference, the oldest first."""
+        self.under_way: dict[bytes, int] = {}
+        """The objects that are repaired now, and since when."""
+        self.recent: deque[tuple[bytes, int, Repaired]] = deque(maxlen=REPAIRS_A_ROUND_MAX)
+        """What was repaired in this run, by reference, and when, the oldest first."""
         self._placed = Counter[tuple[tuple[bytes, ...], int]]()
         """How many objects have such columns, and need so many of them, at the last look."""
         self._margins: tuple[frozenset[bytes] | None, Counter[int]] = None, Counter()
@@ -322,9 +324,11 @@ class Repairer:
                 return Repaired(margin=survey.margin, waiting=survey.waiting)
             size = min(limits.SEGMENT_BYTES, survey.manifest.size_bytes)
             await self._room.wait(ref, size)
+            self.under_way[ref] = self._context.clock.now_ms()
             try:
                 result = await self._restore(survey, progress)
             finally:
+                del self.under_way[ref]
                 self._room.give(ref, size)
             if unreadable is not None and self.surveyor.unreadable.get(ref) is unreadable:
                 # It counted for this repair; the next survey shows whether it can be read now.
@@ -427,7 +431,7 @@ class Repairer:
                 target=ids.short(item.to),
             )
         if result.moved:
-            self.recent.append((ref, result))
+            self.recent.append((ref, self._context.clock.now_ms(), result))
         if result.left:
             self._warn(ref, "repair.incomplete", columns=list(result.left), reason=result.reason)
         else:
