@@ -79,6 +79,7 @@ SHOWN = {
     "allocation consistent": api.market.CONSISTENT,
     "allocation expected": api.market.EXPECTED,
     "ledger balance": api.ledger.BALANCE,
+    "ledger flows": api.ledger.FLOWS,
     "ledger log": api.ledger.LOG,
     "ledger verify": api.ledger.VERIFY,
 }

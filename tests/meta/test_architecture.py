@@ -60,6 +60,7 @@ SHELL = {
     "xsc.dashboard.page": "says how pages and actions are asked",
     "xsc.dashboard.pages.circle": "asks the node",
     "xsc.dashboard.pages.compute": "asks the node",
+    "xsc.dashboard.pages.ledger": "asks the node",
     "xsc.dashboard.pages.market": "asks the node",
     "xsc.dashboard.pages.storage": "asks the node",
     "xsc.dashboard.source": "asks the node",

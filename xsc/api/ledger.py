@@ -6,11 +6,19 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, MaxLen
 
-from xsc.api.endpoint import Id, Key, Model, Nothing, OfPeer, get, post
+from xsc.api.endpoint import Id, Key, Model, Nothing, OfPeer, get, listing, post
+from xsc.api.market import MONTH_MS
 from xsc.api.peers import NamedPeer
 
 ENTRIES_MAX = 1_000
 """Entries of one answer, which is some 400 KB then."""
+
+
+class Accounts(Model):
+    """The accounts with all peers."""
+
+    heard: bool = False
+    """Say of the limits that peers set what they said last, and ask nobody."""
 
 
 class LimitSet(OfPeer):
@@ -91,6 +99,28 @@ class Entries(Model):
     more: bool
 
 
+class Booked(Model):
+    """What was booked within the last so long."""
+
+    within_ms: Annotated[int, Ge(1), Le(2**53)] = MONTH_MS
+
+
+class Flow(OfPeer):
+    """What was booked with one peer: what both have signed, by the date of this node's half.
+
+    What is open, void or covered does not count. What was paid off the books is apart.
+    """
+
+    earned_micro: int = 0
+    """What the peer came to owe this node."""
+    spent_micro: int = 0
+    """What this node came to owe the peer."""
+    received_micro: int = 0
+    """What the peer paid off the books."""
+    paid_micro: int = 0
+    """What this node paid off the books."""
+
+
 class Verified(Model):
     """What a replay of the ledger found."""
 
@@ -140,8 +170,9 @@ class PaymentHeard(OfPeer):
     balance_micro: int
 
 
-BALANCE = get("/v1/ledger/balance", Nothing, Balances, "Show what each owes.")
+BALANCE = get("/v1/ledger/balance", Accounts, Balances, "Show what each owes.")
 LOG = get("/v1/ledger/log", Page, Entries, "List entries, the newest first.")
+FLOWS = listing("/v1/ledger/flows", Booked, Flow, "Sum up what was earned and spent by peer.")
 VERIFY = get("/v1/ledger/verify", Nothing, Verified, "Replay the ledger.")
 ENTRY = get("/v1/ledger/entry/{id}", Id, bytes, "Return one settled entry.", gives="cbor")
 LIMIT = post("/v1/ledger/limit", Limit, LimitSet, "Set what a peer may owe.")

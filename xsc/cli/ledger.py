@@ -121,6 +121,23 @@ def log(answer: Document) -> None:
         show.line(f"older ones: xsc ledger log --before {answer['entries'][-1]['seq']}")
 
 
+@asks(ledger, api.ledger.FLOWS)
+@option("--since", "within_ms", type=options.DURATION, help="Those of the last so long.  [30d]")
+def flows(answer: Document) -> None:
+    """Sum up what this node earned of each peer and spent there.
+
+    Entries count that both have signed. What was paid off the books is apart: received by this
+    node, or paid.
+    """
+    show.rows(
+        answer["flows"],
+        "peer id <earned <spent <received <paid",
+        "nothing was booked in that time",
+        id=("peer", show.short),
+        **{name: f"{name}_micro" for name in ("earned", "spent", "received", "paid")},
+    )
+
+
 @ledger.command()
 @limit_option
 def statement(settings: Settings, limit: int) -> None:

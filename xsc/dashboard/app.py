@@ -22,7 +22,7 @@ from xsc.base.errors import ArgumentInvalid, NotAllowed, TooLarge, XscError
 from xsc.base.limits import KIB
 from xsc.dashboard import session, views
 from xsc.dashboard.page import Action, Asked, Page, Said
-from xsc.dashboard.pages import circle, compute, market, storage
+from xsc.dashboard.pages import circle, compute, ledger, market, storage
 from xsc.dashboard.session import Session, Sessions
 from xsc.dashboard.source import Node, fetch
 
@@ -55,10 +55,12 @@ _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
 }
 PAGES: Final[Mapping[str, Page]] = {
-    page.path: page for module in (circle, storage, market, compute) for page in module.PAGES
+    page.path: page
+    for module in (circle, storage, market, ledger, compute)
+    for page in module.PAGES
 }
 ACTIONS: Final[Mapping[str, Action]] = {
-    action.path: action for module in (circle, storage) for action in module.ACTIONS
+    action.path: action for module in (circle, storage, market) for action in module.ACTIONS
 }
 
 Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]

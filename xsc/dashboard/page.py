@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from xsc.base.errors import XscError
+from xsc.base.errors import ArgumentInvalid, XscError
 from xsc.dashboard.source import Node
 
 Asked = dict[str, str]
@@ -63,3 +63,17 @@ class Action:
     """Takes a form; returns the capability of what is answered, and its name."""
     stream: Callable[[Node, web.BaseRequest], Awaitable[Said]] | None = None
     """Takes the bytes of the request; what is said goes to a script, as JSON."""
+
+
+def number_in(asked: Asked, name: str) -> int | None:
+    """Return a number of a query; None where it is not there.
+
+    Raises:
+        ArgumentInvalid: it is none, or none that a field of a request takes.
+    """
+    text = asked.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal()) or int(text[:20]) >= 2**63:
+        raise ArgumentInvalid(f"{name} must be a number from 0 to 2^63 - 1")
+    return int(text)

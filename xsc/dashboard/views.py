@@ -38,6 +38,14 @@ def in_credits(micro: int | None) -> Markup | None:
     return None if micro is None else shown(micro, units.format_credits(micro))
 
 
+def owed(balance_micro: int) -> Markup:
+    """Return who owes whom: of what is positive, the peer."""
+    if balance_micro == 0:
+        return Markup("even, ") + shown(balance_micro, units.format_credits(0))
+    words = Markup("owes you ") if balance_micro > 0 else Markup("you owe ")
+    return words + shown(balance_micro, units.format_credits(abs(balance_micro)))
+
+
 def share(ppm: int | None) -> Markup | None:
     """Return parts per million in per cent."""
     return None if ppm is None else shown(ppm, units.format_share(ppm))
@@ -92,7 +100,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (size, share, duration, seconds, moment, level, node, total, whole)
+    filters = (size, owed, share, duration, seconds, moment, level, node, total, whole)
     made.filters |= {each.__name__: each for each in filters}
     made.filters |= {"credits": in_credits, "count": count_of}
     made.globals["part_of"] = part_of

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from xsc.base.encoding import Value, encode, tagged_sha256
 from xsc.identity.envelope import Signed
 from xsc.ledger.entry import GENESIS, Half
+from xsc.ledger.flows import Flows
 from xsc.ledger.incarnation import Restart
 from xsc.terms.voucher import Voucher
 
@@ -87,6 +88,8 @@ class LedgerState:
     """The own halves in the order in which they were taken: an index only."""
     with_peer: dict[bytes, list[int]] = field(default_factory=dict)
     """The same of each peer."""
+    flows: Flows = field(default_factory=Flows)
+    """The settled ones by date: an index only."""
 
     def open_micro(self, peer: bytes) -> int:
         """Return what the peer will owe in addition once it has answered everything."""
@@ -232,6 +235,7 @@ def _settle(state: LedgerState, own: Half, other: Signed[Half], seq: int) -> Non
     under[parties] = under.get(parties, 0) + own.amount_micro
     state.balances[own.peer] = state.balances.get(own.peer, 0) + sign * own.amount_micro
     _see(state, own.peer, other, seq)
+    state.flows.add(own)
 
 
 def _see(state: LedgerState, peer: bytes, other: Signed[Half], seq: int) -> None:

@@ -666,6 +666,14 @@ ENTRY = {
     "state": "posted",
 }
 ENTRIES = {"entries": [ENTRY], "more": True}
+FLOW = {
+    "peer": NODE,
+    "name": "bob",
+    "earned_micro": 80,
+    "spent_micro": 0,
+    "received_micro": 0,
+    "paid_micro": 0,
+}
 BALANCES = {
     "balances": [
         {
@@ -847,6 +855,13 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
             "/v1/ledger/log?limit=1&before=9",
             ENTRIES,
             f"older ones: xsc ledger log --before {ENTRY['seq']}",
+        ),
+        (["ledger", "flows"], "/v1/ledger/flows", {"flows": [FLOW]}, "0.000080  0.000000"),
+        (
+            ["ledger", "flows", "--since", "1h"],
+            "/v1/ledger/flows?within_ms=3600000",
+            {"flows": [FLOW]},
+            "bob",
         ),
         (["ledger", "verify"], "/v1/ledger/verify", VERIFIED, "1 entry holds"),
     ],

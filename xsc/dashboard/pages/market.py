@@ -1,21 +1,77 @@
-"""Market, allocation and ledger."""
+"""Market and allocation: offers and needs, leases, and who is given what of each slot, and why."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-from xsc.dashboard.page import Asked, Page
-from xsc.dashboard.source import Node
+from xsc.api import market, peers
+from xsc.api.endpoint import Id, Nothing
+from xsc.base.errors import ArgumentInvalid
+from xsc.dashboard.page import Action, Asked, Page, number_in
+from xsc.dashboard.pages.circle import recognise
+from xsc.dashboard.source import Node, fetch
+
+LEASES_SHOWN: Final = 50
+_COLOURS: Final = "abcdef"
 
 
-async def gather(node: Node, _: Asked) -> Mapping[str, Any]:
-    """Return what the page shows."""
-    return {}
+async def gather_market(node: Node, asked: Asked) -> Mapping[str, Any]:
+    """Return what is offered and needed, and so many leases."""
+    first = number_in(asked, "first") or 0
+    # One more says whether there is more.
+    leases = await fetch(
+        node, market.LEASES, Nothing(), window=slice(first, first + LEASES_SHOWN + 1)
+    )
+    return {
+        "slots": await fetch(node, market.SLOTS, Nothing()),
+        "leases": leases[:LEASES_SHOWN],
+        "first": first,
+        "next": first + LEASES_SHOWN if len(leases) > LEASES_SHOWN else None,
+        "previous": max(0, first - LEASES_SHOWN) if first else None,
+    }
+
+
+async def gather_why(node: Node, asked: Asked) -> Mapping[str, Any]:
+    """Return why a need or slot came out as it did: the node may ask providers for records."""
+    said = asked.get("id", "")
+    if not said:
+        raise ArgumentInvalid("the page explains one need or slot", hint="follow a link of Market")
+    slots = await fetch(node, market.SLOTS, Nothing())
+    return {
+        "explained": await fetch(node, market.WHY, Id(id=said)),
+        "about": next((row for row in slots if row["id"] == said), None),
+    }
+
+
+async def gather_allocation(node: Node, _: Asked) -> Mapping[str, Any]:
+    """Return what was cleared, with a colour for each node that has something of a slot."""
+    shown = await fetch(node, market.SHOW, Nothing())
+    groups = await fetch(node, market.GROUPS, Nothing())
+    known = await fetch(node, peers.LIST, Nothing())
+    commitments = await fetch(node, market.CONSISTENT, Nothing())
+    named = {row["node"]: row["name"] for row in commitments} | {
+        row["node"]: row["name"]
+        for slot in shown["slots"]
+        for row in (slot, *slot["allocations"], *slot["pinned"])
+    }
+    colours = {
+        each: f"t-{_COLOURS[place % 6]}{' pale' if place // 6 % 2 else ''}"
+        for place, each in enumerate(sorted(named))
+    }
+    return {
+        "shown": shown,
+        "groups": groups,
+        "peers": known,
+        "commitments": commitments,
+        "names": named | groups["names"],
+        "colours": colours,
+    }
 
 
 PAGES: Final = (
-    Page("/market", "Market", "market.html", gather),
-    Page("/allocation", "Allocation", "allocation.html", gather),
-    Page("/ledger", "Ledger", "ledger.html", gather),
+    Page("/market", "Market", "market.html", gather_market),
+    Page("/market/why", "Why it came out so", "why.html", gather_why, listed=False),
+    Page("/allocation", "Allocation", "allocation.html", gather_allocation),
 )
+ACTIONS: Final = (Action("/allocation/recognise", "/allocation", change=recognise),)

@@ -6,6 +6,7 @@
   const GAP_MS = 1000;
   const POLL_MS = 10000;
   const CHART_MS = 60000;
+  const REST_MS = 400;
   let last = 0;
   let waiting = null;
   let busy = false;
@@ -183,9 +184,14 @@
     if (event.target.matches("[data-sends]")) event.target.setAttribute("data-held", "");
   });
   document.addEventListener("change", (event) => {
-    if (!event.target.matches("[data-sends]")) return;
-    event.target.removeAttribute("data-held");
-    event.target.form.requestSubmit();
+    const slider = event.target;
+    if (!slider.matches("[data-sends]")) return;
+    // A key that is pressed again and again says "changed" each time.
+    clearTimeout(slider.resting);
+    slider.resting = setTimeout(() => {
+      slider.removeAttribute("data-held");
+      slider.form.requestSubmit();
+    }, REST_MS);
   });
   let resized = null;
   addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(() => charts(true), 200); });

@@ -51,11 +51,13 @@ def _paid(node: Node, peer: bytes) -> int:
     return 0 if payment is None else payment.amount_micro
 
 
-async def balance(node: Node, _: endpoint.Nothing) -> api.Balances:
+async def balance(node: Node, asked: api.Accounts) -> api.Balances:
     """Show what this node and each peer owe one another."""
 
     async def standing(peer: bytes) -> PeerAccount | None:
         """Ask a peer that is up how this node's account stands there."""
+        if asked.heard:
+            return node.payments.accounts.get(peer)
         return await node.payments.standing(peer) if node.health.is_up(peer) else None
 
     statement = node.ledger.statement()
@@ -87,6 +89,11 @@ async def log(node: Node, asked: api.Page) -> api.Entries:
         for row in found[: asked.limit]
     ]
     return api.Entries(entries=rows, more=len(found) > asked.limit)
+
+
+async def flows(node: Node, asked: api.Booked) -> list[api.Flow]:
+    """Sum up what was earned and spent by peer, from memory."""
+    return node.ledger.chain.state.flows.since(node.clock.now_ms() - asked.within_ms)
 
 
 async def verify(node: Node, _: endpoint.Nothing) -> api.Verified:
