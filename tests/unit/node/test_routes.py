@@ -35,7 +35,7 @@ from xsc.node.api.serving import Server
 from xsc.node.daemon import ANSWERS
 from xsc.node.routes import ledger
 from xsc.storage.object.capability import ReadCapability
-from xsc.storage.repair.departures import check_proof
+from xsc.storage.repair.drain_proof import check_proof
 
 QUICK = {"repair_grace": "60s", "repair_interval": "5min", "probe_interval": "15s"}
 

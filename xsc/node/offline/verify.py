@@ -20,7 +20,7 @@ from xsc.market.pricing import why
 from xsc.programs import numbers, provenance
 from xsc.programs.why import check_record, value_in
 from xsc.space.record import SpaceRecord
-from xsc.storage.repair.departures import DRAIN_PROOF_BYTES_MAX, DrainProof, check_proof
+from xsc.storage.repair.drain_proof import DRAIN_PROOF_BYTES_MAX, DrainProof, check_proof
 from xsc.terms import quote, slot, storage_receipt
 from xsc.terms.clearing import ClearingProof, SpaceValue
 from xsc.terms.deployment import Deployment

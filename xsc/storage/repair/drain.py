@@ -29,7 +29,7 @@ from xsc.space.record import Change, Entry
 from xsc.storage.catalogue.heads import HEADS
 from xsc.storage.ports import Hosts
 from xsc.storage.repair import node_watch
-from xsc.storage.repair.departures import DRAIN_PROOF_BYTES_MAX, DrainProof, stuck_reason
+from xsc.storage.repair.drain_proof import DRAIN_PROOF_BYTES_MAX, DrainProof, stuck_reason
 from xsc.storage.shardstore import bodies, store
 from xsc.terms.storage_receipt import DeletionOrder
 

@@ -7,7 +7,7 @@ from xsc.base.errors import ProofInvalid, RecordInvalid, SignatureInvalid, XscEr
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.node.offline.verify import _proving, verify_file
-from xsc.storage.repair.departures import (
+from xsc.storage.repair.drain_proof import (
     DrainProof,
     check_proof,
     open_order,
