@@ -11,7 +11,7 @@ from xsc.base.limits import EPOCH_MS, MIB
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.inventory import Wanted
-from xsc.storage.repair.departures import check_proof
+from xsc.storage.repair.drain_proof import check_proof
 from xsc.storage.shardstore import bodies
 
 SIZES = (1, MIB, 4 * MIB + 3)

@@ -112,8 +112,13 @@ def test_after_a_kill_a_deletion_is_taken_off_whatever_a_put_may_have_left_at_a_
     run(43, 7, play)
 
 
-@pytest.mark.parametrize("counts_first", [True, False])
-def test_what_a_put_that_goes_on_finds_at_a_host_is_counted_once(counts_first):
+@pytest.mark.parametrize(
+    ("counts_first", "moments_ms"),
+    [(True, (90,)), (False, (90,)), (True, (180, 100)), (False, (180, 100))],
+)
+def test_what_a_put_that_goes_on_finds_at_a_host_is_counted_once(counts_first, moments_ms):
+    """Also the record, which comes with the last segment."""
+
     async def play(world):
         world.net.delay_ms = (20, 40)
         data = content(9 * MIB, seed=2)
@@ -123,16 +128,18 @@ def test_what_a_put_that_goes_on_finds_at_a_host_is_counted_once(counts_first):
                 stream(data), name="on", size_hint=len(data), resume=b"u" * 32
             )
 
-        putting = asyncio.ensure_future(begin())
-        await world.clock.sleep_ms(90)
-        await world.crash(0)
-        putting.cancel()
-        await asyncio.gather(putting, return_exceptions=True)
-        await world.restart(0)
-        owner = world.nodes[0]
-        await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
-        if counts_first:
-            await owner.market.settlement.settle_all()
+        for moment_ms in moments_ms:
+            putting = asyncio.ensure_future(begin())
+            await world.clock.sleep_ms(moment_ms)
+            await world.crash(0)
+            putting.cancel()
+            await asyncio.gather(putting, return_exceptions=True)
+            assert putting.cancelled(), "it had ended before the crash"
+            await world.restart(0)
+            owner = world.nodes[0]
+            await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+            if counts_first:
+                await owner.market.settlement.settle_all()
         done = await begin()
         if not counts_first:
             await owner.market.settlement.settle_all()

@@ -45,6 +45,8 @@ CLEARING_DRAW = 16
 """A customer recomputes one in so many of the clearings that grant it something."""
 FALSE_CLEARINGS_MAX = 16
 """Clearings that did not recompute and are kept as evidence, of one provider each."""
+FALSE_CLEARINGS_A_PEER_MAX = 4
+"""Of a peer and all that it has introduced."""
 FALSE_CLEARING_BYTES_MAX = 2 * limits.MIB
 """Of one of them with what it names. A larger one counts against its provider all the same."""
 
@@ -65,6 +67,7 @@ class Records:
         heard: has what nodes have published, as far as that is here.
         once: runs something in the background.
         report: counts that a node said something that is plainly wrong.
+        shares_with: returns a node and those that came through the same introducer.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Records:
         heard: commitments.Heard,
         once: Callable[[str, Callable[[], Awaitable[None]]], None],
         report: Callable[[bytes, str], None],
+        shares_with: Callable[[bytes], Collection[bytes]],
     ) -> None:
         self._context = context
         self._space = space
@@ -87,6 +91,7 @@ class Records:
         self.told: Callable[[], None] = lambda: None
         """Hears that a provider counts from now on, or does not."""
         self._report = report
+        self._shares_with = shares_with
         self._names: dict[bytes, frozenset[bytes]] = {}
         """By own record that is kept, what it names."""
         self._secret = context.entropy.token(_ID_BYTES)
@@ -338,7 +343,11 @@ class Records:
             return
         self._report(provider, "clearing")
         proof = self._packed(signed, named)
-        if len(self._false) < FALSE_CLEARINGS_MAX and len(proof) <= FALSE_CLEARING_BYTES_MAX:
+        shared = self._false.keys() & self._shares_with(provider)
+        has_room = (
+            len(shared) < FALSE_CLEARINGS_A_PEER_MAX and len(self._false) < FALSE_CLEARINGS_MAX
+        )
+        if has_room and len(proof) <= FALSE_CLEARING_BYTES_MAX:
             self._rows.write([(_FALSE + provider + signed.id, proof)], sync=False)
             self._false[provider] = signed.id
 

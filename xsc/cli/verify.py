@@ -25,7 +25,7 @@ def verify(settings: Settings, file: Path, module: Path | None, lease: Path | No
     that is wrong, if the file proves nothing.
     """
     from xsc.node.offline.verify import verify_file
-    from xsc.storage.repair.departures import DRAIN_PROOF_BYTES_MAX
+    from xsc.storage.repair.drain_proof import DRAIN_PROOF_BYTES_MAX
 
     code = None if module is None else read_module(module)
     agreed = None if lease is None else read_file(lease, "lease", limits.PEER_BODY_BYTES_MAX)

@@ -28,9 +28,10 @@ class Providers(MarketPart):
     """The providers of this node, and its requests for leases there."""
 
     def up(self, peers: Collection[bytes] | None = None) -> list[bytes]:
-        """Return those of `peers`, or of all peers, that answered lately."""
+        """Return those of `peers`, or of all peers that do not leave, that answered lately."""
         known = self._ports.peers.peers() if peers is None else peers
-        return [peer for peer in known if self._ports.quality.is_up(peer)]
+        leaving = self._ports.leaving() if peers is None else ()
+        return [peer for peer in known if self._ports.quality.is_up(peer) and peer not in leaving]
 
     def labels(self, node: bytes) -> tuple[str, str, str]:
         """Return the site and owner that a node names, and the peer that introduced it."""

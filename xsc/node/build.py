@@ -395,6 +395,7 @@ class Node:
             heard=self.commitments.heard,
             once=self.tasks.once,
             report=self.health.report,
+            shares_with=self.peers.roster.shares_with,
         )
         self.allocator = allocating.Allocator(
             context,

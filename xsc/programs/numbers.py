@@ -38,7 +38,6 @@ TYPES: Final = (*SCALARS, *(f"[{scalar}]" for scalar in SCALARS))
 """All types; `[T]` is a list of T."""
 EXPORTED: Final = {"f64": "f64", "f32": "f32", "i32": "i32", "u32": "i32", "integer": "i64"}
 """The WebAssembly type in which an export takes and gives a value; no other is taken."""
-_BIG = 2**53
 
 
 def item_of(type_: str) -> str | None:

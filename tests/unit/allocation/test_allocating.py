@@ -145,6 +145,7 @@ class Allocating(Node):
                 heard=self.commitments.heard,
                 once=self.once,
                 report=lambda peer, what: self.reports.append((peer, what)),
+                shares_with=lambda peer: [peer],
             ),
             is_up=self.up.__contains__,
             on_offered=lambda: None,

@@ -20,7 +20,13 @@ from tests.unit.allocation.clearings import (
 from tests.unit.allocation.fakes import Memory
 from tests.unit.allocation.test_commitments import Lines
 from xsc.allocation.published import Published
-from xsc.allocation.records import CLEARING_ASKED_MAX, CLEARING_DRAW, Records
+from xsc.allocation.records import (
+    CLEARING_ASKED_MAX,
+    CLEARING_DRAW,
+    FALSE_CLEARINGS_A_PEER_MAX,
+    FALSE_CLEARINGS_MAX,
+    Records,
+)
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import NotFound, ProofInvalid
 from xsc.base.limits import (
@@ -48,6 +54,7 @@ class Checking:
         self.clock = ManualClock()
         self.state = Memory()
         self.reports = []
+        self.shared = []
         self.here = {each.node: each for each in published}
         self.values = {}
         self.states = {}
@@ -75,6 +82,7 @@ class Checking:
             heard=self,
             once=self.once,
             report=lambda peer, what: self.reports.append((peer, what)),
+            shares_with=lambda peer: next((each for each in self.shared if peer in each), [peer]),
         )
         records.told = lambda: self.told.append(self.clock.now_ms())
         return records
@@ -245,6 +253,22 @@ async def test_evidence_that_is_too_large_is_counted_and_not_kept(made, network,
         assert checking.records.false_clearings() == kept
         assert checking.reports == [(NODE, "clearing")]
         assert not checking.counts(false.id)
+
+
+async def test_a_peer_and_all_that_it_introduced_fill_only_their_share_of_the_evidence(
+    made, network
+):
+    checking = Checking(network)
+    liars = [key(number) for number in range(10, 10 + 2 * FALSE_CLEARINGS_MAX)]
+    ids = [each.node_id for each in liars]
+    checking.shared = [ids[:FALSE_CLEARINGS_MAX]]
+    for liar in liars:
+        checking.records._keep_evidence(sign(made.record, liar, network), ())
+    kept = [each for each in ids if each in checking.records.false_clearings()]
+    others = FALSE_CLEARINGS_MAX - FALSE_CLEARINGS_A_PEER_MAX
+    assert kept[:FALSE_CLEARINGS_A_PEER_MAX] == ids[:FALSE_CLEARINGS_A_PEER_MAX]
+    assert kept[FALSE_CLEARINGS_A_PEER_MAX:] == ids[FALSE_CLEARINGS_MAX:][:others]
+    assert [peer for peer, _ in checking.reports] == ids, "all of them count against their signers"
 
 
 async def test_what_is_not_here_of_what_a_record_names_its_provider_gives(made, network, both):

@@ -35,7 +35,7 @@ from xsc.node.api.serving import Server
 from xsc.node.daemon import ANSWERS
 from xsc.node.routes import ledger
 from xsc.storage.object.capability import ReadCapability
-from xsc.storage.repair.departures import check_proof
+from xsc.storage.repair.drain_proof import check_proof
 
 QUICK = {"repair_grace": "60s", "repair_interval": "5min", "probe_interval": "15s"}
 
@@ -75,6 +75,17 @@ class Api:
         for row in told[endpoint.rows] if endpoint.rows else [told]:
             assert TypeAdapter(endpoint.answer).validate_json(json.dumps(row))
         return told
+
+
+async def quoting(api):
+    """Return the nodes that quote a price."""
+    return {row["node"] for row in (await api.call("GET", "/v1/market/quotes"))["quotes"]}
+
+
+async def offered(api):
+    """Return what a node says that it offers, of each kind."""
+    status = await api.call("GET", "/v1/status")
+    return status["storage"]["offered_bytes"], status["compute"]["offered_fuel_per_s"]
 
 
 @pytest.mark.parametrize("text", ["²", "9" * 5_000, "-1", "1.0", "x", ""])
@@ -226,6 +237,9 @@ def test_drain_begins_says_how_far_it_is_and_can_be_cancelled():
         leaver = next(n for n in world.nodes[1:] if n.key.node_id in hosts)
         api, leaver_id = Api(leaver), to_text(leaver.key.node_id)
         held = leaver.shards.used_bytes
+        other = Api(world.nodes[0])
+        assert leaver_id in await quoting(other)
+        assert all(await offered(api))
         answer = await api.call("GET", "/v1/drain")
         assert (answer["state"], answer["total_bytes"], answer["peers"]) == ("staying", 0, 6)
         with pytest.raises(NotAllowed):
@@ -244,12 +258,18 @@ def test_drain_begins_says_how_far_it_is_and_can_be_cancelled():
         assert (answer["state"], answer["left_bytes"], answer["peers_told"]) == ("done", 0, 6)
         assert (answer["released_objects"], answer["stuck"]) == (1, [])
         assert answer["released_bytes"] == held
+        assert not await quoting(other) & {leaver_id}, "nothing that it has is for sale"
+        assert len(await quoting(other)) == 5
+        assert not any(await offered(api))
+        leases = await world.nodes[0].market.buyer.lease_providers(fuel_steps=1, count=9)
+        assert leaver.key.node_id not in {lease.node for lease in leases}
         peers = (await Api(world.nodes[0]).call("GET", "/v1/peers"))["peers"]
         assert [row["id"] for row in peers if row["state"] == "leaving"] == [leaver_id]
         proof, orders = check_proof(await leaver.storage.drain.proof())
         assert (len(orders), proof.record.left_objects) == (1, 0)
         assert proof.record.released_bytes == held
         assert (await api.call("DELETE", "/v1/drain"))["state"] == "staying"
+        assert all(await offered(api))
         assert (await api.call("GET", "/v1/status"))["state"] == "running"
 
     run(93, 7, play, QUICK)

@@ -7,10 +7,10 @@ import pytest
 from tests.settle import settle, turns
 from tests.unit.storage.test_races import broken, play
 from tests.unit.storage.world import SETTINGS, content, finished, put
-from xsc.base.errors import RateLimited
+from xsc.base.errors import PeerSilent, RateLimited
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.held import Held
-from xsc.storage.repair.assignment import ASSIGNED
+from xsc.storage.repair.assignment import ASSIGNED, IN_DOUBT
 from xsc.storage.repair.custodian import CUSTODY_SHARES, GUARD, HEALED, IN_CUSTODY, custody_message
 
 LEASES = (b"a" * 32, b"b" * 32)
@@ -234,6 +234,38 @@ def test_a_custodian_that_was_replaced_is_told_of_the_deletion(also_silent):
         assert not list(owner.state.scan(ASSIGNED, ASSIGNED + b"\xff"))
 
     play(story, 6)
+
+
+@pytest.mark.parametrize("answers", [1, 4])
+def test_a_custodian_whose_answer_was_lost_is_told_of_the_deletion(answers):
+    """Whether others take its place, or nobody's answer comes."""
+
+    async def story(world):
+        owner, lost = world[0], []
+
+        def lose(method, reply):
+            if method == GUARD and len(lost) < answers:
+                lost.append(reply)
+                raise PeerSilent("the answer was lost")
+            return reply
+
+        for host in world.hosts[1:]:
+            host.corrupt = lose
+        done = await put(owner, content(100), code=(1, 1))
+        await owner.service.assignment.ask_all()
+        assert len(guarding(world)) == (3 if answers == 1 else 4)
+        for host in world.hosts[1:]:
+            host.up = host not in guarding(world)[:1]
+        await owner.service.rm(done.capability)
+        assert len(guarding(world)) == 1
+        for host in world.hosts[1:]:
+            host.up = True
+        await custodians(owner, world[1])
+        assert guarding(world) == []
+        for kept in (ASSIGNED, IN_DOUBT):
+            assert not list(owner.state.scan(kept, kept + b"\xff"))
+
+    play(story, 5)
 
 
 def test_a_custodian_that_is_no_peer_any_more_is_not_told_for_ever():

@@ -38,6 +38,7 @@ from xsc.compute.worker.process import SandboxProcess, WorkerProcesses
 from xsc.compute.worker.queue import QueuedCall, WorkerQueue
 
 _NO_WORKER = "no sandbox worker is running"
+_STOPPED = "the sandbox was stopped"
 _UNCOUNTED = ("time_exceeded", "worker_lost")
 """How runs end whose fuel is not known."""
 _LOOK_AGAIN_S = 1
@@ -81,6 +82,8 @@ class PoolSandbox:
         self._kept: Callable[[int], int] = lambda _: 0
         self._look_again: asyncio.TimerHandle | None = None
         self._queues: dict[SandboxProcess, WorkerQueue] = {}
+        self._answering: set[QueuedCall] = set()
+        """Calls that somebody waits for, wherever they are."""
         self._quick = quick.QuickFunctions()
         self._admission = admission.Admission(own)
         self._compiler = compiler.Compiler(
@@ -108,14 +111,15 @@ class PoolSandbox:
             raise
 
     async def stop(self) -> None:
-        """Kill every worker; what waits is refused."""
+        """Kill every worker; whatever has no answer is refused."""
         self._workers.running = False
         if self._look_again is not None:
             self._look_again.cancel()
             self._look_again = None
-        _refuse(self._waiting.clear(), _NO_WORKER)
+        self._waiting.clear()
         for queue in self._queues.values():
-            _refuse(queue.clear(), "the sandbox was stopped")
+            queue.clear()
+        _refuse(self._answering, _STOPPED)
         await self._compiler.stop()
         await self._workers.stop()
         self._queues.clear()
@@ -202,6 +206,8 @@ class PoolSandbox:
                     code, compiled = await self._compiler.code(job, self._workers.config, watch)
                 finally:
                     self._compiling -= 1
+            if not self._workers.running:
+                raise SandboxFailed(_STOPPED, retry_after_s=1)
             call = QueuedCall(job, alone=True, watch=watch, code=code)
             self._wait(call, first=True)
         return replace(result, compiled=True) if compiled else result
@@ -209,6 +215,7 @@ class PoolSandbox:
     async def _answer(self, call: QueuedCall, until_ms: int) -> SandboxResult | None:
         """Return the result of a call that waits; None where its code must be compiled."""
         job = call.job
+        self._answering.add(call)
         try:
             if call.queue is None:
                 wait_ms = max(0, until_ms - self._clock.monotonic_ms())
@@ -226,6 +233,8 @@ class PoolSandbox:
             if not waited and queue and queue.first is call and queue.worker.pipes.hear:
                 self.overdue(queue)  # one that was not sent yet is given back by `_bring`
             raise
+        finally:
+            self._answering.discard(call)
 
     def _wait(self, call: QueuedCall, *, first: bool = False) -> None:
         self._waiting.add(call.job, call, first=first)
@@ -352,12 +361,9 @@ class PoolSandbox:
         self._queues.pop(queue.worker, None)
 
         async def replace_worker() -> None:
-            fault = await self._workers.lost(queue.worker, reason)
+            await self._workers.lost(queue.worker, reason)
             for call in calls[:1]:
-                if self._workers.running:
-                    call.settle(self._workers.ended("worker_lost", ran_ms))
-                else:
-                    call.fail(fault)
+                call.settle(self._workers.ended("worker_lost", ran_ms))
 
         self._workers.background(replace_worker())
         self._give_again(calls[1:])

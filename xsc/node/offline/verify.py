@@ -20,7 +20,7 @@ from xsc.market.pricing import why
 from xsc.programs import numbers, provenance
 from xsc.programs.why import check_record, value_in
 from xsc.space.record import SpaceRecord
-from xsc.storage.repair.departures import DRAIN_PROOF_BYTES_MAX, DrainProof, check_proof
+from xsc.storage.repair.drain_proof import DRAIN_PROOF_BYTES_MAX, DrainProof, check_proof
 from xsc.terms import quote, slot, storage_receipt
 from xsc.terms.clearing import ClearingProof, SpaceValue
 from xsc.terms.deployment import Deployment
@@ -358,6 +358,8 @@ def _drain(raw: bytes) -> str:
     said, customers = proof.record, {order.author for order in orders}
     objects = {order.record.locate for order in orders}
     rest = f", and still holds {count_of(said.left_objects, 'object')}" if said.left_objects else ""
+    if said.unlisted_orders:
+        rest += f"; it has no room for {count_of(said.unlisted_orders, 'order')} more"
     return (
         f"drain proof: {count_of(len(customers), 'customer')} of {short(proof.author)} ordered the "
         f"deletion of {count_of(len(objects), 'object')}, "

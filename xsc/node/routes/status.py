@@ -59,12 +59,12 @@ def status_with(node: Node, peers: Sequence[HealthRow]) -> api.Status:
 
 
 def _levels(node: Node) -> tuple[Counter[Kind], Counter[Kind]]:
-    """Return what own slots offer now, and what they grant, by kind."""
+    """Return what own slots offer now, nothing of a node that leaves, and what they grant."""
     steps, now_ms = own_granted(node), node.clock.now_ms()
     offered, granted = Counter[Kind](), Counter[Kind]()
     for slot in node.commitments.own.slots:
         granted[slot.kind] += steps[slot.slot_id] * STEP[slot.kind]
-        if slot.window_at(now_ms) is not None:
+        if slot.window_at(now_ms) is not None and not node.departures.here:
             offered[slot.kind] += slot.quantity * STEP[slot.kind]
     return offered, granted
 

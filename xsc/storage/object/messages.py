@@ -61,6 +61,8 @@ class ObjectRecord:
     sealed: bytes
     sealed_root: bytes
     manifest_hash: bytes
+    again: bool = False
+    """Whether an earlier put may have stored it."""
 
     @property
     def held_bytes(self) -> int:

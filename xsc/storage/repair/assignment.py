@@ -1,6 +1,7 @@
 """Assigns custodians to the own objects: peers that keep them whole while this node is away.
 
     storage/told/<manifest hash>            the custodians of an own object
+    storage/asked/<manifest hash>           others that were asked, and whose answer was lost
 
 The custodian's side is `xsc.storage.repair.custodian`.
 Design: docs/design/storage-repair.md, W1 to W6.
@@ -9,6 +10,7 @@ Design: docs/design/storage-repair.md, W1 to W6.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from typing import ClassVar, Final
 
 from xsc.base import encoding, errors, fields, keyvalue, limits, merkle, peering, turns
@@ -25,6 +27,7 @@ CUSTODIAN_RETRY_MS = 600_000
 """A node that refused custody is asked again after that."""
 
 ASSIGNED: Final = b"storage/told/"
+IN_DOUBT: Final = b"storage/asked/"
 
 
 class AssignedCustodians(Record):
@@ -108,8 +111,8 @@ class CustodianAssignment:
     def _gone(self, nodes: Collection[bytes]) -> frozenset[bytes]:
         return self._repairer.watch.gone(nodes) | self._client.leaving().intersection(nodes)
 
-    def _assigned(self, ref: bytes) -> tuple[bytes, ...]:
-        raw = self._state.get(ASSIGNED + ref)
+    def _assigned(self, ref: bytes, kept: bytes = ASSIGNED) -> tuple[bytes, ...]:
+        raw = self._state.get(kept + ref)
         if raw is None:
             return ()
         try:
@@ -117,9 +120,9 @@ class CustodianAssignment:
         except errors.RecordInvalid as fault:
             raise errors.StoreDamaged(f"a list of custodians is damaged: {fault.message}") from None
 
-    async def _write(self, ref: bytes, nodes: tuple[bytes, ...], *, also_empty: bool) -> None:
-        row = AssignedCustodians(nodes=nodes).to_bytes() if nodes or also_empty else None
-        await self._commit([(ASSIGNED + ref, row)])
+    async def _write(self, ref: bytes, nodes: tuple[bytes, ...], kept: bytes = ASSIGNED) -> None:
+        row = AssignedCustodians(nodes=nodes).to_bytes() if nodes else None
+        await self._commit([(kept + ref, row)])
 
     async def _ask(self, ref: bytes, up: Sequence[bytes]) -> None:
         async with self._asking.of(ref):
@@ -127,21 +130,26 @@ class CustodianAssignment:
             maintained, assigned = self._objects.load(ref), self._assigned(ref)
             if maintained is None:
                 return
-            agreed = await self._agreed(maintained, up, assigned)
+            agreed, silent = await self._agreed(maintained, up, assigned)
             # Who was replaced keeps it in custody until it is told of the deletion.
             nodes = tuple(dict.fromkeys((*agreed, *assigned)))
             if nodes != assigned:
-                await self._write(ref, nodes, also_empty=True)
+                await self._write(ref, nodes)
+            # And so may who was silent, as its answer may be all that was lost.
+            doubted = self._assigned(ref, IN_DOUBT)
+            left = tuple(node for node in dict.fromkeys((*doubted, *silent)) if node not in nodes)
+            if left != doubted:
+                await self._write(ref, left, IN_DOUBT)
 
     async def _agreed(
         self, maintained: MaintainedObject, up: Sequence[bytes], assigned: tuple[bytes, ...]
-    ) -> tuple[bytes, ...]:
-        """Ask peers until there are enough custodians; return those that agreed."""
+    ) -> tuple[list[bytes], list[bytes]]:
+        """Ask peers until there are enough custodians; return who agreed, and who was silent."""
         gone = self._gone(assigned)
         keep = [node for node in assigned if node not in gone]
         hosts = maintained.placement.columns
         fresh = custodians_in_order(set(up) - set(keep), hosts, self._weight_ppm)
-        agreed: list[bytes] = []
+        agreed, silent = list[bytes](), list[bytes]()
         for node in [*keep, *fresh]:
             if len(agreed) == limits.CUSTODIANS:
                 break
@@ -152,10 +160,12 @@ class CustodianAssignment:
                 await self._context.caller.call(node, GUARD, header)
             except errors.XscError as fault:
                 self._note_refusal(node, fault)
+                if isinstance(fault, errors.UnavailableError):
+                    silent.append(node)
                 continue
             self._refused.pop(node, None)
             agreed.append(node)
-        return tuple(agreed)
+        return agreed, silent
 
     def _note_refusal(self, node: bytes, fault: errors.XscError) -> None:
         """Do not ask for a while a peer that refused.
@@ -177,10 +187,11 @@ class CustodianAssignment:
     async def release(self, ref: bytes) -> None:
         """Tell the custodians of a deleted object; those that are silent are told later."""
         async with self._asking.of(ref):
-            assigned = self._assigned(ref)
-            left = tuple([node for node in assigned if not await self._released(ref, node)])
-            if left != assigned:
-                await self._write(ref, left, also_empty=False)
+            for kept in (ASSIGNED, IN_DOUBT):
+                assigned = self._assigned(ref, kept)
+                left = tuple([node for node in assigned if not await self._released(ref, node)])
+                if left != assigned:
+                    await self._write(ref, left, kept)
 
     async def _released(self, ref: bytes, node: bytes) -> bool:
         """Tell a custodian; return whether it need not be told again."""
@@ -194,15 +205,15 @@ class CustodianAssignment:
 
     async def release_all(self) -> None:
         """Tell custodians that are up again of the deletions that they missed."""
-        rows = self._state.scan(ASSIGNED, keyvalue.prefix_end(ASSIGNED))
-        ended = [
+        scans = (self._state.scan(k, keyvalue.prefix_end(k)) for k in (ASSIGNED, IN_DOUBT))
+        ended = {
             ref
-            async for ref in turns.sliced(key.removeprefix(ASSIGNED) for key, _ in rows)
+            async for ref in turns.sliced(key[-ID_BYTES:] for key, _ in chain(*scans))
             if deletions.was_ended(self._state, ref)
-        ]
+        }
         peers = set(self._client.hosts.peers())
         for ref in ended:
-            nodes = self._assigned(ref)
+            nodes = (*self._assigned(ref), *self._assigned(ref, IN_DOUBT))
             if any(node not in peers or self._client.is_up(node) for node in nodes):
                 await self.release(ref)
 
@@ -214,7 +225,7 @@ class CustodianAssignment:
             if custodian in assigned:
                 self._note_refusal(custodian, errors.NotAllowed("it has resigned"))
                 left = tuple(node for node in assigned if node != custodian)
-                await self._write(ref, left, also_empty=True)
+                await self._write(ref, left)
 
     async def on_healed(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]

@@ -6,7 +6,7 @@ The node keeps these orders on the disk, counts what is still here, and says why
 After a crash the count is made again from the index.
 Design: docs/design/storage-drain.md.
 
-    storage/released/<locate><record id>   a deletion order
+    storage/released/<customer><locate><record id>   a deletion order
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 
 from xsc.api import home as api
 from xsc.base import clock, encoding, fields, ids, limits, merkle, peering
-from xsc.base.errors import NotAllowed, NotFound, SpaceExhausted, TooLarge, XscError
+from xsc.base.errors import NotAllowed, NotFound, SpaceExhausted, XscError
 from xsc.base.keyvalue import Commit, KeyValue, prefix_end
 from xsc.base.log import Log
 from xsc.identity.context import Context
@@ -29,7 +29,7 @@ from xsc.space.record import Change, Entry
 from xsc.storage.catalogue.heads import HEADS
 from xsc.storage.ports import Hosts
 from xsc.storage.repair import node_watch
-from xsc.storage.repair.departures import DRAIN_PROOF_BYTES_MAX, DrainProof, stuck_reason
+from xsc.storage.repair.drain_proof import DrainProof, listed, stuck_reason
 from xsc.storage.shardstore import bodies, store
 from xsc.terms.storage_receipt import DeletionOrder
 
@@ -180,7 +180,7 @@ class Drain:
         self._grace_ms = grace_ms
         self.copies: Callable[[bytes], int] = lambda _: 1
         """How many peers beside that one have this node's directory."""
-        self._released = {key.removeprefix(RELEASED)[: ids.ID_BYTES] for key, _ in self._orders()}
+        self._released = {key[-2 * ids.ID_BYTES :][: ids.ID_BYTES] for key, _ in self._orders()}
         """Objects of which something was released."""
         self._elsewhere: set[bytes] = set()
         """Peers whose directory is not only here."""
@@ -235,7 +235,7 @@ class Drain:
         async with self._turn:
             if not self.active or order.author == self._context.key.node_id:
                 return
-            key = RELEASED + order.record.locate + order.id
+            key = RELEASED + order.author + order.record.locate + order.id
             await self._commit([(key, order.raw)])
             self._released.add(order.record.locate)
             self._stays.pop((order.record.locate, order.author), None)
@@ -374,7 +374,6 @@ class Drain:
 
         Raises:
             NotAllowed: this node does not leave.
-            TooLarge: it would be larger than DRAIN_PROOF_BYTES_MAX.
         """
         own = self._departures.own()
         if own is None:
@@ -382,25 +381,21 @@ class Drain:
         remaining = self._remaining or Remaining(left_objects=1)
         context, released_bytes = self._context, self._released_bytes(own[1])
 
+        def by_customer() -> Iterable[tuple[bytes, bytes]]:
+            return ((key[len(RELEASED) :][: ids.ID_BYTES], raw) for key, raw in self._orders())
+
         def signed() -> bytes:
-            orders, size_bytes = [], 0
-            for _, raw in self._orders():
-                orders.append(raw)
-                size_bytes += len(raw)
-                if size_bytes > DRAIN_PROOF_BYTES_MAX:
-                    raise TooLarge(f"a drain proof has at most {DRAIN_PROOF_BYTES_MAX} bytes")
+            orders, unlisted = listed(by_customer)
             proof = DrainProof(
                 orders=tuple(orders),
                 released_bytes=released_bytes,
                 left_objects=remaining.left_objects,
+                unlisted_orders=unlisted,
                 said_ms=context.clock.now_ms(),
             )
             return sign(proof, context.key, context.network).raw
 
-        raw = await context.executor.run(signed)
-        if len(raw) > DRAIN_PROOF_BYTES_MAX:
-            raise TooLarge(f"a drain proof has at most {DRAIN_PROOF_BYTES_MAX} bytes")
-        return raw
+        return await context.executor.run(signed)
 
     # What peers say
 

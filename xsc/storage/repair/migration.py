@@ -109,11 +109,13 @@ def _fill(layout: Layout, kept: Counter[bytes], targets: frozenset[bytes]) -> _F
     hosts = tuple(layout.host(node) for node in nodes)
     n, m = kept.total() + placing, max(0, layout.m - (wanted - placing))
     held = plan_around(hosts, bounds, n, m, layout.contract)
-    meets = held is not None
     held = held or plan_around(hosts, bounds, n, m, Contract()) or _evenly(bounds, n)
     after = [host for host, count in zip(hosts, held, strict=True) for _ in range(count)]
     new = tuple(node for node, has in zip(nodes, held, strict=True) if has > kept[node])
-    return _Filling(placing, meets, len({*after}), kept, new, survival(after, m))
+    survives = survival(after, m)
+    # Asked of the plan: a planner that gave up does not know whether there is a better one.
+    meets = survives.meets(layout.contract)
+    return _Filling(placing, meets, len({*after}), kept, new, survives)
 
 
 def _evenly(bounds: Sequence[tuple[int, int]], n: int) -> tuple[int, ...]:

@@ -203,8 +203,10 @@ class HostClient:
         expected = self._receipt(lease, locate, generation, receipts.named(shards), manifest)
         self._check_receipt(reply.header, expected)
         size = held_bytes(sum(len(shard.data) for _, shard in shards), len(shards))
-        size += 0 if record is None else record.held_bytes
         await self.hosts.used(lease.lease_id, size)
+        if record is not None:
+            await self.hosts.used(lease.lease_id, record.held_bytes, found=record.again)
+            size += record.held_bytes
         return size
 
     def _receipt(

@@ -419,10 +419,11 @@ class Upload:
             survive=self._contract,
         )
         sealed = None if self._kept is None else self._kept.sealed
+        again = sealed is not None
         if sealed is not None:
             # Hosts may hold it already, and take no other under the same locate id.
-            again = VerifyCapability(verify_key(self._secret), hash_of(sealed))
-            if open_manifest(sealed, again) != manifest:
+            verify = VerifyCapability(verify_key(self._secret), hash_of(sealed))
+            if open_manifest(sealed, verify) != manifest:
                 raise changed()
         else:
             sealed = await run_sized(
@@ -435,9 +436,8 @@ class Upload:
             )
             if self._journal.resumes and index:
                 await self._journal.sealed(sealed)
-        sender.record = messages.ObjectRecord(
-            sealed=sealed, sealed_root=merkle.root_of(sealed), manifest_hash=hash_of(sealed)
-        )
+        root, digest = merkle.root_of(sealed), hash_of(sealed)
+        sender.record = messages.ObjectRecord(sealed, root, digest, again=again)
         await self._rooms.require(sender.state.columns, sender.state.gone)
         await together(sender.store(column, index) for column in sender.state.slots)
         # Where the column that was to bring the record to a host went elsewhere, another does.

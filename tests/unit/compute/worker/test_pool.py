@@ -64,6 +64,52 @@ async def test_a_worker_killed_in_the_middle_fails_its_job_and_no_other(pool):
     assert pids(pool) != before
 
 
+async def test_a_stop_refuses_the_call_of_a_worker_that_has_just_ended(pool):
+    await _known(pool)
+    running = asyncio.create_task(pool.run(SPIN))
+    await settle()
+    (queue,) = pool._queues.values()
+    pool.broken(queue, "it ended")
+    await pool.stop()
+    await settle()
+    assert running.done()
+    with pytest.raises(SandboxFailed, match="stopped"):
+        await running
+
+
+async def test_a_stop_refuses_the_call_whose_code_did_not_reach_its_worker(pool):
+    await pool.prepare(ADD)
+    (worker,) = pool._workers.alive
+    worker.mailbox.close()
+    bringing = asyncio.create_task(pool.run(ADD))
+    await until(lambda: not pool._queues)
+    await pool.stop()
+    await settle()
+    assert bringing.done()
+    with pytest.raises(SandboxFailed, match="stopped"):
+        await bringing
+
+
+async def test_a_call_whose_code_is_there_after_a_stop_is_refused(pool, monkeypatch):
+    compiling, compiled, code = asyncio.Event(), asyncio.Event(), pool._compiler.code
+
+    async def slow(*what):
+        found = await code(*what)
+        compiling.set()
+        await compiled.wait()
+        return found
+
+    monkeypatch.setattr(pool._compiler, "code", slow)
+    waiting = asyncio.create_task(pool.run(replace(ADD, wait_ms=60_000)))
+    await compiling.wait()
+    await pool.stop()
+    compiled.set()
+    await settle()
+    assert waiting.done()
+    with pytest.raises(SandboxFailed, match="stopped"):
+        await waiting
+
+
 async def test_a_worker_that_does_not_answer_is_killed_at_the_deadline(pool):
     await pool.run(SPIN_1)
     (worker,) = pool._workers.alive

@@ -103,6 +103,24 @@ def test_an_object_is_repaired_where_the_search_for_the_best_place_gives_up(monk
     assert (move.column, move.targets) == (0, set(nodes[6:]))
 
 
+def test_a_contract_is_kept_where_the_planner_gives_up():
+    """Its columns are then placed evenly, and whether that keeps the contract is seen."""
+    m = PLANNED_PARITY_MAX + 1
+    near, far = ([bytes([first + node]) * 32 for node in range(20)] for first in (100, 1))
+    columns = [*near[: m + 1], *far[:2]]
+    labels = {node: HostLabels(node, "near") for node in near}
+    labels |= {node: HostLabels(node, "far") for node in far}
+    given = {"m": m, "labels": labels, "contract": Contract(0, 1), "own": bytes(32)}
+    layout = layout_of(columns, movable=True, **given)
+    assert not layout.keeps_contract, "one site has more columns than may be lost"
+    move = next_move(layout, [far[5]])
+    assert (columns[move.column] in near, move.targets) == (True, {far[5]})
+    assert layout.placed(move.column, far[5]).keeps_contract
+    # What was lost goes back to its place where a new one keeps less.
+    layout = layout_of(columns[1:], {m}, **given)
+    assert next_move(layout, [near[18], far[0]]).targets == {far[0]}
+
+
 def test_nodes_that_do_as_well_as_each_other_are_all_named():
     labels = {node: HostLabels(node, "here" if node in NODES[:7] else "there") for node in NODES}
     layout = layout_of(NODES[1:7], {2}, labels=labels)

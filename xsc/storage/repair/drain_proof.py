@@ -8,6 +8,9 @@ Vectors: tests/vectors/leaving.json. Design: docs/design/storage-drain.md.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable
+
 from xsc.base.errors import ProofInvalid, RecordInvalid
 from xsc.base.limits import MIB
 from xsc.identity.envelope import Count, Record, Signed, open_signed
@@ -15,6 +18,10 @@ from xsc.terms.storage_receipt import DeletionOrder
 
 DRAIN_PROOF_BYTES_MAX = 256 * MIB
 """Orders of about 600,000 objects."""
+DRAIN_PROOF_ORDERS_BYTES_MAX = DRAIN_PROOF_BYTES_MAX - 4_096
+"""Of all orders in it, each with ORDER_HEAD_BYTES."""
+ORDER_HEAD_BYTES = 5
+"""What says how long an order is."""
 
 
 class DrainProof(Record):
@@ -26,7 +33,37 @@ class DrainProof(Record):
     """What was deleted since it began to leave."""
     left_objects: Count
     """Objects of which the node still holds something: nobody ordered their deletion."""
+    unlisted_orders: Count
+    """Orders for which there was no room: each of their customers has its share in `orders`."""
     said_ms: Count
+
+
+def listed(
+    orders: Callable[[], Iterable[tuple[bytes, bytes]]],
+    room_bytes: int = DRAIN_PROOF_ORDERS_BYTES_MAX,
+) -> tuple[list[bytes], int]:
+    """Return the orders that a proof lists, and how many it has no room for.
+
+    Customers have equal shares of the room. What one does not need is there for the others.
+
+    Args:
+        orders: returns each order with its customer, every time.
+        room_bytes: of all of them.
+    """
+    left = Counter[bytes]()
+    for customer, raw in orders():
+        left[customer] += len(raw) + ORDER_HEAD_BYTES
+    for place, (customer, size) in enumerate(sorted(left.items(), key=lambda each: each[1])):
+        left[customer] = min(size, room_bytes // (len(left) - place))
+        room_bytes -= left[customer]
+    found, unlisted = [], 0
+    for customer, raw in orders():
+        left[customer] -= len(raw) + ORDER_HEAD_BYTES
+        if left[customer] >= 0:
+            found.append(raw)
+        else:
+            unlisted += 1
+    return found, unlisted
 
 
 def check_proof(raw: bytes) -> tuple[Signed[DrainProof], list[Signed[DeletionOrder]]]:

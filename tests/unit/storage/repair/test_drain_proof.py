@@ -1,19 +1,25 @@
 """What a node that leaves says, and what its proof proves: every byte of it counts."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.strategies import vectors
 from xsc.base.errors import ProofInvalid, RecordInvalid, SignatureInvalid, XscError
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.node.offline.verify import _proving, verify_file
-from xsc.storage.repair.departures import (
+from xsc.storage.repair.drain import Departure
+from xsc.storage.repair.drain_proof import (
+    DRAIN_PROOF_BYTES_MAX,
+    DRAIN_PROOF_ORDERS_BYTES_MAX,
+    ORDER_HEAD_BYTES,
     DrainProof,
     check_proof,
+    listed,
     open_order,
     stuck_reason,
 )
-from xsc.storage.repair.drain import Departure
 from xsc.terms.storage_receipt import DeletionOrder
 
 GOLDEN = vectors("leaving")
@@ -23,7 +29,12 @@ OWNER = KeyPair(bytes.fromhex(GOLDEN["owner_seed"]))
 GUARDIAN = KeyPair(bytes.fromhex(GOLDEN["guardian_seed"]))
 ORDERS = [bytes.fromhex(order) for order in GOLDEN["orders"]]
 PROOF = bytes.fromhex(GOLDEN["proof"])
-REST = {"released_bytes": 12, "left_objects": 0, "said_ms": 1_700_000_001_000}
+REST = {
+    "released_bytes": 12,
+    "left_objects": 0,
+    "unlisted_orders": 0,
+    "said_ms": 1_700_000_001_000,
+}
 
 
 def checked(raw):
@@ -130,6 +141,43 @@ def test_a_proof_of_what_is_no_order_proves_nothing():
     for wrong in (b"", b"x", ORDERS[0][:-1]):
         with pytest.raises(ProofInvalid):
             checked(made([*ORDERS, wrong]))
+
+
+def test_a_customer_with_too_many_orders_takes_only_its_share_of_the_proof():
+    """A small object of many columns is an order each, which names 256 of them."""
+    wide = [order(locate=bytes([n]) * 32, columns=tuple(range(256))) for n in range(50)]
+    few = [order(key=GUARDIAN, locate=bytes([n]) * 32) for n in range(3)]
+    kept = [(OWNER.node_id, raw) for raw in wide] + [(GUARDIAN.node_id, raw) for raw in few]
+    room = 10 * (len(wide[0]) + ORDER_HEAD_BYTES)
+    found, unlisted = listed(lambda: kept, room)
+    assert found[-3:] == few, "what others ordered is all there"
+    assert found[:-3] == wide[: len(found) - 3]
+    assert len(found) == 3 + 10 - 2, "what they do not need is there for the one"
+    assert unlisted == 53 - len(found)
+    proof, orders = checked(made(found, unlisted_orders=unlisted))
+    assert (len(orders), proof.record.unlisted_orders) == (len(found), unlisted)
+    assert "no room for 42 orders more" in verify_file(made(found, unlisted_orders=unlisted))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40)), max_size=60), st.integers(0, 900))
+def test_each_customer_has_an_equal_share_of_a_proof(made_orders, room):
+    kept = [(bytes([customer]), bytes(size)) for customer, size in sorted(made_orders)]
+    found, unlisted = listed(lambda: kept, room)
+    assert len(found) + unlisted == len(kept)
+    assert sum(len(raw) + ORDER_HEAD_BYTES for raw in found) <= room
+    customers = {customer for customer, _ in kept}
+    for customer in customers:
+        own = [raw for each, raw in kept if each == customer]
+        if sum(len(raw) + ORDER_HEAD_BYTES for raw in own) <= room // len(customers):
+            assert listed(lambda own=own: [(b"", raw) for raw in own], room)[0] == own
+            assert sum(raw in own for raw in found) >= len(own)
+
+
+def test_orders_that_fill_the_room_make_no_larger_proof_than_is_read():
+    most = dict.fromkeys(REST, 2**63 - 1)
+    empty, two = len(made([], **most)), [bytes(70_000)] * 2
+    assert empty + 64 <= DRAIN_PROOF_BYTES_MAX - DRAIN_PROOF_ORDERS_BYTES_MAX
+    assert len(made(two, **most)) <= empty + 64 + 2 * (70_000 + ORDER_HEAD_BYTES)
 
 
 MOVABLE = {
