@@ -164,6 +164,7 @@ class Providers:
         self.lease_service = market.buyer.lease_service
         self.lease_providers = market.buyer.lease_providers
         self.lease_end = market.signing.end_of
+        self.lease_price = partial(market.store.price, "customer")
         self.used = market.buyer.used
         self.spent = market.buyer.spent
         self.unused = market.buyer.unused

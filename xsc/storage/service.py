@@ -13,6 +13,7 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from xsc.api import objects as shown
+from xsc.api.market import MONTH_MS
 from xsc.base import errors, keyvalue, limits, peering
 from xsc.base.ids import short
 from xsc.base.keyvalue import Commit
@@ -302,11 +303,13 @@ class StorageService:
         self.repairer.note_placed(done.placement)
         for warning in done.warnings:
             self._context.log.warning("storage.put_warning", warning=warning)
+        rent = sum(self._hosts.lease_price(item.lease_id) * item.size_bytes for item in done.held)
         self._context.log.info(
             "storage.put",
             size_bytes=done.size_bytes,
             held_bytes=sum(item.size_bytes for item in done.held),
             hosts=len(set(done.hosts)),
+            month_micro=rent * MONTH_MS // (limits.EPOCH_MS * limits.PRICE_BYTES),
             duration_ms=self._context.clock.monotonic_ms() - began_ms,
         )
         return replace(done, version=version)
