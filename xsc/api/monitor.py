@@ -140,6 +140,15 @@ class LogLine(Model):
     """The event and its fields, in words."""
 
 
+class Work(Model):
+    """Long work that was asked for, and how far it is."""
+
+    id: str
+    """As the request named it."""
+    done_bytes: int
+    total_bytes: int
+
+
 class PeerSample(Model):
     """What a sample says of a peer."""
 
@@ -177,6 +186,7 @@ METRICS: Endpoint[Nothing, str] = Endpoint(
 ALERTS = listing("/v1/alerts", Nothing, Alert, "List what needs the operator.")
 ACKNOWLEDGE = post("/v1/alerts/acknowledge", Acknowledge, Acknowledged, "Show alerts no longer.")
 LOG = listing("/v1/log", Nothing, LogLine, "Show the last lines of the log.", rows="lines")
+WORK = listing("/v1/work", Nothing, Work, "Say how far work is that a request named.")
 HISTORY = listing(
     "/v1/history", Within, Sample, "Show what was measured every minute.", rows="samples"
 )

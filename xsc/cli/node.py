@@ -21,7 +21,7 @@ from xsc.base.progress import Progress, ignore_progress
 from xsc.base.text import count_of
 from xsc.cli import options, show
 from xsc.cli.options import Command, Group, Settings, asks
-from xsc.client.calls import FSCK_TIMEOUT_S, Calls
+from xsc.client.calls import Calls
 from xsc.client.core import Document
 from xsc.client.files import blocks_of, check_target, opened, write_whole
 
@@ -320,14 +320,13 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     running = settings.calls().alive()
     if running and salvage:
         raise ArgumentInvalid("the node runs", hint="stop it first")
+    watch = partial(show.progress, "checking")
     if running:
-        with show.progress("checking", None):
-            answer = settings.ask(api.home.FSCK, timeout_s=FSCK_TIMEOUT_S, deep=deep)
+        answer = settings.calls().fsck(watch, deep=deep)
     else:
         from xsc.api import serial
         from xsc.node.offline.fsck import check_home
 
-        watch = partial(show.progress, "checking")
         found = check_home(settings.home, deep=deep, salvaged=salvage, watch=watch)
         answer = serial.document(found)
     settings.view(answer)

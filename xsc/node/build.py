@@ -45,7 +45,7 @@ from xsc.market.auction import Bid, reserve
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain
 from xsc.market.service import MarketService
-from xsc.monitor import alerts, events, history, watch
+from xsc.monitor import alerts, events, history, watch, work
 from xsc.net.service import PeerNet
 from xsc.net.transport.port import Transport
 from xsc.node import circle, directory, jobs, programs, tasks
@@ -567,6 +567,7 @@ class Node:
             node=self.key.node_id,
             name_of=self.name_of,
         )
+        self.works = work.Works()
         self.history = history.History(state, commit, self.parts.executor, self.log)
 
     def _answer_peers(self) -> None:

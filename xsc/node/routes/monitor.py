@@ -156,6 +156,11 @@ async def log(node: Node, _: Nothing) -> list[api.LogLine]:
     ]
 
 
+async def work(node: Node, _: Nothing) -> list[api.Work]:
+    """Say how far work is that a request named."""
+    return node.works.rows()
+
+
 async def history(node: Node, asked: api.Within) -> list[api.Sample]:
     """Show what was measured every minute."""
     since_ms = node.clock.now_ms() - asked.within_ms
