@@ -141,6 +141,11 @@ async def acknowledge(node: Node, asked: api.Acknowledge) -> api.Acknowledged:
     return api.Acknowledged(alerts=await node.alerts.acknowledge(asked.id))
 
 
+async def test(node: Node, _: Nothing) -> api.Tested:
+    """Send a test alert to each target of notify."""
+    return api.Tested(targets=await node.alerts.test())
+
+
 async def log(node: Node, _: Nothing) -> list[api.LogLine]:
     """Show the last lines of the log."""
     return [

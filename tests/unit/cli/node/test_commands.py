@@ -36,3 +36,18 @@ def test_what_is_set_in_the_file_alone_is_not_offered_as_an_option(xsc):
     text = xsc("node", "start", "--help").text
     assert "--storage-capacity VALUE" in text
     assert "--notify" not in text
+
+
+def test_a_test_alert_fails_where_a_target_does_not_take_it(stand_in, xsc):
+    well = {"target": "exec:tell", "taken": True, "reason": ""}
+    bad = {"target": "https://h", "taken": False, "reason": "the URL answers 403"}
+    stand_in.answers("POST", "/v1/alerts/test", {"targets": [well, bad]})
+    done = xsc("node", "alerts", "--test")
+    assert done.code == 5
+    assert done.text.split("\n")[1:3] == [
+        "exec:tell  yes    -",
+        "https://h  no     the URL answers 403",
+    ]
+    assert xsc("node", "alerts", "--test", "--json").json == {"targets": [well, bad]}
+    stand_in.answers("POST", "/v1/alerts/test", {"targets": [well]})
+    assert xsc("node", "alerts", "--test").code == 0
