@@ -414,6 +414,7 @@ class Node:
             records=records,
             heard=self.commitments.heard,
             peers=self.peers.roster,
+            is_up=self.health.is_up,
             drawn=self.drawn_steps,
         )
 
