@@ -6,10 +6,13 @@ help of a metric is what the API's schema says of the field.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, Final
 
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from pydantic import TypeAdapter
 
 from xsc.api.monitor import Measures
@@ -39,40 +42,45 @@ def to_text(document: Mapping[str, Any]) -> str:
     Args:
         document: as the API answers it.
     """
-    status = document["status"]
-    lines: dict[str, list[str]] = {}
-    _take(lines, "", {**status, **document}, ())
-    for name, value in status.items():
-        if isinstance(value, dict):
-            _take(lines, f"{name}_", value, ())
-    for name, prefix in _ROWS.items():
-        for row in document[name]:
-            _take(lines, prefix, row, [label for label in _LABELS if label in row])
-    return "".join(f"{line}\n" for metric in lines.values() for line in metric)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Metrics(document))
+    return generate_latest(registry).decode()
 
 
-def _take(
-    lines: dict[str, list[str]], prefix: str, row: Mapping[str, Any], labels: Collection[str]
-) -> None:
-    """Add the numbers of a row to the lines of their metrics."""
-    told = ",".join(f'{label}="{_escaped(str(row[label]))}"' for label in labels)
-    place = f"{{{told}}}" if told else ""
-    counted = prefix == _ROWS["events"]
-    for field, number in row.items():
-        # Of most events most sums are none.
-        if isinstance(number, int) and field not in labels and (number or not counted):
-            name, by = _metric(f"{prefix}{field}")
-            if counted:
-                name += "_total"
-            if name not in lines:
-                said = _helps().get(f"{prefix}{field}", name)
-                kind = "counter" if counted else "gauge"
-                lines[name] = [f"# HELP {name} {said}", f"# TYPE {name} {kind}"]
-            lines[name].append(f"{name}{place} {number / by}")
+class _Metrics(Collector):
+    """The metrics of one document."""
 
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self._document = document
+        self._found: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
 
-def _escaped(label: str) -> str:
-    return label.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric, with all of its samples."""
+        status = self._document["status"]
+        levels = {**status, **self._document}
+        self._take("", levels, {})
+        for name, value in status.items():
+            if isinstance(value, dict):
+                self._take(f"{name}_", value, {})
+        for name, prefix in _ROWS.items():
+            for row in self._document[name]:
+                told = {label: str(row[label]) for label in _LABELS if label in row}
+                self._take(prefix, row, told)
+        yield from self._found.values()
+
+    def _take(self, prefix: str, row: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+        for field, number in row.items():
+            counted = prefix == _ROWS["events"]
+            # Of most events most sums are none.
+            if isinstance(number, int) and field not in labels and (number or not counted):
+                name, by = _metric(f"{prefix}{field}")
+                if name not in self._found:
+                    kind = CounterMetricFamily if counted else GaugeMetricFamily
+                    self._found[name] = kind(
+                        name, _helps().get(f"{prefix}{field}", name), labels=[*labels]
+                    )
+                value = number if by == 1 else number / by
+                self._found[name].add_metric([*labels.values()], value)
 
 
 @cache
