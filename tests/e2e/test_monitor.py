@@ -67,6 +67,10 @@ def test_a_lost_host_is_told_of_once_and_shown_until_acknowledged(small_net, tmp
     configured(net[0], f"notify = {target}")
     net.up(6)
     owner = net[0]
+    (row,) = owner("node alerts --test --json").json["targets"]
+    assert row["taken"]
+    assert json.loads(heard.read_text())["kind"] == "test"
+    heard.unlink()
     owner.put(b"x" * 100_000)
     rows = [{"name": "node-4"}, {"name": "node-5"}]
     net.kill(rows)

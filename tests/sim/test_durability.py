@@ -1,16 +1,19 @@
 """Failure domains on whole nodes: sites are planned for, said, checked and survived."""
 
 import itertools
+from contextlib import contextmanager
 
 import pytest
 
 from tests.sim.network import content, get, put, run
+from xsc.api.endpoint import Nothing
+from xsc.api.home import Fsck
 from xsc.api.objects import Check
 from xsc.api.serial import document
 from xsc.base.errors import DurabilityUnreachable
 from xsc.base.limits import MIB
 from xsc.node.config import load
-from xsc.node.routes import objects
+from xsc.node.routes import home, monitor, objects
 from xsc.storage.object.durability import Contract
 
 YEAR_MS = 365 * 86_400_000
@@ -189,3 +192,52 @@ def test_repair_heals_where_the_contract_cannot_be_kept_and_moves_back_when_a_pe
 
     quick = {"repair_grace": "60s", "repair_interval": "30min", "probe_interval": "15s"}
     run(89, 9, play, quick, prepare)
+
+
+def noted(works):
+    """Note what is said of work whenever some of it is done; return the list of that."""
+    seen, watch_of = [], works.watch_of
+
+    def noting(name):
+        @contextmanager
+        def watch(total):
+            with watch_of(name)(total) as told:
+                yield lambda moved: told(moved) or seen.append(works.rows())
+
+        return watch
+
+    works.watch_of = noting
+    return seen
+
+
+def test_a_deep_check_that_is_named_says_how_far_it_is():
+    async def play(world):
+        owner = world.nodes[0]
+        capability = await put(owner, content(9 * MIB))
+        seen = noted(owner.works)
+        found = await objects.check(owner, Check(capability=capability, deep=True, work="mine"))
+        rows = [(row.id, row.total_bytes) for (row,) in seen]
+        assert set(rows) == {("mine", found.read_bytes)}
+        done = [row.done_bytes for (row,) in seen]
+        assert done == sorted(done)
+        assert 0 < done[0] < done[-1] == found.read_bytes
+        assert await monitor.work(owner, Nothing()) == []
+
+    run(47, 7, play)
+
+
+def test_a_check_of_the_node_that_is_named_says_how_far_it_is():
+    async def play(world):
+        owner = world.nodes[0]
+        await put(owner, content(MIB), code=(1, 1))
+        with owner.works.watch_of("another")(7) as progress:
+            progress(3)
+            seen = noted(owner.works)
+            assert (await home.fsck(owner, Fsck(work="mine"))).whole
+            another, mine = seen[-1]
+            assert (another.id, another.done_bytes, another.total_bytes) == ("another", 3, 7)
+            assert (mine.id, mine.total_bytes) == ("mine", owner.shards.used_bytes)
+            assert mine.done_bytes > MIB
+            assert await monitor.work(owner, Nothing()) == [another]
+
+    run(48, 2, play)

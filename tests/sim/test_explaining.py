@@ -114,6 +114,35 @@ def test_a_need_that_nothing_matches_learns_which_slots_were_seen():
     run(32, 2, play, SETTINGS)
 
 
+def test_a_provider_that_does_not_answer_is_said_to_be_silent_and_not_blamed():
+    async def play(world):
+        provider, customer, other = world.nodes
+        peer = provider.key.node_id
+        await mutual(provider, customer)
+        await offer(provider, 100)
+        wanted, others = await need(customer, 60), await need(other, 30)
+        await world.until(lambda: customer.allocator.received() and other.allocator.received())
+        for each in (customer, other):
+            await heard(world, each, provider)
+        (before,) = (await why(customer, wanted))[0]
+        assert before.because == "all that it asked for was there"
+        await world.crash(0)
+        for each in (customer, other):
+            await world.until(lambda each=each: not each.health.is_up(peer))
+        (row,) = (await why(customer, wanted))[0]
+        assert row.because == f"its provider does not answer; {before.because}"
+        assert row.granted == before.granted
+        (row,) = (await why(other, others))[0]
+        # It once said: "and its provider gives none".
+        assert row.because == "its provider does not answer; its clearing record is not here"
+        await world.restart(0)
+        await world.until(lambda: other.health.is_up(peer))
+        (row,) = (await why(other, others))[0]
+        assert "does not answer" not in row.because
+
+    run(38, 3, play, SETTINGS)
+
+
 def test_a_record_that_does_not_recompute_is_not_explained():
     async def play(world):
         provider, customer = world.nodes

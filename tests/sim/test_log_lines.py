@@ -9,7 +9,7 @@ from tests.sim.test_quiet import Logged
 from tests.unit.compute.programs import wasm
 from xsc.base.ids import to_text
 from xsc.base.jobs import JobSpec
-from xsc.base.limits import MIB, PPM
+from xsc.base.limits import GIB, MIB, PPM
 from xsc.base.merkle import root_of
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.manifest import hash_of
@@ -31,6 +31,8 @@ def test_a_put_of_several_segments_is_one_line_at_each_host_and_one_at_its_owner
         stored = [line for log in world.logs.values() for line in said(log, "storage.stored")]
         assert len(stored) == line["hosts"] == 3
         assert sum(line["size_bytes"] for line in stored) == line["held_bytes"]
+        prices = [each["price_micro"] * each["size_bytes"] for each in stored]
+        assert line["month_micro"] == sum(prices) * 30 * 24 // GIB > 0
         for index, log in world.logs.items():
             node = world.nodes[index]
             for line in said(log, "storage.stored"):

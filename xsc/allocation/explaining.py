@@ -210,6 +210,7 @@ class Explaining:
         records: has the clearings.
         heard: what nodes offer, need and recognise.
         peers: who is known.
+        is_up: says of a peer whether it answers.
         drawn: returns what leases have drawn of entitlements, of both roles, in steps.
     """
 
@@ -220,6 +221,7 @@ class Explaining:
         records: Records,
         heard: commitments.Heard,
         peers: peering.Peers,
+        is_up: Callable[[bytes], bool],
         drawn: Callable[[], Mapping[EntitlementKey, int]],
     ) -> None:
         self._node = context.key.node_id
@@ -228,6 +230,7 @@ class Explaining:
         self._records = records
         self._heard = heard
         self._peers = peers
+        self._is_up = is_up
         self._drawn = drawn
         self._turn = asyncio.Lock()
         """All explanations together take one thread: a peer's record can take long."""
@@ -289,14 +292,21 @@ class Explaining:
         opened = dict[bytes, Clearing | str]()
         for row in found[:WHYS_MAX]:
             if row.clearing is None:
-                rows.append(row)
+                rows.append(self._as_heard(row) if match else row)
                 continue
             if row.clearing not in opened:
                 if row.provider.node != self._node and len(opened) >= WHY_RECORDS_MAX:
                     return rows, True
                 opened[row.clearing] = await self._open(row.provider.node, row.clearing)
-            rows.append(await self._explained(row, opened[row.clearing]))
+            rows.append(self._as_heard(await self._explained(row, opened[row.clearing])))
         return rows, len(found) > WHYS_MAX
+
+    def _as_heard(self, row: Explained) -> Explained:
+        """Return an explanation; of a provider that does not answer now it says so first."""
+        provider = row.provider.node
+        if provider == self._node or self._is_up(provider):
+            return row
+        return replace(row, because=f"its provider does not answer; {row.because}")
 
     def _divided(self, node: bytes) -> Sequence[SlotDenominators]:
         """Return the slots that a node says that it has cleared."""
@@ -317,6 +327,8 @@ class Explaining:
         except ProofInvalid as fault:
             return f"its clearing record does not recompute, and does not count: {fault.message}"
         except (NotFound, UnavailableError, LimitError, PeerError) as fault:
+            if not self._is_up(provider):
+                return "its clearing record is not here"
             return f"its clearing record is not here, and its provider gives none: {fault.message}"
 
     async def _explained(self, row: Explained, checked: Clearing | str) -> Explained:

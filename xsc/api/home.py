@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MaxLen
 
 from xsc.api.endpoint import Endpoint, Key, Model, Nothing, absent, get, post
 
@@ -13,6 +13,8 @@ class Fsck(Model):
     """Whether every root and hash is checked."""
 
     deep: bool = False
+    work: Annotated[str, MaxLen(64)] = ""
+    """Under which id `/v1/work` says how far it is."""
 
 
 class Damaged(Model):

@@ -129,6 +129,22 @@ class Acknowledged(Model):
     alerts: int
 
 
+class Told(Model):
+    """What came of a test alert at a target of `notify`."""
+
+    target: str
+    """The program or the host, without what may be secret."""
+    taken: bool
+    reason: str
+    """Why it was not taken; empty if it was."""
+
+
+class Tested(Model):
+    """What came of a test alert."""
+
+    targets: list[Told]
+
+
 class LogLine(Model):
     """A line of the log."""
 
@@ -138,6 +154,15 @@ class LogLine(Model):
     event: str
     says: str
     """The event and its fields, in words."""
+
+
+class Work(Model):
+    """Long work that was asked for, and how far it is."""
+
+    id: str
+    """As the request named it."""
+    done_bytes: int
+    total_bytes: int
 
 
 class PeerSample(Model):
@@ -176,7 +201,9 @@ METRICS: Endpoint[Nothing, str] = Endpoint(
 )
 ALERTS = listing("/v1/alerts", Nothing, Alert, "List what needs the operator.")
 ACKNOWLEDGE = post("/v1/alerts/acknowledge", Acknowledge, Acknowledged, "Show alerts no longer.")
+TEST = post("/v1/alerts/test", Nothing, Tested, "Send a test alert to each target of notify.")
 LOG = listing("/v1/log", Nothing, LogLine, "Show the last lines of the log.", rows="lines")
+WORK = listing("/v1/work", Nothing, Work, "Say how far work is that a request named.")
 HISTORY = listing(
     "/v1/history", Within, Sample, "Show what was measured every minute.", rows="samples"
 )

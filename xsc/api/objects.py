@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MaxLen
 
 from xsc.api import market, problems
 from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, get, header, listing, named, post
@@ -186,6 +186,8 @@ class Check(Capability):
     """An object, and whether every shard is read."""
 
     deep: bool = False
+    work: Annotated[str, MaxLen(64)] = ""
+    """Under which id `/v1/work` says how far a deep check is."""
 
 
 class Domains(Model):

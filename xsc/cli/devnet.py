@@ -27,6 +27,7 @@ from click import option
 from xsc import api
 from xsc.base import errors, text
 from xsc.base.errors import ArgumentInvalid, ConfigInvalid, HomeLocked, NodeUnreachable
+from xsc.base.progress import Progress, ignore_progress
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings
 from xsc.client.calls import Calls
@@ -225,9 +226,12 @@ def up(settings: Settings, nodes: int | None, directory: Path, timeout: int) -> 
             ):
                 for _ in pool.map(partial(_start, deadline), stopped):
                     progress(1)
-            with show.progress("waiting until each sees all others", None):
-                introduce(homes)
-                wait_until_healthy(homes, deadline)
+            pairs = len(homes) * (len(homes) - 1) // 2
+            with show.progress("introducing nodes", pairs, show.in_number) as progress:
+                introduce(homes, progress)
+            what = "waiting until each sees all others"
+            with show.progress(what, 2 * len(homes), show.in_number) as progress:
+                wait_until_healthy(homes, deadline, progress)
         except BaseException:
             _stop(_running(stopped))
             raise
@@ -350,19 +354,30 @@ def _peers(home: Path) -> list[Document]:
     return list(Calls(home).ask(api.peers.LIST)["peers"])
 
 
-def introduce(homes: list[Path]) -> None:
+def introduce(homes: list[Path], progress: Progress = ignore_progress) -> None:
     """Let all pairs that do not know each other directly exchange an invitation."""
     ids = {home: Calls(home).ask(api.status.STATUS)["id"] for home in homes}
     known = {home: {row["id"] for row in _peers(home) if not row["introducer"]} for home in homes}
     for host, guest in combinations(homes, 2):
-        if ids[guest] in known[host] and ids[host] in known[guest]:
-            continue
-        invitation = Calls(host).ask(api.peers.INVITE)["invitation"]
-        Calls(guest).ask(api.peers.JOIN, invitation=invitation)
+        if ids[guest] not in known[host] or ids[host] not in known[guest]:
+            invitation = Calls(host).ask(api.peers.INVITE)["invitation"]
+            Calls(guest).ask(api.peers.JOIN, invitation=invitation)
+        progress(1)
 
 
-def wait_until_healthy(homes: list[Path], deadline: float) -> None:
-    """Return when every node sees every other as up, and soon after knows what it offers."""
+def wait_until_healthy(
+    homes: list[Path], deadline: float, progress: Progress = ignore_progress
+) -> None:
+    """Return when every node sees every other as up, and soon after knows what it offers.
+
+    Args:
+        homes: of the nodes.
+        deadline: when it fails.
+        progress: told of each home that sees all, and again once it knows what they offer.
+
+    Raises:
+        NodeUnreachable: one did not see another.
+    """
     ids = {Calls(home).ask(api.status.STATUS)["id"]: home for home in homes}
 
     def unseen(home: Path) -> list[Path]:
@@ -374,22 +389,26 @@ def wait_until_healthy(homes: list[Path], deadline: float) -> None:
         offering = {row["node"] for row in rows if row["role"] == "offer"}
         return [other for id_, other in ids.items() if id_ not in offering]
 
-    if missed := _missed(homes, deadline, unseen):
+    if missed := _missed(homes, deadline, unseen, progress):
         blind, other = missed
         raise NodeUnreachable(
             f"{blind.name} did not see {other.name} in time", hint=_log_hint(other)
         )
     # One that offers nothing is not waited for to the end.
-    _missed(homes, min(deadline, time.monotonic() + OFFERED_S), unoffered)
+    _missed(homes, min(deadline, time.monotonic() + OFFERED_S), unoffered, progress)
 
 
 def _missed(
-    homes: list[Path], deadline: float, missing: Callable[[Path], list[Path]]
+    homes: list[Path],
+    deadline: float,
+    missing: Callable[[Path], list[Path]],
+    progress: Progress,
 ) -> tuple[Path, Path] | None:
     """Return when no node misses another one, or else one that does in the end, and whom."""
     for home in homes:
         for _ in poll(deadline):
             if not (others := missing(home)):
+                progress(1)
                 break
         else:
             return home, others[0]

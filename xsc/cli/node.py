@@ -21,7 +21,7 @@ from xsc.base.progress import Progress, ignore_progress
 from xsc.base.text import count_of
 from xsc.cli import options, show
 from xsc.cli.options import Command, Group, Settings, asks
-from xsc.client.calls import FSCK_TIMEOUT_S, Calls
+from xsc.client.calls import Calls
 from xsc.client.core import Document
 from xsc.client.files import blocks_of, check_target, opened, write_whole
 
@@ -254,13 +254,20 @@ def status(answer: Document) -> None:
         show.warn(f"{count_of(answer['alerts'], 'alert')}; see: xsc node alerts")
 
 
-@asks(node, api.monitor.ALERTS)
-def alerts(answer: Document) -> None:
+@node.command()
+@option("--test", is_flag=True, help="Send a test alert to each target of `notify`, and list none.")
+def alerts(settings: Settings, *, test: bool) -> int:
     """List what needs you: conditions that hold, and those that held since you last looked.
 
     They stay until you acknowledge them. The setting `notify` names programs and URLs that
-    are told of them.
+    are told of them. With --test it exits with 5 if one of these does not take it.
     """
+    answer = settings.ask(api.monitor.TEST if test else api.monitor.ALERTS)
+    settings.view(answer)
+    if test:
+        show.rows(answer["targets"], "target taken why", why="reason")
+        failed = not all(row["taken"] for row in answer["targets"])
+        return errors.UnavailableError.exit_code if failed else 0
     show.rows(
         answer["alerts"],
         "alert about since over what",
@@ -271,6 +278,7 @@ def alerts(answer: Document) -> None:
         over=lambda row: "-" if row["over_ms"] is None else show.moment(row["over_ms"]),
         what="says",
     )
+    return 0
 
 
 @asks(node, api.monitor.ACKNOWLEDGE)
@@ -320,14 +328,13 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     running = settings.calls().alive()
     if running and salvage:
         raise ArgumentInvalid("the node runs", hint="stop it first")
+    watch = partial(show.progress, "checking")
     if running:
-        with show.progress("checking", None):
-            answer = settings.ask(api.home.FSCK, timeout_s=FSCK_TIMEOUT_S, deep=deep)
+        answer = settings.calls().fsck(watch, deep=deep)
     else:
         from xsc.api import serial
         from xsc.node.offline.fsck import check_home
 
-        watch = partial(show.progress, "checking")
         found = check_home(settings.home, deep=deep, salvaged=salvage, watch=watch)
         answer = serial.document(found)
     settings.view(answer)

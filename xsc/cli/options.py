@@ -42,6 +42,8 @@ READS = "xsc:r:"
 PASSPHRASE = "XSC_PASSPHRASE"  # noqa: S105 - the name of a variable
 _PLAIN_WORD = re.compile(r"[\w./@%+:,-]+")
 """What means itself to every shell."""
+DURATION_MS_MAX = 100 * 365 * 86_400_000
+"""A century: no time that a command takes is longer."""
 PROGRAM_EXIT_BASE = 120
 """Added to XSC's own exit codes where a program's code is passed on (docs/cli.md)."""
 
@@ -459,7 +461,7 @@ LEASE = Parsed("LEASE", str, lambda: [(api.market.LEASES, "lease_id")])
 INVITATION = Parsed("INVITATION", _capability)
 WHOLE = Parsed("N", _whole)
 SIZE = _sizes()
-DURATION = durations()
+DURATION = durations(DURATION_MS_MAX)
 FUEL = Parsed("N", _fuel)
 RUN_FUEL = Parsed("N", _within(_fuel, limits.FUEL_MAX, str))
 RUN_MEMORY = _sizes(limits.MEMORY_BYTES_MAX)

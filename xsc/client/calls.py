@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any, BinaryIO, Literal, TypedDict, TypeVar, Unpack
 
 from xsc import api
@@ -32,6 +35,8 @@ Show = Callable[[int, bytes], None]
 """Given what a program writes, and to which stream."""
 T = TypeVar("T")
 R = TypeVar("R")
+LOOK_S = 2.0
+"""Between two questions how far long work is."""
 WORKERS = 8
 """Calls of one node under way at once, where one request takes several."""
 Form = Literal["toml", "json"]
@@ -265,14 +270,18 @@ class Calls(Core):
         found = self.ask(api.objects.NAMED, name=name, version=version, deleting=deleting)
         return list(found["capabilities"])
 
-    def stat(self, capability: str) -> Document:
+    def stat(self, capability: str, watch: Watch = unwatched) -> Document:
         """Ask the hosts of an object for its shards."""
-        return self.ask(api.objects.STAT, capability=capability)
+        with watch(None):
+            return self.ask(api.objects.STAT, capability=capability)
 
-    def check(self, capability: str, *, deep: bool = False) -> Document:
+    def check(self, capability: str, watch: Watch = unwatched, *, deep: bool = False) -> Document:
         """Say what an object's placement is worth; `deep` has every shard read and verified."""
-        how_long = DEEP_TIMEOUT_S if deep else core.ANSWER_TIMEOUT_S
-        return self.ask(api.objects.CHECK, timeout_s=how_long, capability=capability, deep=deep)
+        said: Any = {"capability": capability, "deep": deep}
+        if deep:
+            return self._watched(api.objects.CHECK, watch, DEEP_TIMEOUT_S, **said)
+        with watch(None):
+            return self.ask(api.objects.CHECK, **said)
 
     def repair(self, capability: str) -> Document:
         """Have the node look at an object now, and build again what is lost of it."""
@@ -281,6 +290,52 @@ class Calls(Core):
     def remove(self, capability: str) -> Document:
         """Delete an object at all of its hosts."""
         return self.ask(api.objects.REMOVE, capability=capability)
+
+    def fsck(self, watch: Watch = unwatched, *, deep: bool = False) -> Document:
+        """Have the node check its own databases; `deep` checks every root and hash."""
+        return self._watched(api.home.FSCK, watch, FSCK_TIMEOUT_S, deep=deep)
+
+    def _watched(
+        self,
+        endpoint: core.Asked,
+        watch: Watch,
+        timeout_s: float,
+        **said: Any,  # noqa: ANN401
+    ) -> Document:
+        """Return the answer to a request for long work, and meanwhile watch how far that is.
+
+        What watching raises ends the waiting, not the work.
+        """
+        work, found = secrets.token_hex(8), list[Document | errors.XscError]()
+
+        def ask() -> None:
+            try:
+                found.append(self.ask(endpoint, timeout_s=timeout_s, work=work, **said))
+            except errors.XscError as fault:
+                found.append(fault)
+
+        asking, done, total = Thread(target=ask, daemon=True), 0, None
+        asking.start()
+        with ExitStack() as stack:
+            progress = stack.enter_context(watch(None))
+            asking.join(LOOK_S)
+            while asking.is_alive():
+                rows: list[Document] = []
+                with suppress(errors.XscError):  # of what is wrong the answer tells
+                    rows = self.ask(api.monitor.WORK)["work"]
+                for row in (row for row in rows if row["id"] == work):
+                    if total is None:
+                        total = row["total_bytes"]
+                        stack.close()
+                        progress = stack.enter_context(watch(total))
+                    progress(row["done_bytes"] - done)
+                    done = row["done_bytes"]
+                progress(0)  # also where nothing is known: who waits may be gone
+                asking.join(LOOK_S)
+        (answer,) = found
+        if isinstance(answer, errors.XscError):
+            raise answer
+        return answer
 
     # Jobs
 

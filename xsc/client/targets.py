@@ -29,8 +29,8 @@ BAD_MAX = 100
 UNKNOWN_MARGIN = -1
 """Of an object that no host knows: its code is not known."""
 
-Ask = Callable[[str], Document]
-"""Asks the node about one object: what `stat` or `check` of it answers."""
+Ask = Callable[..., Document]
+"""Asks the node about an object, by capability and `Watch`: what `stat` or `check` answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +202,7 @@ def survey(calls: Calls, target: Target, ask: Ask, watch: Watch) -> Document:
         ObjectUnknown: nobody who answers knows the object, or the list of the directory.
         XscError: whatever `ask` and reading the list meet.
     """
-    with watch(None):
-        listed = ask(target.capability)
+    listed = ask(target.capability, watch)
     tree = tree_of(calls, target, listed)
     if tree is None:
         return listed

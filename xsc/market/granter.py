@@ -187,8 +187,7 @@ class LeaseGranter(lease_store.MarketPart):
 
     def price(self, lease_id: bytes) -> int:
         """Return the price under a lease; 0 where it is not known."""
-        entry = self._store.get("provider", lease_id)
-        return 0 if entry is None else entry.terms.price
+        return self._store.price("provider", lease_id)
 
     def admit(self, lease_id: bytes, customer: bytes, size_bytes: int) -> None:
         """Keep room under a lease for bytes that are being written, until `stored` is called.

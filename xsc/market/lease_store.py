@@ -223,6 +223,11 @@ class LeaseStore:
             found[key_of(asked.record, asked.record.need or NO_NEED)] += asked.record.level
         return found
 
+    def price(self, role: Role, lease_id: bytes) -> int:
+        """Return the price under a lease; 0 where it is not known."""
+        entry = self.get(role, lease_id)
+        return 0 if entry is None else entry.terms.price
+
     def drawn_steps(
         self, role: Role, now_ms: int, *, young: bool = False
     ) -> dict[EntitlementKey, int]:

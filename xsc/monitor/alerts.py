@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import shlex
 import signal
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from typing import Final
 
 import aiohttp
 
-from xsc.api.monitor import Measures
+from xsc.api.monitor import Measures, Told
 from xsc.base.clock import Clock
 from xsc.base.errors import NotFound, RecordInvalid, StoreDamaged, UnavailableError, XscError
 from xsc.base.ids import to_text
@@ -134,27 +135,47 @@ class Alerts:
         else:
             self._failing = False
 
-    async def _tell(self, alert: Alert, targets: Sequence[str]) -> None:
-        """Tell targets of an alert, and note who heard."""
+    async def test(self) -> list[Told]:
+        """Send every target a document of the kind `test`; return what came of each.
+
+        Raises:
+            NotFound: there is none.
+        """
+        if not self._targets:
+            hint = "set it in config.toml, and start the node again"
+            raise NotFound("the setting notify names no target", hint=hint)
+        body = self._document("test", b"", "this is a test", self._clock.now_ms())
+        faults = await asyncio.gather(*(self._send(target, body) for target in self._targets))
+        return [
+            Told(target=_without_secrets(place), taken=not fault, reason=fault)
+            for place, fault in zip(self._targets.values(), faults, strict=True)
+        ]
+
+    def _document(self, kind: str, peer: bytes, says: str, since_ms: int) -> bytes:
+        """Return what a target hears."""
         said = {
             "node": to_text(self._node),
             "name": self._name_of(self._node),
-            "kind": alert.kind,
-            "peer": to_text(alert.peer) if alert.peer else None,
-            "peer_name": self._name_of(alert.peer) if alert.peer else None,
-            "says": alert.says,
-            "since_ms": alert.since_ms,
+            "kind": kind,
+            "peer": to_text(peer) if peer else None,
+            "peer_name": self._name_of(peer) if peer else None,
+            "says": says,
+            "since_ms": since_ms,
         }
-        body = json.dumps(said).encode()
-        done = await asyncio.gather(*(self._send(target, body) for target in targets))
-        heard = [target for target, ok in zip(targets, done, strict=True) if ok]
+        return json.dumps(said).encode()
+
+    async def _tell(self, alert: Alert, targets: Sequence[str]) -> None:
+        """Tell targets of an alert, and note who heard."""
+        body = self._document(alert.kind, alert.peer, alert.says, alert.since_ms)
+        faults = await asyncio.gather(*(self._send(target, body) for target in targets))
+        heard = [target for target, fault in zip(targets, faults, strict=True) if not fault]
         # It may have been acknowledged meanwhile.
         kept = self._alerts[alert.key]
         failed = len(heard) < len(targets)
         self._alerts[alert.key] = conditions.told(kept, heard, failed, self._clock.now_ms())
 
-    async def _send(self, target: str, body: bytes) -> bool:
-        """Send a document to a target; return whether it was taken."""
+    async def _send(self, target: str, body: bytes) -> str:
+        """Send a document to a target; return why it was not taken, or nothing."""
         place = self._targets[target]
         try:
             await (
@@ -165,8 +186,8 @@ class Alerts:
         except XscError as fault:
             # The target itself may hold a secret.
             self._log.warning("node.alert_not_told", target=target, reason=fault.message)
-            return False
-        return True
+            return fault.message
+        return ""
 
     async def _keep(self) -> None:
         """Write what was raised, where it changed."""
@@ -178,6 +199,14 @@ class Alerts:
 
 def _hashed(target: str) -> str:
     return hashlib.sha256(target.encode()).hexdigest()[:16]
+
+
+def _without_secrets(place: str) -> str:
+    """Return the program or the host of a target: arguments and paths may be secret."""
+    if place.startswith(EXEC):
+        return EXEC + shlex.split(place.removeprefix(EXEC))[0]
+    scheme, _, rest = place.partition("://")
+    return f"{scheme}://{re.split('[/?#]', rest)[0].rpartition('@')[2]}"
 
 
 def _is_own(variable: str) -> bool:

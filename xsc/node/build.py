@@ -46,7 +46,7 @@ from xsc.market.auction import Bid, reserve
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain
 from xsc.market.service import MarketService
-from xsc.monitor import alerts, events, history, watch
+from xsc.monitor import alerts, events, history, watch, work
 from xsc.net.service import PeerNet
 from xsc.net.transport.port import Transport
 from xsc.node import circle, directory, jobs, programs, tasks
@@ -165,6 +165,7 @@ class Providers:
         self.lease_service = market.buyer.lease_service
         self.lease_providers = market.buyer.lease_providers
         self.lease_end = market.signing.end_of
+        self.lease_price = partial(market.store.price, "customer")
         self.used = market.buyer.used
         self.spent = market.buyer.spent
         self.unused = market.buyer.unused
@@ -416,6 +417,7 @@ class Node:
             records=records,
             heard=self.commitments.heard,
             peers=self.peers.roster,
+            is_up=self.health.is_up,
             drawn=self.drawn_steps,
         )
 
@@ -569,6 +571,7 @@ class Node:
             node=self.key.node_id,
             name_of=self.name_of,
         )
+        self.works = work.Works()
         self.history = history.History(state, commit, self.parts.executor, self.log)
 
     def _answer_peers(self) -> None:

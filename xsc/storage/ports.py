@@ -74,6 +74,9 @@ class Hosts(Protocol):
     def lease_end(self, lease_id: bytes) -> LeaseEnd | None:
         """Return when a lease that this node took ends; None where it is not known."""
 
+    def lease_price(self, lease_id: bytes) -> int:
+        """Return the micro-credits a GiB and hour under a lease that this node took; 0 of none."""
+
     def is_up(self, node: bytes) -> bool:
         """Say whether a peer answered its last probes."""
 

@@ -14,9 +14,11 @@ from itertools import chain, repeat
 from typing import NamedTuple, TypeVar
 
 from xsc.api import objects as shown
+from xsc.api.market import MONTH_MS
 from xsc.base import errors, keyvalue, limits, peering
 from xsc.base.ids import short
 from xsc.base.keyvalue import Commit
+from xsc.base.progress import Watch, unwatched
 from xsc.base.turns import sliced
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
@@ -308,11 +310,13 @@ class StorageService:
         self.repairer.note_placed(done.placement)
         for warning in done.warnings:
             self._context.log.warning("storage.put_warning", warning=warning)
+        rent = sum(self._hosts.lease_price(item.lease_id) * item.size_bytes for item in done.held)
         self._context.log.info(
             "storage.put",
             size_bytes=done.size_bytes,
             held_bytes=sum(item.size_bytes for item in done.held),
             hosts=len(set(done.hosts)),
+            month_micro=rent * MONTH_MS // (limits.EPOCH_MS * limits.PRICE_BYTES),
             duration_ms=self._context.clock.monotonic_ms() - began_ms,
         )
         return replace(done, version=version)
@@ -527,7 +531,13 @@ class StorageService:
         return expiry.ending(ends, self._context.clock.now_ms() + self._settings.warned_ms)
 
     async def check(
-        self, capability: str, *, deep: bool, lives_ms: Sequence[int], repair_ms: int
+        self,
+        capability: str,
+        *,
+        deep: bool,
+        lives_ms: Sequence[int],
+        repair_ms: int,
+        watch: Watch = unwatched,
     ) -> shown.Checked:
         """Say what an object's placement is worth, and with `deep` read every shard of it.
 
@@ -538,6 +548,7 @@ class StorageService:
             deep: fetch and verify every shard of every column.
             lives_ms: mean time to the loss of a failure domain for good, by kind, for the estimate.
             repair_ms: mean time until a lost column is rebuilt, likewise.
+            watch: of the bytes that are read with `deep`.
 
         Raises:
             CapabilityInvalid, ObjectUnknown: as `open`.
@@ -547,7 +558,9 @@ class StorageService:
         bad: list[deep_read.BadShard] = []
         if deep:
             columns = [host.node for host in found.hosts]
-            read_bytes, bad = await deep_read.read_every_shard(self._client, located, columns)
+            read_bytes, bad = await deep_read.read_every_shard(
+                self._client, located, columns, watch=watch
+            )
         broken = {fault.column for fault in bad}
         states: list[State] = [
             "corrupt" if host.state == "ok" and host.shard in broken else host.state

@@ -164,7 +164,14 @@ class Sweeper:
         """Log what was dropped; return how much it was."""
         size = sum(freed.values())
         if size:
-            self._log.info("storage.dropped", why=why, customer=short(owner[1]), size_bytes=size)
+            self._log.info(
+                "storage.dropped",
+                why=why,
+                customer=short(owner[1]),
+                size_bytes=size,
+                used_bytes=self._node.used_bytes,
+                used_ppm=self._node.used_ppm,
+            )
         return size
 
     # Time

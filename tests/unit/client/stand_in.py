@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 from base64 import b64decode, b64encode
@@ -15,6 +16,8 @@ from xsc.api import proof
 from xsc.api.ranges import content_range, from_header
 
 TOKEN = "token7"
+_WORK = re.compile("[?&]work=[0-9a-f]+$")
+"""By what long work is watched: another id each time."""
 
 
 @dataclass
@@ -197,8 +200,8 @@ class Answerer(BaseHTTPRequestHandler):
         if headers.get("Authorization") != f"Bearer {TOKEN}":
             problem = {"code": "unauthorized", "detail": "the API needs the token", "hint": ""}
             self.document(problem, 401)
-        elif place in self.owner.routes:
-            self.owner.routes[place](request)
+        elif (where := (place[0], _WORK.sub("", place[1]))) in self.owner.routes:
+            self.owner.routes[where](request)
         else:
             problem = {"code": "not_found", "detail": f"there is no {place}", "hint": ""}
             self.document(problem, 404)

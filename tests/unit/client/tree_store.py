@@ -91,7 +91,7 @@ class Store:
 
         yield Download
 
-    def stat(self, capability):
+    def stat(self, capability, watch=None):
         """As the hosts of each object were said to answer; all of them have it otherwise."""
         answer = {
             "size_bytes": len(self.contents.get(capability, b"")),

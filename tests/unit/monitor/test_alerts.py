@@ -152,6 +152,46 @@ async def test_what_is_not_there_is_logged_without_the_target(target):
     assert target not in str(fields)
 
 
+async def test_a_test_alert_says_of_each_target_whether_it_took_it(tmp_path):
+    async def refuse(_):
+        return web.Response(status=403)
+
+    async with Hook(refuse) as hook:
+        host = hook.url.removeprefix("http://")
+        well = program(tmp_path, HEARS)
+        targets = (
+            well,
+            "exec:/no/such/program --token=hush",
+            f"http://me:hush@{host}/hush?hush",
+            f"{hook.url}?hush",
+            "https://[",
+        )
+        board = Board(*targets)
+        told = await board.alerts.test()
+        assert [(each.target, each.taken, each.reason) for each in told] == [
+            (f"exec:{sys.executable}", True, ""),
+            (
+                "exec:/no/such/program",
+                False,
+                "the program does not start: No such file or directory",
+            ),
+            (hook.url, False, "the URL answers 403"),
+            (hook.url, False, "the URL answers 404"),
+            ("https://[", False, "the URL cannot be reached: InvalidUrlClientError"),
+        ]
+    said = json.loads((tmp_path / "heard").read_text().removeprefix("$HOME"))
+    assert (said["kind"], said["peer"], said["name"]) == ("test", None, "bob")
+    assert "hush" not in str(board.log.lines)
+    # It is no alert: nothing is shown or kept, and none counts as told.
+    assert board.alerts.shown() == []
+    assert board.state.get(alerts.STATE) is None
+
+
+async def test_a_test_alert_without_a_target_is_refused():
+    with pytest.raises(NotFound, match="notify names no target"):
+        await Board().alerts.test()
+
+
 class Hook:
     """A URL that answers as it is told to."""
 

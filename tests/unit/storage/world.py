@@ -236,6 +236,9 @@ class Host:
     def is_denied(self, lease_id):
         return lease_id in self.denied
 
+    def lease_price(self, lease_id):
+        return 0
+
     def lease_end(self, lease_id):
         return self.ends.get(lease_id, FAR)
 

@@ -20,7 +20,14 @@ DAMAGED_MAX = 10_000
 async def fsck(node: Node, asked: api.Fsck) -> api.Audit:
     """Check the node's own databases."""
     parts, network = node.parts, network_id(node.network)
-    return await audited(node.shards, parts.stores.space, network, parts.executor, deep=asked.deep)
+    return await audited(
+        node.shards,
+        parts.stores.space,
+        network,
+        parts.executor,
+        deep=asked.deep,
+        watch=node.works.watch_of(asked.work),
+    )
 
 
 async def damaged(node: Node, _: Nothing) -> api.DamagedBodies:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from xsc.allocation import commitments, declaring, explaining, published, queries, windows
 from xsc.allocation.granting import until_ms
@@ -116,17 +116,23 @@ def _own(node: Node, text: str) -> declaring.Either:
     return own[_begins_with(text, own, "own offer or need", "`xsc market slots` lists them")]
 
 
-def own_granted(node: Node) -> Counter[bytes]:
-    """Return the steps that own slots grant now, and that own needs are granted, by id.
+class OwnSteps(NamedTuple):
+    """Steps of own slots and of own needs, by id."""
 
-    What leases have stays granted, whatever was cleared since.
-    """
+    granted: Counter[bytes]
+    """What is granted now; what leases have stays granted, whatever was cleared since."""
+    used: Counter[bytes]
+    """By leases."""
+
+
+def own_steps(node: Node) -> OwnSteps:
+    """Return the steps of own slots and needs."""
     drawn, now_ms = node.drawn_steps(), node.clock.now_ms()
     levels = dict(drawn)
     for each in (*node.allocator.granted, *node.allocator.received()):
         if now_ms < each.until_ms:
             levels[each.key] = max(drawn.get(each.key, 0), each.quantity)
-    return _by_own_id(node, levels)
+    return OwnSteps(_by_own_id(node, levels), _by_own_id(node, drawn))
 
 
 def _by_own_id(node: Node, levels: Mapping[EntitlementKey, int]) -> Counter[bytes]:
@@ -174,15 +180,14 @@ def _row(
     )
 
 
-def own_slots(node: Node) -> list[api.Slot]:
+def own_slots(node: Node, steps: OwnSteps) -> list[api.Slot]:
     """Return the own offers and needs."""
-    own, used = own_granted(node), _by_own_id(node, node.drawn_steps())
-    return [_row(node.key.node_id, slot, own, used) for slot in node.commitments.own.both]
+    return [_row(node.key.node_id, slot, *steps) for slot in node.commitments.own.both]
 
 
 async def slots(node: Node, _: Nothing) -> list[api.Slot]:
     """List offers and needs."""
-    rows = own_slots(node)
+    rows = own_slots(node, own_steps(node))
     for peer in sorted(node.peers.roster.peers()):
         theirs, granted = node.commitments.heard.of(peer).commitment, _granted_by(node, peer)
         rows += [_row(peer, slot, granted) for slot in theirs.slots]

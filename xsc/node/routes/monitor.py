@@ -43,15 +43,15 @@ async def metrics(node: Node, asked: Nothing) -> str:
 
 
 def _measured(node: Node, now_ms: int) -> api.Measures:
-    peers = node.health.table()
+    peers, steps = node.health.table(), market.own_steps(node)
     return api.Measures(
         at_ms=now_ms,
-        status=status_with(node, peers),
+        status=status_with(node, peers, steps),
         margins=[
             api.Margin(margin=margin, objects=objects)
             for margin, objects in sorted(node.storage.margins().items())
         ],
-        kinds=_kinds(node),
+        kinds=_kinds(node, steps),
         leases=_leases(node),
         peers=_peers(node, peers),
         events=node.log.counts(),
@@ -66,10 +66,10 @@ def _proofs(node: Node) -> int:
     return len(false) + node.ledger.chain.conflicts() + node.evidence.count()
 
 
-def _kinds(node: Node) -> list[api.KindMeasures]:
+def _kinds(node: Node, steps: market.OwnSteps) -> list[api.KindMeasures]:
     sums = defaultdict[tuple[str, str], Counter[str]](Counter)
     reserves: dict[str, int] = {}
-    for slot in market.own_slots(node):
+    for slot in market.own_slots(node, steps):
         counted = sums[slot.role, slot.kind]
         counted.update(quantity=slot.quantity, granted=slot.granted or 0, used=slot.used or 0)
         if slot.role == "offer":
@@ -141,6 +141,11 @@ async def acknowledge(node: Node, asked: api.Acknowledge) -> api.Acknowledged:
     return api.Acknowledged(alerts=await node.alerts.acknowledge(asked.id))
 
 
+async def test(node: Node, _: Nothing) -> api.Tested:
+    """Send a test alert to each target of notify."""
+    return api.Tested(targets=await node.alerts.test())
+
+
 async def log(node: Node, _: Nothing) -> list[api.LogLine]:
     """Show the last lines of the log."""
     return [
@@ -154,6 +159,11 @@ async def log(node: Node, _: Nothing) -> list[api.LogLine]:
         )
         for line in node.log.last()
     ]
+
+
+async def work(node: Node, _: Nothing) -> list[api.Work]:
+    """Say how far work is that a request named."""
+    return node.works.rows()
 
 
 async def history(node: Node, asked: api.Within) -> list[api.Sample]:

@@ -186,6 +186,7 @@ async def check(node: Node, asked: api.Check) -> api.Checked:
         deep=asked.deep,
         lives_ms=node.config.lives_ms,
         repair_ms=node.config.repair_time_ms,
+        watch=node.works.watch_of(asked.work),
     )
     return replace(found, introducers=_introducers(node, found))
 

@@ -13,20 +13,20 @@ from xsc.health.service import HealthRow
 from xsc.market.signing import LeaseExpiry
 from xsc.node.api.serving import filled
 from xsc.node.build import Node
-from xsc.node.routes.market import own_granted
+from xsc.node.routes.market import OwnSteps, own_steps
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP
 
 
 async def status(node: Node, _: Nothing) -> api.Status:
     """Return the node's status."""
-    return status_with(node, node.health.table())
+    return status_with(node, node.health.table(), own_steps(node))
 
 
-def status_with(node: Node, peers: Sequence[HealthRow]) -> api.Status:
-    """Return the node's status, with peers as probes found them."""
+def status_with(node: Node, peers: Sequence[HealthRow], steps: OwnSteps) -> api.Status:
+    """Return the node's status, with peers as probes found them, and the steps of own slots."""
     sandbox = node.compute.describe()
-    offered, granted = _levels(node)
+    offered, granted = _levels(node, steps)
     return api.Status(
         id=node.key.node_id,
         name=node.config.name,
@@ -58,12 +58,12 @@ def status_with(node: Node, peers: Sequence[HealthRow]) -> api.Status:
     )
 
 
-def _levels(node: Node) -> tuple[Counter[Kind], Counter[Kind]]:
+def _levels(node: Node, steps: OwnSteps) -> tuple[Counter[Kind], Counter[Kind]]:
     """Return what own slots offer now, nothing of a node that leaves, and what they grant."""
-    steps, now_ms = own_granted(node), node.clock.now_ms()
+    now_ms = node.clock.now_ms()
     offered, granted = Counter[Kind](), Counter[Kind]()
     for slot in node.commitments.own.slots:
-        granted[slot.kind] += steps[slot.slot_id] * STEP[slot.kind]
+        granted[slot.kind] += steps.granted[slot.slot_id] * STEP[slot.kind]
         if slot.window_at(now_ms) is not None and not node.departures.here:
             offered[slot.kind] += slot.quantity * STEP[slot.kind]
     return offered, granted

@@ -16,7 +16,6 @@ from xsc.base import fields, turns
 from xsc.base.bounded import Bounded
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, XscError
-from xsc.base.limits import PPM
 from xsc.base.merkle import Part
 from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
 from xsc.identity import batch_signer, envelope
@@ -139,14 +138,13 @@ class ShardServer:
             self._say("storage.stored", place[0], size_bytes, price_micro=price_micro)
 
     def _say(self, event: str, customer: bytes, size_bytes: int, **more: object) -> None:
-        used, capacity = self._node.used_bytes, self._node.writer.capacity_bytes
         self._log.info(
             event,
             peer=customer,
             size_bytes=size_bytes,
             **more,
-            used_bytes=used,
-            used_ppm=used * PPM // max(1, capacity),
+            used_bytes=self._node.used_bytes,
+            used_ppm=self._node.used_ppm,
         )
 
     async def _on_put(

@@ -286,6 +286,11 @@ class StorageNode:
         return self._index.used_bytes
 
     @property
+    def used_ppm(self) -> int:
+        """The share of the capacity that is held."""
+        return self.used_bytes * limits.PPM // max(1, self.writer.capacity_bytes)
+
+    @property
     def usage(self) -> Mapping[bytes, int]:
         """Bytes held under each lease."""
         return MappingProxyType(self._index.usage)

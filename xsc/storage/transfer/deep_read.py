@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from xsc.base import errors, ids
+from xsc.base.progress import Watch, unwatched
+from xsc.base.units import ceil_div
 from xsc.storage.object.inventory import Wanted
 from xsc.storage.object.manifest import hash_of, segments_of
 from xsc.storage.transfer import get, host_client
@@ -44,6 +46,8 @@ async def read_every_shard(
     located: get.Located,
     columns: Sequence[bytes | None],
     pace: Callable[[int], Awaitable[None]] = unpaced,
+    *,
+    watch: Watch = unwatched,
 ) -> tuple[int, list[BadShard]]:
     """Return the bytes that were read and verified, and the shards that could not be.
 
@@ -52,6 +56,7 @@ async def read_every_shard(
         located: the object.
         columns: the node of each column; None where nobody is known to hold it.
         pace: waits for the turn of so many bytes.
+        watch: of the bytes of all shards, also of those that cannot be read.
     """
     manifest = located.manifest
     room = asyncio.Semaphore(SHARDS_IN_FLIGHT)
@@ -84,8 +89,11 @@ async def read_every_shard(
     listed = [(column, node) for column, node in enumerate(columns) if node is not None]
     if manifest.inline is not None:
         await asyncio.gather(*(record(column, node) for column, node in listed))
-    for index in range(segments_of(manifest)):
-        shards = located.segment(index)
-        await pace(shards.shard_bytes * len(listed))
-        await asyncio.gather(*(one(shards.wanted(column), node) for column, node in listed))
+    with watch(ceil_div(manifest.size_bytes, manifest.k) * len(listed)) as progress:
+        for index in range(segments_of(manifest)):
+            shards = located.segment(index)
+            size_bytes = shards.shard_bytes * len(listed)
+            await pace(size_bytes)
+            await asyncio.gather(*(one(shards.wanted(column), node) for column, node in listed))
+            progress(size_bytes)
     return read_bytes, sorted(bad, key=lambda fault: (fault.segment, fault.column))

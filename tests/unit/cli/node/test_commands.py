@@ -36,3 +36,33 @@ def test_what_is_set_in_the_file_alone_is_not_offered_as_an_option(xsc):
     text = xsc("node", "start", "--help").text
     assert "--storage-capacity VALUE" in text
     assert "--notify" not in text
+
+
+def test_a_test_alert_fails_where_a_target_does_not_take_it(stand_in, xsc):
+    well = {"target": "exec:tell", "taken": True, "reason": ""}
+    bad = {"target": "https://h", "taken": False, "reason": "the URL answers 403"}
+    stand_in.answers("POST", "/v1/alerts/test", {"targets": [well, bad]})
+    done = xsc("node", "alerts", "--test")
+    assert done.code == 5
+    assert done.text.split("\n")[1:3] == [
+        "exec:tell  yes    -",
+        "https://h  no     the URL answers 403",
+    ]
+    assert xsc("node", "alerts", "--test", "--json").json == {"targets": [well, bad]}
+    stand_in.answers("POST", "/v1/alerts/test", {"targets": [well]})
+    assert xsc("node", "alerts", "--test").code == 0
+
+
+@pytest.mark.parametrize("text", ["0", "1000000000000000d", "36501d", "x"])
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [("node history --since", "--since"), ("market quote --size 1MiB --for", "--for")],
+)
+def test_a_time_that_cannot_be_is_refused_by_the_name_of_its_option(
+    xsc, stand_in, words, named, text
+):
+    done = xsc(*words.split(), text)
+    assert done.code == 2
+    assert done.err.startswith(f"error: {named}: ")
+    assert "_ms" not in done.err
+    assert stand_in.requests == []

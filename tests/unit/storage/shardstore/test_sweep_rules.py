@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.net.nodes import RecordingLog
 from tests.unit.storage.shardstore.test_store import BOB, LEASE, OTHER, Disk, record, shard
 from tests.unit.storage.world import Book
 from xsc.base import limits
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
-from xsc.base.limits import STORAGE_LEASE_MS
-from xsc.base.log import SilentLog
+from xsc.base.limits import PPM, STORAGE_LEASE_MS
 from xsc.base.units import held_bytes
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
@@ -53,12 +53,13 @@ class Scene:
         self.state = MemoryKeyValue()
         self.clock = Clock()
         self.book = Book()
+        self.log = RecordingLog()
 
     async def start(self):
         self.node = await self.disk.node()
         self.node.writer.settle_use = self.book.settle_use
         context = Context(
-            None, b"", self.clock, SeededEntropy(b""), InlineExecutor(), None, SilentLog()
+            None, b"", self.clock, SeededEntropy(b""), InlineExecutor(), None, self.log
         )
         self.sweeper = Sweeper(
             context,
@@ -103,6 +104,11 @@ async def test_a_lease_that_is_over_keeps_its_bodies_through_the_grace_and_no_lo
     scene.clock.later_ms += 1
     swept = await scene.sweeper.round()
     assert swept.expired_bytes == held_bytes(4) + record().held_bytes
+    (line,) = [fields for event, fields in scene.log.events if event == "storage.dropped"]
+    assert (line["why"], line["size_bytes"]) == ("lease_over", swept.expired_bytes)
+    assert line["used_bytes"] == scene.node.used_bytes == held_bytes(4)
+    capacity = scene.node.writer.capacity_bytes
+    assert line["used_ppm"] == held_bytes(4) * PPM // capacity
     assert dict(scene.node.usage) == {OTHER: held_bytes(4)}
     assert scene.book.used == {LEASE: 0, OTHER: held_bytes(4)}
     assert (await scene.node.audit(deep=True)).whole
