@@ -38,7 +38,11 @@ FORM_BYTES_MAX: Final = 64 * KIB
 FIELDS_MAX: Final = 32
 
 _STATIC: Final = Path(__file__).parent / "static"
-_FILES: Final = {f"/static/{file.name}": file for file in _STATIC.iterdir() if file.suffix}
+_FILES: Final = {
+    f"/static/{file.name}": file
+    for file in _STATIC.iterdir()
+    if file.suffix in {".css", ".js", ".svg"}
+}
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -47,7 +51,7 @@ _HEADERS: Final = {
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # without any, a form that is sent has no Origin
     "X-Content-Type-Options": "nosniff",
 }
 PAGES: Final[Mapping[str, Page]] = {
@@ -116,8 +120,10 @@ class Dashboard:
             if (action := ACTIONS.get(path)) is not None:
                 _only(request, "POST")
                 return await self._act(request, action, found)
+            if (page := PAGES.get(path)) is None:
+                raise ArgumentInvalid(f"this path does not take {request.method}")
             _only(request, "GET")
-            return await self._page(request, PAGES[path], found)
+            return await self._page(request, page, found)
         except XscError as fault:
             return self._failed(fault)
 
@@ -135,7 +141,11 @@ class Dashboard:
 
     async def _log_in(self, request: web.BaseRequest, _: str) -> web.Response:
         token = self._sessions.open(request.query.get("code", ""))
-        answer = web.Response(status=303, headers={**_HEADERS, "Location": "/welcome"})
+        # The code of the link is told to nobody, whatever else is in this answer.
+        answer = web.Response(
+            status=303,
+            headers={**_HEADERS, "Location": "/welcome", "Referrer-Policy": "no-referrer"},
+        )
         answer.set_cookie(self._cookie, token, path="/", httponly=True, samesite="Strict")
         return answer
 
