@@ -25,6 +25,7 @@ from xsc.node.daemon import ANSWERS
 
 TOKEN = "t" * 52
 SERVING_ALL = {**SETTINGS, **SERVING, "offer": "all"}
+QUERIES = ("/programs?under=compute&sizes=1", "/programs/why?at=demo/n")
 HOSTILE = b"<script>alert(1)</script>" + b"<b>" * 300
 SHOWN = re.compile(r'<data value="(-?[0-9]+)" data-from="([^"]+)">([^<]*)</data>')
 
@@ -109,7 +110,7 @@ def test_each_number_of_each_page_is_what_the_api_says(monkeypatch):
         for filled in (False, True):
             if filled:
                 await fill(world)
-            for path in [*PAGES, "/programs?under=compute", "/programs/why?at=demo/n"]:
+            for path in [*PAGES, *QUERIES]:
                 page = await site.get(path)
                 assert not re.search(r'="[^"]*<data', page)
                 assert "<script>alert" not in page
@@ -148,7 +149,7 @@ def test_programs_show_their_values_and_lead_to_what_is_behind_them():
         page = await site.get("/programs")
         rows = node.programs.status()
         assert all(f'id="program-{row.hash}"' in page for row in rows)
-        assert re.search(r'id="output-\w+-n"><th scope="row">n</th><td>41</td>', page)
+        assert re.search(r'id="output-\w+-n"><th scope="row">n</th><td class="wide">41</td>', page)
         assert 'href="/programs/why?at=demo/n"' in page
         assert "xsc program activate" in page
         assert "binary" in page

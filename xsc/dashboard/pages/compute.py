@@ -56,7 +56,8 @@ async def gather_programs(node: Node, asked: Asked) -> Mapping[str, Any]:
         ],
         "others": rows[PROGRAMS_MAX:],
         "diagnostics": await fetch(node, space.DIAGNOSTICS, Nothing()),
-        "stats": await fetch(node, space.STATS, Nothing()),
+        # All records are read for it: not each time that something changed.
+        "stats": await fetch(node, space.STATS, Nothing()) if "sizes" in asked else None,
         "owner": owner,
         "under": under,
         **await _records(node, owner, under),
@@ -67,7 +68,8 @@ async def _records(node: Node, owner: str, under: str) -> Mapping[str, Any]:
     """Return the records of an owner, and the values of those that are this node's and small."""
     before = f"{owner}:" if owner else ""
     try:
-        found = await fetch(node, space.LIST, space.Under(under=before + under))
+        most = slice(0, RECORDS_MAX + 1) if under else None
+        found = await fetch(node, space.LIST, space.Under(under=before + under), window=most)
     except XscError as fault:
         return {"records": [], "tops": [], "values": {}, "more": False, "fault": fault}
     shown = [row for row in found if under or owner or not is_systems(row["path"])]
