@@ -50,6 +50,8 @@ class Results(Program):
     variables: dict[str, str | None] = field(default_factory=dict)
     """As text; null without a value that counts."""
     outputs: dict[str, str | None] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
+    """Where outputs are published in the own space; the others are the program's alone."""
     errors: dict[str, str] = field(default_factory=dict)
     """By computation or variable."""
     stale: list[str] = field(default_factory=list)

@@ -41,7 +41,11 @@ FILE_CHARS_MAX: Final = 150
 """Of the name of a file that is kept: it stands in a header."""
 
 _STATIC: Final = Path(__file__).parent / "static"
-_FILES: Final = {f"/static/{file.name}": file for file in _STATIC.iterdir() if file.suffix}
+_FILES: Final = {
+    f"/static/{file.name}": file
+    for file in _STATIC.iterdir()
+    if file.suffix in {".css", ".js", ".svg"}
+}
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -122,8 +126,10 @@ class Dashboard:
             if (action := ACTIONS.get(path)) is not None:
                 _only(request, "POST")
                 return await self._act(request, action, found)
+            if (page := PAGES.get(path)) is None:
+                raise ArgumentInvalid(f"this path does not take {request.method}")
             _only(request, "GET")
-            return await self._page(request, PAGES[path], found)
+            return await self._page(request, page, found)
         except XscError as fault:
             return self._failed(fault)
 

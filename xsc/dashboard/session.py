@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,6 +25,9 @@ IDLE_MS: Final = 24 * 3_600_000
 SESSIONS_MAX: Final = 16
 """Sessions, and codes that wait; one more ends the one that was used longest ago."""
 SECRET_BYTES: Final = 32
+
+_HOST: Final = re.compile(r"(localhost|[0-9.]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
+"""A name or an address, and perhaps a port."""
 
 
 @dataclass(slots=True)
@@ -109,14 +114,11 @@ def check_host(headers: Mapping[str, str]) -> str:
         NotAllowed: it is another one.
     """
     host = headers.get("Host", "")
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    if name == "localhost":
-        return host
-    try:
-        if ipaddress.ip_address(name.removeprefix("[").removesuffix("]")).is_loopback:
-            return host
-    except ValueError:
-        pass
+    if (found := _HOST.fullmatch(host)) is not None:
+        name = found[1].strip("[]")
+        with suppress(ValueError):
+            if name == "localhost" or ipaddress.ip_address(name).is_loopback:
+                return host
     raise NotAllowed(
         "the dashboard answers under 127.0.0.1, [::1] and localhost alone",
         hint="from elsewhere, forward a port: ssh -L PORT:127.0.0.1:PORT HOST",

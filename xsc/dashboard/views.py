@@ -24,7 +24,7 @@ def _finished(value: object) -> object:
     if value is None:
         return "–"
     if isinstance(value, str) and not isinstance(value, Markup):
-        return cut(printable(value), CHARS_MAX)
+        return cut(printable(value[: CHARS_MAX + 1]), CHARS_MAX)
     return value
 
 
@@ -72,6 +72,11 @@ def level(quantity: int | None, kind: str) -> Markup | None:
     return None if quantity is None else shown(quantity, units.format_level(kind, quantity))
 
 
+def grouped(number: int | None) -> Markup | None:
+    """Return a large number with its thousands apart."""
+    return None if number is None else shown(number, f"{number:,}")
+
+
 def node(name: str | None, node_id: str | None = None) -> Markup | None:
     """Return a node by its name, with its id for who points at it; without a name by its id."""
     if name is None and node_id is None:
@@ -100,7 +105,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (size, owed, share, duration, seconds, moment, level, node, total, whole)
+    filters = (size, owed, share, duration, seconds, moment, level, grouped, node, total, whole)
     made.filters |= {each.__name__: each for each in filters}
     made.filters |= {"credits": in_credits, "count": count_of}
     made.globals["part_of"] = part_of

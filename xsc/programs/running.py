@@ -217,6 +217,7 @@ class Frames:
                 name: text(output.slot.type, execution.output(name))
                 for name, output in sorted(outputs.items())
             },
+            paths={name: output.path for name, output in sorted(outputs.items()) if output.path},
             errors=dict(sorted(execution.errors.items())),
             stale=sorted(execution.stale),
         )

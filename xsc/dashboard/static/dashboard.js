@@ -69,46 +69,134 @@
       while (value >= 1024 && unit < 4) { value /= 1024; unit += 1; }
       return `${Math.round(value * 10) / 10} ${["B", "KiB", "MiB", "GiB", "TiB"][unit]}`;
     },
-    ppm: (value) => `${value / 10000}%`,
-    micro: (value) => `${value / 1000000}`,
+    ppm: (value) => `${Math.floor(value / 1000) / 10}%`,
+    micro: (value) => `${(value / 1000000).toFixed(6).replace(/\.?0+$/, "")}`,
     count: (value) => `${value}`,
   };
 
+  const DAY_MS = 86400000;
+  const SPANS = { hour: DAY_MS / 24, day: DAY_MS, week: 7 * DAY_MS, month: 30 * DAY_MS };
+  const LINES_MAX = 12;
+  let chosen = null;
+  const histories = new Map();
+
   // A field of the samples is one line; "peers.FIELD" is a line for each peer.
-  function lines(samples, field) {
+  function lines(samples, field, label) {
     const [of, inner] = field.split(".");
-    if (!inner) return [{ label: "", values: samples.map((row) => row[field]) }];
+    if (!inner) return [{ label, values: samples.map((row) => row[field]) }];
     const found = new Map();
     samples.forEach((row, place) => row[of].forEach((peer) => {
       if (!found.has(peer.peer)) found.set(peer.peer, { label: peer.name, values: Array(samples.length).fill(null) });
       found.get(peer.peer).values[place] = peer[inner];
     }));
-    return [...found.values()];
+    return [...found.values()].sort((one, other) => one.label.localeCompare(other.label));
+  }
+
+  // All charts of a page are drawn from one answer, also when they are drawn anew.
+  async function history(within) {
+    const known = histories.get(within);
+    if (known && Date.now() - known.at < CHART_MS - GAP_MS) return known.samples;
+    const samples = fetch(`/history?within_ms=${within}`).then(async (answer) => {
+      if (!answer.ok) throw new Error(answer.statusText);
+      return (await answer.json()).samples;
+    });
+    histories.set(within, { at: Date.now(), samples });
+    samples.catch(() => histories.delete(within));
+    return samples;
+  }
+
+  function make(name, text, attributes = {}, ...inside) {
+    const made = name === "svg" || name === "line" ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+    Object.entries(attributes).forEach(([key, value]) => made.setAttribute(key, value));
+    made.append(text, ...inside);
+    return made;
+  }
+
+  function spans(label, within) {
+    const buttons = Object.entries(SPANS).map(([name, ms]) => {
+      const button = make("button", name, { type: "button", class: "quiet", "aria-pressed": ms === within });
+      button.addEventListener("click", () => { chosen = ms; charts(true); });
+      return button;
+    });
+    return make("div", "", { class: "spans", role: "group", "aria-label": `Time shown: ${label}` }, ...buttons);
+  }
+
+  const dash = (place) => (place < 6 ? [] : [5, 4]);
+
+  // What the colours mean, and the picture for who does not see it.
+  function key(found, colours, format, label) {
+    const rows = found.map((line, place) => {
+      const seen = line.values.filter((value) => value !== null);
+      const mark = make("svg", "", { viewBox: "0 0 24 8", width: 24, height: 8, "aria-hidden": true }, make("line", "", {
+        x1: 0, x2: 24, y1: 4, y2: 4, stroke: colours[place], "stroke-width": 3, "stroke-dasharray": dash(place).join(" "),
+      }));
+      return make("tr", "", {}, make("td", mark), make("th", line.label, { scope: "row" }),
+        make("td", seen.length ? format(seen.at(-1)) : "–", { class: "num" }));
+    });
+    const head = make("tr", "", {}, make("td", ""), make("th", "Line", { scope: "col" }), make("th", "Last", { scope: "col", class: "num" }));
+    return make("table", make("caption", `${label}: last values`, { class: "hidden" }), { class: "legend" }, make("thead", head), make("tbody", "", {}, ...rows));
+  }
+
+  // Least and most of the picture: from 0 on, and with room above what is there.
+  function bounds(found, unit) {
+    const all = found.flatMap((line) => line.values).filter((value) => value !== null);
+    const most = Math.max(0, ...all);
+    return [Math.min(0, ...all) * 1.1, unit === "ppm" ? 1000000 : most * 1.1 || { bytes: 1048576, micro: 1000 }[unit] || 1];
   }
 
   async function draw(plot) {
+    const { label, unit, field } = plot.dataset;
+    const within = chosen ?? Number(plot.dataset.withinMs);
     plot.dataset.drawn = `${Date.now()}`;
-    const answer = await fetch(`/history?within_ms=${plot.dataset.withinMs}`);
-    if (!answer.ok) return;
-    const { samples } = await answer.json();
-    const format = FORMATS[plot.dataset.unit];
+    let samples;
+    try {
+      samples = await history(within);
+    } catch {
+      plot.dataset.drawn = "0";
+      return;
+    }
+    if (within !== (chosen ?? Number(plot.dataset.withinMs))) return;
+    const pressed = plot.querySelector("button:focus")?.textContent;
+    const picture = make("div", "", { role: "img", "aria-label": `${label}, the last ${Object.keys(SPANS).find((name) => SPANS[name] === within) ?? "while"}` });
+    plot.replaceChildren(spans(label, within), picture);
+    plot.querySelectorAll("button").forEach((button) => { if (button.textContent === pressed) button.focus(); });
+    if (!samples.length) plot.append(make("p", "No samples yet: one is taken every minute.", { class: "empty" }));
+    const every = lines(samples, field, label);
+    const found = every.slice(0, LINES_MAX);
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(`--${name}`).trim();
-    const found = lines(samples, plot.dataset.field);
-    const axis = { stroke: colour("faint"), grid: { stroke: colour("line") }, ticks: { stroke: colour("line") } };
-    plot.replaceChildren();
+    const colours = found.map((_, place) => colour("abcdef"[place % 6]));
+    const format = FORMATS[unit];
+    const y = bounds(found, unit);
+    const now = Date.now() / 1000;
+    const axis = { stroke: colour("faint"), font: "12px system-ui", grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line"), width: 1 } };
+    const long = within > 2 * DAY_MS;
     new uPlot({
       width: plot.clientWidth || 300,
       height: 200,
       tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "UTC"),
-      legend: { show: found.length > 1, live: false },
+      legend: { show: false },
       cursor: { show: false },
-      axes: [axis, { ...axis, size: 80, values: (_, ticks) => ticks.map(format) }],
+      padding: [8, 16, 0, 0],
+      scales: { x: { range: () => [now - within / 1000, now] }, y: { range: () => y } },
+      axes: [{
+        ...axis,
+        space: 64,
+        incrs: long ? [1, 2, 4, 7, 14].map((days) => days * 86400) : [5, 10, 15, 30, 60, 120, 180, 240, 360, 720].map((minutes) => minutes * 60),
+        values: (_, ticks) => ticks.map((at) => new Date(at * 1000).toISOString().slice(...(long ? [5, 10] : [11, 16]))),
+      }, {
+        ...axis,
+        incrs: unit === "bytes" ? Array.from({ length: 50 }, (_, power) => 2 ** power) : Array.from({ length: 36 }, (_, place) => [1, 2, 5][place % 3] * 10 ** Math.floor(place / 3)),
+        values: (_, ticks) => ticks.map(format),
+        size: (_, texts) => 24 + 7 * Math.max(2, ...(texts ?? []).map((text) => text.length)),
+      }],
       series: [{}, ...found.map((line, place) => ({
-        label: line.label || plot.dataset.label, stroke: colour("abcdef"[place % 6]), width: 2,
-        points: { show: samples.length < 3 },
+        label: line.label, stroke: colours[place], width: 2, dash: dash(place), points: { show: samples.length < 3 },
       }))],
-    }, [samples.map((row) => row.at_ms / 1000), ...found.map((line) => line.values)], plot);
+    }, [samples.map((row) => row.at_ms / 1000), ...found.map((line) => line.values)], picture);
+    if (found.length && samples.length) plot.append(key(found, colours, format, label));
+    const others = every.slice(LINES_MAX).map((line) => line.label);
+    if (others.length) plot.append(make("p", `Not drawn: ${others.join(", ")}`, { class: "hint" }));
   }
 
   function charts(anew) {
@@ -195,6 +283,7 @@
   });
   let resized = null;
   addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(() => charts(true), 200); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts(true));
   document.addEventListener("visibilitychange", () => { if (!document.hidden) changed(); });
   document.addEventListener("DOMContentLoaded", () => { charts(); follow(); });
 })();
