@@ -77,6 +77,7 @@
   const DAY_MS = 86400000;
   const SPANS = { hour: DAY_MS / 24, day: DAY_MS, week: 7 * DAY_MS, month: 30 * DAY_MS };
   const LINES_MAX = 12;
+  const NAME_MAX = 40;
   let chosen = null;
   const histories = new Map();
 
@@ -86,10 +87,10 @@
     if (!inner) return [{ label, values: samples.map((row) => row[field]) }];
     const found = new Map();
     samples.forEach((row, place) => row[of].forEach((peer) => {
-      if (!found.has(peer.peer)) found.set(peer.peer, { label: peer.name, values: Array(samples.length).fill(null) });
+      if (!found.has(peer.peer)) found.set(peer.peer, { label: peer.name.slice(0, NAME_MAX), values: Array(samples.length).fill(null) });
       found.get(peer.peer).values[place] = peer[inner];
     }));
-    return [...found.values()].sort((one, other) => one.label.localeCompare(other.label));
+    return [...found.values()].sort((one, other) => one.label.localeCompare(other.label, "en", { numeric: true }));
   }
 
   // All charts of a page are drawn from one answer, also when they are drawn anew.
