@@ -36,7 +36,7 @@ class Node:
         self.versions = "1"
         self.changed = []
 
-    async def ask(self, endpoint, asked, *, body=None, window=None):
+    async def ask(self, endpoint, asked, *, body=None, pick=None, window=slice(None)):
         if endpoint is monitor.HISTORY:
             return {"samples": [], "total": 0}
         assert endpoint is monitor.MEASURES

@@ -16,7 +16,7 @@ class Node:
         self.answer = answer
         self.window = None
 
-    async def ask(self, endpoint, asked, *, body=None, window=None):
+    async def ask(self, endpoint, asked, *, body=None, pick=None, window=slice(None)):
         self.window = window
         return self.answer
 
@@ -61,17 +61,18 @@ async def test_an_answer_is_fetched_with_the_path_of_the_request():
     assert found["frame"].origin == "/v1/programs/a%2Fb#/frame"
 
 
-async def test_rows_of_a_window_keep_their_places():
-    node = Node({"objects": [{"size_bytes": 1}, {"size_bytes": 2}], "total": 9})
+async def test_rows_that_were_picked_keep_their_places():
+    node = Node({"objects": [{"size_bytes": 1}, {"size_bytes": 2}], "places": [7, 5], "total": 9})
     found = await fetch(node, objects.LIST, objects.LIST.request(), window=slice(4, 6))
     assert node.window == slice(4, 6)
+    assert found.total == 9
     assert [re.sub(r".*#", "", row["size_bytes"].origin) for row in found] == [
-        "/objects/4/size_bytes",
+        "/objects/7/size_bytes",
         "/objects/5/size_bytes",
     ]
 
 
 async def test_rows_without_a_window_begin_at_the_first():
-    node = Node({"lines": [{"at_ms": 1}], "total": 1})
+    node = Node({"lines": [{"at_ms": 1}], "places": [0], "total": 1})
     (row,) = await fetch(node, monitor.LOG, Nothing())
     assert row["at_ms"].origin == "/v1/log#/lines/0/at_ms"

@@ -68,7 +68,7 @@ async def _records(node: Node, owner: str, under: str) -> Mapping[str, Any]:
     """Return the records of an owner, and the values of those that are this node's and small."""
     before = f"{owner}:" if owner else ""
     try:
-        most = slice(0, RECORDS_MAX + 1) if under else None
+        most = slice(RECORDS_MAX + 1) if under else slice(None)
         found = await fetch(node, space.LIST, space.Under(under=before + under), window=most)
     except XscError as fault:
         return {"records": [], "tops": [], "values": {}, "more": False, "fault": fault}
