@@ -65,8 +65,8 @@ class Action:
     """Takes the bytes of the request; what is said goes to a script, as JSON."""
 
 
-def number_in(asked: Asked, name: str) -> int | None:
-    """Return a number of a query; None where it is not there.
+def number_in(asked: Mapping[str, str], name: str) -> int | None:
+    """Return a number of a query or form; None where it is not there.
 
     Raises:
         ArgumentInvalid: it is none, or none that a field of a request takes.

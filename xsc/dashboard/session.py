@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from xsc.base.clock import Clock, Entropy
 from xsc.base.errors import NotAllowed
@@ -28,6 +28,8 @@ SECRET_BYTES: Final = 32
 
 _HOST: Final = re.compile(r"(localhost|[0-9.]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 """A name or an address, and perhaps a port."""
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -77,22 +79,27 @@ class Sessions:
             )
         token = self._secret()
         self._sessions[_digest(token)] = Session(self._secret(), now_ms)
-        _drop_first(self._sessions)
+        for ended in _drop_first(self._sessions):
+            ended.streams.clear()
         return token
 
     def of(self, token: str) -> Session | None:
         """Return the session of a token, and note that it is used."""
         key, now_ms = _digest(token), self._clock.monotonic_ms()
         found = self._sessions.pop(key, None)
-        if found is None or now_ms - found.used_ms > IDLE_MS:
+        if found is None:
+            return None
+        if now_ms - found.used_ms > IDLE_MS:
+            found.streams.clear()
             return None
         found.used_ms = now_ms
         self._sessions[key] = found
         return found
 
     def close(self, token: str) -> None:
-        """End a session."""
-        self._sessions.pop(_digest(token), None)
+        """End a session, and its event streams."""
+        if (ended := self._sessions.pop(_digest(token), None)) is not None:
+            ended.streams.clear()
 
 
 def _digest(secret: str) -> bytes:
@@ -100,9 +107,9 @@ def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode(errors="replace")).digest()
 
 
-def _drop_first(held: dict[bytes, Any]) -> None:
-    while len(held) > SESSIONS_MAX:
-        held.pop(next(iter(held)))
+def _drop_first(held: dict[bytes, T]) -> list[T]:
+    """Drop what is beyond the bound, and return it."""
+    return [held.pop(key) for key in [*held][: max(0, len(held) - SESSIONS_MAX)]]
 
 
 def check_host(headers: Mapping[str, str]) -> str:

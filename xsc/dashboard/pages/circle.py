@@ -10,7 +10,7 @@ from xsc.api import monitor, peers
 from xsc.api.endpoint import Nothing
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.units import format_share, format_time, parse_duration_ms
-from xsc.dashboard.page import Action, Asked, Page, Said
+from xsc.dashboard.page import Action, Asked, Page, Said, number_in
 from xsc.dashboard.source import Document, Node, fetch
 
 LINES_SHOWN: Final = 10
@@ -72,8 +72,6 @@ def boxes(rows: Sequence[Document]) -> list[Box]:
 async def invite(node: Node, form: Mapping[str, str]) -> Said:
     """Make an invitation."""
     ttl_ms = parse_duration_ms(form.get("ttl", ""))
-    if not peers.INVITATION_TTL_MS_MIN <= ttl_ms <= peers.INVITATION_TTL_MS_MAX:
-        raise ArgumentInvalid("an invitation is good for a second at least, and 30 days at most")
     made = await node.ask(peers.INVITE, peers.Invite(ttl_ms=ttl_ms))
     until = format_time(made["expires_ms"])
     return Said(
@@ -83,10 +81,9 @@ async def invite(node: Node, form: Mapping[str, str]) -> Said:
 
 async def recognise(node: Node, form: Mapping[str, str]) -> Said:
     """Weigh a peer."""
-    text = form.get("weight_ppm", "")
-    if not text.isdecimal() or int(text[:8]) > 1_000_000:
-        raise ArgumentInvalid("a weight is a whole number of parts per million")
-    asked = peers.Recognise(who=form.get("who", ""), weight_ppm=int(text))
+    if (weight_ppm := number_in(form, "weight_ppm")) is None:
+        raise ArgumentInvalid("the form has no weight_ppm")
+    asked = peers.Recognise(who=form.get("who", ""), weight_ppm=weight_ppm)
     done = await node.ask(peers.RECOGNISE, asked)
     return Said(f"{done['name']} is recognised with {format_share(done['weight_ppm'])}")
 

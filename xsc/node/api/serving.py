@@ -159,6 +159,15 @@ def parse(raw: bytes, kind: type[T]) -> T:
         raise _refusal(fault) from None
 
 
+def checked(asked: T) -> T:
+    """Return a request that was made in this process, checked as one that came as JSON.
+
+    Raises:
+        ArgumentInvalid: a field breaks a bound; names the first that does.
+    """
+    return parse(json.dumps(vars(asked)).encode(), type(asked))
+
+
 def _from_texts(texts: Mapping[str, str], kind: type[T], headers: Mapping[str, str]) -> T:
     try:
         found = _adapter(kind).validate_strings(texts)
@@ -306,7 +315,7 @@ class Server:
 
     async def _answered(self, endpoint: Endpoint[T, Any], asked: T, *given: Body) -> Any:  # noqa: ANN401
         try:
-            return await self._answers[endpoint](self._node, asked, *given)
+            return await self._answers[endpoint](self._node, checked(asked), *given)
         except XscError as fault:
             app.name_peers(fault, self._node.peer_names)
             raise
