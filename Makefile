@@ -8,7 +8,7 @@ CODE := $(wildcard xsc tests benchmarks scripts)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install compile demo test apps test-times test-long coverage mutants surface check static bench sim spec wasi python format lock clean
+.PHONY: help install compile demo test apps programs pictures test-times test-long coverage mutants surface check static bench sim spec wasi python format lock clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -27,9 +27,15 @@ PYTEST := $(PYTHON) -m pytest --numprocesses auto --dist loadgroup --no-loadscop
 test: compile  ## Run all tests, on every core
 	@$(PYTEST) $(PYTEST_ARGS)
 
-apps: compile  ## Run the tests that need other programs: schemathesis, Prometheus and tmux; some minutes
+apps: compile programs  ## Run the tests that need other programs: schemathesis, Prometheus, tmux and Chromium; some minutes
+	@env TEST_APPS=1 $(PYTEST) $(or $(PYTEST_ARGS),tests/apps)
+
+programs: install  # on Debian, as root
 	@sh scripts/apps.sh
-	@env TEST_APPS=1 $(PYTHON) -m pytest $(or $(PYTEST_ARGS),tests/apps)
+
+pictures: compile programs  ## Draw docs/pictures anew
+	@mkdir -p docs/pictures
+	@env TEST_APPS=1 DASHBOARD_PICTURES=$(CURDIR)/docs/pictures $(PYTHON) -m pytest --quiet tests/apps/test_dashboard.py -k pictures
 
 test-times: compile  ## Run them, and print what each folder took beside its budget
 	@env TEST_TIMES=1 $(PYTEST) $(PYTEST_ARGS)
@@ -66,7 +72,8 @@ static: install  ## Check format, lint, types and import layers
 	@$(PYTHON) -m mypy xsc $(wildcard benchmarks/*.py scripts/*.py)
 	@.venv/bin/lint-imports
 
-check: static test apps  ## Run everything that CI runs
+check: static compile programs  ## Run everything that CI runs
+	@env TEST_APPS=1 $(PYTEST) $(PYTEST_ARGS)
 
 bench: install  ## Measure this machine
 	@$(PYTHON) -m benchmarks

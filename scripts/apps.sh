@@ -3,10 +3,11 @@
 # Without them those tests are skipped, and pytest's summary says so.
 
 set -eu
-if { command -v promtool && command -v tmux; } >/dev/null 2>&1 || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+if { command -v promtool && command -v tmux && command -v chromium; } >/dev/null 2>&1 || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     exit 0
 fi
-printf '%s\n' "installing the Debian packages prometheus and tmux (once)…" >&2
+packages="prometheus tmux chromium fonts-dejavu-core"
+printf '%s\n' "installing the Debian packages $packages (once)…" >&2
 apt-get update -qq >/dev/null
 # A service is not to start by itself: the tests start their own. A policy that is there stays.
 policy=/usr/sbin/policy-rc.d
@@ -15,4 +16,4 @@ if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' > "$policy"
     chmod 755 "$policy"
 fi
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus tmux >/dev/null </dev/null
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null </dev/null

@@ -4,28 +4,55 @@ Seven nodes; a file stored on six of them; two of those killed; the file read
 back by a node that never saw it; modules run, billed and proved; a program that
 reads what another node's program gives, also over a restart, and the chain behind its
 result; the books compared. Every command is printed as one would type it, with what it answered.
-Everything lives in a temporary directory and is stopped and removed at the end.
+Pictures of the terminal and of the dashboard's pages stay in `try`. Everything else lives in a
+temporary directory, and is stopped and removed at the end: on a terminal once Enter is pressed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from playwright.sync_api import sync_playwright
+from rich.console import Console
+from rich.text import Text
 
 NODES = 7
 HOSTS_KILLED = 2
 FILE_BYTES = 64 * 1024 * 1024
 BLOCK_BYTES = 1024 * 1024
 NOTICED_S = 60.0
+PICTURES = Path("try").resolve()
+TERMINAL = {
+    "overview": ["top --once"],
+    "capacity": ["node status", "store stat film.raw", "market slots"],
+    "runs": [
+        "compute invoke add.wasm add 1 2 --receipt add.receipt",
+        "verify add.receipt",
+        "compute run wordcount.wasm --stdin text",
+        "program why demo/twice",
+    ],
+    "availability": ["health", "peer ls"],
+    "payments": ["ledger statement --limit 10", "ledger verify"],
+}
+"""What the pictures of the terminal show, by name."""
+PAGES = ("circle", "storage", "market", "allocation", "ledger", "compute", "programs")
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+WIDTH_PX, HEIGHT_PX = 1280, 800
+COLUMNS = 120
 PROGRAMS = Path(__file__).resolve().parent.parent / "fixtures" / "wasm"
 
 
@@ -67,7 +94,7 @@ class Story:
             code: the exit code that it must have.
         """
         say(f"$ xsc {words}" + (f" < {stdin.name}" if stdin else "") + (f" > {to}" if to else ""))
-        done = self._run(words, b"" if stdin is None else stdin.read_bytes())
+        done = self.run(words, b"" if stdin is None else stdin.read_bytes())
         if to:
             (self.folder / to).write_bytes(done.stdout)
         elif done.stdout:
@@ -81,13 +108,13 @@ class Story:
 
     def ask(self, words: str) -> Any:  # noqa: ANN401 - a JSON document
         """Return what a command says with --json, without printing anything."""
-        done = self._run(f"{words} --json", b"")
+        done = self.run(f"{words} --json")
         require(done.returncode == 0, f"xsc {words}: {done.stderr.decode().strip()}")
         return json.loads(done.stdout)
 
     def value(self, words: str) -> str | None:
         """Return what is at a path; None where nothing is, or its node does not answer."""
-        done = self._run(words, b"")
+        done = self.run(words)
         return None if done.returncode else done.stdout.decode()
 
     def start(self, name: str) -> None:
@@ -111,12 +138,22 @@ class Story:
             process.terminate()
             process.wait()
 
-    def _run(self, words: str, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+    def run(
+        self, words: str, stdin: bytes = b"", *, terminal: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run one command line of xsc without printing anything.
+
+        Args:
+            words: what stands behind `xsc`, as in a shell.
+            stdin: its standard input.
+            terminal: variables of the terminal that it is to take its output for.
+        """
         return subprocess.run(
             [sys.executable, "-m", "xsc", *shlex.split(words)],
             input=stdin,
             capture_output=True,
             cwd=self.folder,
+            env={**os.environ, **(terminal or {})},
             check=False,
         )
 
@@ -292,7 +329,57 @@ def notice(story: Story, lost: dict[str, str]) -> None:
     story.xsc("--home net/node-0 health")
 
 
-def play(story: Story) -> None:
+def draw_terminal(story: Story) -> None:
+    """Leave pictures of what commands print."""
+    terminal = {"COLUMNS": str(COLUMNS), "FORCE_COLOR": "1"}
+    for name, commands in TERMINAL.items():
+        said = Text()
+        for words in commands:
+            done = story.run(f"--home net/node-0 {words}", terminal=terminal)
+            require(done.returncode == 0, f"xsc {words}: {done.stderr.decode().strip()}")
+            said.append(f"$ xsc {words}\n", style="bold")
+            said.append_text(Text.from_ansi(done.stdout.decode())).append("\n")
+        console = Console(record=True, file=io.StringIO(), width=COLUMNS)
+        console.print(said)
+        console.save_svg(str(PICTURES / f"terminal-{name}.svg"), title="xsc")
+
+
+def draw_pages(story: Story) -> None:
+    """Leave pictures of the dashboard, where there is a browser."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        say("its pages were not drawn: there is no chromium (on Debian: apt install chromium)")
+        return
+    link = story.ask("--home net/node-0 dashboard")["url"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
+        page = browser.new_page(viewport={"width": WIDTH_PX, "height": HEIGHT_PX})
+        page.goto(link)
+        page.wait_for_url("**/circle")
+        for name in PAGES:
+            page.goto(f"{link.partition('/login')[0]}/{name}")
+            # What a page draws by itself is there after its script has run.
+            page.wait_for_load_state("load")
+            page.screenshot(path=PICTURES / f"page-{name}.png", full_page=True)
+        browser.close()
+
+
+def show(story: Story) -> None:
+    """Leave pictures, print the link, and on a terminal wait until somebody has looked."""
+    chapter("Pictures, and the dashboard")
+    PICTURES.mkdir(exist_ok=True)
+    draw_terminal(story)
+    draw_pages(story)
+    for path in sorted(PICTURES.glob("*-*.*g")):
+        say(f"{PICTURES.name}/{path.name}")
+    story.xsc("--home net/node-0 dashboard")
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        say(f"for another link: {sys.executable} -m xsc --home {story.folder}/net/node-0 dashboard")
+        with suppress(EOFError, KeyboardInterrupt):
+            input("Enter ends the network. ")
+
+
+def play(story: Story, began: float) -> None:
     """Tell the story from its beginning to its end."""
     try:
         chapter("A network of seven nodes on this machine")
@@ -302,6 +389,8 @@ def play(story: Story) -> None:
         react(story, reader)
         settle(story, reader)
         notice(story, lost)
+        say(f"\nall of it held, in {time.monotonic() - began:.0f} s")
+        show(story)
     except Broken:
         show_logs(story.folder)
         raise
@@ -319,11 +408,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="xsc-demo-") as name:
         try:
-            play(Story(Path(name)))
+            play(Story(Path(name)), began)
         except Broken as fault:
             say(f"\nthe demo failed: {fault}")
             return 1
-    say(f"\nall of it held, in {time.monotonic() - began:.0f} s")
     return 0
 
 

@@ -28,7 +28,7 @@ settings.register_profile("thorough", settings.get_profile("xsc"), max_examples=
 settings.register_profile(
     "first", settings.get_profile("xsc"), phases=settings.get_profile("xsc").phases[:3]
 )
-# They need other programs, and are run by `make apps`.
+# They need other programs, and are run by `make apps` and `make check`.
 collect_ignore = [] if "TEST_APPS" in os.environ else ["apps"]
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "xsc"))
 
@@ -64,7 +64,7 @@ def pytest_xdist_make_scheduler(config, log):
     return running.Files(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
-LONG_FIRST = ("e2e", "sim", "properties", "unit")
+LONG_FIRST = ("apps", "e2e", "sim", "properties", "unit")
 """What takes long begins early, so that no worker ends long after the others."""
 
 

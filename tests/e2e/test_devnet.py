@@ -118,9 +118,10 @@ def test_a_node_that_cannot_start_is_named_and_nothing_stays(small_net):
     assert {row["state"] for row in small_net.status()} == {"stopped"}
 
 
-def test_the_demo_holds():
+def test_the_demo_holds(tmp_path):
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "scripts" / "demo.py")],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
@@ -128,3 +129,10 @@ def test_the_demo_holds():
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "all of it held" in done.stdout
+    assert re.search(
+        r"\n\$ xsc --home net/node-0 dashboard\nhttp://127\.0\.0\.1:[0-9]+/login\?", done.stdout
+    )
+    drawn = {path.name for path in (tmp_path / "try").glob("terminal-*.svg")}
+    assert drawn >= {
+        f"terminal-{name}.svg" for name in ("capacity", "runs", "availability", "payments")
+    }

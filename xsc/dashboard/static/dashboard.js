@@ -282,6 +282,10 @@
       slider.form.requestSubmit();
     }, REST_MS);
   });
+  // What was refused, or changed elsewhere, is on the page: a slider that was moved goes there.
+  document.addEventListener("htmx:after:swap", () => {
+    for (const each of document.querySelectorAll("[data-sends]:not([data-held])")) each.value = each.defaultValue;
+  });
   let resized = null;
   addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(() => charts(true), 200); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts(true));
