@@ -165,7 +165,7 @@ def test_health_is_open_on_both_surfaces_and_nothing_else(net):
     for surface in (peer_surface(net[1]), api(net[1])):
         answer = surface.ask("GET", "/health")
         assert (answer.status, json.loads(answer.body)) == (200, {"status": "ok"})
-        for method, path in (("GET", "/"), ("GET", "/v1/status"), ("GET", "/health/x")):
+        for method, path in (("GET", "/v1"), ("GET", "/v1/status"), ("GET", "/health/x")):
             assert surface.ask(method, path).status == 401
 
 
@@ -203,13 +203,15 @@ def test_the_api_gives_one_answer_without_its_token(net):
         token(net[3]),
         {"Authorization": b"Bearer \xff\xfe"},
     ]
-    paths = ["/v1/status", "/v1/objects", "/v1/nothing", "/v1/peers/node-1/block", "/"]
+    paths = ["/v1/status", "/v1/objects", "/v1/nothing", "/v1/peers/node-1/block", "/v1"]
     for method in ("GET", "POST", "DELETE"):
         for path in paths:
             answer = surface.ask(method, path, b"" if method == "GET" else b"{}")
             assert (answer.status, answer.code) == (401, "unauthorized")
     assert len({surface.ask("GET", "/v1/status", b"", given).body for given in wrong}) == 1
     assert surface.ask("GET", "/v1/status", b"", token(net[2])).status == 200
+    # Pages want a session, and a token is none.
+    assert surface.ask("GET", "/circle", b"", token(net[2])).status == 401
 
 
 # What was said once
