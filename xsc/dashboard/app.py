@@ -21,7 +21,7 @@ from xsc.base.clock import Clock
 from xsc.base.errors import ArgumentInvalid, NotAllowed, TooLarge, XscError
 from xsc.base.limits import KIB
 from xsc.dashboard import session, views
-from xsc.dashboard.page import Action, Asked, Page, Said
+from xsc.dashboard.page import Action, Asked, Page, Said, number
 from xsc.dashboard.pages import circle, compute, ledger, market, storage
 from xsc.dashboard.session import Session, Sessions
 from xsc.dashboard.source import Node, fetch
@@ -219,9 +219,8 @@ class Dashboard:
         """Answer with what the charts draw."""
         self._session(request)
         text = request.query.get("within_ms", "")
-        if not text.isdecimal() or not 1 <= int(text[:16]) <= 2**53:
-            raise ArgumentInvalid("within_ms must be a number of milliseconds")
-        found = await self._node.ask(monitor.HISTORY, monitor.Within(within_ms=int(text)))
+        asked = monitor.Within(within_ms=number("within_ms", text, least=1, most=2**53))
+        found = await self._node.ask(monitor.HISTORY, asked)
         return web.json_response(found, headers=_HEADERS)
 
     async def _events(self, request: web.BaseRequest, host: str) -> web.StreamResponse:

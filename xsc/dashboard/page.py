@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,15 +66,12 @@ class Action:
     """Takes the bytes of the request; what is said goes to a script, as JSON."""
 
 
-def number_in(asked: Asked, name: str) -> int | None:
-    """Return a number of a query; None where it is not there.
+def number(name: str, text: str, *, least: int = 0, most: int = 2**63 - 1) -> int:
+    """Return the number that a field of a query or form says.
 
     Raises:
-        ArgumentInvalid: it is none, or none that a field of a request takes.
+        ArgumentInvalid: it says none, or none from `least` to `most`.
     """
-    text = asked.get(name)
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdecimal()) or int(text[:20]) >= 2**63:
-        raise ArgumentInvalid(f"{name} must be a number from 0 to 2^63 - 1")
+    if not re.fullmatch("[0-9]{1,19}", text) or not least <= int(text) <= most:
+        raise ArgumentInvalid(f"{name} must be a whole number from {least} to {most}")
     return int(text)

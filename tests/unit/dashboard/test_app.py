@@ -379,7 +379,7 @@ async def test_what_a_query_says_stays_a_text(site):
         assert "<script>alert" not in text
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "0", "1.5", "²", "9" * 5_000])
+@pytest.mark.parametrize("text", ["", "x", "-1", "0", "1.5", "²", "1" * 17, "1" * 5_000])
 async def test_a_time_that_is_none_is_refused(site, text):
     await site.log_in()
     assert (await site.call("GET", f"/history?within_ms={text}"))[0].status == 400

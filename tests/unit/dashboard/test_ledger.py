@@ -22,7 +22,7 @@ def test_an_empty_ledger_says_what_fills_it():
         assert "<code>xsc store put FILE</code>" in text
         assert text.count("<code>xsc ledger settle</code>") == 2
         for wrong in ("x", "-1", str(2**63)):
-            with pytest.raises(ArgumentInvalid, match="before must be a number"):
+            with pytest.raises(ArgumentInvalid, match="before must be a whole number"):
                 await rendered(world.nodes[0], LEDGER, before=wrong)
         with pytest.raises(ArgumentInvalid, match="there is no entry 7"):
             await rendered(world.nodes[0], LEDGER, before="7")

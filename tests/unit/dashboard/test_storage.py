@@ -78,7 +78,7 @@ def test_objects_come_in_pages_and_by_name_and_danger():
     run(81, 7, play, {**SETTINGS, "repair_grace": "1d"})
 
 
-@pytest.mark.parametrize("page", ["0", "-1", "1.5", "x", "", "²", "9" * 5_000, "1&page=x%00"])
+@pytest.mark.parametrize("page", ["0", "-1", "1.5", "x", "", "²", "0" * 5_000, "1&page=x%00"])
 def test_a_page_that_is_no_number_is_refused(page):
     async def play(world):
         answer = await Browser(world.nodes[0]).get(f"/storage?page={quote(page, safe='&=%')}")
@@ -86,7 +86,7 @@ def test_a_page_that_is_no_number_is_refused(page):
             assert answer.status == 200  # The first of two counts.
         else:
             assert answer.status == 400
-            assert "a page is a whole number" in answer.seen
+            assert "page must be a whole number from 1" in answer.seen
 
     run(82, 1, play)
 

@@ -9,8 +9,9 @@ from typing import Any, Final, NamedTuple
 from xsc.api import monitor, peers
 from xsc.api.endpoint import Nothing
 from xsc.base.errors import ArgumentInvalid
+from xsc.base.limits import PPM
 from xsc.base.units import format_share, format_time, parse_duration_ms
-from xsc.dashboard.page import Action, Asked, Page, Said
+from xsc.dashboard.page import Action, Asked, Page, Said, number
 from xsc.dashboard.source import Document, Node, fetch
 
 LINES_SHOWN: Final = 10
@@ -83,10 +84,8 @@ async def invite(node: Node, form: Mapping[str, str]) -> Said:
 
 async def recognise(node: Node, form: Mapping[str, str]) -> Said:
     """Weigh a peer."""
-    text = form.get("weight_ppm", "")
-    if not text.isdecimal() or int(text[:8]) > 1_000_000:
-        raise ArgumentInvalid("a weight is a whole number of parts per million")
-    asked = peers.Recognise(who=form.get("who", ""), weight_ppm=int(text))
+    weight_ppm = number("weight_ppm", form.get("weight_ppm", ""), most=PPM)
+    asked = peers.Recognise(who=form.get("who", ""), weight_ppm=weight_ppm)
     done = await node.ask(peers.RECOGNISE, asked)
     return Said(f"{done['name']} is recognised with {format_share(done['weight_ppm'])}")
 

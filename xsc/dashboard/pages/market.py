@@ -8,7 +8,7 @@ from typing import Any, Final
 from xsc.api import market, peers
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import ArgumentInvalid
-from xsc.dashboard.page import Action, Asked, Page, number_in
+from xsc.dashboard.page import Action, Asked, Page, number
 from xsc.dashboard.pages.circle import recognise
 from xsc.dashboard.source import Node, fetch
 
@@ -18,7 +18,7 @@ _COLOURS: Final = "abcdef"
 
 async def gather_market(node: Node, asked: Asked) -> Mapping[str, Any]:
     """Return what is offered and needed, and so many leases."""
-    first = number_in(asked, "first") or 0
+    first = number("first", asked.get("first", "0"))
     # One more says whether there is more.
     leases = await fetch(
         node, market.LEASES, Nothing(), window=slice(first, first + LEASES_SHOWN + 1)
