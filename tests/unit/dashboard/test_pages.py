@@ -1,4 +1,4 @@
-"""Every page in the menu of a node that has something to show: its numbers are what the API says."""
+"""Every page in the menu of a node that has something to show: numbers are what the API says."""
 
 from __future__ import annotations
 
