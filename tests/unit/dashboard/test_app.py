@@ -274,8 +274,10 @@ async def test_a_form_without_the_csrf_of_its_session_changes_nothing(site):
     await site.log_in()
     for fields in ({}, {"csrf": ""}, {"csrf": csrf}, {"csrf": csrf + "a"}):
         for path in ("/page/act", "/logout"):
-            answer, _ = await site.call("POST", path, site.own, data=fields)
+            answer, text = await site.call("POST", path, site.own, data=fields)
             assert answer.status == 403
+            # This is what a script puts in the place of the page.
+            assert '<main id="main"' in text
     in_url = f"/page/act?csrf={await site.csrf()}"
     assert (await site.call("POST", in_url, site.own))[0].status == 403
     assert not site.node.changed
