@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from xsc.base.clock import Clock, Entropy
 from xsc.base.errors import NotAllowed
@@ -59,7 +59,8 @@ class Sessions:
         """Return a code that logs one browser in, within CODE_MS."""
         code = self._secret()
         self._codes[_digest(code)] = self._clock.monotonic_ms()
-        _drop_first(self._codes)
+        if len(self._codes) > SESSIONS_MAX:
+            del self._codes[next(iter(self._codes))]
         return code
 
     def open(self, code: str) -> str:
@@ -77,32 +78,35 @@ class Sessions:
             )
         token = self._secret()
         self._sessions[_digest(token)] = Session(self._secret(), now_ms)
-        _drop_first(self._sessions)
+        if len(self._sessions) > SESSIONS_MAX:
+            self._end(next(iter(self._sessions)))
         return token
 
     def of(self, token: str) -> Session | None:
         """Return the session of a token, and note that it is used."""
         key, now_ms = _digest(token), self._clock.monotonic_ms()
-        found = self._sessions.pop(key, None)
-        if found is None or now_ms - found.used_ms > IDLE_MS:
+        found = self._sessions.get(key)
+        if found is None:
+            return None
+        if now_ms - found.used_ms > IDLE_MS:
+            self._end(key)
             return None
         found.used_ms = now_ms
-        self._sessions[key] = found
+        self._sessions[key] = self._sessions.pop(key)
         return found
 
     def close(self, token: str) -> None:
         """End a session."""
-        self._sessions.pop(_digest(token), None)
+        self._end(_digest(token))
+
+    def _end(self, key: bytes) -> None:
+        if (found := self._sessions.pop(key, None)) is not None:
+            found.streams.clear()
 
 
 def _digest(secret: str) -> bytes:
     # A dictionary compares byte by byte, and tells by its time how much of a secret is right.
     return hashlib.sha256(secret.encode(errors="replace")).digest()
-
-
-def _drop_first(held: dict[bytes, Any]) -> None:
-    while len(held) > SESSIONS_MAX:
-        held.pop(next(iter(held)))
 
 
 def check_host(headers: Mapping[str, str]) -> str:

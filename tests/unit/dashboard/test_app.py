@@ -456,6 +456,15 @@ async def test_a_fifth_tab_ends_the_oldest(site):
         assert await tab.event() == "data: 2\n\n"
 
 
+async def test_who_logs_out_is_told_of_nothing_more(site):
+    await site.log_in()
+    tab = await Tab(site).open()
+    await tab.event()
+    await site.post("/logout")
+    site.look()
+    assert await tab.rest() == "event: over\ndata:\n\n"
+
+
 async def test_a_node_that_stops_ends_all_streams(site):
     await site.log_in()
     tabs = [await Tab(site).open() for _ in range(app.STREAMS_MAX)]
