@@ -174,7 +174,7 @@ class Dashboard:
         status: int = 200,
     ) -> web.Response:
         # Asked before anything else: a change while the page is made is told.
-        version = self._node.version()
+        changes = self._node.changes()
         asked = Asked(request.query if said is None else said.query)
         shown = await page.gather(self._node, asked)
         return self._rendered(
@@ -185,7 +185,7 @@ class Dashboard:
             measures=await fetch(self._node, monitor.MEASURES, Nothing()),
             csrf=found.csrf,
             said=said,
-            version=version,
+            changes=changes,
             **shown,
         )
 
@@ -234,11 +234,11 @@ class Dashboard:
         try:
             await answer.prepare(request)
             while stream in found.streams and not self._ended:
-                version = self._node.version()
-                if version != seen or waited == BEAT_LOOKS:
+                changes = self._node.changes()
+                if changes != seen or waited == BEAT_LOOKS:
                     async with asyncio.timeout(WRITE_S):
-                        await answer.write(f"data: {version}\n\n".encode())
-                    seen, waited = version, 0
+                        await answer.write(f"data: {changes}\n\n".encode())
+                    seen, waited = changes, 0
                 waited += 1
                 await self._clock.sleep_ms(LOOK_MS)
             async with asyncio.timeout(WRITE_S):

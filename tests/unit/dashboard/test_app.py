@@ -33,7 +33,7 @@ class Node:
 
     def __init__(self):
         self.name = SECRET
-        self.versions = "1"
+        self.count = "1"
         self.changed = []
 
     async def ask(self, endpoint, asked, *, body=None, pick=None, window=slice(None)):
@@ -44,8 +44,8 @@ class Node:
         found["status"] |= {"name": self.name, "network": "xsc"}
         return found
 
-    def version(self):
-        return self.versions
+    def changes(self):
+        return self.count
 
 
 async def gather(node, asked):
@@ -425,10 +425,10 @@ async def test_a_tab_hears_of_each_change_and_of_nothing_now_and_then(site):
     await site.log_in()
     tab = await Tab(site).open()
     assert await tab.event() == "data: 1\n\n"
-    for version in ("2", "3"):
-        site.node.versions = version
+    for count in ("2", "3"):
+        site.node.count = count
         site.look()
-        assert await tab.event() == f"data: {version}\n\n"
+        assert await tab.event() == f"data: {count}\n\n"
     for _ in range(app.BEAT_LOOKS):
         await settle()
         site.look()
@@ -438,8 +438,8 @@ async def test_a_tab_hears_of_each_change_and_of_nothing_now_and_then(site):
 async def test_what_changed_while_a_page_was_on_its_way_is_told_at_once(site):
     await site.log_in()
     _, text = await site.call("GET", "/page")
-    seen = re.search('name="xsc-version" content="([^"]+)"', text)[1]
-    site.node.versions = "2"
+    seen = re.search('name="xsc-changes" content="([^"]+)"', text)[1]
+    site.node.count = "2"
     assert await (await Tab(site, seen).open()).event() == "data: 2\n\n"
 
 
@@ -450,7 +450,7 @@ async def test_a_fifth_tab_ends_the_oldest(site):
         assert await tab.event() == "data: 1\n\n"
     site.look()
     assert await tabs[0].rest() == "event: over\ndata:\n\n"
-    site.node.versions = "2"
+    site.node.count = "2"
     site.look()
     for tab in tabs[1:]:
         assert await tab.event() == "data: 2\n\n"
@@ -509,7 +509,7 @@ async def test_who_stops_reading_is_cut_off(site, monkeypatch):
     monkeypatch.setattr(app, "WRITE_S", 0.01)
     await site.log_in()
     # More than the system holds of what nobody reads.
-    site.node.versions = "v" * (64 << 20)
+    site.node.count = "v" * (64 << 20)
     _, writer = await asyncio.open_connection("127.0.0.1", site.port, limit=1)
     head = f"GET /events HTTP/1.1\r\nHost: {site.host}\r\nCookie: {site.cookie}\r\n"
     writer.write(f"{head}Sec-Fetch-Site: same-origin\r\n\r\n".encode())
@@ -525,8 +525,8 @@ async def test_a_tab_that_is_gone_is_counted_no_more(site):
     await tab.event()
     tab.answer.close()
     await settle()
-    for version in ("2", "3", "4"):
-        site.node.versions = version
+    for count in ("2", "3", "4"):
+        site.node.count = count
         site.look()
         await settle()
     assert session_of(site).streams == []
