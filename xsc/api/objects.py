@@ -258,7 +258,7 @@ class Repaired(Model):
     """Columns of silent nodes whose grace is not over: they count as lost only after it."""
 
 
-class Mending(Model):
+class Repair(Model):
     """A repair of an own object that runs, or that moved something of late."""
 
     object: Key
@@ -304,7 +304,7 @@ RESTORE = post("/v1/objects/restore", Name, Restored, "Make an older version the
 PARTS = listing("/v1/objects/parts", Directory, Part, "List files of a directory.")
 UPLOAD = get("/v1/uploads/{id}", Id, Upload, "Say how much of a put is stored.")
 GET = get("/v1/object", Get, bytes, "Read an object.", gives="bytes")
-REPAIRS = listing("/v1/objects/repairs", Nothing, Mending, "List repairs of now and of late.")
+REPAIRS = listing("/v1/objects/repairs", Nothing, Repair, "List repairs of now and of late.")
 REMOVE = Endpoint("DELETE", "/v1/object", Capability, Removed, "Delete an object.")
 STAT = get("/v1/object/stat", Capability, Stat, "Ask the hosts of an object.")
 CHECK = get("/v1/object/check", Check, Checked, "Say what a placement is worth.")

@@ -21,7 +21,7 @@ from xsc.base.clock import Clock
 from xsc.base.errors import ArgumentInvalid, NotAllowed, TooLarge, XscError
 from xsc.base.limits import KIB
 from xsc.dashboard import session, views
-from xsc.dashboard.page import Action, Asked, Page, Said, number_in
+from xsc.dashboard.page import Action, Asked, Page, Said, number
 from xsc.dashboard.pages import circle, compute, ledger, market, storage
 from xsc.dashboard.session import Session, Sessions
 from xsc.dashboard.source import Node, fetch
@@ -174,7 +174,7 @@ class Dashboard:
         status: int = 200,
     ) -> web.Response:
         # Asked before anything else: a change while the page is made is told.
-        version = self._node.version()
+        changes = self._node.changes()
         asked = Asked(request.query if said is None else said.query)
         shown = await page.gather(self._node, asked)
         return self._rendered(
@@ -185,7 +185,7 @@ class Dashboard:
             measures=await fetch(self._node, monitor.MEASURES, Nothing()),
             csrf=found.csrf,
             said=said,
-            version=version,
+            changes=changes,
             **shown,
         )
 
@@ -218,8 +218,9 @@ class Dashboard:
     async def _history(self, request: web.BaseRequest, _: str) -> web.Response:
         """Answer with what the charts draw."""
         self._session(request)
-        within_ms = number_in(request.query, "within_ms") or 0
-        found = await self._node.ask(monitor.HISTORY, monitor.Within(within_ms=within_ms))
+        text = request.query.get("within_ms", "")
+        asked = monitor.Within(within_ms=number("within_ms", text))
+        found = await self._node.ask(monitor.HISTORY, asked)
         return web.json_response(found, headers=_HEADERS)
 
     async def _events(self, request: web.BaseRequest, host: str) -> web.StreamResponse:
@@ -233,11 +234,11 @@ class Dashboard:
         try:
             await answer.prepare(request)
             while stream in found.streams and not self._ended:
-                version = self._node.version()
-                if version != seen or waited == BEAT_LOOKS:
+                changes = self._node.changes()
+                if changes != seen or waited == BEAT_LOOKS:
                     async with asyncio.timeout(WRITE_S):
-                        await answer.write(f"data: {version}\n\n".encode())
-                    seen, waited = version, 0
+                        await answer.write(f"data: {changes}\n\n".encode())
+                    seen, waited = changes, 0
                 waited += 1
                 await self._clock.sleep_ms(LOOK_MS)
             async with asyncio.timeout(WRITE_S):

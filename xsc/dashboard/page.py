@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 
 from xsc.base.errors import ArgumentInvalid, XscError
 from xsc.dashboard.source import Node
+
+NUMBER_MAX: Final = 2**63 - 1
 
 Asked = dict[str, str]
 """The query of a page."""
@@ -65,15 +68,12 @@ class Action:
     """Takes the bytes of the request; what is said goes to a script, as JSON."""
 
 
-def number_in(asked: Mapping[str, str], name: str) -> int | None:
-    """Return a number of a query or form; None where it is not there.
+def number(name: str, text: str, *, least: int = 0) -> int:
+    """Return the number that a field of a query or form says.
 
     Raises:
-        ArgumentInvalid: it is none, or none that a field of a request takes.
+        ArgumentInvalid: it says none, or none from `least` to NUMBER_MAX.
     """
-    text = asked.get(name)
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdecimal()) or int(text[:20]) >= 2**63:
-        raise ArgumentInvalid(f"{name} must be a number from 0 to 2^63 - 1")
+    if not re.fullmatch("[0-9]{1,19}", text) or not least <= int(text) <= NUMBER_MAX:
+        raise ArgumentInvalid(f"{name} must be a whole number from {least} to {NUMBER_MAX}")
     return int(text)

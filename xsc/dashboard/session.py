@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final
 
 from xsc.base.clock import Clock, Entropy
 from xsc.base.errors import NotAllowed
@@ -28,8 +28,6 @@ SECRET_BYTES: Final = 32
 
 _HOST: Final = re.compile(r"(localhost|[0-9.]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 """A name or an address, and perhaps a port."""
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -61,7 +59,8 @@ class Sessions:
         """Return a code that logs one browser in, within CODE_MS."""
         code = self._secret()
         self._codes[_digest(code)] = self._clock.monotonic_ms()
-        _drop_first(self._codes)
+        if len(self._codes) > SESSIONS_MAX:
+            del self._codes[next(iter(self._codes))]
         return code
 
     def open(self, code: str) -> str:
@@ -79,37 +78,35 @@ class Sessions:
             )
         token = self._secret()
         self._sessions[_digest(token)] = Session(self._secret(), now_ms)
-        for ended in _drop_first(self._sessions):
-            ended.streams.clear()
+        if len(self._sessions) > SESSIONS_MAX:
+            self._end(next(iter(self._sessions)))
         return token
 
     def of(self, token: str) -> Session | None:
         """Return the session of a token, and note that it is used."""
         key, now_ms = _digest(token), self._clock.monotonic_ms()
-        found = self._sessions.pop(key, None)
+        found = self._sessions.get(key)
         if found is None:
             return None
         if now_ms - found.used_ms > IDLE_MS:
-            found.streams.clear()
+            self._end(key)
             return None
         found.used_ms = now_ms
-        self._sessions[key] = found
+        self._sessions[key] = self._sessions.pop(key)
         return found
 
     def close(self, token: str) -> None:
-        """End a session, and its event streams."""
-        if (ended := self._sessions.pop(_digest(token), None)) is not None:
-            ended.streams.clear()
+        """End a session."""
+        self._end(_digest(token))
+
+    def _end(self, key: bytes) -> None:
+        if (found := self._sessions.pop(key, None)) is not None:
+            found.streams.clear()
 
 
 def _digest(secret: str) -> bytes:
     # A dictionary compares byte by byte, and tells by its time how much of a secret is right.
     return hashlib.sha256(secret.encode(errors="replace")).digest()
-
-
-def _drop_first(held: dict[bytes, T]) -> list[T]:
-    """Drop what is beyond the bound, and return it."""
-    return [held.pop(key) for key in [*held][: max(0, len(held) - SESSIONS_MAX)]]
 
 
 def check_host(headers: Mapping[str, str]) -> str:

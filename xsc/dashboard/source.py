@@ -64,8 +64,8 @@ class Node(Protocol):
             XscError: why it cannot be read.
         """
 
-    def version(self) -> str:
-        """Return something that changes when what pages show does."""
+    def changes(self) -> str:
+        """Return a text that is another one once something has changed that pages show."""
 
 
 class Number(int):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -90,6 +91,11 @@ def whole(text: str) -> Markup:
     return escape(printable(text))
 
 
+def urlencode(text: str) -> Markup:
+    """Return a text as it stands in a link, whole: one that is cut leads elsewhere."""
+    return Markup(quote(text))  # noqa: S704 (it has no character that HTML reads)
+
+
 def part_of(part: int, whole: int, width: int) -> int:
     """Return the length of a bar, as long as `width` where the part is the whole."""
     return 0 if whole <= 0 else max(0, min(width, part * width // whole))
@@ -105,8 +111,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (size, owed, share, duration, seconds, moment, level, grouped, node, total, whole)
-    made.filters |= {each.__name__: each for each in filters}
+    numbers = (size, owed, share, duration, seconds, moment, level, grouped, total)
+    made.filters |= {each.__name__: each for each in (*numbers, node, whole, urlencode)}
     made.filters |= {"credits": in_credits, "count": count_of}
     made.globals["part_of"] = part_of
     return made

@@ -1,4 +1,4 @@
-"""A browser that is logged in at a node, in one process and without a socket."""
+"""A browser that is logged in at a node, without a socket, and the API beside it."""
 
 import asyncio
 import json
@@ -12,12 +12,22 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
 from xsc.base.ids import to_text
+from xsc.base.log import SilentLog
 from xsc.dashboard.app import Dashboard
+from xsc.node.api.app import application
 from xsc.node.api.serving import Server
 from xsc.node.daemon import ANSWERS
 
 HOST = "127.0.0.1:4000"
-NUMBER = re.compile(r'<data value="(-?[0-9]+)" data-from="([^"]*)">')
+TOKEN = "t" * 52
+NUMBER = re.compile(r'<data value="(-?[0-9]+)" data-from="([^"]+)">')
+
+
+class Loud(SilentLog):
+    """Does not hide what went wrong."""
+
+    def error(self, event, **fields):
+        raise AssertionError((event, *fields.values()))
 
 
 class Arriving(BaseProtocol):
@@ -70,7 +80,16 @@ class Answer:
     def numbers(self):
         """Value and origins of each number of the page."""
         found = NUMBER.findall(self.text)
+        assert len(found) == self.text.count("<data")
         return [(int(value), unescape(origin).split()) for value, origin in found]
+
+
+def at(document, pointer):
+    """Return what is at a JSON pointer (RFC 6901)."""
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        document = document[int(key) if isinstance(document, list) else key]
+    return document
 
 
 class Browser:
@@ -78,7 +97,10 @@ class Browser:
         self.node = node
         self.server = Server(node, ANSWERS)
         own = to_text(node.key.node_id)
-        self.dashboard = Dashboard(self.server, own, node.sessions, node.clock)
+        pages = Dashboard(self.server, own, node.sessions, node.clock)
+        self.answer = application(
+            self.server.routes(), TOKEN, Loud(), node.peer_names, dashboard=pages
+        )
         token = node.sessions.open(node.sessions.new_code())
         self.csrf = node.sessions.of(token).csrf
         self.cookie = f"xsc_{own}={token}"
@@ -96,13 +118,38 @@ class Browser:
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         written = Written()
         request = make_mocked_request(method, path, headers=sent, payload=stream, writer=written)
-        return Answer(await self.dashboard.answer(request), written)
+        return Answer(await self.answer(request), written)
 
     async def get(self, path):
         return await self.ask("GET", path)
 
+    async def shown(self, path):
+        """Return the text of a page that is there, each of whose numbers is what the API says."""
+        answer = await self.get(path)
+        assert answer.status == 200, (path, answer.seen)
+        await self.check_numbers(answer)
+        return answer.text
+
     async def post(self, path, **fields):
         return await self.ask("POST", path, urlencode({"csrf": self.csrf, **fields}).encode())
+
+    async def api(self, path):
+        """Return what the API says at a path."""
+        answer = await self.ask("GET", path, Authorization=f"Bearer {TOKEN}")
+        assert answer.status == 200, (path, answer.text)
+        return answer.json
+
+    async def check_numbers(self, answer):
+        """Check that every number of a page is what the API says there."""
+        documents = {}
+        for value, origins in answer.numbers:
+            parts = 0
+            for origin in origins:
+                path, _, pointer = origin.partition("#")
+                if path not in documents:
+                    documents[path] = await self.api(path)
+                parts += at(documents[path], pointer)
+            assert value == parts, origins
 
     async def put(self, name, body, **sent):
         return await self.ask(

@@ -33,7 +33,7 @@ class Node:
 
     def __init__(self):
         self.name = SECRET
-        self.versions = "1"
+        self.count = "1"
         self.changed = []
 
     async def ask(self, endpoint, asked, *, body=None, pick=None, window=slice(None)):
@@ -44,8 +44,8 @@ class Node:
         found["status"] |= {"name": self.name, "network": "xsc"}
         return found
 
-    def version(self):
-        return self.versions
+    def changes(self):
+        return self.count
 
 
 async def gather(node, asked):
@@ -274,8 +274,10 @@ async def test_a_form_without_the_csrf_of_its_session_changes_nothing(site):
     await site.log_in()
     for fields in ({}, {"csrf": ""}, {"csrf": csrf}, {"csrf": csrf + "a"}):
         for path in ("/page/act", "/logout"):
-            answer, _ = await site.call("POST", path, site.own, data=fields)
+            answer, text = await site.call("POST", path, site.own, data=fields)
             assert answer.status == 403
+            # This is what a script puts in the place of the page.
+            assert '<main id="main"' in text
     in_url = f"/page/act?csrf={await site.csrf()}"
     assert (await site.call("POST", in_url, site.own))[0].status == 403
     assert not site.node.changed
@@ -379,7 +381,7 @@ async def test_what_a_query_says_stays_a_text(site):
         assert "<script>alert" not in text
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "²", "9" * 5_000])
+@pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "²", "1" * 5_000])
 async def test_a_time_that_is_none_is_refused(site, text):
     await site.log_in()
     assert (await site.call("GET", f"/history?within_ms={text}"))[0].status == 400
@@ -423,10 +425,10 @@ async def test_a_tab_hears_of_each_change_and_of_nothing_now_and_then(site):
     await site.log_in()
     tab = await Tab(site).open()
     assert await tab.event() == "data: 1\n\n"
-    for version in ("2", "3"):
-        site.node.versions = version
+    for count in ("2", "3"):
+        site.node.count = count
         site.look()
-        assert await tab.event() == f"data: {version}\n\n"
+        assert await tab.event() == f"data: {count}\n\n"
     for _ in range(app.BEAT_LOOKS):
         await settle()
         site.look()
@@ -436,8 +438,8 @@ async def test_a_tab_hears_of_each_change_and_of_nothing_now_and_then(site):
 async def test_what_changed_while_a_page_was_on_its_way_is_told_at_once(site):
     await site.log_in()
     _, text = await site.call("GET", "/page")
-    seen = re.search('name="xsc-version" content="([^"]+)"', text)[1]
-    site.node.versions = "2"
+    seen = re.search('name="xsc-changes" content="([^"]+)"', text)[1]
+    site.node.count = "2"
     assert await (await Tab(site, seen).open()).event() == "data: 2\n\n"
 
 
@@ -448,10 +450,19 @@ async def test_a_fifth_tab_ends_the_oldest(site):
         assert await tab.event() == "data: 1\n\n"
     site.look()
     assert await tabs[0].rest() == "event: over\ndata:\n\n"
-    site.node.versions = "2"
+    site.node.count = "2"
     site.look()
     for tab in tabs[1:]:
         assert await tab.event() == "data: 2\n\n"
+
+
+async def test_who_logs_out_is_told_of_nothing_more(site):
+    await site.log_in()
+    tab = await Tab(site).open()
+    await tab.event()
+    await site.post("/logout")
+    site.look()
+    assert await tab.rest() == "event: over\ndata:\n\n"
 
 
 async def test_a_node_that_stops_ends_all_streams(site):
@@ -498,7 +509,7 @@ async def test_who_stops_reading_is_cut_off(site, monkeypatch):
     monkeypatch.setattr(app, "WRITE_S", 0.01)
     await site.log_in()
     # More than the system holds of what nobody reads.
-    site.node.versions = "v" * (64 << 20)
+    site.node.count = "v" * (64 << 20)
     _, writer = await asyncio.open_connection("127.0.0.1", site.port, limit=1)
     head = f"GET /events HTTP/1.1\r\nHost: {site.host}\r\nCookie: {site.cookie}\r\n"
     writer.write(f"{head}Sec-Fetch-Site: same-origin\r\n\r\n".encode())
@@ -514,8 +525,8 @@ async def test_a_tab_that_is_gone_is_counted_no_more(site):
     await tab.event()
     tab.answer.close()
     await settle()
-    for version in ("2", "3", "4"):
-        site.node.versions = version
+    for count in ("2", "3", "4"):
+        site.node.count = count
         site.look()
         await settle()
     assert session_of(site).streams == []

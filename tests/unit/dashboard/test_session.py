@@ -74,6 +74,25 @@ def test_one_session_too_many_ends_the_one_that_was_used_longest_ago(sessions):
     assert [place for place, token in enumerate(tokens) if not sessions.of(token)] == [1]
 
 
+def test_a_session_that_ends_has_no_stream(sessions, clock):
+    def following():
+        token = sessions.open(sessions.new_code())
+        session = sessions.of(token)
+        session.streams.append(object())
+        return token, session.streams
+
+    token, streams = following()
+    sessions.close(token)
+    assert streams == []
+    _, streams = following()
+    for _ in range(SESSIONS_MAX):
+        token, last = following()
+    assert streams == []
+    later(clock, IDLE_MS + 1)
+    assert sessions.of(token) is None
+    assert last == []
+
+
 def test_a_session_ends_a_day_after_its_last_request(sessions, clock):
     token = sessions.open(sessions.new_code())
     for _ in range(3):

@@ -60,6 +60,11 @@ def test_a_text_that_is_to_be_copied_is_whole():
     assert "<" not in rendered("{{ t|whole }}", t="<b>")
 
 
+def test_a_link_is_whole_and_has_nothing_that_html_reads():
+    found = rendered("<a href='/x?a=1{{ '&b=' ~ t|urlencode }}'>", t="ä/&\"'<" * 100)
+    assert found == f"<a href='/x?a=1&amp;b={'%C3%A4/%26%22%27%3C' * 100}'>"
+
+
 def test_a_node_has_its_name_or_the_beginning_of_its_id():
     assert rendered("{{ 'anna'|node('abc') }}") == '<span class="node" title="abc">anna</span>'
     assert ">aaaaaaaaaa<" in rendered("{{ n|node(id) }}", n=None, id="a" * 52)

@@ -8,9 +8,8 @@ from typing import Any, Final, NamedTuple
 
 from xsc.api import monitor, peers
 from xsc.api.endpoint import Nothing
-from xsc.base.errors import ArgumentInvalid
 from xsc.base.units import format_share, format_time, parse_duration_ms
-from xsc.dashboard.page import Action, Asked, Page, Said, number_in
+from xsc.dashboard.page import Action, Asked, Page, Said, number
 from xsc.dashboard.source import Document, Node, fetch
 
 LINES_SHOWN: Final = 10
@@ -81,8 +80,7 @@ async def invite(node: Node, form: Mapping[str, str]) -> Said:
 
 async def recognise(node: Node, form: Mapping[str, str]) -> Said:
     """Weigh a peer."""
-    if (weight_ppm := number_in(form, "weight_ppm")) is None:
-        raise ArgumentInvalid("the form has no weight_ppm")
+    weight_ppm = number("weight_ppm", form.get("weight_ppm", ""))
     asked = peers.Recognise(who=form.get("who", ""), weight_ppm=weight_ppm)
     done = await node.ask(peers.RECOGNISE, asked)
     return Said(f"{done['name']} is recognised with {format_share(done['weight_ppm'])}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from xsc.api import ledger
-from xsc.dashboard.page import Asked, Page, number_in
+from xsc.dashboard.page import Asked, Page, number
 from xsc.dashboard.source import Node, fetch
 
 ENTRIES_SHOWN: Final = 25
@@ -15,7 +15,7 @@ ENTRIES_SHOWN: Final = 25
 async def gather(node: Node, asked: Asked) -> Mapping[str, Any]:
     """Return what the page shows, who owes most first."""
     found = await fetch(node, ledger.BALANCE, ledger.Accounts(heard=True))
-    before = number_in(asked, "before")
+    before = number("before", asked["before"]) if "before" in asked else None
     flows = await fetch(node, ledger.FLOWS, ledger.Booked())
     sums = (row[kind] for row in flows for kind in ("earned_micro", "spent_micro"))
     return {

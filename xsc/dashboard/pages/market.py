@@ -8,9 +8,9 @@ from typing import Any, Final
 from xsc.api import market, peers
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import ArgumentInvalid
-from xsc.dashboard.page import Action, Asked, Page, number_in
+from xsc.dashboard.page import Action, Asked, Page, number
 from xsc.dashboard.pages.circle import recognise
-from xsc.dashboard.source import Node, fetch
+from xsc.dashboard.source import Node, Rows, fetch
 
 LEASES_SHOWN: Final = 50
 _COLOURS: Final = "abcdef"
@@ -18,16 +18,13 @@ _COLOURS: Final = "abcdef"
 
 async def gather_market(node: Node, asked: Asked) -> Mapping[str, Any]:
     """Return what is offered and needed, and so many leases."""
-    first = number_in(asked, "first") or 0
-    # One more says whether there is more.
-    leases = await fetch(
-        node, market.LEASES, Nothing(), window=slice(first, first + LEASES_SHOWN + 1)
-    )
+    first = number("first", asked.get("first", "0"))
+    last = first + LEASES_SHOWN
+    leases: Rows = await fetch(node, market.LEASES, Nothing(), window=slice(first, last))
     return {
         "slots": await fetch(node, market.SLOTS, Nothing()),
-        "leases": leases[:LEASES_SHOWN],
-        "first": first,
-        "next": first + LEASES_SHOWN if len(leases) > LEASES_SHOWN else None,
+        "leases": leases,
+        "next": last if last < leases.total else None,
         "previous": max(0, first - LEASES_SHOWN) if first else None,
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
@@ -12,9 +11,9 @@ from aiohttp import web
 
 from xsc.api import market, objects, peers
 from xsc.api.endpoint import Nothing
-from xsc.base.errors import ArgumentInvalid, NotFound, XscError
+from xsc.base.errors import NotFound, XscError
 from xsc.base.text import count_of
-from xsc.dashboard.page import Action, Asked, Page, Said
+from xsc.dashboard.page import Action, Asked, Page, Said, number
 from xsc.dashboard.source import Node, Pick, Rows, fetch
 
 PAGE_ROWS: Final = 100
@@ -33,11 +32,9 @@ async def gather(node: Node, asked: Asked) -> Mapping[str, Any]:
     Raises:
         ArgumentInvalid: what names a page of the objects is no number.
     """
-    number, part = asked.get("page", "1"), asked.get("name", "")
-    if not re.fullmatch("[1-9][0-9]{0,8}", number):
-        raise ArgumentInvalid("a page is a whole number, and the first one is 1")
-    endangered = "endangered" in asked
-    last = int(number) * PAGE_ROWS
+    page = number("page", asked.get("page", "1"), least=1)
+    part, endangered = asked.get("name", ""), "endangered" in asked
+    last = page * PAGE_ROWS
     listed: Rows = await fetch(
         node,
         objects.LIST,
@@ -48,7 +45,7 @@ async def gather(node: Node, asked: Asked) -> Mapping[str, Any]:
     return {
         "objects": [{**row, "id": object_id(row["capability"])} for row in listed],
         "count": listed.total,
-        "number": int(number),
+        "number": page,
         "numbers": max(1, -(-listed.total // PAGE_ROWS)),
         "part": part,
         "endangered": endangered,

@@ -54,7 +54,7 @@
 
   // One stream a tab. Where too many tabs are open, the oldest are told no more, and ask.
   function follow() {
-    const events = new EventSource(`/events?seen=${encodeURIComponent(meta("version"))}`);
+    const events = new EventSource(`/events?seen=${encodeURIComponent(meta("changes"))}`);
     events.onmessage = changed;
     events.onerror = changed;
     events.addEventListener("over", () => {

@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, fields
 from itertools import count
@@ -26,6 +26,7 @@ from xsc.api import objects, problems, ranges, serial
 from xsc.api.endpoint import Endpoint, headers_of
 from xsc.base import limits, units
 from xsc.base.errors import ArgumentInvalid, RangeUnsatisfiable, TooLarge, XscError
+from xsc.dashboard.source import Pick, Read
 from xsc.node.api import app, openapi
 from xsc.node.build import Node
 
@@ -66,10 +67,6 @@ _UNITS: Mapping[str, Callable[[int], str]] = {
 """Formats the value of a field for people, by the unit at the end of the field's name."""
 
 T = TypeVar("T")
-Read = Callable[[int], Awaitable[bytes]]
-"""Returns the next bytes, at most so many; none at the end."""
-Pick = Callable[[Sequence[Any]], Sequence[int]]
-"""Returns the places of those rows that are wanted, in the order in which they are."""
 Answer: TypeAlias = Callable[..., Any]
 """An asynchronous function of the node, the request and, for some, the body; or an iterator."""
 Answers: TypeAlias = Mapping[Endpoint[Any, Any], Answer]
@@ -278,19 +275,7 @@ class Server:
         pick: Pick | None = None,
         window: slice = slice(None),
     ) -> dict[str, Any]:
-        """Return an answer as a client would read it.
-
-        Args:
-            endpoint: what is asked.
-            asked: the request.
-            body: the bytes that follow it.
-            pick: returns the places of the rows of a listing that are wanted; without it, all.
-            window: which of these are answered. `places` says where they are in the listing,
-                and `total` how many were picked.
-
-        Raises:
-            XscError: why there is none.
-        """
+        """Answer a page, as `xsc.dashboard.source.Node` says."""
         given = () if body is None else (Body(body),)
         value = await self._answered(endpoint, asked, *given)
         if endpoint.rows:
@@ -304,11 +289,7 @@ class Server:
     async def download(
         self, request: web.BaseRequest, capability: str, headers: Mapping[str, str]
     ) -> web.StreamResponse:
-        """Answer a request with the bytes of an object.
-
-        Raises:
-            XscError: why it cannot be read.
-        """
+        """Answer a browser, as `xsc.dashboard.source.Node` says."""
         asked = objects.Get(capability=capability)
         found = await self._answered(objects.GET, asked)
         return await self._downloaded(request, found, headers)
@@ -320,8 +301,8 @@ class Server:
             app.name_peers(fault, self._node.peer_names)
             raise
 
-    def version(self) -> str:
-        """Return what changes when something did that people look at."""
+    def changes(self) -> str:
+        """Return what differs once something has changed that people look at."""
         return f"{self._node.log.lines}.{self._node.watch.changes}"
 
     def routes(self) -> list[web.RouteDef]:

@@ -161,12 +161,12 @@ async def repair(node: Node, asked: api.Capability) -> api.Repaired:
     return await node.storage.repair(asked.capability)
 
 
-async def repairs(node: Node, _: endpoint.Nothing) -> list[api.Mending]:
+async def repairs(node: Node, _: endpoint.Nothing) -> list[api.Repair]:
     """List the repairs that run, and after them those that moved something of late."""
     repairer = node.storage.repairer
     running = [(ref, at_ms, None) for ref, at_ms in repairer.under_way.items()]
     return [
-        api.Mending(
+        api.Repair(
             object=ref,
             name=node.storage.catalogue.shown_name(ref),
             runs=done is None,
