@@ -38,7 +38,7 @@ from xsc.storage.object.placement import (
     likely_columns,
 )
 from xsc.storage.ports import ChargeRead, Hosts, Leases
-from xsc.storage.repair import assignment, custodian, repairer
+from xsc.storage.repair import assignment, custodian, possession, repairer
 from xsc.storage.repair.drain import Departures, Drain
 from xsc.storage.repair.maintained_object import MaintainedObjects, OwnObjects, Settings
 from xsc.storage.repair.mover import Progress
@@ -206,6 +206,16 @@ class StorageService:
             budget_bytes=settings.guard_bytes,
         )
         self.custody_repairer = self._repairer(self.custodian, owners)
+        self.possessions = possession.Possessions(
+            client,
+            self._finder,
+            self.catalogue,
+            self.custodian,
+            own=self.repairer,
+            custody=self.custody_repairer,
+            node=node,
+            charge_read=charge_read,
+        )
         self.resume_journals = ResumeJournals(client, state, commit)
         self.read_ahead = read_ahead_cache.ReadAheadCache()
         self._reading_together = asyncio.Semaphore(READ_AT_ONCE)

@@ -1,0 +1,274 @@
+"""Says what should lie at hosts, reads leaves of what lies here, and has what is lost repaired.
+
+For challenges (docs/design/health.md): the objects of this node, and those in its custody whose
+owners are absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from functools import partial
+from typing import NamedTuple
+
+from xsc.base import errors, ids, limits, turns
+from xsc.base.clock import run_sized
+from xsc.base.merkle import root_of
+from xsc.storage.catalogue.finder import ObjectFinder
+from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
+from xsc.storage.object import inventory, segment
+from xsc.storage.object.capability import VerifyCapability, parse_verify
+from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX, Code
+from xsc.storage.object.manifest import hash_of, root_at
+from xsc.storage.ports import ChargeRead
+from xsc.storage.repair.custodian import Custodian
+from xsc.storage.repair.repairer import Repairer
+from xsc.storage.shardstore.store import StorageNode
+from xsc.storage.transfer import get, host_client
+from xsc.terms.possession import (
+    MANIFEST_COLUMN,
+    AskedLeaf,
+    Holding,
+    LeafProof,
+    Pile,
+    Root,
+    pile_name,
+)
+
+PROVE = "health.prove"
+
+
+class _Kept(NamedTuple):
+    """An object as far as its piles follow from it."""
+
+    verify: VerifyCapability
+    columns: tuple[bytes, ...]
+    k: int
+    size_bytes: int
+    sealed_bytes: int
+    hosts: frozenset[bytes]
+    """Those that should have what they were given."""
+
+    def piles(self, host: bytes) -> list[Pile]:
+        """Return what a host should have of it."""
+        if host not in self.columns or host not in self.hosts:
+            return []
+        locate, sealed = self.verify.locate, self.sealed_bytes
+        piles = [Pile(pile_name(locate, MANIFEST_COLUMN), 1, sealed, sealed)]
+        if self.size_bytes > limits.INLINE_BYTES_MAX:
+            count = segment.count(self.size_bytes, limits.SEGMENT_BYTES)
+            last = segment.length_of(count - 1, self.size_bytes, limits.SEGMENT_BYTES)
+            code = Code(self.k, len(self.columns) - self.k)
+            sizes = count, code.shard_bytes(limits.SEGMENT_BYTES), code.shard_bytes(last)
+            piles += [
+                Pile(pile_name(locate, column), *sizes)
+                for column, node in enumerate(self.columns)
+                if node == host
+            ]
+        return piles
+
+
+def _root_in(located: get.Located, pile: Pile, body: int) -> Root:
+    generation = located.manifest.generation
+    if pile.column == MANIFEST_COLUMN:
+        return Root(generation, root_of(located.sealed), hash_of(located.sealed))
+    return Root(generation, root_at(located.manifest, body, pile.column), None)
+
+
+class Possessions:
+    """The piles of own objects and of those in custody."""
+
+    def __init__(
+        self,
+        client: host_client.HostClient,
+        finder: ObjectFinder,
+        catalogue: ObjectCatalogue,
+        custodian: Custodian,
+        *,
+        own: Repairer,
+        custody: Repairer,
+        node: StorageNode,
+        charge_read: ChargeRead,
+    ) -> None:
+        self._client = client
+        self._finder = finder
+        self._catalogue = catalogue
+        self._custodian = custodian
+        self._own = own
+        self._custody = custody
+        self._node = node
+        self._charge_read = charge_read
+        self._sizes: dict[bytes, tuple[int, int]] = {}
+        """Of objects in custody: their bytes, and those of their sealed manifests."""
+
+    # What should lie at hosts
+
+    async def held(self, hosts: Collection[bytes]) -> dict[tuple[bytes, bytes], Holding]:
+        """Return what this node looks after at hosts, by host and customer."""
+        found = {}
+        for place, piles in (await self._refs_at(hosts)).items():
+            refs = {pile.name: ref for pile, ref in piles.items()}
+            found[place] = Holding([*piles], partial(self._root, refs))
+        return found
+
+    async def _refs_at(
+        self, hosts: Collection[bytes]
+    ) -> dict[tuple[bytes, bytes], dict[Pile, bytes]]:
+        """Return the piles that hosts should have, by host and customer, and whose object it is."""
+        found: dict[tuple[bytes, bytes], dict[Pile, bytes]] = {}
+        wanted = frozenset(hosts) - {self._client.own}
+
+        def add(customer: bytes, ref: bytes, kept: _Kept) -> None:
+            for host in wanted.intersection(kept.columns):
+                if piles := kept.piles(host):
+                    found.setdefault((host, customer), {}).update(dict.fromkeys(piles, ref))
+
+        async for ref, entry in turns.sliced(self._catalogue.entries()):
+            if not entry.deleting and not wanted.isdisjoint(entry.placement.columns):
+                add(self._client.own, ref, self._of_entry(ref, entry))
+        custody = [item async for item in turns.sliced(self._custodian.refs())]
+        for ref, placement, _ in custody:
+            if not wanted.isdisjoint(placement.columns):
+                kept = await self._of_custody(ref)
+                if kept is not None:
+                    add(ref[: ids.ID_BYTES], ref, kept)
+        for ref in self._sizes.keys() - {ref for ref, _, _ in custody}:
+            self._sizes.pop(ref, None)
+        return found
+
+    def _of_entry(self, ref: bytes, entry: ObjectEntry) -> _Kept:
+        hosts = frozenset(
+            item.node
+            for item in entry.held
+            if item.size_bytes
+            and not self._client.has_dropped(item.node, item.lease_id)
+            and not self._client.hosts.is_denied(item.lease_id)
+        )
+        placement, verify = entry.placement, parse_verify(entry.capability)
+        sealed = self._catalogue.sealed_bytes(ref)
+        return _Kept(verify, placement.columns, placement.k, entry.size_bytes, sealed, hosts)
+
+    async def _of_custody(self, ref: bytes) -> _Kept | None:
+        kept = self._custodian.load(ref)
+        if kept is None or kept.only_clean:
+            return None
+        if ref not in self._sizes:
+            try:
+                located = await self._finder.find(kept.capability)
+            except errors.XscError:
+                return None  # A survey says so.
+            self._sizes[ref] = located.manifest.size_bytes, len(located.sealed)
+        placement = kept.placement
+        hosts = frozenset(placement.columns)
+        return _Kept(kept.capability, placement.columns, placement.k, *self._sizes[ref], hosts)
+
+    async def _root(self, refs: dict[bytes, bytes], pile: Pile, body: int) -> Root:
+        """Return what proves a body of a pile.
+
+        Raises:
+            ObjectUnknown: this node looks after that object no more.
+        """
+        ref = refs[pile.name]
+        repairer = self._own if len(ref) == ids.ID_BYTES else self._custody
+        kept = repairer.load(ref)
+        if kept is None:
+            raise errors.ObjectUnknown("the object is looked after no more")
+        return _root_in(await self._finder.find(kept.capability), pile, body)
+
+    async def of_object(
+        self, verify: VerifyCapability, nodes: Iterable[bytes | None]
+    ) -> tuple[bytes, dict[bytes, Holding]]:
+        """Return an object's owner, and what the nodes of its columns should have, but this one.
+
+        Raises:
+            ObjectUnknown: no node that answers knows it.
+        """
+        located = await self._finder.find(verify)
+        manifest, sealed = located.manifest, len(located.sealed)
+        columns = tuple(b"" if node is None else node for node in nodes)
+        hosts = frozenset(columns) - {b"", self._client.own}
+        kept = _Kept(verify, columns, manifest.k, manifest.size_bytes, sealed, hosts)
+
+        async def root(pile: Pile, body: int) -> Root:
+            return _root_in(located, pile, body)
+
+        return manifest.owner, {host: Holding(kept.piles(host), root) for host in sorted(hosts)}
+
+    # What was lost
+
+    async def lost(
+        self, host: bytes, customer: bytes, names: Collection[bytes] | None
+    ) -> frozenset[bytes]:
+        """Have piles at a host count as lost; return those that it should still have."""
+        repairer = self._own if customer == self._client.own else self._custody
+        refs = (await self._refs_at([host])).get((host, customer), {})
+        still = {pile: ref for pile, ref in refs.items() if names is None or pile.name in names}
+        for pile, ref in still.items():
+            kept = repairer.load(ref)
+            if kept is None:
+                continue
+            columns = {pile.column} - {MANIFEST_COLUMN}
+            if list(refs.values()).count(ref) == 1:
+                # An object that has no shards: its manifest is all that there is.
+                columns = {c for c, node in enumerate(kept.placement.columns) if node == host}
+            repairer.note_unreadable(ref, {(column, host) for column in columns})
+        # Of the others hosts say more than of leaves, and what they say they have is read.
+        repairer.look_at({*refs.values()} if still else ())
+        return frozenset(pile.name for pile in still)
+
+    # Reading
+
+    async def whole(self, host: bytes, pile: Pile, body: int, root: Root) -> None:
+        """Read a whole body from a host.
+
+        Raises:
+            ShardMismatch: the host gave other bytes.
+            ShardsInsufficient: it says that it does not have it.
+            XscError: what it answered, or that it is silent.
+        """
+        if root.manifest is None:
+            size = pile.size_of(body)
+            want = inventory.Wanted(body, pile.column, root.root, size_bytes=size)
+            await self._client.fetch(host, pile.locate, root.generation, want)
+            return
+        sealed = await self._client.find(host, pile.locate, root.manifest)
+        if sealed is None:
+            raise errors.ShardsInsufficient("the host does not have the manifest")
+        if hash_of(sealed) != root.manifest:
+            raise errors.ShardMismatch("the host gave another manifest")
+
+    async def leaf(self, caller: bytes, asked: AskedLeaf) -> LeafProof | None:
+        """Return a leaf that lies here and its proof; None where it is not here, or damaged.
+
+        Raises:
+            RecordInvalid: the manifest that lies here has another root or size.
+            RateLimited: the caller may not have so much read now.
+        """
+        pile, root, size = asked.pile, asked.root, asked.size_bytes
+        span = segment.Span(asked.leaf, asked.leaf + 1, size)
+        charge = partial(self._charge_read, caller, PROVE)
+        if root.manifest is None:
+            if (
+                size > limits.SEGMENT_BYTES
+                or pile.column > COLUMN_MAX
+                or asked.body > SEGMENT_MAX
+                or root.generation > GENERATION_MAX
+            ):
+                raise errors.RecordInvalid("there is no such shard")
+            want = inventory.Wanted(asked.body, pile.column, root.root, span)
+            (found,) = await self._node.get(
+                pile.locate, root.generation, [want], size_max=limits.SEGMENT_BYTES, charge=charge
+            )
+        else:
+            charge(size)
+            sealed = await self._node.find(pile.locate, root.manifest, size)
+            if sealed is None:
+                return None
+            cut = await run_sized(
+                self._client.executor, len(sealed), inventory.cut_found, sealed, root.root, span
+            )
+            if cut is None or cut.state != "ok":
+                raise errors.RecordInvalid("the manifest here has another root or size")
+            found = cut
+        if found.data is None or found.path is None:
+            return None
+        return LeafProof(bytes(found.data), found.path)
