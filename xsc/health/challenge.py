@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, count, pairwise
-from typing import Annotated, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field
 
@@ -35,6 +34,8 @@ from xsc.terms.possession import (
 
 Outcome: TypeAlias = Literal["ok", "bad_proof", "missing", "timeout", "unreachable", "prober_void"]
 
+ANSWERED: Final = frozenset({"ok", "bad_proof", "missing"})
+"""Outcomes that a host signed, and silence that counts as missing."""
 EVERYTHING = bytes(32)
 """The scope of a challenge over all that a customer has at a host; else it is a locate id."""
 PAGE_PILES = 64
@@ -113,8 +114,7 @@ def _checked(page: bytes | memoryview, entries: Sequence[_Entry], number: int) -
 # The draw
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
+class Round(NamedTuple):
     """Who asks whom, about whose data, and in which interval."""
 
     host: bytes
@@ -364,7 +364,7 @@ def noted(before: Challenged | None, outcome: Outcome, epoch: int, now_ms: int) 
     A timeout becomes `missing` when it was asked again AGAIN_MIN times over CONTAINED_MS. What is
     the prober's or the network's fault changes nothing but the last outcome.
     """
-    row = before or Challenged(epoch=epoch, at_ms=now_ms, outcome=outcome)
+    row = before or Challenged(epoch=0, at_ms=now_ms, outcome=outcome)
     change: dict[str, object] = {"at_ms": now_ms, "outcome": outcome}
     if outcome != "unreachable":
         change["epoch"] = epoch
@@ -373,7 +373,7 @@ def noted(before: Challenged | None, outcome: Outcome, epoch: int, now_ms: int) 
         change |= {"silent_ms": since_ms, "silences": row.silences + 1}
         if row.silences >= AGAIN_MIN and now_ms - since_ms >= CONTAINED_MS:
             outcome = change["outcome"] = "missing"
-    if outcome in {"ok", "bad_proof", "missing"}:
+    if outcome in ANSWERED:
         change |= {"silent_ms": None, "silences": 0, "again": b""}
     if outcome == "ok":
         change["ok_ms"] = now_ms
@@ -396,9 +396,10 @@ def is_due(prober: bytes, host: bytes, rows: Iterable[Challenged], now_ms: int) 
     return epochs != {epoch} and since_ms >= slot * SLOT_MS
 
 
-def whole_is_due(row: Challenged, now_ms: int) -> bool:
-    """Say whether a whole body is to be read: where the leaves were right, once in WHOLE_MS."""
-    return row.outcome == "ok" and (row.whole_ms is None or now_ms - row.whole_ms >= WHOLE_MS)
+def whole_is_due(row: Challenged | None, now_ms: int) -> bool:
+    """Say whether a whole body is to be read where the leaves are right: once in WHOLE_MS."""
+    last_ms = None if row is None else row.whole_ms
+    return last_ms is None or now_ms // WHOLE_MS != last_ms // WHOLE_MS
 
 
 def whole_most_ms(size_bytes: int) -> int:

@@ -147,20 +147,25 @@ class ChallengeService:
                 self._revealed[host, customer] = reveal
             if host not in self._health.peers():
                 return proved
-            row = rules.noted(before, proved.outcome, epoch, self._context.clock.now_ms())
-            if row.outcome == "timeout" and reveal is not None:
+            silent = proved.outcome == "timeout"
+            now_ms = self._context.clock.now_ms()
+            whole = proved.outcome == "ok" and rules.whole_is_due(before, now_ms)
+            if whole:
+                proved = await self._whole(asked, holding, now_ms)
+            now_ms = self._context.clock.now_ms()
+            row = rules.noted(before, proved.outcome, epoch, now_ms)
+            if whole and row.outcome in rules.ANSWERED:
+                row = row.model_copy(update={"whole_ms": now_ms})
+            if silent and row.outcome == "timeout" and reveal is not None:
                 row = row.model_copy(update={"again": reveal.to_bytes()})
-            if rules.whole_is_due(row, row.at_ms):
-                proved = await self._whole(asked, holding)
-                row = rules.noted(row, proved.outcome, epoch, self._context.clock.now_ms())
-                row = row.model_copy(update={"whole_ms": row.at_ms})
             if row.outcome in {"bad_proof", "missing"}:
-                # Silence that became missing is about all that lies there.
-                names = proved.names if proved.outcome != "timeout" else None
                 proved = proved._replace(outcome=row.outcome)
-                if not await self._possessions.lost(host, customer, names):
+                # Silence that has become missing is about all that lies there.
+                still = await self._possessions.lost(host, customer, proved.names or None)
+                if not still:
                     proved = proved._replace(outcome="prober_void", reason="it moved meanwhile")
-                    row = rules.noted(before, "prober_void", epoch, row.at_ms)
+                    row = rules.noted(before, "prober_void", epoch, now_ms)
+                    row = row.model_copy(update={"again": b""})
             self._keep(host, customer, row)
             self._say(proved)
             return proved
@@ -269,9 +274,10 @@ class ChallengeService:
             self._health.report(host, f"challenge: {fault.message}")
             raise
 
-    async def _whole(self, asked: Round, holding: Holding) -> Proved:
-        """Read a whole body, drawn by this node alone."""
-        host, drawn = asked.host, self._context.entropy.token(ID_BYTES)
+    async def _whole(self, asked: Round, holding: Holding, now_ms: int) -> Proved:
+        """Read a whole body, drawn by this node alone: the same one until that was answered."""
+        host = asked.host
+        drawn = rules.nonce_of(self._secret, asked._replace(epoch=now_ms // rules.WHOLE_MS))
         pages = rules.pages_of(holding.piles)
         index = rules.index_of(pages)
         shown = [pages[number] for number in rules.pages_drawn(index, drawn)]

@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from xsc.base import errors, ids, limits, turns
-from xsc.base.clock import run_sized
+from xsc.base.clock import Executor, run_sized
 from xsc.base.merkle import root_of
 from xsc.storage.catalogue.finder import ObjectFinder
 from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
@@ -67,10 +67,11 @@ class _Kept(NamedTuple):
         return piles
 
 
-def _root_in(located: get.Located, pile: Pile, body: int) -> Root:
-    generation = located.manifest.generation
+async def _root_in(executor: Executor, located: get.Located, pile: Pile, body: int) -> Root:
+    generation, sealed = located.manifest.generation, located.sealed
     if pile.column == MANIFEST_COLUMN:
-        return Root(generation, root_of(located.sealed), hash_of(located.sealed))
+        root = await run_sized(executor, len(sealed), root_of, sealed)
+        return Root(generation, root, hash_of(sealed))
     return Root(generation, root_at(located.manifest, body, pile.column), None)
 
 
@@ -172,7 +173,8 @@ class Possessions:
         kept = repairer.load(ref)
         if kept is None:
             raise errors.ObjectUnknown("the object is looked after no more")
-        return _root_in(await self._finder.find(kept.capability), pile, body)
+        located = await self._finder.find(kept.capability)
+        return await _root_in(self._client.executor, located, pile, body)
 
     async def of_object(
         self, verify: VerifyCapability, nodes: Iterable[bytes | None]
@@ -188,9 +190,7 @@ class Possessions:
         hosts = frozenset(columns) - {b"", self._client.own}
         kept = _Kept(verify, columns, manifest.k, manifest.size_bytes, sealed, hosts)
 
-        async def root(pile: Pile, body: int) -> Root:
-            return _root_in(located, pile, body)
-
+        root = partial(_root_in, self._client.executor, located)
         return manifest.owner, {host: Holding(kept.piles(host), root) for host in sorted(hosts)}
 
     # What was lost
