@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 
 from xsc.api import market, problems
-from xsc.api.endpoint import Endpoint, Id, Key, Model, get, header, listing, named, post
+from xsc.api.endpoint import Endpoint, Id, Key, Model, OfNode, get, header, listing, named, post
 
 Version = Annotated[int, Ge(0), Le(2**63 - 1)]
 
@@ -184,6 +184,8 @@ class Check(Capability):
     """An object, and whether every shard is read."""
 
     deep: bool = False
+    prove: bool = False
+    """Whether its hosts are challenged to prove what they hold of it."""
 
 
 class Domains(Model):
@@ -198,6 +200,17 @@ class BadShard(Column):
 
     segment: int
     reason: str
+
+
+class Proof(OfNode):
+    """What a challenge of a host came to."""
+
+    outcome: str
+    """ok, bad_proof, missing, timeout, unreachable or prober_void."""
+    reason: str
+    """Why it is not "ok"; else empty."""
+    shards: list[int]
+    """Columns that the host did not prove."""
 
 
 class Introducer(Model):
@@ -226,6 +239,8 @@ class Checked(Stat):
     read_bytes: int
     """Read and verified by a deep check."""
     bad: list[BadShard]
+    proofs: list[Proof] = field(default_factory=list)
+    """Of its hosts, where they were challenged."""
     introducers: list[Introducer] = field(default_factory=list)
     """Of the hosts, the one of most of them first."""
 

@@ -269,10 +269,14 @@ class Calls(Core):
         """Ask the hosts of an object for its shards."""
         return self.ask(api.objects.STAT, capability=capability)
 
-    def check(self, capability: str, *, deep: bool = False) -> Document:
-        """Say what an object's placement is worth; `deep` has every shard read and verified."""
-        how_long = DEEP_TIMEOUT_S if deep else core.ANSWER_TIMEOUT_S
-        return self.ask(api.objects.CHECK, timeout_s=how_long, capability=capability, deep=deep)
+    def check(self, capability: str, *, deep: bool = False, prove: bool = False) -> Document:
+        """Say what an object's placement is worth.
+
+        `deep` has every shard read and verified, `prove` each host prove that it has its part.
+        """
+        how_long = DEEP_TIMEOUT_S if deep or prove else core.ANSWER_TIMEOUT_S
+        asked = {"capability": capability, "deep": deep, "prove": prove}
+        return self.ask(api.objects.CHECK, timeout_s=how_long, **asked)
 
     def repair(self, capability: str) -> Document:
         """Have the node look at an object now, and build again what is lost of it."""

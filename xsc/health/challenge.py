@@ -9,7 +9,7 @@ docs/design/health.md; vectors: tests/vectors/challenge.json
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, count, pairwise
 from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
 
@@ -115,7 +115,7 @@ def _checked(page: bytes | memoryview, entries: Sequence[_Entry], number: int) -
 
 
 class Round(NamedTuple):
-    """Who asks whom, about whose data, and in which interval."""
+    """Who asks whom, about whose data, and in which hour."""
 
     host: bytes
     customer: bytes
@@ -123,7 +123,7 @@ class Round(NamedTuple):
     scope: bytes
     """EVERYTHING, or the locate id of the only object that is asked for."""
     epoch: int
-    """The interval of the pair's counts: hours since 1970."""
+    """The hour of the pair's counts: hours since 1970."""
 
     def to_bytes(self) -> bytes:
         """Return what is hashed for it."""
@@ -344,7 +344,7 @@ class Challenged(Record):
     """What challenges of one host about one customer's data came to, as the prober keeps it."""
 
     epoch: Count
-    """The last interval in which it was asked."""
+    """The last hour in which it was asked."""
     at_ms: Count
     outcome: Outcome
     ok_ms: Count | None = None
@@ -381,7 +381,7 @@ def noted(before: Challenged | None, outcome: Outcome, epoch: int, now_ms: int) 
 
 
 def is_due(prober: bytes, host: bytes, rows: Iterable[Challenged], now_ms: int) -> bool:
-    """Say whether a host is to be challenged now: once an interval, spread evenly over it.
+    """Say whether a host is to be challenged now: once an epoch, spread evenly over it.
 
     Args:
         prober: this node.
@@ -408,14 +408,14 @@ def whole_most_ms(size_bytes: int) -> int:
 
 
 class Granted:
-    """The challenges that a host takes: one of each prober, customer and scope an interval."""
+    """The challenges that a host takes: one of each prober, customer and scope an epoch."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._taken: dict[bytes, dict[tuple[bytes, bytes, int], bytes]] = {}
 
     def take(self, asked: Round, commitment: bytes, epoch: int) -> bool:
-        """Return whether a challenge is taken in an interval; it is forgotten with that."""
+        """Return whether a challenge is taken in an epoch; it is forgotten with that."""
         known = self._taken.get(asked.prober, {})
         known = {place: told for place, told in known.items() if place[2] >= epoch - 1}
         place = (asked.customer, asked.scope, asked.epoch)
@@ -432,7 +432,13 @@ class Granted:
         self._taken.pop(prober, None)
 
 
-def worst(outcomes: Mapping[bytes, Challenged]) -> Challenged | None:
-    """Return the outcome that an operator must look at first, of those by customer."""
+def worst(rows: Iterable[Challenged]) -> Challenged | None:
+    """Return the outcome that an operator must look at first; None where there is none."""
     order = ("bad_proof", "missing", "timeout", "unreachable", "prober_void", "ok")
-    return min(outcomes.values(), key=lambda row: order.index(row.outcome), default=None)
+    return min(rows, key=lambda row: order.index(row.outcome), default=None)
+
+
+def proven_ms(rows: Iterable[Challenged]) -> int | None:
+    """Return until when all was proven; None where something never was."""
+    times = [row.ok_ms for row in rows]
+    return None if None in times else min(time for time in times if time is not None)

@@ -27,7 +27,7 @@ CHALLENGE: Final = "health.challenge"
 PROVE: Final = "health.prove"
 ROOT: Final = b"health/challenge/"
 CHALLENGES_A_PEER_MAX = 64
-"""Challenges of one prober that a host takes an interval."""
+"""Challenges of one prober that a host takes an epoch."""
 ROW_BYTES_MAX = 512 * limits.KIB
 ANSWER_BOUNDS: Final[Mapping[str, Callable[[Mapping[str, Value]], int]]] = {
     PROVE: lambda _: limits.SEGMENT_BYTES
@@ -49,6 +49,14 @@ class Proved(NamedTuple):
 
 def _round_fields(asked: Round) -> dict[str, Value]:
     return {"customer": asked.customer, "scope": asked.scope, "epoch": asked.epoch}
+
+
+class Summary(NamedTuple):
+    """What challenges of a host came to; None before the first."""
+
+    outcome: Outcome | None
+    challenged_ms: int | None
+    proven_ms: int | None
 
 
 class ChallengeService:
@@ -74,7 +82,7 @@ class ChallengeService:
         self._possessions = possessions
         self._granted = rules.Granted(CHALLENGES_A_PEER_MAX)
         self._revealed: dict[tuple[bytes, bytes], Reveal] = {}
-        """By host and customer, the challenge of the interval: whoever asks now asks it again."""
+        """By host and customer, the challenge of the hour: whoever asks now asks it again."""
         self._turns: turns.Turns[bytes] = turns.Turns()
         self.rows: dict[bytes, dict[bytes, Challenged]] = {}
         """By host and customer."""
@@ -94,6 +102,14 @@ class ChallengeService:
     def _keep(self, host: bytes, customer: bytes, row: Challenged) -> None:
         self.rows.setdefault(host, {})[customer] = row
         self._state.write([(ROOT + host + customer, row.to_bytes())], sync=False)
+
+    def summary(self, host: bytes) -> Summary:
+        """Return what challenges of a host came to, over all customers."""
+        rows = self.rows.get(host, {}).values()
+        worst = rules.worst(rows)
+        if worst is None:
+            return Summary(None, None, None)
+        return Summary(worst.outcome, worst.at_ms, rules.proven_ms(rows))
 
     def forget(self, peer: bytes) -> None:
         """Drop everything about a peer, also what is stored."""
@@ -183,6 +199,26 @@ class ChallengeService:
         if proved.outcome == "bad_proof":
             self._health.report(proved.host, "bad_proof")
 
+    async def prove_object(
+        self, customer: bytes, locate: bytes, holdings: Mapping[bytes, Holding]
+    ) -> list[Proved]:
+        """Challenge hosts about one object; what is lost of an own one is repaired.
+
+        Args:
+            customer: its owner.
+            locate: of it.
+            holdings: by host, what it should have of it.
+        """
+        epoch = self._context.clock.now_ms() // limits.EPOCH_MS
+        rounds = [Round(host, customer, self._own, locate, epoch) for host in holdings]
+        done = await asyncio.gather(*(self.prove(each, holdings[each.host]) for each in rounds))
+        found = [proved for proved, _ in done]
+        for proved in found:
+            if customer == self._own and proved.outcome in {"bad_proof", "missing"}:
+                await self._possessions.lost(proved.host, customer, proved.names)
+            self._say(proved)
+        return found
+
     async def prove(
         self, asked: Round, holding: Holding, reveal: Reveal | None = None
     ) -> tuple[Proved, Reveal | None]:
@@ -206,7 +242,7 @@ class ChallengeService:
         except (errors.ClockSkewed, errors.PeerUnknown, errors.ObjectUnknown) as fault:
             return void("prober_void", fault.message), reveal
         except errors.RateLimited as fault:
-            # What this node asks as it should is answered: one an interval.
+            # What this node asks as it should is answered: one an epoch.
             own = asked.scope == rules.EVERYTHING
             return void("timeout" if own else "prober_void", fault.message), reveal
         except errors.XscError as fault:
@@ -328,14 +364,14 @@ class ChallengeService:
         """Give this node's nonce for a commitment.
 
         Raises:
-            RateLimited: the caller has committed itself to another one in this interval.
+            RateLimited: the caller has committed itself to another one in this epoch.
         """
         asked = self._asked(caller, header)
         commitment = fields.take_bytes(header, "commitment", size=ID_BYTES)
         if not self._granted.take(
             asked, commitment, self._context.clock.now_ms() // limits.EPOCH_MS
         ):
-            raise errors.RateLimited("so many challenges an interval are answered, and no more")
+            raise errors.RateLimited("so many challenges an epoch are answered, and no more")
         return {"nonce": rules.nonce_of(self._secret, asked, commitment)}, ()
 
     async def _on_prove(
@@ -379,11 +415,3 @@ class ChallengeService:
             "paths": [[*proof.path] for proof in given],
         }
         return answer, [proof.data for proof in given]
-
-
-def proven(
-    rows: Mapping[bytes, Challenged], pick: Callable[[Challenged], int | None]
-) -> int | None:
-    """Return the least of the times that outcomes by customer have; None where one has none."""
-    times = [pick(row) for row in rows.values()]
-    return min((time for time in times if time is not None), default=None) if all(times) else None

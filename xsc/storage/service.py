@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from xsc.api import objects as shown
 from xsc.base import errors, keyvalue, limits, peering
@@ -116,6 +116,17 @@ def best_columns(
 
 
 T = TypeVar("T")
+Prove: TypeAlias = Callable[
+    [VerifyCapability, Sequence[bytes | None]], Awaitable[list[shown.Proof]]
+]
+"""Challenges the nodes of an object's columns, and returns what came of it."""
+PROVEN: Mapping[str, State] = {
+    "bad_proof": "corrupt",
+    "missing": "missing",
+    "timeout": "unreachable",
+    "unreachable": "unreachable",
+}
+"""What an outcome says of columns that were not proven; one that says nothing is not there."""
 READ_AT_ONCE = 32
 """Small objects: of more, each would wait for its hosts so long that others are asked as well."""
 
@@ -531,7 +542,13 @@ class StorageService:
         return expiry.ending(ends, self._context.clock.now_ms() + self._settings.warned_ms)
 
     async def check(
-        self, capability: str, *, deep: bool, lives_ms: Sequence[int], repair_ms: int
+        self,
+        capability: str,
+        *,
+        deep: bool,
+        lives_ms: Sequence[int],
+        repair_ms: int,
+        prove: Prove | None = None,
     ) -> shown.Checked:
         """Say what an object's placement is worth, and with `deep` read every shard of it.
 
@@ -542,11 +559,15 @@ class StorageService:
             deep: fetch and verify every shard of every column.
             lives_ms: mean time to the loss of a failure domain for good, by kind, for the estimate.
             repair_ms: mean time until a lost column is rebuilt, likewise.
+            prove: challenges the nodes of its columns.
 
         Raises:
             CapabilityInvalid, ObjectUnknown: as `open`.
         """
-        found, located = await self._stat(parse_verify(capability))
+        verify = parse_verify(capability)
+        found, located = await self._stat(verify)
+        proofs = [] if prove is None else await prove(verify, [each.node for each in found.hosts])
+        unproven = {shard: PROVEN[p.outcome] for p in proofs for shard in p.shards}
         read_bytes = 0
         bad: list[deep_read.BadShard] = []
         if deep:
@@ -554,7 +575,11 @@ class StorageService:
             read_bytes, bad = await deep_read.read_every_shard(self._client, located, columns)
         broken = {fault.column for fault in bad}
         states: list[State] = [
-            "corrupt" if host.state == "ok" and host.shard in broken else host.state
+            host.state
+            if host.state != "ok"
+            else "corrupt"
+            if host.shard in broken
+            else unproven.get(host.shard, "ok")
             for host in found.hosts
         ]
         nodes = [
@@ -569,7 +594,7 @@ class StorageService:
         survives = durability.survival(live, spares) if spares > 0 else durability.Contract()
         hosts = zip(found.hosts, states, strict=True)
         told = {each.name: getattr(found, each.name) for each in fields(found)}
-        if broken:
+        if broken or unproven:
             told |= {"readable": spares >= 0, "margin": spares, "healable": spares >= 0}
         told["hosts"] = [replace(host, state=state) for host, state in hosts]
         return shown.Checked(
@@ -587,6 +612,7 @@ class StorageService:
                 )
             ),
             read_bytes=read_bytes,
+            proofs=proofs,
             bad=[
                 shown.BadShard(
                     segment=each.segment, shard=each.column, node=each.node, reason=each.reason

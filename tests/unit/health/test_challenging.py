@@ -19,7 +19,7 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.shardstore import bodies as formats
-from xsc.terms.possession import LEAVES_ASKED, Possession
+from xsc.terms.possession import LEAVES_ASKED, Holding, Possession
 
 
 @dataclass
@@ -367,10 +367,7 @@ async def commit(net, asked, index, nonce):
     return answer["nonce"]
 
 
-async def reveal(net, asked, pages, index, nonce, host_nonce, roots, shown=None):
-    seed = rules.seed_of(asked, nonce, host_nonce, rules.commitment_of(nonce, index))
-    if shown is None:
-        shown = [pages[page] for page in rules.pages_drawn(index, seed)]
+async def reveal(net, *, asked, index, nonce, host_nonce, roots, shown):
     header = {
         "customer": asked.customer,
         "scope": asked.scope,
@@ -395,7 +392,15 @@ async def test_a_host_answers_only_what_follows_from_a_commitment_that_it_took(n
         [*await holding.root_of(pile, body)]
         for pile, body, _ in rules.leaves_drawn(index, shown, seed)
     ]
-    answer, parts = await reveal(net, asked, pages, index, nonce, host_nonce, roots)
+    given = {
+        "asked": asked,
+        "index": index,
+        "nonce": nonce,
+        "host_nonce": host_nonce,
+        "roots": roots,
+        "shown": shown,
+    }
+    _, parts = await reveal(net, **given)
     assert len(parts) == LEAVES_ASKED
     with pytest.raises(RateLimited):
         await commit(net, asked, index, b"m" * 32)
@@ -415,20 +420,11 @@ async def test_a_host_answers_only_what_follows_from_a_commitment_that_it_took(n
         {"index": index + index},
     ]
     for change in wrong:
-        given = {
-            "asked": asked,
-            "pages": pages,
-            "index": index,
-            "nonce": nonce,
-            "host_nonce": host_nonce,
-            "roots": roots,
-            "shown": shown,
-        }
         with pytest.raises(RecordInvalid):
             await reveal(net, **given | change)
     net.later(EPOCH_MS * (rules.EPOCHS_KEPT + 1))
     with pytest.raises(RecordInvalid, match="another time"):
-        await reveal(net, asked, pages, index, nonce, host_nonce, roots)
+        await reveal(net, **given)
 
 
 async def test_whoever_does_not_know_a_root_learns_nothing_of_it(net):
@@ -443,9 +439,15 @@ async def test_whoever_does_not_know_a_root_learns_nothing_of_it(net):
     count = len(rules.leaves_drawn(index, shown, seed))
     for manifest in (None, b"m" * 32):
         roots = [[0, b"r" * 32, manifest]] * count
-        if manifest is None:
-            roots = [[0, b"r" * 32, None]] * count
-        answer, parts = await reveal(net, asked, pages, index, nonce, host_nonce, roots)
+        answer, parts = await reveal(
+            net,
+            asked=asked,
+            index=index,
+            nonce=nonce,
+            host_nonce=host_nonce,
+            roots=roots,
+            shown=shown,
+        )
         said = open_signed(answer["said"], Possession, network=NETWORK).record
         assert set(said.states) == {"missing"}
         assert not parts
@@ -507,13 +509,5 @@ async def test_an_object_that_goes_between_commitment_and_draw_is_void(net):
     held = await finished(world, world[0].service.possessions.held([world[1].id]))
     holding = held[world[1].id, world[0].id]
     asked, *_ = begin(net, 0, holding.piles)
-    proved, _ = await finished(
-        world, net[0].service.prove(asked, rules_holding(holding.piles, gone))
-    )
+    proved, _ = await finished(world, net[0].service.prove(asked, Holding(holding.piles, gone)))
     assert proved.outcome == "prober_void"
-
-
-def rules_holding(piles, root_of):
-    from xsc.terms.possession import Holding
-
-    return Holding(piles, root_of)

@@ -6,7 +6,7 @@ owners are absent.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -73,6 +73,25 @@ async def _root_in(executor: Executor, located: get.Located, pile: Pile, body: i
         root = await run_sized(executor, len(sealed), root_of, sealed)
         return Root(generation, root, hash_of(sealed))
     return Root(generation, root_at(located.manifest, body, pile.column), None)
+
+
+def unproven(
+    host: bytes, nodes: Sequence[bytes | None], outcome: str, names: Collection[bytes]
+) -> list[int]:
+    """Return the columns of an object that its host has not proven.
+
+    Args:
+        host: it.
+        nodes: of the columns.
+        outcome: of the challenge.
+        names: of the piles that failed; none where it did not answer.
+    """
+    at_host = [column for column, node in enumerate(nodes) if node == host]
+    if outcome in {"ok", "prober_void"}:
+        return []
+    failed = {int.from_bytes(name[ids.ID_BYTES :], "big") for name in names}
+    # Without its manifest nothing is left of an object that has no shards; of others, a copy less.
+    return [column for column in at_host if not failed - {MANIFEST_COLUMN} or column in failed]
 
 
 class Possessions:
