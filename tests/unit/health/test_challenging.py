@@ -279,6 +279,17 @@ async def test_who_answers_what_timed_out_is_ok(net):
     assert (heard["nonce"], heard["epoch"]) == (again.nonce, again.epoch)
 
 
+async def test_a_whole_shard_that_comes_too_late_is_a_timeout(net):
+    """A host that fetches from another what it must have has no time for a whole shard."""
+    world, host = net.world, net.world[1]
+    host.delay = lambda method: 20_000 if method in {"storage.get", "storage.find"} else 0
+    for hour in range(CONTAINED_MS // EPOCH_MS + 1):
+        outcome = (await net.ask(hosts=[host.id]))[host.id].outcome
+        assert outcome == ("timeout" if hour < CONTAINED_MS // EPOCH_MS else "missing"), hour
+        net.later()
+    assert len(world[0].service.repairer.surveyor.unreadable) <= 1, "one is lost, and not all"
+
+
 async def test_silence_to_everything_but_probes_becomes_missing(net):
     host = net.others[0]
     net[1].silent_in = {CHALLENGE, PROVE}
