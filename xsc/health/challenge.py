@@ -9,6 +9,7 @@ docs/design/health.md; vectors: tests/vectors/challenge.json
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, count, pairwise
 from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
@@ -28,8 +29,8 @@ from xsc.terms.possession import (
     Pile,
     Possession,
     Root,
-    leaves_in,
-    piles_of,
+    counts_in,
+    pile_in,
 )
 
 Outcome: TypeAlias = Literal["ok", "bad_proof", "missing", "timeout", "unreachable", "prober_void"]
@@ -70,7 +71,9 @@ def pages_of(piles: Iterable[Pile]) -> list[bytes]:
 
 def index_of(pages: Iterable[bytes]) -> bytes:
     """Return of each page its first name, its hash and how many leaves its piles have."""
-    return b"".join(_PAGE.pack(page[:NAME_BYTES], _digest(page), leaves_in(page)) for page in pages)
+    return b"".join(
+        _PAGE.pack(page[:NAME_BYTES], _digest(page), sum(counts_in(page))) for page in pages
+    )
 
 
 def _digest(page: bytes | memoryview) -> bytes:
@@ -95,20 +98,22 @@ def _entries(index: bytes | memoryview) -> list[_Entry]:
     return entries
 
 
-def _checked(page: bytes | memoryview, entries: Sequence[_Entry], number: int) -> list[Pile]:
-    """Return the piles of a page, once it is the one of the index and names each pile once."""
+def _checked(page: bytes | memoryview, entries: Sequence[_Entry], number: int) -> list[int]:
+    """Return where the leaves of each pile of a page end, once the page is the one of the index.
+
+    It names each pile once, and no pile that is in the place of another page.
+    """
     entry = entries[number]
     if len(page) > PAGE_PILES_MAX * PILE_BYTES or _digest(page) != entry.digest:
         raise RecordInvalid("a page is not the one that its index names")
-    piles = piles_of(page)
-    names = [entry.first, *(pile.name for pile in piles[1:])]
-    if number + 1 < len(entries):
-        names.append(entries[number + 1].first)
-    if piles[0].name != entry.first or not all(a < b for a, b in pairwise(names)):
+    ends = list(accumulate(counts_in(page)))
+    names = [bytes(page[at : at + NAME_BYTES]) for at in range(0, len(page), PILE_BYTES)]
+    names += [following.first for following in entries[number + 1 : number + 2]]
+    if names[0] != entry.first or not all(a < b for a, b in pairwise(names)):
         raise RecordInvalid("the piles of a page are not in order")
-    if leaves_in(page) != entry.leaves:
+    if ends[-1] != entry.leaves:
         raise RecordInvalid("a page has another number of leaves than its index names")
-    return piles
+    return ends
 
 
 # The draw
@@ -183,11 +188,13 @@ def pages_drawn(index: bytes | memoryview, seed: bytes) -> list[int]:
 def _drawn(entries: Sequence[_Entry], seed: bytes) -> list[tuple[int, int]]:
     """Return page, and number among its leaves, of each drawn leaf."""
     ends = list(accumulate(entry.leaves for entry in entries))
-    found = []
-    for number in draw(seed, ends[-1]):
-        page = next(place for place, end in enumerate(ends) if number < end)
-        found.append((page, number - (ends[page - 1] if page else 0)))
-    return found
+    return [_place(ends, number) for number in draw(seed, ends[-1])]
+
+
+def _place(ends: Sequence[int], number: int) -> tuple[int, int]:
+    """Return in which of several ranges with these ends a number is, and how far in it."""
+    place = bisect_right(ends, number)
+    return place, number - (ends[place - 1] if place else 0)
 
 
 def leaves_drawn(
@@ -208,19 +215,15 @@ def leaves_drawn(
     numbers = sorted({page for page, _ in drawn})
     if len(pages) != len(numbers):
         raise RecordInvalid(f"{len(numbers)} pages were drawn, {len(pages)} are shown")
-    opened = {n: _checked(page, entries, n) for n, page in zip(numbers, pages, strict=True)}
+    shown = dict(zip(numbers, pages, strict=True))
+    ends = {number: _checked(page, entries, number) for number, page in shown.items()}
     found = []
-    for page, left in drawn:
-        number = left
-        for pile in opened[page]:
-            if number < pile.leaves:
-                body, leaf = divmod(number, merkle.leaf_count(pile.body_bytes))
-                if body >= pile.bodies - 1:
-                    full = (pile.bodies - 1) * merkle.leaf_count(pile.body_bytes)
-                    body, leaf = pile.bodies - 1, number - full
-                found.append((pile, body, leaf))
-                break
-            number -= pile.leaves
+    for page, number in drawn:
+        place, left = _place(ends[page], number)
+        pile = pile_in(shown[page], place)
+        each = merkle.leaf_count(pile.body_bytes)
+        body = min(left // each, pile.bodies - 1)
+        found.append((pile, body, left - body * each))
     return found
 
 
@@ -421,7 +424,8 @@ class Granted:
         place = (asked.customer, asked.scope, asked.epoch)
         if place in known:
             return known[place] == commitment
-        if len(known) >= self._most or abs(asked.epoch - epoch) > 1:
+        same = sum(place[2] == asked.epoch for place in known)
+        if same >= self._most or abs(asked.epoch - epoch) > 1:
             return False
         known[place] = commitment
         self._taken[asked.prober] = known

@@ -10,7 +10,7 @@ host. They are written without a sync: a lost one costs a challenge more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from xsc.base import errors, fields, keyvalue, limits, merkle, peering, turns
@@ -21,7 +21,7 @@ from xsc.health.challenge import Challenged, Outcome, Reveal, Round
 from xsc.health.ports import Possessions, Probes
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
-from xsc.terms.possession import LEAVES_ASKED, Holding, LeafProof, Possession
+from xsc.terms.possession import LEAVES_ASKED, AskedLeaf, Holding, LeafProof, Pile, Possession, Root
 
 CHALLENGE: Final = "health.challenge"
 PROVE: Final = "health.prove"
@@ -68,8 +68,16 @@ class ChallengeService:
         state: keyvalue.KeyValue,
         health: Probes,
         possessions: Possessions,
+        leaf: Callable[[bytes, AskedLeaf], Awaitable[LeafProof | None]],
     ) -> None:
         """Read what earlier challenges came to.
+
+        Args:
+            context: signs, and sends to peers.
+            state: the store; other tables may be in it.
+            health: how peers are.
+            possessions: what should lie at hosts.
+            leaf: reads for a caller what lies here; None where it does not, or is damaged.
 
         Raises:
             StoreDamaged: what is kept is damaged.
@@ -80,6 +88,7 @@ class ChallengeService:
         self._state = state
         self._health = health
         self._possessions = possessions
+        self._leaf = leaf
         self._granted = rules.Granted(CHALLENGES_A_PEER_MAX)
         self._revealed: dict[tuple[bytes, bytes], Reveal] = {}
         """By host and customer, the challenge of the hour: whoever asks now asks it again."""
@@ -158,7 +167,10 @@ class ChallengeService:
             known = self._revealed.get((host, customer))
             if reveal is None and known is not None and known.epoch == epoch:
                 reveal = known
-            proved, reveal = await self.prove(asked, holding, reveal)
+            # The first of an hour exceeds nothing, whatever the host says.
+            first = before is None or before.epoch != epoch
+            exceeding: Outcome = "timeout" if first else "prober_void"
+            proved, reveal = await self.prove(asked, holding, reveal, exceeding)
             if reveal is not None:
                 self._revealed[host, customer] = reveal
             if host not in self._health.peers():
@@ -220,7 +232,11 @@ class ChallengeService:
         return found
 
     async def prove(
-        self, asked: Round, holding: Holding, reveal: Reveal | None = None
+        self,
+        asked: Round,
+        holding: Holding,
+        reveal: Reveal | None = None,
+        exceeding: Outcome = "prober_void",
     ) -> tuple[Proved, Reveal | None]:
         """Challenge a host; return what came of it, and what was revealed to the host.
 
@@ -228,6 +244,7 @@ class ChallengeService:
             asked: who is asked, and about what.
             holding: what should lie there.
             reveal: a challenge to ask again, instead of a new one.
+            exceeding: what it is where the host says that it was asked too often.
         """
 
         def void(outcome: Outcome, reason: str) -> Proved:
@@ -242,9 +259,7 @@ class ChallengeService:
         except (errors.ClockSkewed, errors.PeerUnknown, errors.ObjectUnknown) as fault:
             return void("prober_void", fault.message), reveal
         except errors.RateLimited as fault:
-            # What this node asks as it should is answered: one an epoch.
-            own = asked.scope == rules.EVERYTHING
-            return void("timeout" if own else "prober_void", fault.message), reveal
+            return void(exceeding, fault.message), reveal
         except errors.XscError as fault:
             return void("timeout", f"{fault.code}: {fault.message}"), reveal
         reason = {"missing": "the host has not got what it stored", "ok": ""}.get(
@@ -272,10 +287,8 @@ class ChallengeService:
         host_nonce = fields.take_bytes(reply.header, "nonce", size=ID_BYTES)
         seed = rules.seed_of(asked, nonce, host_nonce, commitment)
         shown = tuple(pages[number] for number in rules.pages_drawn(index, seed))
-        roots = [
-            await holding.root_of(pile, body)
-            for pile, body, _ in rules.leaves_drawn(index, shown, seed)
-        ]
+        drawn = rules.leaves_drawn(index, shown, seed)
+        roots = [await self._root(holding, pile, body) for pile, body, _ in drawn]
         return Reveal(
             customer=asked.customer,
             scope=asked.scope,
@@ -286,6 +299,18 @@ class ChallengeService:
             pages=shown,
             roots=tuple((*root,) for root in roots),
         )
+
+    @staticmethod
+    async def _root(holding: Holding, pile: Pile, body: int) -> Root:
+        """Return what proves a body.
+
+        Raises:
+            ObjectUnknown: this node does not know it, which is no fault of the host.
+        """
+        try:
+            return await holding.root_of(pile, body)
+        except errors.XscError as fault:
+            raise errors.ObjectUnknown(fault.message) from fault
 
     async def _ask(self, host: bytes, reveal: Reveal) -> tuple[Outcome, frozenset[bytes]]:
         """Ask for the leaves that were drawn, and judge the answer."""
@@ -322,7 +347,8 @@ class ChallengeService:
         outcome: Outcome = "ok"
         reason = ""
         try:
-            await self._possessions.whole(host, pile, body, await holding.root_of(pile, body))
+            root = await self._root(holding, pile, body)
+            await self._possessions.whole(host, pile, body, root)
         except errors.ObjectUnknown:
             pass  # It was deleted meanwhile.
         except errors.ShardMismatch as fault:
@@ -406,7 +432,7 @@ class ChallengeService:
         if not -1 <= now_ms // limits.EPOCH_MS - asked.epoch <= rules.EPOCHS_KEPT:
             raise errors.RecordInvalid("the challenge is of another time")
         leaves = reveal.asked(self._own, caller)
-        proofs = [await self._possessions.leaf(caller, leaf) for leaf in leaves]
+        proofs = [await self._leaf(caller, leaf) for leaf in leaves]
         seed = reveal.seed(self._own, caller)
         record = rules.possession(seed, leaves, proofs, now_ms)
         given = [proof for proof in proofs if proof is not None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from xsc.terms.possession import AskedLeaf, Holding, LeafProof, Pile, Root
+from xsc.terms.possession import Holding, Pile, Root
 
 
 class Probed(Protocol):
@@ -63,12 +63,4 @@ class Possessions(Protocol):
             ShardMismatch: the host gave other bytes.
             ShardsInsufficient: it says that it does not have it.
             XscError: what it answered, or that it is silent.
-        """
-
-    async def leaf(self, caller: bytes, asked: AskedLeaf) -> LeafProof | None:
-        """Return a leaf that lies here and its proof; None where it is not here, or damaged.
-
-        Raises:
-            RecordInvalid: what lies here has another root or size than the caller says.
-            RateLimited: the caller may not have so much read now.
         """

@@ -485,7 +485,7 @@ class Node:
         )
         self._ports.on_denied = self.storage.leases_denied
         self.challenges = ChallengeService(
-            context, parts.stores.state, self.health, self.storage.possessions
+            context, parts.stores.state, self.health, self.storage.possessions, self.storage.leaf
         )
         self.sweeper = Sweeper(
             context,

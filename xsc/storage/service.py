@@ -193,6 +193,7 @@ class StorageService:
             released=drain.keep,
             charge_read=charge_read,
         )
+        self.leaf = self._shard_server.leaf
         self._finder = finder.ObjectFinder(context, client, self.catalogue.placement)
         self.adoption = finder.Adoption(self.catalogue, self._finder)
         self._owned = OwnObjects(self.catalogue, self._own)
@@ -224,8 +225,6 @@ class StorageService:
             self.custodian,
             own=self.repairer,
             custody=self.custody_repairer,
-            node=node,
-            charge_read=charge_read,
         )
         self.resume_journals = ResumeJournals(client, state, commit)
         self.read_ahead = read_ahead_cache.ReadAheadCache()

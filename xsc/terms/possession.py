@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from xsc.base import limits, merkle
+from xsc.base import limits
 from xsc.base.errors import RecordInvalid
 from xsc.base.ids import ID_BYTES
 from xsc.identity.envelope import Count, Id32, Record
@@ -54,12 +54,6 @@ class Pile:
         """The column; MANIFEST_COLUMN for the sealed manifest."""
         return int.from_bytes(self.name[ID_BYTES:], "big")
 
-    @property
-    def leaves(self) -> int:
-        """How many leaves all bodies have."""
-        full = merkle.leaf_count(self.body_bytes) * (self.bodies - 1)
-        return full + merkle.leaf_count(self.last_bytes)
-
     def size_of(self, body: int) -> int:
         """Return how many bytes a body has."""
         return self.last_bytes if body == self.bodies - 1 else self.body_bytes
@@ -69,28 +63,30 @@ class Pile:
         return _PILE.pack(self.name, self.bodies, self.body_bytes, self.last_bytes)
 
 
-def piles_of(raw: bytes | memoryview) -> list[Pile]:
-    """Return the piles of packed ones.
+def counts_in(page: bytes | memoryview) -> list[int]:
+    """Return how many leaves each of packed piles has.
 
     Raises:
         RecordInvalid: they are none, or larger than any can be.
     """
-    if not raw or len(raw) % PILE_BYTES:
+    if not page or len(page) % PILE_BYTES:
         raise RecordInvalid("a page consists of whole piles, one at least")
-    piles = [Pile(*fields) for fields in _PILE.iter_unpack(raw)]
-    most = limits.MANIFEST_BYTES_MAX
-    if not all(p.bodies and 0 < p.body_bytes <= most and 0 < p.last_bytes <= most for p in piles):
-        raise RecordInvalid("a pile has no bodies, or larger ones than there are")
-    return piles
-
-
-def leaves_in(raw: bytes | memoryview) -> int:
-    """Return how many leaves packed piles have together."""
-    leaf = limits.LEAF_BYTES
-    return sum(
+    leaf, most = limits.LEAF_BYTES, limits.MANIFEST_BYTES_MAX
+    # Without a turn of Python for each pile and question: lists are long.
+    counts = [
         -(-body_bytes // leaf) * (bodies - 1) - (-last_bytes // leaf)
-        for _, bodies, body_bytes, last_bytes in _PILE.iter_unpack(raw)
-    )
+        if bodies and 0 < body_bytes <= most and 0 < last_bytes <= most
+        else 0
+        for _, bodies, body_bytes, last_bytes in _PILE.iter_unpack(page)
+    ]
+    if not all(counts):
+        raise RecordInvalid("a pile has no bodies, or larger ones than there are")
+    return counts
+
+
+def pile_in(page: bytes | memoryview, number: int) -> Pile:
+    """Return one of packed piles."""
+    return Pile(*_PILE.unpack_from(page, number * PILE_BYTES))
 
 
 class Root(NamedTuple):

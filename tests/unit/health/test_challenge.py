@@ -28,6 +28,7 @@ from xsc.terms.possession import (
     LeafProof,
     Pile,
     Root,
+    counts_in,
     pile_name,
 )
 
@@ -137,7 +138,7 @@ def test_the_draw_is_uniform(total):
 def test_a_share_that_is_missing_is_found_as_often_as_it_must_be():
     """1 - (1 - f)^4 within 3 sigma over 10^4 challenges."""
     piles, trials = some_piles(300), 10_000
-    total = sum(pile.leaves for pile in piles)
+    total = sum(counts_in(b"".join(pile.to_bytes() for pile in piles)))
     for percent in (1, 10, 50):
         lost = set(random.Random(percent).sample(range(total), total * percent // 100))
         found = sum(
@@ -159,7 +160,7 @@ def test_every_leaf_of_every_pile_can_be_drawn_and_no_other(count):
         for body in range(pile.bodies)
         for leaf in range(max(1, -(-pile.size_of(body) // LEAF_BYTES)))
     }
-    assert sum(pile.leaves for pile in piles) == len(every)
+    assert sum(counts_in(b"".join(pile.to_bytes() for pile in piles))) == len(every)
     for number in range(200):
         seed = hashlib.sha256(b"%d" % number).digest()
         shown = [pages[page] for page in rules.pages_drawn(index, seed)]
@@ -275,6 +276,8 @@ def test_a_host_takes_so_many_challenges_of_one_prober_an_interval():
     ]
     other = places[4]._replace(prober=b"q" * 32)
     assert granted.take(other, b"c" * 32, ASKED.epoch), "others have their own"
+    soon = ASKED.epoch + 1
+    assert granted.take(places[4]._replace(epoch=soon), b"c" * 32, ASKED.epoch), "an hour each"
     later = ASKED.epoch + 2
     assert granted.take(places[4]._replace(epoch=later), b"c" * 32, later)
     for wrong in (ASKED.epoch - 2, ASKED.epoch + 2, 0, 2**62):

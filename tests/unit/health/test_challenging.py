@@ -46,8 +46,10 @@ class Prover:
         entropy = SeededEntropy(self.id)
         clock, log = self.host.world.clock, SilentLog()
         context = Context(self.host.key, NETWORK, clock, entropy, InlineExecutor(), self, log)
-        possessions = self.host.service.possessions
-        self.service = ChallengeService(context, self.host.state, self, possessions)
+        stored = self.host.service
+        self.service = ChallengeService(
+            context, self.host.state, self, stored.possessions, stored.leaf
+        )
 
     # Probes
 
@@ -290,6 +292,20 @@ async def test_a_whole_shard_that_comes_too_late_is_a_timeout(net):
     assert len(world[0].service.repairer.surveyor.unreadable) <= 1, "one is lost, and not all"
 
 
+async def test_refusing_what_exceeds_is_no_miss_and_refusing_all_is_one(net):
+    world, host = net.world, net.others[0]
+    await net.ask(hosts=[host])
+    await finished(world, put(world[0], content(300_000, 9), name="more"))
+    net[0].start()  # What it asked in this hour it does not know any more.
+    assert (await net.ask(hosts=[host]))[host].outcome == "prober_void"
+    assert net.row(host).silences == 0
+    net[1].refuses = RateLimited("so many and no more")
+    for hour in range(CONTAINED_MS // EPOCH_MS + 1):
+        net.later()
+        outcome = (await net.ask(hosts=[host]))[host].outcome
+        assert outcome == ("timeout" if hour < CONTAINED_MS // EPOCH_MS else "missing")
+
+
 async def test_silence_to_everything_but_probes_becomes_missing(net):
     host = net.others[0]
     net[1].silent_in = {CHALLENGE, PROVE}
@@ -512,9 +528,10 @@ async def test_what_ended_is_not_asked_for(net):
     assert host.id not in net[0].service.rows
 
 
-async def test_an_object_that_goes_between_commitment_and_draw_is_void(net):
+@pytest.mark.parametrize("fault", [ObjectUnknown("deleted"), PeerSilent("nobody says")])
+async def test_an_object_that_goes_between_commitment_and_draw_is_void(net, fault):
     async def gone(pile, body):
-        raise ObjectUnknown("it was deleted")
+        raise fault
 
     world = net.world
     held = await finished(world, world[0].service.possessions.held([world[1].id]))

@@ -1,4 +1,4 @@
-"""Says what should lie at hosts, reads leaves of what lies here, and has what is lost repaired.
+"""Says what should lie at hosts, reads it, and has what is lost repaired.
 
 For challenges (docs/design/health.md): the objects of this node, and those in its custody whose
 owners are absent.
@@ -17,24 +17,18 @@ from xsc.storage.catalogue.finder import ObjectFinder
 from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
 from xsc.storage.object import inventory, segment
 from xsc.storage.object.capability import VerifyCapability, parse_verify
-from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX, Code
+from xsc.storage.object.erasure import Code
 from xsc.storage.object.manifest import hash_of, root_at
-from xsc.storage.ports import ChargeRead
 from xsc.storage.repair.custodian import Custodian
 from xsc.storage.repair.repairer import Repairer
-from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer import get, host_client
 from xsc.terms.possession import (
     MANIFEST_COLUMN,
-    AskedLeaf,
     Holding,
-    LeafProof,
     Pile,
     Root,
     pile_name,
 )
-
-PROVE = "health.prove"
 
 
 class _Kept(NamedTuple):
@@ -106,8 +100,6 @@ class Possessions:
         *,
         own: Repairer,
         custody: Repairer,
-        node: StorageNode,
-        charge_read: ChargeRead,
     ) -> None:
         self._client = client
         self._finder = finder
@@ -115,8 +107,6 @@ class Possessions:
         self._custodian = custodian
         self._own = own
         self._custody = custody
-        self._node = node
-        self._charge_read = charge_read
         self._sizes: dict[bytes, tuple[int, int]] = {}
         """Of objects in custody: their bytes, and those of their sealed manifests."""
 
@@ -254,40 +244,3 @@ class Possessions:
             raise errors.ShardsInsufficient("the host does not have the manifest")
         if hash_of(sealed) != root.manifest:
             raise errors.ShardMismatch("the host gave another manifest")
-
-    async def leaf(self, caller: bytes, asked: AskedLeaf) -> LeafProof | None:
-        """Return a leaf that lies here and its proof; None where it is not here, or damaged.
-
-        Raises:
-            RecordInvalid: the manifest that lies here has another root or size.
-            RateLimited: the caller may not have so much read now.
-        """
-        pile, root, size = asked.pile, asked.root, asked.size_bytes
-        span = segment.Span(asked.leaf, asked.leaf + 1, size)
-        charge = partial(self._charge_read, caller, PROVE)
-        if root.manifest is None:
-            if (
-                size > limits.SEGMENT_BYTES
-                or pile.column > COLUMN_MAX
-                or asked.body > SEGMENT_MAX
-                or root.generation > GENERATION_MAX
-            ):
-                raise errors.RecordInvalid("there is no such shard")
-            want = inventory.Wanted(asked.body, pile.column, root.root, span)
-            (found,) = await self._node.get(
-                pile.locate, root.generation, [want], size_max=limits.SEGMENT_BYTES, charge=charge
-            )
-        else:
-            charge(size)
-            sealed = await self._node.find(pile.locate, root.manifest, size)
-            if sealed is None:
-                return None
-            cut = await run_sized(
-                self._client.executor, len(sealed), inventory.cut_found, sealed, root.root, span
-            )
-            if cut is None or cut.state != "ok":
-                raise errors.RecordInvalid("the manifest here has another root or size")
-            found = cut
-        if found.data is None or found.path is None:
-            return None
-        return LeafProof(bytes(found.data), found.path)

@@ -90,7 +90,7 @@ async def test_the_share_found_on_a_thinned_disk_is_what_it_must_be(host):
     listed = piles(80)
     roots = await store(host, listed)
     every = list(every_leaf(listed))
-    prove = host.service.possessions.leaf
+    prove = host.service.leaf
 
     async def lacks():
         asked = [AskedLeaf(*place, roots[place[0].name, place[1]]) for place in every]
@@ -124,7 +124,7 @@ async def test_rot_is_admitted_and_noted_for_its_owner(host):
     roots = await store(host, [pile])
     ((key, raw), _) = host.bodies.scan(formats.BODIES, b"c")
     host.bodies.write([(key, raw[:-1] + bytes([raw[-1] ^ 1]))], sync=True)
-    prove = host.service.possessions.leaf
+    prove = host.service.leaf
     for leaf in range(3):
         assert await prove(CUSTOMER, AskedLeaf(pile, 0, leaf, roots[pile.name, 0])) is None
     assert await prove(CUSTOMER, AskedLeaf(pile, 1, 0, roots[pile.name, 1])) is not None
@@ -135,7 +135,7 @@ async def test_what_cannot_be_is_refused_and_not_admitted(host):
     listed = piles(2)
     roots = await store(host, listed)
     manifest, *_, shards = listed
-    prove = host.service.possessions.leaf
+    prove = host.service.leaf
     root = roots[manifest.name, 0]
     other = Pile(manifest.name, 1, manifest.last_bytes + 1, manifest.last_bytes + 1)
     wrong = [
