@@ -364,14 +364,14 @@ class Challenged(Record):
 def noted(before: Challenged | None, outcome: Outcome, epoch: int, now_ms: int) -> Challenged:
     """Return what is kept once a challenge had an outcome.
 
-    A timeout becomes `missing` when it was asked again AGAIN_MIN times over CONTAINED_MS. What is
-    the prober's or the network's fault changes nothing but the last outcome.
+    Silence becomes `missing` when it was asked again AGAIN_MIN times over CONTAINED_MS: only hosts
+    that are up are asked. What is the prober's fault changes nothing but the last outcome.
     """
     row = before or Challenged(epoch=0, at_ms=now_ms, outcome=outcome)
     change: dict[str, object] = {"at_ms": now_ms, "outcome": outcome}
     if outcome != "unreachable":
         change["epoch"] = epoch
-    if outcome == "timeout":
+    if outcome in {"timeout", "unreachable"}:
         since_ms = now_ms if row.silent_ms is None else row.silent_ms
         change |= {"silent_ms": since_ms, "silences": row.silences + 1}
         if row.silences >= AGAIN_MIN and now_ms - since_ms >= CONTAINED_MS:

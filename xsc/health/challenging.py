@@ -21,11 +21,16 @@ from xsc.health.challenge import Challenged, Outcome, Reveal, Round
 from xsc.health.ports import Possessions, Probes
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
-from xsc.terms.possession import LEAVES_ASKED, AskedLeaf, Holding, LeafProof, Pile, Possession, Root
+from xsc.terms.possession import LEAVES_ASKED, AskedLeaf, Holding, LeafProof, Possession
 
 CHALLENGE: Final = "health.challenge"
 PROVE: Final = "health.prove"
 ROOT: Final = b"health/challenge/"
+REASONS: Final[Mapping[Outcome, str]] = {
+    "ok": "",
+    "missing": "the host has not got what it stored",
+    "bad_proof": "what the host gave is not what it stored",
+}
 CHALLENGES_A_PEER_MAX = 64
 """Challenges of one prober that a host takes an epoch."""
 ROW_BYTES_MAX = 512 * limits.KIB
@@ -156,7 +161,7 @@ class ChallengeService:
 
     async def _noted(self, host: bytes, customer: bytes, holding: Holding) -> Proved:
         async with self._turns.of(host + customer):
-            before = self._row(host, customer)
+            before, was_up = self._row(host, customer), self._health.is_up(host)
             epoch = self._context.clock.now_ms() // limits.EPOCH_MS
             asked = Round(host, customer, self._own, rules.EVERYTHING, epoch)
             reveal = None
@@ -173,7 +178,7 @@ class ChallengeService:
             proved, reveal = await self.prove(asked, holding, reveal, exceeding)
             if reveal is not None:
                 self._revealed[host, customer] = reveal
-            if host not in self._health.peers():
+            if host not in self._health.peers() or not (was_up or proved.outcome in rules.ANSWERED):
                 return proved
             silent = proved.outcome == "timeout"
             now_ms = self._context.clock.now_ms()
@@ -246,25 +251,19 @@ class ChallengeService:
             reveal: a challenge to ask again, instead of a new one.
             exceeding: what it is where the host says that it was asked too often.
         """
-
-        def void(outcome: Outcome, reason: str) -> Proved:
-            return Proved(asked.host, asked.customer, outcome, reason)
-
+        names: frozenset[bytes] = frozenset()
+        outcome: Outcome = "prober_void"
+        reason = "it moved meanwhile"
         try:
-            if reveal is None:
-                reveal = await self._begin(asked, holding)
-            outcome, names = await self._ask(asked.host, reveal)
-        except errors.PeerSilent as fault:
-            return void(await self._unheard(asked.host), fault.message), reveal
-        except (errors.ClockSkewed, errors.PeerUnknown, errors.ObjectUnknown) as fault:
-            return void("prober_void", fault.message), reveal
+            reveal = reveal or await self._begin(asked, holding)
+            if reveal is not None:
+                outcome, names = await self._ask(asked.host, reveal)
+                reason = REASONS[outcome]
         except errors.RateLimited as fault:
-            return void(exceeding, fault.message), reveal
+            outcome, reason = exceeding, fault.message
         except errors.XscError as fault:
-            return void("timeout", f"{fault.code}: {fault.message}"), reveal
-        reason = {"missing": "the host has not got what it stored", "ok": ""}.get(
-            outcome, "what the host gave is not what it stored"
-        )
+            # A host's word makes nothing void: whatever it says instead of an answer is silence.
+            outcome, reason = await self._unheard(asked.host), f"{fault.code}: {fault.message}"
         return Proved(asked.host, asked.customer, outcome, reason, names), reveal
 
     async def _unheard(self, host: bytes) -> Outcome:
@@ -276,8 +275,11 @@ class ChallengeService:
             return "prober_void"
         return "prober_void" if self._health.is_cut_off(host) else "unreachable"
 
-    async def _begin(self, asked: Round, holding: Holding) -> Reveal:
-        """Commit to nonce and list, take the host's nonce, and draw."""
+    async def _begin(self, asked: Round, holding: Holding) -> Reveal | None:
+        """Commit to nonce and list, take the host's nonce, and draw.
+
+        Return None where something drawn is looked after here no more.
+        """
         pages = rules.pages_of(holding.piles)
         index = rules.index_of(pages)
         nonce = rules.nonce_of(self._secret, asked)
@@ -288,7 +290,9 @@ class ChallengeService:
         seed = rules.seed_of(asked, nonce, host_nonce, commitment)
         shown = tuple(pages[number] for number in rules.pages_drawn(index, seed))
         drawn = rules.leaves_drawn(index, shown, seed)
-        roots = [await self._root(holding, pile, body) for pile, body, _ in drawn]
+        roots = [await holding.root_of(pile, body) for pile, body, _ in drawn]
+        if None in roots:
+            return None
         return Reveal(
             customer=asked.customer,
             scope=asked.scope,
@@ -297,20 +301,8 @@ class ChallengeService:
             host_nonce=host_nonce,
             index=index,
             pages=shown,
-            roots=tuple((*root,) for root in roots),
+            roots=tuple((*root,) for root in roots if root is not None),
         )
-
-    @staticmethod
-    async def _root(holding: Holding, pile: Pile, body: int) -> Root:
-        """Return what proves a body.
-
-        Raises:
-            ObjectUnknown: this node does not know it, which is no fault of the host.
-        """
-        try:
-            return await holding.root_of(pile, body)
-        except errors.XscError as fault:
-            raise errors.ObjectUnknown(fault.message) from fault
 
     async def _ask(self, host: bytes, reveal: Reveal) -> tuple[Outcome, frozenset[bytes]]:
         """Ask for the leaves that were drawn, and judge the answer."""
@@ -347,10 +339,9 @@ class ChallengeService:
         outcome: Outcome = "ok"
         reason = ""
         try:
-            root = await self._root(holding, pile, body)
-            await self._possessions.whole(host, pile, body, root)
-        except errors.ObjectUnknown:
-            pass  # It was deleted meanwhile.
+            root = await holding.root_of(pile, body)
+            if root is not None:
+                await self._possessions.whole(host, pile, body, root)
         except errors.ShardMismatch as fault:
             outcome, reason = "bad_proof", fault.message
         except errors.ShardsInsufficient as fault:

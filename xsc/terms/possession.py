@@ -126,8 +126,8 @@ class Holding:
     """What a customer has at a host, as a prober knows it."""
 
     piles: Sequence[Pile]
-    root_of: Callable[[Pile, int], Awaitable[Root]]
-    """Returns what proves a body; raises ObjectUnknown where the object is gone by now."""
+    root_of: Callable[[Pile, int], Awaitable[Root | None]]
+    """Returns what proves a body; None where the prober does not know it any more."""
 
 
 class Possession(Record):

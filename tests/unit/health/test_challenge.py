@@ -374,13 +374,13 @@ def test_timeouts_alone_are_never_a_bad_proof():
             assert after(outcomes[:length]).outcome != "bad_proof"
 
 
-def test_what_is_no_answer_changes_no_count_and_an_answer_ends_all():
+def test_an_answer_ends_all_that_silence_has_begun():
     row = after(["ok", "timeout", "timeout"])
     assert (row.silences, row.ok_ms, row.epoch) == (2, EPOCH_MS, 3)
-    for void in ("unreachable", "prober_void"):
+    for void, silences, epoch in (("unreachable", 3, 3), ("prober_void", 2, 9)):
         noted = rules.noted(row, void, 9, 9 * EPOCH_MS)
-        assert (noted.silences, noted.silent_ms, noted.ok_ms) == (2, row.silent_ms, EPOCH_MS)
-        assert noted.epoch == (3 if void == "unreachable" else 9)
+        told = noted.silences, noted.silent_ms, noted.ok_ms, noted.epoch
+        assert told == (silences, row.silent_ms, EPOCH_MS, epoch)
     for answer in ("ok", "missing", "bad_proof"):
         noted = rules.noted(row.model_copy(update={"again": b"x"}), answer, 9, 9 * EPOCH_MS)
         assert (noted.silences, noted.silent_ms, noted.again) == (0, None, b"")

@@ -8,7 +8,16 @@ import pytest
 from tests.unit.storage.world import NETWORK, Answer, World, content, finished, put
 from xsc.base.clock import InlineExecutor, SeededEntropy
 from xsc.base.encoding import decode, encode
-from xsc.base.errors import ObjectUnknown, PeerSilent, RateLimited, RecordInvalid, XscError
+from xsc.base.errors import (
+    ClockSkewed,
+    NotAllowed,
+    ObjectUnknown,
+    PeerSilent,
+    PeerUnknown,
+    RateLimited,
+    RecordInvalid,
+    XscError,
+)
 from xsc.base.limits import EPOCH_MS, MIB
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part
@@ -20,6 +29,8 @@ from xsc.identity.envelope import open_signed, sign
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.shardstore import bodies as formats
 from xsc.terms.possession import LEAVES_ASKED, Holding, Possession
+
+PROBE = "health.ping"
 
 
 @dataclass
@@ -60,7 +71,7 @@ class Prover:
         return self.host.is_up(peer)
 
     async def probe(self, peer):
-        return Probe(self.net[peer].host.up)
+        return Probe(self.net[peer].host.up and PROBE not in self.net[peer].silent_in)
 
     def is_cut_off(self, peer):
         return self.cut_off
@@ -318,13 +329,38 @@ async def test_silence_to_everything_but_probes_becomes_missing(net):
 
 async def test_whose_own_line_is_cut_notes_no_silence(net):
     host = net.others[0]
-    net[1].silent_in = {CHALLENGE}
-    net.world[1].up = False
+    net[1].silent_in = {CHALLENGE, PROBE}
     net[0].cut_off = True
     assert (await net.ask(hosts=[host]))[host].outcome == "prober_void"
+    assert net.row(host).silences == 0
     net[0].cut_off = False
     assert (await net.ask(hosts=[host]))[host].outcome == "unreachable"
-    assert net.row(host).silences == 0
+    assert net.row(host).silences == 1
+
+
+async def test_who_is_down_is_asked_by_hand_in_vain_and_nothing_is_noted(net):
+    net.world[1].up = False
+    assert (await net.ask(hosts=net.others[:1]))[net.others[0]].outcome == "unreachable"
+    assert net.others[0] not in net[0].service.rows
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ObjectUnknown("never heard of it"),
+        ClockSkewed("your clock is wrong"),
+        PeerUnknown("who are you"),
+        NotAllowed("no"),
+        RecordInvalid("that does not follow"),
+    ],
+)
+async def test_nothing_that_a_host_says_makes_a_challenge_void(net, fault):
+    host = net.others[0]
+    net[1].refuses = fault
+    for hour in range(CONTAINED_MS // EPOCH_MS + 1):
+        outcome = (await net.ask(hosts=[host]))[host].outcome
+        assert outcome == ("timeout" if hour < CONTAINED_MS // EPOCH_MS else "missing")
+        net.later()
 
 
 async def test_no_changed_byte_of_an_answer_is_ok(net):
@@ -528,10 +564,9 @@ async def test_what_ended_is_not_asked_for(net):
     assert host.id not in net[0].service.rows
 
 
-@pytest.mark.parametrize("fault", [ObjectUnknown("deleted"), PeerSilent("nobody says")])
-async def test_an_object_that_goes_between_commitment_and_draw_is_void(net, fault):
+async def test_an_object_that_goes_between_commitment_and_draw_is_void(net):
     async def gone(pile, body):
-        raise fault
+        return None
 
     world = net.world
     held = await finished(world, world[0].service.possessions.held([world[1].id]))

@@ -171,18 +171,17 @@ class Possessions:
         hosts = frozenset(placement.columns)
         return _Kept(kept.capability, placement.columns, placement.k, *self._sizes[ref], hosts)
 
-    async def _root(self, refs: dict[bytes, bytes], pile: Pile, body: int) -> Root:
-        """Return what proves a body of a pile.
-
-        Raises:
-            ObjectUnknown: this node looks after that object no more.
-        """
+    async def _root(self, refs: dict[bytes, bytes], pile: Pile, body: int) -> Root | None:
+        """Return what proves a body of a pile; None where its object is looked after no more."""
         ref = refs[pile.name]
         repairer = self._own if len(ref) == ids.ID_BYTES else self._custody
         kept = repairer.load(ref)
         if kept is None:
-            raise errors.ObjectUnknown("the object is looked after no more")
-        located = await self._finder.find(kept.capability)
+            return None
+        try:
+            located = await self._finder.find(kept.capability)
+        except errors.XscError:
+            return None  # A survey says so.
         return await _root_in(self._client.executor, located, pile, body)
 
     async def of_object(
