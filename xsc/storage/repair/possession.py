@@ -6,6 +6,7 @@ owners are absent.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -34,7 +35,7 @@ from xsc.terms.possession import (
 class _Kept(NamedTuple):
     """An object as far as its piles follow from it."""
 
-    verify: VerifyCapability
+    locate: bytes
     columns: tuple[bytes, ...]
     k: int
     size_bytes: int
@@ -46,7 +47,7 @@ class _Kept(NamedTuple):
         """Return what a host should have of it."""
         if host not in self.columns or host not in self.hosts:
             return []
-        locate, sealed = self.verify.locate, self.sealed_bytes
+        locate, sealed = self.locate, self.sealed_bytes
         piles = [Pile(pile_name(locate, MANIFEST_COLUMN), 1, sealed, sealed)]
         if self.size_bytes > limits.INLINE_BYTES_MAX:
             count = segment.count(self.size_bytes, limits.SEGMENT_BYTES)
@@ -153,9 +154,9 @@ class Possessions:
             and not self._client.has_dropped(item.node, item.lease_id)
             and not self._client.hosts.is_denied(item.lease_id)
         )
-        placement, verify = entry.placement, parse_verify(entry.capability)
+        placement, locate = entry.placement, parse_verify(entry.capability).locate
         sealed = self._catalogue.sealed_bytes(ref)
-        return _Kept(verify, placement.columns, placement.k, entry.size_bytes, sealed, hosts)
+        return _Kept(locate, placement.columns, placement.k, entry.size_bytes, sealed, hosts)
 
     async def _of_custody(self, ref: bytes) -> _Kept | None:
         kept = self._custodian.load(ref)
@@ -169,7 +170,9 @@ class Possessions:
             self._sizes[ref] = located.manifest.size_bytes, len(located.sealed)
         placement = kept.placement
         hosts = frozenset(placement.columns)
-        return _Kept(kept.capability, placement.columns, placement.k, *self._sizes[ref], hosts)
+        return _Kept(
+            kept.capability.locate, placement.columns, placement.k, *self._sizes[ref], hosts
+        )
 
     async def _root(self, refs: dict[bytes, bytes], pile: Pile, body: int) -> Root | None:
         """Return what proves a body of a pile; None where its object is looked after no more."""
@@ -196,8 +199,7 @@ class Possessions:
         manifest, sealed = located.manifest, len(located.sealed)
         columns = tuple(b"" if node is None else node for node in nodes)
         hosts = frozenset(columns) - {b"", self._client.own}
-        kept = _Kept(verify, columns, manifest.k, manifest.size_bytes, sealed, hosts)
-
+        kept = _Kept(verify.locate, columns, manifest.k, manifest.size_bytes, sealed, hosts)
         root = partial(_root_in, self._client.executor, located)
         return manifest.owner, {host: Holding(kept.piles(host), root) for host in sorted(hosts)}
 
@@ -210,12 +212,13 @@ class Possessions:
         repairer = self._own if customer == self._client.own else self._custody
         refs = (await self._refs_at([host])).get((host, customer), {})
         still = {pile: ref for pile, ref in refs.items() if names is None or pile.name in names}
+        piles_of = Counter(refs.values())
         for pile, ref in still.items():
             kept = repairer.load(ref)
             if kept is None:
                 continue
             columns = {pile.column} - {MANIFEST_COLUMN}
-            if list(refs.values()).count(ref) == 1:
+            if piles_of[ref] == 1:
                 # An object that has no shards: its manifest is all that there is.
                 columns = {c for c, node in enumerate(kept.placement.columns) if node == host}
             repairer.note_unreadable(ref, {(column, host) for column in columns})
