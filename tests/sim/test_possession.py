@@ -84,7 +84,7 @@ def test_a_custodian_challenges_for_an_owner_that_is_away_and_repairs():
         )
         await world.crash(0)
         victim = world.index_of(columns(world)[0][1])
-        await world.skip(3 * EPOCH_MS, SLOT_MS)
+        await world.skip(3 * EPOCH_MS, 4 * SLOT_MS)
         probers = [
             index
             for index, node in enumerate(world.nodes[1:], 1)
@@ -93,7 +93,7 @@ def test_a_custodian_challenges_for_an_owner_that_is_away_and_repairs():
         assert probers, "somebody challenges in the place of the owner"
         assert thin(world, victim, 1.0)
         host = world.nodes[victim].key.node_id
-        await world.skip(8 * EPOCH_MS, SLOT_MS)
+        await world.skip(6 * EPOCH_MS, 4 * SLOT_MS)
         found = [
             kept.placement.columns
             for index in probers
@@ -120,7 +120,15 @@ def test_no_honest_host_fails_while_objects_come_move_and_go(seed):
                     await owner.storage.rm(kept.pop(draw.randrange(len(kept))))
                 await world.clock.sleep_ms(draw.randrange(5_000))
 
-        changing = asyncio.ensure_future(change())
+        async def fall():
+            for _ in range(3):
+                await world.clock.sleep_ms(draw.randrange(10_000))
+                index = draw.randrange(1, world.count)
+                await world.crash(index)
+                await world.clock.sleep_ms(draw.randrange(20_000))
+                await world.restart(index)
+
+        changing = asyncio.gather(change(), fall())
         while not changing.done():
             for proved in await owner.challenges.challenge(owner.peers.peers()):
                 seen.add(proved.outcome)
@@ -131,7 +139,7 @@ def test_no_honest_host_fails_while_objects_come_move_and_go(seed):
         assert "ok" in seen
         assert seen <= {"ok", "prober_void", "unreachable"}, seen
 
-    run(41 + seed, 7, play, SETTINGS)
+    run(41 + seed, 9, play, SETTINGS)
 
 
 def test_a_verify_capability_is_enough_to_have_an_object_proven():
