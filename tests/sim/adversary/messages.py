@@ -353,7 +353,8 @@ def _prove_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
     focus, rng = forge.focus, forge.rng
     locate = focus.get("locate") or rng.randbytes(32)
     shards = {item["column"]: item["root"] for item in focus.get("shards") or []}
-    sizes = [rng.choice((1, LEAF_BYTES, 2**20, 2**22, 2**32 - 1)) for _ in range(3)]
+    sizes = [rng.choice((1, 3, 2**32 - 1))]
+    sizes += [rng.choice((1, LEAF_BYTES, 2**20, 2**22, 2**25)) for _ in range(2)]
     piles = [Pile(pile_name(locate, column), *sizes) for column in shards or (0,)]
     if forge.chance(0.5):
         piles = [Pile(pile_name(locate, MANIFEST_COLUMN), 1, *sizes[1:])]
@@ -368,7 +369,7 @@ def _prove_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
     asked = rules.Round(*who, focus["customer"], scope, focus["epoch"])
     nonce = rng.randbytes(32)
     commitment = rules.commitment_of(nonce, index)
-    host_nonce = rules.nonce_of(focus["secret"], asked, commitment)
+    host_nonce = rules.nonce_of(focus["of_challenges"], asked, commitment)
     seed = rules.seed_of(asked, nonce, host_nonce, commitment)
     try:
         shown = [pages[number] for number in rules.pages_drawn(index, seed)]
