@@ -21,10 +21,9 @@ from xsc.health.challenge import Challenged, Outcome, Reveal, Round
 from xsc.health.ports import Possessions, Probes
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
-from xsc.terms.possession import LEAVES_ASKED, AskedLeaf, Holding, LeafProof, Possession
+from xsc.terms.possession import LEAVES_ASKED, PROVE, AskedLeaf, Holding, LeafProof, Possession
 
 CHALLENGE: Final = "health.challenge"
-PROVE: Final = "health.prove"
 ROOT: Final = b"health/challenge/"
 REASONS: Final[Mapping[Outcome, str]] = {
     "ok": "",

@@ -19,6 +19,8 @@ from xsc.base.errors import RecordInvalid
 from xsc.base.ids import ID_BYTES
 from xsc.identity.envelope import Count, Id32, Record
 
+PROVE = "health.prove"
+"""The method, to which storage charges the reading of leaves."""
 COLUMN_BYTES = 2
 NAME_BYTES = ID_BYTES + COLUMN_BYTES
 MANIFEST_COLUMN = 2**16 - 1

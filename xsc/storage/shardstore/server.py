@@ -28,7 +28,7 @@ from xsc.storage.object.segment import Span
 from xsc.storage.ports import ChargeRead, Leases
 from xsc.storage.shardstore import store, writer
 from xsc.storage.shardstore.bodies import Body, record_key, shard_key
-from xsc.terms.possession import AskedLeaf, LeafProof
+from xsc.terms.possession import PROVE, AskedLeaf, LeafProof
 from xsc.terms.storage_receipt import (
     DeletionOrder,
     DeletionReceipt,
@@ -37,8 +37,6 @@ from xsc.terms.storage_receipt import (
     StorageReceipt,
 )
 
-PROVE = "health.prove"
-"""The method of challenges, to which the reading of leaves is charged."""
 ARRIVING_MAX = 4_096
 """Puts of customers of which it is counted what is stored, until their record comes."""
 
