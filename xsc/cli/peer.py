@@ -155,7 +155,7 @@ def recognise(answer: Document) -> str:
 @click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def health(ctx: click.Context) -> None:
-    """Show how the peers answer this node's probes, and what they prove of what they hold."""
+    """Show how peers answer this node's probes, and what they prove to hold."""
     if ctx.invoked_subcommand is not None:
         return
     settings = ctx.ensure_object(Settings)
