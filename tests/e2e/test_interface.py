@@ -64,6 +64,7 @@ SHOWN = {
     "node version": api.status.VERSION,
     "node status": api.status.STATUS,
     "health": api.status.HEALTH,
+    "health challenge": api.health.CHALLENGE,
     "peer ls": api.peers.LIST,
     "compute ls": api.services.LIST,
     "compute evidence": api.jobs.EVIDENCE,
@@ -215,6 +216,7 @@ LEASE = {
 HEALTH = {
     *("id", "name", "state", "availability_ppm", "response_ms", "quality_ppm", "probes"),
     *("misses", "wrong", "last_seen_ms", "skew_ms", "false_clearing"),
+    *("outcome", "challenged_ms", "proven_ms"),
 }
 BALANCE = {"peer", "name", "balance_micro", "limit_micro"}
 ENTRY = {

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import NODES, wait_for
+from xsc.db.leveldb import LevelDBKeyValue
+from xsc.storage.shardstore.bodies import BODIES
 
 MIB = 1024 * 1024
 SEGMENT = 4 * MIB
@@ -201,3 +204,27 @@ def test_a_capability_that_was_changed_reads_nothing(net, capability, index):
 
 def test_it_is_still_there(net, capability):
     assert len(net[1].get(capability)) == 10_000
+
+
+def test_a_host_whose_bodies_are_gone_is_found_by_a_challenge(small_net):
+    small_net.up(3)
+    owner = small_net[0]
+    capability = owner(["store", "put", "-", "--code", "1,1"], stdin=os.urandom(100_000)).line
+    rows = owner("health challenge --json").json["challenged"]
+    assert {row["outcome"] for row in rows} == {"ok"}
+    assert {row["customer_name"] for row in rows} == {"node-0"}
+    done = small_net[2](["store", "check", capability, "--prove", "--json"])
+    assert done.code == 0, done.err
+    assert {proof["outcome"] for proof in done.json["proofs"]} == {"ok"}
+    victim = next(row for row in small_net.status() if row["id"] in {row["id"] for row in rows})
+    small_net.kill([victim])
+    store = LevelDBKeyValue(Path(victim["home"]) / "db" / "bodies")
+    store.write([(key, None) for key, _ in store.scan(BODIES, b"c")], sync=True)
+    store.close()
+    small_net.up()
+    asked = owner(["health", "challenge", victim["name"], "--json"])
+    (row,) = json.loads(asked.out)["challenged"]
+    assert (asked.code, row["id"], row["outcome"]) == (6, victim["id"], "missing")
+    (shown,) = [row for row in owner("health --json").json["peers"] if row["id"] == victim["id"]]
+    assert (shown["outcome"], shown["wrong"]) == ("missing", 0)
+    assert shown["proven_ms"] < shown["challenged_ms"]

@@ -4,12 +4,16 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.limits import BUCKETS_KEPT, PPM
+from xsc.base.errors import RecordInvalid
+from xsc.base.limits import BUCKETS_KEPT, LEAF_BYTES, PPM
+from xsc.health import challenge as rules
 from xsc.health.detector import BUCKET_MS, MISSES_TO_DOWN, AvailabilityTester
 from xsc.health.score import quality_ppm
+from xsc.terms.possession import LEAVES_ASKED, Pile, counts_in
 
 NODE = b"n" * 32
 COUNT = st.integers(0, 10**9)
@@ -118,3 +122,74 @@ def test_a_further_result_keeps_the_law_too(results, more):
     old = quality_ppm(before.answered, before.probes - before.answered)
     new = quality_ppm(after.answered, after.probes - after.answered)
     assert new >= old if more else new <= old
+
+
+# Challenges
+
+
+@st.composite
+def lists(draw):
+    """Piles of different names."""
+    names = draw(st.sets(st.binary(min_size=34, max_size=34), min_size=1, max_size=200))
+    size = st.integers(1, 70_000)
+    return [Pile(name, draw(st.integers(1, 3)), draw(size), draw(size)) for name in sorted(names)]
+
+
+def drawn_of(piles, seed):
+    pages = rules.pages_of(piles)
+    index = rules.index_of(pages)
+    shown = [pages[number] for number in rules.pages_drawn(index, seed)]
+    return index, shown, rules.leaves_drawn(index, shown, seed)
+
+
+@given(piles=lists(), seed=st.binary(min_size=32, max_size=32))
+def test_what_is_drawn_is_there_and_each_leaf_once(piles, seed):
+    _, _, drawn = drawn_of(piles, seed)
+    known = {pile.name: pile for pile in piles}
+    for pile, body, leaf in drawn:
+        assert known[pile.name] == pile
+        assert body < pile.bodies
+        assert leaf * LEAF_BYTES < pile.size_of(body)
+    total = sum(counts_in(b"".join(pile.to_bytes() for pile in piles)))
+    assert len(set(drawn)) == len(drawn) == min(LEAVES_ASKED, total)
+
+
+@given(piles=lists(), seed=st.binary(min_size=32, max_size=32), data=st.data())
+def test_no_list_stands_for_another(piles, seed, data):
+    """Changed in any byte of what is shown, it is refused, or is not what was committed to."""
+    index, shown, drawn = drawn_of(piles, seed)
+    place = data.draw(st.integers(-1, len(shown) - 1))
+    raw = bytearray(index if place < 0 else shown[place])
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    if place < 0:
+        nonce = b"n" * 32
+        other = rules.commitment_of(nonce, bytes(raw))
+        assert other != rules.commitment_of(nonce, index)
+        return
+    changed = [bytes(raw) if number == place else page for number, page in enumerate(shown)]
+    with pytest.raises(RecordInvalid):
+        rules.leaves_drawn(index, changed, seed)
+    assert drawn_of(piles[::-1], seed)[2] == drawn, "the order of piles does not matter"
+
+
+@given(
+    outcomes=st.lists(
+        st.sampled_from(["ok", "bad_proof", "missing", "timeout", "unreachable", "prober_void"]),
+        max_size=60,
+    ),
+    step_ms=st.integers(0, 10**8),
+)
+def test_only_answers_and_long_silence_are_failures(outcomes, step_ms):
+    row, since_ms, silences = None, None, 0
+    for number, outcome in enumerate(outcomes):
+        now_ms = number * step_ms
+        row = rules.noted(row, outcome, number, now_ms)
+        if outcome in {"timeout", "unreachable"}:
+            since_ms = now_ms if since_ms is None else since_ms
+            silences += 1
+            long = silences > rules.AGAIN_MIN and now_ms - since_ms >= rules.CONTAINED_MS
+            assert row.outcome == ("missing" if long else outcome)
+        else:
+            assert row.outcome == outcome
+        if row.outcome in rules.ANSWERED:
+            since_ms, silences = None, 0

@@ -11,7 +11,19 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le, MaxLen
 
 from xsc.api import market, problems
-from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, get, header, listing, named, post
+from xsc.api.endpoint import (
+    Endpoint,
+    Id,
+    Key,
+    Model,
+    Nothing,
+    OfNode,
+    get,
+    header,
+    listing,
+    named,
+    post,
+)
 
 Version = Annotated[int, Ge(0), Le(2**63 - 1)]
 
@@ -186,6 +198,8 @@ class Check(Capability):
     """An object, and whether every shard is read."""
 
     deep: bool = False
+    prove: bool = False
+    """Whether its hosts are challenged to prove what they hold of it."""
     work: Annotated[str, MaxLen(64)] = ""
     """Under which id `/v1/work` says how far a deep check is."""
 
@@ -202,6 +216,17 @@ class BadShard(Column):
 
     segment: int
     reason: str
+
+
+class Proof(OfNode):
+    """What a challenge of a host came to."""
+
+    outcome: str
+    """ok, bad_proof, missing, timeout, unreachable or prober_void."""
+    reason: str
+    """Why it is not "ok"; else empty."""
+    shards: list[int]
+    """Columns that the host did not prove."""
 
 
 class Introducer(Model):
@@ -230,6 +255,8 @@ class Checked(Stat):
     read_bytes: int
     """Read and verified by a deep check."""
     bad: list[BadShard]
+    proofs: list[Proof] = field(default_factory=list)
+    """Of its hosts, where they were challenged."""
     introducers: list[Introducer] = field(default_factory=list)
     """Of the hosts, the one of most of them first."""
 

@@ -35,7 +35,7 @@ _COMMANDS = {
     "market": "Offer capacity and state needs; show prices and leases.",
     "allocation": "Show what slots grant to needs ahead of use, to whom, and why.",
     "ledger": "Show and settle what nodes owe each other, in credits.",
-    "health": "Show how the peers answer this node's probes.",
+    "health": "Show how peers answer this node's probes, and what they prove to hold.",
     "verify": "Say what a signed file proves, as a receipt, a lease or a ledger entry.",
     "top": "Follow the node in one picture.",
     "dashboard": "Look at the node in a browser.",

@@ -8,9 +8,10 @@ import click
 from click import argument, option
 
 from xsc import api
+from xsc.base.errors import CorruptionError, UnavailableError
 from xsc.base.units import format_share, format_size
 from xsc.cli import options, show
-from xsc.cli.options import Command, Group, Settings, asks
+from xsc.cli.options import Group, Settings, asks
 from xsc.client.core import Document
 
 
@@ -151,18 +152,47 @@ def recognise(answer: Document) -> str:
     return f"{answer['name']} is recognised with {format_share(answer['weight_ppm'])}"
 
 
-@click.command(cls=Command)
-def health(settings: Settings) -> None:
-    """Show how the peers answer this node's probes."""
+@click.group(cls=Group, invoke_without_command=True)
+@click.pass_context
+def health(ctx: click.Context) -> None:
+    """Show how peers answer this node's probes, and what they prove to hold."""
+    if ctx.invoked_subcommand is not None:
+        return
+    settings = ctx.ensure_object(Settings)
     answer = settings.ask(api.status.HEALTH)
     settings.view(answer)
     show.rows(
         answer["peers"],
-        "peer state <availability <quality <response <probes <missed <wrong seen false_clearing",
+        "peer state <availability <quality <response <probes <missed <wrong seen challenge proven "
+        "false_clearing",
         NO_PEERS,
         peer=lambda row: show.named(row, "id"),
         response=("response_ms", "{}ms".format),
         missed="misses",
         seen="last_seen_ms",
+        challenge="outcome",
+        proven="proven_ms",
         false_clearing=("false_clearing", lambda found: found[:10] if found else ""),
     )
+
+
+@asks(health, api.health.CHALLENGE)
+@argument("who", metavar="[PEER]", type=options.PEER, required=False)
+def challenge(answer: Document) -> int:
+    """Have PEER, or all peers, prove now that they hold what this node has there.
+
+    Within an hour the same is asked again. Exits with 6 if a peer has lost something or gave
+    something else, and with 5 if one did not answer. What is lost is repaired.
+    """
+    rows = answer["challenged"]
+    show.rows(
+        rows,
+        "peer customer outcome reason",
+        "this node has nothing at them",
+        peer=lambda row: show.named(row, "id"),
+        customer="customer_name",
+    )
+    outcomes = {row["outcome"] for row in rows}
+    if outcomes & {"bad_proof", "missing"}:
+        return CorruptionError.exit_code
+    return UnavailableError.exit_code if outcomes & {"timeout", "unreachable"} else 0

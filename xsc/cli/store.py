@@ -416,8 +416,9 @@ def stat(settings: Settings, cap: str, version: int | None) -> None:
 
 @store.command()
 @option("--deep", is_flag=True, help="Read every shard and verify it.")
+@option("--prove", is_flag=True, help="Have each host prove that it has its part.")
 @object_options
-def check(settings: Settings, cap: str, version: int | None, *, deep: bool) -> int:
+def check(settings: Settings, cap: str, version: int | None, *, deep: bool, prove: bool) -> int:
     """Say what an object's placement is worth: what it survives, and for how long.
 
     Of a directory all files are looked at, and the worst is shown.
@@ -427,7 +428,7 @@ def check(settings: Settings, cap: str, version: int | None, *, deep: bool) -> i
     asked for when it was stored.
     """
     calls = settings.calls()
-    ask = partial(calls.check, deep=deep)
+    ask = partial(calls.check, deep=deep, prove=prove)
     answer = targets.survey(calls, targets.resolve(calls, cap, version), ask, _ASKING)
     settings.view(answer)
     _show_placement(answer, deep=deep)
@@ -435,6 +436,14 @@ def check(settings: Settings, cap: str, version: int | None, *, deep: bool) -> i
     if answer["bad"]:
         path = "" if about is None else " path"
         show.rows(answer["bad"], f"<segment <shard node reason{path}")
+    if prove:
+        show.rows(
+            answer["proofs"],
+            "node outcome unproven reason",
+            "it has no other host than this node",
+            node=lambda row: show.named(row, "node"),
+            unproven=("shards", lambda shards: " ".join(map(str, shards))),
+        )
     states = Counter(row["state"] for row in answer["hosts"]) if about is None else about["shards"]
     lost = sum(states.values()) - states.get("ok", 0)
     if states.keys() & {"corrupt", "missing"}:

@@ -275,13 +275,19 @@ class Calls(Core):
         with watch(None):
             return self.ask(api.objects.STAT, capability=capability)
 
-    def check(self, capability: str, watch: Watch = unwatched, *, deep: bool = False) -> Document:
-        """Say what an object's placement is worth; `deep` has every shard read and verified."""
-        said: Any = {"capability": capability, "deep": deep}
+    def check(
+        self, capability: str, watch: Watch = unwatched, *, deep: bool = False, prove: bool = False
+    ) -> Document:
+        """Say what an object's placement is worth.
+
+        `deep` has every shard read and verified, `prove` each host prove that it has its part.
+        """
+        said: Any = {"capability": capability, "deep": deep, "prove": prove}
         if deep:
             return self._watched(api.objects.CHECK, watch, DEEP_TIMEOUT_S, **said)
         with watch(None):
-            return self.ask(api.objects.CHECK, **said)
+            how_long = DEEP_TIMEOUT_S if prove else core.ANSWER_TIMEOUT_S
+            return self.ask(api.objects.CHECK, timeout_s=how_long, **said)
 
     def repair(self, capability: str) -> Document:
         """Have the node look at an object now, and build again what is lost of it."""

@@ -5,7 +5,7 @@ answer, anything else as a miss. `detector` and `score` decide what the results 
 `schedule` which peer is next. Storage decides what to repair, and the market which
 peers to prefer.
 
-Keys: "health/<node id><number of the bucket, 8 bytes>", the results of one peer in that
+Keys: "health/probe/<node id><number of the bucket, 8 bytes>", the results of one peer in that
 time. They are written without a sync, because a lost one costs nothing but itself.
 """
 
@@ -38,7 +38,7 @@ assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
 
 PING = "health.ping"
 
-_ROOT = b"health/"
+_ROOT = b"health/probe/"
 _NUMBER_BYTES = 8
 
 
@@ -136,10 +136,16 @@ class HealthService:
         for stored, raw in self._store.scan(_ROOT, keyvalue.prefix_end(_ROOT)):
             node, number = stored[len(_ROOT) :][:ID_BYTES], stored[len(_ROOT) + ID_BYTES :]
             if len(number) != _NUMBER_BYTES:
-                raise errors.StoreDamaged("a key of the table 'health/' is no node id and number")
+                raise errors.StoreDamaged(
+                    "a key of the table 'health/probe/' is no node id and number"
+                )
             self.tester.restore(node, int.from_bytes(number, "big"), raw)
 
     # What is known
+
+    def peers(self) -> Sequence[bytes]:
+        """Return whom it probes."""
+        return self._peers.peers()
 
     def is_up(self, peer: bytes) -> bool:
         """Return whether the peer answered in this run and is not down or away; this node is up."""
@@ -315,7 +321,7 @@ class HealthService:
         changes = [(_key(peer, number), raw) for number, raw in self.tester.changes(peer)]
         self._store.write(changes, sync=False)
 
-    def _is_cut_off(self, peer: bytes) -> bool:
+    def is_cut_off(self, peer: bytes) -> bool:
         """Return whether this node heard no other peer lately: its own connection may be down."""
         others = [other for other in self._peers.peers() if other != peer]
         if not others:
@@ -332,7 +338,7 @@ class HealthService:
             result.available,
             result.response_ms,
             self._clock.now_ms(),
-            counts=not self._is_cut_off(peer),
+            counts=not self.is_cut_off(peer),
         )
         self._keep(peer)
         if changed is None:

@@ -38,6 +38,9 @@ from xsc.compute.wasm.sandbox import Sandbox
 from xsc.dashboard.session import Sessions
 from xsc.db.group import GroupCommit
 from xsc.health.attending import Attended
+from xsc.health.challenge import SLOT_MS
+from xsc.health.challenging import ANSWER_BOUNDS as PROOF_BOUNDS
+from xsc.health.challenging import ChallengeService
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair
 from xsc.ledger.payments import Payments
@@ -484,6 +487,9 @@ class Node:
             custodian_for=self._custodian_for,
         )
         self._ports.on_denied = self.storage.leases_denied
+        self.challenges = ChallengeService(
+            context, parts.stores.state, self.health, self.storage.possessions, self.storage.leaf
+        )
         self.sweeper = Sweeper(
             context,
             node=self.shards,
@@ -580,6 +586,7 @@ class Node:
             self.ledger,
             self.payments,
             self.health,
+            self.challenges,
             self.market,
             self.storage,
             self.heads,
@@ -590,7 +597,7 @@ class Node:
         ):
             self.peers.server.register(service.handlers())
         self.peers.server.register_groups(self.storage.group_handlers())
-        self.peers.server.bound_answers(ANSWER_BOUNDS)
+        self.peers.server.bound_answers({**ANSWER_BOUNDS, **PROOF_BOUNDS})
         self.peers.share(PUT, GUARD)
         self.peers.share(DELETE, UNGUARD, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
         self.peers.share(STAT, FIND, HOLDS, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
@@ -712,6 +719,7 @@ class Node:
         self.tasks.every("space_compact", SPACE_COMPACT_INTERVAL_MS, self._compact_space)
         self.tasks.every("reclaim", RECLAIM_INTERVAL_MS, self._reclaim)
         self.tasks.every("sweep", SWEEP_INTERVAL_MS, self._sweep)
+        self.tasks.every("challenges", SLOT_MS, self.challenges.round)
         self.log.info("node.started", node=self.key.node_id, name=self.config.name)
 
     async def _reclaim(self, *, everything: bool = False) -> None:
@@ -777,6 +785,7 @@ class Node:
             self.commitments.stir()
         elif what in {"removed", "blocked"}:
             self.health.forget(peer)
+            self.challenges.forget(peer)
         if what == "removed":
             self.tasks.once("recognition", lambda: self.commitments.recognise(peer, 0))
 

@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain, repeat
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from xsc.api import objects as shown
 from xsc.api.market import MONTH_MS
@@ -41,7 +49,7 @@ from xsc.storage.object.placement import (
     likely_columns,
 )
 from xsc.storage.ports import ChargeRead, Hosts, Leases
-from xsc.storage.repair import assignment, custodian, repairer
+from xsc.storage.repair import assignment, custodian, possession, repairer
 from xsc.storage.repair.drain import Departures, Drain
 from xsc.storage.repair.maintained_object import MaintainedObjects, OwnObjects, Settings
 from xsc.storage.repair.mover import Progress
@@ -119,6 +127,17 @@ def best_columns(
 
 
 T = TypeVar("T")
+Prove: TypeAlias = Callable[
+    [VerifyCapability, Sequence[bytes | None]], Awaitable[list[shown.Proof]]
+]
+"""Challenges the nodes of an object's columns, and returns what came of it."""
+PROVEN: Mapping[str, State] = {
+    "bad_proof": "corrupt",
+    "missing": "missing",
+    "timeout": "unreachable",
+    "unreachable": "unreachable",
+}
+"""What an outcome says of columns that were not proven; one that says nothing is not there."""
 READ_AT_ONCE = 32
 """Small objects: of more, each would wait for its hosts so long that others are asked as well."""
 
@@ -190,6 +209,7 @@ class StorageService:
             released=drain.keep,
             charge_read=charge_read,
         )
+        self.leaf = self._shard_server.leaf
         self._finder = finder.ObjectFinder(context, client, self.catalogue.placement)
         self.adoption = finder.Adoption(self.catalogue, self._finder)
         self._owned = OwnObjects(self.catalogue, self._own)
@@ -214,6 +234,14 @@ class StorageService:
             budget_bytes=settings.guard_bytes,
         )
         self.custody_repairer = self._repairer(self.custodian, owners)
+        self.possessions = possession.Possessions(
+            client,
+            self._finder,
+            self.catalogue,
+            self.custodian,
+            own=self.repairer,
+            custody=self.custody_repairer,
+        )
         self.resume_journals = ResumeJournals(client, state, commit)
         self.read_ahead = read_ahead_cache.ReadAheadCache()
         self._reading_together = asyncio.Semaphore(READ_AT_ONCE)
@@ -537,6 +565,7 @@ class StorageService:
         deep: bool,
         lives_ms: Sequence[int],
         repair_ms: int,
+        prove: Prove | None = None,
         watch: Watch = unwatched,
     ) -> shown.Checked:
         """Say what an object's placement is worth, and with `deep` read every shard of it.
@@ -548,12 +577,16 @@ class StorageService:
             deep: fetch and verify every shard of every column.
             lives_ms: mean time to the loss of a failure domain for good, by kind, for the estimate.
             repair_ms: mean time until a lost column is rebuilt, likewise.
+            prove: challenges the nodes of its columns.
             watch: of the bytes that are read with `deep`.
 
         Raises:
             CapabilityInvalid, ObjectUnknown: as `open`.
         """
-        found, located = await self._stat(parse_verify(capability))
+        verify = parse_verify(capability)
+        found, located = await self._stat(verify)
+        proofs = [] if prove is None else await prove(verify, [each.node for each in found.hosts])
+        unproven = {shard: PROVEN[p.outcome] for p in proofs for shard in p.shards}
         read_bytes = 0
         bad: list[deep_read.BadShard] = []
         if deep:
@@ -563,7 +596,11 @@ class StorageService:
             )
         broken = {fault.column for fault in bad}
         states: list[State] = [
-            "corrupt" if host.state == "ok" and host.shard in broken else host.state
+            host.state
+            if host.state != "ok"
+            else "corrupt"
+            if host.shard in broken
+            else unproven.get(host.shard, "ok")
             for host in found.hosts
         ]
         nodes = [
@@ -578,7 +615,7 @@ class StorageService:
         survives = durability.survival(live, spares) if spares > 0 else durability.Contract()
         hosts = zip(found.hosts, states, strict=True)
         told = {each.name: getattr(found, each.name) for each in fields(found)}
-        if broken:
+        if broken or unproven:
             told |= {"readable": spares >= 0, "margin": spares, "healable": spares >= 0}
         told["hosts"] = [replace(host, state=state) for host, state in hosts]
         return shown.Checked(
@@ -596,6 +633,7 @@ class StorageService:
                 )
             ),
             read_bytes=read_bytes,
+            proofs=proofs,
             bad=[
                 shown.BadShard(
                     segment=each.segment, shard=each.column, node=each.node, reason=each.reason

@@ -16,6 +16,7 @@ from pydantic import Field
 from tests.sim.adversary.forge import Forge, plain
 from tests.sim.adversary.programs import hostile_program
 from xsc.base.encoding import encode
+from xsc.base.errors import RecordInvalid
 from xsc.base.limits import (
     BATCH_CALLS_MAX,
     CUSTODIANS_MAX,
@@ -30,6 +31,7 @@ from xsc.base.limits import (
     SHARDS_MAX,
 )
 from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash
+from xsc.health import challenge as rules
 from xsc.identity.envelope import Count, Id32, open_signed
 from xsc.ledger.entry import UNIT_CREDIT
 from xsc.space.itc import event_bytes
@@ -39,6 +41,7 @@ from xsc.space.record import value_digest
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import GET_MAX
+from xsc.terms.possession import LEAVES_ASKED, MANIFEST_COLUMN, Pile, pile_name
 from xsc.terms.voucher import Voucher
 
 Column = Annotated[int, Field(ge=0, le=COLUMN_MAX)]
@@ -124,6 +127,15 @@ HEADERS: dict[str, dict[str, Any]] = {
     "space.list": {"owner": Id32, "section": Section},
     "space.records": {"owner": Id32, "paths": Many(Prefix, ASKED_RECORDS_MAX), "whole": bool},
     "space.grant": {"anew": bool},
+    "health.challenge": {"customer": Id32, "scope": Id32, "epoch": Count, "commitment": Id32},
+    "health.prove": {
+        "customer": Id32,
+        "scope": Id32,
+        "epoch": Count,
+        "nonce": Id32,
+        "host_nonce": Id32,
+        "roots": Many(tuple[Count, Id32, Id32 | None], LEAVES_ASKED),
+    },
     "health.ping": {"v": Count, "ping": Sealed("ping")},
     "compute.run": {
         "order": Sealed("order"),
@@ -336,8 +348,53 @@ def _next_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
     return []
 
 
+def _prove_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
+    """List some of what is there, draw as a prober does, and name roots."""
+    focus, rng = forge.focus, forge.rng
+    locate = focus.get("locate") or rng.randbytes(32)
+    shards = {item["column"]: item["root"] for item in focus.get("shards") or []}
+    sizes = [rng.choice((1, 3, 2**32 - 1))]
+    sizes += [rng.choice((1, LEAF_BYTES, 2**20, 2**22, 2**25)) for _ in range(2)]
+    piles = [Pile(pile_name(locate, column), *sizes) for column in shards or (0,)]
+    if forge.chance(0.5):
+        piles = [Pile(pile_name(locate, MANIFEST_COLUMN), 1, *sizes[1:])]
+    if forge.chance(0.2):
+        piles += [
+            Pile(pile_name(rng.randbytes(32), 1), *sizes) for _ in range(rng.choice((1, 300)))
+        ]
+    pages = rules.pages_of(piles)
+    index = rules.index_of(pages)
+    who = [focus[name] for name in ("host", "customer")]
+    scope = rng.choice((rules.EVERYTHING, locate))
+    asked = rules.Round(*who, focus["customer"], scope, focus["epoch"])
+    nonce = rng.randbytes(32)
+    commitment = rules.commitment_of(nonce, index)
+    host_nonce = rules.nonce_of(focus["of_challenges"], asked, commitment)
+    seed = rules.seed_of(asked, nonce, host_nonce, commitment)
+    try:
+        shown = [pages[number] for number in rules.pages_drawn(index, seed)]
+        drawn = rules.leaves_drawn(index, shown, seed)
+    except RecordInvalid:
+        return pages
+    header |= {
+        "customer": asked.customer,
+        "scope": scope,
+        "epoch": asked.epoch,
+        "nonce": nonce,
+        "host_nonce": host_nonce,
+        "roots": [
+            [0, shards.get(pile.column, rng.randbytes(32)), None]
+            if pile.column != MANIFEST_COLUMN
+            else [0, rng.randbytes(32), focus.get("manifest") or rng.randbytes(32)]
+            for pile, _, _ in drawn
+        ],
+    }
+    return [index, *shown] if forge.chance(0.9) else [index, *pages]
+
+
 PARTS: dict[str, Callable[[Forge, dict[str, Any]], list[bytes]]] = {
     "storage.put": _put_parts,
+    "health.prove": _prove_parts,
     "storage.head_put": _head_parts,
     "space.next": _next_parts,
     "compute.run": _run_parts,

@@ -438,6 +438,9 @@ class Play:
                 for of in store.owners()
                 for record in store.ls("", of)
             ]
+        # It may have any challenge answered: which of them a host takes it cannot read here.
+        forge.focus["of_challenges"] = self.node(target).key.derive("challenge")
+        forge.focus["epoch"] = self.world.clock.now_ms() // EPOCH_MS
         if method.startswith("service"):
             forge.focus["name"] = self.rng.choice(("a", "b"))
         for index in up:

@@ -617,6 +617,9 @@ PEER = {
     "probes": 9,
     "misses": 0,
     "wrong": 0,
+    "outcome": "ok",
+    "challenged_ms": 0,
+    "proven_ms": 0,
     "false_clearing": NODE,
     "spent": [{"method": "storage.put", "units": 16_881, "processor_us": 35_092}],
     "units_left": 999_000,
@@ -885,6 +888,20 @@ def test_a_statement_is_both(xsc, stand_in):
     assert "+0.000080" in xsc("ledger", "statement", "--limit", "3").text
 
 
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [("ok", 0), ("prober_void", 0), ("timeout", 5), ("unreachable", 5), ("missing", 6)],
+)
+def test_hosts_are_challenged(xsc, stand_in, outcome, code):
+    row = {"id": NODE, "name": "bob", "customer": NODE, "customer_name": "alice"}
+    row |= {"outcome": outcome, "reason": "because"}
+    stand_in.answers("POST", "/v1/health/challenge", {"challenged": [row]})
+    done = xsc("health", "challenge", "bob")
+    assert (done.code, outcome in done.text, "because" in done.text) == (code, True, True)
+    assert xsc("health", "challenge", "--json").json == {"challenged": [row]}
+    assert [request.json() for request in stand_in.requests[-2:]] == [{"who": "bob"}, {}]
+
+
 def test_settle(xsc, stand_in):
     row = {"lease_id": NODE, "role": "customer", "peer": NODE, "amount_micro": 40}
     stand_in.answers("POST", "/v1/ledger/settle", {"settled": [row], "pending": 2})
@@ -1053,6 +1070,33 @@ def test_stat_and_check_warn_of_leases_that_end(xsc, stand_in, command):
     assert "was not renewed, its end is 2023-11" in told.err
     assert "the host is silent" in told.err
     assert "its end is not known" in told.err
+
+
+def test_check_shows_what_hosts_proved(xsc, stand_in):
+    proof = {"node": NODE, "name": "bob", "outcome": "missing", "reason": "gone", "shards": [2]}
+    answer = {
+        "size_bytes": 5,
+        "code": {"k": 4, "m": 2},
+        "hosts": [{"shard": 2, "node": NODE, "state": "missing"}],
+        "readable": True,
+        "margin": 1,
+        "healable": False,
+        "survives": "1nodes",
+        "domains": {"node": {"known": 1, "unknown": 0}},
+        "introducers": [],
+        "contract": None,
+        "contract_kept": True,
+        "yearly_loss_ppb": 5,
+        "read_bytes": 0,
+        "bad": [],
+        "proofs": [proof],
+        "ends_ms": None,
+        "ending": [],
+    }
+    stand_in.answers("GET", "/v1/object/check?prove=1", answer)
+    told = xsc("store", "check", "--prove", "xsc:r:c")
+    assert told.code == 6
+    assert "bob   missing  2         gone" in told.text
 
 
 def test_a_name_is_looked_up_first(xsc, stand_in):

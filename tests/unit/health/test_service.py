@@ -290,7 +290,9 @@ async def test_results_survive_a_restart_and_the_state_is_learned_anew(a, b):
     assert a.health.tester.get_stats(b.id).probes == 3
 
 
-@pytest.mark.parametrize("key", [b"health/" + b"n" * 40, b"health/" + b"n" * 32, b"health/short"])
+@pytest.mark.parametrize(
+    "key", [b"health/probe/" + b"n" * 40, b"health/probe/" + b"n" * 32, b"health/probe/short"]
+)
 async def test_damaged_results_stop_the_start(a, key):
     a.store.write([(key, b"\x00")], sync=True)
     with pytest.raises(StoreDamaged):

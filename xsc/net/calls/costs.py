@@ -57,6 +57,8 @@ OTHER: Final = Cost()
 """What a method costs that the table does not name."""
 COSTS: Final[Mapping[str, Cost]] = {
     "peers.join": Cost(base=1_200, asked=limits.JOIN_BYTES_MAX),
+    # Lists are gone through. Bodies are read, which is charged as they are.
+    "health.prove": Cost(signatures=1, kib=10, asked=4 * KIB),
     "peers.batch": Cost(
         asked=limits.BATCH_BYTES_MAX + limits.BATCH_CALL_BYTES_MAX, answered=_LARGEST
     ),

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from xsc.api import endpoint, problems
 from xsc.api import objects as api
@@ -15,7 +16,9 @@ from xsc.node.api.serving import Body, Download, filled
 from xsc.node.build import Node
 from xsc.node.jobs import from_hex
 from xsc.storage.catalogue.names import PART, check_name, listed
+from xsc.storage.object.capability import VerifyCapability
 from xsc.storage.object.durability import parse as parse_contract
+from xsc.storage.repair.possession import unproven
 from xsc.storage.service import in_order
 
 
@@ -179,11 +182,29 @@ async def repairs(node: Node, _: endpoint.Nothing) -> list[api.Repair]:
     ]
 
 
+async def _proofs(
+    node: Node, verify: VerifyCapability, nodes: Sequence[bytes | None]
+) -> list[api.Proof]:
+    """Have the nodes of an object's columns prove what they hold of it."""
+    owner, holdings = await node.storage.possessions.of_object(verify, nodes)
+    done = await node.challenges.prove_object(owner, verify.locate, holdings)
+    return [
+        filled(
+            api.Proof,
+            proved,
+            node=proved.host,
+            shards=unproven(proved.host, nodes, proved.outcome, proved.names),
+        )
+        for proved in done
+    ]
+
+
 async def check(node: Node, asked: api.Check) -> api.Checked:
     """Say what a placement is worth."""
     found = await node.storage.check(
         asked.capability,
         deep=asked.deep,
+        prove=partial(_proofs, node) if asked.prove else None,
         lives_ms=node.config.lives_ms,
         repair_ms=node.config.repair_time_ms,
         watch=node.works.watch_of(asked.work),

@@ -111,6 +111,12 @@ async def health(node: Node, _: Nothing) -> list[api.PeerHealth]:
     """Return what probes say of each peer, and which clearing of it does not recompute."""
     false = node.allocator.records.false_clearings()
     return [
-        filled(api.PeerHealth, row, id=row.node, false_clearing=false.get(row.node))
+        filled(
+            api.PeerHealth,
+            row,
+            node.challenges.summary(row.node),
+            id=row.node,
+            false_clearing=false.get(row.node),
+        )
         for row in node.health.table()
     ]

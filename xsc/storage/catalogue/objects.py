@@ -112,6 +112,10 @@ class ObjectCatalogue:
         sealed = self._state.get(MANIFESTS + capability.manifest_hash)
         return None if entry is None or sealed is None else (entry.placement, sealed)
 
+    def sealed_bytes(self, ref: bytes) -> int:
+        """Return how many bytes the sealed manifest of an own object has."""
+        return len(self._state.get(MANIFESTS + ref) or b"")
+
     async def add(self, done: Uploaded, name: str, also: Sequence[Change] = ()) -> int:
         """Write a new object, in one commit with other changes; return its version."""
         if not name:

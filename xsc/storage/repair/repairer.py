@@ -170,6 +170,16 @@ class Repairer:
         self._again.update(refs)
         self._woken.set()
 
+    def load(self, ref: bytes) -> MaintainedObject | None:
+        """Return an object that this looks after; None if it is gone or being deleted."""
+        return self._objects.load(ref)
+
+    def note_unreadable(self, ref: bytes, places: Collection[tuple[int, bytes]]) -> None:
+        """Count columns at nodes as damaged at the next look, whatever these say that they have."""
+        known = self.surveyor.unreadable.get(ref, frozenset())
+        if places:
+            self.surveyor.unreadable[ref] = known | frozenset(places)
+
     def reported(self, ref: bytes, custodian: bytes) -> bool:
         """Note that a custodian keeps copies of an object; return whether it may delete one."""
         if self.reports.take_permission(ref, custodian):

@@ -12,8 +12,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
-from xsc.base import fields, turns
+from xsc.base import fields, limits, turns
 from xsc.base.bounded import Bounded
+from xsc.base.clock import run_sized
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, XscError
 from xsc.base.merkle import Part
@@ -23,9 +24,11 @@ from xsc.identity.context import Context
 from xsc.storage.object import erasure, expiry, inventory, messages, receipts
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import PutRequest
+from xsc.storage.object.segment import Span
 from xsc.storage.ports import ChargeRead, Leases
 from xsc.storage.shardstore import store, writer
 from xsc.storage.shardstore.bodies import Body, record_key, shard_key
+from xsc.terms.possession import PROVE, AskedLeaf, LeafProof
 from xsc.terms.storage_receipt import (
     DeletionOrder,
     DeletionReceipt,
@@ -67,6 +70,7 @@ class ShardServer:
         self._key = context.key
         self._network = context.network
         self._clock = context.clock
+        self._executor = context.executor
         self._leases = leases
         self._node = node
         node.writer.settle_use = leases.settle_use
@@ -268,6 +272,43 @@ class ShardServer:
         self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[erasure.Buffer]]:
         return messages.holds_answer(await self._node.holds(*messages.read_holds(header))), []
+
+    async def leaf(self, caller: bytes, asked: AskedLeaf) -> LeafProof | None:
+        """Return a leaf that lies here and its proof; None where it is not here, or damaged.
+
+        Raises:
+            RecordInvalid: the manifest that lies here has another root or size.
+            RateLimited: the caller may not have so much read now.
+        """
+        pile, root, size = asked.pile, asked.root, asked.size_bytes
+        span = Span(asked.leaf, asked.leaf + 1, size)
+        charge = partial(self._charge_read, caller, PROVE)
+        if root.manifest is None:
+            if (
+                size > limits.SEGMENT_BYTES
+                or pile.column > erasure.COLUMN_MAX
+                or asked.body > erasure.SEGMENT_MAX
+                or root.generation > erasure.GENERATION_MAX
+            ):
+                raise RecordInvalid("there is no such shard")
+            want = inventory.Wanted(asked.body, pile.column, root.root, span)
+            (found,) = await self._node.get(
+                pile.locate, root.generation, [want], size_max=limits.SEGMENT_BYTES, charge=charge
+            )
+        else:
+            charge(size)
+            sealed = await self._node.find(pile.locate, root.manifest, size)
+            if sealed is None:
+                return None
+            cut = await run_sized(
+                self._executor, len(sealed), inventory.cut_found, sealed, root.root, span
+            )
+            if cut is None or cut.state != "ok":
+                raise RecordInvalid("the manifest here has another root or size")
+            found = cut
+        if found.data is None or found.path is None:
+            return None
+        return LeafProof(bytes(found.data), found.path)
 
     async def _on_delete(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]

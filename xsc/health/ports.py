@@ -1,0 +1,66 @@
+"""What challenges need of others: of probes how peers are, of storage what lies where.
+
+`xsc.node.build` connects them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+from xsc.terms.possession import Holding, Pile, Root
+
+
+class Probed(Protocol):
+    """What a probe came to."""
+
+    @property
+    def available(self) -> bool:
+        """Whether the peer answered."""
+
+
+class Probes(Protocol):
+    """The availability of peers, as challenges see it."""
+
+    def peers(self) -> Sequence[bytes]:
+        """Return who is probed."""
+
+    def is_up(self, peer: bytes) -> bool:
+        """Say whether a peer answered its last probes."""
+
+    async def probe(self, peer: bytes) -> Probed:
+        """Probe a peer now.
+
+        Raises:
+            PeerUnknown: it is no peer any more.
+        """
+
+    def is_cut_off(self, peer: bytes) -> bool:
+        """Say whether no other peer was heard lately: this node's own connection may be down."""
+
+    def report(self, peer: bytes, what: str) -> None:
+        """Count a plainly wrong answer of a peer."""
+
+
+class Possessions(Protocol):
+    """Storage, as challenges see it."""
+
+    async def held(self, hosts: Collection[bytes]) -> Mapping[tuple[bytes, bytes], Holding]:
+        """Return what this node looks after at hosts, by host and customer."""
+
+    async def lost(
+        self, host: bytes, customer: bytes, names: Collection[bytes] | None
+    ) -> frozenset[bytes]:
+        """Have piles at a host count as lost, and repaired; None names all that are there.
+
+        Return those of them that the host should still have: others moved or were deleted.
+        """
+
+    async def whole(self, host: bytes, pile: Pile, body: int, root: Root) -> None:
+        """Read a whole body from a host.
+
+        Raises:
+            ShardMismatch: the host gave other bytes.
+            ShardsInsufficient: it says that it does not have it.
+            XscError: what it answered, or that it is silent.
+        """
