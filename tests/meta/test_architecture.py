@@ -71,6 +71,7 @@ SHELL = {
     "xsc.db.group": "lets concurrent writes share one sync",
     "xsc.db.leveldb": "the one home of LevelDB",
     "xsc.health.attending": "watches calls that take long",
+    "xsc.health.helping": "carries the pings of peers",
     "xsc.health.service": "probes peers",
     "xsc.identity.batch_signer": "gathers the records of one turn of the event loop",
     "xsc.identity.keyfile": "reads and writes the key file",

@@ -125,6 +125,8 @@ HEADERS: dict[str, dict[str, Any]] = {
     "space.records": {"owner": Id32, "paths": Many(Prefix, ASKED_RECORDS_MAX), "whole": bool},
     "space.grant": {"anew": bool},
     "health.ping": {"v": Count, "ping": Sealed("ping")},
+    "health.probe_for": {"v": Count, "ping": Sealed("ping")},
+    "health.missed": {"v": Count, "node": Id32},
     "compute.run": {
         "order": Sealed("order"),
         "output_bytes": Size,
