@@ -3,8 +3,8 @@
     python -m benchmarks [--quick] [WORD ...]
 
 The words are storage, small, compute, services, start, memory, stalled, space, programs, market
-and screens, which share the network, and disk, health, hung and inside, which need none. Without
-a word all are run.
+and screens, which share the network, and disk, hung, inside and health, which need none.
+Without a word all are run.
 
 BENCH_SMOKE=1 makes the shortest round that runs every line; its figures mean nothing.
 
@@ -61,7 +61,7 @@ PARTS = (
     "market",
     "screens",
 )
-ALONE = {"disk": disk.run, "health": health.run, "hung": hung.run, "inside": inside.run}
+ALONE = {"disk": disk.run, "hung": hung.run, "inside": inside.run, "health": health.run}
 """Parts that need no network."""
 
 

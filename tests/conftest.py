@@ -78,6 +78,8 @@ LONG = (
     "test_every_game_keeps_the_laws_and_pays_one_lie_only",
     "test_a_put_that_takes_more_than_an_hour_keeps_its_hosts",
     "test_repair_heals_where_the_contract_cannot_be_kept_and_moves_back_when_a_peer_joins",
+    "test_a_node_that_was_cut_off_has_changed_no_score_and_repaired_nothing[60]",
+    "test_what_a_node_sends_in_a_period_does_not_grow_with_the_number_of_nodes[200]",
     "test_with_one_host_stalled_and_one_crawling_reads_take_as_long_as_ever[1048576]",
     "test_only_the_owner_releases_what_custodians_have_stored_elsewhere_meanwhile",
     "test_fifty_nodes_converge_while_they_write_for_ten_minutes[4]",

@@ -189,8 +189,9 @@ class World:
     async def crash(self, index: int) -> None:
         """Kill a node where it stands; what it had not synced is lost."""
         self.net.kill(self.place(index))
-        await self.nodes[index].tasks.stop()
         self.disks[index] = self.disks[index].after_crash()
+        # What still runs of the process writes elsewhere.
+        await self.nodes[index].tasks.stop()
 
     async def lose(self, index: int) -> None:
         """Kill a node, and its disk with it."""

@@ -154,10 +154,14 @@ def test_a_node_cut_off_from_the_others_is_seen_down_and_comes_back():
         peer = world.nodes[1]
         lost = world.nodes[0].key.node_id
         await world.until(lambda: not peer.health.is_up(lost))
+        assert not peer.health.is_absent(lost)
+        await world.until(lambda: peer.health.is_absent(lost))
         world.net.heal()
         await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
-        stats = peer.health.tester.get_stats(lost)
-        assert 0 < stats.availability < 1_000_000
+        assert peer.health.row(lost).misses > 0
+        # The others were silent to it as well, but all at once.
+        assert [row.misses for row in world.nodes[0].health.table()] == [0] * 6
+        assert not any(row.state == "absent" for row in world.nodes[0].health.table())
 
     run(24, 7, play)
 

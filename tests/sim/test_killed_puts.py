@@ -47,10 +47,10 @@ def test_what_a_killed_put_has_sent_is_deleted_once_its_owner_is_back(moment_ms,
         kept, before, putting = await begun(world, moment_ms, size)
         if not power:
             world.disks[0].state.write([], sync=True)
+        assert not putting.done()
         await world.crash(0)
         putting.cancel()
         await asyncio.gather(putting, return_exceptions=True)
-        assert putting.cancelled(), "it had ended before the crash"
         await world.restart(0)
         await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
         if power:

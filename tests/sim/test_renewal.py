@@ -283,7 +283,7 @@ def test_a_deletion_that_a_lost_host_cannot_confirm_ends_with_its_lease_and_the_
         owner = world.nodes[OWNER]
         kept = {await put(owner, content(size), code=(1, 1)): content(size) for size in SIZES[:2]}
         doomed = await put(owner, content(70_000, seed=1), code=(1, 1))
-        held = {node.node for _, entry in owner.storage.catalogue.entries() for node in entry.held}
+        held = {host.node for host in (await owner.storage.stat(doomed)).hosts}
         gone = next(i for i in range(1, 4) if world.nodes[i].key.node_id in held)
         there = world.nodes[gone].key.node_id
         await world.lose(gone)

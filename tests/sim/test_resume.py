@@ -126,7 +126,7 @@ def test_what_a_put_had_counted_when_its_client_was_killed_is_counted_once():
     run(720, 7, play, ROOM)
 
 
-@pytest.mark.parametrize("seed", (1, 3)[:SEEDS])
+@pytest.mark.parametrize("seed", (3, 4)[:SEEDS])
 def test_of_a_put_whose_client_is_killed_nothing_is_sent_again(seed):
     async def play(world):
         draw = random.Random(seed)

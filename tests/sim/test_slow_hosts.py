@@ -61,12 +61,12 @@ def test_with_one_host_stalled_and_one_crawling_reads_take_as_long_as_ever(size)
         healthy = await read_all(world, stored, READS)
         # Both hold data columns of both objects: they are asked first while all is well.
         stalled, crawling, *_ = sorted(healthy.asked, key=lambda host: -healthy.asked[host])
+        assert healthy.asked[stalled] == healthy.asked[crawling] == READS
         world.net.stall(world.name(stalled), "storage.get")
         world.net.set_rate(world.name(crawling), DELAY_MS, RATE // 100)
         return healthy, await read_all(world, stored, READS)
 
     (healthy, ill), _ = run(62, 8, play)
-    assert len(healthy.asked) == 4
     assert ill.percentile(0.99) <= 2 * healthy.percentile(0.5)
     # Shards of one size each: whatever was asked for counts, though it never came.
     assert sum(ill.asked.values()) <= 1.35 * sum(healthy.asked.values())

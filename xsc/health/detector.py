@@ -1,6 +1,7 @@
 """Whether a peer is up, and how it has answered so far.
 
-The *state* follows from the last probes of this run and says which peers to ask now. The
+The *state* follows from the last probes of this run and says which peers to ask now. A peer
+is *absent* if no window that counts found it, neither by itself nor through others. The
 *availability* follows from the results of the last days, those of earlier runs included,
 and says how far to rely on a peer. Results also count plainly wrong answers: bytes that
 are not the shard, or a result that others contradict.
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from xsc.base import encoding, errors, limits
+from xsc.health.schedule import timeout_ms
 from xsc.health.score import trust_ppm
 
 RESPONSES_KEPT = 200
@@ -22,6 +24,8 @@ RESPONSES_KEPT = 200
 BUCKET_MS = 6 * 3_600_000
 MISSES_TO_DOWN = 2
 """Probes missed in a row after which a peer is down; before that it is suspect."""
+WINDOWS_TO_ABSENT = 4
+"""Windows in a row that count and did not find a peer, after which it is absent."""
 
 State: TypeAlias = Literal["unknown", "up", "suspect", "down"]
 
@@ -50,7 +54,7 @@ class AvailabilityStats:
     """What the kept results of one peer add up to."""
 
     availability: int
-    """Share of probes answered, parts per million; 0 before the first."""
+    """Share of the counted probes that were answered, parts per million; 0 before the first."""
     avg_response_ms: int
     """Mean time of the last answers in this run, rounded down; 0 before the first."""
     probes: int
@@ -74,6 +78,8 @@ class _History:
     run_misses: int | None = None
     """Misses in a row in this run; None before its first probe."""
     up: bool = False
+    unfound: int = 0
+    """Windows in a row that count and did not find it."""
     stats: AvailabilityStats | None = None
     """Until the next result: readers ask for it several times a segment."""
 
@@ -109,27 +115,48 @@ class AvailabilityTester:
     def record_result(
         self, node_id: bytes, available: bool, response_ms: int, at_ms: int, *, counts: bool = True
     ) -> bool | None:
-        """Take a result; return whether the peer is up now if that changed, or None.
+        """Take a probe; return whether the peer is up now if that changed, or None.
 
         A peer comes up with an answer and goes down with MISSES_TO_DOWN misses
         in a row: one lost message takes nobody down. What does not count changes
         the state alone.
         """
         history = self._histories.setdefault(node_id, _History())
-        bucket = history.bucket(at_ms)
         if available:
-            bucket.answered += 1
-            bucket.seen_ms = at_ms
+            history.bucket(at_ms).seen_ms = at_ms
             history.times.append(response_ms)
-            history.run_misses = 0
+            history.run_misses = history.unfound = 0
         else:
-            bucket.missed += counts
             history.run_misses = (history.run_misses or 0) + 1
+        if counts:
+            self.count(node_id, available, at_ms)
         before, state = history.up, state_after(history.run_misses)
         if state == "suspect":
             return None
         history.up = state == "up"
         return history.up if history.up != before else None
+
+    def count(self, node_id: bytes, available: bool, at_ms: int) -> None:
+        """Count a result for the availability."""
+        bucket = self._histories.setdefault(node_id, _History()).bucket(at_ms)
+        bucket.answered += available
+        bucket.missed += not available
+
+    def record_unfound(self, node_id: bytes, at_ms: int) -> bool:
+        """Take a window that counts, in which nobody found a peer; return whether it is absent.
+
+        Only that of an absent peer counts as a miss.
+        """
+        self._histories.setdefault(node_id, _History()).unfound += 1
+        if absent := self.is_absent(node_id):
+            self.count(node_id, False, at_ms)
+        return absent
+
+    def record_found(self, node_id: bytes) -> bool:
+        """Take a pong that another brought; return whether the peer was absent until now."""
+        absent = self.is_absent(node_id)
+        self._histories.setdefault(node_id, _History()).unfound = 0
+        return absent
 
     def record_wrong(self, node_id: bytes, at_ms: int) -> None:
         """Count an answer that was plainly wrong."""
@@ -150,6 +177,15 @@ class AvailabilityTester:
         """Return whether the peer answered in this run and has not gone down since."""
         history = self._histories.get(node_id)
         return history is not None and history.up
+
+    def is_absent(self, node_id: bytes) -> bool:
+        """Return whether nobody has found the peer for WINDOWS_TO_ABSENT windows that count."""
+        return self._histories.get(node_id, _History()).unfound >= WINDOWS_TO_ABSENT
+
+    def timeout_ms(self, node_id: bytes, most_ms: int) -> int:
+        """Return how long to wait for the next answer of a peer; at most so long."""
+        history = self._histories.get(node_id, _History())
+        return timeout_ms(history.times, history.run_misses or 0, most_ms)
 
     def forget(self, node_id: bytes) -> list[int]:
         """Drop everything about a peer; return the numbers of its buckets."""

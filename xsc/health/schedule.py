@@ -1,34 +1,47 @@
-"""Which peers to probe next: round robin, the one probed longest ago first."""
+"""Which peers to probe next, and how long to wait for an answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Sequence
+from math import isqrt
+
+from xsc.base import units
+
+PROBES_A_PERIOD = 12
+"""In an interval; if there are more peers, each has its turn more rarely."""
+TIMEOUT_MS_MIN = 1_000
+RESPONSES_MIN = 3
+"""Answers before the timeout follows from them."""
+_DOUBLINGS_MAX = 8
 
 
-def due(
-    peers: Iterable[bytes], last_ms: Mapping[bytes, int], now_ms: int, interval_ms: int
-) -> list[bytes]:
-    """Return the peers whose turn it is, in the order of their turns.
+def due(peers: Iterable[bytes], after: bytes, busy: Collection[bytes] = ()) -> list[bytes]:
+    """Return the peers whose turn it is: on the ring of all ids the next ones.
+
+    Each node begins at its own place. So of nodes that begin together, each probes others.
 
     Args:
         peers: the peers to probe.
-        last_ms: when each was probed last; a peer that is not in it is due at once.
-        now_ms: the present, on the clock of `last_ms`.
-        interval_ms: from one probe of a peer to its next.
+        after: the last one of the turn before, at first this node.
+        busy: peers of earlier rounds that are not over.
     """
-    waiting = [
-        (last_ms.get(peer, -1), peer)
-        for peer in set(peers)
-        if peer not in last_ms or now_ms - last_ms[peer] >= interval_ms
-    ]
-    return [peer for _, peer in sorted(waiting)]
+    waiting = sorted(set(peers).difference(busy))
+    start = bisect_right(waiting, after)
+    return (waiting[start:] + waiting[:start])[:PROBES_A_PERIOD]
 
 
-def wait_ms(
-    peers: Iterable[bytes], last_ms: Mapping[bytes, int], now_ms: int, interval_ms: int
-) -> int:
-    """Return how long no peer is due; at most one interval, because peers may be added."""
-    waits = (
-        max(0, last_ms[peer] + interval_ms - now_ms) if peer in last_ms else 0 for peer in peers
-    )
-    return min(waits, default=interval_ms)
+def timeout_ms(times_ms: Sequence[int], misses: int, most_ms: int) -> int:
+    """Return how long a peer may take for an answer: its mean and four standard deviations.
+
+    Args:
+        times_ms: how long its last answers took.
+        misses: probes missed since; each doubles it, so that a peer which became slow is heard.
+        most_ms: the bound, and the timeout while there are few answers.
+    """
+    count, total = len(times_ms), sum(times_ms)
+    if count < RESPONSES_MIN:
+        return most_ms
+    spread = isqrt(count * sum(each * each for each in times_ms) - total * total)
+    usual_ms = max(TIMEOUT_MS_MIN, units.ceil_div(total + 4 * spread, count))
+    return min(most_ms, usual_ms << min(misses, _DOUBLINGS_MAX))

@@ -1,9 +1,10 @@
 """Probes the peers and remembers how they answered.
 
-Every peer is probed each interval. A signed pong to the signed ping counts as an
-answer, anything else as a miss. `detector` and `score` decide what the results mean,
-`schedule` which peer is next. Storage decides what to repair, and the market which
-peers to prefer.
+A round probes the peers whose turn it is, each interval. A signed pong to the signed ping
+counts as an answer, anything else as a miss. Each probe sets the state of its peer at once.
+A round is a window: `absence` says whether it counts, and a miss of one that counts is asked
+through others by `helping`. `detector` and `score` decide what the results mean, `schedule`
+which peer is next. Storage decides what to repair, and the market which peers to prefer.
 
 Keys: "health/probe/<node id><number of the bucket, 8 bytes>", the results of one peer in that
 time. They are written without a sync, because a lost one costs nothing but itself.
@@ -12,21 +13,26 @@ time. They are written without a sync, because a lost one costs nothing but itse
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
-from xsc.base import clock, encoding, errors, fields, keyvalue, merkle, peering, turns
+from xsc.base import clock, encoding, errors, fields, keyvalue, peering, turns
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.limits import NONCE_BYTES, PPM, PROBE_TIMEOUT_MS, REQUEST_WINDOW_MS
+from xsc.health.absence import HELPERS, window_counts
 from xsc.health.detector import AvailabilityTester, State
+from xsc.health.helping import PING, Helping
 from xsc.health.messages import Ping, Pong, check_pong
-from xsc.health.schedule import due, wait_ms
+from xsc.health.schedule import due
 from xsc.health.score import quality_ppm
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 
 PROBE_INTERVAL_MS = 5_000
+SECOND_LOOK_MS = 1_000
+"""After its first miss a peer is probed again."""
 PROBED_BESIDE_MAX = 16
 """So many other peers are asked, those heard last, before one counts as away."""
 PROBES_IN_FLIGHT = 64
@@ -35,8 +41,6 @@ ATTEND_TIMEOUT_MS = 500
 RESPONSE_EXPECTED_MS = 50
 """What is assumed of a peer that has not answered yet."""
 assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
-
-PING = "health.ping"
 
 _ROOT = b"health/probe/"
 _NUMBER_BYTES = 8
@@ -66,13 +70,13 @@ class HealthRow:
     """One line of `xsc health`."""
 
     node: bytes
-    state: State | Literal["away"]
+    state: State | Literal["away", "absent"]
     availability_ppm: int
     response_ms: int
     """Mean of the answered probes; 0 before the first."""
     last_seen_ms: int | None
     probes: int
-    """Kept results."""
+    """Kept results that count."""
     misses: int
     """Those of them that were not answered."""
     wrong: int
@@ -93,8 +97,10 @@ class HealthService:
         context: signs pings and pongs, and sends them.
         state: the store; other tables may be in it.
         peers: the peers to probe, read anew in each round.
-        interval_ms: from one probe of a peer to its next.
-        timeout_ms: after which a probe is missed.
+        once: runs something in the background.
+        domain_of: returns the failure domain of a peer.
+        interval_ms: from one round of probes to the next.
+        timeout_ms: after which a probe is missed at the latest.
 
     Raises:
         StoreDamaged: the kept results are damaged.
@@ -106,6 +112,8 @@ class HealthService:
         *,
         state: keyvalue.KeyValue,
         peers: peering.Peers,
+        once: Callable[[str, Callable[[], Awaitable[object]]], None],
+        domain_of: Callable[[bytes], bytes],
         interval_ms: int = PROBE_INTERVAL_MS,
         timeout_ms: int = PROBE_TIMEOUT_MS,
     ) -> None:
@@ -117,10 +125,15 @@ class HealthService:
         self._log = context.log
         self._store = state
         self._peers = peers
+        self._once = once
         self._interval_ms = interval_ms
         self._timeout_ms = timeout_ms
         self.tester = AvailabilityTester()
-        self._last_ms: dict[bytes, int] = {}
+        self.peers = peers.peers
+        self.state = self.tester.state
+        """Returns a peer's state; unknown before the first probe of this run."""
+        self._known: set[bytes] = set()
+        """Peers that were probed, and not forgotten since."""
         self._heard_ms: dict[bytes, int] = {}
         """When each peer answered last, by a steady clock."""
         self._skew_ms: dict[bytes, int] = {}
@@ -133,6 +146,24 @@ class HealthService:
         self._asking: turns.Turns[bytes] = turns.Turns()
         self._listeners: list[OnChange] = []
         self._woken = asyncio.Event()
+        self._urgent: dict[bytes, None] = {}
+        """Peers to be probed at once, in order."""
+        self._looking: set[bytes] = set()
+        """Peers that are being probed."""
+        self._busy: set[bytes] = set()
+        """Peers of rounds that are not over."""
+        self._void = False
+        """Whether the last round said nothing about the peers."""
+        self.helping = Helping(
+            context,
+            peers,
+            self.tester,
+            domain_of=domain_of,
+            watch=self.watch,
+            interval_ms=interval_ms,
+            timeout_ms=timeout_ms,
+        )
+        self.handlers = self.helping.handlers
         for stored, raw in self._store.scan(_ROOT, keyvalue.prefix_end(_ROOT)):
             node, number = stored[len(_ROOT) :][:ID_BYTES], stored[len(_ROOT) + ID_BYTES :]
             if len(number) != _NUMBER_BYTES:
@@ -143,18 +174,26 @@ class HealthService:
 
     # What is known
 
-    def peers(self) -> Sequence[bytes]:
-        """Return whom it probes."""
-        return self._peers.peers()
-
     def is_up(self, peer: bytes) -> bool:
         """Return whether the peer answered in this run and is not down or away; this node is up."""
         here = peer == self._key.node_id
         return here or (self.tester.is_up(peer) and peer not in self._away)
 
-    def state(self, peer: bytes) -> State:
-        """Return the peer's state; unknown before the first probe of this run."""
-        return self.tester.state(peer)
+    def is_absent(self, peer: bytes) -> bool:
+        """Return whether silence of a peer is confirmed, or it is no peer at all."""
+        if peer == self._key.node_id:
+            return False
+        return self.tester.is_absent(peer) or not self._peers.is_peer(peer)
+
+    def is_cut_off(self, peer: bytes) -> bool:
+        """Return whether silence of a peer may be this node's own.
+
+        Then its last window was void, or it heard no other peer lately.
+        """
+        since_ms = self._clock.monotonic_ms() - 2 * self._interval_ms - self._timeout_ms
+        others = (other for other in self.peers() if other != peer)
+        heard = any(self._heard_ms.get(other, since_ms) > since_ms for other in others)
+        return self._void or not heard
 
     def quality_ppm(self, peer: bytes) -> int:
         """Return the peer's score, 0 to 1 000 000; one half before the first probe."""
@@ -172,14 +211,19 @@ class HealthService:
 
     def table(self) -> list[HealthRow]:
         """Return a row for each peer, in order of id."""
-        return [self.row(peer) for peer in sorted(self._peers.peers())]
+        return [self.row(peer) for peer in sorted(self.peers())]
 
     def row(self, peer: bytes) -> HealthRow:
         """Return all that is known of a peer."""
         stats = self.tester.get_stats(peer)
+        state: State | Literal["away", "absent"] = self.state(peer)
+        if self.tester.is_absent(peer):
+            state = "absent"
+        elif self.tester.is_up(peer) and peer in self._away:
+            state = "away"
         return HealthRow(
             node=peer,
-            state="away" if self.tester.is_up(peer) and peer in self._away else self.state(peer),
+            state=state,
             availability_ppm=stats.availability,
             response_ms=stats.avg_response_ms,
             last_seen_ms=stats.last_seen_ms,
@@ -200,14 +244,14 @@ class HealthService:
 
     def watch(self, peer: bytes) -> None:
         """Probe a peer at once, and from then on in its turn as long as it is a peer."""
-        self._last_ms[peer] = self._clock.monotonic_ms() - self._interval_ms
+        self._urgent[peer] = None
         self._woken.set()
 
     def forget(self, peer: bytes) -> None:
         """Drop everything about a peer, also what is stored."""
         numbers = self.tester.forget(peer)
         self._away.discard(peer)
-        self._last_ms.pop(peer, None)
+        self._known.discard(peer)
         self._heard_ms.pop(peer, None)
         self._skew_ms.pop(peer, None)
         self._pongs.pop(peer, None)
@@ -221,11 +265,12 @@ class HealthService:
         Raises:
             PeerUnknown: it is no peer any more; nothing is recorded.
         """
-        self._last_ms[peer] = started_ms = self._clock.monotonic_ms()
+        self._known.add(peer)
+        started_ms = self._clock.monotonic_ms()
         pong: Pong | None = None
         self._clock_refused.discard(peer)
         try:
-            ping, reply = await self._ping(peer, self._timeout_ms)
+            ping, reply = await self._ping(peer, self.tester.timeout_ms(peer, self._timeout_ms))
             response_ms = self._clock.monotonic_ms() - started_ms
             raw = fields.take_bytes(reply.header, "pong")
             pong = open_signed(raw, Pong, network=self._network, author=peer).record
@@ -234,7 +279,7 @@ class HealthService:
         except errors.PeerSilent as fault:
             result = ProbeResult(available=False, response_ms=0, reason=fault.message)
         except errors.XscError as fault:
-            if isinstance(fault, errors.PeerUnknown) and peer not in self._peers.peers():
+            if isinstance(fault, errors.PeerUnknown) and peer not in self.peers():
                 raise
             if isinstance(fault, errors.ClockSkewed):
                 self._clock_refused.add(peer)
@@ -248,7 +293,7 @@ class HealthService:
         else:
             self._refused.pop(peer, None)
             result = ProbeResult(available=True, response_ms=response_ms, reason="")
-        if peer not in self._last_ms:
+        if peer not in self._known:
             raise errors.PeerUnknown(f"{short(peer)} was forgotten while it was probed")
         if pong is not None:
             self._pongs[peer] = pong
@@ -268,11 +313,11 @@ class HealthService:
         if peer == self._key.node_id:
             return True
         async with self._asking.of(peer):
-            if peer in self._away or peer not in self._peers.peers():
+            if peer in self._away or peer not in self.peers():
                 return False
             if await self._answers(peer):
                 return True
-            others = [each for each in self._peers.peers() if each != peer and self.is_up(each)]
+            others = [each for each in self.peers() if each != peer and self.is_up(each)]
             others.sort(key=lambda each: -self._heard_ms.get(each, 0))
             asked = [peer, *others[:PROBED_BESIDE_MAX]]
             there, *beside = await asyncio.gather(*map(self._answers, asked))
@@ -313,21 +358,13 @@ class HealthService:
     def report(self, peer: bytes, what: str) -> None:
         """Count a plainly wrong answer of a peer, which lowers its score for days."""
         self._log.warning("health.peer_reported", peer=short(peer), what=what)
-        if peer in self._peers.peers():
+        if peer in self.peers():
             self.tester.record_wrong(peer, self._clock.now_ms())
             self._keep(peer)
 
     def _keep(self, peer: bytes) -> None:
         changes = [(_key(peer, number), raw) for number, raw in self.tester.changes(peer)]
         self._store.write(changes, sync=False)
-
-    def is_cut_off(self, peer: bytes) -> bool:
-        """Return whether this node heard no other peer lately: its own connection may be down."""
-        others = [other for other in self._peers.peers() if other != peer]
-        if not others:
-            return False
-        since_ms = self._clock.monotonic_ms() - 2 * self._interval_ms - self._timeout_ms
-        return not any(self._heard_ms.get(other, since_ms) > since_ms for other in others)
 
     def _record(self, peer: bytes, result: ProbeResult) -> None:
         if result.available:
@@ -338,7 +375,7 @@ class HealthService:
             result.available,
             result.response_ms,
             self._clock.now_ms(),
-            counts=not self.is_cut_off(peer),
+            counts=False,
         )
         self._keep(peer)
         if changed is None:
@@ -373,37 +410,83 @@ class HealthService:
 
     async def probe_unknown(self) -> None:
         """Probe the peers that were not probed since the start."""
-        await self.probe_all(p for p in self._peers.peers() if self.state(p) == "unknown")
+        await self.probe_all(p for p in self.peers() if self.state(p) == "unknown")
+
+    async def _look(self, peer: bytes, *, again: bool = False) -> bool | None:
+        """Probe a peer; return whether it answered, None where it is being probed or unknown.
+
+        Others hear of its first miss, and it is probed again soon.
+        """
+        if again:
+            await self._clock.sleep_ms(SECOND_LOOK_MS)
+        if peer in self._looking or (again and self.state(peer) != "suspect"):
+            return None
+        was_up = self.state(peer) == "up"
+        self._looking.add(peer)
+        try:
+            result = await self.probe(peer)
+        except errors.PeerUnknown:
+            self._log.info("health.gone", peer=short(peer))
+            return None
+        finally:
+            self._looking.discard(peer)
+        if was_up and not result.available:
+            self._once("tell", partial(self.helping.tell, peer))
+            self._once("second_look", partial(self._look, peer, again=True))
+        return result.available
+
+    async def round(self, peers: Sequence[bytes]) -> None:
+        """Probe peers side by side, and count what that says about them, if it says anything."""
+        self._busy.update(peers)
+        try:
+            found = await asyncio.gather(*map(self._look, peers))
+            answered = [peer for peer, up in zip(peers, found, strict=True) if up]
+            missed = [peer for peer, up in zip(peers, found, strict=True) if up is False]
+            absent = sum(map(self.tester.is_absent, missed))
+            void = not window_counts(len(answered), len(missed) - absent, absent)
+            if void and missed and not self._void:
+                self._log.warning("health.void", answered=len(answered), missed=len(missed))
+            self._void = void and bool(missed)
+            if void:
+                return
+            for peer in [each for each in answered if each in self._known]:
+                self.tester.count(peer, True, self._clock.now_ms())
+                self._keep(peer)
+            await asyncio.gather(*map(self._find, missed))
+        finally:
+            self._busy.difference_update(peers)
+
+    async def _find(self, peer: bytes) -> None:
+        """Ask others for a peer that missed a probe of a round that counts."""
+        absent = self.tester.is_absent(peer)
+        found = await self.helping.find(peer, 1 if absent else HELPERS)
+        # One lost message is no miss: a suspect peer has a second look.
+        if peer not in self._known or self.state(peer) != "down":
+            return
+        if found:
+            if self.tester.record_found(peer):
+                self._log.info("health.found", peer=short(peer))
+        elif self.tester.record_unfound(peer, self._clock.now_ms()):
+            self._keep(peer)
+            if not absent:
+                self._log.warning("health.absent", peer=short(peer))
 
     async def run(self) -> None:
-        """Probe every peer in its turn; never returns."""
+        """Probe the peers in their turns; never returns."""
+        now_ms = self._clock.monotonic_ms()
+        after = self._key.node_id
+        # Nodes that start together take turns.
+        next_ms = now_ms + int.from_bytes(self._key.node_id[:4], "big") % self._interval_ms
         while True:
             self._woken.clear()
-            peers = self._peers.peers()
-            now_ms = self._clock.monotonic_ms()
-            await self.probe_all(due(peers, self._last_ms, now_ms, self._interval_ms))
-            now_ms = self._clock.monotonic_ms()
-            rest_ms = wait_ms(self._peers.peers(), self._last_ms, now_ms, self._interval_ms)
+            for peer in self._urgent:
+                self._once("probe", partial(self._look, peer))
+            self._urgent.clear()
+            if (now_ms := self._clock.monotonic_ms()) >= next_ms:
+                next_ms = now_ms + self._interval_ms
+                peers = self.peers()
+                if turn := due(peers, after, self._busy):
+                    after = turn[-1]
+                    self._once("probes", partial(self.round, turn))
             # `watch` asks for a probe at once.
-            await clock.event_within(self._clock, self._woken, rest_ms)
-
-    # What peers ask
-
-    def handlers(self) -> dict[str, peering.Handler]:
-        """Return the methods that peers may call."""
-        return {PING: self._answer}
-
-    async def _answer(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
-        raw = fields.take_bytes(header, "ping")
-        ping = open_signed(raw, Ping, network=self._network, author=caller).record
-        if ping.node != self._key.node_id:
-            raise errors.RecordInvalid("the ping is for another node")
-        pong = Pong(
-            node=self._key.node_id,
-            nonce=ping.nonce,
-            now_ms=self._clock.now_ms(),
-            reaches={"up": True, "down": False}.get(self.tester.state(caller)),
-        )
-        return {"v": 1, "pong": sign(pong, self._key, self._network).raw}, ()
+            await clock.event_within(self._clock, self._woken, next_ms - now_ms)

@@ -157,6 +157,7 @@ class Providers:
     def __init__(self, market: MarketService, health: HealthService, peers: peering.Peers) -> None:
         self.peers = peers.peers
         self.is_up = health.is_up
+        self.is_absent = health.is_absent
         self.response_ms = health.response_ms
         self.report = health.report
         self.labels = market.providers.labels
@@ -280,6 +281,9 @@ class Node:
             context,
             state=parts.stores.state,
             peers=self.peers.roster,
+            once=self.tasks.once,
+            # The market, which knows it, is made later.
+            domain_of=lambda peer: self.market.providers.domain(peer),  # noqa: PLW0108
             interval_ms=config.probe_interval_ms,
             timeout_ms=min(config.probe_interval_ms, PROBE_TIMEOUT_MS),
         )

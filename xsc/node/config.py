@@ -234,7 +234,7 @@ class Config(BaseModel, frozen=True, use_attribute_docstrings=True, arbitrary_ty
     starter_credit_micro: Annotated[int, Setting("300", units.parse_credits)]
     """debt limit, in credits, of a new peer"""
     probe_interval_ms: Annotated[int, Setting("5s", _duration("100ms", "1h"))]
-    """time between probes of a peer"""
+    """time between rounds of probes"""
     settle_interval_ms: Annotated[int, Setting("10s", _duration("100ms", "1d"))]
     """time after which a debt to a peer is signed again"""
     booking_interval_ms: Annotated[int, Setting("1h", _duration("100ms", "1d"))]

@@ -80,6 +80,9 @@ class Hosts(Protocol):
     def is_up(self, node: bytes) -> bool:
         """Say whether a peer answered its last probes."""
 
+    def is_absent(self, node: bytes) -> bool:
+        """Say whether it is confirmed that a node does not answer, or it is no peer."""
+
     def response_ms(self, node: bytes) -> int:
         """Return how long a peer is expected to take for a small answer."""
 

@@ -137,6 +137,8 @@ HEADERS: dict[str, dict[str, Any]] = {
         "roots": Many(tuple[Count, Id32, Id32 | None], LEAVES_ASKED),
     },
     "health.ping": {"v": Count, "ping": Sealed("ping")},
+    "health.probe_for": {"v": Count, "ping": Sealed("ping")},
+    "health.missed": {"v": Count, "node": Id32},
     "compute.run": {
         "order": Sealed("order"),
         "output_bytes": Size,

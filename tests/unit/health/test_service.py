@@ -17,12 +17,13 @@ from xsc.base.errors import (
 )
 from xsc.base.limits import BUCKETS_KEPT
 from xsc.db.memory import MemoryKeyValue
-from xsc.health.detector import BUCKET_MS
+from xsc.health.detector import BUCKET_MS, WINDOWS_TO_ABSENT
 from xsc.health.messages import Ping, Pong
 from xsc.health.service import PING, PROBE_INTERVAL_MS, RESPONSE_EXPECTED_MS, HealthService
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
+from xsc.node.tasks import Tasks
 
 NETWORK = network_id("test")
 
@@ -61,12 +62,21 @@ class Node:
             self,
             self,
         )
-        made = HealthService(context, state=self.store, peers=self)
+        made = HealthService(
+            context,
+            state=self.store,
+            peers=self,
+            once=Tasks(self.clock, self).once,
+            domain_of=lambda peer: peer,
+        )
         made.on_change(lambda peer, up: self.changes.append((peer, up)))
         return made
 
     def peers(self) -> list[bytes]:
         return [other.id for other in self.others]
+
+    def is_peer(self, node: bytes) -> bool:
+        return node in self.peers()
 
     def info(self, event, **fields):
         self.lines.append((event, fields))
@@ -74,7 +84,8 @@ class Node:
     warning = error = info
 
     async def call(self, peer, method, header, parts=(), *, timeout_ms=None):
-        self.asked.append(peer)
+        if method == PING:
+            self.asked.append(peer)
         other = next((other for other in self.others if other.id == peer), None)
         if other is None:
             raise PeerUnknown("no such peer")
@@ -120,16 +131,11 @@ async def test_a_probe_learns_time_skew_and_state(a, b):
     result = await a.health.probe(b.id)
     assert (result.available, result.response_ms, result.reason) == (True, 40, "")
     (row,) = a.health.table()
-    assert (row.node, row.state, row.availability_ppm, row.response_ms) == (
-        b.id,
-        "up",
-        1_000_000,
-        40,
-    )
-    assert (row.probes, row.misses) == (1, 0)
+    assert (row.node, row.state, row.response_ms) == (b.id, "up", 40)
+    assert (row.probes, row.misses, row.availability_ppm) == (0, 0, 0), "no window counts it"
     assert row.last_seen_ms == a.clock.now_ms()
     assert row.skew_ms == 700 - 20
-    assert row.quality_ppm == a.health.quality_ppm(b.id) > 500_000
+    assert row.quality_ppm == a.health.quality_ppm(b.id) == 500_000
     assert a.changes == [(b.id, True)]
 
 
@@ -139,14 +145,12 @@ async def test_this_node_is_always_up_and_answers_at_once(a):
     assert a.health.response_ms(a.id) == 0
 
 
-async def test_the_seed_example_through_the_service(a, b):
+async def test_the_mean_time_is_that_of_the_answers(a, b):
     for silent, takes_ms in ((False, 100), (True, 0), (False, 150)):
         a.silent = {b.id} if silent else set()
         a.takes_ms = takes_ms
         await a.health.probe(b.id)
-    (row,) = a.health.table()
-    assert (row.availability_ppm, row.response_ms) == (666_666, 125)
-    assert a.health.response_ms(b.id) == 125
+    assert a.health.table()[0].response_ms == a.health.response_ms(b.id) == 125
 
 
 async def test_down_after_two_misses_and_up_again(a, b):
@@ -197,8 +201,7 @@ async def test_an_answer_that_does_not_hold_is_a_miss_and_is_logged(a, b):
         assert not (await a.health.probe(b.id)).available
         event, fields = a.lines[0]
         assert (event, fields["code"]) == ("health.answer_refused", code)
-    (row,) = a.health.table()
-    assert (row.probes, row.misses, row.state) == (8, 7, "down")
+    assert a.health.state(b.id) == "down"
 
 
 async def test_a_peer_that_refuses_each_probe_is_logged_once_until_it_answers(a, b):
@@ -269,10 +272,13 @@ async def test_only_pings_of_the_caller_for_this_node_are_answered(a, b):
 
 
 async def test_results_survive_a_restart_and_the_state_is_learned_anew(a, b):
+    c = Node(3)
+    a.others.append(c)
     a.takes_ms = 30
-    await a.health.probe(b.id)
+    await a.health.round(a.peers())
     a.silent = {b.id}
-    await a.health.probe(b.id)
+    for _ in range(1 + WINDOWS_TO_ABSENT):
+        await a.health.round(a.peers())
     before = a.health.tester.get_stats(b.id)
     a.store.close()
     a.store.reopen()
@@ -283,9 +289,9 @@ async def test_results_survive_a_restart_and_the_state_is_learned_anew(a, b):
     )
     assert after.last_seen_ms == before.last_seen_ms
     assert (a.health.response_ms(b.id), a.health.is_up(b.id)) == (RESPONSE_EXPECTED_MS, False)
-    assert a.health.state(b.id) == "unknown"
+    assert (a.health.state(b.id), a.health.is_absent(b.id)) == ("unknown", False)
     a.silent = set()
-    await a.health.probe(b.id)
+    await a.health.round(a.peers())
     assert a.health.is_up(b.id)
     assert a.health.tester.get_stats(b.id).probes == 3
 
@@ -328,27 +334,63 @@ async def test_who_hears_nobody_counts_no_misses_of_theirs(a, b):
     a.silent = {b.id, c.id}
     await rounds(a, 100)
     assert (a.health.state(b.id), a.health.state(c.id)) == ("down", "down")
-    assert a.health.tester.get_stats(b.id).probes <= before + 4
+    assert not a.health.is_absent(b.id)
+    assert not a.health.is_absent(c.id)
+    assert a.health.tester.get_stats(b.id).probes == before
+    assert [event for event, _ in a.lines].count("health.void") == 1
     a.silent = {c.id}
     await rounds(a, 10)
     assert a.health.state(b.id) == "up"
-    assert a.health.tester.get_stats(c.id).probes >= before + 10, (
-        "one that answers shows that the path is well"
-    )
+    assert a.health.is_absent(c.id), "one that answers shows that the path is well"
+    assert [row.state for row in map(a.health.row, (b.id, c.id))] == ["up", "absent"]
+    assert a.health.tester.get_stats(c.id).probes == before + 10 - (WINDOWS_TO_ABSENT - 1)
+
+
+async def test_silence_counts_only_while_others_answer(a, b):
+    assert a.health.is_cut_off(b.id), "nobody was heard yet"
+    a.others += [Node(number) for number in (3, 4, 5)]
+    c, d, e = (each.id for each in a.others[1:])
+    for silent, own in (
+        ({b.id}, False),
+        ({b.id, c}, False),
+        ({b.id, c, d}, True),  # One of four answers: the window is void.
+        ({b.id, c, d, e}, True),
+        ({b.id}, False),
+    ):
+        a.silent = silent
+        await rounds(a, 1)
+        assert a.health.is_cut_off(b.id) == own, silent
+    a.clock.advance_to(a.clock.now_ms() + 3 * PROBE_INTERVAL_MS)
+    assert a.health.is_cut_off(b.id), "nobody was heard lately"
+
+
+async def test_with_one_peer_nothing_is_scored(a, b):
+    await rounds(a, 3)
+    a.silent = {b.id}
+    await rounds(a, 10)
+    assert (a.health.state(b.id), a.health.is_absent(b.id)) == ("down", False)
+    assert a.health.tester.get_stats(b.id).probes == 0
+
+
+async def test_who_is_no_peer_is_absent_and_this_node_never(a, b):
+    assert a.health.is_absent(b"z" * 32)
+    assert not a.health.is_absent(b.id)
+    assert not a.health.is_absent(a.id)
 
 
 async def test_the_loop_probes_every_peer_once_an_interval(a, b):
     c = Node(3)
     a.others.append(c)
     a.silent = {c.id}
-    await rounds(a, 4)
-    assert (a.asked.count(b.id), a.asked.count(c.id)) == (5, 5)
-    assert (a.health.state(b.id), a.health.state(c.id)) == ("up", "down")
+    await rounds(a, 5)
+    assert (a.asked.count(b.id), a.health.state(b.id)) == (5, "up")
+    assert a.health.state(c.id) == "down"
     assert a.changes == [(b.id, True)]
 
 
 async def test_the_loop_probes_who_is_watched_at_once(a, b):
     task = asyncio.create_task(a.health.run())
+    a.health.watch(b.id)
     await settle()
     c = Node(3)
     a.others.append(c)

@@ -112,6 +112,9 @@ class Health:
     def is_up(self, peer):
         return peer not in self.wire.down
 
+    def is_absent(self, peer):
+        return peer in self.wire.down
+
     async def probe_unknown(self):
         """Do nothing: every peer is known here."""
 

@@ -245,6 +245,9 @@ class Host:
     def is_up(self, node):
         return self.world.by_id[node].up
 
+    def is_absent(self, node):
+        return not self.is_up(node)
+
     def response_ms(self, node):
         return 1
 

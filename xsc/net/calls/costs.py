@@ -65,6 +65,8 @@ COSTS: Final[Mapping[str, Cost]] = {
     # It goes over all leases of the customer, of which there may be many.
     "market.lease": Cost(base=2_000, signatures=2, synced=True),
     "market.account": Cost(base=10_000, signatures=2, synced=True, answered=_LARGEST),
+    # It makes a call of this node to another peer.
+    "health.probe_for": Cost(base=1_500, signatures=2),
     "ledger.propose": Cost(signatures=3),
     "ledger.account": Cost(signatures=2, synced=True),
     "ledger.head": Cost(signatures=1, synced=True),

@@ -1,5 +1,6 @@
-"""Observes which nodes are up, gone for good, or steady enough to be given columns.
+"""Observes which nodes are there, gone for good, or steady enough to be given columns.
 
+Own probes say whom to ask. That a node is silent counts once its absence is confirmed.
 The decisions are in `repair_rules`; this keeps the history of each node.
 """
 
@@ -32,7 +33,7 @@ class NodeWatch:
         return len(self._nodes)
 
     def look(self) -> None:
-        """Note which nodes are up."""
+        """Note which nodes are absent."""
         now_ms = self._clock.monotonic_ms()
         hosts = self._client.hosts
         leaving = self._client.leaving()
@@ -42,18 +43,21 @@ class NodeWatch:
         }
         for node in {*hosts.peers(), *self._nodes}:
             self._nodes[node] = observed(
-                self._nodes.get(node), up=hosts.is_up(node), now_ms=now_ms, grace_ms=self.grace_ms
+                self._nodes.get(node),
+                up=not hosts.is_absent(node),
+                now_ms=now_ms,
+                grace_ms=self.grace_ms,
             )
 
     def gone(self, nodes: Iterable[bytes]) -> frozenset[bytes]:
-        """Return those of the nodes that have been silent for the grace."""
+        """Return those of the nodes that have been absent for the grace."""
         now_ms = self._clock.monotonic_ms()
         nodes = list(nodes)
         unknown = [node for node in nodes if node != self._client.own and node not in self._nodes]
         for node in unknown:
             if len(self._nodes) < WATCHES_MAX:
                 # It is no peer any more: its grace begins now.
-                down_since_ms = None if self._client.is_up(node) else now_ms
+                down_since_ms = now_ms if self._client.hosts.is_absent(node) else None
                 self._nodes[node] = NodeHistory(down_since_ms, now_ms)
         # Objects in custody can name more nodes than can exist: those never were there.
         over = {node for node in unknown if node not in self._nodes}
@@ -64,11 +68,11 @@ class NodeWatch:
         )
 
     def all_gone(self) -> frozenset[bytes]:
-        """Return all known nodes that have been silent for the grace."""
+        """Return all known nodes that have been absent for the grace."""
         return self.gone([*self._nodes])
 
     def silent_ms(self, node: bytes) -> int:
-        """Return for how long a node has been silent; 0 while it is up."""
+        """Return for how long a node has been absent; 0 while it is not."""
         self.gone([node])
         history = self._nodes.get(node)
         if history is None or history.down_since_ms is None:
