@@ -112,6 +112,8 @@ def test_a_node_that_was_cut_off_has_changed_no_score_and_repaired_nothing(minut
         world.net.heal()
         await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
         assert [(row.misses, row.wrong) for row in lost.health.table()] == [(0, 0)] * 6
+        outcomes = {row.outcome for rows in lost.challenges.rows.values() for row in rows.values()}
+        assert outcomes <= {"ok", "unreachable", "prober_void"}
         await world.clock.sleep_ms(8 * MINUTE_MS)
         assert not lost.storage.repairer.recent
         assert not lost.storage.custody_repairer.recent

@@ -209,7 +209,7 @@ class AvailabilityTester:
         """
         damaged = errors.StoreDamaged(
             "the results of earlier probes are damaged, or of a newer format",
-            hint="the table 'health/' of the state database may be deleted",
+            hint="the table 'health/probe/' of the state database may be deleted",
         )
         try:
             value = encoding.decode(raw)
