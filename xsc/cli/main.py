@@ -38,7 +38,7 @@ _COMMANDS = {
     "health": "Show how the peers answer this node's probes.",
     "verify": "Say what a signed file proves, as a receipt, a lease or a ledger entry.",
     "top": "Follow the node in one picture.",
-    "dashboard": "Look at the node in a browser.",
+    "dashboard": "Print a link that shows the node in a browser on this machine.",
     "devnet": "Run a network of nodes on this machine.",
 }
 """The commands, and what each says of itself: none is read to list them all."""
