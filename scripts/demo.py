@@ -357,7 +357,7 @@ def draw_pages(story: Story) -> None:
         page.goto(link)
         page.wait_for_url("**/circle")
         for name in PAGES:
-            page.goto(f"{link.partition('/login')[0]}/{name}")
+            page.goto(f"{page.url.rpartition('/')[0]}/{name}")
             # What a page draws by itself is there after its script has run.
             page.wait_for_load_state("load")
             page.screenshot(path=PICTURES / f"page-{name}.png", full_page=True)

@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 import urllib.request
@@ -115,8 +116,13 @@ class Browser:
         page.goto(member("dashboard").line)
         page.wait_for_url("**/circle")
         if path != "/circle":
-            page.goto(at(member, path))
+            page.goto(beside(page, path))
         return page
+
+
+def beside(page, path):
+    """Return the address of another page of the session that a page is of."""
+    return re.match(r"http://[^/]+/s/[a-z2-7]+", page.url)[0] + path
 
 
 def at(member, path):
@@ -246,7 +252,8 @@ def test_a_link_logs_in_once_and_every_page_opens(chromium, ada):
         page.wait_for_url("**/circle")
         expect(page).to_have_title("Circle · Ada · XSC")
         menu = page.get_by_role("navigation", name="Pages").get_by_role("link")
-        assert [each.get_attribute("href") for each in menu.all()] == [*PAGES]
+        hrefs = [each.get_attribute("href") for each in menu.all()]
+        assert [re.sub(r"^/s/[a-z2-7]+", "", href) for href in hrefs] == [*PAGES]
         for place, path in enumerate(PAGES):
             menu.nth(place).click()
             page.wait_for_url(f"**{path}")
@@ -256,13 +263,15 @@ def test_a_link_logs_in_once_and_every_page_opens(chromium, ada):
         found = {name: cookie[name] for name in ("name", "httpOnly", "sameSite")}
         assert found == {"name": f"xsc_{ada.id}", "httpOnly": True, "sameSite": "Strict"}
         assert browser.wrong == []
+        assert cookie["path"] == re.match(r"/s/[a-z2-7]+", hrefs[0])[0]
+        old = [beside(page, path) for path in PAGES]
         page.get_by_role("button", name="Log out").click()
         expect(page.get_by_text("this browser is logged out")).to_be_visible()
         # Neither the old link, nor the old cookie, nor what the browser remembers shows anything.
         assert page.goto(link).status == 403
         browser.context.add_cookies([cookie])
-        for path in PAGES:
-            assert page.goto(at(ada, path)).status == 401
+        for address in old:
+            assert page.goto(address).status == 401
             assert page.locator("[data-from]").count() == 0
         page.go_back()
         assert page.locator("[data-from]").count() == 0
@@ -274,7 +283,7 @@ def test_the_pictures_of_the_docs_are_small(chromium, ada, tmp_path):
         page = browser.log_in(ada)
         for path, (part, height) in PICTURES.items():
             page.set_viewport_size({"width": 1280, "height": height})
-            page.goto(at(ada, path))
+            page.goto(beside(page, path))
             picture = folder / f"dashboard-{path[1:]}.png"
             if part == "body":
                 page.screenshot(path=picture)
@@ -380,7 +389,7 @@ def test_all_of_a_page_is_reached_by_keys_alone_and_seen(browser, ada, path):
     expect(page.get_by_role("link", name="Skip to the page")).to_be_in_viewport()
     page.keyboard.press("Enter")
     expect(page.locator("#main")).to_be_focused()
-    page.goto(at(ada, path))
+    page.goto(beside(page, path))
     everything = page.evaluate(f"{KEYED}.length")
     for place in range(everything):
         page.keyboard.press("Tab")
@@ -394,7 +403,7 @@ def test_no_page_is_wider_than_its_window_or_hard_to_read(browser, ada, scheme):
     page = browser.log_in(ada)
     page.emulate_media(color_scheme=scheme)
     for path in PAGES:
-        page.goto(at(ada, path))
+        page.goto(beside(page, path))
         for width in (320, 1600):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
@@ -409,7 +418,7 @@ def test_seven_tabs_and_those_of_another_node_all_follow(browser, ada, circle):
     tabs = [browser.log_in(ada)]
     for _ in range(6):
         tabs.append(browser.context.new_page())
-        tabs[-1].goto(at(ada, "/circle"))
+        tabs[-1].goto(tabs[0].url)
     other = browser.log_in(ben)
     expect(other).to_have_title("Circle · Ben · XSC")
     for member in (ada, ben):

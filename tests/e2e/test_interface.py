@@ -162,7 +162,7 @@ def test_ls(net, stored):
     row = next(row for row in rows if row["capability"] == stored)
     assert set(row) == {
         *("name", "version", "capability", "size_bytes", "created_ms", "margin"),
-        *("ends_ms", "ending", "hosts"),
+        *("ends_ms", "ending", "survives_nodes", "hosts"),
     }
     assert (row["name"], row["size_bytes"], row["margin"]) == ("test", 100_000, 2)
 

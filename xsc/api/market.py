@@ -281,6 +281,15 @@ class OfSlot(OfNode):
     window: Window
 
 
+class Show(Model):
+    """How much of what other nodes cleared is shown; all of it without a number."""
+
+    slots: Annotated[int, Ge(0), Le(2**31)] | None = None
+    """At most so many slots of others, of each in its turn."""
+    lines: Annotated[int, Ge(0), Le(2**31)] | None = None
+    """At most so many allocations of each of them."""
+
+
 class Cleared(OfSlot):
     """A window of a slot, and what it gives."""
 
@@ -289,6 +298,8 @@ class Cleared(OfSlot):
     capacity: int
     tiers: list[Tier]
     allocations: list[Allocation]
+    more: int
+    """How many allocations are not shown."""
     pinned: list[Pinned]
 
 
@@ -296,6 +307,8 @@ class Shown(Model):
     """What was cleared, here and by nodes that are followed."""
 
     slots: list[Cleared]
+    more: int
+    """How many slots are not shown."""
     converged: bool
     network_converged: bool
     damping_factor_ppm: int
@@ -356,7 +369,7 @@ LEASE = get("/v1/market/leases/{id}", LeaseId, bytes, "Return a signed lease.", 
 ACCOUNT = get("/v1/market/accounts/{id}", AccountId, bytes, "Return a voucher.", gives="cbor")
 CLEARINGS = listing("/v1/market/clearings", Nothing, Clearing, "List own clearings.")
 CLEARING = get("/v1/market/clearings/{id}", Id, bytes, "Return a clearing record.", gives="cbor")
-SHOW = get("/v1/allocation", Nothing, Shown, "Show what was cleared.")
+SHOW = get("/v1/allocation", Show, Shown, "Show what was cleared.")
 GROUPS = get("/v1/allocation/groups", Nothing, Groups, "List the groups of nodes.")
 CONSISTENT = listing(
     "/v1/allocation/consistent", Nothing, Stamped, "Say what is of one cut.", rows="commitments"

@@ -126,6 +126,8 @@ class Object(Placed):
     version: int
     capability: str
     created_ms: int
+    survives_nodes: int
+    """How many more nodes may be lost, whichever they are: one may hold several shards."""
     hosts: tuple[Key, ...]
     """The node of each shard, in order, as this node has it; empty where it is not known."""
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 INTERVAL_S: Final = 2.0
 """Between two looks at the node."""
+SLOTS_SHOWN: Final = 48
 ANSWER_S: Final = 5.0
 """The node answers from its memory."""
 _FOOT: Final = "q ends; times are UTC"
@@ -68,7 +69,7 @@ def _ask(calls: Calls) -> Heard:
     return Heard(
         ask(api.monitor.MEASURES),
         ask(api.monitor.ALERTS)["alerts"],
-        ask(api.market.SHOW)["slots"],
+        ask(api.market.SHOW, slots=SLOTS_SHOWN)["slots"],
         ask(api.monitor.LOG)["lines"],
     )
 

@@ -18,7 +18,7 @@ from aiohttp import web
 from xsc.api import monitor
 from xsc.api.endpoint import Nothing
 from xsc.base.clock import Clock
-from xsc.base.errors import ArgumentInvalid, NotAllowed, TooLarge, XscError
+from xsc.base.errors import ArgumentInvalid, NotAllowed, NotFound, TooLarge, XscError
 from xsc.base.limits import KIB
 from xsc.dashboard import session, views
 from xsc.dashboard.page import Action, Asked, Page, Said, number
@@ -40,6 +40,8 @@ FIELDS_MAX: Final = 32
 FILE_CHARS_MAX: Final = 150
 """Of the name of a file that is kept: it stands in a header."""
 
+_OF_SESSION: Final = re.compile("(/s/[a-z2-7]+)(/.*)")
+"""The path of a page: what those of its session begin with, and the rest."""
 _STATIC: Final = Path(__file__).parent / "static"
 _FILES: Final = {
     f"/static/{file.name}": file
@@ -67,7 +69,7 @@ ACTIONS: Final[Mapping[str, Action]] = {
     action.path: action for module in (circle, storage, market) for action in module.ACTIONS
 }
 
-Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest, Session], Awaitable[web.StreamResponse]]
 
 
 class Dashboard:
@@ -80,7 +82,7 @@ class Dashboard:
         clock: of the event streams.
     """
 
-    open_paths: Final = ("/login", "/welcome", *_FILES)
+    open_paths: Final = ("/", "/login", *_FILES)
     """Paths that need no session."""
 
     def __init__(self, node: Node, node_id: str, sessions: Sessions, clock: Clock) -> None:
@@ -91,18 +93,14 @@ class Dashboard:
         self._templates = views.environment()
         self._ended = False
         self._others: dict[tuple[str, str], Handler] = {
-            ("GET", "/login"): self._log_in,
-            ("GET", "/welcome"): self._welcome,
-            ("GET", "/"): self._first,
             ("GET", "/events"): self._events,
             ("GET", "/history"): self._history,
             ("POST", "/logout"): self._log_out,
         }
-        self._paths = {*_FILES, *PAGES, *ACTIONS, *(path for _, path in self._others)}
 
     def has(self, path: str) -> bool:
         """Say whether a path is one of the dashboard's."""
-        return path in self._paths
+        return path in self.open_paths or _OF_SESSION.fullmatch(path) is not None
 
     def end(self) -> None:
         """End all event streams."""
@@ -110,7 +108,7 @@ class Dashboard:
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request for a path that the dashboard has."""
-        path = request.rel_url.raw_path
+        path, base = request.rel_url.raw_path, ""
         try:
             host = session.check_host(request.headers)
             if request.method == "POST":
@@ -120,50 +118,71 @@ class Dashboard:
                 # Asked for anew after an hour, and then answered in full only if it changed.
                 keep = {**_HEADERS, "Cache-Control": "max-age=3600"}
                 return web.FileResponse(_FILES[path], headers=keep)
+            if path == "/login":
+                _only(request, "GET")
+                return self._log_in(request)
+            if (parts := _OF_SESSION.fullmatch(path)) is None:
+                raise _LoggedOut("a link leads to the dashboard", hint="xsc dashboard prints one")
+            base, path = parts.groups()
+            if path == "/welcome":
+                _only(request, "GET")
+                return self._rendered("welcome.html")
+            found = self._session(request, base)
             if (handler := self._others.get((request.method, path))) is not None:
-                return await handler(request, host)
-            found = self._session(request)
+                return await handler(request, found)
             if (action := ACTIONS.get(path)) is not None:
                 _only(request, "POST")
                 return await self._act(request, action, found)
             if (page := PAGES.get(path)) is None:
-                raise ArgumentInvalid(f"this path does not take {request.method}")
+                raise NotFound("the dashboard has no such page")
             _only(request, "GET")
             return await self._page(request, page, found)
         except XscError as fault:
-            return self._failed(fault)
+            return self._failed(fault, base)
 
-    def _session(self, request: web.BaseRequest) -> Session:
-        """Return the session of a request.
+    def _session(self, request: web.BaseRequest, base: str) -> Session:
+        """Return the session whose pages begin so, and whose cookie a request has.
 
         Raises:
-            NotAllowed: it has none.
+            NotAllowed: there is none.
         """
-        token = request.cookies.get(self._cookie, "")
-        found = self._sessions.of(token) if token else None
-        if found is None:
-            raise _LoggedOut("this browser is not logged in", hint="xsc dashboard prints a link")
-        return found
+        session.check_reader(request.headers)
+        for token in self._tokens(request):
+            found = self._sessions.of(token)
+            if found is not None and found.base == base:
+                return found
+        raise _LoggedOut("this browser is not logged in", hint="xsc dashboard prints a link")
 
-    async def _log_in(self, request: web.BaseRequest, _: str) -> web.Response:
+    def _tokens(self, request: web.BaseRequest) -> list[str]:
+        """Return all that may be the cookie: another port may have set one of the same name."""
+        pairs = (
+            part.strip().partition("=") for part in request.headers.get("Cookie", "").split(";")
+        )
+        return [value for name, _, value in pairs if name == self._cookie]
+
+    def _log_in(self, request: web.BaseRequest) -> web.Response:
+        """Lead to the pages, over one without content.
+
+        Where another page led to the link, the request after it has no cookie.
+        """
         token = self._sessions.open(request.query.get("code", ""))
-        leads = {"Location": "/welcome", "Referrer-Policy": "no-referrer"}
+        made = self._sessions.of(token)
+        assert made is not None
+        leads = {"Location": f"{made.base}/welcome", "Referrer-Policy": "no-referrer"}
         answer = web.Response(status=303, headers={**_HEADERS, **leads})
-        answer.set_cookie(self._cookie, token, path="/", httponly=True, samesite="Strict")
+        answer.set_cookie(self._cookie, token, path=made.base, httponly=True, samesite="Strict")
         return answer
 
-    async def _welcome(self, *_: object) -> web.Response:
-        """Lead on: where another page led to the link, the first request has no cookie."""
-        return self._rendered("welcome.html")
-
-    async def _first(self, *_: object) -> web.Response:
-        return web.Response(status=303, headers={**_HEADERS, "Location": next(iter(PAGES))})
-
-    async def _log_out(self, request: web.BaseRequest, _: str) -> web.Response:
-        found = self._session(request)
+    async def _log_out(self, request: web.BaseRequest, found: Session) -> web.Response:
         session.check_csrf(found, (await _form(request)).get("csrf", ""))
-        self._sessions.close(request.cookies[self._cookie])
-        raise _LoggedOut("this browser is logged out", hint="xsc dashboard prints a new link")
+        for token in self._tokens(request):
+            if self._sessions.of(token) is found:
+                self._sessions.close(token)
+        hint = "xsc dashboard prints a new link"
+        fault = _LoggedOut("this browser is logged out", hint=hint)
+        answer = self._rendered("fault.html", 401, fault=fault, base="", title="Logged out")
+        answer.del_cookie(self._cookie, path=found.base)
+        return answer
 
     async def _page(
         self,
@@ -183,6 +202,7 @@ class Dashboard:
             page=page,
             pages=[each for each in PAGES.values() if each.listed],
             measures=await fetch(self._node, monitor.MEASURES, Nothing()),
+            base=found.base,
             csrf=found.csrf,
             said=said,
             changes=changes,
@@ -215,18 +235,17 @@ class Dashboard:
             said, status = Said.of_fault(fault), fault.http_status
         return await self._page(request, PAGES[action.page], found, said, status)
 
-    async def _history(self, request: web.BaseRequest, _: str) -> web.Response:
+    async def _history(self, request: web.BaseRequest, _: Session) -> web.Response:
         """Answer with what the charts draw."""
-        self._session(request)
         text = request.query.get("within_ms", "")
         asked = monitor.Within(within_ms=number("within_ms", text))
         found = await self._node.ask(monitor.HISTORY, asked)
         return web.json_response(found, headers=_HEADERS)
 
-    async def _events(self, request: web.BaseRequest, host: str) -> web.StreamResponse:
+    async def _events(self, request: web.BaseRequest, found: Session) -> web.StreamResponse:
         """Tell one tab when something has changed, until it goes or a newer one takes its place."""
-        session.check_origin(request.headers, host, stream=True)
-        found, stream = self._session(request), object()
+        session.check_origin(request.headers, request.headers["Host"], stream=True)
+        stream = object()
         found.streams.append(stream)
         del found.streams[:-STREAMS_MAX]
         answer = web.StreamResponse(headers={**_HEADERS, "Content-Type": "text/event-stream"})
@@ -252,9 +271,12 @@ class Dashboard:
                 found.streams.remove(stream)
         return answer
 
-    def _failed(self, fault: XscError) -> web.Response:
-        status = 401 if isinstance(fault, _LoggedOut) else fault.http_status
-        return self._rendered("fault.html", status, fault=fault)
+    def _failed(self, fault: XscError, base: str = "") -> web.Response:
+        status = fault.http_status
+        if isinstance(fault, _LoggedOut):
+            status, base = 401, ""
+        title = "That did not work"
+        return self._rendered("fault.html", status, fault=fault, base=base, title=title)
 
     def _rendered(self, template: str, status: int = 200, **values: object) -> web.Response:
         text = self._templates.get_template(template).render(values)

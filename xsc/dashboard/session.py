@@ -25,15 +25,19 @@ IDLE_MS: Final = 24 * 3_600_000
 SESSIONS_MAX: Final = 16
 """Sessions, and codes that wait; one more ends the one that was used longest ago."""
 SECRET_BYTES: Final = 32
+BASE_BYTES: Final = 15
 
-_HOST: Final = re.compile(r"(localhost|[0-9.]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
-"""A name or an address, and perhaps a port."""
+_HOST: Final = re.compile(r"([0-9.]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
+"""An address, and perhaps a port."""
 
 
 @dataclass(slots=True)
 class Session:
     """One browser that is logged in."""
 
+    base: str
+    """What the paths of its pages begin with. Cookies know no port: a browser would show one of `/`
+    to every server of this machine that it is led to."""
     csrf: str
     """What each form and each POST of its pages carries."""
     used_ms: int
@@ -77,7 +81,8 @@ class Sessions:
                 hint="xsc dashboard prints a new one",
             )
         token = self._secret()
-        self._sessions[_digest(token)] = Session(self._secret(), now_ms)
+        base = f"/s/{to_text(self._entropy.token(BASE_BYTES))}"
+        self._sessions[_digest(token)] = Session(base, self._secret(), now_ms)
         if len(self._sessions) > SESSIONS_MAX:
             self._end(next(iter(self._sessions)))
         return token
@@ -110,9 +115,10 @@ def _digest(secret: str) -> bytes:
 
 
 def check_host(headers: Mapping[str, str]) -> str:
-    """Return what a request names as its host, which is this machine, at any port.
+    """Return what a request names as its host, which is an address of this machine, at any port.
 
-    A name that points here is not enough: whoever owns it may write the pages that ask.
+    A name that points here is not enough: whoever owns it may write the pages that ask. `localhost`
+    may lead to another address of loopback, where somebody else listens.
 
     Raises:
         NotAllowed: it is another one.
@@ -121,10 +127,10 @@ def check_host(headers: Mapping[str, str]) -> str:
     if (found := _HOST.fullmatch(host)) is not None:
         name = found[1].strip("[]")
         with suppress(ValueError):
-            if name == "localhost" or ipaddress.ip_address(name).is_loopback:
+            if ipaddress.ip_address(name).is_loopback:
                 return host
     raise NotAllowed(
-        "the dashboard answers under 127.0.0.1, [::1] and localhost alone",
+        "the dashboard answers under 127.0.0.1 and [::1], and under no name",
         hint="from elsewhere, forward a port: ssh -L PORT:127.0.0.1:PORT HOST",
     )
 
@@ -143,6 +149,16 @@ def check_origin(headers: Mapping[str, str], host: str, *, stream: bool = False)
     origin = headers.get("Origin", f"http://{host}" if stream else "")
     if origin != f"http://{host}" or headers.get("Sec-Fetch-Site") != "same-origin":
         raise NotAllowed("only the dashboard's own pages may ask for this")
+
+
+def check_reader(headers: Mapping[str, str]) -> None:
+    """Check that a page is read by one of our own, or that somebody opens it.
+
+    Raises:
+        NotAllowed: another page reads it, be it to see how long that takes.
+    """
+    if headers.get("Sec-Fetch-Site", "none") not in {"same-origin", "none"}:
+        raise NotAllowed("another page may not lead here", hint="open the page by itself")
 
 
 def check_csrf(session: Session, given: str) -> None:

@@ -157,7 +157,7 @@ def sentence(level: str, event: str, fields: Mapping[str, object]) -> str:
     rest = [
         str(value) if key in _REASONS else readable(key, value)
         for key, value in fields.items()
-        if key != "peer"
+        if key != "peer" and value is not None and value != ""
     ]
     text = f"{level}: {what}{about}" + (f": {', '.join(rest)}" if rest else "")
     return "".join(char if char.isprintable() else "?" for char in text)

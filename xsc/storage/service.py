@@ -47,6 +47,7 @@ from xsc.storage.object.placement import (
     condition,
     default_contract,
     likely_columns,
+    losses_survived,
 )
 from xsc.storage.ports import ChargeRead, Hosts, Leases
 from xsc.storage.repair import assignment, custodian, possession, repairer
@@ -677,14 +678,15 @@ class StorageService:
         for entry, placed in chain(found, zip(unfound, repeat(False))):
             hosts, ends = entry.placement.columns if placed else (), self._own_ends(entry)
             lost = self._denied(entry) if placed else ()
-            up = sum(self._client.is_up(node) and node not in lost for node in hosts)
+            up = [node for node in hosts if self._client.is_up(node) and node not in lost]
             yield shown.Object(
                 name=entry.name,
                 version=entry.version,
                 capability=entry.capability,
                 size_bytes=entry.size_bytes,
                 created_ms=entry.created_ms,
-                margin=up - entry.placement.k if placed else UNFOUND_MARGIN,
+                margin=len(up) - entry.placement.k if placed else UNFOUND_MARGIN,
+                survives_nodes=losses_survived(up, max(0, len(up) - entry.placement.k)),
                 ends_ms=expiry.first_end(ends),
                 ending=self._ending(ends),
                 hosts=hosts,

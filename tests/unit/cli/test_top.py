@@ -11,7 +11,7 @@ from tests.unit.cli.test_picture import HOSTILE, measures, peer
 def node(stand_in):
     stand_in.answers("GET", "/v1/measures", measures([peer(0, name=HOSTILE[0])]))
     stand_in.answers("GET", "/v1/alerts", {"alerts": []})
-    stand_in.answers("GET", "/v1/allocation", {"slots": []})
+    stand_in.answers("GET", "/v1/allocation?slots=48", {"slots": []})
     stand_in.answers("GET", "/v1/log", {"lines": []})
     return stand_in
 

@@ -62,10 +62,11 @@ class Written(AbstractStreamWriter):
 class Answer:
     """What came back."""
 
-    def __init__(self, response, written):
+    def __init__(self, response, written, base):
         self.status, self.headers = response.status, response.headers
         self.body = written.body if not isinstance(response, web.Response) else response.body
-        self.text = self.body.decode(errors="replace")
+        # Links are shown without what those of the session begin with.
+        self.text = self.body.decode(errors="replace").replace(base, "")
 
     @property
     def seen(self):
@@ -102,8 +103,13 @@ class Browser:
             self.server.routes(), TOKEN, Loud(), node.peer_names, dashboard=pages
         )
         token = node.sessions.open(node.sessions.new_code())
-        self.csrf = node.sessions.of(token).csrf
+        self.session = node.sessions.of(token)
+        self.csrf = self.session.csrf
         self.cookie = f"xsc_{own}={token}"
+
+    def full(self, path):
+        """Return a path of a page with what those of the session begin with."""
+        return path if path.startswith("/v1/") else self.session.base + path
 
     async def ask(self, method, path, body=b"", breaks=None, **headers):
         stream = StreamReader(Arriving(asyncio.get_running_loop()), len(body) + 1)
@@ -117,8 +123,10 @@ class Browser:
             sent |= {"Origin": f"http://{HOST}", "Sec-Fetch-Site": "same-origin"}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         written = Written()
-        request = make_mocked_request(method, path, headers=sent, payload=stream, writer=written)
-        return Answer(await self.answer(request), written)
+        request = make_mocked_request(
+            method, self.full(path), headers=sent, payload=stream, writer=written
+        )
+        return Answer(await self.answer(request), written, self.session.base)
 
     async def get(self, path):
         return await self.ask("GET", path)

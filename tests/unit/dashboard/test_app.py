@@ -62,6 +62,7 @@ async def act(node, form):
 
 
 PAGES = {"/page": Page("/page", "A page", "page.html", gather)}
+INNER = {"/page", "/page/act", "/history", "/events", "/logout", "/welcome"}
 ACTIONS = {"/page/act": Action("/page/act", "/page", change=act)}
 
 
@@ -81,6 +82,7 @@ class Site:
         )
         self.name = f"xsc_{node_id}"
         self.cookie = ""
+        self.base = "/s/aaaa"
         self.http = None
         self.tabs = []
 
@@ -100,6 +102,10 @@ class Site:
         await self.http.close()
         await self.server.stop(20)
 
+    def full(self, path):
+        """Return a path of a page with what those of the session begin with."""
+        return self.base + path if path.partition("?")[0] in INNER else path
+
     def look(self):
         """Let time pass until streams look again whether something changed."""
         self.clock.advance_to(self.clock.now_ms() + app.LOOK_MS)
@@ -107,6 +113,7 @@ class Site:
     async def call(self, method, path, headers=None, *, cookie=None, data=None):
         """Return an answer and its text; what the dashboard answers has all of its headers."""
         cookie = self.cookie if cookie is None else cookie
+        path = self.full(path)
         headers = {**({"Cookie": cookie} if cookie else {}), **(headers or {})}
         sent = self.http.request(method, path, headers=headers, data=data, allow_redirects=False)
         async with sent as answer:
@@ -123,6 +130,7 @@ class Site:
     async def log_in(self):
         answer, _ = await self.call("GET", f"/login?code={self.sessions.new_code()}", cookie="")
         self.cookie = answer.headers["Set-Cookie"].partition(";")[0]
+        self.base = answer.headers["Location"].removesuffix("/welcome")
         return answer
 
     async def csrf(self):
@@ -146,18 +154,39 @@ async def site(monkeypatch):
 
 async def test_a_link_logs_one_browser_in_and_leads_on(site):
     answer = await site.log_in()
-    assert (answer.status, answer.headers["Location"]) == (303, "/welcome")
+    assert (answer.status, answer.headers["Location"]) == (303, f"{site.base}/welcome")
     assert answer.headers["Referrer-Policy"] == "no-referrer"
     assert answer.headers["Cache-Control"] == "no-store"
     set_cookie = answer.headers["Set-Cookie"]
     assert set_cookie.startswith(f"{site.name}=")
-    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= {*set_cookie.split("; ")}
+    assert {"HttpOnly", "SameSite=Strict", f"Path={site.base}"} <= {*set_cookie.split("; ")}
     assert "Domain" not in set_cookie
     answer, text = await site.call("GET", "/page")
     assert answer.status == 200
     assert SECRET in text
-    answer, _ = await site.call("GET", "/")
-    assert (answer.status, answer.headers["Location"]) == (303, "/page")
+    assert (await site.call("GET", "/"))[0].status == 401
+
+
+async def test_a_cookie_is_for_the_pages_of_its_session_alone(site):
+    await site.log_in()
+    first, base = site.cookie, site.base
+    await site.log_in()
+    assert base != site.base
+    # A browser shows neither to another server of this machine: none has these paths.
+    for cookie, status in ((first, 401), (f"{site.name}=x; {site.cookie}; {first}", 200)):
+        assert (await site.call("GET", "/page", cookie=cookie))[0].status == status
+        assert (await site.call("GET", f"{base}/page", cookie=first))[0].status == 200
+
+
+async def test_a_page_is_read_by_no_other(site):
+    await site.log_in()
+    for other in ("cross-site", "same-site", "x"):
+        for path in ("/page", "/history?within_ms=1"):
+            answer, text = await site.call("GET", path, {"Sec-Fetch-Site": other})
+            assert (answer.status, SECRET in text) == (403, False)
+    for own in ("same-origin", "none"):
+        assert (await site.call("GET", "/page", {"Sec-Fetch-Site": own}))[0].status == 200
+    assert (await site.call("GET", "/welcome", {"Sec-Fetch-Site": "cross-site"}))[0].status == 200
 
 
 async def test_a_link_that_was_followed_is_good_no_more(site):
@@ -191,7 +220,7 @@ async def test_no_token_in_a_url_opens_anything(site):
     for query in (f"token={TOKEN}", f"code={code}", f"token={token}", f"{site.name}={token}"):
         for path in ("/page", "/history", "/v1/status", "/"):
             answer, text = await site.call("GET", f"{path}?{query}")
-            assert answer.status in ({303} if path == "/" else {401})
+            assert answer.status == 401
             assert SECRET not in text
     # The token of the API opens no page, and a session nothing of the API.
     bearer = {"Authorization": f"Bearer {TOKEN}"}
@@ -270,7 +299,7 @@ async def test_under_another_name_nothing_is_answered(site, host):
 async def test_a_form_without_the_csrf_of_its_session_changes_nothing(site):
     await site.log_in()
     csrf = await site.csrf()
-    first = site.cookie
+    first, base = site.cookie, site.base
     await site.log_in()
     for fields in ({}, {"csrf": ""}, {"csrf": csrf}, {"csrf": csrf + "a"}):
         for path in ("/page/act", "/logout"):
@@ -282,9 +311,8 @@ async def test_a_form_without_the_csrf_of_its_session_changes_nothing(site):
     assert (await site.call("POST", in_url, site.own))[0].status == 403
     assert not site.node.changed
     data = {"csrf": csrf}
-    assert (await site.call("POST", "/page/act", site.own, cookie=first, data=data))[
-        0
-    ].status == 200
+    first = await site.call("POST", f"{base}/page/act", site.own, cookie=first, data=data)
+    assert first[0].status == 200
 
 
 @pytest.mark.parametrize(
@@ -308,9 +336,9 @@ async def test_a_form_that_is_none_is_refused(site, body, status):
 @pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "POST"])
 async def test_a_page_is_read_alone(site, method):
     await site.log_in()
-    for path in ("/page", "/history", "/events", "/welcome", "/", "/static/style.css"):
+    for path in ("/page", "/history", "/events", "/welcome", "/static/style.css"):
         answer, text = await site.call(method, path, site.own)
-        assert answer.status in {400, 403}
+        assert answer.status in {400, 403, 404}
         assert SECRET not in text
     if method != "POST":
         assert (await site.call(method, "/page/act", site.own))[0].status == 400
@@ -319,7 +347,7 @@ async def test_a_page_is_read_alone(site, method):
 async def test_an_action_is_no_page(site):
     await site.log_in()
     assert (await site.call("GET", "/page/act"))[0].status == 400
-    assert (await site.call("GET", "/logout"))[0].status == 400
+    assert (await site.call("GET", "/logout"))[0].status == 404
     assert (await site.call("GET", "/page"))[0].status == 200
 
 
@@ -391,13 +419,15 @@ async def test_a_time_that_is_none_is_refused(site, text):
 
 async def test_who_logs_out_is_out(site):
     await site.log_in()
-    cookie = site.cookie
+    cookie, base = site.cookie, site.base
     await site.log_in()
     answer, text = await site.post("/logout")
     assert answer.status == 401
+    assert f"Path={site.base}" in answer.headers["Set-Cookie"]
+    assert "Max-Age=0" in answer.headers["Set-Cookie"]
     assert "logged out" in text
     assert (await site.call("GET", "/page"))[0].status == 401
-    assert (await site.call("GET", "/page", cookie=cookie))[0].status == 200
+    assert (await site.call("GET", f"{base}/page", cookie=cookie))[0].status == 200
 
 
 class Tab:
@@ -405,7 +435,7 @@ class Tab:
 
     def __init__(self, site, seen=""):
         headers = {"Cookie": site.cookie, "Sec-Fetch-Site": "same-origin"}
-        self.sent = site.http.get(f"/events?seen={seen}", headers=headers)
+        self.sent = site.http.get(f"{site.base}/events?seen={seen}", headers=headers)
         self.site = site
 
     async def open(self):
@@ -491,7 +521,7 @@ async def test_a_thousand_streams_of_a_session_are_four(site):
     headers = {"Host": site.host, "Cookie": site.cookie, **site.own}
 
     def following():
-        return site.answer(make_mocked_request("GET", "/events", headers=headers))
+        return site.answer(make_mocked_request("GET", f"{site.base}/events", headers=headers))
 
     open_ = [asyncio.ensure_future(following()) for _ in range(1_000)]
     await settle()
@@ -511,7 +541,7 @@ async def test_who_stops_reading_is_cut_off(site, monkeypatch):
     # More than the system holds of what nobody reads.
     site.node.count = "v" * (64 << 20)
     _, writer = await asyncio.open_connection("127.0.0.1", site.port, limit=1)
-    head = f"GET /events HTTP/1.1\r\nHost: {site.host}\r\nCookie: {site.cookie}\r\n"
+    head = f"GET {site.base}/events HTTP/1.1\r\nHost: {site.host}\r\nCookie: {site.cookie}\r\n"
     writer.write(f"{head}Sec-Fetch-Site: same-origin\r\n\r\n".encode())
     await until(lambda: session_of(site).streams)
     await until(lambda: not session_of(site).streams)

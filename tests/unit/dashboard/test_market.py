@@ -59,6 +59,11 @@ def test_what_a_need_was_granted_and_why_is_on_pages_whose_numbers_are_the_api_s
         assert "<strong>Because " in why
         assert "mutual recognition of " in why, "what would have given it more"
 
+        theirs = await at_stranger.api("/v1/allocation?slots=1&lines=1")
+        whole = await at_stranger.api("/v1/allocation")
+        assert (len(theirs["slots"]), theirs["more"]) == (1, len(whole["slots"]) - 1)
+        assert (len(theirs["slots"][0]["allocations"]), theirs["slots"][0]["more"]) == (1, 1)
+        assert whole["more"] == 0 == whole["slots"][0]["more"]
         text = await at_provider.shown("/allocation")
         assert text.count("<data") > 30
         assert "<b onclick" not in text

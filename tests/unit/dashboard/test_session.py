@@ -128,8 +128,6 @@ def test_every_session_has_a_csrf_of_its_own(sessions):
         "127.9.9.9:65535",
         "[::1]",
         "[::1]:80",
-        "localhost",
-        "localhost:8080",
     ],
 )
 def test_a_host_on_this_machine_is_taken_at_any_port(host):
@@ -141,6 +139,8 @@ def test_a_host_on_this_machine_is_taken_at_any_port(host):
     [
         "",
         ":80",
+        "localhost",
+        "localhost:8080",
         "example.org",
         "localhost.example.org",
         "127.0.0.1.evil.org",

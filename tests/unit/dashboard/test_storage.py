@@ -37,7 +37,7 @@ def test_objects_are_shown_with_their_hosts_the_newest_first():
         assert answer.status == 200
         assert rows_of(answer) == [object_id(each) for each in reversed(capabilities)]
         assert "&lt;b&gt;bold&lt;/b&gt;\\x1b" in answer.text
-        assert "2 more may be lost" in answer.seen
+        assert "2 more nodes may be lost" in answer.seen
         for host in {*done.hosts}:
             assert node.name_of(host) in answer.seen
         # Neither the page nor a link in it says how an object is read.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ from xsc.api import jobs, monitor, programs, services, space
 from xsc.api.endpoint import Nothing
 from xsc.base.errors import NotFound, XscError
 from xsc.dashboard.page import Asked, Page
-from xsc.dashboard.source import Node, fetch
+from xsc.dashboard.source import Node, Rows, fetch
 from xsc.space.paths import is_systems
 
 LINES_MAX: Final = 12
@@ -22,6 +22,7 @@ EVIDENCE_MAX: Final = 50
 PROGRAMS_MAX: Final = 20
 """Programs whose values are shown."""
 RECORDS_MAX: Final = 50
+TOPS_MAX: Final = 100
 VALUE_BYTES_MAX: Final = 1_024
 """Of a value in the space that is shown: a page has the beginning of it."""
 
@@ -66,24 +67,38 @@ async def gather_programs(node: Node, asked: Asked) -> Mapping[str, Any]:
 
 async def _records(node: Node, owner: str, under: str) -> Mapping[str, Any]:
     """Return the records of an owner, and the values of those that are this node's and small."""
-    before = f"{owner}:" if owner else ""
+    before, tops = f"{owner}:" if owner else "", set[str]()
+
+    def pick(rows: Sequence[space.Record]) -> Sequence[int]:
+        tops.update(row.path.partition("/")[0] for row in rows)
+        return [
+            place for place, row in enumerate(rows) if under or owner or not is_systems(row.path)
+        ]
+
     try:
-        most = slice(RECORDS_MAX + 1) if under else slice(None)
-        found = await fetch(node, space.LIST, space.Under(under=before + under), window=most)
+        asked, most = space.Under(under=before + under), slice(RECORDS_MAX)
+        found: Rows = await fetch(node, space.LIST, asked, pick=pick, window=most)
     except XscError as fault:
-        return {"records": [], "tops": [], "values": {}, "more": False, "fault": fault}
-    shown = [row for row in found if under or owner or not is_systems(row["path"])]
+        return {
+            "records": [],
+            "tops": [],
+            "more_tops": False,
+            "values": {},
+            "more": False,
+            "fault": fault,
+        }
     values: dict[str, object] = {}
-    for row in [] if owner else shown[:RECORDS_MAX]:
+    for row in [] if owner else found:
         if row["size_bytes"] <= VALUE_BYTES_MAX:
             at = space.Get(at=row["path"])
             with suppress(NotFound):
                 values[row["path"]] = (await fetch(node, space.GET, at))["value"]
     return {
-        "records": shown[:RECORDS_MAX],
-        "tops": sorted({row["path"].partition("/")[0] for row in found}),
+        "records": found,
+        "tops": sorted(tops)[:TOPS_MAX],
+        "more_tops": len(tops) > TOPS_MAX,
         "values": values,
-        "more": len(shown) > RECORDS_MAX,
+        "more": found.total > len(found),
         "fault": None,
     }
 

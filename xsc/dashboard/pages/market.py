@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from xsc.api import market, peers
+from xsc.api import market, monitor, peers
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import ArgumentInvalid
+from xsc.base.ids import from_text
+from xsc.base.turn import one_of_each
 from xsc.dashboard.page import Action, Asked, Page, number
 from xsc.dashboard.pages.circle import recognise
-from xsc.dashboard.source import Node, Rows, fetch
+from xsc.dashboard.source import Node, Pick, Rows, fetch
 
 LEASES_SHOWN: Final = 50
+SLOTS_SHOWN: Final = 48
+"""Of other nodes, however much one of them states."""
+LINES_SHOWN: Final = 24
+"""Of one of these."""
 _COLOURS: Final = "abcdef"
 
 
@@ -21,12 +27,27 @@ async def gather_market(node: Node, asked: Asked) -> Mapping[str, Any]:
     first = number("first", asked.get("first", "0"))
     last = first + LEASES_SHOWN
     leases: Rows = await fetch(node, market.LEASES, Nothing(), window=slice(first, last))
+    own = from_text((await fetch(node, monitor.MEASURES, Nothing()))["status"]["id"])
+    slots: Rows = await fetch(node, market.SLOTS, Nothing(), pick=_in_turn(own))
     return {
-        "slots": await fetch(node, market.SLOTS, Nothing()),
+        "slots": slots,
         "leases": leases,
         "next": last if last < leases.total else None,
         "previous": max(0, first - LEASES_SHOWN) if first else None,
     }
+
+
+def _in_turn(own: bytes) -> Pick:
+    """Return what picks all slots of this node, and so many of others, of each in its turn."""
+
+    def pick(rows: Sequence[market.Slot]) -> Sequence[int]:
+        places: dict[bytes, list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(row.node, []).append(place)
+        ours = places.pop(own, [])
+        return [*ours, *one_of_each([*places.values()], SLOTS_SHOWN)]
+
+    return pick
 
 
 async def gather_why(node: Node, asked: Asked) -> Mapping[str, Any]:
@@ -43,7 +64,7 @@ async def gather_why(node: Node, asked: Asked) -> Mapping[str, Any]:
 
 async def gather_allocation(node: Node, _: Asked) -> Mapping[str, Any]:
     """Return what was cleared, with a colour for each node that has something of a slot."""
-    shown = await fetch(node, market.SHOW, Nothing())
+    shown = await fetch(node, market.SHOW, market.Show(slots=SLOTS_SHOWN, lines=LINES_SHOWN))
     groups = await fetch(node, market.GROUPS, Nothing())
     known = await fetch(node, peers.LIST, Nothing())
     commitments = await fetch(node, market.CONSISTENT, Nothing())

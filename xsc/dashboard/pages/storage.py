@@ -67,7 +67,8 @@ def _newest(part: str, *, endangered: bool) -> Pick:
         return [
             place
             for place in range(len(rows) - 1, -1, -1)
-            if part in rows[place].name.casefold() and (rows[place].margin <= 0 or not endangered)
+            if part in rows[place].name.casefold()
+            and (rows[place].survives_nodes == 0 or not endangered)
         ]
 
     return pick
@@ -140,7 +141,8 @@ async def put(node: Node, request: web.BaseRequest) -> Said:
     asked = objects.Put(name=name, size_bytes=request.content_length)
     done = await node.ask(objects.PUT, asked, body=request.content.read)
     hosts = count_of(len({host["node"] for host in done["hosts"]}), "node")
-    says = f"stored at {hosts}; any {done['survives_nodes']} of them may be lost"
+    lost = done["survives_nodes"]
+    says = f"stored at {hosts}; {f'any {lost}' if lost else 'none'} of them may be lost"
     return Said(says, " ".join(done["warnings"]))
 
 

@@ -27,7 +27,8 @@
     const begun = performance.now();
     try {
       const answer = await fetch(location.href, { redirect: "error" });
-      if (answer.status === 401) return location.reload();
+      // No page is loaded here: whatever listens now may not be the node.
+      if (answer.status === 401) return away("This browser is not logged in any more: xsc dashboard prints a new link.");
       if (!answer.ok) return away("The node could not show this page; it is asked again.");
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const main = page.getElementById("main");
@@ -37,7 +38,7 @@
         charts();
       }
     } catch {
-      away("The node does not answer. What is shown is what it said last.");
+      away("The node does not answer. What is shown is what it said last. Once it was started again, xsc dashboard prints a new link.");
     } finally {
       busy = false;
       last = performance.now() + 9 * (performance.now() - begun);
@@ -54,7 +55,7 @@
 
   // One stream a tab. Where too many tabs are open, the oldest are told no more, and ask.
   function follow() {
-    const events = new EventSource(`/events?seen=${encodeURIComponent(meta("changes"))}`);
+    const events = new EventSource(`${meta("base")}/events?seen=${encodeURIComponent(meta("changes"))}`);
     events.onmessage = changed;
     events.onerror = changed;
     events.addEventListener("over", () => {
@@ -97,7 +98,7 @@
   async function history(within) {
     const known = histories.get(within);
     if (known && Date.now() - known.at < CHART_MS - GAP_MS) return known.samples;
-    const samples = fetch(`/history?within_ms=${within}`).then(async (answer) => {
+    const samples = fetch(`${meta("base")}/history?within_ms=${within}`).then(async (answer) => {
       if (!answer.ok) throw new Error(answer.statusText);
       return (await answer.json()).samples;
     });
@@ -238,7 +239,7 @@
     putting = Boolean(one);
     if (!one) return;
     const request = one.request = new XMLHttpRequest();
-    request.open("POST", "/storage/put");
+    request.open("POST", `${meta("base")}/storage/put`);
     request.setRequestHeader("XSC-CSRF", meta("csrf"));
     request.setRequestHeader("XSC-Name", encodeURIComponent(one.file.name));
     request.responseType = "json";
@@ -250,7 +251,7 @@
       const { says, hint } = request.response ?? { says: "the page is of an earlier session", hint: "load it again" };
       ended(one, hint ? `${says}. ${hint}` : says, request.status !== 200);
     };
-    request.onerror = () => ended(one, "broke off: the node does not answer, or this is no file (a directory: xsc store put DIR)", true);
+    request.onerror = () => ended(one, "broke off: the node does not answer, or this is no file (a directory: xsc store put -r DIR)", true);
     request.onloadend = putNext;
     one.says.textContent = "is sent";
     request.send(one.file);
@@ -270,7 +271,9 @@
 
   // A slider is held while somebody moves it, so that a page that comes does not move it back.
   document.addEventListener("input", (event) => {
-    if (event.target.matches("[data-sends]")) event.target.setAttribute("data-held", "");
+    if (!event.target.matches("[data-sends]")) return;
+    event.target.setAttribute("data-held", "");
+    event.target.nextElementSibling.textContent = FORMATS.ppm(event.target.value);
   });
   document.addEventListener("change", (event) => {
     const slider = event.target;

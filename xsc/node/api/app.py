@@ -70,15 +70,18 @@ class Reports(logging.Handler):
 
 def name_peers(error: errors.XscError, names: Names) -> None:
     """Write the name of each known peer before its short id in an error's message."""
-    if _SHORT_ID.search(error.message) is None:
-        return
-    named = names()
+    if _SHORT_ID.search(error.message) is not None:
+        error.message = with_names(error.message, names())
+
+
+def with_names(text: str, named: Mapping[str, str]) -> str:
+    """Return a text with the name of each known peer before its short id."""
 
     def with_name(match: re.Match[str]) -> str:
         name = named.get(match[0], match[0])
         return name if name == match[0] else f"{name} ({match[0]})"
 
-    error.message = _SHORT_ID.sub(with_name, error.message)
+    return _SHORT_ID.sub(with_name, text)
 
 
 def problem_response(error: errors.XscError) -> web.Response:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from xsc.allocation import commitments, declaring, explaining, published, queries, windows
@@ -14,6 +16,7 @@ from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import ArgumentInvalid, NoOffers, NotFound, PeerUnknown
 from xsc.base.ids import to_text
 from xsc.base.limits import EPOCH_MS, MFUEL, PPM
+from xsc.base.turn import one_of_each
 from xsc.base.units import ceil_div, format_level
 from xsc.market.account import LeaseView
 from xsc.market.lease import ran
@@ -357,7 +360,10 @@ async def account(node: Node, asked: api.AccountId) -> bytes:
 
 
 def _cleared(
-    provider: bytes, slot: SlotDenominators, drawn: Mapping[EntitlementKey, int]
+    provider: bytes,
+    slot: SlotDenominators,
+    drawn: Mapping[EntitlementKey, int],
+    most: int | None = None,
 ) -> api.Cleared:
     """Return a window of a slot, what it gives, and what is known here to be drawn of it."""
     step = STEP[slot.kind]
@@ -390,8 +396,9 @@ def _cleared(
                 drawn=drawn.get(key, 0) * step,
                 until_ms=until_ms(line.granted_ms, slot.window),
             )
-            for key, line in keys.items()
+            for key, line in islice(keys.items(), most)
         ],
+        more=0 if most is None else max(0, len(keys) - most),
         pinned=[
             api.Pinned(node=key.customer, need=key.need, quantity=steps * step)
             for key, steps in sorted(drawn.items())
@@ -419,23 +426,33 @@ def _known(node: Node) -> dict[bytes, queries.Participant]:
     }
 
 
-async def show(node: Node, _: Nothing) -> api.Shown:
+async def show(node: Node, asked: api.Show) -> api.Shown:
     """Show what was cleared."""
     own, known = node.allocator.state, _known(node)
     drawn: defaultdict[tuple[bytes, bytes], dict[EntitlementKey, int]] = defaultdict(dict)
     for key, steps in node.drawn_steps().items():
         drawn[key.provider, key.slot][key] = steps
-    states = [(peer, each.state) for peer, each in sorted(known.items()) if each.state is not None]
+    theirs = [
+        [(peer, slot) for slot in each.state.slot_denominators]
+        for peer, each in sorted(known.items())
+        if each.state is not None
+    ]
+    count = sum(map(len, theirs))
+    listed = one_of_each(theirs, count if asked.slots is None else asked.slots)
+    ours = [(node.key.node_id, slot) for slot in own.slot_denominators]
     converged = {peer: each.has_converged for peer, each in known.items() if each.is_active}
     totals: defaultdict[bytes, dict[Kind, int]] = defaultdict(dict)
     for (peer, kind), steps in sorted(own.recipient_totals.items()):
         totals[peer][kind] = steps * STEP[kind]
     return api.Shown(
         slots=[
-            _cleared(provider, slot, drawn[provider, slot.slot])
-            for provider, state in ((node.key.node_id, own), *states)
-            for slot in state.slot_denominators
+            *(_cleared(*each, drawn[each[0], each[1].slot]) for each in ours),
+            *(
+                _cleared(peer, slot, drawn[peer, slot.slot], asked.lines)
+                for peer, slot in sorted(listed, key=itemgetter(0))
+            ),
         ],
+        more=count - len(listed),
         converged=node.allocator.has_converged,
         network_converged=queries.network_has_converged(
             {node.key.node_id: node.allocator.has_converged} | converged

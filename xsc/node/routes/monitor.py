@@ -12,7 +12,9 @@ from xsc.base.fields import take_int
 from xsc.health.service import HealthRow
 from xsc.market.lease import Role
 from xsc.monitor import exposition
+from xsc.monitor.events import Line
 from xsc.monitor.history import SAMPLE_MS
+from xsc.node.api.app import with_names
 from xsc.node.api.serving import filled
 from xsc.node.build import Node, market_settings
 from xsc.node.logging import sentence, without_secrets
@@ -148,15 +150,14 @@ async def test(node: Node, _: Nothing) -> api.Tested:
 
 async def log(node: Node, _: Nothing) -> list[api.LogLine]:
     """Show the last lines of the log."""
+    named = node.peer_names()
+
+    def says(line: Line) -> str:
+        told = sentence(line.level, line.event, without_secrets(line.fields))
+        return with_names(told.removeprefix(f"{line.level}: "), named)
+
     return [
-        api.LogLine(
-            at_ms=line.at_ms,
-            level=line.level,
-            event=line.event,
-            says=sentence(line.level, line.event, without_secrets(line.fields)).removeprefix(
-                f"{line.level}: "
-            ),
-        )
+        api.LogLine(at_ms=line.at_ms, level=line.level, event=line.event, says=says(line))
         for line in node.log.last()
     ]
 
