@@ -138,7 +138,7 @@ class Dashboard:
             _only(request, "GET")
             return await self._page(request, page, found)
         except XscError as fault:
-            return self._failed(fault, base)
+            return self.failed(fault, base)
 
     def _session(self, request: web.BaseRequest, base: str) -> Session:
         """Return the session whose pages begin so, and whose cookie a request has.
@@ -271,7 +271,8 @@ class Dashboard:
                 found.streams.remove(stream)
         return answer
 
-    def _failed(self, fault: XscError, base: str = "") -> web.Response:
+    def failed(self, fault: XscError, base: str = "") -> web.Response:
+        """Return the page that says why there is no other."""
         status = fault.http_status
         if isinstance(fault, _LoggedOut):
             status, base = 401, ""

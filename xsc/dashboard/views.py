@@ -16,6 +16,7 @@ from xsc.base import ids, units
 from xsc.base.text import count_of, cut, printable
 from xsc.dashboard.source import shown, total
 
+PART_MIN: Final = 3
 CHARS_MAX: Final = 200
 """Of a text: more are cut off."""
 
@@ -97,8 +98,11 @@ def urlencode(text: str) -> Markup:
 
 
 def part_of(part: int, whole: int, width: int) -> int:
-    """Return the length of a bar, as long as `width` where the part is the whole."""
-    return 0 if whole <= 0 else max(0, min(width, part * width // whole))
+    """Return the length of a bar, as long as `width` where the part is the whole.
+
+    What is more than nothing is seen.
+    """
+    return 0 if min(part, whole) <= 0 else min(width, max(PART_MIN, part * width // whole))
 
 
 def environment() -> Environment:

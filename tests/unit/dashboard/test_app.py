@@ -51,6 +51,8 @@ class Node:
 async def gather(node, asked):
     if "wrong" in asked:
         raise ArgumentInvalid(HOSTILE)
+    if "bug" in asked:
+        raise RuntimeError(SECRET)
     return {}
 
 
@@ -407,6 +409,14 @@ async def test_what_a_query_says_stays_a_text(site):
         answer, text = await site.call("GET", f"/page?{query}")
         assert answer.status == (400 if "wrong" in query else 200)
         assert "<script>alert" not in text
+
+
+async def test_a_bug_is_a_page_without_its_trace(site):
+    await site.log_in()
+    answer, text = await site.call("GET", "/page?bug=1")
+    assert (answer.status, answer.content_type) == (500, "text/html")
+    assert SECRET not in text
+    assert "its log has the trace" in text
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "²", "1" * 5_000])

@@ -189,6 +189,8 @@ def application(
             raise  # the client went away: aiohttp closes what is left of the exchange
         except Exception:  # noqa: BLE001 - the one place that must answer whatever happens
             log.error("api.request_bug", path=path, trace=traceback.format_exc())
+            if dashboard is not None and dashboard.has(path):
+                return dashboard.failed(errors.XscError(bug().detail, hint=bug().hint))
             return web.Response(text=_text(bug()), status=500, content_type=CONTENT_TYPE)
 
     return answer
