@@ -238,7 +238,7 @@ def test_repairs_are_shown_with_what_moved():
         assert (row["name"], row["runs"], row["left"]) == ("object", False, 0)
         assert not node.storage.repairer.under_way
         answer = await browser.get("/storage")
-        assert f"from {node.name_of(victim)} (down) to" in answer.seen
+        assert f"from {node.name_of(victim)} (absent) to" in answer.seen
         node.storage.repairer.under_way[row["object"].encode()] = world.clock.now_ms()
         assert "under way" in (await browser.get("/storage")).seen
 
