@@ -211,7 +211,7 @@ def test_the_api_gives_one_answer_without_its_token(net):
     assert len({surface.ask("GET", "/v1/status", b"", given).body for given in wrong}) == 1
     assert surface.ask("GET", "/v1/status", b"", token(net[2])).status == 200
     # Pages want a session, and a token is none.
-    assert surface.ask("GET", "/circle", b"", token(net[2])).status == 401
+    assert surface.ask("GET", "/s/aaaa/circle", b"", token(net[2])).status == 401
 
 
 # What was said once
