@@ -137,7 +137,8 @@ async def _measure(folder: Path) -> tuple[list[float], list[float], int]:
     async def root(pile: Pile, _body: int) -> Root:
         return roots[pile.name]
 
-    at_host, at_prober = [], []
+    at_host: list[float] = []
+    at_prober: list[float] = []
     epoch = SystemClock().now_ms() // 3_600_000
     for number in range(ROUNDS):
         customer = hashlib.sha256(b"customer %d" % (number % 60)).digest()
