@@ -106,7 +106,8 @@ async def _storage_page(node: Node) -> float:
     for _ in range(least(10, 1)):
         begun = time.process_time_ns()
         shown = await page.gather(server, {})
-        common = {"page": page, "pages": [page], "csrf": "", "said": None, "changes": ""}
+        common = {"page": page, "pages": [page], "base": "", "csrf": ""}
+        common |= {"said": None, "changes": ""}
         measures = await fetch(server, api_monitor.MEASURES, Nothing())
         templates.get_template(page.template).render(measures=measures, **common, **shown)
         took.append((time.process_time_ns() - begun) / 1e6)

@@ -239,8 +239,10 @@ def said(member):
 
 
 def bars(page):
-    """Return how long each part of each bar is."""
-    return page.evaluate("""[...document.querySelectorAll(".bar rect:not(.ground)")].map(
+    """Return how long each part of the bars of Ada's compute is; others move by themselves."""
+    return page.evaluate("""[...document.querySelectorAll("article.slot")].filter(
+        (each) => each.querySelector("h3").textContent.trim() === "Compute of Ada").flatMap(
+        (each) => [...each.querySelectorAll(".bar rect:not(.ground)")]).map(
         (each) => [each.getAttribute("x"), each.getAttribute("width"), each.textContent])""")
 
 
