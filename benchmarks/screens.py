@@ -47,6 +47,10 @@ from xsc.node.system import SystemClock, SystemEntropy
 PEERS: Final = least(50, 6)
 CHROMIUM: Final = "/usr/bin/chromium"
 FLAGS: Final = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+PAINT: Final = """new Promise((done) => new PerformanceObserver((list) =>
+    list.getEntriesByName("first-contentful-paint").forEach((each) => done(each.startTime))
+).observe({ type: "paint", buffered: true }))"""
+"""Gives when a page was painted first, once it was."""
 _HERTZ: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -160,9 +164,7 @@ def browser(home: Path, pid: int, seconds: float) -> str:
             page = chromium.new_page()
             page.goto(calls.ask(dashboard.LOGIN)["url"])
             page.wait_for_url("**/circle")
-            paint = page.evaluate(
-                "performance.getEntriesByName('first-contentful-paint')[0].startTime"
-            )
+            paint = page.evaluate(PAINT)
             if first:
                 chromium.close()
         page.wait_for_selector("tr[id^=peer-]")
