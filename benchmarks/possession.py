@@ -29,7 +29,7 @@ from xsc.storage.object.manifest import hash_of
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.server import ShardServer
 from xsc.storage.shardstore.store import StorageNode
-from xsc.terms.possession import MANIFEST_COLUMN, Holding, Pile, Root, pile_name
+from xsc.terms.possession import MANIFEST_COLUMN, Holding, Extent, Root, extent_name
 
 NETWORK = network_id("bench")
 SHARDS = least(1_000, 8)
@@ -85,13 +85,13 @@ def _service(number: int, link: _Link, server: ShardServer | None) -> ChallengeS
 
 
 async def _stored(node: StorageNode) -> dict[bytes, Root]:
-    """Store shards of 1 MiB and a manifest for each; return the roots by name of pile."""
+    """Store shards of 1 MiB and a manifest for each; return the roots by name of extent."""
     roots = {}
     for number in range(SHARDS):
         locate = hashlib.sha256(b"%d" % number).digest()
         shard, sealed = os.urandom(MIB), os.urandom(MANIFEST_BYTES)
-        roots[pile_name(locate, 1)] = Root(0, root_of(shard), None)
-        roots[pile_name(locate, MANIFEST_COLUMN)] = Root(0, root_of(sealed), hash_of(sealed))
+        roots[extent_name(locate, 1)] = Root(0, root_of(shard), None)
+        roots[extent_name(locate, MANIFEST_COLUMN)] = Root(0, root_of(sealed), hash_of(sealed))
         customer = b"c" * 32
         key = formats.shard_key(locate, 0, 0, 1, customer)
         record = formats.record_key(locate, customer)
@@ -128,14 +128,14 @@ async def _measure(folder: Path) -> tuple[list[float], list[float], int]:
     link.host = _service(1, link, server)
     prober = _service(2, link, None)
     link.prober = KeyPair(b"\2" * 32).node_id
-    piles = [
-        Pile(name, 1, size, size)
+    extents = [
+        Extent(name, 1, size, size)
         for name in roots
         for size in [MANIFEST_BYTES if name.endswith(b"\xff\xff") else MIB]
     ]
 
-    async def root(pile: Pile, _body: int) -> Root:
-        return roots[pile.name]
+    async def root(extent: Extent, _body: int) -> Root:
+        return roots[extent.name]
 
     at_host: list[float] = []
     at_prober: list[float] = []
@@ -146,7 +146,7 @@ async def _measure(folder: Path) -> tuple[list[float], list[float], int]:
         asked = Round(key.node_id, customer, link.prober, EVERYTHING, epoch + number // 60 % 2)
         link.took_s = 0
         begun = time.perf_counter()
-        proved, _ = await prober.prove(asked, Holding(piles, root))
+        proved, _ = await prober.prove(asked, Holding(extents, root))
         whole = time.perf_counter() - begun
         assert proved.outcome == "ok", proved
         at_host.append(link.took_s)

@@ -13,7 +13,7 @@ from xsc.base.limits import BUCKETS_KEPT, LEAF_BYTES, PPM
 from xsc.health import challenge as rules
 from xsc.health.detector import BUCKET_MS, MISSES_TO_DOWN, AvailabilityTester
 from xsc.health.score import quality_ppm
-from xsc.terms.possession import LEAVES_ASKED, Pile, counts_in
+from xsc.terms.possession import LEAVES_ASKED, Extent, counts_in
 
 NODE = b"n" * 32
 COUNT = st.integers(0, 10**9)
@@ -129,35 +129,35 @@ def test_a_further_result_keeps_the_law_too(results, more):
 
 @st.composite
 def lists(draw):
-    """Piles of different names."""
+    """Extents of different names."""
     names = draw(st.sets(st.binary(min_size=34, max_size=34), min_size=1, max_size=200))
     size = st.integers(1, 70_000)
-    return [Pile(name, draw(st.integers(1, 3)), draw(size), draw(size)) for name in sorted(names)]
+    return [Extent(name, draw(st.integers(1, 3)), draw(size), draw(size)) for name in sorted(names)]
 
 
-def drawn_of(piles, seed):
-    pages = rules.pages_of(piles)
+def drawn_of(extents, seed):
+    pages = rules.pages_of(extents)
     index = rules.index_of(pages)
     shown = [pages[number] for number in rules.pages_drawn(index, seed)]
     return index, shown, rules.leaves_drawn(index, shown, seed)
 
 
-@given(piles=lists(), seed=st.binary(min_size=32, max_size=32))
-def test_what_is_drawn_is_there_and_each_leaf_once(piles, seed):
-    _, _, drawn = drawn_of(piles, seed)
-    known = {pile.name: pile for pile in piles}
-    for pile, body, leaf in drawn:
-        assert known[pile.name] == pile
-        assert body < pile.bodies
-        assert leaf * LEAF_BYTES < pile.size_of(body)
-    total = sum(counts_in(b"".join(pile.to_bytes() for pile in piles)))
+@given(extents=lists(), seed=st.binary(min_size=32, max_size=32))
+def test_what_is_drawn_is_there_and_each_leaf_once(extents, seed):
+    _, _, drawn = drawn_of(extents, seed)
+    known = {extent.name: extent for extent in extents}
+    for extent, body, leaf in drawn:
+        assert known[extent.name] == extent
+        assert body < extent.bodies
+        assert leaf * LEAF_BYTES < extent.size_of(body)
+    total = sum(counts_in(b"".join(extent.to_bytes() for extent in extents)))
     assert len(set(drawn)) == len(drawn) == min(LEAVES_ASKED, total)
 
 
-@given(piles=lists(), seed=st.binary(min_size=32, max_size=32), data=st.data())
-def test_no_list_stands_for_another(piles, seed, data):
+@given(extents=lists(), seed=st.binary(min_size=32, max_size=32), data=st.data())
+def test_no_list_stands_for_another(extents, seed, data):
     """Changed in any byte of what is shown, it is refused, or is not what was committed to."""
-    index, shown, drawn = drawn_of(piles, seed)
+    index, shown, drawn = drawn_of(extents, seed)
     place = data.draw(st.integers(-1, len(shown) - 1))
     raw = bytearray(index if place < 0 else shown[place])
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
@@ -169,7 +169,7 @@ def test_no_list_stands_for_another(piles, seed, data):
     changed = [bytes(raw) if number == place else page for number, page in enumerate(shown)]
     with pytest.raises(RecordInvalid):
         rules.leaves_drawn(index, changed, seed)
-    assert drawn_of(piles[::-1], seed)[2] == drawn, "the order of piles does not matter"
+    assert drawn_of(extents[::-1], seed)[2] == drawn, "the order of extents does not matter"
 
 
 @given(

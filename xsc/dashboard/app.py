@@ -38,7 +38,7 @@ WRITE_S: Final = 10.0
 FORM_BYTES_MAX: Final = 64 * KIB
 FIELDS_MAX: Final = 32
 FILE_CHARS_MAX: Final = 150
-"""Of the name of a file that is kept: it stands in a header."""
+"""Of the name under which a browser saves a file: it is sent in a header."""
 
 _OF_SESSION: Final = re.compile("(/s/[a-z2-7]+)(/.*)")
 """The path of a page: what those of its session begin with, and the rest."""

@@ -93,7 +93,7 @@ def whole(text: str) -> Markup:
 
 
 def urlencode(text: str) -> Markup:
-    """Return a text as it stands in a link, whole: one that is cut leads elsewhere."""
+    """Return a text for a link, encoded and not cut."""
     return Markup(quote(text))  # noqa: S704 (it has no character that HTML reads)
 
 

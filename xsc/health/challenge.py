@@ -1,6 +1,6 @@
 """The rules of possession challenges: what is drawn, who may check it, and what an answer is worth.
 
-The prober lists the piles that should lie at a host, in pages, and commits itself to list and
+The prober lists the extents that should lie at a host, in pages, and commits itself to list and
 nonce before the host gives its own nonce: so neither of the two can choose the leaves. The host
 draws again from what the prober reveals.
 docs/design/health.md; vectors: tests/vectors/challenge.json
@@ -21,16 +21,16 @@ from xsc.base.encoding import Value, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.terms.possession import (
+    EXTENT_BYTES,
     LEAVES_ASKED,
     NAME_BYTES,
-    PILE_BYTES,
     AskedLeaf,
+    Extent,
     LeafProof,
-    Pile,
     Possession,
     Root,
     counts_in,
-    pile_in,
+    extent_in,
 )
 
 Outcome: TypeAlias = Literal["ok", "bad_proof", "missing", "timeout", "unreachable", "prober_void"]
@@ -39,9 +39,9 @@ ANSWERED: Final = frozenset({"ok", "bad_proof", "missing"})
 """Outcomes that a host signed, and silence that counts as missing."""
 EVERYTHING = bytes(32)
 """The scope of a challenge over all that a customer has at a host; else it is a locate id."""
-PAGE_PILES = 64
+PAGE_EXTENTS = 64
 PAGES_MAX = 1_024
-PAGE_PILES_MAX = 1_024
+PAGE_EXTENTS_MAX = 1_024
 AGAIN_MIN = 3
 """So often at least a challenge that timed out is asked again before it counts as missing."""
 CONTAINED_MS = 24 * 3_600_000
@@ -62,15 +62,15 @@ _PAGE = struct.Struct(f">{NAME_BYTES}s32sQ")
 # The list of what a customer has at a host
 
 
-def pages_of(piles: Iterable[Pile]) -> list[bytes]:
-    """Return piles in order of their names, packed into at most PAGES_MAX pages."""
-    packed = sorted(pile.to_bytes() for pile in piles)
-    size = max(PAGE_PILES, -(-len(packed) // PAGES_MAX))
+def pages_of(extents: Iterable[Extent]) -> list[bytes]:
+    """Return extents in order of their names, packed into at most PAGES_MAX pages."""
+    packed = sorted(extent.to_bytes() for extent in extents)
+    size = max(PAGE_EXTENTS, -(-len(packed) // PAGES_MAX))
     return [b"".join(packed[start : start + size]) for start in range(0, len(packed), size)]
 
 
 def index_of(pages: Iterable[bytes]) -> bytes:
-    """Return of each page its first name, its hash and how many leaves its piles have."""
+    """Return of each page its first name, its hash and how many leaves its extents have."""
     return b"".join(
         _PAGE.pack(page[:NAME_BYTES], _digest(page), sum(counts_in(page))) for page in pages
     )
@@ -99,18 +99,18 @@ def _entries(index: bytes | memoryview) -> list[_Entry]:
 
 
 def _checked(page: bytes | memoryview, entries: Sequence[_Entry], number: int) -> list[int]:
-    """Return where the leaves of each pile of a page end, once the page is the one of the index.
+    """Return where the leaves of each extent of a page end, once the page is the one of the index.
 
-    It names each pile once, and no pile that is in the place of another page.
+    It names each extent once, and no extent that is in the place of another page.
     """
     entry = entries[number]
-    if len(page) > PAGE_PILES_MAX * PILE_BYTES or _digest(page) != entry.digest:
+    if len(page) > PAGE_EXTENTS_MAX * EXTENT_BYTES or _digest(page) != entry.digest:
         raise RecordInvalid("a page is not the one that its index names")
     ends = list(accumulate(counts_in(page)))
-    names = [bytes(page[at : at + NAME_BYTES]) for at in range(0, len(page), PILE_BYTES)]
+    names = [bytes(page[at : at + NAME_BYTES]) for at in range(0, len(page), EXTENT_BYTES)]
     names += [following.first for following in entries[number + 1 : number + 2]]
     if names[0] != entry.first or not all(a < b for a, b in pairwise(names)):
-        raise RecordInvalid("the piles of a page are not in order")
+        raise RecordInvalid("the extents of a page are not in order")
     if ends[-1] != entry.leaves:
         raise RecordInvalid("a page has another number of leaves than its index names")
     return ends
@@ -120,7 +120,7 @@ def _checked(page: bytes | memoryview, entries: Sequence[_Entry], number: int) -
 
 
 class Round(NamedTuple):
-    """Who asks whom, about whose data, and in which hour."""
+    """One challenge: prober, host, the customer whose data is drawn from, and the hour."""
 
     host: bytes
     customer: bytes
@@ -199,8 +199,8 @@ def _place(ends: Sequence[int], number: int) -> tuple[int, int]:
 
 def leaves_drawn(
     index: bytes | memoryview, pages: Sequence[bytes | memoryview], seed: bytes
-) -> list[tuple[Pile, int, int]]:
-    """Return pile, body and leaf of each drawn leaf.
+) -> list[tuple[Extent, int, int]]:
+    """Return extent, body and leaf of each drawn leaf.
 
     Args:
         index: of all pages.
@@ -220,10 +220,10 @@ def leaves_drawn(
     found = []
     for page, number in drawn:
         place, left = _place(ends[page], number)
-        pile = pile_in(shown[page], place)
-        each = merkle.leaf_count(pile.body_bytes)
-        body = min(left // each, pile.bodies - 1)
-        found.append((pile, body, left - body * each))
+        extent = extent_in(shown[page], place)
+        each = merkle.leaf_count(extent.body_bytes)
+        body = min(left // each, extent.bodies - 1)
+        found.append((extent, body, left - body * each))
     return found
 
 
@@ -259,7 +259,7 @@ class Reveal(Record):
         drawn = leaves_drawn(self.index, self.pages, self.seed(host, prober))
         if len(drawn) != len(self.roots):
             raise RecordInvalid(f"{len(drawn)} leaves are drawn, {len(self.roots)} have a root")
-        if self.scope != EVERYTHING and any(pile.locate != self.scope for pile, _, _ in drawn):
+        if self.scope != EVERYTHING and any(extent.locate != self.scope for extent, _, _ in drawn):
             raise RecordInvalid("a leaf of another object than the one that is asked for")
         return [
             AskedLeaf(*place, Root(*root)) for place, root in zip(drawn, self.roots, strict=True)
@@ -272,7 +272,7 @@ class Reveal(Record):
 def asked_id(asked: Iterable[AskedLeaf]) -> bytes:
     """Return what stands for the leaves that were drawn."""
     items: list[Value] = [
-        [leaf.pile.name, leaf.body, leaf.leaf, leaf.size_bytes, *leaf.root] for leaf in asked
+        [leaf.extent.name, leaf.body, leaf.leaf, leaf.size_bytes, *leaf.root] for leaf in asked
     ]
     return tagged_sha256("challenge_asked", encode(items))
 
@@ -318,7 +318,7 @@ def paths_of(value: Sequence[Value]) -> list[tuple[bytes, ...]]:
 def judge(
     seed: bytes, asked: Sequence[AskedLeaf], said: Possession, proofs: Sequence[LeafProof]
 ) -> tuple[Outcome, frozenset[bytes]]:
-    """Return what a signed answer is worth, and the names of the piles that fail.
+    """Return what a signed answer is worth, and the names of the extents that fail.
 
     Raises:
         RecordInvalid: the host did not sign this for that challenge: it is no answer at all.
@@ -331,11 +331,11 @@ def judge(
     wrong, missing = set[bytes](), set[bytes]()
     for leaf, state in zip(asked, said.states, strict=True):
         if state == "missing":
-            missing.add(leaf.pile.name)
+            missing.add(leaf.extent.name)
             continue
         data, path = next(given)
         if not merkle.span_holds(leaf.root.root, leaf.size_bytes, leaf.leaf, data, path):
-            wrong.add(leaf.pile.name)
+            wrong.add(leaf.extent.name)
     outcome: Outcome = "bad_proof" if wrong else "missing" if missing else "ok"
     return outcome, frozenset(wrong | missing)
 

@@ -48,7 +48,7 @@ class Proved(NamedTuple):
     reason: str = ""
     """Why it is not "ok"."""
     names: frozenset[bytes] = frozenset()
-    """Piles that failed."""
+    """Extents that failed."""
 
 
 def _round_fields(asked: Round) -> dict[str, Value]:
@@ -279,7 +279,7 @@ class ChallengeService:
 
         Return None where something drawn is looked after here no more.
         """
-        pages = rules.pages_of(holding.piles)
+        pages = rules.pages_of(holding.extents)
         index = rules.index_of(pages)
         nonce = rules.nonce_of(self._secret, asked)
         commitment = rules.commitment_of(nonce, index)
@@ -289,7 +289,7 @@ class ChallengeService:
         seed = rules.seed_of(asked, nonce, host_nonce, commitment)
         shown = tuple(pages[number] for number in rules.pages_drawn(index, seed))
         drawn = rules.leaves_drawn(index, shown, seed)
-        roots = [await holding.root_of(pile, body) for pile, body, _ in drawn]
+        roots = [await holding.root_of(extent, body) for extent, body, _ in drawn]
         if None in roots:
             return None
         return Reveal(
@@ -330,17 +330,17 @@ class ChallengeService:
         """Read a whole body, drawn by this node alone: the same one until that was answered."""
         host = asked.host
         drawn = rules.nonce_of(self._secret, asked._replace(epoch=now_ms // rules.WHOLE_MS))
-        pages = rules.pages_of(holding.piles)
+        pages = rules.pages_of(holding.extents)
         index = rules.index_of(pages)
         shown = [pages[number] for number in rules.pages_drawn(index, drawn)]
-        pile, body, _ = rules.leaves_drawn(index, shown, drawn)[0]
+        extent, body, _ = rules.leaves_drawn(index, shown, drawn)[0]
         began_ms = self._context.clock.monotonic_ms()
         outcome: Outcome = "ok"
         reason = ""
         try:
-            root = await holding.root_of(pile, body)
+            root = await holding.root_of(extent, body)
             if root is not None:
-                await self._possessions.whole(host, pile, body, root)
+                await self._possessions.whole(host, extent, body, root)
         except errors.ShardMismatch as fault:
             outcome, reason = "bad_proof", fault.message
         except errors.ShardsInsufficient as fault:
@@ -348,9 +348,9 @@ class ChallengeService:
         except errors.XscError as fault:
             outcome, reason = await self._unheard(host), fault.message
         took_ms = self._context.clock.monotonic_ms() - began_ms
-        if outcome == "ok" and took_ms > rules.whole_most_ms(pile.size_of(body)):
+        if outcome == "ok" and took_ms > rules.whole_most_ms(extent.size_of(body)):
             outcome, reason = "timeout", f"a whole shard took {took_ms} ms"
-        failed = frozenset({pile.name} if outcome != "ok" else ())
+        failed = frozenset({extent.name} if outcome != "ok" else ())
         return Proved(host, asked.customer, outcome, reason, failed)
 
     async def _call(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from xsc.terms.possession import Holding, Pile, Root
+from xsc.terms.possession import Extent, Holding, Root
 
 
 class Probed(Protocol):
@@ -51,12 +51,12 @@ class Possessions(Protocol):
     async def lost(
         self, host: bytes, customer: bytes, names: Collection[bytes] | None
     ) -> frozenset[bytes]:
-        """Have piles at a host count as lost, and repaired; None names all that are there.
+        """Have extents at a host count as lost, and repaired; None names all that are there.
 
         Return those of them that the host should still have: others moved or were deleted.
         """
 
-    async def whole(self, host: bytes, pile: Pile, body: int, root: Root) -> None:
+    async def whole(self, host: bytes, extent: Extent, body: int, root: Root) -> None:
         """Read a whole body from a host.
 
         Raises:

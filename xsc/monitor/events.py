@@ -34,8 +34,6 @@ class CountedLog:
         self._lines = Counter[str]()
         self._sums = Counter[tuple[str, str]]()
         self._last = deque[Line](maxlen=LINES_KEPT)
-        self.lines = 0
-        """How many there were."""
 
     def info(self, event: str, **fields: object) -> None:
         """Count and hand on something that went as it should."""
@@ -56,11 +54,15 @@ class CountedLog:
         with self._lock:  # threads of the executor write lines, too
             self._last.append(Line(self._clock.now_ms(), level, event, fields))
             self._lines[event] += 1
-            self.lines += 1
             for name in SUMMED:
                 value = fields.get(name)
                 if isinstance(value, int):
                     self._sums[event, name] += value
+
+    def total(self) -> int:
+        """Return how many lines there were."""
+        with self._lock:
+            return self._lines.total()
 
     def last(self) -> list[Line]:
         """Return the last lines, the newest last."""

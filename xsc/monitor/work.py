@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from xsc.api.monitor import Work
+from xsc.base.errors import ArgumentInvalid
 from xsc.base.progress import Progress, Watch, unwatched
 
 
@@ -18,11 +19,16 @@ class Works:
         """By id: what is done, and how much there is."""
 
     def watch_of(self, work: str) -> Watch:
-        """Return what watches work of an id; without one nothing does."""
+        """Return what watches work of an id; without one nothing does.
+
+        It raises ArgumentInvalid where other work has that id.
+        """
         return partial(self._watched, work) if work else unwatched
 
     @contextmanager
     def _watched(self, work: str, total: int | None) -> Iterator[Progress]:
+        if work in self._under_way:
+            raise ArgumentInvalid("other work has that id", hint="give each request its own")
         count = self._under_way[work] = [0, total or 0]
 
         def progress(more: int) -> None:
@@ -31,7 +37,7 @@ class Works:
         try:
             yield progress
         finally:
-            self._under_way.pop(work, None)
+            del self._under_way[work]
 
     def rows(self) -> list[Work]:
         """Return how far all of it is."""

@@ -18,8 +18,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from itertools import chain, repeat
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from xsc.api import objects as shown
 from xsc.api.market import MONTH_MS
@@ -673,24 +672,30 @@ class StorageService:
 
     def rows(self) -> Iterator[shown.Object]:
         """Yield the same in no order: for who lets other tasks run meanwhile."""
-        found = ((entry, True) for _, entry in self.catalogue.entries() if not entry.deleting)
-        unfound = map(self.catalogue.entry_of_unfound, self.catalogue.unfound())
-        for entry, placed in chain(found, zip(unfound, repeat(False))):
-            hosts, ends = entry.placement.columns if placed else (), self._own_ends(entry)
-            lost = self._denied(entry) if placed else ()
-            up = [node for node in hosts if self._client.is_up(node) and node not in lost]
-            yield shown.Object(
+
+        def row(entry: ObjectEntry, **found: Any) -> shown.Object:  # noqa: ANN401 (its fields)
+            ends = self._own_ends(entry)
+            return shown.Object(
                 name=entry.name,
                 version=entry.version,
                 capability=entry.capability,
                 size_bytes=entry.size_bytes,
                 created_ms=entry.created_ms,
-                margin=len(up) - entry.placement.k if placed else UNFOUND_MARGIN,
-                survives_nodes=losses_survived(up, max(0, len(up) - entry.placement.k)),
                 ends_ms=expiry.first_end(ends),
                 ending=self._ending(ends),
-                hosts=hosts,
+                **found,
             )
+
+        for _, entry in self.catalogue.entries():
+            if not entry.deleting:
+                hosts, lost = entry.placement.columns, self._denied(entry)
+                up = [node for node in hosts if self._client.is_up(node) and node not in lost]
+                margin = len(up) - entry.placement.k
+                survives_nodes = losses_survived(up, max(0, margin))
+                yield row(entry, margin=margin, survives_nodes=survives_nodes, hosts=hosts)
+        for unfound in self.catalogue.unfound():
+            entry = self.catalogue.entry_of_unfound(unfound)
+            yield row(entry, margin=UNFOUND_MARGIN, survives_nodes=0, hosts=())
 
     async def rm(self, capability: str) -> RmResult:
         """Delete an object at every host; hosts that are silent are asked by the next `rm`.

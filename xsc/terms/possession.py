@@ -1,7 +1,7 @@
 """What lies at a host as storage names it, and what health asks of that: leaves with proofs.
 
-A *pile* is the bodies of one column of an object at a host, or its sealed manifest. Only
-storage knows what a name means; health draws leaves out of piles and checks them by their roots.
+A *extent* is the bodies of one column of an object at a host, or its sealed manifest. Only
+storage knows what a name means; health draws leaves out of extents and checks them by their roots.
 docs/design/health.md
 """
 
@@ -26,19 +26,19 @@ NAME_BYTES = ID_BYTES + COLUMN_BYTES
 MANIFEST_COLUMN = 2**16 - 1
 """Stands for the sealed manifest of an object, which is in no column."""
 LEAVES_ASKED = 4
-_PILE = struct.Struct(f">{NAME_BYTES}sIII")
-PILE_BYTES = _PILE.size
+_EXTENT = struct.Struct(f">{NAME_BYTES}sIII")
+EXTENT_BYTES = _EXTENT.size
 
 PossessionState = Literal["ok", "missing"]
 
 
-def pile_name(locate: bytes, column: int) -> bytes:
+def extent_name(locate: bytes, column: int) -> bytes:
     """Return the name of what a host has in a column of an object."""
     return locate + column.to_bytes(COLUMN_BYTES, "big")
 
 
 @dataclass(frozen=True, slots=True)
-class Pile:
+class Extent:
     """Bodies of one name: all of `body_bytes`, but for the last one."""
 
     name: bytes
@@ -61,34 +61,34 @@ class Pile:
         return self.last_bytes if body == self.bodies - 1 else self.body_bytes
 
     def to_bytes(self) -> bytes:
-        """Return its PILE_BYTES."""
-        return _PILE.pack(self.name, self.bodies, self.body_bytes, self.last_bytes)
+        """Return its EXTENT_BYTES."""
+        return _EXTENT.pack(self.name, self.bodies, self.body_bytes, self.last_bytes)
 
 
 def counts_in(page: bytes | memoryview) -> list[int]:
-    """Return how many leaves each of packed piles has.
+    """Return how many leaves each of packed extents has.
 
     Raises:
         RecordInvalid: they are none, or larger than any can be.
     """
-    if not page or len(page) % PILE_BYTES:
-        raise RecordInvalid("a page consists of whole piles, one at least")
+    if not page or len(page) % EXTENT_BYTES:
+        raise RecordInvalid("a page consists of whole extents, one at least")
     leaf, most = limits.LEAF_BYTES, limits.MANIFEST_BYTES_MAX
-    # Without a turn of Python for each pile and question: lists are long.
+    # Without a turn of Python for each extent and question: lists are long.
     counts = [
         -(-body_bytes // leaf) * (bodies - 1) - (-last_bytes // leaf)
         if bodies and 0 < body_bytes <= most and 0 < last_bytes <= most
         else 0
-        for _, bodies, body_bytes, last_bytes in _PILE.iter_unpack(page)
+        for _, bodies, body_bytes, last_bytes in _EXTENT.iter_unpack(page)
     ]
     if not all(counts):
-        raise RecordInvalid("a pile has no bodies, or larger ones than there are")
+        raise RecordInvalid("an extent has no bodies, or larger ones than there are")
     return counts
 
 
-def pile_in(page: bytes | memoryview, number: int) -> Pile:
-    """Return one of packed piles."""
-    return Pile(*_PILE.unpack_from(page, number * PILE_BYTES))
+def extent_in(page: bytes | memoryview, number: int) -> Extent:
+    """Return one of packed extents."""
+    return Extent(*_EXTENT.unpack_from(page, number * EXTENT_BYTES))
 
 
 class Root(NamedTuple):
@@ -105,7 +105,7 @@ class Root(NamedTuple):
 class AskedLeaf:
     """One leaf of what should lie at a host."""
 
-    pile: Pile
+    extent: Extent
     body: int
     leaf: int
     root: Root
@@ -113,7 +113,7 @@ class AskedLeaf:
     @property
     def size_bytes(self) -> int:
         """The size of its body."""
-        return self.pile.size_of(self.body)
+        return self.extent.size_of(self.body)
 
 
 class LeafProof(NamedTuple):
@@ -127,8 +127,8 @@ class LeafProof(NamedTuple):
 class Holding:
     """What a customer has at a host, as a prober knows it."""
 
-    piles: Sequence[Pile]
-    root_of: Callable[[Pile, int], Awaitable[Root | None]]
+    extents: Sequence[Extent]
+    root_of: Callable[[Extent, int], Awaitable[Root | None]]
     """Returns what proves a body; None where the prober does not know it any more."""
 
 

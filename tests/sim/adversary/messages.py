@@ -41,7 +41,7 @@ from xsc.space.record import value_digest
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import GET_MAX
-from xsc.terms.possession import LEAVES_ASKED, MANIFEST_COLUMN, Pile, pile_name
+from xsc.terms.possession import LEAVES_ASKED, MANIFEST_COLUMN, Extent, extent_name
 from xsc.terms.voucher import Voucher
 
 Column = Annotated[int, Field(ge=0, le=COLUMN_MAX)]
@@ -357,14 +357,14 @@ def _prove_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
     shards = {item["column"]: item["root"] for item in focus.get("shards") or []}
     sizes = [rng.choice((1, 3, 2**32 - 1))]
     sizes += [rng.choice((1, LEAF_BYTES, 2**20, 2**22, 2**25)) for _ in range(2)]
-    piles = [Pile(pile_name(locate, column), *sizes) for column in shards or (0,)]
+    extents = [Extent(extent_name(locate, column), *sizes) for column in shards or (0,)]
     if forge.chance(0.5):
-        piles = [Pile(pile_name(locate, MANIFEST_COLUMN), 1, *sizes[1:])]
+        extents = [Extent(extent_name(locate, MANIFEST_COLUMN), 1, *sizes[1:])]
     if forge.chance(0.2):
-        piles += [
-            Pile(pile_name(rng.randbytes(32), 1), *sizes) for _ in range(rng.choice((1, 300)))
+        extents += [
+            Extent(extent_name(rng.randbytes(32), 1), *sizes) for _ in range(rng.choice((1, 300)))
         ]
-    pages = rules.pages_of(piles)
+    pages = rules.pages_of(extents)
     index = rules.index_of(pages)
     who = [focus[name] for name in ("host", "customer")]
     scope = rng.choice((rules.EVERYTHING, locate))
@@ -385,10 +385,10 @@ def _prove_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
         "nonce": nonce,
         "host_nonce": host_nonce,
         "roots": [
-            [0, shards.get(pile.column, rng.randbytes(32)), None]
-            if pile.column != MANIFEST_COLUMN
+            [0, shards.get(extent.column, rng.randbytes(32)), None]
+            if extent.column != MANIFEST_COLUMN
             else [0, rng.randbytes(32), focus.get("manifest") or rng.randbytes(32)]
-            for pile, _, _ in drawn
+            for extent, _, _ in drawn
         ],
     }
     return [index, *shown] if forge.chance(0.9) else [index, *pages]

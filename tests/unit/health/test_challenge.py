@@ -25,11 +25,11 @@ from xsc.terms.possession import (
     LEAVES_ASKED,
     MANIFEST_COLUMN,
     AskedLeaf,
+    Extent,
     LeafProof,
-    Pile,
     Root,
     counts_in,
-    pile_name,
+    extent_name,
 )
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "challenge.json").read_text())
@@ -41,21 +41,23 @@ def shake(text, size=32):
     return hashlib.shake_256(text.encode()).digest(size)
 
 
-def some_piles(count, seed=1):
+def some_extents(count, seed=1):
     draw = random.Random(seed)
     return [
-        Pile(pile_name(draw.randbytes(32), draw.randrange(6)), draw.randrange(1, 4), 2**20, size)
+        Extent(
+            extent_name(draw.randbytes(32), draw.randrange(6)), draw.randrange(1, 4), 2**20, size
+        )
         for size in (draw.randrange(1, 2**20) for _ in range(count))
     ]
 
 
-def body_of(pile, number):
-    return shake(f"{pile.name.hex()} {number}", pile.size_of(number))
+def body_of(extent, number):
+    return shake(f"{extent.name.hex()} {number}", extent.size_of(number))
 
 
-def reveal_of(piles, asked=ASKED, host_nonce=b"n" * 32, nonce=b"m" * 32):
+def reveal_of(extents, asked=ASKED, host_nonce=b"n" * 32, nonce=b"m" * 32):
     """Return what an honest prober shows, with true roots."""
-    pages = rules.pages_of(piles)
+    pages = rules.pages_of(extents)
     index = rules.index_of(pages)
     seed = rules.seed_of(asked, nonce, host_nonce, rules.commitment_of(nonce, index))
     shown = tuple(pages[number] for number in rules.pages_drawn(index, seed))
@@ -68,12 +70,12 @@ def reveal_of(piles, asked=ASKED, host_nonce=b"n" * 32, nonce=b"m" * 32):
         host_nonce=host_nonce,
         index=index,
         pages=shown,
-        roots=tuple((0, root_of(body_of(pile, body)), None) for pile, body, _ in drawn),
+        roots=tuple((0, root_of(body_of(extent, body)), None) for extent, body, _ in drawn),
     )
 
 
 def proof_of(asked: AskedLeaf):
-    data = body_of(asked.pile, asked.body)
+    data = body_of(asked.extent, asked.body)
     start = asked.leaf * LEAF_BYTES
     path = prove_span(leaf_hashes(data), asked.leaf, asked.leaf + 1)
     return LeafProof(data[start : start + LEAF_BYTES], tuple(path))
@@ -90,8 +92,8 @@ def answered(reveal, lacks=()):
 def test_challenges_are_those_of_an_independent_computation(case):
     hexes = ("host", "customer", "prober", "scope")
     asked = Round(*(bytes.fromhex(case[name]) for name in hexes), case["epoch"])
-    piles = [Pile(bytes.fromhex(name), *sizes) for name, *sizes in case["piles"]]
-    pages = rules.pages_of(piles)
+    extents = [Extent(bytes.fromhex(name), *sizes) for name, *sizes in case["extents"]]
+    pages = rules.pages_of(extents)
     index = rules.index_of(pages)
     assert index.hex() == case["index"]
     nonce = rules.nonce_of(shake("secret of prober"), asked)
@@ -102,7 +104,7 @@ def test_challenges_are_those_of_an_independent_computation(case):
     assert told == tuple(case[name] for name in ("nonce", "commitment", "host_nonce", "seed"))
     assert rules.draw(seed, case["total"]) == case["draw"]
     drawn = rules.leaves_drawn(index, [pages[n] for n in rules.pages_drawn(index, seed)], seed)
-    assert [[pile.name.hex(), body, leaf] for pile, body, leaf in drawn] == case["drawn"]
+    assert [[extent.name.hex(), body, leaf] for extent, body, leaf in drawn] == case["drawn"]
     leaves = [
         AskedLeaf(
             *place,
@@ -137,8 +139,8 @@ def test_the_draw_is_uniform(total):
 
 def test_a_share_that_is_missing_is_found_as_often_as_it_must_be():
     """1 - (1 - f)^4 within 3 sigma over 10^4 challenges."""
-    piles, trials = some_piles(300), 10_000
-    total = sum(counts_in(b"".join(pile.to_bytes() for pile in piles)))
+    extents, trials = some_extents(300), 10_000
+    total = sum(counts_in(b"".join(extent.to_bytes() for extent in extents)))
     for percent in (1, 10, 50):
         lost = set(random.Random(percent).sample(range(total), total * percent // 100))
         found = sum(
@@ -150,39 +152,39 @@ def test_a_share_that_is_missing_is_found_as_often_as_it_must_be():
 
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 200])
-def test_every_leaf_of_every_pile_can_be_drawn_and_no_other(count):
-    piles = some_piles(count, seed=count)
-    pages = rules.pages_of(piles)
+def test_every_leaf_of_every_extent_can_be_drawn_and_no_other(count):
+    extents = some_extents(count, seed=count)
+    pages = rules.pages_of(extents)
     index = rules.index_of(pages)
     every = {
-        (pile.name, body, leaf)
-        for pile in piles
-        for body in range(pile.bodies)
-        for leaf in range(max(1, -(-pile.size_of(body) // LEAF_BYTES)))
+        (extent.name, body, leaf)
+        for extent in extents
+        for body in range(extent.bodies)
+        for leaf in range(max(1, -(-extent.size_of(body) // LEAF_BYTES)))
     }
-    assert sum(counts_in(b"".join(pile.to_bytes() for pile in piles))) == len(every)
+    assert sum(counts_in(b"".join(extent.to_bytes() for extent in extents))) == len(every)
     for number in range(200):
         seed = hashlib.sha256(b"%d" % number).digest()
         shown = [pages[page] for page in rules.pages_drawn(index, seed)]
         drawn = rules.leaves_drawn(index, shown, seed)
-        places = [(pile.name, body, leaf) for pile, body, leaf in drawn]
+        places = [(extent.name, body, leaf) for extent, body, leaf in drawn]
         assert set(places) <= every
         assert len(set(places)) == min(LEAVES_ASKED, len(every))
 
 
 def test_an_honest_answer_is_ok_and_admitted_losses_are_missing():
-    reveal = reveal_of(some_piles(100))
+    reveal = reveal_of(some_extents(100))
     asked, said, proofs = answered(reveal)
     seed = reveal.seed(HOST, PROBER)
     assert rules.judge(seed, asked, said, proofs) == ("ok", frozenset())
     for number in range(LEAVES_ASKED):
         _, said, proofs = answered(reveal, lacks={number})
-        failed = frozenset({asked[number].pile.name})
+        failed = frozenset({asked[number].extent.name})
         assert rules.judge(seed, asked, said, proofs) == ("missing", failed)
 
 
 def test_every_changed_byte_of_what_is_given_is_refused_or_a_bad_proof():
-    reveal = reveal_of([Pile(pile_name(b"l" * 32, 1), 2, 40_000, 20_000)])
+    reveal = reveal_of([Extent(extent_name(b"l" * 32, 1), 2, 40_000, 20_000)])
     asked, said, proofs = answered(reveal)
     seed = reveal.seed(HOST, PROBER)
     for number, (data, path) in enumerate(proofs):
@@ -202,14 +204,14 @@ def test_every_changed_byte_of_what_is_given_is_refused_or_a_bad_proof():
                 rules.judge(seed, asked, said, forged)  # It is not what was signed.
             signed = rules.possession(seed, asked, forged, 1)
             outcome, failed = rules.judge(seed, asked, signed, forged)
-            assert (outcome, failed) == ("bad_proof", {asked[number].pile.name})
+            assert (outcome, failed) == ("bad_proof", {asked[number].extent.name})
 
 
 def test_leaves_of_others_and_in_another_order_are_bad_proofs():
-    reveal = reveal_of(some_piles(100))
+    reveal = reveal_of(some_extents(100))
     asked, _, proofs = answered(reveal)
     seed = reveal.seed(HOST, PROBER)
-    other = reveal_of(some_piles(100, seed=2))
+    other = reveal_of(some_extents(100, seed=2))
     _, _, foreign = answered(other)
     for forged in ([*proofs[1:], proofs[0]], [*proofs[:3], foreign[3]], proofs[::-1]):
         said = rules.possession(seed, asked, forged, 1)
@@ -229,7 +231,7 @@ def test_leaves_of_others_and_in_another_order_are_bad_proofs():
     ],
 )
 def test_an_answer_to_another_challenge_is_none(other):
-    reveal = reveal_of(some_piles(100))
+    reveal = reveal_of(some_extents(100))
     asked, said, proofs = answered(reveal)
     nonces = reveal.nonce, reveal.host_nonce
     seed = rules.seed_of(other, *nonces, rules.commitment_of(reveal.nonce, reveal.index))
@@ -238,7 +240,7 @@ def test_an_answer_to_another_challenge_is_none(other):
 
 
 def test_too_few_and_too_many_leaves_are_no_answer():
-    reveal = reveal_of(some_piles(100))
+    reveal = reveal_of(some_extents(100))
     asked, said, proofs = answered(reveal)
     seed = reveal.seed(HOST, PROBER)
     for given in (proofs[:3], [*proofs, proofs[0]], []):
@@ -250,8 +252,8 @@ def test_too_few_and_too_many_leaves_are_no_answer():
 
 def test_a_prober_that_grinds_its_nonce_cannot_choose_leaves():
     """Its nonce and list are fixed before it knows the host's nonce; another one is refused."""
-    secret, granted, piles = b"s" * 32, Granted(64), some_piles(100)
-    index = rules.index_of(rules.pages_of(piles))
+    secret, granted, extents = b"s" * 32, Granted(64), some_extents(100)
+    index = rules.index_of(rules.pages_of(extents))
     first = rules.commitment_of(b"m" * 32, index)
     assert granted.take(ASKED, first, ASKED.epoch)
     for number in range(1_000):
@@ -290,12 +292,12 @@ def changed_index(index, at, entry):
 
 
 def test_what_does_not_follow_from_the_list_is_refused():
-    piles = some_piles(100)
-    pages = rules.pages_of(piles)
+    extents = some_extents(100)
+    pages = rules.pages_of(extents)
     index = rules.index_of(pages)
     assert len(pages) == 2
     size = len(index) // 2
-    reveal = reveal_of(piles)
+    reveal = reveal_of(extents)
     seed = reveal.seed(HOST, PROBER)
     assert rules.pages_drawn(index, seed) == [0, 1]
     swapped = index[size:] + index[:size]
@@ -304,20 +306,20 @@ def test_what_does_not_follow_from_the_list_is_refused():
     for wrong in (b"", index[:-1], index + b"\0", swapped, twice, nothing):
         with pytest.raises(RecordInvalid):
             rules.leaves_drawn(wrong, pages, seed)
-    pile = piles[0].to_bytes()
+    extent = extents[0].to_bytes()
     for wrong in (
         pages[::-1],
         pages[:1],
         [*pages, pages[0]],
         [pages[0], pages[1][:-1]],
-        [pages[0], pages[1] + pile],
+        [pages[0], pages[1] + extent],
         [pages[0], b""],
     ):
         with pytest.raises(RecordInvalid):
             rules.leaves_drawn(index, wrong, seed)
     # Pages that say themselves what their index says, and are no honest list.
     for forged in (
-        [pages[0], pages[1] + pages[1][-46:]],  # A pile twice.
+        [pages[0], pages[1] + pages[1][-46:]],  # An extent twice.
         [pages[0] + pages[1][46:92], pages[1]],  # One that belongs to the next page.
         [pages[0], pages[1][:46] + pages[1][:45:-1]],  # In no order.
     ):
@@ -329,7 +331,7 @@ def test_what_does_not_follow_from_the_list_is_refused():
 
 
 def test_no_more_than_so_many_leaves_are_drawn_whatever_is_listed():
-    huge = Pile(pile_name(b"l" * 32, 0), 2**32 - 1, 2**20, 2**20)
+    huge = Extent(extent_name(b"l" * 32, 0), 2**32 - 1, 2**20, 2**20)
     reveal = reveal_of([huge])
     assert len(reveal.asked(HOST, PROBER)) == LEAVES_ASKED
     roots = reveal.roots
@@ -341,12 +343,12 @@ def test_no_more_than_so_many_leaves_are_drawn_whatever_is_listed():
 
 
 def test_a_challenge_about_one_object_draws_from_that_alone():
-    piles = some_piles(3)
-    asked = ASKED._replace(scope=piles[0].locate)
-    honest = reveal_of(piles[:1], asked)
-    assert {leaf.pile for leaf in honest.asked(HOST, PROBER)} == {piles[0]}
+    extents = some_extents(3)
+    asked = ASKED._replace(scope=extents[0].locate)
+    honest = reveal_of(extents[:1], asked)
+    assert {leaf.extent for leaf in honest.asked(HOST, PROBER)} == {extents[0]}
     with pytest.raises(RecordInvalid, match="another object"):
-        reveal_of(piles, asked).asked(HOST, PROBER)
+        reveal_of(extents, asked).asked(HOST, PROBER)
 
 
 # What becomes of outcomes
@@ -418,7 +420,9 @@ def test_a_whole_body_is_read_once_in_thirty_days():
 
 
 def test_an_answer_has_room_in_eighty_kib():
-    leaf = AskedLeaf(Pile(pile_name(b"l" * 32, 0), 1, 2**22, 2**22), 0, 9, Root(0, b"r" * 32, None))
+    leaf = AskedLeaf(
+        Extent(extent_name(b"l" * 32, 0), 1, 2**22, 2**22), 0, 9, Root(0, b"r" * 32, None)
+    )
     path = prove_span([b"x" * 32] * 256, 9, 10)
     size = LEAVES_ASKED * (LEAF_BYTES + 34 * len(path))
     said = rules.possession(b"s" * 32, [leaf], [None], 1)

@@ -410,12 +410,12 @@ async def test_replayed_answers_and_those_to_others_are_no_answers(net):
 # The host
 
 
-def begin(net, number, piles, *, epoch=None, nonce=b"n" * 32, scope=EVERYTHING, customer=None):
+def begin(net, number, extents, *, epoch=None, nonce=b"n" * 32, scope=EVERYTHING, customer=None):
     world = net.world
     epoch = world.clock.now_ms() // EPOCH_MS if epoch is None else epoch
     customer = world[number].id if customer is None else customer
     asked = Round(world[1].id, customer, world[number].id, scope, epoch)
-    pages = rules.pages_of(piles)
+    pages = rules.pages_of(extents)
     return asked, pages, rules.index_of(pages), nonce
 
 
@@ -447,13 +447,13 @@ async def test_a_host_answers_only_what_follows_from_a_commitment_that_it_took(n
     world = net.world
     held = await finished(world, world[0].service.possessions.held([world[1].id]))
     holding = held[world[1].id, world[0].id]
-    asked, pages, index, nonce = begin(net, 0, holding.piles)
+    asked, pages, index, nonce = begin(net, 0, holding.extents)
     host_nonce = await commit(net, asked, index, nonce)
     seed = rules.seed_of(asked, nonce, host_nonce, rules.commitment_of(nonce, index))
     shown = [pages[page] for page in rules.pages_drawn(index, seed)]
     roots = [
-        [*await holding.root_of(pile, body)]
-        for pile, body, _ in rules.leaves_drawn(index, shown, seed)
+        [*await holding.root_of(extent, body)]
+        for extent, body, _ in rules.leaves_drawn(index, shown, seed)
     ]
     given = {
         "asked": asked,
@@ -494,8 +494,8 @@ async def test_whoever_does_not_know_a_root_learns_nothing_of_it(net):
     """Locate ids, columns and sizes are guessed right, and what is there stays untold."""
     world = net.world
     held = await finished(world, world[0].service.possessions.held([world[1].id]))
-    piles = held[world[1].id, world[0].id].piles
-    asked, pages, index, nonce = begin(net, 3, piles, customer=world[0].id)
+    extents = held[world[1].id, world[0].id].extents
+    asked, pages, index, nonce = begin(net, 3, extents, customer=world[0].id)
     host_nonce = await commit(net, asked, index, nonce)
     seed = rules.seed_of(asked, nonce, host_nonce, rules.commitment_of(nonce, index))
     shown = [pages[page] for page in rules.pages_drawn(index, seed)]
@@ -565,12 +565,12 @@ async def test_what_ended_is_not_asked_for(net):
 
 
 async def test_an_object_that_goes_between_commitment_and_draw_is_void(net):
-    async def gone(pile, body):
+    async def gone(extent, body):
         return None
 
     world = net.world
     held = await finished(world, world[0].service.possessions.held([world[1].id]))
     holding = held[world[1].id, world[0].id]
-    asked, *_ = begin(net, 0, holding.piles)
-    proved, _ = await finished(world, net[0].service.prove(asked, Holding(holding.piles, gone)))
+    asked, *_ = begin(net, 0, holding.extents)
+    proved, _ = await finished(world, net[0].service.prove(asked, Holding(holding.extents, gone)))
     assert proved.outcome == "prober_void"

@@ -303,7 +303,7 @@ class Server:
 
     def changes(self) -> str:
         """Return what differs once something has changed that people look at."""
-        return f"{self._node.log.lines}.{self._node.watch.changes}"
+        return f"{self._node.log.total()}.{self._node.watch.changes}"
 
     def routes(self) -> list[web.RouteDef]:
         """Return all endpoints for aiohttp."""

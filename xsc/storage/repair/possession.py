@@ -25,15 +25,15 @@ from xsc.storage.repair.repairer import Repairer
 from xsc.storage.transfer import get, host_client
 from xsc.terms.possession import (
     MANIFEST_COLUMN,
+    Extent,
     Holding,
-    Pile,
     Root,
-    pile_name,
+    extent_name,
 )
 
 
 class _Kept(NamedTuple):
-    """An object as far as its piles follow from it."""
+    """An object as far as its extents follow from it."""
 
     locate: bytes
     columns: tuple[bytes, ...]
@@ -43,31 +43,31 @@ class _Kept(NamedTuple):
     hosts: frozenset[bytes]
     """Those that should have what they were given."""
 
-    def piles(self, host: bytes) -> list[Pile]:
+    def extents(self, host: bytes) -> list[Extent]:
         """Return what a host should have of it."""
         if host not in self.columns or host not in self.hosts:
             return []
         locate, sealed = self.locate, self.sealed_bytes
-        piles = [Pile(pile_name(locate, MANIFEST_COLUMN), 1, sealed, sealed)]
+        extents = [Extent(extent_name(locate, MANIFEST_COLUMN), 1, sealed, sealed)]
         if self.size_bytes > limits.INLINE_BYTES_MAX:
             count = segment.count(self.size_bytes, limits.SEGMENT_BYTES)
             last = segment.length_of(count - 1, self.size_bytes, limits.SEGMENT_BYTES)
             code = Code(self.k, len(self.columns) - self.k)
             sizes = count, code.shard_bytes(limits.SEGMENT_BYTES), code.shard_bytes(last)
-            piles += [
-                Pile(pile_name(locate, column), *sizes)
+            extents += [
+                Extent(extent_name(locate, column), *sizes)
                 for column, node in enumerate(self.columns)
                 if node == host
             ]
-        return piles
+        return extents
 
 
-async def _root_in(executor: Executor, located: get.Located, pile: Pile, body: int) -> Root:
+async def _root_in(executor: Executor, located: get.Located, extent: Extent, body: int) -> Root:
     generation, sealed = located.manifest.generation, located.sealed
-    if pile.column == MANIFEST_COLUMN:
+    if extent.column == MANIFEST_COLUMN:
         root = await run_sized(executor, len(sealed), root_of, sealed)
         return Root(generation, root, hash_of(sealed))
-    return Root(generation, root_at(located.manifest, body, pile.column), None)
+    return Root(generation, root_at(located.manifest, body, extent.column), None)
 
 
 def unproven(
@@ -79,7 +79,7 @@ def unproven(
         host: it.
         nodes: of the columns.
         outcome: of the challenge.
-        names: of the piles that failed; none where it did not answer.
+        names: of the extents that failed; none where it did not answer.
     """
     at_host = [column for column, node in enumerate(nodes) if node == host]
     if outcome in {"ok", "prober_void"}:
@@ -90,7 +90,7 @@ def unproven(
 
 
 class Possessions:
-    """The piles of own objects and of those in custody."""
+    """The extents of own objects and of those in custody."""
 
     def __init__(
         self,
@@ -116,22 +116,22 @@ class Possessions:
     async def held(self, hosts: Collection[bytes]) -> dict[tuple[bytes, bytes], Holding]:
         """Return what this node looks after at hosts, by host and customer."""
         found = {}
-        for place, piles in (await self._refs_at(hosts)).items():
-            refs = {pile.name: ref for pile, ref in piles.items()}
-            found[place] = Holding([*piles], partial(self._root, refs))
+        for place, extents in (await self._refs_at(hosts)).items():
+            refs = {extent.name: ref for extent, ref in extents.items()}
+            found[place] = Holding([*extents], partial(self._root, refs))
         return found
 
     async def _refs_at(
         self, hosts: Collection[bytes]
-    ) -> dict[tuple[bytes, bytes], dict[Pile, bytes]]:
-        """Return the piles that hosts should have, by host and customer, and whose object it is."""
-        found: dict[tuple[bytes, bytes], dict[Pile, bytes]] = {}
+    ) -> dict[tuple[bytes, bytes], dict[Extent, bytes]]:
+        """Return by host and customer the extents that should lie there, and the object of each."""
+        found: dict[tuple[bytes, bytes], dict[Extent, bytes]] = {}
         wanted = frozenset(hosts) - {self._client.own}
 
         def add(customer: bytes, ref: bytes, kept: _Kept) -> None:
             for host in wanted.intersection(kept.columns):
-                if piles := kept.piles(host):
-                    found.setdefault((host, customer), {}).update(dict.fromkeys(piles, ref))
+                if extents := kept.extents(host):
+                    found.setdefault((host, customer), {}).update(dict.fromkeys(extents, ref))
 
         async for ref, entry in turns.sliced(self._catalogue.entries()):
             if not entry.deleting and not wanted.isdisjoint(entry.placement.columns):
@@ -174,9 +174,9 @@ class Possessions:
             kept.capability.locate, placement.columns, placement.k, *self._sizes[ref], hosts
         )
 
-    async def _root(self, refs: dict[bytes, bytes], pile: Pile, body: int) -> Root | None:
-        """Return what proves a body of a pile; None where its object is looked after no more."""
-        ref = refs[pile.name]
+    async def _root(self, refs: dict[bytes, bytes], extent: Extent, body: int) -> Root | None:
+        """Return what proves a body of an extent; None where its object is looked after no more."""
+        ref = refs[extent.name]
         repairer = self._own if len(ref) == ids.ID_BYTES else self._custody
         kept = repairer.load(ref)
         if kept is None:
@@ -185,7 +185,7 @@ class Possessions:
             located = await self._finder.find(kept.capability)
         except errors.XscError:
             return None  # A survey says so.
-        return await _root_in(self._client.executor, located, pile, body)
+        return await _root_in(self._client.executor, located, extent, body)
 
     async def of_object(
         self, verify: VerifyCapability, nodes: Iterable[bytes | None]
@@ -201,34 +201,36 @@ class Possessions:
         hosts = frozenset(columns) - {b"", self._client.own}
         kept = _Kept(verify.locate, columns, manifest.k, manifest.size_bytes, sealed, hosts)
         root = partial(_root_in, self._client.executor, located)
-        return manifest.owner, {host: Holding(kept.piles(host), root) for host in sorted(hosts)}
+        return manifest.owner, {host: Holding(kept.extents(host), root) for host in sorted(hosts)}
 
     # What was lost
 
     async def lost(
         self, host: bytes, customer: bytes, names: Collection[bytes] | None
     ) -> frozenset[bytes]:
-        """Have piles at a host count as lost; return those that it should still have."""
+        """Have extents at a host count as lost; return those that it should still have."""
         repairer = self._own if customer == self._client.own else self._custody
         refs = (await self._refs_at([host])).get((host, customer), {})
-        still = {pile: ref for pile, ref in refs.items() if names is None or pile.name in names}
-        piles_of = Counter(refs.values())
-        for pile, ref in still.items():
+        still = {
+            extent: ref for extent, ref in refs.items() if names is None or extent.name in names
+        }
+        extents_of = Counter(refs.values())
+        for extent, ref in still.items():
             kept = repairer.load(ref)
             if kept is None:
                 continue
-            columns = {pile.column} - {MANIFEST_COLUMN}
-            if piles_of[ref] == 1:
+            columns = {extent.column} - {MANIFEST_COLUMN}
+            if extents_of[ref] == 1:
                 # An object that has no shards: its manifest is all that there is.
                 columns = {c for c, node in enumerate(kept.placement.columns) if node == host}
             repairer.note_unreadable(ref, {(column, host) for column in columns})
         # Of the others hosts say more than of leaves, and what they say they have is read.
         repairer.look_at({*refs.values()} if still else ())
-        return frozenset(pile.name for pile in still)
+        return frozenset(extent.name for extent in still)
 
     # Reading
 
-    async def whole(self, host: bytes, pile: Pile, body: int, root: Root) -> None:
+    async def whole(self, host: bytes, extent: Extent, body: int, root: Root) -> None:
         """Read a whole body from a host.
 
         Raises:
@@ -237,11 +239,11 @@ class Possessions:
             XscError: what it answered, or that it is silent.
         """
         if root.manifest is None:
-            size = pile.size_of(body)
-            want = inventory.Wanted(body, pile.column, root.root, size_bytes=size)
-            await self._client.fetch(host, pile.locate, root.generation, want)
+            size = extent.size_of(body)
+            want = inventory.Wanted(body, extent.column, root.root, size_bytes=size)
+            await self._client.fetch(host, extent.locate, root.generation, want)
             return
-        sealed = await self._client.find(host, pile.locate, root.manifest)
+        sealed = await self._client.find(host, extent.locate, root.manifest)
         if sealed is None:
             raise errors.ShardsInsufficient("the host does not have the manifest")
         if hash_of(sealed) != root.manifest:

@@ -280,24 +280,24 @@ class ShardServer:
             RecordInvalid: the manifest that lies here has another root or size.
             RateLimited: the caller may not have so much read now.
         """
-        pile, root, size = asked.pile, asked.root, asked.size_bytes
+        extent, root, size = asked.extent, asked.root, asked.size_bytes
         span = Span(asked.leaf, asked.leaf + 1, size)
         charge = partial(self._charge_read, caller, PROVE)
         if root.manifest is None:
             if (
                 size > limits.SEGMENT_BYTES
-                or pile.column > erasure.COLUMN_MAX
+                or extent.column > erasure.COLUMN_MAX
                 or asked.body > erasure.SEGMENT_MAX
                 or root.generation > erasure.GENERATION_MAX
             ):
                 raise RecordInvalid("there is no such shard")
-            want = inventory.Wanted(asked.body, pile.column, root.root, span)
+            want = inventory.Wanted(asked.body, extent.column, root.root, span)
             (found,) = await self._node.get(
-                pile.locate, root.generation, [want], size_max=limits.SEGMENT_BYTES, charge=charge
+                extent.locate, root.generation, [want], size_max=limits.SEGMENT_BYTES, charge=charge
             )
         else:
             charge(size)
-            sealed = await self._node.find(pile.locate, root.manifest, size)
+            sealed = await self._node.find(extent.locate, root.manifest, size)
             if sealed is None:
                 return None
             cut = await run_sized(

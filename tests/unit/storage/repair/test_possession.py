@@ -19,9 +19,9 @@ from xsc.terms.possession import (
     LEAVES_ASKED,
     MANIFEST_COLUMN,
     AskedLeaf,
-    Pile,
+    Extent,
     Root,
-    pile_name,
+    extent_name,
 )
 
 CUSTOMER = b"c" * 32
@@ -49,45 +49,45 @@ async def host(tmp_path):
     made.index.close()
 
 
-async def store(host, piles):
-    """Store all bodies of piles; return their roots, by name and number."""
+async def store(host, extents):
+    """Store all bodies of extents; return their roots, by name and number."""
     roots = {}
-    for pile in piles:
+    for extent in extents:
         bodies = []
-        for body in range(pile.bodies):
-            data = content(pile.size_of(body), hash((pile.name, body)) % 2**32)
-            if pile.column == MANIFEST_COLUMN:
-                roots[pile.name, body] = Root(0, root_of(data), hash_of(data))
-                key, proof = formats.record_key(pile.locate, CUSTOMER), hash_of(data)
+        for body in range(extent.bodies):
+            data = content(extent.size_of(body), hash((extent.name, body)) % 2**32)
+            if extent.column == MANIFEST_COLUMN:
+                roots[extent.name, body] = Root(0, root_of(data), hash_of(data))
+                key, proof = formats.record_key(extent.locate, CUSTOMER), hash_of(data)
             else:
-                roots[pile.name, body] = Root(0, root_of(data), None)
-                key = formats.shard_key(pile.locate, 0, body, pile.column, CUSTOMER)
+                roots[extent.name, body] = Root(0, root_of(data), None)
+                key = formats.shard_key(extent.locate, 0, body, extent.column, CUSTOMER)
                 proof = root_of(data)
             bodies.append(formats.Body(key, b"l" * 32, proof, data))
         await host.node.store(bodies)
     return roots
 
 
-def piles(count):
+def extents(count):
     found = []
     for number in range(count):
         locate = hashlib.sha256(b"%d" % number).digest()
-        found.append(Pile(pile_name(locate, MANIFEST_COLUMN), 1, 400 + number, 400 + number))
+        found.append(Extent(extent_name(locate, MANIFEST_COLUMN), 1, 400 + number, 400 + number))
         if number % 2:
-            found.append(Pile(pile_name(locate, number % 6), 2, 3 * LEAF_BYTES, KIB + number))
+            found.append(Extent(extent_name(locate, number % 6), 2, 3 * LEAF_BYTES, KIB + number))
     return found
 
 
 def every_leaf(listed):
-    for pile in listed:
-        for body in range(pile.bodies):
-            for leaf in range(-(-pile.size_of(body) // LEAF_BYTES)):
-                yield pile, body, leaf
+    for extent in listed:
+        for body in range(extent.bodies):
+            for leaf in range(-(-extent.size_of(body) // LEAF_BYTES)):
+                yield extent, body, leaf
 
 
 async def test_the_share_found_on_a_thinned_disk_is_what_it_must_be(host):
     """1 - (1 - f)^l within 3 sigma over 10^4 challenges, with bodies removed from the database."""
-    listed = piles(80)
+    listed = extents(80)
     roots = await store(host, listed)
     every = list(every_leaf(listed))
     prove = host.service.leaf
@@ -120,36 +120,36 @@ async def test_the_share_found_on_a_thinned_disk_is_what_it_must_be(host):
 
 
 async def test_rot_is_admitted_and_noted_for_its_owner(host):
-    (pile,) = [pile for pile in piles(2) if pile.column != MANIFEST_COLUMN]
-    roots = await store(host, [pile])
+    (extent,) = [extent for extent in extents(2) if extent.column != MANIFEST_COLUMN]
+    roots = await store(host, [extent])
     ((key, raw), _) = host.bodies.scan(formats.BODIES, b"c")
     host.bodies.write([(key, raw[:-1] + bytes([raw[-1] ^ 1]))], sync=True)
     prove = host.service.leaf
     for leaf in range(3):
-        assert await prove(CUSTOMER, AskedLeaf(pile, 0, leaf, roots[pile.name, 0])) is None
-    assert await prove(CUSTOMER, AskedLeaf(pile, 1, 0, roots[pile.name, 1])) is not None
+        assert await prove(CUSTOMER, AskedLeaf(extent, 0, leaf, roots[extent.name, 0])) is None
+    assert await prove(CUSTOMER, AskedLeaf(extent, 1, 0, roots[extent.name, 1])) is not None
     assert len(host.node.damaged) == 1
 
 
 async def test_what_cannot_be_is_refused_and_not_admitted(host):
-    listed = piles(2)
+    listed = extents(2)
     roots = await store(host, listed)
     manifest, *_, shards = listed
     prove = host.service.leaf
     root = roots[manifest.name, 0]
-    other = Pile(manifest.name, 1, manifest.last_bytes + 1, manifest.last_bytes + 1)
+    other = Extent(manifest.name, 1, manifest.last_bytes + 1, manifest.last_bytes + 1)
     wrong = [
         AskedLeaf(manifest, 0, 0, root._replace(root=b"r" * 32)),
         AskedLeaf(other, 0, 0, root),
-        AskedLeaf(Pile(pile_name(shards.locate, 300), 1, 9, 9), 0, 0, Root(0, b"r" * 32, None)),
-        AskedLeaf(Pile(shards.name, 1, 9, 2**25), 0, 0, Root(0, b"r" * 32, None)),
+        AskedLeaf(Extent(extent_name(shards.locate, 300), 1, 9, 9), 0, 0, Root(0, b"r" * 32, None)),
+        AskedLeaf(Extent(shards.name, 1, 9, 2**25), 0, 0, Root(0, b"r" * 32, None)),
         AskedLeaf(shards, 0, 0, Root(2**40, b"r" * 32, None)),
     ]
     for asked in wrong:
         with pytest.raises(errors.RecordInvalid):
             await prove(CUSTOMER, asked)
     # A leaf that the shard has not, by a size that it has not.
-    longer = Pile(shards.name, 1, 9, 4 * LEAF_BYTES)
+    longer = Extent(shards.name, 1, 9, 4 * LEAF_BYTES)
     assert await prove(CUSTOMER, AskedLeaf(longer, 0, 3, roots[shards.name, 0])) is None
 
 
@@ -168,5 +168,5 @@ async def test_what_cannot_be_is_refused_and_not_admitted(host):
 )
 def test_columns_that_are_not_proven(outcome, names, columns):
     nodes = [b"a" * 32, b"b" * 32, b"a" * 32, None]
-    failed = [pile_name(b"l" * 32, column) for column in names]
+    failed = [extent_name(b"l" * 32, column) for column in names]
     assert unproven(b"a" * 32, nodes, outcome, failed) == columns
