@@ -29,7 +29,7 @@ from xsc.storage.object.manifest import hash_of
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.server import ShardServer
 from xsc.storage.shardstore.store import StorageNode
-from xsc.terms.possession import MANIFEST_COLUMN, Holding, Extent, Root, extent_name
+from xsc.terms.possession import MANIFEST_COLUMN, Extent, Holding, Root, extent_name
 
 NETWORK = network_id("bench")
 SHARDS = least(1_000, 8)
