@@ -8,20 +8,20 @@
   const CHART_MS = 60000;
   const REST_MS = 400;
   let last = 0;
+  let took = 0;
   let waiting = null;
+  let due = Infinity;
   let busy = false;
+  let told = meta("changes");
 
   function away(says) {
     const place = document.getElementById("away");
-    if (place) {
-      place.hidden = !says;
-      if (place.textContent !== says) place.textContent = says;
-    }
+    place.hidden = !says;
+    if (place.textContent !== says) place.textContent = says;
   }
 
-  // A page that takes long is fetched less often: at most a tenth of the time.
   async function fetchPage() {
-    waiting = null;
+    due = Infinity;
     if (busy || document.hidden || document.querySelector("[data-held]")) return later(GAP_MS);
     busy = true;
     const begun = performance.now();
@@ -31,45 +31,46 @@
       if (answer.status === 401) return away("This browser is not logged in any more: xsc dashboard prints a new link.");
       if (!answer.ok) return away("The node could not show this page; it is asked again.");
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-      const main = page.getElementById("main");
-      if (main) {
-        await htmx.swap({ target: "#main", swap: "outerMorph", text: main.outerHTML });
-        away("");
-        charts();
-      }
+      await htmx.swap({ target: "#main", swap: "outerMorph", text: page.getElementById("main").outerHTML });
+      away("");
+      charts();
     } catch {
       away("The node does not answer. What is shown is what it said last. Once it was started again, xsc dashboard prints a new link.");
     } finally {
       busy = false;
-      last = performance.now() + 9 * (performance.now() - begun);
+      last = performance.now();
+      took = last - begun;
     }
   }
 
   function later(ms) {
-    waiting ??= setTimeout(fetchPage, ms);
+    if (performance.now() + ms >= due) return;
+    clearTimeout(waiting);
+    due = performance.now() + ms;
+    waiting = setTimeout(fetchPage, ms);
   }
 
-  function changed() {
-    later(Math.max(0, last + GAP_MS - performance.now()));
+  // A page that takes long is fetched less often: a tenth of the time at most, and a hundredth
+  // where it is not known that something changed.
+  function changed(event) {
+    const known = event?.data !== undefined && event.data !== told;
+    told = event?.data ?? told;
+    later(Math.max(0, last + Math.max(GAP_MS, (known ? 9 : 99) * took) - performance.now()));
   }
 
   // One stream a tab. Where too many tabs are open, the oldest are told no more, and ask.
   function follow() {
     const events = new EventSource(`${meta("base")}/events?seen=${encodeURIComponent(meta("changes"))}`);
     events.onmessage = changed;
-    events.onerror = changed;
+    events.onerror = () => later(GAP_MS);
     events.addEventListener("over", () => {
       events.close();
+      later(GAP_MS);
       setInterval(changed, POLL_MS);
     });
   }
 
   const FORMATS = {
-    bytes: (value) => {
-      let unit = 0;
-      while (value >= 1024 && unit < 4) { value /= 1024; unit += 1; }
-      return `${Math.round(value * 10) / 10} ${["B", "KiB", "MiB", "GiB", "TiB"][unit]}`;
-    },
     ppm: (value) => `${Math.floor(value / 1000) / 10}%`,
     micro: (value) => `${(value / 1000000).toFixed(6).replace(/\.?0+$/, "")}`,
     count: (value) => `${value}`,
@@ -143,7 +144,7 @@
   function bounds(found, unit) {
     const all = found.flatMap((line) => line.values).filter((value) => value !== null);
     const most = Math.max(0, ...all);
-    return [Math.min(0, ...all) * 1.1, unit === "ppm" ? 1000000 : most * 1.1 || { bytes: 1048576, micro: 1000 }[unit] || 1];
+    return [Math.min(0, ...all) * 1.1, unit === "ppm" ? 1000000 : most * 1.1 || (unit === "micro" ? 1000 : 1)];
   }
 
   async function draw(plot) {
@@ -188,7 +189,7 @@
         values: (_, ticks) => ticks.map((at) => new Date(at * 1000).toISOString().slice(...(long ? [5, 10] : [11, 16]))),
       }, {
         ...axis,
-        incrs: unit === "bytes" ? Array.from({ length: 50 }, (_, power) => 2 ** power) : Array.from({ length: 36 }, (_, place) => [1, 2, 5][place % 3] * 10 ** Math.floor(place / 3)),
+        incrs: Array.from({ length: 36 }, (_, place) => [1, 2, 5][place % 3] * 10 ** Math.floor(place / 3)),
         values: (_, ticks) => ticks.map(format),
         size: (_, texts) => 24 + 7 * Math.max(2, ...(texts ?? []).map((text) => text.length)),
       }],
