@@ -25,8 +25,6 @@ def test_a_put_states_a_need_and_is_what_fills_it():
     async def play(world):
         customer, *providers = world.nodes
         await mutual(customer, providers[0])
-        # Until it has heard what the others offer it on which tier.
-        await world.clock.sleep_ms(1_000)
         await put(customer, content(MIB))
         await world.until(lambda: len(customer.allocator.received()) == 6)
         stated = standing_need(customer.commitments.own)

@@ -22,6 +22,7 @@ from xsc.market.lease import LeaseEntry, ahead_micro, is_done, kept_free
 from xsc.market.ports import EXHAUSTED
 from xsc.terms import pricing, slot
 from xsc.terms.lease import Lease, LeaseRequest, RunTerms
+from xsc.terms.pricing import Quote
 from xsc.terms.quote import Kind
 
 
@@ -51,6 +52,9 @@ class LeaseGranter(lease_store.MarketPart):
         request = open_signed(raw, LeaseRequest, network=network, author=caller).record
         if (request.provider, request.customer) != (self._node.id, caller):
             raise RecordInvalid("the request is between other nodes")
+        if not request.cleared and self._offer(request) is None:
+            # It may have recognised this node a moment ago, and know so before this node does.
+            await self._ports.standing.learn([caller], anew=True)
         known = self._store.get("provider", request.lease_id)
         if known is not None and known.terms.customer == caller:
             is_early = rules.is_young(known.terms, now_ms + limits.REQUEST_WINDOW_MS)
@@ -154,18 +158,24 @@ class LeaseGranter(lease_store.MarketPart):
         if refusal is not None:
             raise RecordInvalid(refusal)
 
+    def _offer(self, request: LeaseRequest) -> Quote | None:
+        """Return what this node offers a customer now, if that is what the request names."""
+        offer = self._ports.standing.quote(request.kind, self._node.id, request.customer)
+        named = request.slot, request.window, request.tier
+        return offer if offer and (offer.slot, offer.window, offer.tier) == named else None
+
     def _asks(self, request: LeaseRequest) -> int:
         """Return what this node asks of a customer now for what it names.
 
         Raises:
             NoOffers: it offers it nothing, or another slot, or on another tier.
         """
-        quote = self._ports.standing.quote(request.kind, self._node.id, request.customer)
-        if quote is None:
-            raise NoOffers(f"this node offers no {request.kind} to this one now")
-        if (quote.slot, quote.window, quote.tier) != (request.slot, request.window, request.tier):
-            raise NoOffers("this node offers another slot now, or on another tier")
-        return quote.price
+        offer = self._offer(request)
+        if offer is None:
+            raise NoOffers(
+                f"this node offers this one no {request.kind} now, or another slot, or on another tier"
+            )
+        return offer.price
 
     # What comes under leases: storage asks before it writes, compute before it runs
 

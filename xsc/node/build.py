@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -208,6 +209,11 @@ class _Published:
         try:
             async with asyncio.timeout(LEASE_TIMEOUT_MS / 1_000):
                 await self._node.following.read(node, paths.UserSpacePaths.COMMITMENT, anew=True)
+                with suppress(errors.NotFound):  # Without one it recognises nobody.
+                    # It says on which tier this node is served.
+                    await self._node.following.read(
+                        node, paths.UserSpacePaths.RECOGNITION, anew=True
+                    )
         except (errors.XscError, TimeoutError) as fault:
             self._node.log.info("market.no_offer_heard", peer=ids.short(node), fault=repr(fault))
 
