@@ -173,7 +173,7 @@ class LeaseGranter(lease_store.MarketPart):
         offer = self._offer(request)
         if offer is None:
             raise NoOffers(
-                f"this node offers this one no {request.kind} now, or another slot, or on another tier"
+                f"this node offers it no {request.kind} now, or another slot, or on another tier"
             )
         return offer.price
 
