@@ -223,6 +223,29 @@ def test_a_need_that_took_no_part_learns_why():
     run(34, 3, play, SETTINGS)
 
 
+def test_a_need_that_got_half_learns_what_took_the_rest():
+    async def play(world):
+        provider, other, customer = world.nodes
+        for each in (provider, other):
+            await mutual(each, customer)
+            for _ in range(2):
+                await offer(each, 30)
+        wanted = await need(customer, 100)
+        await world.until(lambda: sum(customer.drawn_steps().values()) == 100)
+        await world.clock.sleep_ms(120_000)
+        for each in (provider, other):
+            await heard(world, customer, each)
+        said = [row.because for row in (await why(customer, wanted))[0]]
+        short = [each for each in said if each != "the slot has no more"]
+        assert len(said) == 4
+        assert short
+        for each in short:
+            assert each.startswith("it asks for 6.2 GiB, and other providers give it ")
+            assert " and other slots of this provider give it " in each
+
+    run(39, 3, play, SETTINGS)
+
+
 def test_one_answer_fetches_and_says_only_so_much(monkeypatch):
     async def play(world):
         provider, customer = world.nodes

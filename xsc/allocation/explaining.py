@@ -19,11 +19,12 @@ from typing import Final, Literal, TypeAlias
 from xsc.allocation import commitments, matching, published
 from xsc.allocation.clearing import Bid, Granted, clear
 from xsc.allocation.clearing_record import Clearing
+from xsc.allocation.granting import ALLOCATIONS_A_CUSTOMER_MAX, ALLOCATIONS_A_STRANGER_MAX
 from xsc.allocation.records import Records
 from xsc.base import ids, limits, peering, units
 from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, UnavailableError
 from xsc.identity.context import Context
-from xsc.terms.clearing import SlotDenominators
+from xsc.terms.clearing import SlotDenominators, TwoTierAllocationState
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP, AvailabilitySlot, EntitlementKey, NeedSlot, Window
 
@@ -139,19 +140,59 @@ def changes_of(
     return changes
 
 
-def explain(row: Explained, clearing: Clearing, drawn: int) -> Explained:
+def _limits(row: Explained, state: TwoTierAllocationState, eligible: int, now_ms: int) -> str:
+    """Return why no more of a need was eligible for a slot, as `granting` decides it.
+
+    Args:
+        row: the slot and the need.
+        state: what the provider says of all its slots.
+        eligible: steps of the need that were.
+        now_ms: the present.
+    """
+    slot, need, customer, provider = row.slot, row.need, row.customer.node, row.provider.node
+    for slot_id, node, _, end_ms in state.pauses:
+        if (slot_id, node) == (slot.slot_id, customer) and now_ms < end_ms:
+            until = units.format_time(end_ms)
+            return f"its customer took no lease on what it was offered, and waits until {until}"
+    lines = [(each.slot, line) for each in state.slot_denominators for line in each.allocations]
+    beside = sum(
+        line.quantity
+        for at, line in lines
+        if at != slot.slot_id and line.pin == (customer, need.slot_id)
+    )
+    most, cap = need.most(provider), need.cap(provider)
+    if eligible + beside >= cap:
+        given = [f"other providers give it {_shown(need.kind, most - cap)}"] if cap < most else []
+        if beside:
+            given.append(f"other slots of this provider give it {_shown(need.kind, beside)}")
+        return " and ".join(given) or "was changed since it was cleared"
+    is_open = published.standing(row.provider, row.customer)[0] == "open"
+    most_lines = ALLOCATIONS_A_STRANGER_MAX if is_open else ALLOCATIONS_A_CUSTOMER_MAX
+    if sum(line.customer == customer for _, line in lines) >= most_lines:
+        return f"its provider grants {most_lines} needs of one customer, and no more"
+    if not slot.reserve:
+        return "its provider has no room free for the margin that it asks for"
+    credit = "the credit of its customer at this provider is used up"
+    return f"{credit}, or no room is free for the margin" if need.part(provider) else credit
+
+
+def explain(
+    row: Explained, clearing: Clearing, state: TwoTierAllocationState, drawn: int, now_ms: int
+) -> Explained:
     """Return why a need was granted what a clearing record says, or why it took no part.
 
     Args:
         row: the slot and the need, as they are now.
         clearing: of the slot.
+        state: what the provider says of all its slots.
         drawn: steps that the need has drawn of the slot.
+        now_ms: the present.
     """
     slot, capacity, bids, salt = clearing.game
     need, pin = row.need, (row.customer.node, row.need.slot_id)
     bid = next((each for each in bids if each.pin == pin), None)
     if bid is None:
-        return replace(row, because=_absence(row, clearing, drawn))
+        return replace(row, because=_absence(row, clearing, state, drawn, now_ms))
     cleared, tier = clearing.clear(), bid.tier
     granted, rung = cleared.lines.get(pin, Granted(tier, 0, 0)), slot.ladder.rung(tier)
     is_all = granted.quantity == bid.quantity
@@ -159,10 +200,8 @@ def explain(row: Explained, clearing: Clearing, drawn: int) -> Explained:
         of = "" if bid.quantity == need.quantity else " of this provider"
         because = f"all that it asked for{of} was there"
     elif is_all:
-        because = (
-            f"it asks for {_shown(need.kind, need.quantity)}, and its customer's credit and "
-            "share, and what it took of others, leave no more"
-        )
+        asks = f"it asks for {_shown(need.kind, need.quantity)}"
+        because = f"{asks}, and {_limits(row, state, bid.quantity, now_ms)}"
     elif bid.price_max < rung:
         because = (
             f"it pays at most {units.format_credits(bid.price_max)}, and the slot asks "
@@ -184,7 +223,9 @@ def explain(row: Explained, clearing: Clearing, drawn: int) -> Explained:
     )
 
 
-def _absence(row: Explained, clearing: Clearing, drawn: int) -> str:
+def _absence(
+    row: Explained, clearing: Clearing, state: TwoTierAllocationState, drawn: int, now_ms: int
+) -> str:
     """Return why a need that matches a slot took no part in a clearing: what fails first, now."""
     seen = clearing.customers.get(row.customer.node)
     if drawn:
@@ -196,10 +237,7 @@ def _absence(row: Explained, clearing: Clearing, drawn: int) -> str:
         return "its provider had no room for all customers, and left this one out"
     if seen is None or row.need.slot_id not in {need.slot_id for need in seen.commitment.needs}:
         return "its provider has not seen the need, or divides the slot with it as without it"
-    return (
-        "its provider found nothing of it eligible: other slots fill the need, its customer's "
-        "credit or share is used up, or it took no lease on what it was granted"
-    )
+    return f"it was granted nothing: {_limits(row, state, 0, now_ms)}"
 
 
 class Explaining:
@@ -337,5 +375,10 @@ class Explaining:
         provider, customer = row.provider.node, row.customer.node
         key = EntitlementKey(provider, row.slot.slot_id, customer, row.need.slot_id)
         drawn = self._drawn().get(key, 0)
+        state = self._heard.state_of(provider)
+        if state is None:
+            return replace(row, because="what its provider says of its slots is not here any more")
         async with self._turn:
-            return await self._executor.run(explain, row, checked, drawn)
+            return await self._executor.run(
+                explain, row, checked, state, drawn, self._clock.now_ms()
+            )
