@@ -67,6 +67,10 @@ class PeerMeasures(OfPeer):
     """What it may owe."""
     own_limit_micro: int | None
     """What this node may owe it, as it said last; null before it has."""
+    outcome: str | None
+    """Of the last challenge, the worst where there are several; null before the first."""
+    proven_age_ms: int | None
+    """Since it had proven all that it was challenged for; null before it has."""
     head_age_ms: int | None
     """Since the date of its newest head in the space that came here; null without any."""
 

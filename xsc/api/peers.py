@@ -26,7 +26,7 @@ class Spent(Model):
 
 
 class Probed(Model):
-    """What probes say of one peer."""
+    """What probes and challenges say of one peer."""
 
     id: Key
     name: str = named("id")
@@ -34,6 +34,12 @@ class Probed(Model):
     availability_ppm: int
     response_ms: int
     last_seen_ms: int | None
+    outcome: str | None
+    """Of the last challenge, the worst where there are several; null before the first."""
+    challenged_ms: int | None
+    """When that was."""
+    proven_ms: int | None
+    """The last time at which it had proven all that it was challenged for; null: not yet."""
 
 
 class Peer(Probed):

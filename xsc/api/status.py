@@ -100,12 +100,6 @@ class PeerHealth(Probed):
     misses: int
     wrong: int
     skew_ms: int | None
-    outcome: str | None
-    """Of the last challenge, the worst where there are several; null before the first."""
-    challenged_ms: int | None
-    """When that was."""
-    proven_ms: int | None
-    """The last time at which it had proven all that it was challenged for; null: not yet."""
     false_clearing: Key | None
     """A clearing that it signed and that does not recompute."""
 

@@ -157,19 +157,26 @@ def _size(part: Document, name: str) -> str:
     return units.format_size(part[f"{name}_bytes"])
 
 
+def _state(row: Document) -> str:
+    """Return how a peer is: one that answers and has lost what it stores, what that is."""
+    lost = row["up"] and row["outcome"] in {"missing", "bad_proof"}
+    return str(row["outcome"]).replace("_", " ") if lost else str(row["state"])
+
+
 def _peers(heard: Heard) -> Table | Text:
-    """Return the peers, those that do not answer first."""
-    rows = sorted(heard.measures["peers"], key=lambda row: (row["up"], row["name"]))
-    if not rows:
+    """Return the peers, first those that do not answer or have lost something."""
+    peers = [(_state(row), row) for row in heard.measures["peers"]]
+    if not peers:
         return _hint("none: xsc peer invite, and xsc peer add at the other node")
+    peers.sort(key=lambda each: (each[0] == "up", each[1]["name"]))
     cells = [
         (
-            _text(show.named(row, "peer"), "" if row["up"] else "red"),
-            _text(row["state"], "" if row["up"] else "red"),
+            _text(show.named(row, "peer"), "" if state == "up" else "red"),
+            _text(state, "" if state == "up" else "red"),
             _text(units.format_share(row["availability_ppm"])),
             _text(units.format_credits(row["balance_micro"])),
         )
-        for row in rows
+        for state, row in peers
     ]
     heads = tuple(map(_text, ("name", "state", "there", "balance")))
     return _table([heads, *cells], numbers=2)

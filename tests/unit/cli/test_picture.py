@@ -47,13 +47,14 @@ def measures(peers=(), **given):
     }
 
 
-def peer(number, *, up=True, name=None):
+def peer(number, *, up=True, name=None, outcome="ok"):
     return {
         "peer": f"{number:a>52}",
         "name": f"peer-{number:02}" if name is None else name,
         "state": "up" if up else "down",
         "up": up,
         "availability_ppm": 999_000,
+        "outcome": outcome,
         "balance_micro": -250_000,
     }
 
@@ -92,6 +93,15 @@ def test_peers_that_do_not_answer_come_first(width, height, count):
     assert text.index(f"peer-{count - 1:02}") < text.index("peer-00")
     assert "-0.250000" in text
     assert "99.9%" in text
+
+
+@SIZES
+def test_a_peer_that_lost_what_it_stores_comes_first(width, height):
+    rows = [peer(0), peer(1, outcome="bad_proof"), peer(2, outcome="timeout")]
+    text = drawn(Heard(measures(rows), [], [], []), width, height)
+    assert text.index("peer-01") < text.index("peer-00")
+    assert "bad proof" in text
+    assert "timeout" not in text
 
 
 @SIZES

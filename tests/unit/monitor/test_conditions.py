@@ -26,6 +26,8 @@ PEER_ROW = api.PeerMeasures(
     balance_micro=0,
     limit_micro=100,
     own_limit_micro=100,
+    outcome=None,
+    proven_age_ms=None,
     head_age_ms=None,
 )
 WELL = api.Measures(

@@ -111,19 +111,26 @@ def _leases(node: Node) -> list[api.LeaseMeasures]:
     ]
 
 
+def _age_ms(at_ms: int | None, now_ms: int) -> int | None:
+    return None if at_ms is None else max(0, now_ms - at_ms)
+
+
 def _peers(node: Node, rows: Sequence[HealthRow]) -> list[api.PeerMeasures]:
     now_ms = node.clock.now_ms()
     ages = {peer: max(0, now_ms - seen) for peer, seen in node.sync.asking.seen_ms.items()}
     accounts = node.payments.accounts
+    proven = {row.node: node.challenges.summary(row.node) for row in rows}
     return [
         filled(
             api.PeerMeasures,
             row,
+            proven[row.node],
             peer=row.node,
             own_limit_micro=accounts[row.node].limit_micro if row.node in accounts else None,
             up=node.health.is_up(row.node),
             balance_micro=node.ledger.balance(row.node),
             limit_micro=node.ledger.limit(row.node),
+            proven_age_ms=_age_ms(proven[row.node].proven_ms, now_ms),
             head_age_ms=ages.get(row.node),
         )
         for row in rows

@@ -20,6 +20,7 @@ def _row(node: Node, peer: bytes) -> api.Peer:
         api.Peer,
         info,
         seen,
+        node.challenges.summary(peer),
         id=peer,
         state="blocked" if info.blocked else state,
         recognised_ppm=node.commitments.weight_ppm(peer),
