@@ -165,6 +165,8 @@ async def test_a_test_alert_says_of_each_target_whether_it_took_it(tmp_path):
             f"http://me:hush@{host}/hush?hush",
             f"{hook.url}?hush",
             "https://[",
+            # Nobody but the system may listen there.
+            "http://127.0.0.1:1/",
         )
         board = Board(*targets)
         told = await board.alerts.test()
@@ -178,6 +180,11 @@ async def test_a_test_alert_says_of_each_target_whether_it_took_it(tmp_path):
             (hook.url, False, "the URL answers 403"),
             (hook.url, False, "the URL answers 404"),
             ("https://[", False, "the URL cannot be reached: InvalidUrlClientError"),
+            (
+                "http://127.0.0.1:1",
+                False,
+                "the URL cannot be reached: Connect call failed ('127.0.0.1', 1)",
+            ),
         ]
     said = json.loads((tmp_path / "heard").read_text().removeprefix("$HOME"))
     assert (said["kind"], said["peer"], said["name"]) == ("test", None, "bob")

@@ -122,7 +122,8 @@ async def settle(node: Node, _: endpoint.Nothing) -> api.Settlement:
         if amount_micro > 0:
             settled.append(api.Settled(role=row.role, peer=row.peer, amount_micro=amount_micro))
     return api.Settlement(
-        settled=settled, pending=sum(node.market.owed_micro(row) > 0 for row in after)
+        settled=settled,
+        pending=len({row.peer for row in after if node.market.owed_micro(row) > 0}),
     )
 
 
