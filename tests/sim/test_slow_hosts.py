@@ -1,6 +1,8 @@
 """Reads while hosts stall and crawl: they take as long as ever, and cost few bytes more."""
 
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import pytest
 
@@ -54,12 +56,33 @@ async def read_all(world, stored, reads, pause_ms=500):
     return tally
 
 
+async def data_columns(world, stored):
+    """Return how many shards of data columns all reads need from each host but the reader."""
+    needed = Counter()
+    for capability, _ in stored:
+        stat = await world.nodes[OWNER].storage.stat(capability)
+        data_hosts = (world.index_of(host.node) for host in stat.hosts[:4])
+        needed.update({host: READS // len(stored) for host in data_hosts if host != READER})
+    return needed
+
+
+async def with_two_in_common(world, stored):
+    """Return two objects that have two hosts of data columns in common, beside the reader."""
+    for pair in combinations(stored, 2):
+        needed = await data_columns(world, pair)
+        if sum(count == READS for count in needed.values()) >= 2:
+            return pair
+    raise AssertionError("no two objects have two hosts in common")
+
+
 @pytest.mark.parametrize("size", [64 * KIB, MIB])
 def test_with_one_host_stalled_and_one_crawling_reads_take_as_long_as_ever(size):
     async def play(world):
-        stored = await prepare(world, size)
+        stored = await with_two_in_common(world, await prepare(world, size, objects=12))
         healthy = await read_all(world, stored, READS)
-        # Both hold data columns of both objects: they are asked first while all is well.
+        # While all is well hosts of data columns are asked, for one shard a read, and nobody else.
+        assert healthy.asked == await data_columns(world, stored)
+        # Both hold data columns of both objects.
         stalled, crawling, *_ = sorted(healthy.asked, key=lambda host: -healthy.asked[host])
         assert healthy.asked[stalled] == healthy.asked[crawling] == READS
         world.net.stall(world.name(stalled), "storage.get")

@@ -340,26 +340,22 @@ class Upload:
         running: set[asyncio.Task[None]] = set()
         try:
             while not final:
-                while len(running) >= SEGMENTS_IN_FLIGHT:
-                    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                    for task in [task for task in running if task.done()]:
-                        task.result()
-                        running.discard(task)
+                await _until_left(running, SEGMENTS_IN_FLIGHT - 1)
                 running.add(asyncio.create_task(self._segment(index, plain)))
                 size += len(plain)
                 index += 1
                 plain, final = await anext(pieces)
                 self._rooms.note_size(size + len(plain))
-            if running:
-                await asyncio.gather(*running)
+            await _until_left(running, 0)
+            return await self._end(index, plain, size + len(plain), running)
         except BaseException as fault:
-            if self._journal.resumes and not isinstance(fault, errors.XscError):
+            goes_on = self._journal.resumes and self._sender.last != 0
+            if goes_on and not isinstance(fault, errors.XscError):
                 # The client went away: what is on its way need not be sent again.
                 await let_end(running, self._client.clock, PUT_ENDS_MS)
             raise
         finally:
             await stop_all(running)
-        return await self._end(index, plain, size + len(plain))
 
     async def _cut(self, index: int, plain: bytes, *, final: bool) -> dict[int, StorageShard]:
         place = Place(self._locate, index, len(plain), final)
@@ -396,7 +392,9 @@ class Upload:
         await together(sender.store(column, index) for column in sender.state.slots)
         del sender.live[index]
 
-    async def _end(self, index: int, plain: bytes, size: int) -> Uploaded:
+    async def _end(
+        self, index: int, plain: bytes, size: int, running: set[asyncio.Task[None]]
+    ) -> Uploaded:
         """Store the last segment, and the manifest with it."""
         sender = self._sender
         sender.last = index
@@ -439,10 +437,8 @@ class Upload:
         root, digest = merkle.root_of(sealed), hash_of(sealed)
         sender.record = messages.ObjectRecord(sealed, root, digest, again=again)
         await self._rooms.require(sender.state.columns, sender.state.gone)
-        await together(sender.store(column, index) for column in sender.state.slots)
-        # Where the column that was to bring the record to a host went elsewhere, another does.
-        while lacking := sender.lacking_record():
-            await together(sender.store(column, index, again=True) for column in lacking)
+        running.add(asyncio.create_task(self._store_last(index)))
+        await _until_left(running, 0)
         await self._rooms.require(sender.state.columns, sender.state.gone)
         columns = sender.state.columns
         return Uploaded(
@@ -461,6 +457,13 @@ class Upload:
                 if (node, lease_id) not in sender.held and (lease_id or node not in columns)
             ),
         )
+
+    async def _store_last(self, index: int) -> None:
+        sender = self._sender
+        await together(sender.store(column, index) for column in sender.state.slots)
+        # Where the column that was to bring the record to a host went elsewhere, another does.
+        while lacking := sender.lacking_record():
+            await together(sender.store(column, index, again=True) for column in lacking)
 
     async def _uncount_records(self) -> None:
         """Count no record of a put that may go on: then it is sent, and counted, again."""
@@ -482,6 +485,18 @@ class Upload:
         hosts = len({item.node for item in held})
         tell("storage.put_undone", hosts=hosts, left_at=[short(node) for node in silent])
         await self._journal.undone(self._sender, left)
+
+
+async def _until_left(running: set[asyncio.Task[None]], most: int) -> None:
+    """Wait until at most so many tasks run; those that are done leave the set.
+
+    Where this is cancelled they go on, unlike those that are gathered.
+    """
+    while len(running) > most:
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for task in [task for task in running if task.done()]:
+            task.result()
+            running.discard(task)
 
 
 async def _close(pieces: AsyncIterator[tuple[bytes, bool]]) -> None:
