@@ -51,7 +51,8 @@ def test_peers_are_shown_with_what_is_known_of_them():
         assert answer.status == 200
         assert name in answer.seen
         assert "down" in answer.seen
-        assert "your invitation" in answer.seen
+        assert '<td class="word">you</td>' in answer.text
+        assert "last seen 20" in answer.seen
         assert answer.text.count('class="box away"') == 1
         assert "1 of 2" in answer.seen
         assert (1, ["/v1/measures#/status/peers/healthy"]) in answer.numbers
