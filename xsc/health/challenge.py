@@ -197,6 +197,11 @@ def _place(ends: Sequence[int], number: int) -> tuple[int, int]:
     return place, number - (ends[place - 1] if place else 0)
 
 
+def leaves_of(index: bytes | memoryview) -> int:
+    """Return how many leaves all pages of an index have."""
+    return sum(entry.leaves for entry in _entries(index))
+
+
 def leaves_drawn(
     index: bytes | memoryview, pages: Sequence[bytes | memoryview], seed: bytes
 ) -> list[tuple[Extent, int, int]]:

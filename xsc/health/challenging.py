@@ -18,10 +18,19 @@ from xsc.base.encoding import Value
 from xsc.base.ids import ID_BYTES, short
 from xsc.health import challenge as rules
 from xsc.health.challenge import Challenged, Outcome, Reveal, Round
-from xsc.health.ports import Possessions, Probes
+from xsc.health.ports import Payments, Possessions, Probes
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
-from xsc.terms.possession import LEAVES_ASKED, PROVE, AskedLeaf, Holding, LeafProof, Possession
+from xsc.terms.possession import (
+    LEAVES_ASKED,
+    PROVE,
+    Answered,
+    AskedLeaf,
+    Holding,
+    LeafProof,
+    Lost,
+    Possession,
+)
 
 CHALLENGE: Final = "health.challenge"
 ROOT: Final = b"health/challenge/"
@@ -49,6 +58,8 @@ class Proved(NamedTuple):
     """Why it is not "ok"."""
     names: frozenset[bytes] = frozenset()
     """Extents that failed."""
+    said_ms: int = 0
+    """When the host signed its answer, by its clock."""
 
 
 def _round_fields(asked: Round) -> dict[str, Value]:
@@ -72,7 +83,9 @@ class ChallengeService:
         state: keyvalue.KeyValue,
         health: Probes,
         possessions: Possessions,
-        leaf: Callable[[bytes, AskedLeaf], Awaitable[LeafProof | None]],
+        *,
+        leaf: Callable[[bytes, AskedLeaf], Awaitable[LeafProof | Lost]],
+        payments: Payments,
     ) -> None:
         """Read what earlier challenges came to.
 
@@ -81,7 +94,8 @@ class ChallengeService:
             state: the store; other tables may be in it.
             health: how peers are.
             possessions: what should lie at hosts.
-            leaf: reads for a caller what lies here; None where it does not, or is damaged.
+            leaf: reads for a caller what lies here; else says whether that was lost here.
+            payments: pay for what is proven.
 
         Raises:
             StoreDamaged: what is kept is damaged.
@@ -93,6 +107,7 @@ class ChallengeService:
         self._health = health
         self._possessions = possessions
         self._leaf = leaf
+        self._payments = payments
         self._granted = rules.Granted(CHALLENGES_A_PEER_MAX)
         self._revealed: dict[tuple[bytes, bytes], Reveal] = {}
         """By host and customer, the challenge of the hour: whoever asks now asks it again."""
@@ -183,7 +198,8 @@ class ChallengeService:
             now_ms = self._context.clock.now_ms()
             whole = proved.outcome == "ok" and rules.whole_is_due(before, now_ms)
             if whole:
-                proved = await self._whole(asked, holding, now_ms)
+                whole_read = await self._whole(asked, holding, now_ms)
+                proved = whole_read._replace(said_ms=proved.said_ms)
             now_ms = self._context.clock.now_ms()
             row = rules.noted(before, proved.outcome, epoch, now_ms)
             if whole and row.outcome in rules.ANSWERED:
@@ -199,6 +215,11 @@ class ChallengeService:
                     row = rules.noted(before, "prober_void", epoch, now_ms)
                     row = row.model_copy(update={"again": b""})
             self._keep(host, customer, row)
+            if customer == self._own and row.outcome in rules.ANSWERED:
+                leaves = rules.leaves_of(rules.index_of(rules.pages_of(holding.extents)))
+                said_ms, of = proved.said_ms or now_ms, epoch if reveal is None else reveal.epoch
+                proof = Answered(leaves, of, said_ms, row.outcome == "ok")
+                self._payments.challenged("customer", host, proof)
             self._say(proved)
             return proved
 
@@ -251,19 +272,20 @@ class ChallengeService:
             exceeding: what it is where the host says that it was asked too often.
         """
         names: frozenset[bytes] = frozenset()
+        said_ms = 0
         outcome: Outcome = "prober_void"
         reason = "it moved meanwhile"
         try:
             reveal = reveal or await self._begin(asked, holding)
             if reveal is not None:
-                outcome, names = await self._ask(asked.host, reveal)
+                outcome, names, said_ms = await self._ask(asked.host, reveal)
                 reason = REASONS[outcome]
         except errors.RateLimited as fault:
             outcome, reason = exceeding, fault.message
         except errors.XscError as fault:
             # A host's word makes nothing void: whatever it says instead of an answer is silence.
             outcome, reason = await self._unheard(asked.host), f"{fault.code}: {fault.message}"
-        return Proved(asked.host, asked.customer, outcome, reason, names), reveal
+        return Proved(asked.host, asked.customer, outcome, reason, names, said_ms), reveal
 
     async def _unheard(self, host: bytes) -> Outcome:
         """Return what silence is: who answers a probe meanwhile only keeps silent about it."""
@@ -303,7 +325,7 @@ class ChallengeService:
             roots=tuple((*root,) for root in roots if root is not None),
         )
 
-    async def _ask(self, host: bytes, reveal: Reveal) -> tuple[Outcome, frozenset[bytes]]:
+    async def _ask(self, host: bytes, reveal: Reveal) -> tuple[Outcome, frozenset[bytes], int]:
         """Ask for the leaves that were drawn, and judge the answer."""
         asked = reveal.asked(host, self._own)
         header: dict[str, Value] = {
@@ -321,10 +343,11 @@ class ChallengeService:
             if len(paths) != len(reply.parts):
                 raise errors.RecordInvalid("each leaf has one path")
             proofs = [LeafProof(bytes(d), p) for d, p in zip(reply.parts, paths, strict=True)]
-            return rules.judge(reveal.seed(host, self._own), asked, said, proofs)
+            outcome, names = rules.judge(reveal.seed(host, self._own), asked, said, proofs)
         except (errors.RecordInvalid, errors.SignatureInvalid) as fault:
             self._health.report(host, f"challenge: {fault.message}")
             raise
+        return outcome, names, said.said_ms
 
     async def _whole(self, asked: Round, holding: Holding, now_ms: int) -> Proved:
         """Read a whole body, drawn by this node alone: the same one until that was answered."""
@@ -422,10 +445,16 @@ class ChallengeService:
         if not -1 <= now_ms // limits.EPOCH_MS - asked.epoch <= rules.EPOCHS_KEPT:
             raise errors.RecordInvalid("the challenge is of another time")
         leaves = reveal.asked(self._own, caller)
-        proofs = [await self._leaf(caller, leaf) for leaf in leaves]
+        found = [await self._leaf(caller, leaf) for leaf in leaves]
+        proofs = [None if isinstance(each, str) else each for each in found]
         seed = reveal.seed(self._own, caller)
         record = rules.possession(seed, leaves, proofs, now_ms)
         given = [proof for proof in proofs if proof is not None]
+        if (asked.customer, asked.scope) == (caller, rules.EVERYTHING):
+            # What was never stored here is the customer's word: it takes nothing off.
+            ok = False if "corrupt" in found else None if "missing" in found else True
+            proof = Answered(rules.leaves_of(reveal.index), asked.epoch, now_ms, ok)
+            self._payments.challenged("provider", caller, proof)
         answer: dict[str, Value] = {
             "said": sign(record, self._context.key, self._context.network).raw,
             "paths": [[*proof.path] for proof in given],

@@ -11,7 +11,7 @@ from __future__ import annotations
 from xsc.base import errors, keyvalue, limits, peering
 from xsc.base.keyvalue import Commit
 from xsc.identity.context import Context
-from xsc.market import buyer, granter, headroom, lease, lease_store, settlement, signing
+from xsc.market import buyer, granter, headroom, lease, lease_store, proof, settlement, signing
 from xsc.market.account import Account, LeaseView, owed_micro, views
 from xsc.market.default_need import DefaultNeed
 from xsc.market.ports import MarketPorts, MarketSettings
@@ -79,6 +79,8 @@ class MarketService:
             entry.use, is_over = lease.tidied(entry, now_ms)
             if is_over:
                 self.store.forget(entry)
+        for account in self.store.accounts():
+            proof.settle_idle(account, self.store.of(account.role, account.peer), now_ms)
         self.default_need.tidy()
         self.headroom.refresh()
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 from xsc.base import ids, limits, merkle, tally, turns
@@ -26,9 +27,11 @@ from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import account as rules
 from xsc.market import lease as leases
+from xsc.market import proof as proofs
 from xsc.market.account import Account
-from xsc.market.lease import ROLES, LeaseEntry
+from xsc.market.lease import ROLES, LeaseEntry, Role
 from xsc.market.lease_store import MarketNode, MarketPart
+from xsc.terms.possession import Answered
 from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import LeaseCount, Voucher
 
@@ -64,7 +67,20 @@ class Settlement(MarketPart):
 
     async def settle_all(self) -> None:
         """Agree with all peers that are up, and have all that is signed booked now."""
+        await self._prove(self._store.accounts("customer"))
         await self._settle(self._store.accounts(), True, AGREE_TIMEOUT_MS)
+
+    async def _prove(self, accounts: Iterable[Account]) -> None:
+        """Challenge the providers where something is held and not proven, of those that are up."""
+        now_ms, store = self._clock.now_ms(), self._store
+        hosts = [
+            each.peer
+            for each in accounts
+            if self._ports.quality.is_up(each.peer)
+            and rules.unproven(each, store.of("customer", each.peer), now_ms)
+        ]
+        if hosts:
+            await self._ports.prove(hosts)
 
     async def settle_with(self, peer: bytes) -> None:
         """Do the same with one peer, if it is up, as far as it can be done within a short time.
@@ -74,7 +90,22 @@ class Settlement(MarketPart):
         if not self._ports.quality.is_up(peer):
             return
         both = [self._store.account(role, peer) for role in ROLES]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_LAST_MS / 1000):
+                await self._prove(both[:1])
         await self._settle(both, True, SETTLE_LAST_MS)
+
+    # What challenges came to
+
+    def challenged(self, role: Role, peer: bytes, proof: Answered) -> None:
+        """Note what a challenge of a customer came to, over all that it has at a provider."""
+        account, now_ms = self._store.account(role, peer), self._clock.now_ms()
+        entries = self._store.of(role, peer)
+        account.heard_ms = self._clock.monotonic_ms()
+        if proof.ok is not None and proofs.is_covered(entries, proof.leaves):
+            at_ms = proofs.until_ms(proof.said_ms, proof.epoch, now_ms, ok=proof.ok)
+            proofs.decide(account, entries, at_ms, now_ms, ok=proof.ok)
+            self._store.keep(account)
 
     async def settle_due(self) -> None:
         """Agree with providers that are up, and book where it is time to."""
@@ -83,8 +114,9 @@ class Settlement(MarketPart):
             account
             for account in self._store.accounts("customer")
             if (account.unbooked_micro and (not account.is_taken or account.peer in leaving))
-            or rules.due_micro(account, self._store.of("customer", account.peer), now_ms)
+            or rules.due_micro(account, entries := self._store.of("customer", account.peer), now_ms)
             > account.signed_micro
+            or rules.total_micro(account, entries, now_ms) > account.asked_micro
         ]
         await self._settle([*providers, *self._due()], False, AGREE_TIMEOUT_MS)
 
@@ -156,7 +188,9 @@ class Settlement(MarketPart):
             XscError: the provider does not answer, or what it answers is no count.
         """
         peer, asked_ms = account.peer, self._clock.now_ms()
-        known = {entry.id for entry in self._store.of("customer", peer)}
+        all_there = self._store.of("customer", peer)
+        known = {entry.id for entry in all_there}
+        account.asked_micro = rules.total_micro(account, all_there, asked_ms)
         answer = await self._ask(account, None)
         raw = take_bytes(answer, "count")
         count = open_signed(raw, LeaseCount, network=self._node.network, author=peer)
@@ -192,9 +226,13 @@ class Settlement(MarketPart):
     async def _take_over(
         self, account: Account, count: Signed[LeaseCount], agreed: rules.Agreed
     ) -> None:
-        peer, account.closed = ids.short(account.peer), agreed.closed
+        peer = ids.short(account.peer)
+        account.closed, account.stored = agreed.closed, agreed.stored
         for entry, use in agreed.uses:
             entry.counted(use)
+        if agreed.broken:
+            account.proven += agreed.waits
+            account.void += agreed.waits
         # Who lost its disk does not know what ran since it signed last.
         if agreed.disputed and account.disputed is None and account.lost is None:
             self._node.log.warning("market.count_disputed", peer=peer, leases=len(agreed.disputed))
@@ -324,7 +362,7 @@ class Settlement(MarketPart):
             raise RecordInvalid(wrong)
         if voucher.amount_micro > account.signed_micro:
             entries = self._store.of("provider", customer)
-            due_micro = rules.due_micro(account, entries, self._clock.now_ms())
+            due_micro = rules.total_micro(account, entries, self._clock.now_ms())
             # More than is due here: this node lost its disk, and the customer has not.
             more_micro = max(0, voucher.amount_micro - due_micro)
             settled = self._ports.credit.settled(account.id)

@@ -116,6 +116,10 @@ class AskedLeaf:
         return self.extent.size_of(self.body)
 
 
+Lost = Literal["missing", "corrupt"]
+"""Of a leaf that a host cannot give: whether it knows of none, or what it stored is damaged."""
+
+
 class LeafProof(NamedTuple):
     """A leaf and what proves it."""
 
@@ -130,6 +134,17 @@ class Holding:
     extents: Sequence[Extent]
     root_of: Callable[[Extent, int], Awaitable[Root | None]]
     """Returns what proves a body; None where the prober does not know it any more."""
+
+
+class Answered(NamedTuple):
+    """What a challenge over all that a customer has at a host came to, for who pays for that."""
+
+    leaves: int
+    """Of the list that was drawn from."""
+    epoch: int
+    said_ms: int
+    ok: bool | None
+    """Whether it has what was drawn. None decides nothing: the host knows of no loss of its own."""
 
 
 class Possession(Record):

@@ -51,6 +51,8 @@ class Prover:
         self.cut_off = False
         self.asked = []
         self.heard = []
+        self.paid = []
+        """What challenges came to, for who pays."""
         self.start()
 
     def start(self):
@@ -59,8 +61,13 @@ class Prover:
         context = Context(self.host.key, NETWORK, clock, entropy, InlineExecutor(), self, log)
         stored = self.host.service
         self.service = ChallengeService(
-            context, self.host.state, self, stored.possessions, stored.leaf
+            context, self.host.state, self, stored.possessions, leaf=stored.leaf, payments=self
         )
+
+    # Payments
+
+    def challenged(self, role, peer, proof):
+        self.paid.append((role, peer, proof))
 
     # Probes
 

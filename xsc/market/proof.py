@@ -1,0 +1,68 @@
+"""What of storage is proven, and so paid: the time that bytes are held, up to the last proof.
+
+Both sides of a pair run these rules over what their leases came to for bytes held (`stored`), the
+provider when it answers a challenge of its customer, and the customer when it judges the answer.
+What an account keeps only rises: `proven`, up to where challenges decided, and of that `void`,
+which is never paid. docs/design/market.md, "Proof"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from xsc.base import limits
+from xsc.market import lease
+from xsc.market.account import Account, held_bytes, unproven
+from xsc.market.lease import LeaseEntry, advance
+
+UNPROVEN_MS_MAX = 30 * 86_400_000
+"""Of the time before an ok so much is paid."""
+DEMANDED_MS = 24 * 3_600_000
+"""So long a customer that is up may give no challenge, or not sign for an answer."""
+
+
+def is_covered(entries: Collection[LeaseEntry], leaves: int) -> bool:
+    """Return whether a list with so many leaves can name all that is held.
+
+    Out of a shorter one nothing follows for the pair.
+    """
+    return 0 < held_bytes(entries) <= leaves * limits.LEAF_BYTES
+
+
+def until_ms(said_ms: int, epoch: int, now_ms: int, *, ok: bool) -> int:
+    """Return up to when an answer decides, by the provider's clock as far as that can be right.
+
+    A host that was silent knows what was drawn: an ok proves no more than the hour of that.
+    """
+    near_ms = min(max(said_ms, now_ms - limits.REQUEST_WINDOW_MS), now_ms)
+    return min(near_ms, (epoch + 1) * limits.EPOCH_MS) if ok else near_ms
+
+
+def decide(
+    account: Account, entries: Collection[LeaseEntry], at_ms: int, now_ms: int, *, ok: bool
+) -> None:
+    """Have an account's time up to a moment count as proven, or as void.
+
+    What is held now is taken off for the time since: where bytes were deleted, that is too little.
+    """
+    if at_ms <= account.proven_ms:
+        return
+    uses = [(entry, advance(entry.terms, entry.use, now_ms)) for entry in entries]
+    since = sum(
+        lease.worth(entry.terms, use.held_bytes * (now_ms - at_ms))
+        for entry, use in uses
+        if entry.terms.kind == "storage" and not use.given_back
+    )
+    decided = max(0, unproven(account, entries, now_ms) - since)
+    passed_ms = at_ms - account.proven_ms
+    paid_ms = min(passed_ms, UNPROVEN_MS_MAX) if ok else 0
+    account.proven += decided
+    account.void += decided - decided * paid_ms // passed_ms
+    account.proven_ms = at_ms
+
+
+def settle_idle(account: Account, entries: Collection[LeaseEntry], now_ms: int) -> None:
+    """Decide what is open where nothing is held any more: its customer deleted it, and pays."""
+    if not held_bytes(entries):
+        account.proven += unproven(account, entries, now_ms)
+        account.proven_ms = max(account.proven_ms, now_ms)
