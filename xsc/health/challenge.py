@@ -76,6 +76,11 @@ def index_of(pages: Iterable[bytes]) -> bytes:
     )
 
 
+def leaves_of(extents: Iterable[Extent]) -> int:
+    """Return how many leaves extents have."""
+    return sum(sum(counts_in(extent.to_bytes())) for extent in extents)
+
+
 def _digest(page: bytes | memoryview) -> bytes:
     return tagged_sha256("challenge_page", bytes(page))
 
@@ -197,11 +202,6 @@ def _place(ends: Sequence[int], number: int) -> tuple[int, int]:
     return place, number - (ends[place - 1] if place else 0)
 
 
-def leaves_of(index: bytes | memoryview) -> int:
-    """Return how many leaves all pages of an index have."""
-    return sum(entry.leaves for entry in _entries(index))
-
-
 def leaves_drawn(
     index: bytes | memoryview, pages: Sequence[bytes | memoryview], seed: bytes
 ) -> list[tuple[Extent, int, int]]:
@@ -249,6 +249,11 @@ class Reveal(Record):
     def round(self, host: bytes, prober: bytes) -> Round:
         """Return who asks whom."""
         return Round(host, self.customer, prober, self.scope, self.epoch)
+
+    @property
+    def leaves(self) -> int:
+        """How many leaves all pages of the index have."""
+        return sum(entry.leaves for entry in _entries(self.index))
 
     def seed(self, host: bytes, prober: bytes) -> bytes:
         """Return the seed."""

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from xsc.base import errors, fields, keyvalue, limits, merkle, peering, turns
+from xsc.base import bounded, errors, fields, keyvalue, limits, merkle, peering, turns
 from xsc.base.encoding import Value
 from xsc.base.ids import ID_BYTES, short
 from xsc.health import challenge as rules
@@ -30,6 +30,7 @@ from xsc.terms.possession import (
     LeafProof,
     Lost,
     Possession,
+    Proven,
 )
 
 CHALLENGE: Final = "health.challenge"
@@ -41,6 +42,8 @@ REASONS: Final[Mapping[Outcome, str]] = {
 }
 CHALLENGES_A_PEER_MAX = 64
 """Challenges of one prober that a host takes an epoch."""
+ANSWERS_KEPT = 1_024
+"""Of the newest answers to others than customers."""
 ROW_BYTES_MAX = 512 * limits.KIB
 ANSWER_BOUNDS: Final[Mapping[str, Callable[[Mapping[str, Value]], int]]] = {
     PROVE: lambda _: limits.SEGMENT_BYTES
@@ -111,6 +114,10 @@ class ChallengeService:
         self._granted = rules.Granted(CHALLENGES_A_PEER_MAX)
         self._revealed: dict[tuple[bytes, bytes], Reveal] = {}
         """By host and customer, the challenge of the hour: whoever asks now asks it again."""
+        self._certified: dict[tuple[bytes, bytes], bytes] = {}
+        """By host and customer, what a custodian signed on the last ok; the host is given it."""
+        self._answered: bounded.Bounded[tuple[bytes, bytes], Proven] = bounded.Bounded(ANSWERS_KEPT)
+        """By customer and custodian, what the latter may sign of the last answer."""
         self._turns: turns.Turns[bytes] = turns.Turns()
         self.rows: dict[bytes, dict[bytes, Challenged]] = {}
         """By host and customer."""
@@ -215,13 +222,32 @@ class ChallengeService:
                     row = rules.noted(before, "prober_void", epoch, now_ms)
                     row = row.model_copy(update={"again": b""})
             self._keep(host, customer, row)
-            if customer == self._own and row.outcome in rules.ANSWERED:
-                leaves = rules.leaves_of(rules.index_of(rules.pages_of(holding.extents)))
-                said_ms, of = proved.said_ms or now_ms, epoch if reveal is None else reveal.epoch
-                proof = Answered(leaves, of, said_ms, row.outcome == "ok")
-                self._payments.challenged("customer", host, proof)
+            if row.outcome in rules.ANSWERED:
+                self._tell(proved, reveal, row, holding)
             self._say(proved)
             return proved
+
+    def _tell(
+        self, proved: Proved, reveal: Reveal | None, row: Challenged, holding: Holding
+    ) -> None:
+        """Have it paid if it is about own data; else sign an ok for the host, as a custodian."""
+        ok, host = row.outcome == "ok", proved.host
+        epoch = row.epoch if reveal is None else reveal.epoch
+        leaves = rules.leaves_of(holding.extents) if reveal is None else reveal.leaves
+        if proved.customer == self._own:
+            proof = Answered(leaves, epoch, proved.said_ms or row.at_ms, ok)
+            self._payments.challenged("customer", host, proof)
+        elif ok and reveal is not None:
+            proven = Proven(
+                host=host,
+                customer=proved.customer,
+                prober=self._own,
+                seed=reveal.seed(host, self._own),
+                leaves=leaves,
+                at_ms=proved.said_ms,
+            )
+            raw = sign(proven, self._context.key, self._context.network).raw
+            self._certified[host, proved.customer] = raw
 
     def _say(self, proved: Proved) -> None:
         if proved.outcome == "ok":
@@ -305,7 +331,8 @@ class ChallengeService:
         index = rules.index_of(pages)
         nonce = rules.nonce_of(self._secret, asked)
         commitment = rules.commitment_of(nonce, index)
-        header = {**_round_fields(asked), "commitment": commitment}
+        proven = self._certified.get((asked.host, asked.customer))
+        header = {**_round_fields(asked), "commitment": commitment, "proven": proven}
         reply = await self._call(asked.host, CHALLENGE, header)
         host_nonce = fields.take_bytes(reply.header, "nonce", size=ID_BYTES)
         seed = rules.seed_of(asked, nonce, host_nonce, commitment)
@@ -400,13 +427,21 @@ class ChallengeService:
     async def _on_challenge(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[merkle.Part]
     ) -> peering.Answered:
-        """Give this node's nonce for a commitment.
+        """Give this node's nonce for a commitment, and take what a custodian signed.
 
         Raises:
+            RecordInvalid, SignatureInvalid: it signed something else than this node answered.
             RateLimited: the caller has committed itself to another one in this epoch.
         """
         asked = self._asked(caller, header)
         commitment = fields.take_bytes(header, "commitment", size=ID_BYTES)
+        raw = fields.take_opt_bytes(header, "proven")
+        if raw is not None:
+            network = self._context.network
+            proven = open_signed(raw, Proven, network=network, author=caller).record
+            # After a restart of this node it does not know: the next one comes in an hour.
+            if proven == self._answered.get((asked.customer, caller)):
+                self._payments.certified(asked.customer, raw, proven.leaves)
         if not self._granted.take(
             asked, commitment, self._context.clock.now_ms() // limits.EPOCH_MS
         ):
@@ -450,11 +485,22 @@ class ChallengeService:
         seed = reveal.seed(self._own, caller)
         record = rules.possession(seed, leaves, proofs, now_ms)
         given = [proof for proof in proofs if proof is not None]
-        if (asked.customer, asked.scope) == (caller, rules.EVERYTHING):
+        if asked.scope == rules.EVERYTHING:
             # What was never stored here is the customer's word: it takes nothing off.
             ok = False if "corrupt" in found else None if "missing" in found else True
-            proof = Answered(rules.leaves_of(reveal.index), asked.epoch, now_ms, ok)
-            self._payments.challenged("provider", caller, proof)
+            if asked.customer == caller:
+                proof = Answered(reveal.leaves, asked.epoch, now_ms, ok)
+                self._payments.challenged("provider", caller, proof)
+            elif ok:
+                answered = Proven(
+                    host=self._own,
+                    customer=asked.customer,
+                    prober=caller,
+                    seed=seed,
+                    leaves=reveal.leaves,
+                    at_ms=now_ms,
+                )
+                self._answered.put((asked.customer, caller), answered, caller)
         answer: dict[str, Value] = {
             "said": sign(record, self._context.key, self._context.network).raw,
             "paths": [[*proof.path] for proof in given],

@@ -50,6 +50,9 @@ class Payments(Protocol):
     def challenged(self, role: Role, peer: bytes, proof: Answered) -> None:
         """Note what a challenge of a customer came to, over all that it has at a provider."""
 
+    def certified(self, customer: bytes, raw: bytes, leaves: int) -> None:
+        """Keep a custodian's record, to be shown to its customer, if its list covers all."""
+
 
 class Possessions(Protocol):
     """Storage, as challenges see it."""

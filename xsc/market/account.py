@@ -48,6 +48,8 @@ class Account:
     """Of that, what is never paid."""
     proven_ms: Count = 0
     """Up to when that is."""
+    certified: bytes | None = None
+    """Provider: what a custodian of the customer signed last, for the customer when it is back."""
     number: Count = 0
     """Of the newest voucher."""
     signed_micro: Count = 0
@@ -74,9 +76,9 @@ class Account:
     """Provider: until when the next booking waits, by a steady clock."""
     asked_micro: Annotated[int, _UNKEPT] = 0
     """Customer: what all came to, paid or not, when the provider was asked for a count last."""
-    heard_ms: Annotated[int, _UNKEPT] = 0
+    heard_ms: Annotated[int | None, _UNKEPT] = None
     """Provider: since when the customer is up and gives no challenge, by a steady clock."""
-    unsigned_ms: Annotated[int, _UNKEPT] = 0
+    unsigned_ms: Annotated[int | None, _UNKEPT] = None
     """Provider: since when it is up and has not signed for all that is proven."""
 
     @property

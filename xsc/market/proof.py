@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from xsc.base import limits
 from xsc.market import lease
-from xsc.market.account import Account, held_bytes, unproven
+from xsc.market.account import Account, due_micro, held_bytes, unproven
 from xsc.market.lease import LeaseEntry, advance
 
 UNPROVEN_MS_MAX = 30 * 86_400_000
@@ -38,6 +38,11 @@ def until_ms(said_ms: int, epoch: int, now_ms: int, *, ok: bool) -> int:
     return min(near_ms, (epoch + 1) * limits.EPOCH_MS) if ok else near_ms
 
 
+def since_ms(account: Account, entries: Collection[LeaseEntry]) -> int:
+    """Return up to when challenges decided; before the first one, when the first lease began."""
+    return account.proven_ms or min((entry.terms.start_ms for entry in entries), default=0)
+
+
 def decide(
     account: Account, entries: Collection[LeaseEntry], at_ms: int, now_ms: int, *, ok: bool
 ) -> None:
@@ -45,7 +50,8 @@ def decide(
 
     What is held now is taken off for the time since: where bytes were deleted, that is too little.
     """
-    if at_ms <= account.proven_ms:
+    begun_ms = since_ms(account, entries)
+    if at_ms <= begun_ms:
         return
     uses = [(entry, advance(entry.terms, entry.use, now_ms)) for entry in entries]
     since = sum(
@@ -54,7 +60,7 @@ def decide(
         if entry.terms.kind == "storage" and not use.given_back
     )
     decided = max(0, unproven(account, entries, now_ms) - since)
-    passed_ms = at_ms - account.proven_ms
+    passed_ms = at_ms - begun_ms
     paid_ms = min(passed_ms, UNPROVEN_MS_MAX) if ok else 0
     account.proven += decided
     account.void += decided - decided * paid_ms // passed_ms
@@ -66,3 +72,28 @@ def settle_idle(account: Account, entries: Collection[LeaseEntry], now_ms: int) 
     if not held_bytes(entries):
         account.proven += unproven(account, entries, now_ms)
         account.proven_ms = max(account.proven_ms, now_ms)
+
+
+def watch(
+    account: Account,
+    entries: Collection[LeaseEntry],
+    now_ms: int,
+    steady_ms: int,
+    *,
+    is_up: bool,
+) -> None:
+    """Note at a provider since when it waits for a challenge, and for what its customer signs.
+
+    It waits for nobody that is away, and begins anew at each start: honest customers challenge
+    every hour.
+    """
+    if account.unsigned_ms is None or not is_up or not held_bytes(entries):
+        account.heard_ms = account.unsigned_ms = steady_ms
+    if due_micro(account, entries, now_ms) <= account.signed_micro:
+        account.unsigned_ms = steady_ms
+
+
+def is_demanded(account: Account, steady_ms: int) -> bool:
+    """Return whether a provider grants nothing new until the customer challenges it, or pays."""
+    waits = (account.heard_ms, account.unsigned_ms)
+    return any(since is not None and steady_ms - since > DEMANDED_MS for since in waits)

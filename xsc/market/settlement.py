@@ -1,6 +1,6 @@
 """Agrees with peers on what is owed for leases, in both roles.
 
-    market.account  voucher, book_now, show, less -> count, voucher, leases, settled_micro
+    market.account  voucher, book_now, show, less -> count, voucher, leases, settled_micro, proven
 
 A customer asks its provider for a signed count of all leases between them, and signs a voucher for
 what of it follows from its own orders (`account.agree`). It gives up room by the same call. The
@@ -31,7 +31,7 @@ from xsc.market import proof as proofs
 from xsc.market.account import Account
 from xsc.market.lease import ROLES, LeaseEntry, Role
 from xsc.market.lease_store import MarketNode, MarketPart
-from xsc.terms.possession import Answered
+from xsc.terms.possession import Answered, Proven
 from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import LeaseCount, Voucher
 
@@ -153,6 +153,31 @@ class Settlement(MarketPart):
                 due.append(account)
         return due
 
+    def certified(self, customer: bytes, raw: bytes, leaves: int) -> None:
+        """Keep a custodian's record, to be shown to its customer, if its list covers all."""
+        account = self._store.account("provider", customer)
+        if proofs.is_covered(self._store.of("provider", customer), leaves):
+            account.certified = raw
+            self._store.keep(account)
+
+    def _certify(self, account: Account, raw: bytes) -> None:
+        """Take what a custodian of this node signed while this node was away.
+
+        Raises:
+            RecordInvalid, SignatureInvalid: it is of other nodes, or nobody signed it so.
+        """
+        signed, now_ms = open_signed(raw, Proven, network=self._node.network), self._clock.now_ms()
+        proven, entries = signed.record, self._store.of("customer", account.peer)
+        parties = proven.host, proven.customer, proven.prober
+        if parties != (account.provider, account.customer, signed.author):
+            raise RecordInvalid("the record of a proof is between other nodes")
+        if (
+            account.proven_ms < proven.at_ms <= now_ms
+            and proofs.is_covered(entries, proven.leaves)
+            and signed.author in self._ports.custodians()
+        ):
+            proofs.decide(account, entries, proven.at_ms, now_ms, ok=True)
+
     # The customer's side
 
     async def agree(self, peer: bytes) -> None:
@@ -199,6 +224,9 @@ class Settlement(MarketPart):
             raise RecordInvalid(wrong)
         if account.lost is not None:
             self._recall(account, answer, count.record)
+        proven = take_opt_bytes(answer, "proven")
+        if proven is not None:
+            self._certify(account, proven)
         ends_ms = {line.lease_id: line.end_ms for line in count.record.leases}
         entries = [
             entry
@@ -330,6 +358,7 @@ class Settlement(MarketPart):
             "voucher": account.voucher,
             "leases": [entry.raw for entry in entries] if is_shown else [],
             "settled_micro": account.settled_micro,
+            "proven": account.certified,
         }, ()
 
     def _lower(self, customer: bytes, item: Value) -> None:

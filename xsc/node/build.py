@@ -505,6 +505,7 @@ class Node:
             leaf=self.storage.leaf,
             payments=self.market.settlement,
         )
+        self._ports.custodians = self.storage.assignment.custodians
         self._ports.prove = self.challenges.challenge
         self.sweeper = Sweeper(
             context,

@@ -159,3 +159,20 @@ class Possession(Record):
     leaves: Id32
     """The leaves that are "ok", with their paths."""
     said_ms: Count
+
+
+class Proven(Record):
+    """Signed by a custodian: a host answered it for all that it looks after there for a customer.
+
+    The host shows it to the customer, which pays by it if it named the custodian.
+    """
+
+    host: Id32
+    customer: Id32
+    prober: Id32
+    seed: Id32
+    """Of the challenge."""
+    leaves: Count
+    """Of the list that was drawn from."""
+    at_ms: Count
+    """When the host signed its answer, by its clock."""

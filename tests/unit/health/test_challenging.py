@@ -432,6 +432,7 @@ async def commit(net, asked, index, nonce):
         "scope": asked.scope,
         "epoch": asked.epoch,
         "commitment": rules.commitment_of(nonce, index),
+        "proven": None,
     }
     answer, _ = await net[1].service.handlers()[CHALLENGE](asked.prober, header, ())
     return answer["nonce"]

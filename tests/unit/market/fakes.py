@@ -234,6 +234,7 @@ class Node:
         } | settings
         self.entropy = SeededEntropy(bytes([number]))
         self.leaving = set()
+        self.custodians = set()
         self.offers = True
         self.denied = []
         self.granted = []
@@ -270,7 +271,7 @@ class Node:
             commit=GroupCommit(self.state, InlineExecutor()).commit,
             settings=MarketSettings(**self.settings),
         )
-        ports.prove = self.prove
+        ports.prove, ports.custodians = self.prove, lambda: self.custodians
         answer = market.handlers()[ACCOUNT]
 
         async def proven_first(caller, header, parts):
