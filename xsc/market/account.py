@@ -48,6 +48,8 @@ class Account:
     """Of that, what is never paid."""
     proven_ms: Count = 0
     """Up to when that is."""
+    failed: bool = False
+    """Whether the last challenge found a loss: what is deleted after it is not paid."""
     certified: bytes | None = None
     """Provider: what a custodian of the customer signed last, for the customer when it is back."""
     number: Count = 0
@@ -118,7 +120,8 @@ def due_micro(account: Account, entries: Collection[LeaseEntry], now_ms: int) ->
     """Return what of that is to be paid by now: what was deleted, and else what is proven."""
     uses = (rules.advance(entry.terms, entry.use, now_ms) for entry in entries)
     due = account.closed + sum(use.used for use in uses) - account.void
-    waits = unproven(account, entries, now_ms) if held_bytes(entries) else 0
+    is_open = account.failed or held_bytes(entries)
+    waits = unproven(account, entries, now_ms) if is_open else 0
     return max(0, due - waits) // WORTH
 
 
@@ -234,7 +237,8 @@ def agree(
     made.stored = min(made.stored, made.closed)
     uses = [use for _, use in made.uses]
     # Who denies what lies there has proven nothing of it.
-    if made.broken or any(use.held_bytes or use.missing_bytes for use in uses):
+    lies = any(use.held_bytes or use.missing_bytes for use in uses)
+    if made.broken or account.failed or lies:
         made.waits = max(0, made.stored + sum(use.stored for use in uses) - account.proven)
     own = max(0, made.closed + paid - account.void - made.waits)
     made.amount_micro = min(own // WORTH, count.amount_micro)

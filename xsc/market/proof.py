@@ -64,14 +64,19 @@ def decide(
     paid_ms = min(passed_ms, UNPROVEN_MS_MAX) if ok else 0
     account.proven += decided
     account.void += decided - decided * paid_ms // passed_ms
-    account.proven_ms = at_ms
+    account.proven_ms, account.failed = at_ms, not ok
 
 
 def settle_idle(account: Account, entries: Collection[LeaseEntry], now_ms: int) -> None:
-    """Decide what is open where nothing is held any more: its customer deleted it, and pays."""
+    """Decide what is open where nothing is held any more: its customer deleted it, and pays.
+
+    Not for what was deleted after its loss was found.
+    """
     if not held_bytes(entries):
-        account.proven += unproven(account, entries, now_ms)
-        account.proven_ms = max(account.proven_ms, now_ms)
+        left = unproven(account, entries, now_ms)
+        account.proven += left
+        account.void += left if account.failed else 0
+        account.proven_ms, account.failed = max(account.proven_ms, now_ms), False
 
 
 def watch(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 from xsc.base import ids, limits, merkle, tally, turns
@@ -343,7 +344,7 @@ class Settlement(MarketPart):
             entries = list(self._store.of("provider", caller))
             for entry in entries:
                 entry.use = leases.advance(entry.terms, entry.use, now_ms)
-            count = rules.count_of(account, entries, now_ms)
+            count = rules.count_of(self._claim(account, entries, now_ms), entries, now_ms)
             if entries or account.number:
                 # What is signed must not be more than what is known after a power loss.
                 await self._store.sync(*entries, account)
@@ -360,6 +361,15 @@ class Settlement(MarketPart):
             "settled_micro": account.settled_micro,
             "proven": account.certified,
         }, ()
+
+    def _claim(self, account: Account, entries: Sequence[LeaseEntry], now_ms: int) -> Account:
+        """Return an account as if its customer named the custodian whose record is here."""
+        if account.certified is None:
+            return account
+        claim, network = replace(account), self._node.network
+        proven = open_signed(account.certified, Proven, network=network).record
+        proofs.decide(claim, entries, proven.at_ms, now_ms, ok=True)
+        return claim
 
     def _lower(self, customer: bytes, item: Value) -> None:
         """Give up room of a cleared lease that its customer does not use; it is no more billed.

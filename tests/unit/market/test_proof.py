@@ -143,6 +143,19 @@ async def test_what_was_deleted_is_paid_without_a_proof_and_what_is_lost_is_not(
     assert await pay(customer, provider) == 2 * AN_HOUR
 
 
+async def test_what_is_deleted_after_its_loss_was_found_is_not_paid(world, both):
+    customer, provider = both
+    (entry,) = customer.market.store.of("customer", provider.id)
+    world.later(EPOCH_MS)
+    provider.prove_to(customer, ok=False)
+    world.later(2 * EPOCH_MS)
+    provider.drops(entry.id, HELD)
+    await customer.market.buyer.used(entry.id, -HELD)
+    for node in (customer, provider):
+        node.market.tidy()
+    assert await pay(customer, provider) == owed(customer, provider) == 0
+
+
 async def test_who_denies_what_lies_there_is_not_paid_for_what_is_not_proven(world, both):
     customer, provider = both
     world.later(2 * EPOCH_MS)
