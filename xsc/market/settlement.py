@@ -68,11 +68,14 @@ class Settlement(MarketPart):
 
     async def settle_all(self) -> None:
         """Agree with all peers that are up, and have all that is signed booked now."""
-        await self._prove(self._store.accounts("customer"))
+        await self._prove(self._store.accounts("customer"), AGREE_TIMEOUT_MS)
         await self._settle(self._store.accounts(), True, AGREE_TIMEOUT_MS)
 
-    async def _prove(self, accounts: Iterable[Account]) -> None:
-        """Challenge the providers where something is held and not proven, of those that are up."""
+    async def _prove(self, accounts: Iterable[Account], within_ms: int) -> None:
+        """Challenge the providers where something is not proven, of those that are up.
+
+        What is not proven within that time stays owed.
+        """
         now_ms, store = self._clock.now_ms(), self._store
         hosts = [
             each.peer
@@ -81,7 +84,9 @@ class Settlement(MarketPart):
             and rules.unproven(each, store.of("customer", each.peer), now_ms)
         ]
         if hosts:
-            await self._ports.prove(hosts)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within_ms / 1000):
+                    await self._ports.prove(hosts)
 
     async def settle_with(self, peer: bytes) -> None:
         """Do the same with one peer, if it is up, as far as it can be done within a short time.
@@ -91,9 +96,7 @@ class Settlement(MarketPart):
         if not self._ports.quality.is_up(peer):
             return
         both = [self._store.account(role, peer) for role in ROLES]
-        with suppress(TimeoutError):
-            async with asyncio.timeout(SETTLE_LAST_MS / 1000):
-                await self._prove(both[:1])
+        await self._prove(both[:1], SETTLE_LAST_MS)
         await self._settle(both, True, SETTLE_LAST_MS)
 
     # What challenges came to
