@@ -34,7 +34,8 @@ def until_ms(said_ms: int, epoch: int, now_ms: int, *, ok: bool) -> int:
 
     A host that was silent knows what was drawn: an ok proves no more than the hour of that.
     """
-    near_ms = min(max(said_ms, now_ms - limits.REQUEST_WINDOW_MS), now_ms)
+    window_ms = limits.REQUEST_WINDOW_MS
+    near_ms = min(max(said_ms, now_ms - window_ms), now_ms + window_ms)
     return min(near_ms, (epoch + 1) * limits.EPOCH_MS) if ok else near_ms
 
 
@@ -53,13 +54,12 @@ def decide(
     begun_ms = since_ms(account, entries)
     if at_ms <= begun_ms:
         return
-    uses = [(entry, advance(entry.terms, entry.use, now_ms)) for entry in entries]
+    seen_ms = max(now_ms, at_ms)
+    uses = [(entry.terms, advance(entry.terms, entry.use, seen_ms)) for entry in entries]
     since = sum(
-        lease.worth(entry.terms, use.held_bytes * (now_ms - at_ms))
-        for entry, use in uses
-        if entry.terms.kind == "storage" and not use.given_back
+        lease.worth(terms, use.held_bytes * max(0, use.counted_ms - at_ms)) for terms, use in uses
     )
-    decided = max(0, unproven(account, entries, now_ms) - since)
+    decided = max(0, unproven(account, entries, seen_ms) - since)
     passed_ms = at_ms - begun_ms
     paid_ms = min(passed_ms, UNPROVEN_MS_MAX) if ok else 0
     account.proven += decided
