@@ -29,7 +29,7 @@ from xsc.storage.object.manifest import hash_of
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.server import ShardServer
 from xsc.storage.shardstore.store import StorageNode
-from xsc.terms.possession import MANIFEST_COLUMN, Extent, Holding, Root, extent_name
+from xsc.terms.possession import MANIFEST_COLUMN, Answered, Extent, Holding, Root, extent_name
 
 NETWORK = network_id("bench")
 SHARDS = least(1_000, 8)
@@ -74,6 +74,16 @@ class _Link:
         return _Reply(answer, [memoryview(body) for body in bodies])
 
 
+class _Unpaid:
+    """A market in which nothing is paid."""
+
+    def challenged(self, role: str, peer: bytes, proof: Answered) -> None:
+        """Pay nothing."""
+
+    def certified(self, customer: bytes, raw: bytes, leaves: int) -> None:
+        """Keep nothing."""
+
+
 def _service(number: int, link: _Link, server: ShardServer | None) -> ChallengeService:
     key = KeyPair(bytes([number]) * 32)
     context = Context(
@@ -81,7 +91,14 @@ def _service(number: int, link: _Link, server: ShardServer | None) -> ChallengeS
     )
     nothing: object = None
     leaf = nothing if server is None else server.leaf
-    return ChallengeService(context, MemoryKeyValue(), nothing, nothing, leaf)  # type: ignore[arg-type]
+    return ChallengeService(
+        context,
+        MemoryKeyValue(),
+        nothing,  # type: ignore[arg-type]
+        nothing,  # type: ignore[arg-type]
+        leaf=leaf,  # type: ignore[arg-type]
+        payments=_Unpaid(),
+    )
 
 
 async def _stored(node: StorageNode) -> dict[bytes, Root]:

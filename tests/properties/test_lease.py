@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from xsc.base.limits import COMPUTE_LEASE_MS, EPOCH_MS, MFUEL, MIB, OFFER_MS, REQUEST_WINDOW_MS
 from xsc.identity.envelope import Signed
 from xsc.market import account as rules
+from xsc.market import proof
 from xsc.market.account import Account
 from xsc.market.lease import (
     LATE_MS,
@@ -146,7 +147,17 @@ class Pair:
         """Return what the provider signs now."""
         for entry in self.theirs.values():
             entry.use = advance(entry.terms, entry.use, self.their_ms)
+        self.prove()
         return rules.count_of(self.other, list(self.theirs.values()), self.their_ms)
+
+    def prove(self):
+        """Have the provider prove all that it holds, as it has each hour before."""
+        for account, entries, now_ms in (
+            (self.own, [*self.mine.values()], self.now_ms),
+            (self.other, [*self.theirs.values()], self.their_ms),
+        ):
+            account.proven_ms = max(account.proven_ms, now_ms - EPOCH_MS)
+            proof.decide(account, entries, now_ms, now_ms, ok=True)
 
     def take(self, count):
         """Have the customer take a count over; return what it makes of it."""
@@ -159,7 +170,7 @@ class Pair:
             asked_ms=self.now_ms + 1,
             now_ms=self.now_ms,
         )
-        self.own.closed = agreed.closed
+        self.own.closed, self.own.stored = agreed.closed, agreed.stored
         for entry, use in agreed.uses:
             entry.use = use
         for lease_id in {entry.terms.lease_id for entry in agreed.gone} | agreed.denied:

@@ -89,6 +89,8 @@ def test_an_object_whose_owner_runs_is_readable_for_ever_and_never_swept():
             assert held_by(world, owner) == before
             for capability, data in kept.items():
                 assert await get(owner, capability) == data
+            # It wakes seldom, and challenges as seldom.
+            await settle(world)
             if number % 3 == 2:
                 await world.crash(number % 2)
                 await world.restart(number % 2)

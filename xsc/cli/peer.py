@@ -9,7 +9,7 @@ from click import argument, option
 
 from xsc import api
 from xsc.base.errors import CorruptionError, UnavailableError
-from xsc.base.units import format_share, format_size
+from xsc.base.units import format_credits, format_share, format_size
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
 from xsc.client.core import Document
@@ -164,7 +164,7 @@ def health(ctx: click.Context) -> None:
     show.rows(
         answer["peers"],
         "peer state <availability <quality <response <probes <missed <wrong seen challenge proven "
-        "false_clearing",
+        "unproven since false_clearing",
         NO_PEERS,
         peer=lambda row: show.named(row, "id"),
         response=("response_ms", "{}ms".format),
@@ -172,6 +172,8 @@ def health(ctx: click.Context) -> None:
         seen="last_seen_ms",
         challenge="outcome",
         proven="proven_ms",
+        unproven=("unproven_micro", format_credits),
+        since="unproven_since_ms",
         false_clearing=("false_clearing", lambda found: found[:10] if found else ""),
     )
 

@@ -76,6 +76,11 @@ def index_of(pages: Iterable[bytes]) -> bytes:
     )
 
 
+def leaves_of(extents: Iterable[Extent]) -> int:
+    """Return how many leaves extents have."""
+    return sum(sum(counts_in(extent.to_bytes())) for extent in extents)
+
+
 def _digest(page: bytes | memoryview) -> bytes:
     return tagged_sha256("challenge_page", bytes(page))
 
@@ -244,6 +249,11 @@ class Reveal(Record):
     def round(self, host: bytes, prober: bytes) -> Round:
         """Return who asks whom."""
         return Round(host, self.customer, prober, self.scope, self.epoch)
+
+    @property
+    def leaves(self) -> int:
+        """How many leaves all pages of the index have."""
+        return sum(entry.leaves for entry in _entries(self.index))
 
     def seed(self, host: bytes, prober: bytes) -> bytes:
         """Return the seed."""

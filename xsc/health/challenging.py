@@ -13,15 +13,25 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from xsc.base import errors, fields, keyvalue, limits, merkle, peering, turns
+from xsc.base import bounded, errors, fields, keyvalue, limits, merkle, peering, turns
 from xsc.base.encoding import Value
 from xsc.base.ids import ID_BYTES, short
 from xsc.health import challenge as rules
 from xsc.health.challenge import Challenged, Outcome, Reveal, Round
-from xsc.health.ports import Possessions, Probes
+from xsc.health.ports import Payments, Possessions, Probes
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
-from xsc.terms.possession import LEAVES_ASKED, PROVE, AskedLeaf, Holding, LeafProof, Possession
+from xsc.terms.possession import (
+    LEAVES_ASKED,
+    PROVE,
+    Answered,
+    AskedLeaf,
+    Holding,
+    LeafProof,
+    Lost,
+    Possession,
+    Proven,
+)
 
 CHALLENGE: Final = "health.challenge"
 ROOT: Final = b"health/challenge/"
@@ -32,6 +42,8 @@ REASONS: Final[Mapping[Outcome, str]] = {
 }
 CHALLENGES_A_PEER_MAX = 64
 """Challenges of one prober that a host takes an epoch."""
+ANSWERS_KEPT = 1_024
+"""Of the newest answers to others than customers."""
 ROW_BYTES_MAX = 512 * limits.KIB
 ANSWER_BOUNDS: Final[Mapping[str, Callable[[Mapping[str, Value]], int]]] = {
     PROVE: lambda _: limits.SEGMENT_BYTES
@@ -49,6 +61,8 @@ class Proved(NamedTuple):
     """Why it is not "ok"."""
     names: frozenset[bytes] = frozenset()
     """Extents that failed."""
+    said_ms: int = 0
+    """When the host signed its answer, by its clock."""
 
 
 def _round_fields(asked: Round) -> dict[str, Value]:
@@ -72,7 +86,9 @@ class ChallengeService:
         state: keyvalue.KeyValue,
         health: Probes,
         possessions: Possessions,
-        leaf: Callable[[bytes, AskedLeaf], Awaitable[LeafProof | None]],
+        *,
+        leaf: Callable[[bytes, AskedLeaf], Awaitable[LeafProof | Lost]],
+        payments: Payments,
     ) -> None:
         """Read what earlier challenges came to.
 
@@ -81,7 +97,8 @@ class ChallengeService:
             state: the store; other tables may be in it.
             health: how peers are.
             possessions: what should lie at hosts.
-            leaf: reads for a caller what lies here; None where it does not, or is damaged.
+            leaf: reads for a caller what lies here; else says whether that was lost here.
+            payments: pay for what is proven.
 
         Raises:
             StoreDamaged: what is kept is damaged.
@@ -93,9 +110,14 @@ class ChallengeService:
         self._health = health
         self._possessions = possessions
         self._leaf = leaf
+        self._payments = payments
         self._granted = rules.Granted(CHALLENGES_A_PEER_MAX)
         self._revealed: dict[tuple[bytes, bytes], Reveal] = {}
         """By host and customer, the challenge of the hour: whoever asks now asks it again."""
+        self._certified: dict[tuple[bytes, bytes], bytes] = {}
+        """By host and customer, what a custodian signed on the last ok; the host is given it."""
+        self._answered: bounded.Bounded[tuple[bytes, bytes], Proven] = bounded.Bounded(ANSWERS_KEPT)
+        """By customer and custodian, what the latter may sign of the last answer."""
         self._turns: turns.Turns[bytes] = turns.Turns()
         self.rows: dict[bytes, dict[bytes, Challenged]] = {}
         """By host and customer."""
@@ -183,7 +205,8 @@ class ChallengeService:
             now_ms = self._context.clock.now_ms()
             whole = proved.outcome == "ok" and rules.whole_is_due(before, now_ms)
             if whole:
-                proved = await self._whole(asked, holding, now_ms)
+                whole_read = await self._whole(asked, holding, now_ms)
+                proved = whole_read._replace(said_ms=proved.said_ms)
             now_ms = self._context.clock.now_ms()
             row = rules.noted(before, proved.outcome, epoch, now_ms)
             if whole and row.outcome in rules.ANSWERED:
@@ -199,8 +222,32 @@ class ChallengeService:
                     row = rules.noted(before, "prober_void", epoch, now_ms)
                     row = row.model_copy(update={"again": b""})
             self._keep(host, customer, row)
+            if row.outcome in rules.ANSWERED:
+                self._tell(proved, reveal, row, holding)
             self._say(proved)
             return proved
+
+    def _tell(
+        self, proved: Proved, reveal: Reveal | None, row: Challenged, holding: Holding
+    ) -> None:
+        """Have it paid if it is about own data; else sign an ok for the host, as a custodian."""
+        ok, host = row.outcome == "ok", proved.host
+        epoch = row.epoch if reveal is None else reveal.epoch
+        leaves = rules.leaves_of(holding.extents) if reveal is None else reveal.leaves
+        if proved.customer == self._own:
+            proof = Answered(leaves, epoch, proved.said_ms or row.at_ms, ok)
+            self._payments.challenged("customer", host, proof)
+        elif ok and reveal is not None:
+            proven = Proven(
+                host=host,
+                customer=proved.customer,
+                prober=self._own,
+                seed=reveal.seed(host, self._own),
+                leaves=leaves,
+                at_ms=proved.said_ms,
+            )
+            raw = sign(proven, self._context.key, self._context.network).raw
+            self._certified[host, proved.customer] = raw
 
     def _say(self, proved: Proved) -> None:
         if proved.outcome == "ok":
@@ -251,19 +298,20 @@ class ChallengeService:
             exceeding: what it is where the host says that it was asked too often.
         """
         names: frozenset[bytes] = frozenset()
+        said_ms = 0
         outcome: Outcome = "prober_void"
         reason = "it moved meanwhile"
         try:
             reveal = reveal or await self._begin(asked, holding)
             if reveal is not None:
-                outcome, names = await self._ask(asked.host, reveal)
+                outcome, names, said_ms = await self._ask(asked.host, reveal)
                 reason = REASONS[outcome]
         except errors.RateLimited as fault:
             outcome, reason = exceeding, fault.message
         except errors.XscError as fault:
             # A host's word makes nothing void: whatever it says instead of an answer is silence.
             outcome, reason = await self._unheard(asked.host), f"{fault.code}: {fault.message}"
-        return Proved(asked.host, asked.customer, outcome, reason, names), reveal
+        return Proved(asked.host, asked.customer, outcome, reason, names, said_ms), reveal
 
     async def _unheard(self, host: bytes) -> Outcome:
         """Return what silence is: who answers a probe meanwhile only keeps silent about it."""
@@ -283,7 +331,8 @@ class ChallengeService:
         index = rules.index_of(pages)
         nonce = rules.nonce_of(self._secret, asked)
         commitment = rules.commitment_of(nonce, index)
-        header = {**_round_fields(asked), "commitment": commitment}
+        proven = self._certified.get((asked.host, asked.customer))
+        header = {**_round_fields(asked), "commitment": commitment, "proven": proven}
         reply = await self._call(asked.host, CHALLENGE, header)
         host_nonce = fields.take_bytes(reply.header, "nonce", size=ID_BYTES)
         seed = rules.seed_of(asked, nonce, host_nonce, commitment)
@@ -303,7 +352,7 @@ class ChallengeService:
             roots=tuple((*root,) for root in roots if root is not None),
         )
 
-    async def _ask(self, host: bytes, reveal: Reveal) -> tuple[Outcome, frozenset[bytes]]:
+    async def _ask(self, host: bytes, reveal: Reveal) -> tuple[Outcome, frozenset[bytes], int]:
         """Ask for the leaves that were drawn, and judge the answer."""
         asked = reveal.asked(host, self._own)
         header: dict[str, Value] = {
@@ -321,10 +370,11 @@ class ChallengeService:
             if len(paths) != len(reply.parts):
                 raise errors.RecordInvalid("each leaf has one path")
             proofs = [LeafProof(bytes(d), p) for d, p in zip(reply.parts, paths, strict=True)]
-            return rules.judge(reveal.seed(host, self._own), asked, said, proofs)
+            outcome, names = rules.judge(reveal.seed(host, self._own), asked, said, proofs)
         except (errors.RecordInvalid, errors.SignatureInvalid) as fault:
             self._health.report(host, f"challenge: {fault.message}")
             raise
+        return outcome, names, said.said_ms
 
     async def _whole(self, asked: Round, holding: Holding, now_ms: int) -> Proved:
         """Read a whole body, drawn by this node alone: the same one until that was answered."""
@@ -377,13 +427,21 @@ class ChallengeService:
     async def _on_challenge(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[merkle.Part]
     ) -> peering.Answered:
-        """Give this node's nonce for a commitment.
+        """Give this node's nonce for a commitment, and take what a custodian signed.
 
         Raises:
+            RecordInvalid, SignatureInvalid: it signed something else than this node answered.
             RateLimited: the caller has committed itself to another one in this epoch.
         """
         asked = self._asked(caller, header)
         commitment = fields.take_bytes(header, "commitment", size=ID_BYTES)
+        raw = fields.take_opt_bytes(header, "proven")
+        if raw is not None:
+            network = self._context.network
+            proven = open_signed(raw, Proven, network=network, author=caller).record
+            # After a restart of this node it does not know: the next one comes in an hour.
+            if proven == self._answered.get((asked.customer, caller)):
+                self._payments.certified(asked.customer, raw, proven.leaves)
         if not self._granted.take(
             asked, commitment, self._context.clock.now_ms() // limits.EPOCH_MS
         ):
@@ -422,10 +480,27 @@ class ChallengeService:
         if not -1 <= now_ms // limits.EPOCH_MS - asked.epoch <= rules.EPOCHS_KEPT:
             raise errors.RecordInvalid("the challenge is of another time")
         leaves = reveal.asked(self._own, caller)
-        proofs = [await self._leaf(caller, leaf) for leaf in leaves]
+        found = [await self._leaf(caller, leaf) for leaf in leaves]
+        proofs = [None if isinstance(each, str) else each for each in found]
         seed = reveal.seed(self._own, caller)
         record = rules.possession(seed, leaves, proofs, now_ms)
         given = [proof for proof in proofs if proof is not None]
+        if asked.scope == rules.EVERYTHING:
+            # What was never stored here is the customer's word: it takes nothing off.
+            ok = False if "corrupt" in found else None if "missing" in found else True
+            if asked.customer == caller:
+                proof = Answered(reveal.leaves, asked.epoch, now_ms, ok)
+                self._payments.challenged("provider", caller, proof)
+            elif ok:
+                answered = Proven(
+                    host=self._own,
+                    customer=asked.customer,
+                    prober=caller,
+                    seed=seed,
+                    leaves=reveal.leaves,
+                    at_ms=now_ms,
+                )
+                self._answered.put((asked.customer, caller), answered, caller)
         answer: dict[str, Value] = {
             "said": sign(record, self._context.key, self._context.network).raw,
             "paths": [[*proof.path] for proof in given],

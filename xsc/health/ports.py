@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
-from xsc.terms.possession import Extent, Holding, Root
+from xsc.terms.possession import Answered, Extent, Holding, Root
+
+Role = Literal["customer", "provider"]
 
 
 class Probed(Protocol):
@@ -40,6 +42,16 @@ class Probes(Protocol):
 
     def report(self, peer: bytes, what: str) -> None:
         """Count a plainly wrong answer of a peer."""
+
+
+class Payments(Protocol):
+    """The market, which pays for what is proven."""
+
+    def challenged(self, role: Role, peer: bytes, proof: Answered) -> None:
+        """Note what a challenge of a customer came to, over all that it has at a provider."""
+
+    def certified(self, customer: bytes, raw: bytes, leaves: int) -> None:
+        """Keep a custodian's record, to be shown to its customer, if its list covers all."""
 
 
 class Possessions(Protocol):

@@ -40,6 +40,18 @@ class Account:
     customer: bytes
     closed: WideNumber = 0
     """What leases came to that are forgotten, in WORTHths of a micro-credit."""
+    stored: WideNumber = 0
+    """Of that, what was for bytes held."""
+    proven: WideNumber = 0
+    """Of all that is for bytes held, up to where challenges decided (`xsc.market.proof`)."""
+    void: WideNumber = 0
+    """Of that, what is never paid."""
+    proven_ms: Count = 0
+    """Up to when that is."""
+    failed: bool = False
+    """Whether the last challenge found a loss: what is deleted after it is not paid."""
+    certified: bytes | None = None
+    """Provider: what a custodian of the customer signed last, for the customer when it is back."""
     number: Count = 0
     """Of the newest voucher."""
     signed_micro: Count = 0
@@ -64,6 +76,12 @@ class Account:
     has asked for them; by lease in hexadecimal digits, its bytes."""
     retry_ms: Annotated[int, _UNKEPT] = 0
     """Provider: until when the next booking waits, by a steady clock."""
+    asked_micro: Annotated[int, _UNKEPT] = 0
+    """Customer: what all came to, paid or not, when the provider was asked for a count last."""
+    heard_ms: Annotated[int | None, _UNKEPT] = None
+    """Provider: since when the customer is up and gives no challenge, by a steady clock."""
+    unsigned_ms: Annotated[int | None, _UNKEPT] = None
+    """Provider: since when it is up and has not signed for all that is proven."""
 
     @property
     def id(self) -> bytes:
@@ -81,15 +99,35 @@ class Account:
         return max(0, self.signed_micro - self.settled_micro)
 
 
-def due_micro(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> int:
-    """Return what an account comes to by now, settled or not."""
+def held_bytes(entries: Iterable[LeaseEntry]) -> int:
+    """Return the bytes that a customer stored and has not deleted, lost ones as well."""
+    return sum(entry.use.held_bytes + entry.use.missing_bytes for entry in entries)
+
+
+def unproven(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> int:
+    """Return what bytes held came to since challenges decided last, in WORTHths."""
     uses = (rules.advance(entry.terms, entry.use, now_ms) for entry in entries)
-    return (account.closed + sum(use.used for use in uses)) // WORTH
+    return max(0, account.stored + sum(use.stored for use in uses) - account.proven)
+
+
+def total_micro(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> int:
+    """Return what an account comes to by now, settled or not, proven or not."""
+    uses = (rules.advance(entry.terms, entry.use, now_ms) for entry in entries)
+    return max(0, account.closed + sum(use.used for use in uses) - account.void) // WORTH
+
+
+def due_micro(account: Account, entries: Collection[LeaseEntry], now_ms: int) -> int:
+    """Return what of that is to be paid by now: what was deleted, and else what is proven."""
+    uses = (rules.advance(entry.terms, entry.use, now_ms) for entry in entries)
+    due = account.closed + sum(use.used for use in uses) - account.void
+    is_open = account.failed or held_bytes(entries)
+    waits = unproven(account, entries, now_ms) if is_open else 0
+    return max(0, due - waits) // WORTH
 
 
 def owed_micro(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> int:
-    """Return what the customer has yet to settle."""
-    return max(0, due_micro(account, entries, now_ms) - account.settled_micro)
+    """Return what the customer has yet to settle, proven or not."""
+    return max(0, total_micro(account, entries, now_ms) - account.settled_micro)
 
 
 def count_of(account: Account, entries: Collection[LeaseEntry], now_ms: int) -> LeaseCount:
@@ -129,6 +167,10 @@ class Agreed:
     """What a customer makes of a count."""
 
     closed: int
+    stored: int
+    """Of that, what was for bytes held."""
+    waits: int = 0
+    """What is not proven yet, in WORTHths: of that nothing is paid."""
     amount_micro: int = 0
     """What it owes in all, by the count and by its own."""
     uses: list[tuple[LeaseEntry, LeaseUse]] = field(default_factory=list)
@@ -161,7 +203,7 @@ def agree(
     """
     count = signed.record
     lines = {line.lease_id: line for line in count.leases}
-    made, paid = Agreed(account.closed), 0
+    made, paid = Agreed(account.closed, account.stored), 0
     for entry in entries:
         terms, line, was_held = entry.terms, lines.get(entry.id), entry.use.held_bytes > 0
         use = rules.advance(terms, entry.use, now_ms)
@@ -169,7 +211,8 @@ def agree(
         is_denied, is_asked = False, entry.less is not None and not entry.less[0]
         if line is None:
             made.closed += use.used
-            use = replace(rules.ended(use), used=0, held_bytes=0)
+            made.stored += use.stored
+            use = replace(rules.ended(use), used=0, stored=0, held_bytes=0)
             is_denied = is_open and not is_asked
             if not is_open and use.denial is None:
                 made.gone.append(entry)  # What was denied is kept as evidence.
@@ -191,7 +234,14 @@ def agree(
             use = replace(use, denial=signed.raw)
         made.uses.append((entry, use))
     made.closed = min(made.closed, number_of(count.closed))
-    made.amount_micro = min((made.closed + paid) // WORTH, count.amount_micro)
+    made.stored = min(made.stored, made.closed)
+    uses = [use for _, use in made.uses]
+    # Who denies what lies there has proven nothing of it.
+    lies = any(use.held_bytes or use.missing_bytes for use in uses)
+    if made.broken or account.failed or lies:
+        made.waits = max(0, made.stored + sum(use.stored for use in uses) - account.proven)
+    own = max(0, made.closed + paid - account.void - made.waits)
+    made.amount_micro = min(own // WORTH, count.amount_micro)
     return made
 
 
@@ -202,7 +252,9 @@ def restore(account: Account, entries: Iterable[LeaseEntry], count: LeaseCount) 
     """
     assert account.lost is not None, "the customer has lost its disk"
     lines = {line.lease_id: line for line in count.leases}
-    signed = account.signed_micro * WORTH
+    counted_all = number_of(count.closed) + sum(number_of(line.used) for line in count.leases)
+    # What it counts and does not want to be paid is not proven, or void.
+    signed = account.signed_micro * WORTH + max(0, counted_all - count.amount_micro * WORTH)
     for entry in entries:
         line, size = lines[entry.id], account.lost.get(entry.id.hex(), 0)
         # One under which nothing lies may have been refused once: it keeps nothing.
@@ -211,14 +263,20 @@ def restore(account: Account, entries: Iterable[LeaseEntry], count: LeaseCount) 
         before = min(counted, signed)
         signed -= before
         most = max(size, level) * max(0, count.counted_ms - begins_ms)
+        used = min(counted, before + rules.worth(entry.terms, most))
         entry.use = replace(
             entry.use,
             held_bytes=size,
             level=level,
-            used=min(counted, before + rules.worth(entry.terms, most)),
+            used=used,
+            stored=used if entry.terms.kind == "storage" else 0,
             counted_ms=max(count.counted_ms, entry.terms.start_ms),
         )
-    account.closed = min(number_of(count.closed), signed)
+    account.closed = account.stored = min(number_of(count.closed), signed)
+    used = account.closed + sum(entry.use.used for entry in entries)
+    stored = account.stored + sum(entry.use.stored for entry in entries)
+    account.proven = max(0, stored - max(0, used - account.signed_micro * WORTH))
+    account.proven_ms = account.paid_until_ms or count.counted_ms
 
 
 def next_voucher(account: Account, amount_micro: int, count: LeaseCount) -> Voucher | None:

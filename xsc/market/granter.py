@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from xsc.base import encoding, fields, limits, merkle, units
-from xsc.base.errors import LeaseExhausted, NoOffers, RateLimited, RecordInvalid
+from xsc.base.errors import LeaseExhausted, NoOffers, NotAllowed, RateLimited, RecordInvalid
 from xsc.base.ids import short
 from xsc.identity.envelope import open_signed, sign
 from xsc.market import lease as rules
-from xsc.market import lease_store, waiting
+from xsc.market import lease_store, proof, waiting
 from xsc.market.headroom import Headroom, is_named
 from xsc.market.lease import LeaseEntry, ahead_micro, is_done, kept_free
 from xsc.market.ports import EXHAUSTED
@@ -99,6 +99,12 @@ class LeaseGranter(lease_store.MarketPart):
                 f"one customer may have {limits.LEASES_A_CUSTOMER_MAX} leases that are in use",
                 hint="give back what is not needed: `xsc market leases`",
             )
+        if self._is_demanded(customer):
+            raise NotAllowed(
+                "for a day this node has waited for a challenge, or to be paid for its answer: "
+                "until then it grants nothing new",
+                hint="have it prove what it holds: `xsc health challenge PEER`",
+            )
         if not request.cleared:
             self._check_terms(request, self._asks(request))
             # Calls are bounded when they come, and bytes as well; some must fit now.
@@ -136,10 +142,14 @@ class LeaseGranter(lease_store.MarketPart):
         if grant is not None and not is_named(grant, request):
             raise NoOffers("this node has granted something else for what is held")
         self._check_terms(request, self._asks(request) if grant is None else grant.price)
-        level = min(request.level, most)
+        level = min(request.level, held if self._is_demanded(request.customer) else most)
         # What may still come to be owed under it goes over to its next term.
         self._check_credit(request, max(level, held), ahead_micro(known, now_ms))
         return level, None if grant is None else grant.clearing
+
+    def _is_demanded(self, customer: bytes) -> bool:
+        account = self._store.account("provider", customer)
+        return proof.is_demanded(account, self._clock.monotonic_ms())
 
     def _check_credit(self, request: LeaseRequest, quantity: int, beside_micro: int = 0) -> None:
         """Refuse a request where an hour of so many bytes, or such fuel, is beyond the credit.

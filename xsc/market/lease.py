@@ -61,6 +61,8 @@ class LeaseUse:
     """What is kept free and billed: bytes, or fuel steps a second. Within a term it only falls."""
     used: WideNumber = 0
     """What it comes to, of all its terms: in WORTHths of a micro-credit."""
+    stored: WideNumber = 0
+    """Of that, what is for bytes held: it is paid once it is proven (`xsc.market.proof`)."""
     counted_ms: Count = 0
     """Up to when time is counted in that."""
     leeway: WideNumber = 0
@@ -270,7 +272,8 @@ def _counted(terms: LeaseRequest, use: LeaseUse, until_ms: int, level: int) -> L
     if passed_ms <= 0:
         return use
     more = worth(terms, max(use.held_bytes, level) * passed_ms)
-    return replace(use, used=use.used + more, counted_ms=until_ms)
+    stored = use.stored + worth(terms, use.held_bytes * passed_ms)
+    return replace(use, used=use.used + more, stored=stored, counted_ms=until_ms)
 
 
 def hold(terms: LeaseRequest, use: LeaseUse, delta_bytes: int, now_ms: int) -> LeaseUse:
@@ -376,14 +379,18 @@ def follow(
     if not has_time(terms):
         return use, min(use.used, theirs), theirs <= use.used
     counted_ms = min(counted_ms, terms.end_ms + (LATE_MS if use.held_bytes else 0))
-    own = advance(terms, use, counted_ms).used
+    at = advance(terms, use, counted_ms)
+    own, stored = at.used, at.stored
     if theirs > own + use.leeway:
         return use, use.used, False
-    since = replace(use, used=0, counted_ms=max(counted_ms, terms.start_ms))
-    late = advance(terms, since, use.counted_ms).used
-    if theirs > own - late + use.leeway:
+    since = replace(use, used=0, stored=0, counted_ms=max(counted_ms, terms.start_ms))
+    late = advance(terms, since, use.counted_ms)
+    if theirs > own - late.used + use.leeway:
         # What it counts is of now, whatever it says: a minute is paid once.
         counted_ms = max(counted_ms, use.counted_ms)
+        stored += theirs - own
+    else:
+        stored += theirs - own + late.used - late.stored
     # A level only falls: what was given up is not taken off once more.
     # What explained a difference once explains no other.
     leeway = 0 if stood else use.leeway - max(0, theirs - own)
@@ -391,6 +398,8 @@ def follow(
     held = min(use.held_bytes, line.held_bytes) if stood else use.held_bytes
     missing = use.missing_bytes + use.held_bytes - held
     use = replace(use, held_bytes=held, missing_bytes=missing, level=level, used=theirs)
+    # What makes the difference between both counts has to be proven.
+    use = replace(use, stored=min(theirs, max(0, stored)))
     return replace(use, counted_ms=counted_ms, leeway=leeway), theirs, True
 
 
@@ -555,11 +564,13 @@ def renewed(
     """
     use = advance(old, use, terms.start_ms)
     level = min(level, max(use.level, use.held_bytes))
-    most, used = max(use.held_bytes, use.level, level), use.used
+    most, used, stored = max(use.held_bytes, use.level, level), use.used, use.stored
     if role == "customer":
         ahead_ms = max(0, use.counted_ms - terms.start_ms)
         used -= worth(old, max(use.held_bytes, use.level) * ahead_ms)
         used = max(0, used + worth(terms, max(use.held_bytes, level) * ahead_ms))
+        stored -= worth(old, use.held_bytes * ahead_ms)
+        stored = max(0, stored + worth(terms, use.held_bytes * ahead_ms))
     touched_ms = max(use.touched_ms, terms.start_ms)
-    use = replace(use, touched_ms=touched_ms, level=level, used=used)
+    use = replace(use, touched_ms=touched_ms, level=level, used=used, stored=stored)
     return widened(old, widened(terms, use, most), most)

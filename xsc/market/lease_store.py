@@ -329,10 +329,10 @@ class LeaseStore:
     def forget(self, entry: LeaseEntry) -> None:
         """Drop a lease that is over; the account keeps what it came to."""
         account, (key, _) = self.account(entry.role, entry.peer), _lease_row(entry)
-        closed = account.closed + entry.use.used
-        row = _account_row(replace(account, closed=closed))
+        closed, stored = account.closed + entry.use.used, account.stored + entry.use.stored
+        row = _account_row(replace(account, closed=closed, stored=stored))
         self._state.write([(key, None), row], sync=False)
-        account.closed = closed
+        account.closed, account.stored = closed, stored
         del self._entries[entry.role][entry.id]
         del self._by_peer[entry.role, entry.peer][entry.id]
 

@@ -137,5 +137,9 @@ class MarketPorts:
     need_of: NeedOf
     on_need: Callable[[], None]
     """Called when what this node needs by default may have changed."""
+    prove: Callable[[Sequence[bytes]], Awaitable[object]] = field(init=False)
+    """Challenges providers now: what they hold is paid up to the last proof of it."""
+    custodians: Callable[[], Collection[bytes]] = field(init=False)
+    """Returns whom this node named as custodians of what it stored."""
     on_denied: Callable[[Collection[bytes]], Awaitable[None]] = field(init=False)
     """Called with the leases of this node that a provider has signed not to know."""

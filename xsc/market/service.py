@@ -11,11 +11,12 @@ from __future__ import annotations
 from xsc.base import errors, keyvalue, limits, peering
 from xsc.base.keyvalue import Commit
 from xsc.identity.context import Context
-from xsc.market import buyer, granter, headroom, lease, lease_store, settlement, signing
-from xsc.market.account import Account, LeaseView, owed_micro, views
+from xsc.market import buyer, granter, headroom, lease, lease_store, proof, settlement, signing
+from xsc.market.account import Account, LeaseView, owed_micro, unproven, views
 from xsc.market.default_need import DefaultNeed
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.providers import LEASE, Providers
+from xsc.terms.pricing import WORTH
 
 
 class MarketService:
@@ -79,6 +80,13 @@ class MarketService:
             entry.use, is_over = lease.tidied(entry, now_ms)
             if is_over:
                 self.store.forget(entry)
+        for account in self.store.accounts():
+            entries = self.store.of(account.role, account.peer)
+            proof.settle_idle(account, entries, now_ms)
+            if account.role == "provider":
+                is_up = self._node.ports.quality.is_up(account.peer)
+                steady_ms = self._clock.monotonic_ms()
+                proof.watch(account, entries, now_ms, steady_ms, is_up=is_up)
         self.default_need.tidy()
         self.headroom.refresh()
 
@@ -97,6 +105,13 @@ class MarketService:
         """Return what of an account is not settled."""
         entries = self.store.of(account.role, account.peer)
         return owed_micro(account, entries, self._clock.now_ms())
+
+    def unproven(self, role: lease.Role, peer: bytes) -> tuple[int, int | None]:
+        """Return what bytes held came to that is not proven, in micro-credits, and since when."""
+        account, now_ms = self.store.account(role, peer), self._clock.now_ms()
+        entries = self.store.of(role, peer)
+        micro = unproven(account, entries, now_ms) // WORTH
+        return micro, proof.since_ms(account, entries) if micro else None
 
     def lease_record(self, lease_id: bytes, *, denial: bool = False) -> bytes:
         """Return the signed lease of that id, or its denial, in either role, for `xsc verify`.

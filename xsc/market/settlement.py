@@ -1,6 +1,6 @@
 """Agrees with peers on what is owed for leases, in both roles.
 
-    market.account  voucher, book_now, show, less -> count, voucher, leases, settled_micro
+    market.account  voucher, book_now, show, less -> count, voucher, leases, settled_micro, proven
 
 A customer asks its provider for a signed count of all leases between them, and signs a voucher for
 what of it follows from its own orders (`account.agree`). It gives up room by the same call. The
@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 from xsc.base import ids, limits, merkle, tally, turns
@@ -26,9 +28,11 @@ from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import account as rules
 from xsc.market import lease as leases
+from xsc.market import proof as proofs
 from xsc.market.account import Account
-from xsc.market.lease import ROLES, LeaseEntry
+from xsc.market.lease import ROLES, LeaseEntry, Role
 from xsc.market.lease_store import MarketNode, MarketPart
+from xsc.terms.possession import Answered, Proven
 from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import LeaseCount, Voucher
 
@@ -64,7 +68,25 @@ class Settlement(MarketPart):
 
     async def settle_all(self) -> None:
         """Agree with all peers that are up, and have all that is signed booked now."""
+        await self._prove(self._store.accounts("customer"), AGREE_TIMEOUT_MS)
         await self._settle(self._store.accounts(), True, AGREE_TIMEOUT_MS)
+
+    async def _prove(self, accounts: Iterable[Account], within_ms: int) -> None:
+        """Challenge the providers where something is not proven, of those that are up.
+
+        What is not proven within that time stays owed.
+        """
+        now_ms, store = self._clock.now_ms(), self._store
+        hosts = [
+            each.peer
+            for each in accounts
+            if self._ports.quality.is_up(each.peer)
+            and rules.unproven(each, store.of("customer", each.peer), now_ms)
+        ]
+        if hosts:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within_ms / 1000):
+                    await self._ports.prove(hosts)
 
     async def settle_with(self, peer: bytes) -> None:
         """Do the same with one peer, if it is up, as far as it can be done within a short time.
@@ -74,7 +96,20 @@ class Settlement(MarketPart):
         if not self._ports.quality.is_up(peer):
             return
         both = [self._store.account(role, peer) for role in ROLES]
+        await self._prove(both[:1], SETTLE_LAST_MS)
         await self._settle(both, True, SETTLE_LAST_MS)
+
+    # What challenges came to
+
+    def challenged(self, role: Role, peer: bytes, proof: Answered) -> None:
+        """Note what a challenge of a customer came to, over all that it has at a provider."""
+        account, now_ms = self._store.account(role, peer), self._clock.now_ms()
+        entries = self._store.of(role, peer)
+        account.heard_ms = self._clock.monotonic_ms()
+        if proof.ok is not None and proofs.is_covered(entries, proof.leaves):
+            at_ms = proofs.until_ms(proof.said_ms, proof.epoch, now_ms, ok=proof.ok)
+            proofs.decide(account, entries, at_ms, now_ms, ok=proof.ok)
+            self._store.keep(account)
 
     async def settle_due(self) -> None:
         """Agree with providers that are up, and book where it is time to."""
@@ -83,8 +118,9 @@ class Settlement(MarketPart):
             account
             for account in self._store.accounts("customer")
             if (account.unbooked_micro and (not account.is_taken or account.peer in leaving))
-            or rules.due_micro(account, self._store.of("customer", account.peer), now_ms)
+            or rules.due_micro(account, entries := self._store.of("customer", account.peer), now_ms)
             > account.signed_micro
+            or rules.total_micro(account, entries, now_ms) > account.asked_micro
         ]
         await self._settle([*providers, *self._due()], False, AGREE_TIMEOUT_MS)
 
@@ -121,6 +157,31 @@ class Settlement(MarketPart):
                 due.append(account)
         return due
 
+    def certified(self, customer: bytes, raw: bytes, leaves: int) -> None:
+        """Keep a custodian's record, to be shown to its customer, if its list covers all."""
+        account = self._store.account("provider", customer)
+        if proofs.is_covered(self._store.of("provider", customer), leaves):
+            account.certified = raw
+            self._store.keep(account)
+
+    def _certify(self, account: Account, raw: bytes) -> None:
+        """Take what a custodian of this node signed while this node was away.
+
+        Raises:
+            RecordInvalid, SignatureInvalid: it is of other nodes, or nobody signed it so.
+        """
+        signed, now_ms = open_signed(raw, Proven, network=self._node.network), self._clock.now_ms()
+        proven, entries = signed.record, self._store.of("customer", account.peer)
+        parties = proven.host, proven.customer, proven.prober
+        if parties != (account.provider, account.customer, signed.author):
+            raise RecordInvalid("the record of a proof is between other nodes")
+        if (
+            account.proven_ms < proven.at_ms <= now_ms
+            and proofs.is_covered(entries, proven.leaves)
+            and signed.author in self._ports.custodians()
+        ):
+            proofs.decide(account, entries, proven.at_ms, now_ms, ok=True)
+
     # The customer's side
 
     async def agree(self, peer: bytes) -> None:
@@ -156,7 +217,9 @@ class Settlement(MarketPart):
             XscError: the provider does not answer, or what it answers is no count.
         """
         peer, asked_ms = account.peer, self._clock.now_ms()
-        known = {entry.id for entry in self._store.of("customer", peer)}
+        all_there = self._store.of("customer", peer)
+        known = {entry.id for entry in all_there}
+        account.asked_micro = rules.total_micro(account, all_there, asked_ms)
         answer = await self._ask(account, None)
         raw = take_bytes(answer, "count")
         count = open_signed(raw, LeaseCount, network=self._node.network, author=peer)
@@ -165,6 +228,9 @@ class Settlement(MarketPart):
             raise RecordInvalid(wrong)
         if account.lost is not None:
             self._recall(account, answer, count.record)
+        proven = take_opt_bytes(answer, "proven")
+        if proven is not None:
+            self._certify(account, proven)
         ends_ms = {line.lease_id: line.end_ms for line in count.record.leases}
         entries = [
             entry
@@ -192,9 +258,13 @@ class Settlement(MarketPart):
     async def _take_over(
         self, account: Account, count: Signed[LeaseCount], agreed: rules.Agreed
     ) -> None:
-        peer, account.closed = ids.short(account.peer), agreed.closed
+        peer = ids.short(account.peer)
+        account.closed, account.stored = agreed.closed, agreed.stored
         for entry, use in agreed.uses:
             entry.counted(use)
+        if agreed.broken:
+            account.proven += agreed.waits
+            account.void += agreed.waits
         # Who lost its disk does not know what ran since it signed last.
         if agreed.disputed and account.disputed is None and account.lost is None:
             self._node.log.warning("market.count_disputed", peer=peer, leases=len(agreed.disputed))
@@ -277,7 +347,7 @@ class Settlement(MarketPart):
             entries = list(self._store.of("provider", caller))
             for entry in entries:
                 entry.use = leases.advance(entry.terms, entry.use, now_ms)
-            count = rules.count_of(account, entries, now_ms)
+            count = rules.count_of(self._claim(account, entries, now_ms), entries, now_ms)
             if entries or account.number:
                 # What is signed must not be more than what is known after a power loss.
                 await self._store.sync(*entries, account)
@@ -292,7 +362,17 @@ class Settlement(MarketPart):
             "voucher": account.voucher,
             "leases": [entry.raw for entry in entries] if is_shown else [],
             "settled_micro": account.settled_micro,
+            "proven": account.certified,
         }, ()
+
+    def _claim(self, account: Account, entries: Sequence[LeaseEntry], now_ms: int) -> Account:
+        """Return an account as if its customer named the custodian whose record is here."""
+        if account.certified is None:
+            return account
+        claim, network = replace(account), self._node.network
+        proven = open_signed(account.certified, Proven, network=network).record
+        proofs.decide(claim, entries, proven.at_ms, now_ms, ok=True)
+        return claim
 
     def _lower(self, customer: bytes, item: Value) -> None:
         """Give up room of a cleared lease that its customer does not use; it is no more billed.
@@ -324,7 +404,7 @@ class Settlement(MarketPart):
             raise RecordInvalid(wrong)
         if voucher.amount_micro > account.signed_micro:
             entries = self._store.of("provider", customer)
-            due_micro = rules.due_micro(account, entries, self._clock.now_ms())
+            due_micro = rules.total_micro(account, entries, self._clock.now_ms())
             # More than is due here: this node lost its disk, and the customer has not.
             more_micro = max(0, voucher.amount_micro - due_micro)
             settled = self._ports.credit.settled(account.id)

@@ -498,8 +498,15 @@ class Node:
         )
         self._ports.on_denied = self.storage.leases_denied
         self.challenges = ChallengeService(
-            context, parts.stores.state, self.health, self.storage.possessions, self.storage.leaf
+            context,
+            parts.stores.state,
+            self.health,
+            self.storage.possessions,
+            leaf=self.storage.leaf,
+            payments=self.market.settlement,
         )
+        self._ports.custodians = self.storage.assignment.custodians
+        self._ports.prove = self.challenges.challenge
         self.sweeper = Sweeper(
             context,
             node=self.shards,

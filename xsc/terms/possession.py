@@ -116,6 +116,10 @@ class AskedLeaf:
         return self.extent.size_of(self.body)
 
 
+Lost = Literal["missing", "corrupt"]
+"""Of a leaf that a host cannot give: whether it knows of none, or what it stored is damaged."""
+
+
 class LeafProof(NamedTuple):
     """A leaf and what proves it."""
 
@@ -132,6 +136,17 @@ class Holding:
     """Returns what proves a body; None where the prober does not know it any more."""
 
 
+class Answered(NamedTuple):
+    """What a challenge over all that a customer has at a host came to, for who pays for that."""
+
+    leaves: int
+    """Of the list that was drawn from."""
+    epoch: int
+    said_ms: int
+    ok: bool | None
+    """Whether it has what was drawn. None decides nothing: the host knows of no loss of its own."""
+
+
 class Possession(Record):
     """Signed by a host: which of the leaves that were drawn it has, and all of what it sent."""
 
@@ -144,3 +159,20 @@ class Possession(Record):
     leaves: Id32
     """The leaves that are "ok", with their paths."""
     said_ms: Count
+
+
+class Proven(Record):
+    """Signed by a custodian: a host answered it for all that it looks after there for a customer.
+
+    The host shows it to the customer, which pays by it if it named the custodian.
+    """
+
+    host: Id32
+    customer: Id32
+    prober: Id32
+    seed: Id32
+    """Of the challenge."""
+    leaves: Count
+    """Of the list that was drawn from."""
+    at_ms: Count
+    """When the host signed its answer, by its clock."""

@@ -127,7 +127,13 @@ HEADERS: dict[str, dict[str, Any]] = {
     "space.list": {"owner": Id32, "section": Section},
     "space.records": {"owner": Id32, "paths": Many(Prefix, ASKED_RECORDS_MAX), "whole": bool},
     "space.grant": {"anew": bool},
-    "health.challenge": {"customer": Id32, "scope": Id32, "epoch": Count, "commitment": Id32},
+    "health.challenge": {
+        "customer": Id32,
+        "scope": Id32,
+        "epoch": Count,
+        "commitment": Id32,
+        "proven": Sealed("proven"),
+    },
     "health.prove": {
         "customer": Id32,
         "scope": Id32,

@@ -27,6 +27,7 @@ from xsc.terms.possession import (
     AskedLeaf,
     Extent,
     LeafProof,
+    Proven,
     Root,
     counts_in,
     extent_name,
@@ -39,6 +40,12 @@ ASKED = Round(HOST, CUSTOMER, PROBER, EVERYTHING, 472_222)
 
 def shake(text, size=32):
     return hashlib.shake_256(text.encode()).digest(size)
+
+
+def test_what_a_custodian_signs_is_what_was_computed_by_hand():
+    ids = {name: shake(name) for name in ("host", "customer", "prober", "seed")}
+    proven = Proven(**ids, leaves=1_000, at_ms=1_700_000_000_000)
+    assert proven.to_bytes().hex() == VECTORS["proven"]
 
 
 def some_extents(count, seed=1):

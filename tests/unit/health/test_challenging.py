@@ -28,7 +28,14 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.shardstore import bodies as formats
-from xsc.terms.possession import LEAVES_ASKED, Holding, Possession
+from xsc.terms.possession import (
+    LEAVES_ASKED,
+    Extent,
+    Holding,
+    Possession,
+    Proven,
+    extent_name,
+)
 
 PROBE = "health.ping"
 
@@ -51,6 +58,8 @@ class Prover:
         self.cut_off = False
         self.asked = []
         self.heard = []
+        self.paid = []
+        """What challenges came to, for who pays."""
         self.start()
 
     def start(self):
@@ -59,8 +68,16 @@ class Prover:
         context = Context(self.host.key, NETWORK, clock, entropy, InlineExecutor(), self, log)
         stored = self.host.service
         self.service = ChallengeService(
-            context, self.host.state, self, stored.possessions, stored.leaf
+            context, self.host.state, self, stored.possessions, leaf=stored.leaf, payments=self
         )
+
+    # Payments
+
+    def challenged(self, role, peer, proof):
+        self.paid.append((role, peer, proof))
+
+    def certified(self, customer, raw, leaves):
+        self.paid.append(("custodian", customer, raw))
 
     # Probes
 
@@ -425,6 +442,7 @@ async def commit(net, asked, index, nonce):
         "scope": asked.scope,
         "epoch": asked.epoch,
         "commitment": rules.commitment_of(nonce, index),
+        "proven": None,
     }
     answer, _ = await net[1].service.handlers()[CHALLENGE](asked.prober, header, ())
     return answer["nonce"]
@@ -574,3 +592,37 @@ async def test_an_object_that_goes_between_commitment_and_draw_is_void(net):
     asked, *_ = begin(net, 0, holding.extents)
     proved, _ = await finished(world, net[0].service.prove(asked, Holding(holding.extents, gone)))
     assert proved.outcome == "prober_void"
+
+
+async def test_both_sides_hear_what_a_challenge_over_everything_came_to(net):
+    host, own = net.others[0], net.world[0].id
+    await net.ask(hosts=[host])
+    ((role, peer, mine),) = net[0].paid
+    ((role_there, peer_there, theirs),) = net[1].paid
+    assert (role, peer, role_there, peer_there) == ("customer", host, "provider", own)
+    assert mine == theirs
+    assert mine.ok is True
+    assert lose(net.world[1])
+    net.later()
+    await net.ask(hosts=[host])
+    assert [proof.ok for _, _, proof in net[0].paid] == [True, False]
+
+
+async def test_a_host_takes_no_record_of_a_proof_that_it_did_not_give(net):
+    extent = Extent(extent_name(b"l" * 32, 1), 1, 9, 9)
+    asked, _, index, nonce = begin(net, 0, [extent])
+    prober = next(host.key for host in net.world.hosts if host.id == asked.prober)
+    fields = {"host": asked.host, "customer": asked.customer, "prober": asked.prober}
+    proven = Proven(**fields, seed=b"s" * 32, leaves=2**40, at_ms=1)
+    header = {
+        "customer": asked.customer,
+        "scope": asked.scope,
+        "epoch": asked.epoch,
+        "commitment": rules.commitment_of(nonce, index),
+        "proven": sign(proven, prober, NETWORK).raw,
+    }
+    answer = net[1].service.handlers()[CHALLENGE]
+    await answer(asked.prober, header, ())
+    assert net[1].paid == []
+    with pytest.raises(XscError):
+        await answer(net.others[2], header, ())

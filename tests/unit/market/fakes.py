@@ -15,6 +15,7 @@ from xsc.base.errors import (
 )
 from xsc.base.limits import (
     COMPUTE_LEASE_MS,
+    EPOCH_MS,
     GIB,
     PRICE_BYTES,
     SLOT_STEP_BYTES,
@@ -28,7 +29,9 @@ from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
 from xsc.market.providers import LEASE
 from xsc.market.service import MarketService
+from xsc.market.settlement import ACCOUNT
 from xsc.terms.lease import LeaseRequest
+from xsc.terms.possession import Answered
 from xsc.terms.pricing import Quote
 from xsc.terms.slot import STEP, Commitment
 from xsc.terms.voucher import Voucher
@@ -208,6 +211,8 @@ class Skewed:
 class Node:
     ahead_ms = 0
     """By how much its clock is ahead of the others'."""
+    proves = True
+    """Whether it has just answered a challenge whenever it is asked for a count."""
 
     def __init__(self, world, number, **settings):
         self.world = world
@@ -229,6 +234,7 @@ class Node:
         } | settings
         self.entropy = SeededEntropy(bytes([number]))
         self.leaving = set()
+        self.custodians = set()
         self.offers = True
         self.denied = []
         self.granted = []
@@ -265,8 +271,35 @@ class Node:
             commit=GroupCommit(self.state, InlineExecutor()).commit,
             settings=MarketSettings(**self.settings),
         )
-        self.world.wire.handlers[self.id] = market.handlers()
+        ports.prove, ports.custodians = self.prove, lambda: self.custodians
+        answer = market.handlers()[ACCOUNT]
+
+        async def proven_first(caller, header, parts):
+            customer = self.world.of(caller)
+            if header["voucher"] is None and customer is not None and self.proves:
+                self.prove_to(customer)
+            return await answer(caller, header, parts)
+
+        self.world.wire.handlers[self.id] = {**market.handlers(), ACCOUNT: proven_first}
         return market
+
+    def prove_to(self, customer, *, ok=True, leaves=2**30):
+        """Answer a challenge, as both sides hear of it."""
+        now_ms = self.market.settlement._clock.now_ms()
+        proof = Answered(leaves, now_ms // EPOCH_MS, now_ms, ok)
+        sides = (self, "provider", customer.id), (customer, "customer", self.id)
+        for node, role, peer in sides if ok else ():
+            # As if challenges had come every hour.
+            account = node.market.store.account(role, peer)
+            account.proven_ms = max(account.proven_ms, now_ms - EPOCH_MS)
+        self.market.settlement.challenged("provider", customer.id, proof)
+        customer.market.settlement.challenged("customer", self.id, proof)
+
+    async def prove(self, hosts):
+        """Have hosts prove what they hold."""
+        for host in hosts:
+            if self.world.of(host).proves:
+                self.world.of(host).prove_to(self)
 
     def kept(self, where, lease_id):
         """Return the bytes under a lease, as the disk says."""

@@ -286,5 +286,6 @@ async def test_a_restart_of_the_customer_explains_no_minute_more(world, pair):
         more.append(host)
         world.later(EPOCH_MS)
         await customer.restart()
+        provider.prove_to(customer)
         await customer.market.settlement.agree(provider.id)
     assert signed_of(customer, provider) == 5 * 4_000

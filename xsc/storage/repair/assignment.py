@@ -120,6 +120,13 @@ class CustodianAssignment:
         except errors.RecordInvalid as fault:
             raise errors.StoreDamaged(f"a list of custodians is damaged: {fault.message}") from None
 
+    def custodians(self) -> frozenset[bytes]:
+        """Return the custodians of all own objects."""
+        rows = self._state.scan(ASSIGNED, keyvalue.prefix_end(ASSIGNED))
+        return frozenset(
+            node for _, raw in rows for node in AssignedCustodians.from_bytes(raw).nodes
+        )
+
     async def _write(self, ref: bytes, nodes: tuple[bytes, ...], kept: bytes = ASSIGNED) -> None:
         row = AssignedCustodians(nodes=nodes).to_bytes() if nodes else None
         await self._commit([(kept + ref, row)])

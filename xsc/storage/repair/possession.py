@@ -42,6 +42,8 @@ class _Kept(NamedTuple):
     sealed_bytes: int
     hosts: frozenset[bytes]
     """Those that should have what they were given."""
+    own_hosts: frozenset[bytes] = frozenset()
+    """Of an object in custody: those to which this node gave it."""
 
     def extents(self, host: bytes) -> list[Extent]:
         """Return what a host should have of it."""
@@ -141,7 +143,9 @@ class Possessions:
             if not wanted.isdisjoint(placement.columns):
                 kept = await self._of_custody(ref)
                 if kept is not None:
-                    add(ref[: ids.ID_BYTES], ref, kept)
+                    # Of what it stored itself it is the customer.
+                    add(ref[: ids.ID_BYTES], ref, kept._replace(hosts=kept.hosts - kept.own_hosts))
+                    add(self._client.own, ref, kept._replace(hosts=kept.own_hosts))
         for ref in self._sizes.keys() - {ref for ref, _, _ in custody}:
             self._sizes.pop(ref, None)
         return found
@@ -160,7 +164,7 @@ class Possessions:
 
     async def _of_custody(self, ref: bytes) -> _Kept | None:
         kept = self._custodian.load(ref)
-        if kept is None or kept.only_clean:
+        if kept is None:
             return None
         if ref not in self._sizes:
             try:
@@ -169,16 +173,20 @@ class Possessions:
                 return None  # A survey says so.
             self._sizes[ref] = located.manifest.size_bytes, len(located.sealed)
         placement = kept.placement
-        hosts = frozenset(placement.columns)
         return _Kept(
-            kept.capability.locate, placement.columns, placement.k, *self._sizes[ref], hosts
+            kept.capability.locate,
+            placement.columns,
+            placement.k,
+            *self._sizes[ref],
+            # It is not this node's turn, but what it stored itself is to be proven.
+            frozenset() if kept.only_clean else frozenset(placement.columns),
+            frozenset(item.node for item in kept.held),
         )
 
     async def _root(self, refs: dict[bytes, bytes], extent: Extent, body: int) -> Root | None:
         """Return what proves a body of an extent; None where its object is looked after no more."""
         ref = refs[extent.name]
-        repairer = self._own if len(ref) == ids.ID_BYTES else self._custody
-        kept = repairer.load(ref)
+        kept = self._repairer_of(ref).load(ref)
         if kept is None:
             return None
         try:
@@ -186,6 +194,9 @@ class Possessions:
         except errors.XscError:
             return None  # A survey says so.
         return await _root_in(self._client.executor, located, extent, body)
+
+    def _repairer_of(self, ref: bytes) -> Repairer:
+        return self._own if len(ref) == ids.ID_BYTES else self._custody
 
     async def of_object(
         self, verify: VerifyCapability, nodes: Iterable[bytes | None]
@@ -209,13 +220,13 @@ class Possessions:
         self, host: bytes, customer: bytes, names: Collection[bytes] | None
     ) -> frozenset[bytes]:
         """Have extents at a host count as lost; return those that it should still have."""
-        repairer = self._own if customer == self._client.own else self._custody
         refs = (await self._refs_at([host])).get((host, customer), {})
         still = {
             extent: ref for extent, ref in refs.items() if names is None or extent.name in names
         }
         extents_of = Counter(refs.values())
         for extent, ref in still.items():
+            repairer = self._repairer_of(ref)
             kept = repairer.load(ref)
             if kept is None:
                 continue
@@ -225,7 +236,9 @@ class Possessions:
                 columns = {c for c, node in enumerate(kept.placement.columns) if node == host}
             repairer.note_unreadable(ref, {(column, host) for column in columns})
         # Of the others hosts say more than of leaves, and what they say they have is read.
-        repairer.look_at({*refs.values()} if still else ())
+        for repairer in (self._own, self._custody):
+            here = {ref for ref in refs.values() if self._repairer_of(ref) is repairer}
+            repairer.look_at(here if still else ())
         return frozenset(extent.name for extent in still)
 
     # Reading

@@ -28,7 +28,7 @@ from xsc.storage.object.segment import Span
 from xsc.storage.ports import ChargeRead, Leases
 from xsc.storage.shardstore import store, writer
 from xsc.storage.shardstore.bodies import Body, record_key, shard_key
-from xsc.terms.possession import PROVE, AskedLeaf, LeafProof
+from xsc.terms.possession import PROVE, AskedLeaf, LeafProof, Lost
 from xsc.terms.storage_receipt import (
     DeletionOrder,
     DeletionReceipt,
@@ -273,8 +273,8 @@ class ShardServer:
     ) -> tuple[dict[str, Value], Sequence[erasure.Buffer]]:
         return messages.holds_answer(await self._node.holds(*messages.read_holds(header))), []
 
-    async def leaf(self, caller: bytes, asked: AskedLeaf) -> LeafProof | None:
-        """Return a leaf that lies here and its proof; None where it is not here, or damaged.
+    async def leaf(self, caller: bytes, asked: AskedLeaf) -> LeafProof | Lost:
+        """Return a leaf that lies here and its proof; else whether it was not stored or is damaged.
 
         Raises:
             RecordInvalid: the manifest that lies here has another root or size.
@@ -299,7 +299,7 @@ class ShardServer:
             charge(size)
             sealed = await self._node.find(extent.locate, root.manifest, size)
             if sealed is None:
-                return None
+                return "missing"
             cut = await run_sized(
                 self._executor, len(sealed), inventory.cut_found, sealed, root.root, span
             )
@@ -307,7 +307,7 @@ class ShardServer:
                 raise RecordInvalid("the manifest here has another root or size")
             found = cut
         if found.data is None or found.path is None:
-            return None
+            return "corrupt" if found.state == "corrupt" else "missing"
         return LeafProof(bytes(found.data), found.path)
 
     async def _on_delete(

@@ -96,10 +96,10 @@ async def test_the_share_found_on_a_thinned_disk_is_what_it_must_be(host):
         asked = [AskedLeaf(*place, roots[place[0].name, place[1]]) for place in every]
         proofs = [await prove(CUSTOMER, leaf) for leaf in asked]
         for leaf, proof in zip(asked, proofs, strict=True):
-            assert proof is None or span_holds(
+            assert isinstance(proof, str) or span_holds(
                 leaf.root.root, leaf.size_bytes, leaf.leaf, proof.data, proof.path
             )
-        return {place for place, proof in zip(every, proofs, strict=True) if proof is None}
+        return {place for place, proof in zip(every, proofs, strict=True) if isinstance(proof, str)}
 
     assert await lacks() == set(), "an honest host has everything"
     draw = random.Random(5)
@@ -126,8 +126,9 @@ async def test_rot_is_admitted_and_noted_for_its_owner(host):
     host.bodies.write([(key, raw[:-1] + bytes([raw[-1] ^ 1]))], sync=True)
     prove = host.service.leaf
     for leaf in range(3):
-        assert await prove(CUSTOMER, AskedLeaf(extent, 0, leaf, roots[extent.name, 0])) is None
-    assert await prove(CUSTOMER, AskedLeaf(extent, 1, 0, roots[extent.name, 1])) is not None
+        asked = AskedLeaf(extent, 0, leaf, roots[extent.name, 0])
+        assert await prove(CUSTOMER, asked) == "corrupt"
+    assert (await prove(CUSTOMER, AskedLeaf(extent, 1, 0, roots[extent.name, 1]))).data
     assert len(host.node.damaged) == 1
 
 
@@ -150,7 +151,7 @@ async def test_what_cannot_be_is_refused_and_not_admitted(host):
             await prove(CUSTOMER, asked)
     # A leaf that the shard has not, by a size that it has not.
     longer = Extent(shards.name, 1, 9, 4 * LEAF_BYTES)
-    assert await prove(CUSTOMER, AskedLeaf(longer, 0, 3, roots[shards.name, 0])) is None
+    assert await prove(CUSTOMER, AskedLeaf(longer, 0, 3, roots[shards.name, 0])) == "missing"
 
 
 @pytest.mark.parametrize(
