@@ -71,6 +71,10 @@ class PeerMeasures(OfPeer):
     """Of the last challenge, the worst where there are several; null before the first."""
     proven_age_ms: int | None
     """Since it had proven all that it was challenged for; null before it has."""
+    unproven_micro: int
+    """What this node pays it for bytes once it proves that it holds them."""
+    owed_unproven_micro: int
+    """What it pays this node once this one proves what it holds."""
     head_age_ms: int | None
     """Since the date of its newest head in the space that came here; null without any."""
 

@@ -40,6 +40,13 @@ class Probed(Model):
     """When that was."""
     proven_ms: int | None
     """The last time at which it had proven all that it was challenged for; null: not yet."""
+    unproven_micro: int
+    """What this node pays it for bytes once it proves that it holds them."""
+    unproven_since_ms: int | None
+    """Since when it has not; null where all is decided."""
+    owed_unproven_micro: int
+    """What it pays this node once this one proves what it holds."""
+    owed_unproven_since_ms: int | None
 
 
 class Peer(Probed):

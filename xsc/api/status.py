@@ -100,13 +100,6 @@ class PeerHealth(Probed):
     misses: int
     wrong: int
     skew_ms: int | None
-    unproven_micro: int
-    """What this node pays it for bytes once it proves that it holds them."""
-    unproven_since_ms: int | None
-    """Since when it has not; null where all is decided."""
-    owed_unproven_micro: int
-    """What it pays this node once this one proves what it holds."""
-    owed_unproven_since_ms: int | None
     false_clearing: Key | None
     """A clearing that it signed and that does not recompute."""
 

@@ -8,6 +8,8 @@ in both roles    `settlement` agrees with peers on which leases there are, and p
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from xsc.base import errors, keyvalue, limits, peering
 from xsc.base.keyvalue import Commit
 from xsc.identity.context import Context
@@ -17,6 +19,18 @@ from xsc.market.default_need import DefaultNeed
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.providers import LEASE, Providers
 from xsc.terms.pricing import WORTH
+
+
+class Unproven(NamedTuple):
+    """What bytes held came to between this node and a peer, and nobody has proven yet."""
+
+    unproven_micro: int
+    """What this node pays once the peer has proven that it holds them."""
+    unproven_since_ms: int | None
+    """Since when it has not; None where all is decided."""
+    owed_unproven_micro: int
+    """What the peer pays once this node has."""
+    owed_unproven_since_ms: int | None
 
 
 class MarketService:
@@ -106,12 +120,15 @@ class MarketService:
         entries = self.store.of(account.role, account.peer)
         return owed_micro(account, entries, self._clock.now_ms())
 
-    def unproven(self, role: lease.Role, peer: bytes) -> tuple[int, int | None]:
-        """Return what bytes held came to that is not proven, in micro-credits, and since when."""
-        account, now_ms = self.store.account(role, peer), self._clock.now_ms()
-        entries = self.store.of(role, peer)
-        micro = unproven(account, entries, now_ms) // WORTH
-        return micro, proof.since_ms(account, entries) if micro else None
+    def unproven(self, peer: bytes) -> Unproven:
+        """Return what bytes held came to between this node and a peer that is not proven."""
+
+        def of(role: lease.Role) -> tuple[int, int | None]:
+            account, entries = self.store.account(role, peer), self.store.of(role, peer)
+            micro = unproven(account, entries, self._clock.now_ms()) // WORTH
+            return micro, proof.since_ms(account, entries) if micro else None
+
+        return Unproven(*of("customer"), *of("provider"))
 
     def lease_record(self, lease_id: bytes, *, denial: bool = False) -> bytes:
         """Return the signed lease of that id, or its denial, in either role, for `xsc verify`.

@@ -65,13 +65,13 @@ async def test_what_is_not_proven_is_not_paid_and_counts_as_risk(world, both):
     assert await pay(customer, provider) == 0
     assert due(provider, "provider", customer.id) == 0
     assert owed(customer, provider) == 5 * AN_HOUR
-    micro, since_ms = customer.market.unproven("customer", provider.id)
+    micro, since_ms, *_ = customer.market.unproven(provider.id)
     assert micro == 5 * AN_HOUR
     assert since_ms <= world.clock.now_ms() - 5 * EPOCH_MS
-    assert provider.market.unproven("provider", customer.id)[0] == 5 * AN_HOUR
+    assert provider.market.unproven(customer.id).owed_unproven_micro == 5 * AN_HOUR
     provider.prove_to(customer)
     assert await pay(customer, provider) == 5 * AN_HOUR, "silence only delays"
-    assert customer.market.unproven("customer", provider.id) == (0, None)
+    assert customer.market.unproven(provider.id)[:2] == (0, None)
 
 
 async def test_what_fails_is_void_back_to_the_last_ok(world, both):

@@ -28,6 +28,8 @@ PEER_ROW = api.PeerMeasures(
     own_limit_micro=100,
     outcome=None,
     proven_age_ms=None,
+    unproven_micro=0,
+    owed_unproven_micro=0,
     head_age_ms=None,
 )
 WELL = api.Measures(

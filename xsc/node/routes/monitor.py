@@ -125,6 +125,7 @@ def _peers(node: Node, rows: Sequence[HealthRow]) -> list[api.PeerMeasures]:
             api.PeerMeasures,
             row,
             proven[row.node],
+            node.market.unproven(row.node),
             peer=row.node,
             own_limit_micro=accounts[row.node].limit_micro if row.node in accounts else None,
             up=node.health.is_up(row.node),

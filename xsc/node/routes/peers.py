@@ -21,6 +21,7 @@ def _row(node: Node, peer: bytes) -> api.Peer:
         info,
         seen,
         node.challenges.summary(peer),
+        node.market.unproven(peer),
         id=peer,
         state="blocked" if info.blocked else state,
         recognised_ppm=node.commitments.weight_ppm(peer),

@@ -109,21 +109,15 @@ async def version(node: Node, _: Nothing) -> api.Version:
 
 async def health(node: Node, _: Nothing) -> list[api.PeerHealth]:
     """Return what probes say of each peer, and which clearing of it does not recompute."""
-    false, rows = node.allocator.records.false_clearings(), []
-    for row in node.health.table():
-        unproven, since_ms = node.market.unproven("customer", row.node)
-        owed, owed_since_ms = node.market.unproven("provider", row.node)
-        rows.append(
-            filled(
-                api.PeerHealth,
-                row,
-                node.challenges.summary(row.node),
-                id=row.node,
-                false_clearing=false.get(row.node),
-                unproven_micro=unproven,
-                unproven_since_ms=since_ms,
-                owed_unproven_micro=owed,
-                owed_unproven_since_ms=owed_since_ms,
-            )
+    false = node.allocator.records.false_clearings()
+    return [
+        filled(
+            api.PeerHealth,
+            row,
+            node.challenges.summary(row.node),
+            node.market.unproven(row.node),
+            id=row.node,
+            false_clearing=false.get(row.node),
         )
-    return rows
+        for row in node.health.table()
+    ]
