@@ -9,6 +9,8 @@ from tests.sim.network import SEEDS, content, get, put, run
 from xsc.base.limits import EPOCH_MS, MIB
 from xsc.health.challenge import SLOT_MS
 from xsc.storage.object.capability import parse_verify
+from xsc.storage.object.placement import Placement
+from xsc.storage.repair.custodian import custody_message
 from xsc.storage.shardstore import bodies as formats
 
 SETTINGS = {
@@ -68,6 +70,55 @@ def test_a_host_whose_bodies_were_thinned_is_found_and_its_columns_move_away(see
         assert owner.health.row(host).wrong == 0, "what it admits is no slander"
 
     run(31 + seed, 8, play, SETTINGS)
+
+
+def test_a_host_that_only_others_hear_is_left():
+    """It answers whom its customer asks for help, and nothing else of the customer."""
+
+    async def play(world):
+        owner = world.nodes[0]
+        data = content(200_000)
+        capability = await put(owner, data)
+        (before,) = columns(world)
+        hosts = [host for host in before if host != owner.key.node_id][:2]
+        for host in hosts:
+            index = world.index_of(host)
+            world.net.partition("node-0", f"node-{index}")
+            assert thin(world, index, 1.0)
+        await world.skip(20 * EPOCH_MS, SLOT_MS, 10_000)
+        assert columns(world) == [before], "a day has to pass"
+        await world.skip(9 * EPOCH_MS, SLOT_MS, 10_000)
+        assert not set(hosts) & set(columns(world)[0])
+        assert not any(map(owner.health.is_absent, hosts))
+        assert await get(owner, capability) == data
+
+    run(38, 9, play, SETTINGS | {"probe_interval": "5s"})
+
+
+def test_what_an_owner_says_of_its_code_stops_no_challenge_of_its_custodian():
+    async def play(world):
+        owner, custodian = world.nodes[:2]
+        await put(custodian, content(200_000, 9))
+        verify = parse_verify(await put(owner, content(200_000, 1)))
+        hosts = tuple(node.key.node_id for node in world.nodes[2:9])
+        named = owner.key.node_id
+        for columns_of, k in ((hosts, 200), (hosts * 4, 1)):
+            placement = Placement(k=k, columns=columns_of, survive=(0,) * 4)
+            await world.nodes[0].peers.context.caller.call(
+                custodian.key.node_id,
+                "storage.guard",
+                custody_message(verify, placement, ()),
+                timeout_ms=5_000,
+            )
+            await world.crash(0)
+            await world.skip(3 * EPOCH_MS, SLOT_MS)
+            assert custodian.storage.custodian.refs(), "it looks after it"
+            proved = await custodian.challenges.challenge(custodian.peers.peers())
+            assert {each.outcome for each in proved if each.host in hosts} == {"ok"}
+            await world.restart(0)
+            await world.until(lambda: custodian.health.is_up(named))
+
+    run(37, 9, play, SETTINGS)
 
 
 def test_a_custodian_challenges_for_an_owner_that_is_away_and_repairs():

@@ -55,6 +55,8 @@ WHOLE_MS = 30 * 86_400_000
 WHOLE_BYTES_A_SECOND_MIN = 512 * limits.KIB
 CHALLENGE_TIMEOUT_MS = 10_000
 PATH_MAX = 64
+LEAVES_MAX = 2**63 - 1
+"""Of all pages of an index; above 2**64 a draw would not end."""
 
 _PAGE = struct.Struct(f">{NAME_BYTES}s32sQ")
 
@@ -97,6 +99,8 @@ def _entries(index: bytes | memoryview) -> list[_Entry]:
     entries = [_Entry(*fields) for fields in _PAGE.iter_unpack(index)]
     if not all(entry.leaves for entry in entries):
         raise RecordInvalid("a page of an index has no leaves")
+    if sum(entry.leaves for entry in entries) > LEAVES_MAX:
+        raise RecordInvalid("an index names more leaves than there can be")
     firsts = [entry.first for entry in entries]
     if not all(a < b for a, b in pairwise(firsts)):
         raise RecordInvalid("the pages of an index are not in order")
@@ -421,7 +425,10 @@ def whole_most_ms(size_bytes: int) -> int:
 
 
 class Granted:
-    """The challenges that a host takes: one of each prober, customer and scope an epoch."""
+    """The challenges that a host takes: one of each prober, customer and scope an epoch.
+
+    Of one prober so many about everything, and as many about objects.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -434,7 +441,9 @@ class Granted:
         place = (asked.customer, asked.scope, asked.epoch)
         if place in known:
             return known[place] == commitment
-        same = sum(place[2] == asked.epoch for place in known)
+        # Challenges about objects take nothing from those about everything.
+        whole = asked.scope == EVERYTHING
+        same = sum(place[2] == asked.epoch and (place[1] == EVERYTHING) == whole for place in known)
         if same >= self._most or abs(asked.epoch - epoch) > 1:
             return False
         known[place] = commitment

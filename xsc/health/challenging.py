@@ -157,13 +157,17 @@ class ChallengeService:
 
     # The prober
 
+    def _is_there(self, host: bytes) -> bool:
+        """Say whether silence of a host is its own: it answers this node, or others."""
+        return self._health.is_up(host) or self._health.is_found(host)
+
     async def round(self) -> None:
         """Challenge the hosts whose turn it is, of those that are up."""
         now_ms = self._context.clock.now_ms()
         due = [
             host
             for host in self._health.peers()
-            if self._health.is_up(host)
+            if self._is_there(host)
             and rules.is_due(self._own, host, self.rows.get(host, {}).values(), now_ms)
         ]
         if due:
@@ -182,7 +186,7 @@ class ChallengeService:
 
     async def _noted(self, host: bytes, customer: bytes, holding: Holding) -> Proved:
         async with self._turns.of(host + customer):
-            before, was_up = self._row(host, customer), self._health.is_up(host)
+            before, was_there = self._row(host, customer), self._is_there(host)
             epoch = self._context.clock.now_ms() // limits.EPOCH_MS
             asked = Round(host, customer, self._own, rules.EVERYTHING, epoch)
             reveal = None
@@ -199,7 +203,9 @@ class ChallengeService:
             proved, reveal = await self.prove(asked, holding, reveal, exceeding)
             if reveal is not None:
                 self._revealed[host, customer] = reveal
-            if host not in self._health.peers() or not (was_up or proved.outcome in rules.ANSWERED):
+            if host not in self._health.peers() or not (
+                was_there or proved.outcome in rules.ANSWERED
+            ):
                 return proved
             silent = proved.outcome == "timeout"
             now_ms = self._context.clock.now_ms()
@@ -215,8 +221,11 @@ class ChallengeService:
                 row = row.model_copy(update={"again": reveal.to_bytes()})
             if row.outcome in {"bad_proof", "missing"}:
                 proved = proved._replace(outcome=row.outcome)
-                # Silence that has become missing is about all that lies there.
-                still = await self._possessions.lost(host, customer, proved.names or None)
+                # Silence that has become missing is about all that lies there, and so is a loss
+                # that is found again: to admit a few leaves each hour must not be cheaper.
+                again = before is not None and before.outcome in {"bad_proof", "missing"}
+                names = None if again else proved.names or None
+                still = await self._possessions.lost(host, customer, names)
                 if not still:
                     proved = proved._replace(outcome="prober_void", reason="it moved meanwhile")
                     row = rules.noted(before, "prober_void", epoch, now_ms)
@@ -314,13 +323,15 @@ class ChallengeService:
         return Proved(asked.host, asked.customer, outcome, reason, names, said_ms), reveal
 
     async def _unheard(self, host: bytes) -> Outcome:
-        """Return what silence is: who answers a probe meanwhile only keeps silent about it."""
+        """Return what silence is: who answers a probe, or others, only keeps silent about it."""
         try:
             if (await self._health.probe(host)).available:
                 return "timeout"
         except errors.PeerUnknown:
             return "prober_void"
-        return "prober_void" if self._health.is_cut_off(host) else "unreachable"
+        if self._health.is_cut_off(host):
+            return "prober_void"
+        return "timeout" if self._health.is_found(host) else "unreachable"
 
     async def _begin(self, asked: Round, holding: Holding) -> Reveal | None:
         """Commit to nonce and list, take the host's nonce, and draw.

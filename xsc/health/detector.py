@@ -80,6 +80,8 @@ class _History:
     up: bool = False
     unfound: int = 0
     """Windows in a row that count and did not find it."""
+    found: bool = False
+    """Whether the last of them that missed it found it through others."""
     stats: AvailabilityStats | None = None
     """Until the next result: readers ask for it several times a segment."""
 
@@ -126,6 +128,7 @@ class AvailabilityTester:
             history.bucket(at_ms).seen_ms = at_ms
             history.times.append(response_ms)
             history.run_misses = history.unfound = 0
+            history.found = False
         else:
             history.run_misses = (history.run_misses or 0) + 1
         if counts:
@@ -147,7 +150,9 @@ class AvailabilityTester:
 
         Only that of an absent peer counts as a miss.
         """
-        self._histories.setdefault(node_id, _History()).unfound += 1
+        history = self._histories.setdefault(node_id, _History())
+        history.unfound += 1
+        history.found = False
         if absent := self.is_absent(node_id):
             self.count(node_id, False, at_ms)
         return absent
@@ -155,7 +160,9 @@ class AvailabilityTester:
     def record_found(self, node_id: bytes) -> bool:
         """Take a pong that another brought; return whether the peer was absent until now."""
         absent = self.is_absent(node_id)
-        self._histories.setdefault(node_id, _History()).unfound = 0
+        history = self._histories.setdefault(node_id, _History())
+        history.unfound = 0
+        history.found = True
         return absent
 
     def record_wrong(self, node_id: bytes, at_ms: int) -> None:
@@ -177,6 +184,10 @@ class AvailabilityTester:
         """Return whether the peer answered in this run and has not gone down since."""
         history = self._histories.get(node_id)
         return history is not None and history.up
+
+    def is_found(self, node_id: bytes) -> bool:
+        """Return whether a peer is silent here, and others brought a pong of it last."""
+        return self._histories.get(node_id, _History()).found
 
     def is_absent(self, node_id: bytes) -> bool:
         """Return whether nobody has found the peer for WINDOWS_TO_ABSENT windows that count."""

@@ -30,6 +30,9 @@ class Probes(Protocol):
     def is_up(self, peer: bytes) -> bool:
         """Say whether a peer answered its last probes."""
 
+    def is_found(self, peer: bytes) -> bool:
+        """Say whether a peer is silent here, and others brought a pong of it last."""
+
     async def probe(self, peer: bytes) -> Probed:
         """Probe a peer now.
 

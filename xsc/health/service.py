@@ -132,6 +132,8 @@ class HealthService:
         self.peers = peers.peers
         self.state = self.tester.state
         """Returns a peer's state; unknown before the first probe of this run."""
+        self.is_found = self.tester.is_found
+        """Says whether a peer is silent here, and others brought a pong of it last."""
         self._known: set[bytes] = set()
         """Peers that were probed, and not forgotten since."""
         self._heard_ms: dict[bytes, int] = {}

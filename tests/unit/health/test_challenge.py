@@ -275,7 +275,7 @@ def test_a_prober_that_grinds_its_nonce_cannot_choose_leaves():
 
 def test_a_host_takes_so_many_challenges_of_one_prober_an_interval():
     granted = Granted(3)
-    places = [ASKED._replace(scope=bytes([number]) * 32) for number in range(5)]
+    places = [ASKED._replace(scope=bytes([number]) * 32) for number in range(1, 6)]
     assert [granted.take(place, b"c" * 32, ASKED.epoch) for place in places] == [
         True,
         True,
@@ -285,6 +285,8 @@ def test_a_host_takes_so_many_challenges_of_one_prober_an_interval():
     ]
     other = places[4]._replace(prober=b"q" * 32)
     assert granted.take(other, b"c" * 32, ASKED.epoch), "others have their own"
+    about_all = ASKED._replace(scope=rules.EVERYTHING)
+    assert granted.take(about_all, b"c" * 32, ASKED.epoch), "what pays is counted apart"
     soon = ASKED.epoch + 1
     assert granted.take(places[4]._replace(epoch=soon), b"c" * 32, ASKED.epoch), "an hour each"
     later = ASKED.epoch + 2
@@ -313,6 +315,11 @@ def test_what_does_not_follow_from_the_list_is_refused():
     for wrong in (b"", index[:-1], index + b"\0", swapped, twice, nothing):
         with pytest.raises(RecordInvalid):
             rules.leaves_drawn(wrong, pages, seed)
+    # A draw out of more than 2**64 never ended, and a node with it.
+    for leaves in (2**63, 2**64 - 1):
+        many = changed_index(index, 0, index[: size - 8] + leaves.to_bytes(8, "big"))
+        with pytest.raises(RecordInvalid, match="more leaves than there can be"):
+            rules.pages_drawn(many, seed)
     extent = extents[0].to_bytes()
     for wrong in (
         pages[::-1],

@@ -56,6 +56,8 @@ class Prover:
         self.forge = lambda method, answer: answer
         self.reports = []
         self.cut_off = False
+        self.found = set()
+        """Peers of which others bring pongs."""
         self.asked = []
         self.heard = []
         self.paid = []
@@ -89,6 +91,9 @@ class Prover:
 
     async def probe(self, peer):
         return Probe(self.net[peer].host.up and PROBE not in self.net[peer].silent_in)
+
+    def is_found(self, peer):
+        return peer in self.found
 
     def is_cut_off(self, peer):
         return self.cut_off
@@ -342,6 +347,44 @@ async def test_silence_to_everything_but_probes_becomes_missing(net):
         outcomes.append((await net.ask(hosts=[host]))[host].outcome)
         net.later()
     assert outcomes == ["timeout"] * (len(outcomes) - 1) + ["missing"]
+
+
+async def test_silence_to_this_node_alone_becomes_missing(net):
+    """A host that others find, and that its customer never hears, was kept for good."""
+    host = net.others[0]
+    net.world[1].up = False
+    net[0].found = {host}
+    outcomes = []
+    for _ in range(CONTAINED_MS // EPOCH_MS + 1):
+        outcomes.append((await net.ask(hosts=[host]))[host].outcome)
+        net.later()
+    assert outcomes == ["timeout"] * (len(outcomes) - 1) + ["missing"]
+    net[0].cut_off = True
+    assert (await net.ask(hosts=[host]))[host].outcome == "prober_void"
+
+
+async def test_a_loss_that_is_found_twice_is_of_all_that_lies_there():
+    """To admit four leaves an hour was cheaper than to be silent."""
+    world = await World(8).start()
+    net, asked = Net(world), []
+    world[0].node.writer.capacity_bytes = 0
+    done = await finished(world, put(world[0], content(300_000), name="object"))
+    host = world.by_id[done.placement.columns[2]]
+    possessions = world[0].service.possessions
+    lost = possessions.lost
+
+    async def noted(at, customer, names):
+        asked.append(names)
+        return await lost(at, customer, names)
+
+    possessions.lost = noted
+    assert lose(host) == 2
+    for _ in range(2):
+        assert (await net.ask())[host.id].outcome == "missing"
+        net.later()
+    first, second = asked
+    assert first
+    assert second is None
 
 
 async def test_whose_own_line_is_cut_notes_no_silence(net):

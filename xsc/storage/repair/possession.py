@@ -110,8 +110,8 @@ class Possessions:
         self._custodian = custodian
         self._own = own
         self._custody = custody
-        self._sizes: dict[bytes, tuple[int, int]] = {}
-        """Of objects in custody: their bytes, and those of their sealed manifests."""
+        self._sizes: dict[bytes, tuple[tuple[int, int], int, int]] = {}
+        """Of objects in custody: their codes, their bytes, and those of their sealed manifests."""
 
     # What should lie at hosts
 
@@ -119,8 +119,10 @@ class Possessions:
         """Return what this node looks after at hosts, by host and customer."""
         found = {}
         for place, extents in (await self._refs_at(hosts)).items():
-            refs = {extent.name: ref for extent, ref in extents.items()}
-            found[place] = Holding([*extents], partial(self._root, refs))
+            # Two objects of one locate id that an owner made are listed once.
+            listed = {extent.name: extent for extent in extents}
+            refs = {name: extents[extent] for name, extent in listed.items()}
+            found[place] = Holding([*listed.values()], partial(self._root, refs))
         return found
 
     async def _refs_at(
@@ -171,13 +173,18 @@ class Possessions:
                 located = await self._finder.find(kept.capability)
             except errors.XscError:
                 return None  # A survey says so.
-            self._sizes[ref] = located.manifest.size_bytes, len(located.sealed)
-        placement = kept.placement
+            manifest = located.manifest
+            code = manifest.k, manifest.k + manifest.m
+            self._sizes[ref] = code, manifest.size_bytes, len(located.sealed)
+        placement, (code, size_bytes, sealed_bytes) = kept.placement, self._sizes[ref]
+        if (placement.k, len(placement.columns)) != code:
+            return None  # What its owner said of it cannot be.
         return _Kept(
             kept.capability.locate,
             placement.columns,
             placement.k,
-            *self._sizes[ref],
+            size_bytes,
+            sealed_bytes,
             # It is not this node's turn, but what it stored itself is to be proven.
             frozenset() if kept.only_clean else frozenset(placement.columns),
             frozenset(item.node for item in kept.held),
