@@ -85,9 +85,9 @@ def test_a_host_that_only_others_hear_is_left():
             index = world.index_of(host)
             world.net.partition("node-0", f"node-{index}")
             assert thin(world, index, 1.0)
-        await world.skip(20 * EPOCH_MS, SLOT_MS, 10_000)
+        await world.skip(20 * EPOCH_MS, 4 * SLOT_MS, 10_000)
         assert columns(world) == [before], "a day has to pass"
-        await world.skip(9 * EPOCH_MS, SLOT_MS, 10_000)
+        await world.skip(9 * EPOCH_MS, 4 * SLOT_MS, 10_000)
         assert not set(hosts) & set(columns(world)[0])
         assert not any(map(owner.health.is_absent, hosts))
         assert await get(owner, capability) == data
@@ -111,7 +111,7 @@ def test_what_an_owner_says_of_its_code_stops_no_challenge_of_its_custodian():
                 timeout_ms=5_000,
             )
             await world.crash(0)
-            await world.skip(3 * EPOCH_MS, SLOT_MS)
+            await world.skip(3 * EPOCH_MS, 4 * SLOT_MS)
             assert custodian.storage.custodian.refs(), "it looks after it"
             proved = await custodian.challenges.challenge(custodian.peers.peers())
             assert {each.outcome for each in proved if each.host in hosts} == {"ok"}

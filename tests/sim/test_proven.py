@@ -75,7 +75,7 @@ def test_a_host_whose_bodies_are_gone_loses_its_pay_at_the_next_challenge(seed):
 def test_a_host_that_was_thinned_loses_pay_back_to_its_last_ok_each_time(seed):
     async def play(world):
         owner = world.nodes[0]
-        for number in range(40):
+        for number in range(24):
             await put(owner, content(200_000, number))
         await world.skip(2 * EPOCH_MS, SLOT_MS)
         victim = world.index_of(columns(world)[0][1])
@@ -83,7 +83,7 @@ def test_a_host_that_was_thinned_loses_pay_back_to_its_last_ok_each_time(seed):
         account, _ = account_of(owner, "customer", host)
         assert thin(world, victim, 0.1, seed + 3)
         caught, seen = 0, owner.challenges.rows[host][owner.key.node_id].at_ms
-        for _ in range(30 * 12):
+        for _ in range(12 * 12):
             before = account.proven, account.void
             await world.skip(SLOT_MS, SLOT_MS)
             row = owner.challenges.rows.get(host, {}).get(owner.key.node_id)
