@@ -75,6 +75,7 @@ def pytest_configure(config):
 
 # Each takes seconds of a core, and its law is played elsewhere, too; `make test-long` plays them.
 LONG = (
+    "test_who_cannot_be_dialled_learns_it_and_the_recipe_for_wireguard_helps",
     "test_every_game_keeps_the_laws_and_pays_one_lie_only",
     "test_a_put_that_takes_more_than_an_hour_keeps_its_hosts",
     "test_repair_heals_where_the_contract_cannot_be_kept_and_moves_back_when_a_peer_joins",

@@ -377,7 +377,8 @@ def judge_reach(
         of = f"{not_reached_by} of {reached_by + not_reached_by} peers"
         yield (warn if reached_by else fail)(
             f"{of} that this node reaches cannot reach it at {where}",
-            "open that port in the firewall or router, or set advertise to what reaches it",
+            "open that port in the firewall or router, or use WireGuard or Tailscale: "
+            "docs/running.md, 'Behind a router'",
         )
     elif reached_by:
         yield ok(f"{reached_by} peers say that they reach it")
