@@ -3,10 +3,14 @@
 # Without them those tests are skipped, and pytest's summary says so.
 
 set -eu
-if { command -v promtool && command -v tmux && command -v chromium; } >/dev/null 2>&1 || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+there=yes
+for program in promtool tmux chromium nft ip wg wireguard-go; do
+    command -v "$program" >/dev/null 2>&1 || there=no
+done
+if [ "$there" = yes ] || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     exit 0
 fi
-packages="prometheus tmux chromium fonts-dejavu-core"
+packages="prometheus tmux chromium fonts-dejavu-core nftables iproute2 wireguard-tools wireguard-go"
 printf '%s\n' "installing the Debian packages $packages (once)…" >&2
 apt-get update -qq >/dev/null
 # A service is not to start by itself: the tests start their own. A policy that is there stays.

@@ -16,7 +16,6 @@ from xsc.cli.devnet import poll
 from xsc.cli.options import Group, Settings, asks
 from xsc.client.core import Document
 
-
 REACH_S: Final = 20.0
 """A peer has missed two probes by then, and was asked once more."""
 

@@ -46,8 +46,8 @@ MEMORY_BYTES_MIN = 1 << 30
 SYNC_MS_WARN = 50
 SYNCS = 9
 RECIPES: Final = (
-    "set advertise to what reaches it, or open that port in firewall and router; if you cannot, use "
-    "WireGuard, or Tailscale if no friend can open a port: docs/running.md, 'Behind routers'"
+    "set advertise to what reaches it, or open that port in firewall and router; if you cannot, "
+    "use WireGuard, or Tailscale if no friend can open a port: docs/running.md, 'Behind routers'"
 )
 """How a node becomes reachable, and where that is described."""
 _NET_FILESYSTEMS = ("nfs", "cifs", "smb", "fuse.sshfs", "9p")
