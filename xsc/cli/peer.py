@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 import click
@@ -11,8 +12,12 @@ from xsc import api
 from xsc.base.errors import CorruptionError, UnavailableError
 from xsc.base.units import format_credits, format_share, format_size
 from xsc.cli import options, show
+from xsc.cli.devnet import poll
 from xsc.cli.options import Group, Settings, asks
 from xsc.client.core import Document
+
+REACH_S: Final = 20.0
+"""A peer has missed two probes by then, and was asked once more."""
 
 
 @click.group(cls=Group)
@@ -47,12 +52,37 @@ def invite(answer: Document) -> None:
     show.note(f"valid for one node until {until}; use: xsc peer add INVITATION")
 
 
-@asks(peer, api.peers.JOIN)
+@peer.command()
 @argument("invitation", type=options.INVITATION)
 @option("--name", metavar="NAME", help="Call it so here.  [the name it gives itself]")
-def add(answer: Document) -> str:
-    """Add the node that gave the INVITATION (or @FILE, or -)."""
-    return f"added {_called(answer)}"
+def add(settings: Settings, **asked: str) -> None:
+    """Add the node that gave the INVITATION (or @FILE, or -).
+
+    The first one is waited for, some seconds, until it says whether it reaches this node.
+    """
+    first = show.for_people() and not settings.ask(api.peers.LIST)["peers"]
+    answer = settings.ask(api.peers.JOIN, **asked)
+    settings.view(answer, f"added {_called(answer)}")
+    if first:
+        _warn_if_unreached(settings)
+
+
+def _warn_if_unreached(settings: Settings) -> None:
+    """Say how this node becomes reachable, if peers that it reaches do not reach it."""
+    from xsc.net.transport.addresses import is_loopback, split
+    from xsc.node.offline.doctor import judge_reach
+
+    for _ in poll(time.monotonic() + REACH_S):
+        status = settings.ask(api.status.STATUS)
+        if all(is_loopback(split(address)[0]) for address in status["addresses"]):
+            return
+        peers = status["peers"]
+        for found in judge_reach(peers["reached_by"], peers["not_reached_by"], status["addresses"]):
+            if found.verdict != "ok":
+                show.warn(found.text)
+                show.say(f"hint: {found.hint}")
+            return
+    show.note("it has not said yet whether it reaches this node; later `xsc node doctor` knows")
 
 
 def _reaches(row: Document) -> str:

@@ -573,9 +573,29 @@ def test_invite_and_add(xsc, stand_in):
     assert stand_in.last.json() == {"ttl_ms": 7_200_000}
     xsc("peer", "invite")
     assert stand_in.last.json() == {}
+    stand_in.answers("GET", "/v1/peers", {"peers": [PEER]})
     stand_in.answers("POST", "/v1/peers", {"id": NODE, "name": "bob"})
     assert xsc("peer", "add", "-", "--name", "bob", stdin=b"xsc1abc\n").text.startswith("added bob")
     assert stand_in.last.json() == {"invitation": "xsc1abc", "name": "bob"}
+
+
+@pytest.mark.parametrize(
+    ("not_reached_by", "address", "told"),
+    [(1, "198.51.100.7:7411", True), (0, "198.51.100.7:7411", False), (1, "127.0.0.1:7", False)],
+)
+def test_who_adds_its_first_peer_hears_whether_that_reaches_it(
+    xsc, stand_in, not_reached_by, address, told
+):
+    peers = {"reached_by": 1 - not_reached_by, "not_reached_by": not_reached_by}
+    stand_in.answers("GET", "/v1/peers", {"peers": []})
+    stand_in.answers("POST", "/v1/peers", {"id": NODE, "name": "bob"})
+    stand_in.answers("GET", "/v1/status", {"peers": peers, "addresses": [address]})
+    done = xsc("peer", "add", "-", stdin=b"xsc1abc\n")
+    assert done.text.startswith("added bob")
+    assert (f"cannot reach it at {address}" in done.err) == told
+    assert ("WireGuard" in done.err) == told
+    assert told or not done.err
+    assert xsc("peer", "add", "-", "--json", stdin=b"xsc1abc\n").err == ""
 
 
 def test_peers_are_managed(xsc, stand_in):

@@ -45,6 +45,11 @@ DESCRIPTORS_MIN = 1024
 MEMORY_BYTES_MIN = 1 << 30
 SYNC_MS_WARN = 50
 SYNCS = 9
+RECIPES: Final = (
+    "set advertise to what reaches it, or open that port in firewall and router; if you cannot, "
+    "use WireGuard, or Tailscale if no friend can open a port: docs/running.md, 'Behind routers'"
+)
+"""How a node becomes reachable, and where that is described."""
 _NET_FILESYSTEMS = ("nfs", "cifs", "smb", "fuse.sshfs", "9p")
 _CLOCK_UNSYNCHRONISED = 5
 _CLOCK_BYTES = 512
@@ -377,8 +382,7 @@ def judge_reach(
         of = f"{not_reached_by} of {reached_by + not_reached_by} peers"
         yield (warn if reached_by else fail)(
             f"{of} that this node reaches cannot reach it at {where}",
-            "open that port in the firewall or router, or use WireGuard or Tailscale: "
-            "docs/running.md, 'Behind a router'",
+            RECIPES,
         )
     elif reached_by:
         yield ok(f"{reached_by} peers say that they reach it")

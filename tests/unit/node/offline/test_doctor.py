@@ -213,6 +213,10 @@ def test_what_peers_say_of_the_way_here_is_passed_on():
         found = list(doctor.judge_reach(reached_by, not_reached_by, ["10.0.0.5:7000"]))
         assert [finding.verdict for finding in found] == expected
         assert all("10.0.0.5:7000" in finding.text for finding in found if finding.hint)
+        assert all("'Behind routers'" in finding.hint for finding in found if finding.hint)
+    page = (Path(__file__).parents[4] / "docs" / "running.md").read_text()
+    assert "\n## Behind routers\n" in page
+    assert {"### WireGuard", "### Tailscale"} <= set(page.splitlines())
 
 
 def test_a_clock_that_most_peers_refuse_is_this_machines():
