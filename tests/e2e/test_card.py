@@ -145,6 +145,8 @@ def account(member, peer, folder) -> tuple | None:
 def check(net, folder) -> None:
     """Have the independent checker look at all that was published and signed."""
     members = [net[index] for index in range(len(CAPACITIES))]
+    for member in members:  # What is held is paid once it is proven.
+        assert member("ledger settle").code == 0
 
     def look():
         """Return all of it, once a count that was made while a lease was asked for is replaced."""
