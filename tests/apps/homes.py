@@ -175,6 +175,9 @@ class Home(Member):
         with self.place.entered():
             return Calls(self.home).ask(endpoint, **said)
 
+    def invite(self) -> str:
+        return self.ask(api.peers.INVITE)["invitation"]
+
     def rows(self) -> dict[str, dict]:
         """Return what health says of each peer, by its name."""
         return {row["name"]: row for row in self.ask(api.status.HEALTH)["peers"]}
@@ -308,15 +311,18 @@ CLOSED = """table ip closed {
 """At a router nothing comes in but answers; what others opened before ends, too."""
 
 
-def introduce(homes: list[Home]) -> None:
-    """Start nodes, and return once each sees all others."""
+def start(homes: list[Home]) -> None:
+    """Start nodes, and return once each serves."""
     for home in homes:
         home.start()
     for home in homes:
         home.wait_for_start()
+
+
+def introduce(homes: list[Home]) -> None:
+    """Have nodes join each other, and return once each sees all others."""
     for host, guest in combinations(homes, 2):
-        invitation = host.ask(api.peers.INVITE)["invitation"]
-        guest.ask(api.peers.JOIN, invitation=invitation)
+        guest.ask(api.peers.JOIN, invitation=host.invite())
     wait_for(lambda: all(all_up(home, homes) for home in homes))
 
 
