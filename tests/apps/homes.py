@@ -41,16 +41,15 @@ class Namespace:
 
     def __init__(self) -> None:
         self.holder = subprocess.Popen(
-            ["unshare", "--net", "--mount", "sh", "-c", "echo; exec cat"],
+            ["unshare", "--net", "--mount", "sh", "-c", "ip link set lo up && echo && exec cat"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         assert self.holder.stdout
-        assert self.holder.stderr
         if not self.holder.stdout.readline():
-            raise OSError(self.holder.stderr.read().decode().strip())
-        self.run("ip link set lo up")
+            _, said = self.holder.communicate()
+            raise OSError(said.decode().strip())
 
     @property
     def pid(self) -> int:
