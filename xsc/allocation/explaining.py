@@ -140,7 +140,7 @@ def changes_of(
     return changes
 
 
-def _limits(row: Explained, state: TwoTierAllocationState, eligible: int, now_ms: int) -> str:
+def _bound(row: Explained, state: TwoTierAllocationState, eligible: int, now_ms: int) -> str:
     """Return why no more of a need was eligible for a slot, as `granting` decides it.
 
     Args:
@@ -165,7 +165,7 @@ def _limits(row: Explained, state: TwoTierAllocationState, eligible: int, now_ms
         given = [f"other providers give it {_shown(need.kind, most - cap)}"] if cap < most else []
         if beside:
             given.append(f"other slots of this provider give it {_shown(need.kind, beside)}")
-        return " and ".join(given) or "was changed since it was cleared"
+        return " and ".join(given) or "it was changed since"
     is_open = published.standing(row.provider, row.customer)[0] == "open"
     most_lines = ALLOCATIONS_A_STRANGER_MAX if is_open else ALLOCATIONS_A_CUSTOMER_MAX
     if sum(line.customer == customer for _, line in lines) >= most_lines:
@@ -201,7 +201,7 @@ def explain(
         because = f"all that it asked for{of} was there"
     elif is_all:
         asks = f"it asks for {_shown(need.kind, need.quantity)}"
-        because = f"{asks}, and {_limits(row, state, bid.quantity, now_ms)}"
+        because = f"{asks}, and {_bound(row, state, bid.quantity, now_ms)}"
     elif bid.price_max < rung:
         because = (
             f"it pays at most {units.format_credits(bid.price_max)}, and the slot asks "
@@ -237,7 +237,7 @@ def _absence(
         return "its provider had no room for all customers, and left this one out"
     if seen is None or row.need.slot_id not in {need.slot_id for need in seen.commitment.needs}:
         return "its provider has not seen the need, or divides the slot with it as without it"
-    return f"it was granted nothing: {_limits(row, state, 0, now_ms)}"
+    return f"it was granted nothing: {_bound(row, state, 0, now_ms)}"
 
 
 class Explaining:

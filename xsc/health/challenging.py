@@ -153,6 +153,7 @@ class ChallengeService:
             (ROOT + peer + customer, None) for customer in self.rows.pop(peer, {})
         ]
         self._revealed = {at: told for at, told in self._revealed.items() if at[0] != peer}
+        self._certified = {at: raw for at, raw in self._certified.items() if at[0] != peer}
         self._state.write(gone, sync=False)
 
     # The prober
@@ -207,7 +208,6 @@ class ChallengeService:
                 was_there or proved.outcome in rules.ANSWERED
             ):
                 return proved
-            silent = proved.outcome == "timeout"
             now_ms = self._context.clock.now_ms()
             whole = proved.outcome == "ok" and rules.whole_is_due(before, now_ms)
             if whole:
@@ -217,12 +217,13 @@ class ChallengeService:
             row = rules.noted(before, proved.outcome, epoch, now_ms)
             if whole and row.outcome in rules.ANSWERED:
                 row = row.model_copy(update={"whole_ms": now_ms})
-            if silent and row.outcome == "timeout" and reveal is not None:
+            if row.outcome not in rules.ANSWERED and reveal is not None:
+                # The host has seen what was drawn: whatever its silence is, it gets no other draw.
                 row = row.model_copy(update={"again": reveal.to_bytes()})
             if row.outcome in {"bad_proof", "missing"}:
                 proved = proved._replace(outcome=row.outcome)
-                # Silence that has become missing is about all that lies there, and so is a loss
-                # that is found again: to admit a few leaves each hour must not be cheaper.
+                # After silence, or a second loss in a row, all that lies there counts as lost:
+                # else a host would admit a few leaves each hour.
                 again = before is not None and before.outcome in {"bad_proof", "missing"}
                 names = None if again else proved.names or None
                 still = await self._possessions.lost(host, customer, names)
@@ -446,6 +447,10 @@ class ChallengeService:
         """
         asked = self._asked(caller, header)
         commitment = fields.take_bytes(header, "commitment", size=ID_BYTES)
+        if not self._granted.take(
+            asked, commitment, self._context.clock.now_ms() // limits.EPOCH_MS
+        ):
+            raise errors.RateLimited("so many challenges an epoch are answered, and no more")
         raw = fields.take_opt_bytes(header, "proven")
         if raw is not None:
             network = self._context.network
@@ -453,10 +458,6 @@ class ChallengeService:
             # After a restart of this node it does not know: the next one comes in an hour.
             if proven == self._answered.get((asked.customer, caller)):
                 self._payments.certified(asked.customer, raw, proven.leaves)
-        if not self._granted.take(
-            asked, commitment, self._context.clock.now_ms() // limits.EPOCH_MS
-        ):
-            raise errors.RateLimited("so many challenges an epoch are answered, and no more")
         return {"nonce": rules.nonce_of(self._secret, asked, commitment)}, ()
 
     async def _on_prove(

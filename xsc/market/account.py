@@ -236,7 +236,7 @@ def agree(
     made.closed = min(made.closed, number_of(count.closed))
     made.stored = min(made.stored, made.closed)
     uses = [use for _, use in made.uses]
-    # Who denies what lies there has proven nothing of it.
+    # A provider that denies bytes of this node has proven nothing of them.
     lies = any(use.held_bytes or use.missing_bytes for use in uses)
     if made.broken or account.failed or lies:
         made.waits = max(0, made.stored + sum(use.stored for use in uses) - account.proven)

@@ -14,9 +14,12 @@ from xsc.base import limits
 from xsc.market import lease
 from xsc.market.account import Account, due_micro, held_bytes, unproven
 from xsc.market.lease import LeaseEntry, advance
+from xsc.terms.possession import Proven
 
 UNPROVEN_MS_MAX = 30 * 86_400_000
 """Of the time before an ok so much is paid."""
+AWAY_MS = 2 * limits.EPOCH_MS
+"""So long after the last decision a customer counts as away: at home it challenges every hour."""
 DEMANDED_MS = 24 * 3_600_000
 """So long a customer that is up may give no challenge, or not sign for an answer."""
 
@@ -37,6 +40,16 @@ def until_ms(said_ms: int, epoch: int, now_ms: int, *, ok: bool) -> int:
     window_ms = limits.REQUEST_WINDOW_MS
     near_ms = min(max(said_ms, now_ms - window_ms), now_ms + window_ms)
     return min(near_ms, (epoch + 1) * limits.EPOCH_MS) if ok else near_ms
+
+
+def is_certified(account: Account, proven: Proven, now_ms: int) -> bool:
+    """Return whether a custodian's record can stand for challenges of the customer.
+
+    It can while the customer is away: not where the last challenge found a loss, and not soon after
+    one. Nobody certifies itself.
+    """
+    is_later = account.proven_ms + AWAY_MS < proven.at_ms <= now_ms
+    return is_later and not account.failed and proven.prober != account.provider
 
 
 def since_ms(account: Account, entries: Collection[LeaseEntry]) -> int:

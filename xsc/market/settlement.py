@@ -103,8 +103,10 @@ class Settlement(MarketPart):
 
     def challenged(self, role: Role, peer: bytes, proof: Answered) -> None:
         """Note what a challenge of a customer came to, over all that it has at a provider."""
-        account, now_ms = self._store.account(role, peer), self._clock.now_ms()
-        entries = self._store.of(role, peer)
+        entries, now_ms = self._store.of(role, peer), self._clock.now_ms()
+        if not entries:
+            return
+        account = self._store.account(role, peer)
         account.heard_ms = self._clock.monotonic_ms()
         if proof.ok is not None and proofs.is_covered(entries, proof.leaves):
             at_ms = proofs.until_ms(proof.said_ms, proof.epoch, now_ms, ok=proof.ok)
@@ -159,8 +161,8 @@ class Settlement(MarketPart):
 
     def certified(self, customer: bytes, raw: bytes, leaves: int) -> None:
         """Keep a custodian's record, to be shown to its customer, if its list covers all."""
-        account = self._store.account("provider", customer)
         if proofs.is_covered(self._store.of("provider", customer), leaves):
+            account = self._store.account("provider", customer)
             account.certified = raw
             self._store.keep(account)
 
@@ -176,7 +178,7 @@ class Settlement(MarketPart):
         if parties != (account.provider, account.customer, signed.author):
             raise RecordInvalid("the record of a proof is between other nodes")
         if (
-            account.proven_ms < proven.at_ms <= now_ms
+            proofs.is_certified(account, proven, now_ms)
             and proofs.is_covered(entries, proven.leaves)
             and signed.author in self._ports.custodians()
         ):
@@ -371,7 +373,8 @@ class Settlement(MarketPart):
             return account
         claim, network = replace(account), self._node.network
         proven = open_signed(account.certified, Proven, network=network).record
-        proofs.decide(claim, entries, proven.at_ms, now_ms, ok=True)
+        if proofs.is_certified(account, proven, now_ms):
+            proofs.decide(claim, entries, proven.at_ms, now_ms, ok=True)
         return claim
 
     def _lower(self, customer: bytes, item: Value) -> None:

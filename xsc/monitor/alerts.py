@@ -272,8 +272,7 @@ async def _post(url: str, body: bytes) -> None:
     except TimeoutError:
         raise UnavailableError("the URL does not answer") from None
     except (aiohttp.ClientError, OSError) as fault:
-        said = isinstance(fault, OSError) and fault.strerror
-        reason = said or type(fault).__name__
+        reason = getattr(fault, "strerror", None) or type(fault).__name__
         raise UnavailableError(f"the URL cannot be reached: {reason}") from None
     if not 200 <= status < 300:
         raise UnavailableError(f"the URL answers {status}")

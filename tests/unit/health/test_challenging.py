@@ -298,6 +298,24 @@ async def test_silence_is_a_timeout_asked_again_the_same_until_it_is_missing(net
     assert set(net.world[0].service.repairer.surveyor.unreadable) == refs
 
 
+@pytest.mark.parametrize("cut_off", [False, True])
+async def test_who_has_seen_a_draw_gets_no_other_by_missing_a_ping(net, cut_off):
+    """A host that had lost a tenth answered good draws, and was away for the others."""
+    host = net.others[0]
+    net[1].silent_in = {PROVE, PROBE}
+    net[0].cut_off = cut_off
+    outcome = "prober_void" if cut_off else "unreachable"
+    assert (await net.ask(hosts=[host]))[host].outcome == outcome
+    drawn = net.row(host).again
+    assert drawn
+    net[0].cut_off = False
+    for _ in range(CONTAINED_MS // EPOCH_MS + cut_off):
+        net.later()
+        assert net.row(host).again == drawn
+        outcome = (await net.ask(hosts=[host]))[host].outcome
+    assert outcome == "missing"
+
+
 async def test_who_answers_what_timed_out_is_ok(net):
     host = net.others[0]
     net[1].silent_in = {PROVE}

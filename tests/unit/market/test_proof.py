@@ -232,6 +232,9 @@ async def test_who_is_away_or_meets_a_restarted_host_is_not_waited_for(world, bo
 # What custodians sign
 
 
+ANSWERED = Answered(2**20, 1, 1, ok=True)
+
+
 def record(customer, provider, prober, at_ms, /, **change):
     fields = {
         "host": provider.id,
@@ -266,21 +269,38 @@ async def test_what_a_named_custodian_signed_pays_up_to_then(world, both):
     assert await pay(customer, provider) == 4 * AN_HOUR, "shown again it pays nothing more"
 
 
-@pytest.mark.parametrize("what", ["unnamed", "future", "short", "old"])
+REFUSED = ["unnamed", "future", "short", "old", "own", "at home", "lost"]
+
+
+@pytest.mark.parametrize("what", REFUSED)
 async def test_other_records_of_proofs_pay_nothing(world, both, what):
     customer, provider = both
-    custodian = world.node(5)
+    # A host can well be a custodian of other objects of its customer.
+    custodian = provider if what == "own" else world.node(5)
     customer.custodians = set() if what == "unnamed" else {custodian.id}
     world.later(2 * EPOCH_MS)
     provider.prove_to(customer)
     before = await pay(customer, provider)
     begun_ms = world.clock.now_ms()
-    world.later(4 * EPOCH_MS)
+    if what == "lost":
+        world.later(60_000)
+        provider.prove_to(customer, ok=False)
+    world.later(EPOCH_MS if what == "at home" else 4 * EPOCH_MS)
     now_ms = world.clock.now_ms()
     at_ms = {"future": now_ms + DAY_MS, "old": begun_ms}.get(what, now_ms)
     change = {"leaves": 3} if what == "short" else {}
     shown(customer, provider, custodian, record(customer, provider, custodian, at_ms, **change))
     assert await pay(customer, provider) == before
+
+
+async def test_what_a_host_keeps_of_proofs_is_of_customers_alone(world, both):
+    _, provider = both
+    stranger = world.node(5)
+    raw = sign(record(stranger, provider, stranger, world.clock.now_ms()), stranger.key, NET).raw
+    before = list(provider.market.store.accounts("provider"))
+    provider.market.settlement.certified(stranger.id, raw, 2**20)
+    provider.market.settlement.challenged("provider", stranger.id, ANSWERED)
+    assert list(provider.market.store.accounts("provider")) == before
 
 
 @pytest.mark.parametrize(

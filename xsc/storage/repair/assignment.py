@@ -113,8 +113,10 @@ class CustodianAssignment:
 
     def _assigned(self, ref: bytes, kept: bytes = ASSIGNED) -> tuple[bytes, ...]:
         raw = self._state.get(kept + ref)
-        if raw is None:
-            return ()
+        return () if raw is None else self._nodes(raw)
+
+    @staticmethod
+    def _nodes(raw: bytes) -> tuple[bytes, ...]:
         try:
             return AssignedCustodians.from_bytes(raw).nodes
         except errors.RecordInvalid as fault:
@@ -123,9 +125,7 @@ class CustodianAssignment:
     def custodians(self) -> frozenset[bytes]:
         """Return the custodians of all own objects."""
         rows = self._state.scan(ASSIGNED, keyvalue.prefix_end(ASSIGNED))
-        return frozenset(
-            node for _, raw in rows for node in AssignedCustodians.from_bytes(raw).nodes
-        )
+        return frozenset(node for _, raw in rows for node in self._nodes(raw))
 
     async def _write(self, ref: bytes, nodes: tuple[bytes, ...], kept: bytes = ASSIGNED) -> None:
         row = AssignedCustodians(nodes=nodes).to_bytes() if nodes else None

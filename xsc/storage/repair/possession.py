@@ -19,6 +19,7 @@ from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
 from xsc.storage.object import inventory, segment
 from xsc.storage.object.capability import VerifyCapability, parse_verify
 from xsc.storage.object.erasure import Code
+from xsc.storage.object.held import Held
 from xsc.storage.object.manifest import hash_of, root_at
 from xsc.storage.repair.custodian import Custodian
 from xsc.storage.repair.repairer import Repairer
@@ -119,8 +120,8 @@ class Possessions:
         """Return what this node looks after at hosts, by host and customer."""
         found = {}
         for place, extents in (await self._refs_at(hosts)).items():
-            # Two objects of one locate id that an owner made are listed once.
-            listed = {extent.name: extent for extent in extents}
+            # Of two objects of one locate id the first is listed: own ones come before others.
+            listed = {extent.name: extent for extent in reversed(extents)}
             refs = {name: extents[extent] for name, extent in listed.items()}
             found[place] = Holding([*listed.values()], partial(self._root, refs))
         return found
@@ -128,7 +129,7 @@ class Possessions:
     async def _refs_at(
         self, hosts: Collection[bytes]
     ) -> dict[tuple[bytes, bytes], dict[Extent, bytes]]:
-        """Return by host and customer the extents that should lie there, and the object of each."""
+        """Return what should lie at hosts, by host and customer: extents, and their objects."""
         found: dict[tuple[bytes, bytes], dict[Extent, bytes]] = {}
         wanted = frozenset(hosts) - {self._client.own}
 
@@ -152,14 +153,18 @@ class Possessions:
             self._sizes.pop(ref, None)
         return found
 
-    def _of_entry(self, ref: bytes, entry: ObjectEntry) -> _Kept:
-        hosts = frozenset(
+    def _hosts(self, held: Iterable[Held]) -> frozenset[bytes]:
+        """Return those that have something under a lease of this node."""
+        return frozenset(
             item.node
-            for item in entry.held
+            for item in held
             if item.size_bytes
             and not self._client.has_dropped(item.node, item.lease_id)
             and not self._client.hosts.is_denied(item.lease_id)
         )
+
+    def _of_entry(self, ref: bytes, entry: ObjectEntry) -> _Kept:
+        hosts = self._hosts(entry.held)
         placement, locate = entry.placement, parse_verify(entry.capability).locate
         sealed = self._catalogue.sealed_bytes(ref)
         return _Kept(locate, placement.columns, placement.k, entry.size_bytes, sealed, hosts)
@@ -187,7 +192,7 @@ class Possessions:
             sealed_bytes,
             # It is not this node's turn, but what it stored itself is to be proven.
             frozenset() if kept.only_clean else frozenset(placement.columns),
-            frozenset(item.node for item in kept.held),
+            self._hosts(kept.held),
         )
 
     async def _root(self, refs: dict[bytes, bytes], extent: Extent, body: int) -> Root | None:

@@ -274,7 +274,7 @@ class ShardServer:
         return messages.holds_answer(await self._node.holds(*messages.read_holds(header))), []
 
     async def leaf(self, caller: bytes, asked: AskedLeaf) -> LeafProof | Lost:
-        """Return a leaf that lies here and its proof; else whether it was not stored or is damaged.
+        """Return a leaf that lies here with its proof, or else how it is lost.
 
         Raises:
             RecordInvalid: the manifest that lies here has another root or size.
