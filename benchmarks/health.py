@@ -15,6 +15,7 @@ from benchmarks.size import least
 from xsc.base.limits import PROBE_TIMEOUT_MS
 from xsc.base.log import SilentLog
 from xsc.db.memory import MemoryKeyValue
+from xsc.health.scoring import Scores
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair
 from xsc.net.service import PeerNet
@@ -49,7 +50,13 @@ class Node:
         self.id = key.node_id
         self.health = HealthService(
             self.peers.context,
-            state=MemoryKeyValue(),
+            scores=Scores(
+                self.peers.context,
+                MemoryKeyValue(),
+                self.peers.roster,
+                recognition_ppm=lambda _: 0,
+                fork=lambda _: None,
+            ),
             peers=self.peers.roster,
             once=self.tasks.once,
             domain_of=lambda peer: peer,

@@ -214,8 +214,8 @@ LEASE = {
     *("price_micro", "billed_micro", "settled_micro", "state", "start_ms", "end_ms"),
 }
 HEALTH = {
-    *("id", "name", "state", "availability_ppm", "response_ms", "quality_ppm", "probes"),
-    *("misses", "wrong", "last_seen_ms", "skew_ms", "false_clearing"),
+    *("id", "name", "state", "availability_ppm", "response_ms", "quality_ppm", "grade"),
+    *("last_seen_ms", "skew_ms", "false_clearing"),
     *("outcome", "challenged_ms", "proven_ms"),
 }
 BALANCE = {"peer", "name", "balance_micro", "limit_micro"}

@@ -74,6 +74,7 @@ SHELL = {
     "xsc.health.attending": "watches calls that take long",
     "xsc.health.challenging": "challenges hosts, and answers challenges",
     "xsc.health.helping": "carries the pings of peers",
+    "xsc.health.scoring": "keeps scores, and asks peers for theirs",
     "xsc.health.service": "probes peers",
     "xsc.identity.batch_signer": "gathers the records of one turn of the event loop",
     "xsc.identity.keyfile": "reads and writes the key file",

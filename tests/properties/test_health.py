@@ -1,22 +1,32 @@
 """Laws of the score and of the availability."""
 
-from dataclasses import replace
 from fractions import Fraction
-from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base.errors import RecordInvalid
-from xsc.base.limits import BUCKETS_KEPT, LEAF_BYTES, PPM
+from xsc.base.limits import LEAF_BYTES, PPM
 from xsc.health import challenge as rules
-from xsc.health.detector import BUCKET_MS, MISSES_TO_DOWN, AvailabilityTester
-from xsc.health.score import quality_ppm
+from xsc.health.detector import MISSES_TO_DOWN, AvailabilityTester
+from xsc.health.score import (
+    DIMENSIONS,
+    GRADES,
+    HOUR_MS,
+    JUDGED_MIN,
+    Score,
+    Tally,
+    grade_of,
+    next_step,
+    quality_ppm,
+    rank_ppm,
+)
 from xsc.terms.possession import LEAVES_ASKED, Extent, counts_in
 
 NODE = b"n" * 32
 COUNT = st.integers(0, 10**9)
+NOW = 490_000
 Z_SQUARED = Fraction(1645, 1000) ** 2
 
 
@@ -32,96 +42,87 @@ def not_above_the_bound(ppm: int, good: Fraction, bad: Fraction) -> bool:
     return x <= middle and (x - p) ** 2 >= Z_SQUARED * x * (1 - x) / n
 
 
-@given(answered=COUNT, missed=COUNT)
-def test_the_score_is_the_exact_floor_of_the_bound(answered, missed):
-    ppm = quality_ppm(answered, missed)
-    good, bad = answered + Z_SQUARED, Fraction(missed)
-    assert not_above_the_bound(ppm, good, bad)
-    assert not not_above_the_bound(ppm + 1, good, bad)
+@given(good=COUNT, bad=COUNT)
+def test_the_rank_is_the_exact_floor_of_the_bound(good, bad):
+    ppm = rank_ppm(Tally(good * PPM, bad * PPM), "availability")
+    assert 0 <= ppm <= PPM
+    assert not_above_the_bound(ppm, good + Z_SQUARED, Fraction(bad))
+    assert not not_above_the_bound(ppm + 1, good + Z_SQUARED, Fraction(bad))
 
 
-@given(answered=COUNT, missed=COUNT)
-def test_it_lies_between_nothing_and_the_whole(answered, missed):
-    assert 0 <= quality_ppm(answered, missed) <= PPM
+TALLIES = st.fixed_dictionaries(
+    {
+        each: st.builds(
+            Tally, st.integers(0, 10**10), st.integers(0, 10**10), st.just(NOW), st.just(0)
+        )
+        for each in DIMENSIONS
+    }
+)
+SUMS = st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
+REPORTS = st.lists(st.tuples(st.integers(0, PPM), st.tuples(*[SUMS] * len(DIMENSIONS))), max_size=5)
 
 
-@given(answered=COUNT, missed=COUNT)
-def test_an_answer_never_lowers_and_a_miss_never_raises(answered, missed):
-    here = quality_ppm(answered, missed)
-    assert quality_ppm(answered + 1, missed) >= here >= quality_ppm(answered, missed + 1)
+def judged(tallies, reports=()):
+    """Return how bad a grade is, and the quality."""
+    score = Score(**tallies)
+    grade = grade_of(score, NOW, None)
+    return max(1, GRADES.index(grade)), quality_ppm(score, grade, NOW, reports)
 
 
-def test_the_same_for_every_small_count():
-    table = [[quality_ppm(a, m) for m in range(201)] for a in range(201)]
-    for a, m in product(range(200), repeat=2):
-        assert table[a + 1][m] >= table[a][m] >= table[a][m + 1]
+@given(TALLIES, REPORTS, st.sampled_from(DIMENSIONS))
+def test_one_more_good_hour_never_lowers_and_one_more_bad_never_raises(tallies, reports, dimension):
+    grade, quality = judged(tallies, reports)
+    assert 0 <= quality <= PPM
+    now = tallies[dimension]
+    # Own evidence makes room for that of others: without them it is exact.
+    alone = judged(tallies)
+    better = judged(tallies | {dimension: now._replace(good=now.good + PPM)})
+    worse = judged(tallies | {dimension: now._replace(bad=now.bad + PPM)})
+    if now.good + now.bad >= JUDGED_MIN:
+        assert better[0] <= grade <= worse[0]
+        assert better[1] >= alone[1] >= worse[1]
 
 
-STEPS = st.integers(0, 3 * BUCKET_MS)
-RESULTS = st.lists(st.tuples(st.booleans(), STEPS), max_size=150)
+@given(TALLIES, REPORTS)
+def test_no_report_moves_a_grade_and_the_order_does_not_matter(tallies, reports):
+    assert judged(tallies, reports) == judged(tallies, reports[::-1])
+    assert judged(tallies, reports)[0] == judged(tallies)[0]
 
 
-def recorded(results):
-    """Return a detector, when each result came, and which times it came up or went down."""
-    tester, times, changes, now_ms = AvailabilityTester(), [], [], 0
-    for available, step_ms in results:
-        now_ms += step_ms
-        times.append(now_ms)
-        changed = tester.record_result(NODE, available, step_ms % 7, now_ms)
-        if changed is not None:
-            changes.append(changed)
-        assert tester.is_up(NODE) == (bool(changes) and changes[-1])
-    return tester, times, changes
+@given(TALLIES, st.integers(0, 20_000))
+def test_nothing_gets_worse_by_waiting(tallies, hours):
+    score = Score(**tallies)
+    before, after = (grade_of(score, at, None) for at in (NOW, NOW + hours))
+    assert GRADES.index(after) <= GRADES.index(before)
+
+
+@given(TALLIES)
+def test_the_next_step_tells_the_truth(tallies):
+    score = Score(**tallies)
+    grade = grade_of(score, NOW, None)
+    until_ms = next_step(score, NOW, None)[1]
+    assert (until_ms is None) == (grade in {"new", "vetted"})
+    if until_ms is not None:
+        assert grade_of(score, until_ms // HOUR_MS - 1, None) == grade
+        assert grade_of(score, until_ms // HOUR_MS, None) != grade
+
+
+RESULTS = st.lists(st.booleans(), max_size=150)
 
 
 @given(RESULTS)
-def test_availability_is_the_share_of_the_kept_results(results):
-    tester, times, changes = recorded(results)
-    newest = times[-1] // BUCKET_MS if times else 0
-    kept = [
-        available
-        for (available, _), at_ms in zip(results, times, strict=True)
-        if newest - at_ms // BUCKET_MS < BUCKETS_KEPT
-    ]
-    stats = tester.get_stats(NODE)
-    assert (stats.probes, stats.answered) == (len(kept), sum(kept))
-    assert stats.availability == (sum(kept) * PPM // len(kept) if kept else 0)
-    said = [available for available, _ in results]
-    if said[-MISSES_TO_DOWN:] == [False] * MISSES_TO_DOWN:
+def test_a_peer_is_up_from_an_answer_to_two_misses_in_a_row(results):
+    tester, changes = AvailabilityTester(), []
+    for available in results:
+        changed = tester.record_result(NODE, available, 7)
+        if changed is not None:
+            changes.append(changed)
+        assert tester.is_up(NODE) == (bool(changes) and changes[-1])
+    if results[-MISSES_TO_DOWN:] == [False] * MISSES_TO_DOWN:
         assert tester.state(NODE) == "down"
-    if said[-1:] == [True]:
+    if results[-1:] == [True]:
         assert tester.state(NODE) == "up"
     assert changes == [index % 2 == 0 for index in range(len(changes))]
-
-
-@given(RESULTS, st.integers(1, 9))
-def test_the_store_gives_back_what_it_was_given(results, written):
-    """Whenever changes are written: what lies in the store says the same as the memory."""
-    tester, disk, now_ms = AvailabilityTester(), {}, 0
-    for index, (available, step_ms) in enumerate(results):
-        now_ms += step_ms
-        tester.record_result(NODE, available, 1, now_ms)
-        if step_ms % 5 == 0:
-            tester.record_wrong(NODE, now_ms)
-        if index % written == 0 or index == len(results) - 1:
-            disk.update(tester.changes(NODE))
-    again = AvailabilityTester()
-    for number, raw in sorted(disk.items()):
-        if raw is not None:
-            again.restore(NODE, number, raw)
-    before = tester.get_stats(NODE)
-    assert again.get_stats(NODE) == replace(before, avg_response_ms=0)
-
-
-@given(RESULTS, st.booleans())
-def test_a_further_result_keeps_the_law_too(results, more):
-    tester, times, _ = recorded(results)
-    before = tester.get_stats(NODE)
-    tester.record_result(NODE, more, 0, times[-1] if times else 0)
-    after = tester.get_stats(NODE)
-    old = quality_ppm(before.answered, before.probes - before.answered)
-    new = quality_ppm(after.answered, after.probes - after.answered)
-    assert new >= old if more else new <= old
 
 
 # Challenges

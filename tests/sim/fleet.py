@@ -20,6 +20,8 @@ from xsc.base.errors import PeerSilent, PeerUnknown
 from xsc.base.limits import PPM
 from xsc.base.log import SilentLog
 from xsc.db.memory import MemoryKeyValue
+from xsc.health.score import DIMENSIONS
+from xsc.health.scoring import Scores
 from xsc.health.service import PROBE_INTERVAL_MS, HealthService
 from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
@@ -34,6 +36,12 @@ class Answer:
     parts: list = field(default_factory=list)
 
 
+def held_against(health: HealthService, peer: bytes) -> dict[str, int]:
+    """Return what a node holds against a peer, by dimension, in ppm of an hour."""
+    bad = {each: health.scores.tally(peer, each).bad for each in DIMENSIONS}
+    return {each: amount for each, amount in bad.items() if amount}
+
+
 class Member:
     """One node of a fleet, which is also its caller and its list of peers."""
 
@@ -44,17 +52,24 @@ class Member:
         self.tasks = Tasks(fleet.clock, SilentLog())
         self.sent = Counter()
         self.others: list[bytes] = []
+        context = Context(
+            self.key,
+            network_id("fleet"),
+            fleet.clock,
+            SeededEntropy(self.key.node_id),
+            InlineExecutor(),
+            self,
+            SilentLog(),
+        )
         self.health = HealthService(
-            Context(
-                self.key,
-                network_id("fleet"),
-                fleet.clock,
-                SeededEntropy(self.key.node_id),
-                InlineExecutor(),
+            context,
+            scores=Scores(
+                context,
+                MemoryKeyValue(),
                 self,
-                SilentLog(),
+                recognition_ppm=lambda _: 0,
+                fork=lambda _: None,
             ),
-            state=MemoryKeyValue(),
             peers=self,
             once=self.tasks.once,
             domain_of=lambda peer: peer,
@@ -127,11 +142,11 @@ class Fleet:
         return self.clock.now_ms() - begun_ms
 
     def scores(self):
-        """Return what each node holds of each other."""
+        """Return what each node holds against each other."""
         return {
-            (node.id, row.node): (row.misses, row.wrong)
+            (node.id, peer): held_against(node.health, peer)
             for node in self.nodes
-            for row in node.health.table()
+            for peer in node.others
         }
 
     def sent(self) -> list[Counter]:

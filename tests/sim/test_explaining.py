@@ -192,7 +192,7 @@ def test_health_shows_a_false_clearing_and_anybody_can_check_it():
         await provider.space.put(UserSpacePaths.ALLOCATION_STATE, lie.to_bytes())
         await world.until(customer.allocator.records.false_clearings)
         (row,) = await status.health(customer, Nothing())
-        assert (row.false_clearing, row.wrong) == (divided.clearing, 1)
+        assert (row.false_clearing, row.grade) == (divided.clearing, "watch")
         assert row.quality_ppm < before.quality_ppm
         packed = await market.clearing(customer, Id(id=to_text(row.false_clearing)[:8]))
         with pytest.raises(ProofInvalid, match="by the rule"):

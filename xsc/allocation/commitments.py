@@ -347,6 +347,10 @@ class Commitments:
         """Return a peer's recognition of this node as its space has it; else as `weight_ppm`."""
         return self._given(peer, self._node) if self._peers.is_peer(peer) else 0
 
+    def recognition_ppm(self, peer: bytes) -> int:
+        """Return the mutual recognition of a peer and this node: the lesser of both weights."""
+        return min(self.weight_ppm(peer), self.their_weight_ppm(peer))
+
     def tier(self, peer: bytes) -> Tier:
         """Return the tier on which the peer is served here."""
         return tier_of(self.weight_ppm(peer), self.their_weight_ppm(peer))

@@ -28,6 +28,7 @@ from typing import Final, TypeVar
 from xsc.allocation import clearing_record, commitments
 from xsc.allocation.published import Published, charged
 from xsc.base import encoding, errors, keyvalue, limits
+from xsc.base.grade import Dimension
 from xsc.base.ids import from_text, short
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
@@ -79,7 +80,7 @@ class Records:
         read: Callable[[bytes, str], Awaitable[Entry]],
         heard: commitments.Heard,
         once: Callable[[str, Callable[[], Awaitable[None]]], None],
-        report: Callable[[bytes, str], None],
+        report: Callable[[bytes, Dimension, str], None],
         shares_with: Callable[[bytes], Collection[bytes]],
     ) -> None:
         self._context = context
@@ -341,7 +342,7 @@ class Records:
         provider = signed.author
         if provider in self._false:
             return
-        self._report(provider, "clearing")
+        self._report(provider, "payment", "clearing")
         proof = self._packed(signed, named)
         shared = self._false.keys() & self._shares_with(provider)
         has_room = (

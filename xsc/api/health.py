@@ -1,8 +1,10 @@
-"""Challenges: what hosts prove of what they hold."""
+"""Health: what hosts prove of what they hold, and how peers are judged."""
 
 from __future__ import annotations
 
-from xsc.api.endpoint import Endpoint, Key, Model, named
+from xsc.api.endpoint import Endpoint, Key, Model, Nothing, get, named, post
+from xsc.api.peers import Who
+from xsc.base.grade import Dimension, Grade
 
 
 class Challenge(Model):
@@ -25,6 +27,83 @@ class Challenged(Model):
     """Why it is not "ok"; else empty."""
 
 
+class Observed(Model):
+    """What was observed of a node in one dimension."""
+
+    dimension: Dimension
+    good_ppm: int
+    """Hours that were good, in ppm of one, as they count now: they decay."""
+    bad_ppm: int
+    lower_ppm: int
+    """The share that is good at least, by which nodes are ranked."""
+    upper_ppm: int
+    """The share that is good at most, by which they are judged."""
+
+
+class Event(Model):
+    """Why a score changed."""
+
+    at_ms: int
+    before: Grade
+    after: Grade
+    dimension: Dimension | None
+    cause: str
+    evidence: Key | None
+    """The hash of a signed record that shows it; null where only the judge saw it."""
+
+
+class Judgement(Model):
+    """How one node judges another."""
+
+    id: Key
+    """Who is judged, or who judges this node."""
+    name: str = named("id")
+    grade: Grade
+    next_step: str
+    """What it takes to another grade."""
+    until_ms: int | None
+    """When a bad grade is over if nothing more is found."""
+    observed: list[Observed]
+    events: list[Event]
+    """The last ones, the oldest first."""
+
+
+class Report(Model):
+    """A peer whose observations count."""
+
+    id: Key
+    name: str = named("id")
+    recognition_ppm: int
+    """Mutual recognition, by which they are weighed."""
+
+
+class Why(Judgement):
+    """How this node judges a peer, and what it is worth in the market."""
+
+    quality_ppm: int
+    """What its price is divided by."""
+    reports: list[Report]
+    """Whose observations count in that, and in nothing else."""
+
+
+class Unheard(Model):
+    """A peer that does not say how it judges this node."""
+
+    id: Key
+    name: str = named("id")
+    reason: str
+
+
+class OfMe(Model):
+    """How others judge this node, by their own account."""
+
+    peers: list[Judgement]
+    unheard: list[Unheard]
+
+
+WHY = get("/v1/health/why", Who, Why, "Say how a peer is judged, and why.")
+ME = get("/v1/health/me", Nothing, OfMe, "Ask the peers how they judge this node.")
+LIFT = post("/v1/health/lift", Who, Why, "Hold nothing against a peer that was found until now.")
 CHALLENGE = Endpoint(
     "POST",
     "/v1/health/challenge",

@@ -9,6 +9,7 @@ from annotated_types import Ge, Le
 from xsc.api.endpoint import Endpoint, Key, Model, Nothing, OfPeer, get, listing, named, post
 from xsc.api.market import Kind
 from xsc.api.status import Status
+from xsc.base.grade import Grade
 
 POINTS_MAX = 2_000
 
@@ -57,10 +58,13 @@ class PeerMeasures(OfPeer):
 
     state: str
     up: bool
+    grade: Grade
+    grade_level: int
+    """Its grade as a number: 0 new, 1 vetted, 2 watch, 3 suspended, 4 barred."""
+    quality_ppm: int
+    """What its price is divided by."""
     availability_ppm: int
     response_ms: int
-    probes: int
-    misses: int
     balance_micro: int
     """Positive where the peer owes."""
     limit_micro: int

@@ -7,6 +7,7 @@ from typing import Annotated
 from annotated_types import Ge, Le, MaxLen
 
 from xsc.api.endpoint import Endpoint, Key, Model, Nothing, listing, named, post
+from xsc.base.grade import Grade
 from xsc.base.limits import PPM
 
 INVITATION_TTL_MS = 24 * 3_600_000
@@ -31,6 +32,8 @@ class Probed(Model):
     id: Key
     name: str = named("id")
     state: str
+    grade: Grade
+    """How it is judged."""
     availability_ppm: int
     response_ms: int
     last_seen_ms: int | None

@@ -96,9 +96,6 @@ class PeerHealth(Probed):
     """What probes say of one peer, and how it has served."""
 
     quality_ppm: int
-    probes: int
-    misses: int
-    wrong: int
     skew_ms: int | None
     false_clearing: Key | None
     """A clearing that it signed and that does not recompute."""

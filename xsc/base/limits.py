@@ -269,8 +269,6 @@ ALLOCATIONS_MAX = 4_096
 
 # Health
 PROBE_TIMEOUT_MS = 3_000
-BUCKETS_KEPT = 56
-"""Results of a peer are counted by BUCKET_MS, and kept for 14 days."""
 
 # What one peer may cost others (docs/security.md)
 OTHERS_GET_MS_MAX = 30_000

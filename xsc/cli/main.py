@@ -35,7 +35,7 @@ _COMMANDS = {
     "market": "Offer capacity and state needs; show prices and leases.",
     "allocation": "Show what slots grant to needs ahead of use, to whom, and why.",
     "ledger": "Show and settle what nodes owe each other, in credits.",
-    "health": "Show how peers answer this node's probes, and what they prove to hold.",
+    "health": "Show how peers answer probes, what they prove to hold, and how they are judged.",
     "verify": "Say what a signed file proves, as a receipt, a lease or a ledger entry.",
     "top": "Follow the node in one picture.",
     "dashboard": "Print a link that shows the node in a browser on this machine.",

@@ -10,6 +10,7 @@ from click import argument, option
 
 from xsc import api
 from xsc.base.errors import CorruptionError, UnavailableError
+from xsc.base.limits import PPM
 from xsc.base.units import format_credits, format_share, format_size
 from xsc.cli import options, show
 from xsc.cli.devnet import poll
@@ -185,7 +186,7 @@ def recognise(answer: Document) -> str:
 @click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def health(ctx: click.Context) -> None:
-    """Show how peers answer this node's probes, and what they prove to hold."""
+    """Show how peers answer probes, what they prove to hold, and how they are judged."""
     if ctx.invoked_subcommand is not None:
         return
     settings = ctx.ensure_object(Settings)
@@ -193,12 +194,11 @@ def health(ctx: click.Context) -> None:
     settings.view(answer)
     show.rows(
         answer["peers"],
-        "peer state <availability <quality <response <probes <missed <wrong seen challenge proven "
+        "peer state grade <availability <quality <response seen challenge proven "
         "unproven since false_clearing",
         NO_PEERS,
         peer=lambda row: show.named(row, "id"),
         response=("response_ms", "{}ms".format),
-        missed="misses",
         seen="last_seen_ms",
         challenge="outcome",
         proven="proven_ms",
@@ -206,6 +206,75 @@ def health(ctx: click.Context) -> None:
         since="unproven_since_ms",
         false_clearing=("false_clearing", lambda found: found[:10] if found else ""),
     )
+
+
+def _judgement(answer: Document) -> None:
+    """Show what was observed, and what came of it."""
+    show.rows(
+        answer["observed"],
+        "dimension <good <bad <lower <upper",
+        good=("good_ppm", _hours),
+        bad=("bad_ppm", _hours),
+        lower=("lower_ppm", format_share),
+        upper=("upper_ppm", format_share),
+    )
+    show.rows(
+        answer["events"],
+        "when before after dimension cause evidence",
+        "nothing was ever held against it",
+        when="at_ms",
+        evidence=("evidence", lambda found: found[:10] if found else ""),
+    )
+
+
+def _hours(amount_ppm: int) -> str:
+    return f"{amount_ppm // PPM}.{amount_ppm % PPM * 10 // PPM} h"
+
+
+def _next(row: Document) -> str:
+    until = "" if row["until_ms"] is None else f", from {show.moment(row['until_ms'])}"
+    return f"{row['next_step']}{until}"
+
+
+@asks(health, api.health.WHY)
+@_who
+def why(answer: Document) -> None:
+    """Say how this node judges PEER, and why.
+
+    Hours count as good or bad in each dimension, and decay. Peers are ranked by the share that is
+    good at least, and judged by the share that is good at most. What others observed counts in
+    the rank alone.
+    """
+    show.line(f"{_called(answer)} is {answer['grade']}: {_next(answer)}")
+    show.line(f"its price is divided by {format_share(answer['quality_ppm'])}")
+    _judgement(answer)
+    if answer["reports"]:
+        told = (
+            f"{each['name']} ({format_share(each['recognition_ppm'])})"
+            for each in answer["reports"]
+        )
+        show.line(f"also counts in its rank what was observed by {', '.join(told)}")
+
+
+@asks(health, api.health.ME)
+def me(answer: Document) -> None:
+    """Ask the peers how they judge this node, and why."""
+    for row in answer["peers"]:
+        show.line(f"{_called(row)} says: {row['grade']}; {_next(row)}")
+        if row["events"]:
+            _judgement(row)
+    for row in answer["unheard"]:
+        show.line(f"{_called(row)} does not say: {row['reason']}")
+
+
+@asks(health, api.health.LIFT)
+@_who
+def lift(answer: Document) -> str:
+    """Hold nothing against PEER that was found until now.
+
+    What is found later counts anew.
+    """
+    return f"{_called(answer)} is {answer['grade']}: {_next(answer)}"
 
 
 @asks(health, api.health.CHALLENGE)

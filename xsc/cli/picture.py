@@ -158,8 +158,10 @@ def _size(part: Document, name: str) -> str:
 
 
 def _state(row: Document) -> str:
-    """Return how a peer is: one that answers and has lost what it stores, what that is."""
+    """Return how a peer is: of one that answers, what it lost, or how badly it is judged."""
     lost = row["up"] and row["outcome"] in {"missing", "bad_proof"}
+    if row["up"] and not lost and row["grade"] in {"watch", "suspended", "barred"}:
+        return str(row["grade"])
     return str(row["outcome"]).replace("_", " ") if lost else str(row["state"])
 
 

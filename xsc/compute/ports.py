@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from xsc.base.grade import Dimension
 from xsc.terms.lease import LeaseHandle, RunTerms
 
 
@@ -52,7 +53,7 @@ class ComputeLeases(Protocol):
     async def refused(self, lease_id: bytes) -> None:
         """Prefer other leases for a while, because a provider runs nothing under this one."""
 
-    def report(self, node: bytes, what: str) -> None:
+    def report(self, node: bytes, dimension: Dimension, what: str) -> None:
         """Record misconduct of a peer, for example "dissent"."""
 
     async def spent(self, lease_id: bytes, fuel_steps: int) -> None:

@@ -63,6 +63,8 @@ class Proved(NamedTuple):
     """Extents that failed."""
     said_ms: int = 0
     """When the host signed its answer, by its clock."""
+    evidence: bytes = b""
+    """The hash of what the host signed; empty where it signed nothing."""
 
 
 def _round_fields(asked: Round) -> dict[str, Value]:
@@ -213,6 +215,7 @@ class ChallengeService:
             if whole:
                 whole_read = await self._whole(asked, holding, now_ms)
                 proved = whole_read._replace(said_ms=proved.said_ms)
+            said = proved.outcome
             now_ms = self._context.clock.now_ms()
             row = rules.noted(before, proved.outcome, epoch, now_ms)
             if whole and row.outcome in rules.ANSWERED:
@@ -235,7 +238,23 @@ class ChallengeService:
             if row.outcome in rules.ANSWERED:
                 self._tell(proved, reveal, row, holding)
             self._say(proved)
+            # Silence that counts as missing costs the host its pay, and no score.
+            if proved.outcome != "prober_void":
+                self._score(proved._replace(outcome=said))
             return proved
+
+    def _score(self, proved: Proved) -> None:
+        """Count what a host answered about own data, and what it signed falsely about any.
+
+        A custodian counts nothing else: a customer can list what it never stored.
+        """
+        host, own, forged = proved.host, proved.customer == self._own, None
+        if proved.outcome == "bad_proof":
+            forged = proved.evidence or None
+        if proved.outcome == "ok" and own:
+            self._health.served(host, "integrity")
+        elif forged or (proved.outcome in {"bad_proof", "missing"} and own):
+            self._health.report(host, "integrity", proved.outcome, evidence=forged)
 
     def _tell(
         self, proved: Proved, reveal: Reveal | None, row: Challenged, holding: Holding
@@ -269,8 +288,6 @@ class ChallengeService:
             outcome=proved.outcome,
             reason=proved.reason,
         )
-        if proved.outcome == "bad_proof":
-            self._health.report(proved.host, "bad_proof")
 
     async def prove_object(
         self, customer: bytes, locate: bytes, holdings: Mapping[bytes, Holding]
@@ -290,6 +307,7 @@ class ChallengeService:
             if customer == self._own and proved.outcome in {"bad_proof", "missing"}:
                 await self._possessions.lost(proved.host, customer, proved.names)
             self._say(proved)
+            self._score(proved)
         return found
 
     async def prove(
@@ -307,21 +325,18 @@ class ChallengeService:
             reveal: a challenge to ask again, instead of a new one.
             exceeding: what it is where the host says that it was asked too often.
         """
-        names: frozenset[bytes] = frozenset()
-        said_ms = 0
         outcome: Outcome = "prober_void"
         reason = "it moved meanwhile"
         try:
             reveal = reveal or await self._begin(asked, holding)
             if reveal is not None:
-                outcome, names, said_ms = await self._ask(asked.host, reveal)
-                reason = REASONS[outcome]
+                return await self._ask(asked, reveal), reveal
         except errors.RateLimited as fault:
             outcome, reason = exceeding, fault.message
         except errors.XscError as fault:
             # A host's word makes nothing void: whatever it says instead of an answer is silence.
             outcome, reason = await self._unheard(asked.host), f"{fault.code}: {fault.message}"
-        return Proved(asked.host, asked.customer, outcome, reason, names, said_ms), reveal
+        return Proved(asked.host, asked.customer, outcome, reason), reveal
 
     async def _unheard(self, host: bytes) -> Outcome:
         """Return what silence is: who answers a probe, or others, only keeps silent about it."""
@@ -364,8 +379,9 @@ class ChallengeService:
             roots=tuple((*root,) for root in roots if root is not None),
         )
 
-    async def _ask(self, host: bytes, reveal: Reveal) -> tuple[Outcome, frozenset[bytes], int]:
+    async def _ask(self, round_: Round, reveal: Reveal) -> Proved:
         """Ask for the leaves that were drawn, and judge the answer."""
+        host = round_.host
         asked = reveal.asked(host, self._own)
         header: dict[str, Value] = {
             **_round_fields(reveal.round(host, self._own)),
@@ -377,16 +393,18 @@ class ChallengeService:
         reply = await self._call(host, PROVE, header, parts)
         try:
             raw = fields.take_bytes(reply.header, "said")
-            said = open_signed(raw, Possession, network=self._context.network, author=host).record
+            signed = open_signed(raw, Possession, network=self._context.network, author=host)
+            said = signed.record
             paths = rules.paths_of(fields.take_list(reply.header, "paths", most=LEAVES_ASKED))
             if len(paths) != len(reply.parts):
                 raise errors.RecordInvalid("each leaf has one path")
             proofs = [LeafProof(bytes(d), p) for d, p in zip(reply.parts, paths, strict=True)]
             outcome, names = rules.judge(reveal.seed(host, self._own), asked, said, proofs)
         except (errors.RecordInvalid, errors.SignatureInvalid) as fault:
-            self._health.report(host, f"challenge: {fault.message}")
+            self._health.report(host, "integrity", f"challenge: {fault.message}")
             raise
-        return outcome, names, said.said_ms
+        reason = REASONS[outcome]
+        return Proved(host, round_.customer, outcome, reason, names, said.said_ms, signed.id)
 
     async def _whole(self, asked: Round, holding: Holding, now_ms: int) -> Proved:
         """Read a whole body, drawn by this node alone: the same one until that was answered."""

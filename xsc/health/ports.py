@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Protocol
 
+from xsc.base.grade import Dimension
 from xsc.terms.possession import Answered, Extent, Holding, Root
 
 Role = Literal["customer", "provider"]
@@ -43,8 +44,13 @@ class Probes(Protocol):
     def is_cut_off(self, peer: bytes) -> bool:
         """Say whether no other peer was heard lately: this node's own connection may be down."""
 
-    def report(self, peer: bytes, what: str) -> None:
-        """Count a plainly wrong answer of a peer."""
+    def served(self, peer: bytes, dimension: Dimension) -> None:
+        """Note that a peer did what it should."""
+
+    def report(
+        self, peer: bytes, dimension: Dimension, what: str, *, evidence: bytes | None = None
+    ) -> None:
+        """Note that a peer did something plainly wrong."""
 
 
 class Payments(Protocol):

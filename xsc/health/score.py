@@ -1,60 +1,325 @@
-"""How far to rely on a peer: the lower bound of its availability, in integers.
+"""How far to rely on a peer, by what it did here: sums that decay, bounds over them, and a grade.
 
-The Wilson score interval's lower bound (z = 1.645, one-sided 95 %) says what
-share a peer answers at least, so that ten answers of ten count for less than a
-hundred of a hundred. It is computed exactly: the result is the floor of the
-real value in parts per million, and therefore keeps its laws to the last unit:
-
-- 0 <= quality <= 1 000 000;
-- one more answer never lowers it, one more miss never raises it.
-
-A peer begins as if it had answered z² probes (about 2.7), which puts it at
-exactly one half: usable, but behind every peer that has proven itself.
-
-A wrong answer halves the score, and takes ever less of it as days pass: once it is
-not kept any more, nothing.
+In each dimension an hour is one observation, good or bad, so that who is used more is not judged
+faster. Sums halve in HALF_LIFE_HOURS. Peers are ranked by lower bounds, in which each begins with
+some good observations; the upper bound must be low before one is suspended. What others report
+moves the rank alone, and less than what was seen here. All is in integers, in parts per million of
+an observation. Design: docs/design/health.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from math import isqrt
+from typing import Annotated, Final, NamedTuple, TypeAlias, get_args
 
-from xsc.base import limits, units
+from pydantic import Field
 
-_SCALE = 1_000_000
-_HALVINGS = limits.PPM.bit_length()
-"""After so many nothing is left."""
-_Z_SQUARED = 2_706_025
-"""1.645², in units of 1/_SCALE."""
+from xsc.base.grade import Dimension, Grade
+from xsc.base.limits import PPM
+from xsc.base.units import ceil_div, format_share
+from xsc.identity.envelope import Count, Record
+
+Sums: TypeAlias = tuple[int, int]
+"""Good and bad observations of one dimension, in ppm of one, as others report them."""
+
+DIMENSIONS: Final[tuple[Dimension, ...]] = get_args(Dimension)
+GRADES: Final[tuple[Grade, ...]] = get_args(Grade)
+HOUR_MS = 3_600_000
+HALF_LIFE_HOURS: Final[dict[Dimension, int]] = {
+    "integrity": 90 * 24,
+    "availability": 14 * 24,
+    "compute": 30 * 24,
+    "payment": 30 * 24,
+}
+_ONE = 1 << 40
+_HOUR_LEAVES: Final[dict[Dimension, int]] = {
+    "integrity": 1_099_158_849_482,
+    "availability": 1_097_245_741_411,
+    "compute": 1_098_453_632_425,
+    "payment": 1_098_453_632_425,
+}
+"""What an hour leaves of a sum, of _ONE: the root of one half, rounded down."""
+PRIOR: Final[dict[Dimension, int]] = {
+    "integrity": 20 * PPM,
+    "availability": 2_706_025,
+    "compute": 20 * PPM,
+    "payment": 20 * PPM,
+}
+"""Good observations that each peer begins with in its rank; of availability z², which is one half.
+
+In the others who was not used stands behind nobody: else all would stay with whom they know.
+"""
+RANK_Z2 = 2_706_025
+"""1.645², one-sided 95 %: of the lower bound by which peers are ranked."""
+JUDGE_Z2 = 9 * PPM
+"""3²: of the upper bound by which they are judged."""
+JUDGED_MIN = 20 * PPM
+"""Fewer observations are not judged by their share."""
+WATCHED = 3 * PPM // 4
+"""Bad observations from which a peer is on watch: one, until a part of it has decayed."""
+FORGED = PPM // 2
+"""Bad proofs from which it is suspended: one, for a half-life."""
+WATCH_BELOW_PPM = 900_000
+SUSPEND_BELOW_PPM = 600_000
+EVENTS_KEPT = 16
+CAUSES: Final[dict[Grade, str]] = {
+    "vetted": "it has answered probes for long enough",
+    "barred": "two entries of its ledger contradict each other",
+}
+"""Of grades that nothing observed brings about; a worse one else comes of absence."""
+SEARCHED_HOURS = 1 << 20
+"""Within that every sum has decayed to nothing."""
 
 
-def _lower_bound(good: int, bad: int) -> int:
-    """Return the bound for counts given in units of 1/_SCALE, not both zero.
+class Tally(NamedTuple):
+    """What was observed of one peer in one dimension, decayed to one hour."""
 
-    With a, b the counts, n = a + b and z² all in that unit, the bound is
+    good: int = 0
+    bad: int = 0
+    hour: int = 0
+    """Since 1970."""
+    said: int = 0
+    """How this hour counts so far: 0 not, 1 as good, 2 as bad."""
+
+
+class Event(Record):
+    """Why a peer's score changed: a bad observation, or another grade."""
+
+    at_ms: Count
+    before: Grade
+    after: Grade
+    dimension: Dimension | None
+    """None where time alone changed it, or the operator."""
+    cause: str
+    evidence: bytes
+    """The hash of a signed record that shows it; empty where only this node saw it."""
+
+
+_Tally = Annotated[tuple[Count, Count, Count, Annotated[int, Field(ge=0, le=2)]], Tally]
+
+
+class Score(Record):
+    """All that is kept of one peer."""
+
+    integrity: _Tally = Tally()
+    availability: _Tally = Tally()
+    compute: _Tally = Tally()
+    payment: _Tally = Tally()
+    forged: _Tally = Tally()
+    """Bad proofs alone; they are bad observations of integrity as well."""
+    seen_ms: Count | None = None
+    """When it answered a probe last."""
+    grade: Grade = "new"
+    """When the last event was noted."""
+    lifted: bytes = b""
+    """The proof of a fork that the operator does not hold against it any more."""
+    events: tuple[Event, ...] = ()
+    """The last EVENTS_KEPT, the oldest first."""
+
+    def tally(self, dimension: Dimension) -> Tally:
+        """Return what was observed in a dimension."""
+        return Tally(*getattr(self, dimension))
+
+
+# What is observed
+
+
+def decayed(tally: Tally, dimension: Dimension, hour: int) -> Tally:
+    """Return a tally as it stands in an hour; one of a clock that was wrong begins there."""
+    passed = hour - tally.hour
+    if passed <= 0:
+        return tally if passed == 0 else tally._replace(hour=hour)
+    halvings, rest = divmod(passed, HALF_LIFE_HOURS[dimension])
+    left = _HOUR_LEAVES[dimension] ** rest
+    shift = 40 * rest + halvings
+    return Tally(tally.good * left >> shift, tally.bad * left >> shift, hour)
+
+
+def observed(tally: Tally, dimension: Dimension, hour: int, *, ok: bool) -> Tally:
+    """Count an hour, once: as bad if anything in it was."""
+    now = decayed(tally, dimension, hour)
+    if ok:
+        return now if now.said else now._replace(good=now.good + PPM, said=1)
+    if now.said == 2:
+        return now
+    good = max(0, now.good - PPM) if now.said else now.good
+    return now._replace(good=good, bad=now.bad + PPM, said=2)
+
+
+def probed(tally: Tally, hour: int, weight: int, *, ok: bool) -> Tally:
+    """Count a window of probes, which is a part of an hour, in ppm of it."""
+    now = decayed(tally, "availability", hour)
+    if ok:
+        return now._replace(good=now.good + weight)
+    return now._replace(bad=now.bad + weight)
+
+
+# What follows from it
+
+
+def lower_ppm(good: int, bad: int, z2: int) -> int:
+    """Return the lower bound of Wilson's interval, rounded down, for counts not both zero.
+
+    With a, b the counts, n = a + b and z², all in ppm of an observation, it is
     ((2a + z²) - sqrt((4 z² a b + z⁴ n) / n)) / 2 (n + z²).
     """
     count = good + bad
-    under_root = 4 * _Z_SQUARED * good * bad + _Z_SQUARED * _Z_SQUARED * count
+    under_root = 4 * z2 * good * bad + z2 * z2 * count
     # The least integer that is not below PPM times the root.
-    root = isqrt(units.ceil_div(limits.PPM * limits.PPM * under_root, count) - 1) + 1
-    return max(0, (limits.PPM * (2 * good + _Z_SQUARED) - root) // (2 * (count + _Z_SQUARED)))
+    root = isqrt(ceil_div(PPM * PPM * under_root, count) - 1) + 1
+    return max(0, (PPM * (2 * good + z2) - root) // (2 * (count + z2)))
 
 
-def quality_ppm(answered: int, missed: int) -> int:
-    """Return a peer's score, 0 to 1 000 000; 500 000 before the first probe."""
-    return _lower_bound(answered * _SCALE + _Z_SQUARED, missed * _SCALE)
+def upper_ppm(tally: Tally) -> int:
+    """Return the upper bound of the share of good observations; all of it before the first."""
+    if not tally.good + tally.bad:
+        return PPM
+    return PPM - lower_ppm(tally.bad, tally.good, JUDGE_Z2)
 
 
-def trust_ppm(wrong: Mapping[int, int]) -> int:
-    """Return what wrong answers leave of a score; PPM where there are none.
+def rank_ppm(tally: Tally, dimension: Dimension, reports: Iterable[tuple[int, Sums]] = ()) -> int:
+    """Return the lower bound in a dimension, with what others report, in any order.
+
+    No report is more than a quarter of all that counts, and all are no more than half.
 
     Args:
-        wrong: how many there were, by age in buckets, 0 to BUCKETS_KEPT - 1.
+        tally: what was observed here.
+        dimension: in which.
+        reports: the mutual recognition of an observer, in ppm, and what it observed.
     """
-    left = limits.PPM
-    for age, count in sorted(wrong.items()):
-        for _ in range(min(count, _HALVINGS)):
-            left = left * (limits.BUCKETS_KEPT + age) // (2 * limits.BUCKETS_KEPT)
-    return left
+    good, bad = tally.good + PRIOR[dimension], tally.bad
+    own = good + bad
+    found = []
+    for weight_ppm, sums in reports:
+        theirs = [each * weight_ppm // PPM for each in sums]
+        most = own // 3  # A third of what was seen here is a quarter of both together.
+        mass = max(most, sum(theirs))
+        found.append([each * most // mass for each in theirs])
+    mass = max(own, sum(map(sum, found)))
+    good += sum(each for each, _ in found) * own // mass
+    bad += sum(each for _, each in found) * own // mass
+    return lower_ppm(good, bad, RANK_Z2)
+
+
+_AT_FIRST: Final = {each: lower_ppm(PRIOR[each], 0, RANK_Z2) for each in DIMENSIONS}
+
+
+def quality_ppm(
+    score: Score,
+    grade: Grade,
+    hour: int,
+    reports: Iterable[tuple[int, tuple[Sums, ...]]] = (),
+) -> int:
+    """Return what a peer's price is divided by, 0 to PPM; one half of it for a new peer.
+
+    It is the bound of availability, less what bad observations take in the other dimensions, and
+    half of that on watch.
+
+    Args:
+        score: of the peer.
+        grade: of the peer.
+        hour: the present.
+        reports: the mutual recognition of each observer, in ppm, and what it observed in each
+            of DIMENSIONS.
+    """
+    theirs = list(reports)
+    quality = PPM
+    for place, each in enumerate(DIMENSIONS):
+        now = decayed(score.tally(each), each, hour)
+        bound = rank_ppm(now, each, ((weight, sums[place]) for weight, sums in theirs))
+        if each != "availability":
+            bound = min(PPM, bound * PPM // _AT_FIRST[each])
+        quality = quality * bound // PPM
+    return quality // 2 if grade == "watch" else quality
+
+
+def grade_of(score: Score, hour: int, fork: bytes | None) -> Grade:
+    """Return the grade of a peer in an hour.
+
+    Args:
+        score: what was observed here; what others say decides nothing.
+        hour: the present.
+        fork: the hash of two entries of the ledger that prove that it keeps two; None without any.
+    """
+    if fork is not None and fork != score.lifted:
+        return "barred"
+    now = {each: decayed(score.tally(each), each, hour) for each in DIMENSIONS}
+    judged = [each for each, tally in now.items() if tally.good + tally.bad >= JUDGED_MIN]
+    forged = decayed(Tally(*score.forged), "integrity", hour).bad
+    if forged >= FORGED or any(upper_ppm(now[each]) < SUSPEND_BELOW_PPM for each in judged):
+        return "suspended"
+    wrong = any(now[each].bad >= WATCHED for each in DIMENSIONS if each != "availability")
+    away = "availability" in judged and upper_ppm(now["availability"]) < WATCH_BELOW_PPM
+    if wrong or away:
+        return "watch"
+    return "vetted" if "availability" in judged else "new"
+
+
+def next_step(score: Score, hour: int, fork: bytes | None) -> tuple[str, int | None]:
+    """Return what it takes to the next grade, and from when on a bad one is over by itself."""
+    grade = grade_of(score, hour, fork)
+    if grade == "barred":
+        return "its two ledgers are held against it until the operator lifts that", None
+    availability = decayed(score.tally("availability"), "availability", hour)
+    if grade == "new":
+        left = ceil_div(JUDGED_MIN - availability.good - availability.bad, PPM)
+        return f"vetted after {left} hours more of probes", None
+    if grade == "vetted":
+        least, most = format_share(WATCH_BELOW_PPM), format_share(upper_ppm(availability))
+        return f"watch after a wrong answer, or if its availability, {most}, is below {least}", None
+    reaches = hour, hour + SEARCHED_HOURS
+    while reaches[0] + 1 < reaches[1]:
+        middle = sum(reaches) // 2
+        same = grade_of(score, middle, fork) == grade
+        reaches = (middle, reaches[1]) if same else (reaches[0], middle)
+    after = grade_of(score, reaches[1], fork)
+    return f"{after} if nothing more is found", reaches[1] * HOUR_MS
+
+
+# What is kept of it
+
+
+def noted(
+    score: Score,
+    at_ms: int,
+    fork: bytes | None,
+    *,
+    dimension: Dimension | None = None,
+    cause: str = "",
+    evidence: bytes = b"",
+) -> Score:
+    """Return a score with an event, if something bad was observed or its grade is another.
+
+    Args:
+        score: with the observation.
+        at_ms: the present.
+        fork: as for `grade_of`.
+        dimension: of what was bad, or None.
+        cause: what was bad; empty where nothing was.
+        evidence: the hash of a signed record that shows it.
+    """
+    grade = grade_of(score, at_ms // HOUR_MS, fork)
+    if grade == score.grade and not cause:
+        return score
+    if not cause:
+        worse = GRADES.index(grade) > GRADES.index(score.grade)
+        cause = CAUSES.get(grade, "it was absent") if worse else "nothing more was found"
+    event = Event(
+        at_ms=at_ms,
+        before=score.grade,
+        after=grade,
+        dimension=dimension,
+        cause=cause,
+        evidence=fork if fork and grade == "barred" else evidence,
+    )
+    events = (*score.events, event)[-EVENTS_KEPT:]
+    return score.model_copy(update={"grade": grade, "events": events})
+
+
+def lifted(score: Score, fork: bytes | None) -> Score:
+    """Return a score without anything bad in it."""
+    clean: dict[str, object] = {
+        each: score.tally(each)._replace(bad=0, said=0) for each in DIMENSIONS
+    }
+    return score.model_copy(update={**clean, "forged": Tally(), "lifted": fork or b""})

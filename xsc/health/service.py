@@ -3,11 +3,9 @@
 A round probes the peers whose turn it is, each interval. A signed pong to the signed ping
 counts as an answer, anything else as a miss. Each probe sets the state of its peer at once.
 A round is a window: `absence` says whether it counts, and a miss of one that counts is asked
-through others by `helping`. `detector` and `score` decide what the results mean, `schedule`
-which peer is next. Storage decides what to repair, and the market which peers to prefer.
-
-Keys: "health/probe/<node id><number of the bucket, 8 bytes>", the results of one peer in that
-time. They are written without a sync, because a lost one costs nothing but itself.
+through others by `helping`. `detector` says who is up, `scoring` keeps what is counted, and
+`schedule` says which peer is next. Storage decides what to repair, and the market which peers to
+prefer.
 """
 
 from __future__ import annotations
@@ -18,15 +16,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeAlias
 
-from xsc.base import clock, encoding, errors, fields, keyvalue, peering, turns
-from xsc.base.ids import ID_BYTES, short
+from xsc.base import clock, encoding, errors, fields, peering, turns
+from xsc.base.grade import Grade
+from xsc.base.ids import short
 from xsc.base.limits import NONCE_BYTES, PPM, PROBE_TIMEOUT_MS, REQUEST_WINDOW_MS
+from xsc.base.units import ceil_div
 from xsc.health.absence import HELPERS, window_counts
 from xsc.health.detector import AvailabilityTester, State
 from xsc.health.helping import PING, Helping
 from xsc.health.messages import Ping, Pong, check_pong
-from xsc.health.schedule import due
-from xsc.health.score import quality_ppm
+from xsc.health.schedule import PROBES_A_PERIOD, due
+from xsc.health.score import HOUR_MS
+from xsc.health.scoring import Scores
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 
@@ -41,14 +42,6 @@ ATTEND_TIMEOUT_MS = 500
 RESPONSE_EXPECTED_MS = 50
 """What is assumed of a peer that has not answered yet."""
 assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
-
-_ROOT = b"health/probe/"
-_NUMBER_BYTES = 8
-
-
-def _key(peer: bytes, number: int) -> bytes:
-    return _ROOT + peer + number.to_bytes(_NUMBER_BYTES, "big")
-
 
 OnChange: TypeAlias = Callable[[bytes, bool], None]
 """Hears of a peer, and whether it is up now."""
@@ -75,12 +68,7 @@ class HealthRow:
     response_ms: int
     """Mean of the answered probes; 0 before the first."""
     last_seen_ms: int | None
-    probes: int
-    """Kept results that count."""
-    misses: int
-    """Those of them that were not answered."""
-    wrong: int
-    """Answers in the same time that were plainly wrong."""
+    grade: Grade
     quality_ppm: int
     skew_ms: int | None
     """How far the peer's clock was ahead of ours at its last answer, in this run."""
@@ -95,22 +83,19 @@ class HealthService:
 
     Args:
         context: signs pings and pongs, and sends them.
-        state: the store; other tables may be in it.
+        scores: keeps what is counted of each peer.
         peers: the peers to probe, read anew in each round.
         once: runs something in the background.
         domain_of: returns the failure domain of a peer.
         interval_ms: from one round of probes to the next.
         timeout_ms: after which a probe is missed at the latest.
-
-    Raises:
-        StoreDamaged: the kept results are damaged.
     """
 
     def __init__(
         self,
         context: Context,
         *,
-        state: keyvalue.KeyValue,
+        scores: Scores,
         peers: peering.Peers,
         once: Callable[[str, Callable[[], Awaitable[object]]], None],
         domain_of: Callable[[bytes], bytes],
@@ -123,7 +108,11 @@ class HealthService:
         self._entropy = context.entropy
         self._caller = context.caller
         self._log = context.log
-        self._store = state
+        self.scores = scores
+        self.grade = scores.grade
+        self.quality_ppm = scores.quality_ppm
+        self.served = scores.served
+        self.report = scores.report
         self._peers = peers
         self._once = once
         self._interval_ms = interval_ms
@@ -165,14 +154,10 @@ class HealthService:
             interval_ms=interval_ms,
             timeout_ms=timeout_ms,
         )
-        self.handlers = self.helping.handlers
-        for stored, raw in self._store.scan(_ROOT, keyvalue.prefix_end(_ROOT)):
-            node, number = stored[len(_ROOT) :][:ID_BYTES], stored[len(_ROOT) + ID_BYTES :]
-            if len(number) != _NUMBER_BYTES:
-                raise errors.StoreDamaged(
-                    "a key of the table 'health/probe/' is no node id and number"
-                )
-            self.tester.restore(node, int.from_bytes(number, "big"), raw)
+
+    def handlers(self) -> dict[str, peering.Handler]:
+        """Return the methods that peers may call."""
+        return self.helping.handlers() | self.scores.handlers()
 
     # What is known
 
@@ -197,19 +182,13 @@ class HealthService:
         heard = any(self._heard_ms.get(other, since_ms) > since_ms for other in others)
         return self._void or not heard
 
-    def quality_ppm(self, peer: bytes) -> int:
-        """Return the peer's score, 0 to 1 000 000; one half before the first probe."""
-        stats = self.tester.get_stats(peer)
-        quality = quality_ppm(stats.answered, stats.probes - stats.answered)
-        return quality * stats.trust_ppm // PPM
-
     def response_ms(self, peer: bytes) -> int:
         """Return how long the peer is expected to take for an answer; this node takes no time."""
         if peer == self._key.node_id:
             return 0
         if peer not in self._heard_ms:
             return RESPONSE_EXPECTED_MS
-        return self.tester.get_stats(peer).avg_response_ms
+        return self.tester.response_ms(peer)
 
     def table(self) -> list[HealthRow]:
         """Return a row for each peer, in order of id."""
@@ -217,7 +196,6 @@ class HealthService:
 
     def row(self, peer: bytes) -> HealthRow:
         """Return all that is known of a peer."""
-        stats = self.tester.get_stats(peer)
         state: State | Literal["away", "absent"] = self.state(peer)
         if self.tester.is_absent(peer):
             state = "absent"
@@ -226,12 +204,10 @@ class HealthService:
         return HealthRow(
             node=peer,
             state=state,
-            availability_ppm=stats.availability,
-            response_ms=stats.avg_response_ms,
-            last_seen_ms=stats.last_seen_ms,
-            probes=stats.probes,
-            misses=stats.probes - stats.answered,
-            wrong=stats.wrong,
+            availability_ppm=self.scores.availability_ppm(peer),
+            response_ms=self.tester.response_ms(peer),
+            last_seen_ms=self.scores.of(peer).seen_ms,
+            grade=self.grade(peer),
             quality_ppm=self.quality_ppm(peer),
             skew_ms=self._skew_ms.get(peer),
             reaches_us=None if (pong := self._pongs.get(peer)) is None else pong.reaches,
@@ -251,7 +227,8 @@ class HealthService:
 
     def forget(self, peer: bytes) -> None:
         """Drop everything about a peer, also what is stored."""
-        numbers = self.tester.forget(peer)
+        self.tester.forget(peer)
+        self.scores.forget(peer)
         self._away.discard(peer)
         self._known.discard(peer)
         self._heard_ms.pop(peer, None)
@@ -259,7 +236,6 @@ class HealthService:
         self._pongs.pop(peer, None)
         self._clock_refused.discard(peer)
         self._refused.pop(peer, None)
-        self._store.write([(_key(peer, number), None) for number in numbers], sync=False)
 
     async def probe(self, peer: bytes) -> ProbeResult:
         """Probe a peer now, and record the result.
@@ -357,32 +333,15 @@ class HealthService:
         pong = self._pongs.get(peer)
         return None if pong is None else pong.now_ms
 
-    def report(self, peer: bytes, what: str) -> None:
-        """Count a plainly wrong answer of a peer, which lowers its score for days."""
-        self._log.warning("health.peer_reported", peer=short(peer), what=what)
-        if peer in self.peers():
-            self.tester.record_wrong(peer, self._clock.now_ms())
-            self._keep(peer)
-
-    def _keep(self, peer: bytes) -> None:
-        changes = [(_key(peer, number), raw) for number, raw in self.tester.changes(peer)]
-        self._store.write(changes, sync=False)
-
     def _record(self, peer: bytes, result: ProbeResult) -> None:
         if result.available:
             self._heard_ms[peer] = self._clock.monotonic_ms()
             self._away.discard(peer)
-        changed = self.tester.record_result(
-            peer,
-            result.available,
-            result.response_ms,
-            self._clock.now_ms(),
-            counts=False,
-        )
-        self._keep(peer)
+            self.scores.seen(peer)
+        changed = self.tester.record_result(peer, result.available, result.response_ms)
         if changed is None:
             return
-        share = self.tester.get_stats(peer).availability
+        share = self.scores.availability_ppm(peer)
         if changed:
             self._log.info(
                 "health.up",
@@ -396,6 +355,10 @@ class HealthService:
             )
         for listener in self._listeners:
             listener(peer, changed)
+
+    async def learn(self) -> None:
+        """Ask peers what they observed of others."""
+        await self.scores.learn(filter(self.is_up, self.peers()))
 
     async def probe_all(self, peers: Iterable[bytes]) -> None:
         """Probe peers side by side, at most PROBES_IN_FLIGHT at once; unknown ones are skipped."""
@@ -452,11 +415,15 @@ class HealthService:
             if void:
                 return
             for peer in [each for each in answered if each in self._known]:
-                self.tester.count(peer, True, self._clock.now_ms())
-                self._keep(peer)
+                self.scores.probed(peer, self._window_ppm(), ok=True)
             await asyncio.gather(*map(self._find, missed))
         finally:
             self._busy.difference_update(peers)
+
+    def _window_ppm(self) -> int:
+        """Return how much of an hour a window stands for: a peer is in one of so many rounds."""
+        rounds = ceil_div(len(self.peers()), PROBES_A_PERIOD)
+        return min(PPM, PPM * self._interval_ms * rounds // HOUR_MS)
 
     async def _find(self, peer: bytes) -> None:
         """Ask others for a peer that missed a probe of a round that counts."""
@@ -468,8 +435,8 @@ class HealthService:
         if found:
             if self.tester.record_found(peer):
                 self._log.info("health.found", peer=short(peer))
-        elif self.tester.record_unfound(peer, self._clock.now_ms()):
-            self._keep(peer)
+        elif self.tester.record_unfound(peer):
+            self.scores.probed(peer, self._window_ppm(), ok=False)
             if not absent:
                 self._log.warning("health.absent", peer=short(peer))
 

@@ -82,6 +82,19 @@ def conflict_bytes(kept: bytes, other: bytes) -> bytes:
     return encoding.encode({"v": FORMAT, "kept": kept, "other": other})
 
 
+def is_fork(raw: bytes, network: bytes) -> bool:
+    """Return whether kept evidence proves that its author keeps two ledgers.
+
+    It does where both halves have one number. One that only does not follow on another may be of
+    another incarnation. The row was checked when it was kept, or by `replay`.
+    """
+    match encoding.decode(raw):
+        case {"kept": bytes(kept), "other": bytes(other)}:
+            halves = (trusted(each, Half, network).record for each in (kept, other))
+            return len({half.seq for half in halves}) == 1
+    return False
+
+
 def _mark(raw: bytes | None) -> ChainEnd | None:
     if raw is None:
         return None

@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, ParamSpec, TypeVar
 
-from xsc.base import errors, ids
+from xsc.base import encoding, errors, ids
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
@@ -95,6 +95,11 @@ class Chain:
         self.restart: Restart | None = None
         """What the present incarnation began with; None in the first one."""
         self.state = self.load()
+        self._forks: dict[bytes, set[bytes]] = {}
+        """By peer, halves that prove, with a kept one, that it keeps two ledgers."""
+        for key, raw in self.table(CONFLICT):
+            if audit.is_fork(raw, self._network):
+                self._forks.setdefault(key[: ids.ID_BYTES], set()).add(key[ids.ID_BYTES :])
 
     def read(self, prefix: bytes, seq: int) -> bytes:
         """Return a numbered row.
@@ -232,6 +237,11 @@ class Chain:
                 await self._keep(self.read(OTHER, seen[seq].seq), half)
                 return
 
+    def fork(self, peer: bytes) -> bytes | None:
+        """Return the hash of what proves that a peer keeps two ledgers; None without any."""
+        halves = self._forks.get(peer)
+        return encoding.tagged_sha256("ledger_fork", *sorted(halves)) if halves else None
+
     def conflicts(self) -> int:
         """Return how many conflicting entries are kept as evidence."""
         return sum(1 for _ in self.table(CONFLICT))
@@ -248,6 +258,10 @@ class Chain:
         """Keep evidence against a peer, up to LEDGER_CONFLICTS_KEPT of each."""
         prefix = CONFLICT + other.author
         held = sum(1 for _ in self.store.scan(prefix, prefix_end(prefix)))
-        if held < LEDGER_CONFLICTS_KEPT:
-            await self.write([(prefix + other.id, audit.conflict_bytes(kept, other.raw))])
+        raw = audit.conflict_bytes(kept, other.raw)
+        is_fork = audit.is_fork(raw, self._network)
+        if held < LEDGER_CONFLICTS_KEPT or (is_fork and other.author not in self._forks):
+            await self.write([(prefix + other.id, raw)])
+            if is_fork:
+                self._forks.setdefault(other.author, set()).add(other.id)
         self._log.error("ledger.conflict", peer=ids.short(other.author), entry=other.record.seq)

@@ -224,11 +224,22 @@ class LeaseBuyer(lease_store.MarketPart):
         leases = {} if wish.new else at_hand(mine, wish, now_ms)
         chosen, faults = dict[bytes, LeaseEntry](), dict(absent or {})
         bids, heard = dict[bytes, Bid](), set[bytes]()
+        grades = {node: self._ports.quality.grade(node) for node in wish.nodes}
+        for node in [node for node, grade in grades.items() if grade == "barred"]:
+            faults[node] = errors.NoOffers(f"{ids.short(node)} is barred: it keeps two ledgers")
+        last = {node for node, grade in grades.items() if grade == "suspended"}
         while len(chosen) < count:
-            rest = [node for node in wish.nodes if node not in chosen and node not in faults]
+            rest = [
+                node
+                for node in wish.nodes
+                if node not in chosen and node not in faults and node not in last
+            ]
             bids = self._bids(wish, rest, leases)
             taken = {self._providers.domain(node) for node in chosen}
             winners = self._won(wish, bids, count - len(chosen), taken)
+            if not winners and last:
+                last = set()  # There are not enough others.
+                continue
             if not winners:
                 break
             answers = await asyncio.gather(
@@ -242,10 +253,14 @@ class LeaseBuyer(lease_store.MarketPart):
                     await self._ports.standing.learn([winner.node], anew=True)
                 else:
                     faults[winner.node] = answer
+        for node in [node for node in chosen if grades[node] == "suspended"]:
+            self._node.log.warning("market.suspended_taken", kind=wish.kind, peer=ids.short(node))
         domains = {self._providers.domain(node): node for node in chosen}
         most = self._node.settings.price_max[wish.kind]
         for node in sorted({*wish.nodes} - chosen.keys() - faults.keys()):
             reason = f"{ids.short(node)} offers no {wish.kind} to this node now"
+            if node in last:
+                reason = f"{ids.short(node)} is suspended, and there are others"
             if node in bids:
                 reason = why_lost(bids[node], domains, most)
             faults[node] = errors.NoOffers(reason)
@@ -274,6 +289,8 @@ class LeaseBuyer(lease_store.MarketPart):
         most = max((wish.saved.get(node, 0) for node in wish.nodes), default=0)
         found = at_hand(self._leases(wish), wish, self._clock.now_ms()).items()
         for node, entry in sorted(found, key=lambda each: rules.run_price(each[1].terms)):
+            if not self._providers.is_trusted(node):
+                continue  # Others are asked first.
             if entry.terms.cleared or wish.saved.get(node, 0) >= most:
                 return entry
         return None
@@ -425,6 +442,7 @@ class LeaseBuyer(lease_store.MarketPart):
         self.unused(lease_id, fuel_steps)
         entry.use = rules.spend(entry.terms, entry.use, fuel_steps, self._clock.now_ms())
         self._store.keep(entry)
+        self._ports.quality.served(entry.peer, "compute")
 
     def unused(self, lease_id: bytes, fuel_steps: int) -> None:
         """Take back what was handed out for a run that its provider refused, or could not end."""

@@ -99,6 +99,11 @@ class LeaseGranter(lease_store.MarketPart):
                 f"one customer may have {limits.LEASES_A_CUSTOMER_MAX} leases that are in use",
                 hint="give back what is not needed: `xsc market leases`",
             )
+        if self._ports.quality.grade(customer) == "barred":
+            raise NotAllowed(
+                "this node has two entries of your ledger that contradict each other",
+                hint="its operator sees them with `xsc health why`, and may lift that",
+            )
         if self._is_demanded(customer):
             raise NotAllowed(
                 "for a day this node has waited for a challenge, or to be paid for its answer: "

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
 from xsc.base import errors, limits, peering
+from xsc.base.grade import Dimension, Grade
 from xsc.market.pricing import PriceList
 from xsc.terms.pricing import Quote
 from xsc.terms.quote import Kind, Tier
@@ -53,13 +54,19 @@ class Credit(Protocol):
 class Quality(Protocol):
     """How peers have served so far."""
 
+    def grade(self, peer: bytes) -> Grade:
+        """Return how the peer is judged."""
+
+    def served(self, peer: bytes, dimension: Dimension) -> None:
+        """Note that the peer did what it should."""
+
     def is_up(self, peer: bytes) -> bool:
         """Return whether the peer answered lately."""
 
     def quality_ppm(self, peer: bytes) -> int:
         """Return the peer's score, 0 to 1 000 000."""
 
-    def report(self, peer: bytes, what: str) -> None:
+    def report(self, peer: bytes, dimension: Dimension, what: str) -> None:
         """Count a plainly wrong answer of the peer."""
 
     async def probe_unknown(self) -> None:

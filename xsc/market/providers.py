@@ -33,6 +33,10 @@ class Providers(MarketPart):
         leaving = self._ports.leaving() if peers is None else ()
         return [peer for peer in known if self._ports.quality.is_up(peer) and peer not in leaving]
 
+    def is_trusted(self, peer: bytes) -> bool:
+        """Return whether a peer is neither suspended nor barred."""
+        return self._ports.quality.grade(peer) not in {"suspended", "barred"}
+
     def labels(self, node: bytes) -> tuple[str, str, str]:
         """Return the site and owner that a node names, and the peer that introduced it."""
         found = self._ports.standing.labels(node) or ("", "")

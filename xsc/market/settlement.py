@@ -270,10 +270,11 @@ class Settlement(MarketPart):
         # Who lost its disk does not know what ran since it signed last.
         if agreed.disputed and account.disputed is None and account.lost is None:
             self._node.log.warning("market.count_disputed", peer=peer, leases=len(agreed.disputed))
-            self._ports.quality.report(account.peer, "lease_count")
+            self._ports.quality.report(account.peer, "payment", "lease_count")
         account.disputed = count.raw if agreed.disputed else None
         voucher = rules.next_voucher(account, agreed.amount_micro, count.record)
         if voucher is not None:
+            self._ports.quality.served(account.peer, "payment")
             raw = sign(voucher, self._node.key, self._node.network).raw
             rules.with_voucher(account, voucher, raw)
             account.count, account.is_taken = count.raw, False
@@ -286,7 +287,7 @@ class Settlement(MarketPart):
         if agreed.denied:
             self._node.log.warning("market.leases_denied", peer=peer, leases=len(agreed.denied))
             if agreed.broken:
-                self._ports.quality.report(account.peer, "lease_denial")
+                self._ports.quality.report(account.peer, "payment", "lease_denial")
             await self._ports.on_denied(agreed.denied)
 
     # Leases that this node does not know
@@ -430,11 +431,14 @@ class Settlement(MarketPart):
                 account=account.id,
                 voucher=account.voucher,
             )
-        except (EntryRefused, ArgumentInvalid):
+        except (EntryRefused, ArgumentInvalid) as fault:
+            if isinstance(fault, EntryRefused):
+                self._ports.quality.report(account.customer, "payment", "booking_refused")
             # It was not booked and never will be under this id: the next attempt has another one.
             account.refusals += 1
             account.retry_ms = self._clock.monotonic_ms() + rules.retry_ms(account.refusals)
             await self._store.sync(account)
             raise
         account.refusals = 0
+        self._ports.quality.served(account.customer, "payment")
         self._store.keep(account)

@@ -90,7 +90,12 @@ class Signing(MarketPart):
         now_ms = self._clock.now_ms()
         taken = self._store.drawn("customer", now_ms)
         later_ms, received = self._later_ms, self._ports.received()
-        open_offers = [each for each in received if later_ms.get(each.provider, 0) <= now_ms]
+        open_offers = [
+            each
+            for each in received
+            if later_ms.get(each.provider, 0) <= now_ms
+            and self._providers.is_trusted(each.provider)
+        ]
         offers = list(to_take(open_offers, needs, taken, now_ms))
         await asyncio.gather(*(self._take(each, needs[each.need], level) for each, level in offers))
         self._tried = {e.id: self._tried[e.id] for e in entries if e.id in self._tried}

@@ -42,6 +42,7 @@ from xsc.health.attending import Attended
 from xsc.health.challenge import SLOT_MS
 from xsc.health.challenging import ANSWER_BOUNDS as PROOF_BOUNDS
 from xsc.health.challenging import ChallengeService
+from xsc.health.scoring import LEARN_MS, Scores
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair
 from xsc.ledger.payments import Payments
@@ -283,9 +284,17 @@ class Node:
             recovering=recovering,
             shares_with=self.peers.roster.shares_with,
         )
+        self.scores = Scores(
+            context,
+            parts.stores.state,
+            self.peers.roster,
+            # Those who know it are made later.
+            recognition_ppm=lambda peer: self.commitments.recognition_ppm(peer),  # noqa: PLW0108
+            fork=self.ledger.chain.fork,
+        )
         self.health = HealthService(
             context,
-            state=parts.stores.state,
+            scores=self.scores,
             peers=self.peers.roster,
             once=self.tasks.once,
             # The market, which knows it, is made later.
@@ -737,6 +746,7 @@ class Node:
         self.tasks.every("reclaim", RECLAIM_INTERVAL_MS, self._reclaim)
         self.tasks.every("sweep", SWEEP_INTERVAL_MS, self._sweep)
         self.tasks.every("challenges", SLOT_MS, self.challenges.round)
+        self.tasks.every("scores", LEARN_MS, self.health.learn)
         self.log.info("node.started", node=self.key.node_id, name=self.config.name)
 
     async def _reclaim(self, *, everything: bool = False) -> None:
@@ -808,7 +818,7 @@ class Node:
 
     def _blame_replica(self, peer: bytes, fault: errors.XscError) -> None:
         if isinstance(fault, errors.RecordInvalid | errors.SignatureInvalid):
-            self.health.report(peer, f"space: {fault.message}")
+            self.health.report(peer, "integrity", f"space: {fault.message}")
 
     def _health_changed(self, peer: bytes, up: bool) -> None:
         self.directory.wake()

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from xsc.api.market import PassedOver
 from xsc.base import errors
+from xsc.base.grade import Dimension
 from xsc.terms.lease import LeaseHandle
 
 
@@ -98,7 +99,7 @@ class Hosts(Protocol):
     def peers(self) -> Sequence[bytes]:
         """Return every known peer that is not blocked."""
 
-    def report(self, node: bytes, what: str) -> None:
+    def report(self, node: bytes, dimension: Dimension, what: str) -> None:
         """Take note that a peer did wrong, for example "shard_mismatch"."""
 
 

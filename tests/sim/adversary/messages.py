@@ -145,6 +145,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     "health.ping": {"v": Count, "ping": Sealed("ping")},
     "health.probe_for": {"v": Count, "ping": Sealed("ping")},
     "health.missed": {"v": Count, "node": Id32},
+    "health.scores": {"v": Count},
     "compute.run": {
         "order": Sealed("order"),
         "output_bytes": Size,

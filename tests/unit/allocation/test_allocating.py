@@ -144,7 +144,7 @@ class Allocating(Node):
                 read=self.read,
                 heard=self.commitments.heard,
                 once=self.once,
-                report=lambda peer, what: self.reports.append((peer, what)),
+                report=lambda peer, _, what: self.reports.append((peer, what)),
                 shares_with=lambda peer: [peer],
             ),
             is_up=self.up.__contains__,

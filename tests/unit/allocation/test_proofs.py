@@ -81,7 +81,7 @@ class Checking:
             read=self.read,
             heard=self,
             once=self.once,
-            report=lambda peer, what: self.reports.append((peer, what)),
+            report=lambda peer, _, what: self.reports.append((peer, what)),
             shares_with=lambda peer: next((each for each in self.shared if peer in each), [peer]),
         )
         records.told = lambda: self.told.append(self.clock.now_ms())

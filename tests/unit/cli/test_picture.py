@@ -55,6 +55,7 @@ def peer(number, *, up=True, name=None, outcome="ok"):
         "up": up,
         "availability_ppm": 999_000,
         "outcome": outcome,
+        "grade": "vetted",
         "balance_micro": -250_000,
     }
 

@@ -112,7 +112,8 @@ class Market:
             raise NoOffers("nobody offers compute")
         return found[:count]
 
-    def report(self, node, what):
+    def report(self, node, dimension, what):
+        assert dimension == "compute"
         self.reports.append((node, what))
 
     def unused(self, lease_id, fuel_steps):

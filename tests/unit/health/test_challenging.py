@@ -54,7 +54,7 @@ class Prover:
         """Methods that it does not answer."""
         self.refuses = None
         self.forge = lambda method, answer: answer
-        self.reports = []
+        self.reports, self.served_by = [], []
         self.cut_off = False
         self.found = set()
         """Peers of which others bring pongs."""
@@ -98,8 +98,13 @@ class Prover:
     def is_cut_off(self, peer):
         return self.cut_off
 
-    def report(self, peer, what):
-        self.reports.append((peer, what))
+    def served(self, peer, dimension):
+        assert dimension == "integrity"
+        self.served_by.append(peer)
+
+    def report(self, peer, dimension, what, *, evidence=None):
+        assert dimension == "integrity"
+        self.reports.append((peer, what, evidence is not None))
 
     # Caller
 
@@ -227,7 +232,7 @@ async def test_what_a_host_has_lost_is_missing_and_repaired_elsewhere():
     proved = (await net.ask())[host.id]
     assert proved.outcome == "missing"
     assert net.row(host.id).outcome == "missing"
-    assert net[0].reports == [], "an admission is no slander"
+    assert net[0].reports == [(host.id, "missing", False)], "an admission is no bad proof"
     entry = world[0].service.catalogue.entry(parse_verify(done.capability).manifest_hash)
     assert entry is not None
     await finished(world, world[0].service.repair(done.capability))
@@ -257,7 +262,7 @@ async def test_a_host_that_says_it_has_everything_and_does_not_is_left_too():
 
     net[host.id].forge = forge
     assert (await net.ask())[host.id].outcome == "bad_proof"
-    assert net[0].reports == [(host.id, "bad_proof")]
+    assert net[0].reports == [(host.id, "bad_proof", True)]
     await finished(world, world[0].service.repair(done.capability))
     ref = parse_verify(done.capability).manifest_hash
     assert host.id not in world[0].service.catalogue.entry(ref).placement.columns
@@ -365,6 +370,19 @@ async def test_silence_to_everything_but_probes_becomes_missing(net):
         outcomes.append((await net.ask(hosts=[host]))[host].outcome)
         net.later()
     assert outcomes == ["timeout"] * (len(outcomes) - 1) + ["missing"]
+
+
+async def test_silence_that_counts_as_missing_moves_no_score(net):
+    host = net.others[0]
+    net[1].silent_in = {PROVE}
+    while (await net.ask(hosts=[host]))[host].outcome != "missing":
+        net.later()
+    assert not net[0].reports
+    assert host not in net[0].served_by
+    net[1].silent_in = set()
+    net.later()
+    await net.ask(hosts=[host])
+    assert host in net[0].served_by
 
 
 async def test_silence_to_this_node_alone_becomes_missing(net):

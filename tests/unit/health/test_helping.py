@@ -52,18 +52,18 @@ async def test_a_pong_that_another_brings_refutes_a_miss():
     for _ in range(WINDOWS_TO_ABSENT + 2):
         await a.health.round(a.peers())
     assert (a.health.state(b.id), a.health.is_absent(b.id)) == ("down", False)
-    assert a.health.row(b.id).misses == 0
+    assert a.windows(b.id)[1] == 0
     c.silent = d.silent = {b.id}
     for window in range(1, WINDOWS_TO_ABSENT + 1):
         await a.health.round(a.peers())
         assert a.health.is_absent(b.id) == (window == WINDOWS_TO_ABSENT)
-    assert a.health.row(b.id).misses == 1
+    assert a.windows(b.id)[1] == 1
     # Absent for long: one that brings its pong is enough.
     c.silent = d.silent = set()
     await a.health.round(a.peers())
     assert a.lines[-1] == ("health.found", {"peer": short(b.id)})
     assert not a.health.is_absent(b.id)
-    assert a.health.row(b.id).misses == 1
+    assert a.windows(b.id)[1] == 1
 
 
 async def test_an_answer_ends_absence_at_once():
@@ -88,7 +88,7 @@ async def test_who_answers_while_others_are_asked_is_not_counted():
     a.silent = set()
     await a.health.probe(b.id)
     await window
-    assert (a.health.is_absent(b.id), a.health.row(b.id).misses) == (False, 0)
+    assert (a.health.is_absent(b.id), a.windows(b.id)[1]) == (False, 0)
 
 
 async def test_no_pong_but_that_of_the_target_over_the_own_nonce_refutes():
@@ -196,7 +196,7 @@ async def test_who_is_told_of_a_miss_probes_by_itself_and_passes_on_what_it_miss
     assert d.health.state(b.id) == "up"
     for each in (task, heard):
         each.cancel()
-    assert c.health.row(b.id).misses == 0
+    assert c.windows(b.id)[1] == 0
 
 
 async def test_a_peer_that_accuses_all_causes_few_probes_and_moves_no_score():
@@ -205,7 +205,7 @@ async def test_a_peer_that_accuses_all_causes_few_probes_and_moves_no_score():
     told = c.health.handlers()[MISSED]
     c.asked.clear()
     task = asyncio.create_task(c.health.run())
-    scores = [(row.misses, row.state) for row in c.health.table()]
+    scores = [(c.windows(row.node), row.state) for row in c.health.table()]
     for accuser in others[: 2 * TOLD_MAX]:
         for other in others:
             for _ in range(2):
@@ -218,7 +218,7 @@ async def test_a_peer_that_accuses_all_causes_few_probes_and_moves_no_score():
             assert len(c.asked) == TOLD_A_PEER_MAX
     await settle()
     assert len(c.asked) == len(set(c.asked)) == TOLD_MAX
-    assert [(row.misses, row.state) for row in c.health.table()] == scores
+    assert [(c.windows(row.node), row.state) for row in c.health.table()] == scores
     task.cancel()
 
 
@@ -254,7 +254,7 @@ async def test_a_clock_that_jumps_takes_nobody_down():
 
         a.clock.now_ms = lambda now_ms=now_ms, jump_ms=jump_ms: now_ms() + jump_ms
         await a.health.round(a.peers())
-        assert all((row.state, row.misses) == ("up", 0) for row in a.health.table())
+        assert all((row.state, a.windows(row.node)[1]) == ("up", 0) for row in a.health.table())
         del a.clock.now_ms
 
 

@@ -13,12 +13,11 @@ from xsc.base.errors import (
     RateLimited,
     RecordInvalid,
     SignatureInvalid,
-    StoreDamaged,
 )
-from xsc.base.limits import BUCKETS_KEPT
 from xsc.db.memory import MemoryKeyValue
-from xsc.health.detector import BUCKET_MS, WINDOWS_TO_ABSENT
+from xsc.health.detector import WINDOWS_TO_ABSENT
 from xsc.health.messages import Ping, Pong
+from xsc.health.scoring import Scores
 from xsc.health.service import PING, PROBE_INTERVAL_MS, RESPONSE_EXPECTED_MS, HealthService
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
@@ -62,9 +61,10 @@ class Node:
             self,
             self,
         )
+        scores = Scores(context, self.store, self, recognition_ppm=lambda _: 0, fork=lambda _: None)
         made = HealthService(
             context,
-            state=self.store,
+            scores=scores,
             peers=self,
             once=Tasks(self.clock, self).once,
             domain_of=lambda peer: peer,
@@ -82,6 +82,11 @@ class Node:
         self.lines.append((event, fields))
 
     warning = error = info
+
+    def windows(self, peer):
+        """Return how many windows count for and against a peer."""
+        tally = self.health.scores.tally(peer, "availability")
+        return tuple(round(each * 3_600 / PROBE_INTERVAL_MS / 1_000) for each in tally[:2])
 
     async def call(self, peer, method, header, parts=(), *, timeout_ms=None):
         if method == PING:
@@ -132,7 +137,7 @@ async def test_a_probe_learns_time_skew_and_state(a, b):
     assert (result.available, result.response_ms, result.reason) == (True, 40, "")
     (row,) = a.health.table()
     assert (row.node, row.state, row.response_ms) == (b.id, "up", 40)
-    assert (row.probes, row.misses, row.availability_ppm) == (0, 0, 0), "no window counts it"
+    assert (a.windows(b.id), row.availability_ppm) == ((0, 0), 0), "no window counts it"
     assert row.last_seen_ms == a.clock.now_ms()
     assert row.skew_ms == 700 - 20
     assert row.quality_ppm == a.health.quality_ppm(b.id) == 500_000
@@ -279,71 +284,39 @@ async def test_results_survive_a_restart_and_the_state_is_learned_anew(a, b):
     a.silent = {b.id}
     for _ in range(1 + WINDOWS_TO_ABSENT):
         await a.health.round(a.peers())
-    before = a.health.tester.get_stats(b.id)
+    before = a.health.row(b.id)
     a.store.close()
     a.store.reopen()
     a.health = a.start()
-    after = a.health.tester.get_stats(b.id)
-    assert (
-        (after.probes, after.availability) == (before.probes, before.availability) == (2, 500_000)
-    )
+    after = a.health.row(b.id)
+    assert (a.windows(b.id), after.availability_ppm) == ((1, 1), 500_000)
     assert after.last_seen_ms == before.last_seen_ms
     assert (a.health.response_ms(b.id), a.health.is_up(b.id)) == (RESPONSE_EXPECTED_MS, False)
     assert (a.health.state(b.id), a.health.is_absent(b.id)) == ("unknown", False)
     a.silent = set()
     await a.health.round(a.peers())
     assert a.health.is_up(b.id)
-    assert a.health.tester.get_stats(b.id).probes == 3
-
-
-@pytest.mark.parametrize(
-    "key", [b"health/probe/" + b"n" * 40, b"health/probe/" + b"n" * 32, b"health/probe/short"]
-)
-async def test_damaged_results_stop_the_start(a, key):
-    a.store.write([(key, b"\x00")], sync=True)
-    with pytest.raises(StoreDamaged):
-        a.start()
-
-
-async def test_a_wrong_answer_lowers_the_score_over_a_restart_and_heals_in_days(a, b):
-    for _ in range(20):
-        await a.health.probe(b.id)
-    good = a.health.quality_ppm(b.id)
-    a.health.report(b.id, "shard_mismatch")
-    assert (a.lines[-1][0], a.lines[-1][1]["what"]) == ("health.peer_reported", "shard_mismatch")
-    assert a.health.quality_ppm(b.id) == good // 2
-    a.health = a.start()
-    assert a.health.quality_ppm(b.id) == good // 2
-    a.clock.advance_to(a.clock.now_ms() + BUCKET_MS * BUCKETS_KEPT // 2)
-    await a.health.probe(b.id)
-    assert good // 2 < a.health.quality_ppm(b.id) < good
-    assert a.health.table()[0].wrong == 1
-    a.clock.advance_to(a.clock.now_ms() + BUCKET_MS * BUCKETS_KEPT // 2)
-    await a.health.probe(b.id)
-    assert a.health.table()[0].wrong == 0
-    assert len(list(a.store.scan(b"health/"))) == 2
-    a.health.report(b"z" * 32, "shard_mismatch")
-    assert len(list(a.store.scan(b"health/"))) == 2, "nothing is kept of who is no peer"
+    assert a.windows(b.id) == (2, 1)
 
 
 async def test_who_hears_nobody_counts_no_misses_of_theirs(a, b):
     c = Node(3)
     a.others.append(c)
     await rounds(a, 3)
-    before = a.health.tester.get_stats(b.id).probes
+    before = a.windows(b.id)
     a.silent = {b.id, c.id}
     await rounds(a, 100)
     assert (a.health.state(b.id), a.health.state(c.id)) == ("down", "down")
     assert not a.health.is_absent(b.id)
     assert not a.health.is_absent(c.id)
-    assert a.health.tester.get_stats(b.id).probes == before
+    assert a.windows(b.id) == before
     assert [event for event, _ in a.lines].count("health.void") == 1
     a.silent = {c.id}
     await rounds(a, 10)
     assert a.health.state(b.id) == "up"
     assert a.health.is_absent(c.id), "one that answers shows that the path is well"
     assert [row.state for row in map(a.health.row, (b.id, c.id))] == ["up", "absent"]
-    assert a.health.tester.get_stats(c.id).probes == before + 10 - (WINDOWS_TO_ABSENT - 1)
+    assert a.windows(c.id) == (before[0], 10 - (WINDOWS_TO_ABSENT - 1))
 
 
 async def test_silence_counts_only_while_others_answer(a, b):
@@ -369,7 +342,7 @@ async def test_with_one_peer_nothing_is_scored(a, b):
     a.silent = {b.id}
     await rounds(a, 10)
     assert (a.health.state(b.id), a.health.is_absent(b.id)) == ("down", False)
-    assert a.health.tester.get_stats(b.id).probes == 0
+    assert a.windows(b.id) == (0, 0)
 
 
 async def test_who_is_no_peer_is_absent_and_this_node_never(a, b):
@@ -411,7 +384,7 @@ async def test_who_is_forgotten_leaves_no_trace(a, b):
     a.health.forget(b.id)
     assert list(a.store.scan(b"health/")) == []
     assert b.id not in a.health._pongs
-    assert a.health.tester.get_stats(b.id).probes == 0
+    assert a.health.row(b.id).last_seen_ms is None
     probe = asyncio.create_task(a.health.probe(b.id))
     await asyncio.sleep(0)
     a.health.forget(b.id)
@@ -462,7 +435,7 @@ async def test_who_misses_both_pings_is_away_until_it_answers_a_probe(a):
     await rounds(a, 1)
     assert [a.health.is_up(node.id) for node in (b, c, d)] == [True, True, True]
     # Only probes are on record, and nobody heard of a change.
-    assert [row.misses for row in a.health.table()] == [row.misses for row in before]
+    assert [a.windows(row.node)[1] for row in before] == [0, 0, 0]
     assert a.changes == [(node.id, True) for node in (b, c, d)]
 
 

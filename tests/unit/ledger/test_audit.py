@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.ledger.circle import NETWORK, Circle, collect, voucher
-from xsc.base.encoding import decode, encode
+from xsc.base.encoding import decode, encode, tagged_sha256
 from xsc.base.errors import EntryRefused, LedgerDamaged, PeerSilent, ProofInvalid, RecordInvalid
 from xsc.identity.envelope import sign
 from xsc.identity.keys import network_id
@@ -14,6 +14,7 @@ from xsc.ledger.audit import (
     chain_end_bytes,
     claim_bytes,
     conflict_bytes,
+    is_fork,
     replay,
     trusted,
     verify_settled,
@@ -242,6 +243,19 @@ async def test_signatures_are_verified_only_where_that_is_asked(a):
             with pytest.raises(LedgerDamaged, match=f"entry {seq} "):
                 audited(a, bad)
             assert audited(a, bad, signatures=False).settled == 2
+
+
+async def test_two_entries_of_one_number_are_a_fork_and_others_are_not(a, circle):
+    _, b, c = circle.members
+    rows = a.ledger.chain.rows()
+    ((key, raw),) = rows.conflicts.items()
+    assert a.ledger.chain.fork(b.id) == tagged_sha256("ledger_fork", key[32:])
+    assert a.ledger.chain.fork(c.id) is None
+    kept, other = (decode(raw)[name] for name in ("kept", "other"))
+    assert is_fork(conflict_bytes(kept, other), NETWORK)
+    later = open_half(other, network=NETWORK).record
+    later = sign(later.model_copy(update={"seq": later.seq + 1}), b.key, NETWORK).raw
+    assert not is_fork(conflict_bytes(kept, later), NETWORK), "it may be of another incarnation"
 
 
 async def test_evidence_is_two_halves_that_one_author_signed(a, circle):

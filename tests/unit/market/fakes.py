@@ -111,6 +111,8 @@ class Ledger:
 class Health:
     wire: Wire
     quality: dict = field(default_factory=dict)
+    served_by: list = field(default_factory=list)
+    grades: dict = field(default_factory=dict)
 
     def is_up(self, peer):
         return peer not in self.wire.down
@@ -124,8 +126,14 @@ class Health:
     def quality_ppm(self, peer):
         return self.quality.get(peer, 900_000)
 
-    def report(self, peer, what):
+    def report(self, peer, dimension, what):
         self.quality[peer] = self.quality_ppm(peer) // 2
+
+    def served(self, peer, dimension):
+        self.served_by.append((peer, dimension))
+
+    def grade(self, peer):
+        return self.grades.get(peer, "vetted")
 
     def response_ms(self, peer):
         return 7

@@ -421,9 +421,38 @@ async def test_a_reported_node_falls_behind(world):
     for number in (2, 3):
         world.node(number)
     node = world.nodes[2].id
-    customer.health.report(node, "shard_mismatch")
+    customer.health.report(node, "integrity", "shard_mismatch")
     for _ in range(3):
         assert (await leased(world, customer))[0].node == world.nodes[3].id
+
+
+async def test_suspended_hosts_are_taken_last_and_with_a_warning(world):
+    customer = world.node(1)
+    for number in (2, 3, 4):
+        world.node(number)
+    bad = world.nodes[2].id
+    customer.health.grades[bad] = "suspended"
+    for _ in range(3):
+        hosts = await leased(world, customer, count=2)
+        assert {host.node for host in hosts} == {world.nodes[3].id, world.nodes[4].id}
+    (row,) = [row for row in customer.market.buyer.passed_over() if row.node == bad]
+    assert "suspended" in row.reason
+    hosts = await leased(world, customer, count=3)
+    assert bad in {host.node for host in hosts}
+    assert [event for event, _ in customer.log.lines].count("market.suspended_taken") == 1
+
+
+async def test_who_is_barred_gets_and_gives_no_new_lease(world):
+    customer, provider = world.node(1), world.node(2)
+    customer.health.grades[provider.id] = "barred"
+    customer.room.storage = 0
+    got = await world.drive(customer.market.buyer.lease_hosts(size_bytes=MIB, count=1))
+    assert not got.leases
+    assert "barred" in got.refused[provider.id].message
+    customer.health.grades.clear()
+    provider.health.grades[customer.id] = "barred"
+    got = await world.drive(customer.market.buyer.lease_hosts(size_bytes=MIB, count=1))
+    assert isinstance(got.refused[provider.id], NotAllowed)
 
 
 async def test_a_small_node_leases_what_it_has(world, pair):

@@ -260,7 +260,8 @@ class Host:
     def peers(self):
         return [other.id for other in self.world.hosts if other is not self]
 
-    def report(self, node, what):
+    def report(self, node, dimension, what):
+        assert dimension == "integrity"
         self.reports.append((node, what))
 
 

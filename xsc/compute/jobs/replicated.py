@@ -125,11 +125,11 @@ class ReplicatedRun:
 
     def _report(self, tally: Votes, faults: dict[bytes, XscError]) -> None:
         for node in tally.dissenting:
-            self._leases.report(node, "dissent")
+            self._leases.report(node, "compute", "dissent")
         for node, fault in faults.items():
             self._context.log.warning("compute.no_receipt", provider=node.hex(), reason=fault.code)
             if isinstance(fault, PeerError):
-                self._leases.report(node, fault.code)
+                self._leases.report(node, "compute", fault.code)
 
     async def _lease(
         self, steps: int, count: int, known: dict[bytes, LeaseHandle]

@@ -9,6 +9,7 @@ from xsc.api import monitor as api
 from xsc.api import serial
 from xsc.api.endpoint import Nothing
 from xsc.base.fields import take_int
+from xsc.health.score import GRADES
 from xsc.health.service import HealthRow
 from xsc.market.lease import Role
 from xsc.monitor import exposition
@@ -128,6 +129,7 @@ def _peers(node: Node, rows: Sequence[HealthRow]) -> list[api.PeerMeasures]:
             node.market.unproven(row.node),
             peer=row.node,
             own_limit_micro=accounts[row.node].limit_micro if row.node in accounts else None,
+            grade_level=GRADES.index(row.grade),
             up=node.health.is_up(row.node),
             balance_micro=node.ledger.balance(row.node),
             limit_micro=node.ledger.limit(row.node),

@@ -86,7 +86,7 @@ class ObjectFinder:
                 self._context.log.warning(
                     "storage.find_wrong", peer=short(node), reason=fault.message
                 )
-                self._client.hosts.report(node, "record_invalid")
+                self._client.hosts.report(node, "integrity", "record_invalid")
                 return None
 
         said, silent = await self._ask_all(ask, enough=bool, grace_ms=0)

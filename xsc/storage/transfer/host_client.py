@@ -176,7 +176,7 @@ class HostClient:
 
     def _blame(self, node: bytes, what: str, reason: str) -> None:
         self.log.warning("storage.peer_wrong", peer=ids.short(node), what=what, reason=reason)
-        self.hosts.report(node, what)
+        self.hosts.report(node, "integrity", what)
 
     async def store(
         self,
