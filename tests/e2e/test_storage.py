@@ -226,5 +226,12 @@ def test_a_host_whose_bodies_are_gone_is_found_by_a_challenge(small_net):
     (row,) = json.loads(asked.out)["challenged"]
     assert (asked.code, row["id"], row["outcome"]) == (6, victim["id"], "missing")
     (shown,) = [row for row in owner("health --json").json["peers"] if row["id"] == victim["id"]]
-    assert (shown["outcome"], shown["wrong"]) == ("missing", 0)
+    assert (shown["outcome"], shown["grade"]) == ("missing", "watch")
+    why = owner(["health", "why", victim["name"], "--json"]).json
+    assert [(event["cause"], event["evidence"]) for event in why["events"]] == [("missing", None)]
+    assert why["until_ms"] > shown["challenged_ms"] + 30 * 86_400_000
+    told = small_net[int(victim["name"].removeprefix("node-"))]("health me --json").json
+    assert [each["grade"] for each in told["peers"] if each["id"] == owner.id] == ["watch"]
+    assert owner(["health", "lift", victim["name"]]).line.startswith(f"{victim['name']} (")
+    assert owner(["health", "why", victim["name"], "--json"]).json["grade"] == "new"
     assert shown["proven_ms"] < shown["challenged_ms"]

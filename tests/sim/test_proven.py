@@ -96,6 +96,7 @@ def test_a_host_that_was_thinned_loses_pay_back_to_its_last_ok_each_time(seed):
             if row.outcome == "missing":
                 caught += 1
                 assert void == decided > 0
+                assert owner.health.grade(host) == "watch"
             elif row.outcome == "ok":
                 assert void == 0
         assert caught

@@ -475,3 +475,33 @@ async def test_who_refuses_a_ping_is_there(a):
 
 async def test_who_is_no_peer_is_not_there(a):
     assert not await a.health.is_there(b"n" * 32)
+
+
+# The seed's three tests, by their names
+
+
+async def test_should_test_node_availability(a, b):
+    assert (await a.health.probe(b.id)).available is True
+    a.silent = {b.id}
+    assert (await a.health.probe(b.id)).available is False
+
+
+async def test_should_record_availability_results(a, b):
+    a.others.append(Node(3))
+    a.takes_ms = 100
+    await a.health.round(a.peers())
+    row = a.health.row(b.id)
+    assert (row.availability_ppm, row.response_ms) == (1_000_000, 100)
+
+
+async def test_should_calculate_availability_percentage(a, b):
+    a.others.append(Node(3))
+    a.takes_ms = 100
+    await a.health.round(a.peers())
+    a.silent = {b.id}
+    for _ in range(1 + WINDOWS_TO_ABSENT):  # Before that a miss is no absence.
+        await a.health.round(a.peers())
+    a.silent, a.takes_ms = set(), 150
+    await a.health.round(a.peers())
+    row = a.health.row(b.id)
+    assert (row.availability_ppm, row.response_ms) == (666_666, 125)
