@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 from click import argument, option
@@ -74,6 +76,8 @@ def balance(answer: Document) -> None:
         show.line(LIMITS)
     for row in answer["balances"]:
         who = show.named(row, "peer")
+        if row["balance_micro"]:
+            show.line(row["says"])
         if row["paid_micro"]:
             show.line(f"{format_credits(row['paid_micro'])} paid off the books waits for {who}")
         if row["heard_paid_micro"]:
@@ -138,16 +142,51 @@ def flows(answer: Document) -> None:
     )
 
 
+@asks(ledger, api.ledger.STATEMENT)
+@option("--month", metavar="YYYY-MM", help="That month, in UTC.  [the present one]")
+def statement(answer: Document) -> None:
+    """Show what was booked in a month, both parties named, and who owes whom at its end."""
+    show.line(
+        f"{answer['name']}, {show.moment(answer['from_ms'])} to {show.moment(answer['until_ms'])}"
+    )
+    show.rows(
+        answer["payments"],
+        "time what entry",
+        "nothing was booked in that month",
+        time="created_ms",
+        what="says",
+        entry="entry_id",
+    )
+    for row in answer["balances"]:
+        show.line(f"{row['says']}; before: {format_credits(row['opening_micro'])}")
+
+
 @ledger.command()
-@limit_option
-def statement(settings: Settings, limit: int) -> None:
-    """Show balances and entries together."""
-    balances = settings.ask(api.ledger.BALANCE)
-    entries = settings.ask(api.ledger.LOG, limit=limit)
-    settings.view({**balances, **entries})
-    balance(balances)
-    show.line()
-    log(entries)
+@option(
+    "--format",
+    "form",
+    type=click.Choice(api.ledger.EXPORT_FORMATS),
+    required=True,
+    help="Of the file.",
+)
+@option("--month", metavar="YYYY-MM", help="Only that month, in UTC.  [all]")
+@option(
+    "-o", "--output", type=options.PATH, default=options.STREAM, help="File to write.  [-: shown]"
+)
+def export(settings: Settings, form: str, month: str | None, output: Path) -> None:
+    """Write what was booked as a file for other programs.
+
+    Each payment is in it once. Beancount checks the balances at its end: bean-check FILE.
+    """
+    if output != options.STREAM:
+        settings.save(api.ledger.EXPORT, output, format=form, month=month)
+        return
+    if settings.json:
+        raise ArgumentInvalid("--json and a file on standard output do not go together", hint="-o")
+    with settings.calls().download(api.ledger.EXPORT, format=form, month=month) as download:
+        for block in download.blocks():
+            sys.stdout.buffer.write(block)
+    sys.stdout.buffer.flush()
 
 
 @asks(ledger, api.ledger.VERIFY)

@@ -12,20 +12,26 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, TypeAlias
 
+from xsc.api.ledger import PaidLease
 from xsc.base import encoding, fields, ids, limits, merkle
 from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, ReceiptInvalid, XscError
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.ledger import audit, entry, validation
-from xsc.ledger.chain import HALF, OTHER, VOUCHER, Chain, key_of
+from xsc.ledger.chain import FOR, HALF, OTHER, VOUCHER, Chain, key_of
 from xsc.ledger.exchange import HistoryExchange
 from xsc.ledger.state import settle
+from xsc.ledger.statement import lease_text, note_bytes, read_note
 from xsc.terms.voucher import Voucher, off_books_account
 
 PROPOSE: Final = "ledger.propose"
 
 CheckConsent: TypeAlias = Callable[[bytes, Voucher], str | None]
 """Returns why this node's operator does not agree now that a payer paid what its voucher says."""
+
+
+LeasesOf: TypeAlias = Callable[[bytes, bytes], Sequence[PaidLease]]
+"""Returns the leases of a peer that were used and count in an account."""
 
 
 def no_payments(_payer: bytes, _voucher: Voucher) -> str | None:
@@ -50,6 +56,8 @@ class Proposals:
         self._starter_limit = starter_limit
         self.check_consent: CheckConsent = no_payments
         """Asked before anything that was paid off the books is booked."""
+        self.leases_of: LeasesOf = lambda _peer, _account: ()
+        """Asked what an entry is for when it is written."""
 
     async def set_limit(self, peer: bytes, amount_micro: int) -> None:
         """Allow the peer to owe that much from now on; what it owes already stays.
@@ -132,7 +140,8 @@ class Proposals:
             receipt=voucher.id,
             created_ms=self._clock.now_ms(),
         )
-        await self._chain.extend(sign(post, self._key, self._network), voucher)
+        note = note_bytes(self.leases_of(debtor, account))
+        await self._chain.extend(sign(post, self._key, self._network), voucher, note=note)
         return post.seq, True
 
     async def _propose(self, seq: int) -> str | None:
@@ -229,20 +238,33 @@ class Proposals:
             half, seq=state.next_seq, prev=state.head, created_ms=self._clock.now_ms()
         )
         own = sign(answer, self._key, self._network)
-        await self._chain.extend(own, voucher, initiator=half)
+        assert answer.account is not None, "a post names an account"
+        note = note_bytes(self.leases_of(caller, answer.account))
+        await self._chain.extend(own, voucher, initiator=half, note=note)
         self._say_paid(answer)
         self._chain.on_change()
         return own.raw
+
+    def noted(self, seq: int) -> list[PaidLease]:
+        """Return the leases that were noted for an own half.
+
+        Raises:
+            LedgerDamaged: the note cannot be read.
+        """
+        return read_note(seq, self._chain.store.get(key_of(FOR, seq)))
 
     def _say_paid(self, own: entry.Half) -> None:
         """Log what was booked, by this node's half of it."""
         self._log.info(
             "ledger.paid",
             peer=ids.short(own.peer),
+            debtor=ids.short(own.debit),
+            creditor=ids.short(own.credit),
             amount_micro=own.amount_micro,
             role="creditor" if own.credit == self._key.node_id else "debtor",
             # Who paid off the books is owed that.
             off_books=own.account == off_books_account(own.credit, own.debit),
+            leases="; ".join(map(lease_text, self.noted(own.seq))),
         )
 
     def _check_payment(self, payer: bytes, voucher: Voucher) -> validation.Refusal | None:

@@ -6,9 +6,9 @@ peers. The sums are in `state`, the replay in `audit`, what people see in `state
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from xsc.api.ledger import Entry, Verified
+from xsc.api.ledger import Entry, Paid, Statement, Verified
 from xsc.base import errors, ids, keyvalue, limits, peering
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
@@ -17,7 +17,15 @@ from xsc.ledger.audit import replay
 from xsc.ledger.entry import SettledEntry
 from xsc.ledger.proposals import PROPOSE, Proposals
 from xsc.ledger.state import digest
-from xsc.ledger.statement import StatementRow, credit_left, entry_row, known_peers, note_accounts
+from xsc.ledger.statement import (
+    StatementRow,
+    credit_left,
+    entry_row,
+    head_of,
+    known_peers,
+    note_accounts,
+    paid_row,
+)
 
 
 class LedgerService:
@@ -141,6 +149,18 @@ class LedgerService:
             )
             for peer in known_peers(state)
         ]
+
+    def booked(
+        self, from_ms: int, until_ms: int, name_of: Callable[[bytes], str]
+    ) -> tuple[Statement, Iterator[Paid]]:
+        """Return all that counts and was booked within a time: balances, and payments one by one.
+
+        Both are of the moment of the call. The payments read the store.
+        """
+        state = self.chain.state
+        seqs = state.flows.numbers(from_ms, until_ms)
+        rows = (paid_row(self.chain.own(seq), self.proposals.noted(seq), name_of) for seq in seqs)
+        return head_of(state, from_ms, until_ms, name_of), rows
 
     def export(self, entry_id: bytes) -> bytes:
         """Return a settled entry with both halves, signed, for `xsc verify`.

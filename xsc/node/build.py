@@ -47,6 +47,7 @@ from xsc.identity.keys import KeyPair
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
 from xsc.market.auction import Bid, reserve
+from xsc.market.lease_store import used_leases
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain
 from xsc.market.service import MarketService
@@ -532,6 +533,7 @@ class Node:
             state=parts.stores.state,
         )
         self.ledger.proposals.check_consent = self.payments.check_consent
+        self.ledger.proposals.leases_of = partial(used_leases, self.market.store)
 
     def _make_compute(self) -> None:
         """Make the services that run jobs and deployments."""

@@ -715,6 +715,7 @@ BALANCES = {
             "own_left_micro": None,
             "paid_micro": 0,
             "heard_paid_micro": 0,
+            "says": "you owe bob 0.000005 credits",
         }
     ],
     "shared": [],
@@ -904,12 +905,33 @@ def test_what_is_asked_is_shown(xsc, stand_in, case):
     assert done.err == ""
 
 
-def test_a_statement_is_both(xsc, stand_in):
-    stand_in.answers("GET", "/v1/ledger/balance", BALANCES)
-    stand_in.answers("GET", "/v1/ledger/log?limit=3", ENTRIES)
-    both = xsc("ledger", "statement", "--limit", "3", "--json").json
-    assert both == {**BALANCES, **ENTRIES}
-    assert "+0.000080" in xsc("ledger", "statement", "--limit", "3").text
+STATEMENT = {
+    "node": NODE,
+    "name": "alice",
+    "from_ms": 1_793_491_200_000,
+    "until_ms": 1_796_083_200_000,
+    "payments": [{"created_ms": 1_793_491_200_000, "says": "it was paid", "entry_id": "e1"}],
+    "balances": [{"says": "bob owes you 2 credits", "opening_micro": -1_000_000}],
+}
+
+
+def test_a_statement_says_what_was_booked_and_who_owes_whom(xsc, stand_in):
+    stand_in.answers("GET", "/v1/ledger/statement?month=2026-11", STATEMENT)
+    assert xsc("ledger", "statement", "--month", "2026-11", "--json").json == STATEMENT
+    shown = xsc("ledger", "statement", "--month", "2026-11").text
+    assert "alice, 2026-11-01 00:00:00 UTC to 2026-12-01 00:00:00 UTC" in shown
+    assert "it was paid" in shown
+    assert "bob owes you 2 credits; before: -1.000000" in shown
+
+
+def test_an_export_goes_to_standard_output_or_a_file(xsc, stand_in, tmp_path):
+    stand_in.streams("/v1/ledger/export?format=csv&month=2026-11", b"time,debtor\r\n")
+    words = ["ledger", "export", "--format", "csv", "--month", "2026-11"]
+    assert xsc(*words).text == "time,debtor\r\n"
+    assert xsc(*words, "-o", str(tmp_path / "csv"), "--json").json["size_bytes"] == 13
+    assert (tmp_path / "csv").read_bytes() == b"time,debtor\r\n"
+    assert xsc(*words, "--json").code == 2
+    assert xsc("ledger", "export", "--format", "xls").code == 2
 
 
 @pytest.mark.parametrize(
