@@ -221,7 +221,31 @@ class Limit(Model):
     """What a peer may owe this node at most."""
 
     peer: Annotated[str, MaxLen(256)]
-    limit_micro: Annotated[int, Ge(0), Le(2**62)]
+    limit_micro: Annotated[int, Ge(0), Le(2**62)] | None = None
+    """Null ends what was set: the formula holds again."""
+
+
+class PeerLimit(OfPeer):
+    """What a peer may owe this node, and what that is made of."""
+
+    known: Literal["direct", "introduced", "stranger", "barred"]
+    shared_through: str | None
+    """The introducer whose peers share one credit."""
+    starter_micro: int
+    mutual_ppm: int
+    recognised_micro: int
+    """What mutual recognition adds."""
+    repaid_micro: int
+    """What it repaid within 90 days."""
+    repaid_credit_micro: int
+    """What that adds."""
+    max_micro: int
+    """The most that these come to."""
+    set_micro: int | None
+    """What the operator set instead."""
+    limit_micro: int
+    owed_micro: int
+    """What it owes at most, with what it has not answered."""
 
 
 class Payment(Model):
@@ -248,5 +272,6 @@ EXPORT = get("/v1/ledger/export", Export, bytes, "Return what was booked as a fi
 VERIFY = get("/v1/ledger/verify", Nothing, Verified, "Replay the ledger.")
 ENTRY = get("/v1/ledger/entry/{id}", Id, bytes, "Return one settled entry.", gives="cbor")
 LIMIT = post("/v1/ledger/limit", Limit, LimitSet, "Set what a peer may owe.")
+LIMITS = listing("/v1/ledger/limits", Nothing, PeerLimit, "Show what each limit is made of.")
 SETTLE = post("/v1/ledger/settle", Nothing, Settlement, "Settle now what is owed.")
 OFF_BOOKS = post("/v1/ledger/off-books", Payment, PaymentHeard, "Report a payment outside of XSC.")

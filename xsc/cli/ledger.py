@@ -11,7 +11,7 @@ from click import argument, option
 
 from xsc import api
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
-from xsc.base.units import format_credits
+from xsc.base.units import format_credits, format_share, say_credits
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
 from xsc.client.core import Document
@@ -78,6 +78,12 @@ def balance(answer: Document) -> None:
         who = show.named(row, "peer")
         if row["balance_micro"]:
             show.line(row["says"])
+        if _is_near(row["limit_micro"], row["left_micro"]):
+            show.line(f"{who} has used more than 80 % of what it may owe you")
+        if row["own_limit_micro"] is not None and _is_near(
+            row["own_limit_micro"], row["own_left_micro"]
+        ):
+            show.line(f"you have used more than 80 % of what you may owe {who}")
         if row["paid_micro"]:
             show.line(f"{format_credits(row['paid_micro'])} paid off the books waits for {who}")
         if row["heard_paid_micro"]:
@@ -195,13 +201,44 @@ def verify(answer: Document) -> str:
     return str(answer["text"])
 
 
+@asks(ledger, api.ledger.LIMITS)
+def limits(answer: Document) -> None:
+    """Show what each peer may owe this node, and what that is made of.
+
+    The limit is the sum of starter, recognised and repaid, at most max; or what
+    `xsc ledger limit` set.
+    """
+    show.rows(
+        answer["limits"],
+        "peer known <starter <recognised <repaid <max <set <limit <owed",
+        "no peer is known",
+        repaid="repaid_credit_micro",
+        set=("set_micro", lambda micro: "-" if micro is None else format_credits(micro)),
+    )
+    for row in answer["limits"]:
+        who = show.named(row, "peer")
+        if row["mutual_ppm"]:
+            show.line(f"{who}: recognised both ways with {format_share(row['mutual_ppm'])}")
+        if row["repaid_micro"]:
+            show.line(f"{who}: repaid {say_credits(row['repaid_micro'])} in 90 days")
+        if row["shared_through"]:
+            show.line(f"{who}: shares its starter with all that came by the same peer")
+        if _is_near(row["limit_micro"], row["limit_micro"] - row["owed_micro"]):
+            show.line(f"{who}: has used more than 80 % of its limit")
+
+
+def _is_near(limit_micro: int, left_micro: int) -> bool:
+    return left_micro < limit_micro and left_micro * 5 < limit_micro
+
+
 @asks(ledger, api.ledger.LIMIT)
 @argument("peer", type=options.PEER)
-@argument("limit_micro", metavar="CREDITS", type=options.CREDITS)
+@argument("limit_micro", metavar="CREDITS|auto", type=options.LIMIT)
 def limit(answer: Document) -> str:
-    """Set how much PEER may owe this node at most, in credits.
+    """Set how much PEER may owe this node at most, in credits; `auto` ends that.
 
-    A limit below what it owes stops new debt and takes nothing back.
+    With `auto` it is what `xsc ledger limits` explains. A limit below what it owes stops
+    new debt and takes nothing back.
     """
     shared = ", shared with all that came by the same peer" if answer["shared_through"] else ""
     return (

@@ -204,6 +204,7 @@ class Chain:
         *,
         initiator: Signed[Half] | None = None,
         note: bytes | None = None,
+        limit_micro: int | None = None,
     ) -> None:
         """Append an own half with its voucher and the half that it answers, in one synced write.
 
@@ -212,6 +213,7 @@ class Chain:
             voucher: what it rests on.
             initiator: the peer's half that it answers.
             note: what people are told of it.
+            limit_micro: what its peer may owe; None of what adds no debt to this node.
 
         Raises:
             Recovering: this node signs nothing before its restart.
@@ -220,7 +222,9 @@ class Chain:
         """
         if self.recovering:
             raise errors.Recovering("this node is recovering its ledger and signs nothing yet")
-        refusal = validation.check_own_next(self.state, own, voucher=voucher, initiator=initiator)
+        refusal = validation.check_own_next(
+            self.state, own, voucher=voucher, initiator=initiator, limit_micro=limit_micro
+        )
         if refusal is not None:
             raise _error(refusal)
         seq = own.record.seq

@@ -19,6 +19,8 @@ _off_books: Final = lru_cache(maxsize=1024)(off_books_account)
 _SIGNS: Final = {"earned_micro": 1, "paid_micro": 1, "spent_micro": -1, "received_micro": -1}
 """Of what a peer owes this node."""
 
+_NOTHING: Final = (array("q"), array("q"), array("q"))
+
 
 class Flows:
     """Settled amounts by peer and field of `Flow`, with date and number of own halves: 24 bytes."""
@@ -49,6 +51,14 @@ class Flows:
             if (first := bisect_left(dates, at_ms)) < len(dates):
                 found[peer][kind] = sum(amounts[first:])
         return [Flow(peer=peer, **sums) for peer, sums in sorted(found.items())]
+
+    def of(self, peer: bytes, since_ms: int) -> Flow:
+        """Return what was booked with a peer from a moment on."""
+        sums = {}
+        for kind in _SIGNS:
+            dates, amounts, _ = self._booked.get((peer, kind), _NOTHING)
+            sums[kind] = sum(amounts[bisect_left(dates, since_ms) :])
+        return Flow(peer=peer, **sums)
 
     def balances(self, before_ms: int) -> dict[bytes, int]:
         """Return what each peer owed this node just before a moment; below zero, was owed."""

@@ -50,24 +50,21 @@ def credit_left(state: LedgerState, peer: bytes, limit_micro: int, shared: Seque
     return limit_micro - state.exposure(peer) - theirs
 
 
-def note_accounts(state: LedgerState, default_limit_micro: int) -> incarnation.Noted:
+def note_accounts(state: LedgerState) -> incarnation.Noted:
     """Return the account with each peer, as the own directory notes it.
 
     What is unproven is noted again: it is not forgotten with the next disk.
     """
     accounts = incarnation.worth_noting(
-        (
-            incarnation.NotedAccount(
-                peer,
-                max(
-                    -AMOUNT_MAX,
-                    min(AMOUNT_MAX, state.balances.get(peer, 0) + state.unproven_micro(peer)),
-                ),
-                state.limits.get(peer),
-            )
-            for peer in known_peers(state)
-        ),
-        default_limit_micro=default_limit_micro,
+        incarnation.NotedAccount(
+            peer,
+            max(
+                -AMOUNT_MAX,
+                min(AMOUNT_MAX, state.balances.get(peer, 0) + state.unproven_micro(peer)),
+            ),
+            state.limits.get(peer),
+        )
+        for peer in known_peers(state)
     )
     return incarnation.Noted(state.next_seq, accounts)
 

@@ -44,6 +44,7 @@ from xsc.health.challenging import ANSWER_BOUNDS as PROOF_BOUNDS
 from xsc.health.challenging import ChallengeService
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair
+from xsc.ledger.limits import LimitSettings, Trust
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
 from xsc.market.auction import Bid, reserve
@@ -99,6 +100,15 @@ class Parts:
     log: events.CountedLog
     disk_free_bytes: Callable[[], int]
     """What the disk under the bodies has left, less the share that is kept free."""
+
+
+def trust_in(node: Node, peer: bytes) -> Trust:
+    """Return by what a peer's limit rises: on whose word it is known, and mutual recognition."""
+    info = node.peers.roster.get(peer)
+    if info is None or info.blocked:
+        return Trust("stranger" if info is None else "barred")
+    given, taken = node.commitments.weight_ppm(peer), node.commitments.their_weight_ppm(peer)
+    return Trust("direct" if info.through is None else "introduced", min(given, taken))
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +290,13 @@ class Node:
         self.ledger = LedgerService(
             context,
             state=parts.stores.state,
-            starter_limit=config.starter_credit_micro,
+            credit=LimitSettings(
+                config.starter_credit_micro,
+                config.recognised_credit_ppm,
+                config.repaid_credit_ppm,
+                config.credit_max_starters,
+            ),
+            trust=partial(trust_in, self),
             recovering=recovering,
             shares_with=self.peers.roster.shares_with,
         )
@@ -533,6 +549,7 @@ class Node:
             state=parts.stores.state,
         )
         self.ledger.proposals.check_consent = self.payments.check_consent
+        self.ledger.proposals.on_owed = self.payments.ask_soon
         self.ledger.proposals.leases_of = partial(used_leases, self.market.store)
 
     def _make_compute(self) -> None:

@@ -990,6 +990,56 @@ def test_balances_show_both_sides(xsc, stand_in):
     assert "xsc ledger settle bob --off-books 2.000000" in text
 
 
+def test_limits_are_explained(xsc, stand_in):
+    row = {
+        "peer": NODE,
+        "name": "bob",
+        "known": "introduced",
+        "shared_through": NODE,
+        "starter_micro": 300_000_000,
+        "mutual_ppm": 250_000,
+        "recognised_micro": 75_000_000,
+        "repaid_micro": 8_000_000,
+        "repaid_credit_micro": 4_000_000,
+        "max_micro": 1_200_000_000,
+        "set_micro": None,
+        "limit_micro": 379_000_000,
+        "owed_micro": 370_000_000,
+    }
+    stand_in.answers("GET", "/v1/ledger/limits", {"limits": [row]})
+    assert xsc("ledger", "limits", "--json").json == {"limits": [row]}
+    shown = xsc("ledger", "limits").text
+    for text in (
+        "introduced  300.000000   75.000000  4.000000  1200.000000    -  379.000000",
+        "bob: recognised both ways with 25.0%",
+        "bob: repaid 8 credits in 90 days",
+        "bob: shares its starter with all that came by the same peer",
+        "bob: has used more than 80 % of its limit",
+    ):
+        assert text in shown
+
+
+def test_a_limit_is_set_and_ended(xsc, stand_in):
+    answer = {"peer": NODE, "name": "bob", "limit_micro": 2_000_000, "credit_left_micro": 1}
+    stand_in.answers("POST", "/v1/ledger/limit", {**answer, "shared_through": None})
+    for said, sent in (("2", {"limit_micro": 2_000_000}), ("auto", {})):
+        assert "bob may owe up to 2.000000" in xsc("ledger", "limit", "bob", said).text
+        assert stand_in.requests[-1].json() == {"peer": "bob", **sent}
+    assert xsc("ledger", "limit", "bob", "much").code == 2
+
+
+def test_a_balance_says_where_a_limit_is_near(xsc, stand_in):
+    row = {**BALANCES["balances"][0], "limit_micro": 10, "left_micro": 1}
+    row |= {"own_limit_micro": 10, "own_left_micro": 2}
+    stand_in.answers("GET", "/v1/ledger/balance", {**BALANCES, "balances": [row]})
+    text = xsc("ledger", "balance").text
+    assert "bob has used more than 80 % of what it may owe you" in text
+    assert "you have used" not in text
+    row |= {"own_left_micro": 1}
+    stand_in.answers("GET", "/v1/ledger/balance", {**BALANCES, "balances": [row]})
+    assert "you have used more than 80 % of what you may owe bob" in xsc("ledger", "balance").text
+
+
 def test_a_shared_credit_is_shown_once(xsc, stand_in):
     names = [f"p{number}" for number in range(10)]
     one = {**BALANCES["balances"][0], "shared_through": NODE, "limit_micro": 10_000_000}

@@ -171,6 +171,21 @@ async def off_books(node: Node, asked: api.Payment) -> api.PaymentHeard:
     )
 
 
+async def limits(node: Node, _: endpoint.Nothing) -> list[api.PeerLimit]:
+    """Show what each limit is made of."""
+    known = {*node.peers.roster.all_peers(), *(row.peer for row in node.ledger.statement())}
+    return [
+        filled(
+            api.PeerLimit,
+            node.ledger.limit_terms(peer),
+            peer=peer,
+            shared_through=shared_through(node, peer),
+            owed_micro=node.ledger.chain.state.exposure(peer),
+        )
+        for peer in sorted(known)
+    ]
+
+
 async def limit(node: Node, asked: api.Limit) -> api.LimitSet:
     """Set what a peer may owe."""
     peer = node.peers.roster.find(asked.peer)
