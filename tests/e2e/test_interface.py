@@ -82,6 +82,7 @@ SHOWN = {
     "ledger balance": api.ledger.BALANCE,
     "ledger flows": api.ledger.FLOWS,
     "ledger log": api.ledger.LOG,
+    "ledger statement": api.ledger.STATEMENT,
     "ledger verify": api.ledger.VERIFY,
 }
 

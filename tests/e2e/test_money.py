@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+import time
 
 from tests.e2e.conftest import PROGRAMS, call, wait_for
 
@@ -47,10 +51,29 @@ def test_an_entry_is_a_proof(net, tmp_path):
     net[0](["ledger", "entry", "a" * 52, "-o", path]).fails(2, "not_found")
 
 
-def test_a_statement_is_balance_and_log(net):
-    both = net[0]("ledger statement --limit 2 --json").json
-    assert both["balances"] == net[0]("ledger balance --json").json["balances"]
-    assert both["entries"] == net[0]("ledger log --limit 2 --json").json["entries"]
+def test_a_statement_and_an_export_have_the_balances(net, tmp_path):
+    words = ["compute", "invoke", PROGRAMS / "endless.wasm", "spin", "--fuel", "20000000"]
+    net[0](words).fails(4, "fuel_exhausted")
+    net[0]("ledger settle")
+    told = net[0]("ledger statement --json").json
+    month = time.strftime("%Y-%m", time.gmtime(told["from_ms"] / 1000))
+    assert net[0](f"ledger statement --month {month} --json").json == told
+    names = {row["id"]: row["name"] for row in net.status()}
+    assert told["payments"]
+    for row in told["payments"]:
+        assert row["debtor_name"] == names[row["debtor"]]
+        assert row["creditor_name"] == names[row["creditor"]]
+        assert {lease["kind"] for lease in row["leases"]} <= {*KINDS}
+    owed = {row["peer"]: row["closing_micro"] for row in told["balances"]}
+    assert owed == {peer: micro for peer, micro in balances(net[0]).items() if peer in owed}
+    path = tmp_path / "book.beancount"
+    assert net[0](["ledger", "export", "--format", "beancount", "-o", path]).code == 0
+    check = [sys.executable, "-m", "beancount.scripts.check", path]
+    assert subprocess.run(check, check=False, capture_output=True, text=True).stderr == ""
+    assert net[0]("ledger export --format csv").text.count("\r\n") == 1 + len(
+        json.loads(net[0]("ledger export --format json").text)["payments"]
+    )
+    net[0]("ledger statement --month 2026-13").fails(2, "argument_invalid")
 
 
 def tier_of(member, peer: str, tier: str):

@@ -1,6 +1,7 @@
 """What is owed between two nodes is promised at once, and booked once an hour."""
 
 from tests.sim.network import run
+from tests.sim.test_log_lines import Logged, said
 from tests.sim.test_slots import need, of, offer
 from xsc.base.limits import EPOCH_MS, PPM
 from xsc.market.account import BOOKING_CREDIT_PPM
@@ -61,3 +62,29 @@ def test_what_reaches_a_share_of_the_credit_is_booked_at_once():
         assert share <= amount <= share + seconds
 
     run(3, 2, play, SETTINGS)
+
+
+def test_both_sides_say_that_a_limit_is_near_before_it_is_reached():
+    async def play(world):
+        provider, customer = await held(world)
+        limit = 2 * HOURLY_MICRO
+        await provider.ledger.set_limit(customer.key.node_id, limit)
+        roles = {"creditor": provider, "debtor": customer}
+        lines = {role: world.logs[world.nodes.index(node)] for role, node in roles.items()}
+        at_limit_ms = None
+        heard_ms = {}
+        for _ in range(3 * EPOCH_MS // 60_000):
+            await world.clock.sleep_ms(60_000)
+            for role, log in lines.items():
+                told = said(log, "ledger.near_limit")
+                if told and role not in heard_ms:
+                    heard_ms[role] = world.clock.now_ms()
+                    assert told[0]["role"] == role
+                    assert not provider.market.headroom.at_limit
+            if provider.market.headroom.at_limit:
+                at_limit_ms = world.clock.now_ms()
+                break
+        assert at_limit_ms is not None
+        assert heard_ms.keys() == lines.keys()
+
+    run(5, 2, play, SETTINGS, kind=Logged)

@@ -135,5 +135,8 @@ def test_a_payment_is_one_line_at_either_side():
         assert got["role"] == "creditor"
         assert paid["amount_micro"] == got["amount_micro"] > 0
         assert not paid["off_books"]
+        assert paid["leases"] == got["leases"]
+        assert paid["leases"].startswith("storage ")
+        assert (paid["debtor"], paid["creditor"]) == (got["peer"], paid["peer"])
 
     run(33, 2, play, kind=Logged)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from annotated_types import Ge, Le, MaxLen
 
@@ -43,6 +43,8 @@ class Balance(LimitSet):
     paid_micro: int
     heard_paid_micro: int
     entries: int
+    says: str
+    """Who owes whom, in words."""
 
 
 class SharedCredit(Model):
@@ -121,6 +123,74 @@ class Flow(OfPeer):
     """What this node paid off the books."""
 
 
+class Month(Model):
+    """A month, such as 2026-11, in UTC."""
+
+    month: Annotated[str, MaxLen(16)] | None = None
+    """The present one if it is left out."""
+
+
+class PaidLease(Model):
+    """A lease between debtor and creditor that was used by the time of an entry."""
+
+    lease_id: Key
+    kind: str
+    price_micro: int
+    """A GiB and hour, or a Gfuel."""
+
+
+class Paid(Model):
+    """One entry that both have signed and that counts."""
+
+    seq: int
+    entry_id: Key
+    created_ms: int
+    debtor: Key
+    debtor_name: str
+    creditor: Key
+    creditor_name: str
+    amount_micro: int
+    off_books: bool
+    """Whether the creditor paid the debtor outside of XSC, and is owed that."""
+    leases: list[PaidLease]
+    """What this node noted when it was booked; empty of one that came by a recovery."""
+    says: str
+
+
+class Standing(Model):
+    """What a peer owed this node at the beginning and at the end; below zero, was owed."""
+
+    peer: Key
+    name: str
+    opening_micro: int
+    closing_micro: int
+    says: str
+    """The latter in words."""
+
+
+class Statement(Model):
+    """All that was booked within a month, the oldest first."""
+
+    node: Key
+    name: str
+    from_ms: int
+    until_ms: int
+    """The first moment after it."""
+    payments: list[Paid]
+    balances: list[Standing]
+
+
+ExportFormat = Literal["beancount", "csv", "json"]
+EXPORT_FORMATS: Final[tuple[ExportFormat, ...]] = get_args(ExportFormat)
+
+
+class Export(Model):
+    """All that was booked, or within a month, as a file for other programs."""
+
+    format: ExportFormat
+    month: Annotated[str, MaxLen(16)] | None = None
+
+
 class Verified(Model):
     """What a replay of the ledger found."""
 
@@ -151,7 +221,31 @@ class Limit(Model):
     """What a peer may owe this node at most."""
 
     peer: Annotated[str, MaxLen(256)]
-    limit_micro: Annotated[int, Ge(0), Le(2**62)]
+    limit_micro: Annotated[int, Ge(0), Le(2**62)] | None = None
+    """Null ends what was set: the formula holds again."""
+
+
+class PeerLimit(OfPeer):
+    """What a peer may owe this node, and what that is made of."""
+
+    known: Literal["direct", "introduced", "stranger", "barred"]
+    shared_through: str | None
+    """The introducer whose peers share one credit."""
+    starter_micro: int
+    mutual_ppm: int
+    recognised_micro: int
+    """What mutual recognition adds."""
+    repaid_micro: int
+    """What it repaid within 90 days."""
+    repaid_credit_micro: int
+    """What that adds."""
+    max_micro: int
+    """The most that these come to."""
+    set_micro: int | None
+    """What the operator set instead."""
+    limit_micro: int
+    owed_micro: int
+    """What it owes at most, with what it has not answered."""
 
 
 class Payment(Model):
@@ -173,8 +267,11 @@ class PaymentHeard(OfPeer):
 BALANCE = get("/v1/ledger/balance", Accounts, Balances, "Show what each owes.")
 LOG = get("/v1/ledger/log", Page, Entries, "List entries, the newest first.")
 FLOWS = listing("/v1/ledger/flows", Booked, Flow, "Sum up what was earned and spent by peer.")
+STATEMENT = get("/v1/ledger/statement", Month, Statement, "Show what was booked in a month.")
+EXPORT = get("/v1/ledger/export", Export, bytes, "Return what was booked as a file.", gives="bytes")
 VERIFY = get("/v1/ledger/verify", Nothing, Verified, "Replay the ledger.")
 ENTRY = get("/v1/ledger/entry/{id}", Id, bytes, "Return one settled entry.", gives="cbor")
 LIMIT = post("/v1/ledger/limit", Limit, LimitSet, "Set what a peer may owe.")
+LIMITS = listing("/v1/ledger/limits", Nothing, PeerLimit, "Show what each limit is made of.")
 SETTLE = post("/v1/ledger/settle", Nothing, Settlement, "Settle now what is owed.")
 OFF_BOOKS = post("/v1/ledger/off-books", Payment, PaymentHeard, "Report a payment outside of XSC.")

@@ -119,6 +119,23 @@ def format_credits(micro: int) -> str:
     return f"{sign}{abs(micro) // MICRO}.{abs(micro) % MICRO:06d}"
 
 
+def say_credits(micro: int) -> str:
+    """Return an amount in words: "1.2 credits", "1 credit"."""
+    text = format_credits(micro).rstrip("0").rstrip(".")
+    return f"{text} credit" if text == "1" else f"{text} credits"
+
+
+def parse_month(text: str) -> tuple[int, int]:
+    """Return the first moment of a month such as "2026-11", and that of the next, in UTC."""
+    match = re.fullmatch(r"([0-9]{4})-(0[1-9]|1[0-2])", text, re.ASCII)
+    if match is None or not "1970" <= match[1] < "9999":
+        raise ArgumentInvalid(f"'{text[:16]}' is no month", hint="write for example 2026-11")
+    year, month = int(match[1]), int(match[2])
+    first = datetime(year, month, 1, tzinfo=UTC)
+    after = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+    return int(first.timestamp()) * 1000, int(after.timestamp()) * 1000
+
+
 def format_share(ppm: int) -> str:
     """Return parts per million as a percentage with one decimal, rounded down."""
     return f"{ppm // 10_000}.{ppm % 10_000 // 1000}%"

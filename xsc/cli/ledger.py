@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 from click import argument, option
 
 from xsc import api
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
-from xsc.base.units import format_credits
+from xsc.base.units import format_credits, format_share, say_credits
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
 from xsc.client.core import Document
@@ -74,6 +76,14 @@ def balance(answer: Document) -> None:
         show.line(LIMITS)
     for row in answer["balances"]:
         who = show.named(row, "peer")
+        if row["balance_micro"]:
+            show.line(row["says"])
+        if _is_near(row["limit_micro"], row["left_micro"]):
+            show.line(f"{who} has used more than 80 % of what it may owe you")
+        if row["own_limit_micro"] is not None and _is_near(
+            row["own_limit_micro"], row["own_left_micro"]
+        ):
+            show.line(f"you have used more than 80 % of what you may owe {who}")
         if row["paid_micro"]:
             show.line(f"{format_credits(row['paid_micro'])} paid off the books waits for {who}")
         if row["heard_paid_micro"]:
@@ -138,16 +148,51 @@ def flows(answer: Document) -> None:
     )
 
 
+@asks(ledger, api.ledger.STATEMENT)
+@option("--month", metavar="YYYY-MM", help="That month, in UTC.  [the present one]")
+def statement(answer: Document) -> None:
+    """Show what was booked in a month, both parties named, and who owes whom at its end."""
+    show.line(
+        f"{answer['name']}, {show.moment(answer['from_ms'])} to {show.moment(answer['until_ms'])}"
+    )
+    show.rows(
+        answer["payments"],
+        "time what entry",
+        "nothing was booked in that month",
+        time="created_ms",
+        what="says",
+        entry="entry_id",
+    )
+    for row in answer["balances"]:
+        show.line(f"{row['says']}; before: {format_credits(row['opening_micro'])}")
+
+
 @ledger.command()
-@limit_option
-def statement(settings: Settings, limit: int) -> None:
-    """Show balances and entries together."""
-    balances = settings.ask(api.ledger.BALANCE)
-    entries = settings.ask(api.ledger.LOG, limit=limit)
-    settings.view({**balances, **entries})
-    balance(balances)
-    show.line()
-    log(entries)
+@option(
+    "--format",
+    "form",
+    type=click.Choice(api.ledger.EXPORT_FORMATS),
+    required=True,
+    help="Of the file.",
+)
+@option("--month", metavar="YYYY-MM", help="Only that month, in UTC.  [all]")
+@option(
+    "-o", "--output", type=options.PATH, default=options.STREAM, help="File to write.  [-: shown]"
+)
+def export(settings: Settings, form: str, month: str | None, output: Path) -> None:
+    """Write what was booked as a file for other programs.
+
+    Each payment is in it once. Beancount checks the balances at its end: bean-check FILE.
+    """
+    if output != options.STREAM:
+        settings.save(api.ledger.EXPORT, output, format=form, month=month)
+        return
+    if settings.json:
+        raise ArgumentInvalid("--json and a file on standard output do not go together", hint="-o")
+    with settings.calls().download(api.ledger.EXPORT, format=form, month=month) as download:
+        for block in download.blocks():
+            sys.stdout.buffer.write(block)
+    sys.stdout.buffer.flush()
 
 
 @asks(ledger, api.ledger.VERIFY)
@@ -156,13 +201,44 @@ def verify(answer: Document) -> str:
     return str(answer["text"])
 
 
+@asks(ledger, api.ledger.LIMITS)
+def limits(answer: Document) -> None:
+    """Show what each peer may owe this node, and what that is made of.
+
+    The limit is the sum of starter, recognised and repaid, at most max; or what
+    `xsc ledger limit` set.
+    """
+    show.rows(
+        answer["limits"],
+        "peer known <starter <recognised <repaid <max <set <limit <owed",
+        "no peer is known",
+        repaid="repaid_credit_micro",
+        set=("set_micro", lambda micro: "-" if micro is None else format_credits(micro)),
+    )
+    for row in answer["limits"]:
+        who = show.named(row, "peer")
+        if row["mutual_ppm"]:
+            show.line(f"{who}: recognised both ways with {format_share(row['mutual_ppm'])}")
+        if row["repaid_micro"]:
+            show.line(f"{who}: repaid {say_credits(row['repaid_micro'])} in 90 days")
+        if row["shared_through"]:
+            show.line(f"{who}: shares its starter with all that came by the same peer")
+        if _is_near(row["limit_micro"], row["limit_micro"] - row["owed_micro"]):
+            show.line(f"{who}: has used more than 80 % of its limit")
+
+
+def _is_near(limit_micro: int, left_micro: int) -> bool:
+    return left_micro < limit_micro and left_micro * 5 < limit_micro
+
+
 @asks(ledger, api.ledger.LIMIT)
 @argument("peer", type=options.PEER)
-@argument("limit_micro", metavar="CREDITS", type=options.CREDITS)
+@argument("limit_micro", metavar="CREDITS|auto", type=options.LIMIT)
 def limit(answer: Document) -> str:
-    """Set how much PEER may owe this node at most, in credits.
+    """Set how much PEER may owe this node at most, in credits; `auto` ends that.
 
-    A limit below what it owes stops new debt and takes nothing back.
+    With `auto` it is what `xsc ledger limits` explains. A limit below what it owes stops
+    new debt and takes nothing back.
     """
     shared = ", shared with all that came by the same peer" if answer["shared_through"] else ""
     return (

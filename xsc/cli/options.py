@@ -448,6 +448,10 @@ def _word(path: Path, place: str) -> str:
         raise TooLarge(f"{place} holds more than one capability") from None
 
 
+def _limit(text: str) -> Fields:
+    return Fields() if text == "auto" else Fields(limit_micro=units.parse_credits(text))
+
+
 def _input(text: str) -> tuple[str, str]:
     name, value = _pair(text)
     return name, object_of(value)
@@ -470,6 +474,7 @@ RUN_WAIT = durations(limits.TIMEOUT_MS_MAX, 0)
 CONCURRENCY = Parsed("N", _within(_whole, limits.SERVICE_CONCURRENCY_MAX, str))
 SHARE = Parsed("SHARE", units.parse_share_ppm)
 CREDITS = Parsed("CREDITS", units.parse_credits)
+LIMIT = Parsed("CREDITS|auto", _limit)
 RANGE = Parsed("FIRST-LAST", check_range)
 PAIR = Parsed("NAME=VALUE", _pair)
 INPUT = Parsed("NAME=CAP", _input)

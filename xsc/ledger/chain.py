@@ -7,7 +7,8 @@ Keys, all under "ledger/": `half/<seq>` own halves, `other/<seq>` the peer's hal
 beside it, `voucher/<seq>` what it rests on, `mark` the end of the chain,
 `conflict/<peer><id>` evidence; `restart` the present incarnation, `claim/<seq>` when an
 old half was taken after it had begun. Beside them `ledger-peer/<peer>` is the newest
-incarnation of a peer, and `ledger-heard/<peer>` the own one in which it told its history.
+incarnation of a peer, `ledger-heard/<peer>` the own one in which it told its history, and
+`ledger-for/<seq>` the leases that an entry is for, which only people read.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ CONFLICT: Final = _ROOT + b"conflict/"
 MARK: Final = _ROOT + b"mark"
 RESTART: Final = _ROOT + b"restart"
 CLAIM: Final = _ROOT + b"claim/"
+FOR: Final = b"ledger-for/"
 PEER: Final = b"ledger-peer/"
 HEARD: Final = b"ledger-heard/"
 
@@ -206,8 +208,17 @@ class Chain:
         voucher: Signed[Voucher] | None = None,
         *,
         initiator: Signed[Half] | None = None,
+        note: bytes | None = None,
+        limit_micro: int | None = None,
     ) -> None:
         """Append an own half with its voucher and the half that it answers, in one synced write.
+
+        Args:
+            own: the next half of the own chain.
+            voucher: what it rests on.
+            initiator: the peer's half that it answers.
+            note: what people are told of it.
+            limit_micro: what its peer may owe; None of what adds no debt to this node.
 
         Raises:
             Recovering: this node signs nothing before its restart.
@@ -216,7 +227,9 @@ class Chain:
         """
         if self.recovering:
             raise errors.Recovering("this node is recovering its ledger and signs nothing yet")
-        refusal = validation.check_own_next(self.state, own, voucher=voucher, initiator=initiator)
+        refusal = validation.check_own_next(
+            self.state, own, voucher=voucher, initiator=initiator, limit_micro=limit_micro
+        )
         if refusal is not None:
             raise _error(refusal)
         seq = own.record.seq
@@ -226,6 +239,8 @@ class Chain:
             changes.append((key_of(VOUCHER, seq), voucher.raw))
         if initiator is not None:
             changes.append((key_of(OTHER, seq), initiator.raw))
+        if note is not None:
+            changes.append((key_of(FOR, seq), note))
         await self.write(changes)
         append(self.state, own, initiator)
 

@@ -32,7 +32,8 @@ UNIT_CREDIT = 1
 class Half(Record):
     """One party's signed word on an entry.
 
-    `open` and `limit` say what the peer may owe the author; `post` moves an
+    `open` says that the peer may owe the author what follows from its rule, `limit` how
+    much it may owe whatever that says; `post` moves an
     amount; `void` withdraws a `post` of the author's that the peer refused.
     The other kinds have their place in the format and are refused until rules
     for them exist.

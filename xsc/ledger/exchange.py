@@ -69,7 +69,7 @@ class Restarted:
 class HistoryExchange:
     """Asks peers for ledger heads and histories, and answers them."""
 
-    def __init__(self, context: Context, chain: Chain, *, starter_limit: int) -> None:
+    def __init__(self, context: Context, chain: Chain) -> None:
         self._key = context.key
         self._network = context.network
         self._clock = context.clock
@@ -77,7 +77,6 @@ class HistoryExchange:
         self._caller = context.caller
         self._log = context.log
         self._chain = chain
-        self._starter_limit = starter_limit
         self._shown_to: dict[bytes, int] = {}
         """By peer, the number from which on it is asked: it did not send all of its claims."""
 
@@ -92,7 +91,7 @@ class HistoryExchange:
             noted: the accounts in the newest directory.
         """
         if self._chain.state.next_seq > noted.next_seq:
-            noted = note_accounts(self._chain.state, self._starter_limit)
+            noted = note_accounts(self._chain.state)
         shown: dict[bytes, list[Old]] = {peer: [] for peer in peers}
         answers = await asyncio.gather(*(self._ask(peer, shown[peer]) for peer in peers))
         heard = {peer: raw for peer, raw in zip(peers, answers, strict=True) if raw is not None}

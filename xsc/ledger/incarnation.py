@@ -66,9 +66,7 @@ class Restart:
     noted: Noted
 
 
-def worth_noting(
-    accounts: Iterable[NotedAccount], *, default_limit_micro: int
-) -> tuple[NotedAccount, ...]:
+def worth_noting(accounts: Iterable[NotedAccount]) -> tuple[NotedAccount, ...]:
     """Return the accounts that a head has room for, in order of id: the largest balances.
 
     Accounts without a balance and a limit are left out first, and only where there is no room:
@@ -78,7 +76,7 @@ def worth_noting(
         accounts,
         key=lambda item: (
             -abs(item.balance_micro),
-            item.limit_micro in (None, default_limit_micro),
+            item.limit_micro is None,
             item.peer,
         ),
     )

@@ -28,6 +28,7 @@ from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.ledger import off_books
+from xsc.ledger.limits import is_near
 from xsc.ledger.off_books import Payment
 from xsc.terms.voucher import Voucher, off_books_account
 
@@ -47,6 +48,11 @@ class PeerAccount:
     """What this node may owe there."""
     left_micro: int
     """How far that is, with what it holds and has not been billed for; may be negative."""
+
+    @property
+    def is_near(self) -> bool:
+        """Whether most of it is used."""
+        return is_near(self.limit_micro - self.left_micro, self.limit_micro)
 
 
 class Accounts(Protocol):
@@ -90,6 +96,9 @@ class Payments:
         self._state = state
         self._theirs: dict[bytes, tuple[int, bool]] = {}
         """What operators of peers say was paid between us, and whether by them, as heard last."""
+        self._to_ask: set[bytes] = set()
+        """Peers of which `run` is to hear how this node's account stands there."""
+        self.ask_soon = self._to_ask.add
         self._lock = asyncio.Lock()
         self.accounts: dict[bytes, PeerAccount] = {}
         """The state of this node's account at peers, as they said it last."""
@@ -215,10 +224,13 @@ class Payments:
         raw = take_opt_bytes(reply.header, "voucher")
         if payment is not None and payment.is_payer and raw is not None:
             await self._book(peer, payment, raw)
-        self.accounts[peer] = found = PeerAccount(
+        found = PeerAccount(
             take_int(reply.header, "limit_micro"),
             take_int(reply.header, "left_micro", least=-limits.AMOUNT_MAX),
         )
+        before, self.accounts[peer] = self.accounts.get(peer), found
+        if found.is_near and not (before and before.is_near):
+            self._log.warning("ledger.near_limit", peer=short(peer), role="debtor", **asdict(found))
         return found
 
     async def _book(self, peer: bytes, payment: Payment, raw: bytes) -> None:
@@ -274,8 +286,10 @@ class Payments:
             peers = [key.removeprefix(PAID) for key, _ in self._state.scan(PAID, prefix_end(PAID))]
             for peer in peers:
                 async with self._lock:
-                    if over := self.waiting(peer) is None:
+                    if self.waiting(peer) is None:
                         await self._keep(peer, None)
-                if not over:
-                    await self.standing(peer)
+                    else:
+                        self._to_ask.add(peer)
+            while self._to_ask:
+                await self.standing(self._to_ask.pop())
             await self._clock.sleep_ms(limits.LEDGER_RETRY_MS)

@@ -10,22 +10,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, TypeAlias
+from typing import Final, TypeAlias
 
+from xsc.api.ledger import PaidLease
 from xsc.base import encoding, fields, ids, limits, merkle
 from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, ReceiptInvalid, XscError
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.ledger import audit, entry, validation
-from xsc.ledger.chain import HALF, OTHER, VOUCHER, Chain, key_of
+from xsc.ledger.chain import FOR, HALF, OTHER, VOUCHER, Chain, key_of
 from xsc.ledger.exchange import HistoryExchange
+from xsc.ledger.limits import LimitTerms, is_near
 from xsc.ledger.state import settle
+from xsc.ledger.statement import lease_text, note_bytes, read_note
 from xsc.terms.voucher import Voucher, off_books_account
 
 PROPOSE: Final = "ledger.propose"
 
 CheckConsent: TypeAlias = Callable[[bytes, Voucher], str | None]
 """Returns why this node's operator does not agree now that a payer paid what its voucher says."""
+
+
+LeasesOf: TypeAlias = Callable[[bytes, bytes], Sequence[PaidLease]]
+"""Returns the leases of a peer that were used and count in an account."""
 
 
 def no_payments(_payer: bytes, _voucher: Voucher) -> str | None:
@@ -37,7 +44,12 @@ class Proposals:
     """Proposes entries to peers, and answers their proposals within this node's limits."""
 
     def __init__(
-        self, context: Context, chain: Chain, exchange: HistoryExchange, *, starter_limit: int
+        self,
+        context: Context,
+        chain: Chain,
+        exchange: HistoryExchange,
+        *,
+        limit_terms: Callable[[bytes], LimitTerms],
     ) -> None:
         self._key = context.key
         self._network = context.network
@@ -47,24 +59,30 @@ class Proposals:
         self._log = context.log
         self._chain = chain
         self._exchange = exchange
-        self._starter_limit = starter_limit
+        self._limit_terms = limit_terms
         self.check_consent: CheckConsent = no_payments
         """Asked before anything that was paid off the books is booked."""
+        self.leases_of: LeasesOf = lambda _peer, _account: ()
+        """Asked what an entry is for when it is written."""
+        self.on_owed: Callable[[bytes], None] = lambda _: None
+        """Called with a peer that this node came to owe something."""
 
-    async def set_limit(self, peer: bytes, amount_micro: int) -> None:
-        """Allow the peer to owe that much from now on; what it owes already stays.
+    async def set_limit(self, peer: bytes, amount_micro: int | None) -> None:
+        """Allow the peer to owe that much from now on, whatever the formula says; None ends that.
+
+        What it owes already stays.
 
         Raises:
             ArgumentInvalid: the peer is this node, or the amount out of range.
         """
         if peer == self._key.node_id:
             raise ArgumentInvalid("a node has no account with itself")
-        if not 0 <= amount_micro <= limits.AMOUNT_MAX:
+        if amount_micro is not None and not 0 <= amount_micro <= limits.AMOUNT_MAX:
             raise ArgumentInvalid("a limit is from 0 to 2^63 - 1 micro-credits")
         await self._chain.exclusive(self._set_limit, peer, amount_micro)
 
-    async def _set_limit(self, peer: bytes, amount_micro: int) -> None:
-        await self._chain.extend(self._limit("limit", peer, amount_micro))
+    async def _set_limit(self, peer: bytes, amount_micro: int | None) -> None:
+        await self._chain.extend(self._limit(peer, amount_micro))
         self._chain.on_change()
 
     async def collect(self, *, xid: bytes, debtor: bytes, account: bytes, voucher: bytes) -> int:
@@ -119,8 +137,8 @@ class Proposals:
         amount_micro = voucher.record.amount_micro - settled
         if amount_micro <= 0:
             return None, True
-        if debtor not in state.limits:
-            await self._chain.extend(self._limit("open", debtor, self._starter_limit))
+        if debtor not in state.opened and debtor not in state.limits:
+            await self._chain.extend(self._limit(debtor, None))
         post = entry.post_half(
             creditor=me,
             debtor=debtor,
@@ -132,7 +150,11 @@ class Proposals:
             receipt=voucher.id,
             created_ms=self._clock.now_ms(),
         )
-        await self._chain.extend(sign(post, self._key, self._network), voucher)
+        note = note_bytes(self.leases_of(debtor, account))
+        own = sign(post, self._key, self._network)
+        await self._chain.extend(
+            own, voucher, note=note, limit_micro=self._limit_terms(debtor).limit_micro
+        )
         return post.seq, True
 
     async def _propose(self, seq: int) -> str | None:
@@ -229,21 +251,50 @@ class Proposals:
             half, seq=state.next_seq, prev=state.head, created_ms=self._clock.now_ms()
         )
         own = sign(answer, self._key, self._network)
-        await self._chain.extend(own, voucher, initiator=half)
+        assert answer.account is not None, "a post names an account"
+        note = note_bytes(self.leases_of(caller, answer.account))
+        await self._chain.extend(own, voucher, initiator=half, note=note)
         self._say_paid(answer)
         self._chain.on_change()
         return own.raw
+
+    def noted(self, seq: int) -> list[PaidLease]:
+        """Return the leases that were noted for an own half.
+
+        Raises:
+            LedgerDamaged: the note cannot be read.
+        """
+        return read_note(seq, self._chain.store.get(key_of(FOR, seq)))
 
     def _say_paid(self, own: entry.Half) -> None:
         """Log what was booked, by this node's half of it."""
         self._log.info(
             "ledger.paid",
             peer=ids.short(own.peer),
+            debtor=ids.short(own.debit),
+            creditor=ids.short(own.credit),
             amount_micro=own.amount_micro,
             role="creditor" if own.credit == self._key.node_id else "debtor",
             # Who paid off the books is owed that.
             off_books=own.account == off_books_account(own.credit, own.debit),
+            leases="; ".join(map(lease_text, self.noted(own.seq))),
         )
+        self._say_near(own)
+
+    def _say_near(self, own: entry.Half) -> None:
+        """Log that a peer comes near its limit by an entry, or have it asked for its limit."""
+        if own.credit != self._key.node_id:
+            self.on_owed(own.peer)
+            return
+        debt, limit = self._chain.state.exposure(own.peer), self._limit_terms(own.peer).limit_micro
+        if is_near(debt, limit) and not is_near(debt - own.amount_micro, limit):
+            self._log.warning(
+                "ledger.near_limit",
+                peer=ids.short(own.peer),
+                role="creditor",
+                owed_micro=debt,
+                limit_micro=limit,
+            )
 
     def _check_payment(self, payer: bytes, voucher: Voucher) -> validation.Refusal | None:
         """Return why what was paid off the books is not booked at this moment."""
@@ -275,17 +326,16 @@ class Proposals:
             count += refusal is None
         return count
 
-    def _limit(
-        self, kind: Literal["open", "limit"], peer: bytes, amount_micro: int
-    ) -> Signed[entry.Half]:
+    def _limit(self, peer: bytes, amount_micro: int | None) -> Signed[entry.Half]:
+        by_rule = self._limit_terms(peer).rule_micro
         half = entry.limit_half(
-            kind,
+            "open" if amount_micro is None else "limit",
             author=self._key.node_id,
             peer=peer,
             seq=self._chain.state.next_seq,
             prev=self._chain.state.head,
             xid=self._entropy.token(entry.XID_BYTES),
-            amount_micro=amount_micro,
+            amount_micro=by_rule if amount_micro is None else amount_micro,
             created_ms=self._clock.now_ms(),
         )
         return sign(half, self._key, self._network)

@@ -6,18 +6,29 @@ peers. The sums are in `state`, the replay in `audit`, what people see in `state
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from xsc.api.ledger import Entry, Verified
+from xsc.api.ledger import Entry, Paid, Statement, Verified
 from xsc.base import errors, ids, keyvalue, limits, peering
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.ledger import chain, exchange, incarnation
 from xsc.ledger.audit import replay
 from xsc.ledger.entry import SettledEntry
+from xsc.ledger.limits import REPAID_MS, LimitSettings, LimitTerms, Trust, limit_terms, repaid
 from xsc.ledger.proposals import PROPOSE, Proposals
 from xsc.ledger.state import digest
-from xsc.ledger.statement import StatementRow, credit_left, entry_row, known_peers, note_accounts
+from xsc.ledger.statement import (
+    StatementRow,
+    credit_left,
+    entry_row,
+    head_of,
+    known_peers,
+    note_accounts,
+    paid_row,
+)
+
+_REPAID_KEPT_MS = 60_000
 
 
 class LedgerService:
@@ -26,7 +37,8 @@ class LedgerService:
     Args:
         context: whose ledger it is.
         state: the store; other tables may be in it.
-        starter_limit: micro-credits that a peer may owe until `set_limit` says otherwise.
+        credit: what peers may owe until `set_limit` says otherwise.
+        trust: returns what the rest of the node says of a peer.
         shares_with: returns the peers whose debts count together with a peer's, itself
             among them.
         recovering: sign nothing until `restart`.
@@ -40,7 +52,8 @@ class LedgerService:
         context: Context,
         *,
         state: keyvalue.KeyValue,
-        starter_limit: int,
+        credit: LimitSettings,
+        trust: Callable[[bytes], Trust] = lambda _: Trust(),
         shares_with: Callable[[bytes], Sequence[bytes]] = lambda peer: [peer],
         recovering: bool = False,
     ) -> None:
@@ -48,11 +61,14 @@ class LedgerService:
         self._network = context.network
         self._clock = context.clock
         self._executor = context.executor
-        self._starter_limit = starter_limit
+        self._credit = credit
+        self._trust = trust
         self._shares_with = shares_with
+        self._repaid: dict[bytes, tuple[tuple[int, int], int]] = {}
+        """By peer, for how many entries and which minute: a limit is asked for all the time."""
         self.chain = chain.Chain(context, state, recovering=recovering)
-        self.exchange = exchange.HistoryExchange(context, self.chain, starter_limit=starter_limit)
-        self.proposals = Proposals(context, self.chain, self.exchange, starter_limit=starter_limit)
+        self.exchange = exchange.HistoryExchange(context, self.chain)
+        self.proposals = Proposals(context, self.chain, self.exchange, limit_terms=self.limit_terms)
         self.set_limit = self.proposals.set_limit
         self.collect = self.proposals.collect
         self.retry_pending = self.proposals.retry_pending
@@ -65,7 +81,21 @@ class LedgerService:
 
     def limit(self, peer: bytes) -> int:
         """Return the micro-credits that the peer may owe this node."""
-        return self.chain.state.limits.get(peer, self._starter_limit)
+        return self.limit_terms(peer).limit_micro
+
+    def limit_terms(self, peer: bytes) -> LimitTerms:
+        """Return that limit and what it is made of."""
+        set_micro = self.chain.state.limits.get(peer)
+        return limit_terms(self._credit, self._trust(peer), self._repaid_micro(peer), set_micro)
+
+    def _repaid_micro(self, peer: bytes) -> int:
+        state, now_ms = self.chain.state, self._clock.now_ms()
+        when = len(state.seen.get(peer, ())), now_ms // _REPAID_KEPT_MS
+        known = self._repaid.get(peer)
+        if known is None or known[0] != when:
+            flow = state.flows.of(peer, now_ms - REPAID_MS)
+            known = self._repaid[peer] = when, repaid(self.balance(peer), flow)
+        return known[1]
 
     def credit_left(self, peer: bytes) -> int:
         """Return the micro-credits that the peer may still come to owe; can be negative."""
@@ -97,7 +127,7 @@ class LedgerService:
 
     def noted(self) -> incarnation.Noted:
         """Return the account with each peer, for the own directory."""
-        return note_accounts(self.chain.state, self._starter_limit)
+        return note_accounts(self.chain.state)
 
     def entries(
         self, *, limit: int = 50, before: int | None = None, peer: bytes | None = None
@@ -141,6 +171,18 @@ class LedgerService:
             )
             for peer in known_peers(state)
         ]
+
+    def booked(
+        self, from_ms: int, until_ms: int, name_of: Callable[[bytes], str]
+    ) -> tuple[Statement, Iterator[Paid]]:
+        """Return all that counts and was booked within a time: balances, and payments one by one.
+
+        Both are of the moment of the call. The payments read the store.
+        """
+        state = self.chain.state
+        seqs = state.flows.numbers(from_ms, until_ms)
+        rows = (paid_row(self.chain.own(seq), self.proposals.noted(seq), name_of) for seq in seqs)
+        return head_of(state, from_ms, until_ms, name_of), rows
 
     def export(self, entry_id: bytes) -> bytes:
         """Return a settled entry with both halves, signed, for `xsc verify`.

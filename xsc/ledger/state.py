@@ -57,7 +57,9 @@ class LedgerState:
     balances: dict[bytes, int] = field(default_factory=dict)
     """Per peer, what it owes me less what I owe it; settled entries only."""
     limits: dict[bytes, int] = field(default_factory=dict)
-    """Per peer, what it may owe me."""
+    """Per peer, what the operator set that it may owe me; of others the formula says it."""
+    opened: set[bytes] = field(default_factory=set)
+    """Peers whose account was opened in this incarnation: an index only."""
     open: dict[int, Open] = field(default_factory=dict)
     """Own `post` halves without an answer, by sequence number."""
     voided: set[int] = field(default_factory=set)
@@ -134,7 +136,10 @@ def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None
     assert half.seq == state.next_seq
     assert half.prev == state.head
     if half.kind in ("open", "limit"):
-        state.limits[half.peer] = half.amount_micro
+        state.opened.add(half.peer)
+        state.limits.pop(half.peer, None)
+        if half.kind == "limit":
+            state.limits[half.peer] = half.amount_micro
     elif half.kind == "void":
         assert half.ref is not None
         seq = state.entries[state.me, half.ref].seq

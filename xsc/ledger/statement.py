@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from xsc.api.ledger import Entry, EntryState
+from xsc.api.ledger import Entry, EntryState, Paid, PaidLease, Standing, Statement
+from xsc.base import encoding, ids, units
+from xsc.base.errors import LedgerDamaged, RecordInvalid
 from xsc.base.limits import AMOUNT_MAX
 from xsc.identity.envelope import Signed
 from xsc.ledger import entry, incarnation
 from xsc.ledger.state import LedgerState
+from xsc.terms.voucher import off_books_account
+
+LEASES_NOTED_MAX = 64
+"""Of one entry: a note is for people, and must not grow with the leases of a pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +50,21 @@ def credit_left(state: LedgerState, peer: bytes, limit_micro: int, shared: Seque
     return limit_micro - state.exposure(peer) - theirs
 
 
-def note_accounts(state: LedgerState, default_limit_micro: int) -> incarnation.Noted:
+def note_accounts(state: LedgerState) -> incarnation.Noted:
     """Return the account with each peer, as the own directory notes it.
 
     What is unproven is noted again: it is not forgotten with the next disk.
     """
     accounts = incarnation.worth_noting(
-        (
-            incarnation.NotedAccount(
-                peer,
-                max(
-                    -AMOUNT_MAX,
-                    min(AMOUNT_MAX, state.balances.get(peer, 0) + state.unproven_micro(peer)),
-                ),
-                state.limits.get(peer),
-            )
-            for peer in known_peers(state)
-        ),
-        default_limit_micro=default_limit_micro,
+        incarnation.NotedAccount(
+            peer,
+            max(
+                -AMOUNT_MAX,
+                min(AMOUNT_MAX, state.balances.get(peer, 0) + state.unproven_micro(peer)),
+            ),
+            state.limits.get(peer),
+        )
+        for peer in known_peers(state)
     )
     return incarnation.Noted(state.next_seq, accounts)
 
@@ -79,6 +82,108 @@ def entry_row(state: LedgerState, own: Signed[entry.Half]) -> Entry:
         created_ms=half.created_ms,
         entry_id=half.link or own.id,
         state=_entry_state(state, half),
+    )
+
+
+def say_debt(name: str, balance_micro: int) -> str:
+    """Return in words who owes whom, by what the peer of that name owes this node."""
+    if not balance_micro:
+        return f"you and {name} owe each other nothing"
+    amount = units.say_credits(abs(balance_micro))
+    return f"{name} owes you {amount}" if balance_micro > 0 else f"you owe {name} {amount}"
+
+
+def note_bytes(leases: Sequence[PaidLease]) -> bytes:
+    """Return the row of the leases for which an entry is."""
+    noted = leases[:LEASES_NOTED_MAX]
+    rows: list[encoding.Value] = [[each.lease_id, each.kind, each.price_micro] for each in noted]
+    return encoding.encode({"v": 1, "leases": rows})
+
+
+def read_note(seq: int, raw: bytes | None) -> list[PaidLease]:
+    """Return the leases that were noted for an entry; none of one that came by a recovery.
+
+    Raises:
+        LedgerDamaged: the row is none.
+    """
+    if raw is None:
+        return []
+    try:
+        match encoding.decode(raw):
+            case {"v": 1, "leases": [*rows]}:
+                return [_noted(row) for row in rows]
+    except RecordInvalid:
+        pass
+    raise LedgerDamaged(
+        f"what was noted of entry {seq} of the ledger is damaged",
+        hint="restore the home from a backup",
+    )
+
+
+def _noted(row: encoding.Value) -> PaidLease:
+    match row:
+        case [bytes(lease_id), str(kind), int(price_micro)]:
+            return PaidLease(lease_id=lease_id, kind=kind, price_micro=price_micro)
+    raise RecordInvalid("a noted lease is none")
+
+
+def paid_row(
+    own: Signed[entry.Half], leases: list[PaidLease], name_of: Callable[[bytes], str]
+) -> Paid:
+    """Return how a settled entry is shown, by its own half."""
+    half = own.record
+    debtor, creditor = name_of(half.debit), name_of(half.credit)
+    amount = units.say_credits(half.amount_micro)
+    off_books = half.account == off_books_account(half.credit, half.debit)
+    if off_books:
+        says = f"{creditor} paid {debtor} {amount} off the books"
+    else:
+        says = f"{debtor} owes {creditor} {amount} for leases"
+        if leases:
+            says += ": " + "; ".join(map(lease_text, leases))
+    return Paid(
+        seq=half.seq,
+        entry_id=half.link or own.id,
+        created_ms=half.created_ms,
+        debtor=half.debit,
+        debtor_name=debtor,
+        creditor=half.credit,
+        creditor_name=creditor,
+        amount_micro=half.amount_micro,
+        off_books=off_books,
+        leases=leases,
+        says=says,
+    )
+
+
+def lease_text(lease: PaidLease) -> str:
+    """Return a lease and its price in words."""
+    unit = "GiB and hour" if lease.kind == "storage" else "Gfuel"
+    price = units.say_credits(lease.price_micro)
+    return f"{lease.kind} {ids.short(lease.lease_id)} at {price} a {unit}"
+
+
+def head_of(
+    state: LedgerState, from_ms: int, until_ms: int, name_of: Callable[[bytes], str]
+) -> Statement:
+    """Return what was owed at the beginning and the end of a time, without its payments."""
+    opening, closing = state.flows.balances(from_ms), state.flows.balances(until_ms)
+    return Statement(
+        node=state.me,
+        name=name_of(state.me),
+        from_ms=from_ms,
+        until_ms=until_ms,
+        payments=[],
+        balances=[
+            Standing(
+                peer=peer,
+                name=name_of(peer),
+                opening_micro=opening.get(peer, 0),
+                closing_micro=closing[peer],
+                says=say_debt(name_of(peer), closing[peer]),
+            )
+            for peer in sorted(closing)
+        ],
     )
 
 

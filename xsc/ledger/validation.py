@@ -8,8 +8,9 @@ it gives the same answer (L-3, L-5 and P-1 of the ledger's laws):
 - `check_own_next`: may this half follow at the end of the own chain? It judges
   new halves and, in `xsc.ledger.audit`, those read back from the store.
 
-The creditor checks the limit: no node comes to owe it more than it allowed. The debtor
-needs no limit, because it answers only for what its own voucher says.
+The creditor checks the limit of now: no node comes to owe it more than it allowed. A replay
+cannot know that of then, which follows from more than the chain. The debtor needs no limit,
+because it answers only for what its own voucher says.
 
 A refusal of a debtor must be final, because the creditor withdraws the entry and a late
 copy of it may still arrive. So what is settled in an account never falls, and what was
@@ -36,7 +37,6 @@ RefusalCode: TypeAlias = Literal[
     "unit_unknown",
     "kind_unknown",
     "fields_wrong",
-    "already_open",
     "nothing_to_void",
     "creditor_not_caller",
     "debtor_not_me",
@@ -217,6 +217,7 @@ def check_own_next(
     *,
     voucher: Signed[Voucher] | None = None,
     initiator: Signed[Half] | None = None,
+    limit_micro: int | None = None,
 ) -> Refusal | None:
     """Return why a half cannot be the next of the own chain; None where it can.
 
@@ -225,6 +226,7 @@ def check_own_next(
         own: the half.
         voucher: what a `post` rests on, its signature verified.
         initiator: the peer's half that it answers, its signature verified.
+        limit_micro: what its peer may owe now; None where that is long ago.
     """
     half = own.record
     if own.author != state.me or half.author != state.me:
@@ -243,12 +245,10 @@ def check_own_next(
         return Refusal("fields_wrong", "only the creditor initiates an entry")
     if (state.me, half.xid) in state.entries:
         return Refusal("conflict", "another entry has the same xid")
-    if half.kind == "open" and half.peer in state.limits:
-        return Refusal("already_open", "the account is open already")
     if half.kind == "void":
         return _check_void(state, half)
     if half.kind == "post":
-        return _check_own_post(state, half, voucher)
+        return _check_own_post(state, half, voucher, limit_micro)
     return None
 
 
@@ -266,7 +266,7 @@ def _check_void(state: LedgerState, half: Half) -> Refusal | None:
 
 
 def _check_own_post(
-    state: LedgerState, half: Half, voucher: Signed[Voucher] | None
+    state: LedgerState, half: Half, voucher: Signed[Voucher] | None, limit_micro: int | None
 ) -> Refusal | None:
     assert half.account is not None
     if half.amount_micro == 0:
@@ -279,11 +279,11 @@ def _check_own_post(
         return Refusal("account_busy", "another entry in this account has no answer yet")
     if (refusal := _check_amount(state, half, voucher.record)) is not None:
         return refusal
-    limit, exposure = state.limits.get(half.peer, 0), state.exposure(half.peer)
-    if exposure + half.amount_micro > limit:
+    exposure = state.exposure(half.peer)
+    if limit_micro is not None and exposure + half.amount_micro > limit_micro:
         return Refusal(
             "limit_exceeded",
-            f"{half.amount_micro} micro-credits more would pass the limit of {limit} "
+            f"{half.amount_micro} micro-credits more would pass the limit of {limit_micro} "
             f"that the peer may owe (now {exposure})",
         )
     return None

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from xsc.api.ledger import PaidLease
 from xsc.base import encoding, keyvalue, units
 from xsc.base.errors import RecordInvalid, SignatureInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.keyvalue import Commit
@@ -44,6 +45,7 @@ from xsc.market.ports import MarketPorts, MarketSettings, NeedOf
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import KINDS, Kind
 from xsc.terms.slot import STEP, EntitlementKey
+from xsc.terms.voucher import leases_account
 
 T = TypeVar("T")
 _VERSION: Final = 1
@@ -335,6 +337,16 @@ class LeaseStore:
         account.closed, account.stored = closed, stored
         del self._entries[entry.role][entry.id]
         del self._by_peer[entry.role, entry.peer][entry.id]
+
+
+def used_leases(store: LeaseStore, peer: bytes, account: bytes) -> list[PaidLease]:
+    """Return the leases with a peer that an account came to something for, and are known."""
+    return [
+        PaidLease(lease_id=each.id, kind=each.terms.kind, price_micro=each.terms.price)
+        for role in ROLES
+        for each in store.of(role, peer)
+        if each.use.used and leases_account(each.terms.provider, each.terms.customer) == account
+    ]
 
 
 class MarketNode:

@@ -45,9 +45,11 @@ from xsc.health.challenging import ChallengeService
 from xsc.health.scoring import LEARN_MS, Scores
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair
+from xsc.ledger.limits import LimitSettings, Trust
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
 from xsc.market.auction import Bid, reserve
+from xsc.market.lease_store import used_leases
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain
 from xsc.market.service import MarketService
@@ -99,6 +101,17 @@ class Parts:
     log: events.CountedLog
     disk_free_bytes: Callable[[], int]
     """What the disk under the bodies has left, less the share that is kept free."""
+
+
+def trust_in(node: Node, peer: bytes) -> Trust:
+    """Return by what a peer's limit rises: on whose word it is known, and mutual recognition."""
+    info = node.peers.roster.get(peer)
+    if info is None:
+        return Trust("stranger")
+    if info.blocked or node.scores.grade(peer) == "barred":
+        return Trust("barred")
+    mutual_ppm = node.commitments.recognition_ppm(peer)
+    return Trust("direct" if info.through is None else "introduced", mutual_ppm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +293,13 @@ class Node:
         self.ledger = LedgerService(
             context,
             state=parts.stores.state,
-            starter_limit=config.starter_credit_micro,
+            credit=LimitSettings(
+                config.starter_credit_micro,
+                config.recognised_credit_ppm,
+                config.repaid_credit_ppm,
+                config.credit_max_starters,
+            ),
+            trust=partial(trust_in, self),
             recovering=recovering,
             shares_with=self.peers.roster.shares_with,
         )
@@ -541,6 +560,8 @@ class Node:
             state=parts.stores.state,
         )
         self.ledger.proposals.check_consent = self.payments.check_consent
+        self.ledger.proposals.on_owed = self.payments.ask_soon
+        self.ledger.proposals.leases_of = partial(used_leases, self.market.store)
 
     def _make_compute(self) -> None:
         """Make the services that run jobs and deployments."""

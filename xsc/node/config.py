@@ -232,7 +232,15 @@ class Config(BaseModel, frozen=True, use_attribute_docstrings=True, arbitrary_ty
     compute_price_max_micro: Annotated[int, Setting("1112", _price, "compute_price_max_gfuel")]
     """maximum in micro-credits that this node pays a Gfuel"""
     starter_credit_micro: Annotated[int, Setting("300", units.parse_credits)]
-    """debt limit, in credits, of a new peer"""
+    """debt limit, in credits, of a peer that was invited or confirmed by hand"""
+    recognised_credit_ppm: Annotated[
+        int, Setting("100%", units.parse_share_ppm, "recognised_credit")
+    ]
+    """how much of `starter_credit` full mutual recognition adds to a limit"""
+    repaid_credit_ppm: Annotated[int, Setting("50%", units.parse_share_ppm, "repaid_credit")]
+    """how much of what a peer repaid in 90 days is added to its limit"""
+    credit_max_starters: Annotated[int, Setting("4", _number(1, 1000), "credit_max")]
+    """how many times `starter_credit` a limit is at most, if none was set by hand"""
     probe_interval_ms: Annotated[int, Setting("5s", _duration("100ms", "1h"))]
     """time between rounds of probes"""
     settle_interval_ms: Annotated[int, Setting("10s", _duration("100ms", "1d"))]

@@ -13,8 +13,10 @@ from xsc.base.units import (
     format_size,
     parse_credits,
     parse_duration_ms,
+    parse_month,
     parse_share_ppm,
     parse_size,
+    say_credits,
 )
 
 
@@ -130,3 +132,26 @@ def test_texts_for_people():
 
 def test_division_rounds_up():
     assert [ceil_div(a, 3) for a in (0, 1, 3, 4)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("micro", "said"),
+    [
+        (0, "0 credits"),
+        (1, "0.000001 credits"),
+        (1_000_000, "1 credit"),
+        (10_000_000, "10 credits"),
+        (-1_200_000, "-1.2 credits"),
+    ],
+)
+def test_an_amount_in_words(micro, said):
+    assert say_credits(micro) == said
+
+
+def test_months_follow_on_each_other():
+    assert parse_month("1970-01") == (0, 31 * 86_400_000)
+    assert parse_month("2026-12")[1] == parse_month("2027-01")[0]
+    assert parse_month("2028-02") == (1_832_976_000_000, 1_832_976_000_000 + 29 * 86_400_000)
+    for text in ("", "2026", "2026-13", "2026-00", "1969-12", "9999-01", "2026-1", "٢٠٢٦-01"):
+        with pytest.raises(ArgumentInvalid):
+            parse_month(text)

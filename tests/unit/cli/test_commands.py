@@ -713,6 +713,7 @@ BALANCES = {
             "own_left_micro": None,
             "paid_micro": 0,
             "heard_paid_micro": 0,
+            "says": "you owe bob 0.000005 credits",
         }
     ],
     "shared": [],
@@ -902,12 +903,33 @@ def test_what_is_asked_is_shown(xsc, stand_in, case):
     assert done.err == ""
 
 
-def test_a_statement_is_both(xsc, stand_in):
-    stand_in.answers("GET", "/v1/ledger/balance", BALANCES)
-    stand_in.answers("GET", "/v1/ledger/log?limit=3", ENTRIES)
-    both = xsc("ledger", "statement", "--limit", "3", "--json").json
-    assert both == {**BALANCES, **ENTRIES}
-    assert "+0.000080" in xsc("ledger", "statement", "--limit", "3").text
+STATEMENT = {
+    "node": NODE,
+    "name": "alice",
+    "from_ms": 1_793_491_200_000,
+    "until_ms": 1_796_083_200_000,
+    "payments": [{"created_ms": 1_793_491_200_000, "says": "it was paid", "entry_id": "e1"}],
+    "balances": [{"says": "bob owes you 2 credits", "opening_micro": -1_000_000}],
+}
+
+
+def test_a_statement_says_what_was_booked_and_who_owes_whom(xsc, stand_in):
+    stand_in.answers("GET", "/v1/ledger/statement?month=2026-11", STATEMENT)
+    assert xsc("ledger", "statement", "--month", "2026-11", "--json").json == STATEMENT
+    shown = xsc("ledger", "statement", "--month", "2026-11").text
+    assert "alice, 2026-11-01 00:00:00 UTC to 2026-12-01 00:00:00 UTC" in shown
+    assert "it was paid" in shown
+    assert "bob owes you 2 credits; before: -1.000000" in shown
+
+
+def test_an_export_goes_to_standard_output_or_a_file(xsc, stand_in, tmp_path):
+    stand_in.streams("/v1/ledger/export?format=csv&month=2026-11", b"time,debtor\r\n")
+    words = ["ledger", "export", "--format", "csv", "--month", "2026-11"]
+    assert xsc(*words).text == "time,debtor\r\n"
+    assert xsc(*words, "-o", str(tmp_path / "csv"), "--json").json["size_bytes"] == 13
+    assert (tmp_path / "csv").read_bytes() == b"time,debtor\r\n"
+    assert xsc(*words, "--json").code == 2
+    assert xsc("ledger", "export", "--format", "xls").code == 2
 
 
 @pytest.mark.parametrize(
@@ -964,6 +986,56 @@ def test_balances_show_both_sides(xsc, stand_in):
     assert "At its limit a customer" in text
     assert "1.000000 paid off the books waits for bob" in text
     assert "xsc ledger settle bob --off-books 2.000000" in text
+
+
+def test_limits_are_explained(xsc, stand_in):
+    row = {
+        "peer": NODE,
+        "name": "bob",
+        "known": "introduced",
+        "shared_through": NODE,
+        "starter_micro": 300_000_000,
+        "mutual_ppm": 250_000,
+        "recognised_micro": 75_000_000,
+        "repaid_micro": 8_000_000,
+        "repaid_credit_micro": 4_000_000,
+        "max_micro": 1_200_000_000,
+        "set_micro": None,
+        "limit_micro": 379_000_000,
+        "owed_micro": 370_000_000,
+    }
+    stand_in.answers("GET", "/v1/ledger/limits", {"limits": [row]})
+    assert xsc("ledger", "limits", "--json").json == {"limits": [row]}
+    shown = xsc("ledger", "limits").text
+    for text in (
+        "introduced  300.000000   75.000000  4.000000  1200.000000    -  379.000000",
+        "bob: recognised both ways with 25.0%",
+        "bob: repaid 8 credits in 90 days",
+        "bob: shares its starter with all that came by the same peer",
+        "bob: has used more than 80 % of its limit",
+    ):
+        assert text in shown
+
+
+def test_a_limit_is_set_and_ended(xsc, stand_in):
+    answer = {"peer": NODE, "name": "bob", "limit_micro": 2_000_000, "credit_left_micro": 1}
+    stand_in.answers("POST", "/v1/ledger/limit", {**answer, "shared_through": None})
+    for said, sent in (("2", {"limit_micro": 2_000_000}), ("auto", {})):
+        assert "bob may owe up to 2.000000" in xsc("ledger", "limit", "bob", said).text
+        assert stand_in.requests[-1].json() == {"peer": "bob", **sent}
+    assert xsc("ledger", "limit", "bob", "much").code == 2
+
+
+def test_a_balance_says_where_a_limit_is_near(xsc, stand_in):
+    row = {**BALANCES["balances"][0], "limit_micro": 10, "left_micro": 1}
+    row |= {"own_limit_micro": 10, "own_left_micro": 2}
+    stand_in.answers("GET", "/v1/ledger/balance", {**BALANCES, "balances": [row]})
+    text = xsc("ledger", "balance").text
+    assert "bob has used more than 80 % of what it may owe you" in text
+    assert "you have used" not in text
+    row |= {"own_left_micro": 1}
+    stand_in.answers("GET", "/v1/ledger/balance", {**BALANCES, "balances": [row]})
+    assert "you have used more than 80 % of what you may owe bob" in xsc("ledger", "balance").text
 
 
 def test_a_shared_credit_is_shown_once(xsc, stand_in):

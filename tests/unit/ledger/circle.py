@@ -15,6 +15,7 @@ from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.ledger.exchange import Restarted
 from xsc.ledger.incarnation import Noted
+from xsc.ledger.limits import LimitSettings
 from xsc.ledger.service import LedgerService
 from xsc.terms.voucher import Voucher
 
@@ -71,7 +72,7 @@ class Member:
                 self.log,
             ),
             state=self.store,
-            starter_limit=STARTER,
+            credit=LimitSettings(STARTER),
         )
 
     def crash(self) -> None:

@@ -68,12 +68,21 @@ def test_dates_that_do_not_rise_are_sorted():
     draw, flows = random.Random(7), Flows()
     halves = [
         SimpleNamespace(
-            account=b"x", debit=b"p", credit=b"m", peer=b"p", created_ms=at_ms, amount_micro=2**62
+            account=b"x",
+            debit=b"p",
+            credit=b"m",
+            peer=b"p",
+            created_ms=at_ms,
+            amount_micro=2**62,
+            seq=seq,
         )
-        for at_ms in draw.sample(range(1_000), 200)
+        for seq, at_ms in enumerate(draw.sample(range(1_000), 200))
     ]
     for half in halves:
         flows.add(half)
     for since_ms in range(0, 1_001, 50):
         booked = sum(half.created_ms >= since_ms for half in halves) * 2**62
         assert sum(row.earned_micro for row in flows.since(since_ms)) == booked
+        assert flows.balances(since_ms).get(b"p", 0) == 200 * 2**62 - booked
+    by_date = sorted(halves, key=lambda half: half.created_ms)
+    assert flows.numbers(100, 900) == [h.seq for h in by_date if 100 <= h.created_ms < 900]

@@ -108,8 +108,8 @@ async def test_debts_stay_and_what_a_dead_peer_held_is_unproven_by_peer_and_amou
 def test_a_head_notes_so_many_accounts_and_the_largest_where_there_are_more(over):
     ids = [number.to_bytes(32, "big") for number in range(NOTED_ACCOUNTS_MAX + over)]
     accounts = [NotedAccount(peer, AMOUNT_MAX - at, AMOUNT_MAX) for at, peer in enumerate(ids)]
-    accounts[7] = NotedAccount(ids[7], 0, STARTER)
-    kept = worth_noting(accounts, default_limit_micro=STARTER)
+    accounts[7] = NotedAccount(ids[7], 0, None)
+    kept = worth_noting(accounts)
     raw = noted_bytes(Noted(9, kept))
     assert len(raw) <= DIRECTORY_HEAD_BYTES_MAX // 2
     assert open_noted(raw).accounts == kept
@@ -127,10 +127,10 @@ def test_a_small_balance_is_noted_before_a_limit_and_a_limit_before_nothing():
         NotedAccount(b"\xff" * 31 + bytes([at]), balance, limit)
         for at, (balance, limit) in enumerate([(1, None), (0, 5), (0, STARTER), (0, None)])
     )
-    kept = worth_noting([*full, unlimited, zero, limited, least], default_limit_micro=STARTER)
+    kept = worth_noting([*full, unlimited, zero, limited, least])
     assert {least, limited, zero} <= {*kept}
     assert unlimited not in kept
-    kept = worth_noting([*full, full[0], unlimited, limited, least], default_limit_micro=STARTER)
+    kept = worth_noting([*full, full[0], unlimited, limited, least])
     assert {least, limited} <= {*kept}
     assert unlimited not in kept
 

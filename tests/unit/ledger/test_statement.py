@@ -59,7 +59,7 @@ def test_what_is_noted_includes_what_is_unproven_and_fits_an_amount():
         noted={A: 50, B: 9, C: -9},
         shown={A: 10},
     )
-    noted = note_accounts(found, 1)
+    noted = note_accounts(found)
     assert noted.next_seq == 8
     assert noted.accounts == (
         NotedAccount(A, 70, 5),

@@ -211,10 +211,10 @@ def test_a_half_that_speaks_for_another_is_not_the_own():
 
 def test_what_is_owed_to_a_peer_is_lent_by_it_without_a_limit():
     state = LedgerState(A.node_id, balances={B.node_id: -100})
-    assert check_own_next(state, post(voucher(100)), voucher=voucher(100)) is None
-    assert code(check_own_next(state, post(voucher(101)), voucher=voucher(101))) == (
-        "limit_exceeded"
-    )
+    assert check_own_next(state, post(voucher(100)), voucher=voucher(100), limit_micro=0) is None
+    more = check_own_next(state, post(voucher(101)), voucher=voucher(101), limit_micro=0)
+    assert code(more) == "limit_exceeded"
+    assert check_own_next(state, post(voucher(101)), voucher=voucher(101)) is None, "of long ago"
 
 
 def old(amount, under, *, seq=0):
@@ -286,17 +286,21 @@ def test_the_creditor_keeps_its_limit_with_what_is_unanswered():
         half = post(under, seq=state.next_seq, prev=state.head, xid=account[:16], **how)
         return half, under
 
+    def check(half, under, limit_micro=100):
+        return check_own_next(state, half, voucher=under, limit_micro=limit_micro)
+
     half, under = next_post(1, b"1" * 32)
-    assert code(check_own_next(state, half, voucher=under)) == "limit_exceeded"
+    assert code(check(half, under, 0)) == "limit_exceeded"
     append(state, limit(state=state, amount=100))
+    assert state.limits == {B.node_id: 100}
     half, under = next_post(60, b"1" * 32)
-    assert check_own_next(state, half, voucher=under) is None
+    assert check(half, under) is None
     append(state, half)
     assert (state.exposure(B.node_id), state.balances) == (60, {})
     more, under = next_post(41, b"2" * 32)
-    assert code(check_own_next(state, more, voucher=under)) == "limit_exceeded"
+    assert code(check(more, under)) == "limit_exceeded"
     fits, under = next_post(40, b"2" * 32)
-    assert check_own_next(state, fits, voucher=under) is None
+    assert check(fits, under) is None
     busy, under = next_post(1, b"1" * 32)
     busy = sign(busy.record.model_copy(update={"xid": b"b" * 16}), A, NETWORK)
     assert code(check_own_next(state, busy, voucher=under)) == "account_busy"
@@ -327,7 +331,7 @@ def test_what_cannot_stand_next_in_the_own_chain():
     assert refused(post(voucher(), amount_micro=0, **at)) == "amount_zero"
     assert refused(post(voucher(), amount_micro=7, **at)) == "amount_wrong"
     assert refused(post(voucher(), xid=b"l" * 16, **at)) == "conflict"
-    assert refused(limit("open", state=state, xid=b"o" * 16)) == "already_open"
+    assert refused(limit("open", state=state, xid=b"o" * 16), voucher=None) is None
     own_debt = post(voucher(), debit=A.node_id, credit=B.node_id, **at)
     assert refused(own_debt) == "fields_wrong"
     link = post(voucher(), link=GENESIS, **at)

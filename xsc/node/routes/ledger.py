@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from dataclasses import replace
+from itertools import islice
 
 from xsc.api import endpoint, peers
 from xsc.api import ledger as api
-from xsc.base import errors, ids
+from xsc.base import errors, ids, units
+from xsc.ledger.export import FORMATS
 from xsc.ledger.payments import PeerAccount
-from xsc.node.api.serving import filled
+from xsc.ledger.statement import say_debt
+from xsc.node.api.serving import Download, filled
 from xsc.node.build import Node
+
+PIECE_LINES = 256
 
 
 def shared_through(node: Node, peer: bytes) -> str | None:
@@ -72,6 +78,7 @@ async def balance(node: Node, asked: api.Accounts) -> api.Balances:
             own_left_micro=None if own is None else own.left_micro,
             paid_micro=_paid(node, row.peer),
             heard_paid_micro=node.payments.heard(row.peer),
+            says=say_debt(node.name_of(row.peer), row.balance_micro),
         )
         for row, own in zip(statement, standings, strict=True)
     ]
@@ -94,6 +101,30 @@ async def log(node: Node, asked: api.Page) -> api.Entries:
 async def flows(node: Node, asked: api.Booked) -> list[api.Flow]:
     """Sum up what was earned and spent by peer, from memory."""
     return node.ledger.chain.state.flows.since(node.clock.now_ms() - asked.within_ms)
+
+
+def _span(node: Node, month: str | None) -> tuple[int, int]:
+    return units.parse_month(month or units.format_time(node.clock.now_ms())[:7])
+
+
+async def statement(node: Node, asked: api.Month) -> api.Statement:
+    """Show what was booked in a month."""
+    head, rows = node.ledger.booked(*_span(node, asked.month), node.name_of)
+    payments = await node.parts.executor.run(lambda: [*rows])
+    return replace(head, payments=payments)
+
+
+async def export(node: Node, asked: api.Export) -> Download:
+    """Return what was booked as a file."""
+    span = (0, 2**63 - 1) if asked.month is None else _span(node, asked.month)
+    lines = FORMATS[asked.format](*node.ledger.booked(*span, node.name_of))
+
+    async def pieces(_: int, __: int) -> AsyncGenerator[bytes | memoryview, None]:
+        # So many at a time: reading keeps nobody else waiting.
+        while piece := await node.parts.executor.run(lambda: "".join(islice(lines, PIECE_LINES))):
+            yield piece.encode()
+
+    return Download(pieces)
 
 
 async def verify(node: Node, _: endpoint.Nothing) -> api.Verified:
@@ -138,6 +169,21 @@ async def off_books(node: Node, asked: api.Payment) -> api.PaymentHeard:
         heard_paid_micro=node.payments.heard(peer),
         balance_micro=node.ledger.balance(peer),
     )
+
+
+async def limits(node: Node, _: endpoint.Nothing) -> list[api.PeerLimit]:
+    """Show what each limit is made of."""
+    known = {*node.peers.roster.all_peers(), *(row.peer for row in node.ledger.statement())}
+    return [
+        filled(
+            api.PeerLimit,
+            node.ledger.limit_terms(peer),
+            peer=peer,
+            shared_through=shared_through(node, peer),
+            owed_micro=node.ledger.chain.state.exposure(peer),
+        )
+        for peer in sorted(known)
+    ]
 
 
 async def limit(node: Node, asked: api.Limit) -> api.LimitSet:
