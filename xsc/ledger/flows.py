@@ -24,6 +24,8 @@ class Flows:
 
     def add(self, half: Half) -> None:
         """Take the own half of an entry that both parties have signed."""
+        if half.clears:
+            return  # nothing was earned or spent
         is_payment = half.account == _off_books(half.credit, half.debit)
         if half.debit == half.peer:
             kind = "paid_micro" if is_payment else "earned_micro"

@@ -15,10 +15,11 @@ from typing import Final, Literal, TypeAlias
 from xsc.base import encoding, fields, ids, limits, merkle
 from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, ReceiptInvalid, XscError
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed, sign
-from xsc.ledger import audit, entry, validation
+from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.ledger import entry, validation
 from xsc.ledger.chain import HALF, OTHER, VOUCHER, Chain, key_of
 from xsc.ledger.exchange import HistoryExchange
+from xsc.ledger.loop import open_voucher
 from xsc.ledger.state import settle
 from xsc.terms.voucher import Voucher, off_books_account
 
@@ -50,6 +51,8 @@ class Proposals:
         self._starter_limit = starter_limit
         self.check_consent: CheckConsent = no_payments
         """Asked before anything that was paid off the books is booked."""
+        self.on_loop: Callable[[bytes], None] = lambda _loop_id: None
+        """Called when a peer has shown a complete loop by booking its debt."""
 
     async def set_limit(self, peer: bytes, amount_micro: int) -> None:
         """Allow the peer to owe that much from now on; what it owes already stays.
@@ -88,10 +91,17 @@ class Proposals:
         """
         if len(xid) != entry.XID_BYTES:
             raise ArgumentInvalid(f"an xid has {entry.XID_BYTES} bytes, this has {len(xid)}")
-        signed = audit.open_voucher(voucher, network=self._network)
+        size_max = limits.LEDGER_RECORD_BYTES_MAX
+        signed = open_signed(voucher, Voucher, network=self._network, size_max=size_max)
+        return await self.book(xid, debtor, account, signed)
+
+    async def book(
+        self, xid: bytes, debtor: bytes, account: bytes, voucher: Signed[Voucher]
+    ) -> int:
+        """Do as `collect`, with a voucher that was opened, or what a loop is worth as one."""
         await self._exchange.hear(debtor)
         while True:
-            seq, mine = await self._chain.exclusive(self._prepare, xid, debtor, account, signed)
+            seq, mine = await self._chain.exclusive(self._prepare, xid, debtor, account, voucher)
             refusal = None if seq is None else await self._propose(seq)
             if mine and refusal is not None:
                 raise EntryRefused(f"the peer refused the entry: {refusal}")
@@ -196,7 +206,8 @@ class Proposals:
     ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         """Answer a creditor's half with this node's half."""
         half = entry.open_half(fields.take_bytes(header, "half"), network=self._network)
-        voucher = audit.open_voucher(fields.take_bytes(header, "voucher"), network=self._network)
+        raw = fields.take_bytes(header, "voucher")
+        voucher = open_voucher(raw, half.record, network=self._network)
         await self._exchange.hear(caller)
         counter = await self._chain.exclusive(self._accept, caller, half, voucher)
         return {"v": 1, "counter": counter}, ()
@@ -230,6 +241,8 @@ class Proposals:
         )
         own = sign(answer, self._key, self._network)
         await self._chain.extend(own, voucher, initiator=half)
+        if answer.clears:
+            self.on_loop(voucher.id)
         self._say_paid(answer)
         self._chain.on_change()
         return own.raw
@@ -243,6 +256,8 @@ class Proposals:
             role="creditor" if own.credit == self._key.node_id else "debtor",
             # Who paid off the books is owed that.
             off_books=own.account == off_books_account(own.credit, own.debit),
+            # So is who owed what a loop took off.
+            loop=own.clears,
         )
 
     def _check_payment(self, payer: bytes, voucher: Voucher) -> validation.Refusal | None:

@@ -280,7 +280,8 @@ def _check_own_post(
     if (refusal := _check_amount(state, half, voucher.record)) is not None:
         return refusal
     limit, exposure = state.limits.get(half.peer, 0), state.exposure(half.peer)
-    if exposure + half.amount_micro > limit:
+    # A complete loop is booked whatever has changed: it counted against the limit until now.
+    if not half.clears and exposure + half.amount_micro > limit:
         return Refusal(
             "limit_exceeded",
             f"{half.amount_micro} micro-credits more would pass the limit of {limit} "
