@@ -170,6 +170,23 @@ class PaymentHeard(OfPeer):
     balance_micro: int
 
 
+class Loop(Model):
+    """Debts that go around, each member's to the next and the last one's to the first."""
+
+    members: list[NamedPeer]
+    amount_micro: int
+    """What comes off each debt."""
+    state: Literal["booked", "waits"]
+    """booked: all have signed, and so it is booked by all, however late. waits: a member has not
+    signed yet; until it does, the amount is in no other loop."""
+
+
+class Loops(Model):
+    """The loops that were found now, and those that wait."""
+
+    loops: list[Loop]
+
+
 BALANCE = get("/v1/ledger/balance", Accounts, Balances, "Show what each owes.")
 LOG = get("/v1/ledger/log", Page, Entries, "List entries, the newest first.")
 FLOWS = listing("/v1/ledger/flows", Booked, Flow, "Sum up what was earned and spent by peer.")
@@ -177,4 +194,5 @@ VERIFY = get("/v1/ledger/verify", Nothing, Verified, "Replay the ledger.")
 ENTRY = get("/v1/ledger/entry/{id}", Id, bytes, "Return one settled entry.", gives="cbor")
 LIMIT = post("/v1/ledger/limit", Limit, LimitSet, "Set what a peer may owe.")
 SETTLE = post("/v1/ledger/settle", Nothing, Settlement, "Settle now what is owed.")
+CLEAR = post("/v1/ledger/clear", Nothing, Loops, "Take off debts that go around.")
 OFF_BOOKS = post("/v1/ledger/off-books", Payment, PaymentHeard, "Report a payment outside of XSC.")

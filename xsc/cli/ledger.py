@@ -222,6 +222,26 @@ def _show_payment(amount_micro: int, answer: Document) -> None:
         show.line(f"booked and signed by both; {owes} {format_credits(abs(balance))}")
 
 
+def _around(row: Document) -> str:
+    return " > ".join(show.named(member, "id") for member in row["members"])
+
+
+@asks(ledger, api.ledger.CLEAR)
+def clear(answer: Document) -> None:
+    """Take off debts that go around; the node does so by itself once a day.
+
+    Where this node owes a peer, which owes another, which owes this node, all three sign the
+    least of the debts off. A loop waits while a member is silent that has not signed.
+    """
+    show.rows(
+        answer["loops"],
+        "<amount state loop",
+        "no debts go around",
+        amount="amount_micro",
+        loop=_around,
+    )
+
+
 @asks(ledger, api.ledger.ENTRY)
 @argument("id", metavar="ENTRY")
 @options.output_option

@@ -131,7 +131,7 @@ class Loops:
         if raw is None:
             return None
         loop = open_loop(raw, network=self._network)
-        if loop.record.members[: len(path) + 1] != (*path, peer):
+        if loop.record.members[: len(path)] != (*path,):
             raise RecordInvalid("the loop goes another way than the offer")
         return loop
 

@@ -68,7 +68,13 @@ def test_dates_that_do_not_rise_are_sorted():
     draw, flows = random.Random(7), Flows()
     halves = [
         SimpleNamespace(
-            account=b"x", debit=b"p", credit=b"m", peer=b"p", created_ms=at_ms, amount_micro=2**62
+            clears=False,
+            account=b"x",
+            debit=b"p",
+            credit=b"m",
+            peer=b"p",
+            created_ms=at_ms,
+            amount_micro=2**62,
         )
         for at_ms in draw.sample(range(1_000), 200)
     ]

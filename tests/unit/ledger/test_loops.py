@@ -1,6 +1,7 @@
 """Debts that go around: all members book a loop that is complete, and none one that is not."""
 
 import asyncio
+import contextlib
 from itertools import pairwise
 
 import pytest
@@ -10,9 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect
 from xsc.base.encoding import decode, encode
-from xsc.base.errors import CreditExceeded, EntryRefused, PeerSilent, RecordInvalid
+from xsc.base.errors import CreditExceeded, EntryRefused, LedgerDamaged, PeerSilent, RecordInvalid
 from xsc.identity.envelope import sign
 from xsc.ledger.audit import verify_settled
+from xsc.ledger.entry import post_half
 from xsc.ledger.incarnation import Noted
 from xsc.ledger.loop import Loop, SignedLoop, begin, open_loop
 from xsc.ledger.loops import LOOP, LOOPS_A_PEER_MAX, OFFER
@@ -80,7 +82,6 @@ def test_a_loop_takes_the_least_debt_off_all_and_no_position_changes(count):
         for member in circle.members:
             assert not member.ledger.chain.state.loops
             await member.ledger.verify()
-            assert member.ledger.chain.state.flows.since(0) or count
             member.crash()
         assert debts(circle) == [(amount - DEBT, amount - DEBT) for amount in amounts]
         assert not await circle.members[1].ledger.loops.clear()
@@ -132,7 +133,7 @@ def test_a_member_that_dies_at_any_message_and_returns_after_a_month(silent_afte
         for loop in state.loops.values():
             # What is signed and not booked is not there for another loop.
             assert state.clearable(circle.members[0].id, circle.members[2].id) < DEBT, loop
-        await circle.clock.sleep_ms(0)
+        circle.clock.advance_to(circle.clock.now_ms() + 30 * 24 * 3_600_000)
         circle.members[dead].crash()
         circle.gone.clear()
         for _ in range(2):
@@ -182,8 +183,9 @@ def test_nobody_signs_or_books_what_does_not_follow():
             with pytest.raises(RecordInvalid):
                 open_loop(raw, network=NETWORK)
         with pytest.raises(RecordInvalid, match="no member"):
-            await handler[LOOP](a.id, {"v": 1, "loop": signed_by([a, c, Circle(9).members[8]],
-                                                                 DEBT).raw}, ())
+            await handler[LOOP](
+                a.id, {"v": 1, "loop": signed_by([a, c, Circle(9).members[8]], DEBT).raw}, ()
+            )
         # A debt that is in a loop is in no second one, and one signed twice is the same loop.
         answer, _ = await told(loop, c)
         assert open_loop(answer["loop"], network=NETWORK).is_complete
@@ -215,8 +217,6 @@ def test_an_incomplete_loop_or_one_of_others_books_nothing():
 
 def entry_of(debtor, creditor, loop):
     """Return the half with which who owes proposes to book a loop."""
-    from xsc.ledger.entry import post_half
-
     state = debtor.ledger.chain.state
     half = post_half(
         creditor=debtor.id,
@@ -237,8 +237,9 @@ def test_what_is_signed_counts_against_the_limit_until_it_is_booked():
         circle = await ring(3)
         a, b, c = circle.members
         loop = signed_by([b, c, a], DEBT, signers=2)
-        await a.ledger.handlers()[LOOP](b.id, {"v": 1, "loop": signed_by([b, c, a], DEBT,
-                                                                        signers=1).raw}, ())
+        await a.ledger.handlers()[LOOP](
+            b.id, {"v": 1, "loop": signed_by([b, c, a], DEBT, signers=1).raw}, ()
+        )
         assert a.ledger.chain.state.loops.keys() == {loop.id}
         assert a.ledger.credit_left(b.id) == STARTER
         await collect(a, b, STARTER, account=9, xid=9)
@@ -339,16 +340,16 @@ def test_a_flipped_byte_of_a_stored_loop_is_found():
     async def play():
         circle = await ring(3)
         a, b, c = circle.members
-        await a.ledger.handlers()[LOOP](b.id, {"v": 1, "loop": signed_by([b, c, a], DEBT,
-                                                                        signers=1).raw}, ())
+        await a.ledger.handlers()[LOOP](
+            b.id, {"v": 1, "loop": signed_by([b, c, a], DEBT, signers=1).raw}, ()
+        )
         ((key, raw),) = a.store.scan(b"ledger-loop/", b"ledger-loop0")
-        from xsc.base.errors import LedgerDamaged
-
         for place in range(0, len(raw), 7):
-            a.store.write([(key, raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])])
+            bad = raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
+            a.store.write([(key, bad)], sync=True)
             with pytest.raises(LedgerDamaged):
                 a.start()
-        a.store.write([(key, raw)])
+        a.store.write([(key, raw)], sync=True)
         a.start()
         assert decode(raw)
 
@@ -376,11 +377,16 @@ class Market(RuleBasedStateMachine):
     def owe(self, debtor, creditor, amount):
         self.account += 1
         members = self.circle.members
-        try:
-            self.do(collect(members[creditor], members[debtor], amount,
-                            account=self.account % 250 + 1, xid=self.account))
-        except (PeerSilent, CreditExceeded):
-            pass
+        with contextlib.suppress(PeerSilent, CreditExceeded):
+            self.do(
+                collect(
+                    members[creditor],
+                    members[debtor],
+                    amount,
+                    account=self.account % 250 + 1,
+                    xid=self.account,
+                )
+            )
 
     @rule(pair=st.permutations(range(4)), amount=st.integers(1, 9_000))
     def use(self, pair, amount):
@@ -430,7 +436,7 @@ class Market(RuleBasedStateMachine):
         # Each is booked by all of its members, or by none.
         booked = {}
         for member in self.circle.members:
-            for (_, _), known in member.ledger.chain.state.entries.items():
+            for known in member.ledger.chain.state.entries.values():
                 half = member.ledger.chain.own(known.seq).record
                 if half.clears and known.seq not in member.ledger.chain.state.voided:
                     booked.setdefault(half.account, []).append((half.debit, half.credit))
