@@ -323,7 +323,9 @@ class Loops:
 
     async def run_daily(self) -> None:
         """Look for loops once a day; never returns."""
-        await self._clock.sleep_ms(LOOP_FIRST_MS)
+        # Nodes that start together do not all promise the same debts at the same moment.
+        spread_ms = int.from_bytes(self._own[:8], "big") % LOOP_FIRST_MS
+        await self._clock.sleep_ms(LOOP_FIRST_MS + spread_ms)
         while True:
             await self.clear()
             await self._clock.sleep_ms(LOOP_EVERY_MS)
