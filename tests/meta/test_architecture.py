@@ -80,6 +80,7 @@ SHELL = {
     "xsc.identity.keyfile": "reads and writes the key file",
     "xsc.ledger.chain": "keeps the chain on the disk",
     "xsc.ledger.exchange": "asks peers for their histories, and recovers from them",
+    "xsc.ledger.loops": "offers loops to peers, and signs and books them",
     "xsc.ledger.payments": "asks peers for accounts, and compares what operators say was paid",
     "xsc.ledger.proposals": "proposes entries to peers, and answers theirs",
     "xsc.ledger.service": "verifies the ledger off the event loop, and retries proposals",

@@ -121,6 +121,10 @@ class Flow(OfPeer):
     """What the peer paid off the books."""
     paid_micro: int = 0
     """What this node paid off the books."""
+    cleared_micro: int = 0
+    """What loops took off what the peer owed this node."""
+    cleared_own_micro: int = 0
+    """What loops took off what this node owed the peer."""
 
 
 class Month(Model):
@@ -152,6 +156,8 @@ class Paid(Model):
     amount_micro: int
     off_books: bool
     """Whether the creditor paid the debtor outside of XSC, and is owed that."""
+    loop: bool
+    """Whether a loop took it off what the creditor owed."""
     leases: list[PaidLease]
     """What this node noted when it was booked; empty of one that came by a recovery."""
     says: str
@@ -264,6 +270,23 @@ class PaymentHeard(OfPeer):
     balance_micro: int
 
 
+class Loop(Model):
+    """Debts that go around, each member's to the next and the last one's to the first."""
+
+    members: list[NamedPeer]
+    amount_micro: int
+    """What comes off each debt."""
+    state: Literal["booked", "waits"]
+    """booked: all have signed, and so it is booked by all, however late. waits: a member has not
+    signed yet; until it does, the amount is in no other loop."""
+
+
+class Loops(Model):
+    """The loops that were found now, and those that wait."""
+
+    loops: list[Loop]
+
+
 BALANCE = get("/v1/ledger/balance", Accounts, Balances, "Show what each owes.")
 LOG = get("/v1/ledger/log", Page, Entries, "List entries, the newest first.")
 FLOWS = listing("/v1/ledger/flows", Booked, Flow, "Sum up what was earned and spent by peer.")
@@ -274,4 +297,5 @@ ENTRY = get("/v1/ledger/entry/{id}", Id, bytes, "Return one settled entry.", giv
 LIMIT = post("/v1/ledger/limit", Limit, LimitSet, "Set what a peer may owe.")
 LIMITS = listing("/v1/ledger/limits", Nothing, PeerLimit, "Show what each limit is made of.")
 SETTLE = post("/v1/ledger/settle", Nothing, Settlement, "Settle now what is owed.")
+CLEAR = post("/v1/ledger/clear", Nothing, Loops, "Take off debts that go around.")
 OFF_BOOKS = post("/v1/ledger/off-books", Payment, PaymentHeard, "Report a payment outside of XSC.")

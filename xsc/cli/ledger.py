@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import click
 from click import argument, option
@@ -131,20 +132,23 @@ def log(answer: Document) -> None:
         show.line(f"older ones: xsc ledger log --before {answer['entries'][-1]['seq']}")
 
 
+_FLOWS: Final = ("earned", "spent", "received", "paid", "cleared", "cleared_own")
+
+
 @asks(ledger, api.ledger.FLOWS)
 @option("--since", "within_ms", type=options.DURATION, help="Those of the last so long.  [30d]")
 def flows(answer: Document) -> None:
     """Sum up what this node earned of each peer and spent there.
 
     Entries count that both have signed. What was paid off the books is apart: received by this
-    node, or paid.
+    node, or paid; and so is what loops cleared of what the peer owed, and of what this node did.
     """
     show.rows(
         answer["flows"],
-        "peer id <earned <spent <received <paid",
+        "peer id <earned <spent <received <paid <cleared <cleared_own",
         "nothing was booked in that time",
         id=("peer", show.short),
-        **{name: f"{name}_micro" for name in ("earned", "spent", "received", "paid")},
+        **{name: f"{name}_micro" for name in _FLOWS},
     )
 
 
@@ -296,6 +300,26 @@ def _show_payment(amount_micro: int, answer: Document) -> None:
         balance = answer["balance_micro"]
         owes = f"{who} owes this node" if balance >= 0 else f"this node owes {who}"
         show.line(f"booked and signed by both; {owes} {format_credits(abs(balance))}")
+
+
+def _around(row: Document) -> str:
+    return " > ".join(show.named(member, "id") for member in row["members"])
+
+
+@asks(ledger, api.ledger.CLEAR)
+def clear(answer: Document) -> None:
+    """Take off debts that go around; the node does so by itself once a day.
+
+    Where this node owes a peer, which owes another, which owes this node, all three sign the
+    least of the debts off. A loop waits while a member is silent that has not signed.
+    """
+    show.rows(
+        answer["loops"],
+        "<amount state loop",
+        "no debts go around",
+        amount="amount_micro",
+        loop=_around,
+    )
 
 
 @asks(ledger, api.ledger.ENTRY)

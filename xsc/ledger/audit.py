@@ -18,6 +18,7 @@ from xsc.base.ids import short
 from xsc.identity.envelope import R, Signed, open_signed
 from xsc.ledger import incarnation, validation
 from xsc.ledger.entry import Half, SettledEntry, open_half
+from xsc.ledger.loop import open_voucher
 from xsc.ledger.state import LedgerState, append, begin, settle, take_old
 from xsc.terms.voucher import Voucher, off_books_account
 
@@ -118,15 +119,6 @@ def _damaged(seq: int, sentence: str) -> LedgerDamaged:
         f"entry {seq} of the ledger is damaged: {sentence}",
         hint="restore the home from a backup; the peers hold their halves of every entry",
     )
-
-
-def open_voucher(raw: bytes, *, network: bytes | None) -> Signed[Voucher]:
-    """Return the voucher of an envelope, its signature verified.
-
-    Raises:
-        TooLarge, RecordInvalid, SignatureInvalid: see `open_signed`.
-    """
-    return open_signed(raw, Voucher, network=network, size_max=limits.LEDGER_RECORD_BYTES_MAX)
 
 
 def trusted(raw: bytes, kind: type[R], network: bytes) -> Signed[R]:
@@ -249,14 +241,14 @@ def _opened(
     raw = rows.halves.get(seq)
     if raw is None:
         raise _damaged(seq, "it is missing")
-    beside, under = rows.others.get(seq), rows.vouchers.get(seq)
+    own, beside, under = opened(raw), rows.others.get(seq), rows.vouchers.get(seq)
     voucher: Signed[Voucher] | None = None
     if under is not None:
-        if signatures:
-            voucher = open_voucher(under, network=network)
+        if signatures or own.record.clears:
+            voucher = open_voucher(under, own.record, network=network)
         else:
             voucher = trusted(under, Voucher, network)
-    return opened(raw), None if beside is None else opened(beside), voucher
+    return own, None if beside is None else opened(beside), voucher
 
 
 def _replay_one(
@@ -312,7 +304,7 @@ def verify_settled(raw: bytes) -> str:
         exported = open_signed(raw, SettledEntry, network=None)
         half = open_half(exported.record.half, network=exported.network)
         counter = open_half(exported.record.counter, network=exported.network)
-        voucher = open_voucher(exported.record.voucher, network=exported.network)
+        voucher = open_voucher(exported.record.voucher, half.record, network=exported.network)
     except (PeerError, LimitError) as fault:
         raise ProofInvalid(f"this entry does not hold: {fault.message}") from None
     said = half.record
@@ -329,14 +321,17 @@ def verify_settled(raw: bytes) -> str:
     at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
         milliseconds=min(counter.record.created_ms, _YEAR_9999_MS)
     )
-    if said.account == off_books_account(said.credit, said.debit):
+    amount = units.format_credits(said.amount_micro)
+    if said.clears:
         what = (
-            f"{short(said.credit)} paid {short(said.debit)} "
-            f"{units.format_credits(said.amount_micro)} credits off the books"
+            f"a loop that all its members signed took {amount} credits off what "
+            f"{short(said.credit)} owed {short(said.debit)}"
         )
+    elif said.account == off_books_account(said.credit, said.debit):
+        what = f"{short(said.credit)} paid {short(said.debit)} {amount} credits off the books"
     else:
         what = (
             f"{short(said.debit)} owes {short(said.credit)} "
-            f"{units.format_credits(said.amount_micro)} credits in account {short(said.account)}"
+            f"{amount} credits in account {short(said.account)}"
         )
     return f"entry {short(half.id)}: {what}, signed by both, answered {at:%Y-%m-%d %H:%M:%S} UTC"

@@ -8,7 +8,8 @@ beside it, `voucher/<seq>` what it rests on, `mark` the end of the chain,
 `conflict/<peer><id>` evidence; `restart` the present incarnation, `claim/<seq>` when an
 old half was taken after it had begun. Beside them `ledger-peer/<peer>` is the newest
 incarnation of a peer, `ledger-heard/<peer>` the own one in which it told its history, and
-`ledger-for/<seq>` the leases that an entry is for, which only people read.
+`ledger-for/<seq>` the leases that an entry is for, which only people read; `ledger-loop/<id>` is a
+loop that this node has signed, until both its edges are booked.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from xsc.identity.envelope import Signed
 from xsc.ledger import audit, recovery, validation
 from xsc.ledger.entry import Half, open_half
 from xsc.ledger.incarnation import Incarnation, Restart, open_incarnation, open_restart
+from xsc.ledger.loop import SignedLoop, open_loop
 from xsc.ledger.state import LedgerState, append
 from xsc.terms.voucher import Voucher
 
@@ -44,6 +46,7 @@ CLAIM: Final = _ROOT + b"claim/"
 FOR: Final = b"ledger-for/"
 PEER: Final = b"ledger-peer/"
 HEARD: Final = b"ledger-heard/"
+LOOP: Final = b"ledger-loop/"
 
 
 def key_of(prefix: bytes, seq: int) -> bytes:
@@ -169,6 +172,14 @@ class Chain:
         state = audit.replay(rows, me=self._me, network=self._network, signatures=False).state
         if rows.restart is not None:
             self.restart = open_restart(rows.restart, author=self._me, network=self._network)
+        try:
+            for key, raw in self.table(LOOP):
+                state.loops[key] = open_loop(raw, network=self._network)
+        except (errors.PeerError, errors.LimitError) as fault:
+            raise errors.LedgerDamaged(
+                f"the loop {ids.short(key)} is damaged: {fault.message}",
+                hint="restore the home from a backup",
+            ) from None
         return state
 
     async def exclusive(
@@ -241,8 +252,25 @@ class Chain:
             changes.append((key_of(OTHER, seq), initiator.raw))
         if note is not None:
             changes.append((key_of(FOR, seq), note))
+        loop = None
+        if voucher is not None and own.record.clears:
+            # Who learns that it is complete by the first of its two edges has the other to book.
+            loop = open_loop(voucher.raw, network=self._network)
+            changes.append((LOOP + loop.id, loop.raw))
         await self.write(changes)
         append(self.state, own, initiator)
+        if loop is not None:
+            self.state.loops[loop.id] = loop
+
+    async def keep_loop(self, loop: SignedLoop) -> None:
+        """Keep what members have signed of a loop; from now on, it counts."""
+        self.state.loops[loop.id] = loop
+        await self.write([(LOOP + loop.id, loop.raw)])
+
+    async def drop_loop(self, loop_id: bytes) -> None:
+        """Forget a loop that is booked with both neighbours: the entries have it."""
+        await self.write([(LOOP + loop_id, None)])
+        self.state.loops.pop(loop_id, None)
 
     async def keep_fork(self, half: Signed[Half]) -> None:
         """Keep a half together with one of the same author that contradicts it."""

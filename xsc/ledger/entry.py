@@ -63,7 +63,7 @@ class Half(Record):
     expires_ms: Count | None
     account: Id32 | None
     receipt: Id32 | None
-    """Record id of the debtor's voucher that the entry rests on."""
+    """Record id of the debtor's voucher that the entry rests on, or of a loop."""
     created_ms: Count
     memo: Id32 | None
     """Hash of a text that the parties keep to themselves."""
@@ -81,16 +81,21 @@ class Half(Record):
         """The party that is not the peer, and that must have signed."""
         return self.credit if self.peer == self.debit else self.debit
 
+    @property
+    def clears(self) -> bool:
+        """Whether it rests on a loop, whose id is its account, too, and not on a voucher."""
+        return self.receipt is not None and self.receipt == self.account
+
 
 class SettledEntry(Record):
-    """Both halves of an entry and the voucher under it: all that a third party needs."""
+    """Both halves of an entry and what is under it: all that a third party needs."""
 
     half: bytes
     """The initiator's signed half."""
     counter: bytes
     """The counterparty's signed half."""
     voucher: bytes
-    """The debtor's signed voucher."""
+    """The debtor's signed voucher, or the loop."""
 
 
 def open_half(raw: bytes, *, network: bytes | None) -> Signed[Half]:

@@ -144,8 +144,12 @@ class HistoryExchange:
         Raises:
             XscError: the peer does not answer.
         """
-        if self._chain.restart is not None and self._chain.store.get(HEARD + peer) is None:
+        if not self.is_heard(peer):
             await self._claims_of(peer)
+
+    def is_heard(self, peer: bytes) -> bool:
+        """Return whether a peer has told what it holds since this incarnation began."""
+        return self._chain.restart is None or self._chain.store.get(HEARD + peer) is not None
 
     async def _claims_of(self, peer: bytes) -> None:
         """Take the claims that a peer shows; where it stops, the next call goes on from there."""

@@ -24,6 +24,7 @@ UNIT: Final = "CREDIT"
 _INCOME: Final = "Income:Leases"
 _EXPENSES: Final = "Expenses:Leases"
 _OFF_BOOKS: Final = "Equity:Off-Books"
+_LOOPS: Final = "Equity:Loops"
 _OPENING: Final = "Equity:Opening-Balances"
 _LAST: Final = date(9999, 12, 30)
 """A balance is asserted on the day after."""
@@ -39,6 +40,7 @@ _COLUMNS: Final = (
     "amount",
     "unit",
     "off_books",
+    "loop",
     "leases",
     "entry",
     "says",
@@ -77,12 +79,21 @@ def _transaction(row: Standing, other: str, amount_micro: int, *heading: str) ->
     return "\n".join(("", *heading, *legs, ""))
 
 
+def _beside(paid: Paid, *, is_owed: bool) -> str:
+    """Return the account beside that of the peer."""
+    if paid.loop:
+        return _LOOPS
+    if paid.off_books:
+        return _OFF_BOOKS
+    return _INCOME if is_owed else _EXPENSES
+
+
 def _beancount(head: Statement, rows: Iterable[Paid]) -> Iterator[str]:
     first = last = _day(head.from_ms)
     peers = {row.peer: row for row in head.balances}
     yield f'option "title" {_quoted(f"XSC ledger of {head.name}")}\n'
     yield f'option "operating_currency" "{UNIT}"\n\n{first} commodity {UNIT}\n'
-    for each in (_INCOME, _EXPENSES, _OFF_BOOKS, _OPENING):
+    for each in (_INCOME, _EXPENSES, _OFF_BOOKS, _LOOPS, _OPENING):
         yield f"{first} open {each} {UNIT}\n"
     for row in head.balances:
         yield f"{first} open {_account(row)} {UNIT}\n"
@@ -98,7 +109,7 @@ def _beancount(head: Statement, rows: Iterable[Paid]) -> Iterator[str]:
         row = peers[paid.debtor if is_owed else paid.creditor]
         yield _transaction(
             row,
-            _OFF_BOOKS if paid.off_books else _INCOME if is_owed else _EXPENSES,
+            _beside(paid, is_owed=is_owed),
             paid.amount_micro if is_owed else -paid.amount_micro,
             f"{day} * {_quoted(row.name)} {_quoted(paid.says)}",
             f"  debtor: {_quoted(paid.debtor_name)}",
@@ -145,6 +156,7 @@ def _csv(_: Statement, rows: Iterable[Paid]) -> Iterator[str]:
                 units.format_credits(paid.amount_micro),
                 UNIT,
                 "yes" if paid.off_books else "no",
+                "yes" if paid.loop else "no",
                 _leases(paid),
                 ids.to_text(paid.entry_id),
                 paid.says,

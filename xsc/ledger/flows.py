@@ -16,7 +16,14 @@ from xsc.ledger.entry import Half
 from xsc.terms.voucher import off_books_account
 
 _off_books: Final = lru_cache(maxsize=1024)(off_books_account)
-_SIGNS: Final = {"earned_micro": 1, "paid_micro": 1, "spent_micro": -1, "received_micro": -1}
+_SIGNS: Final = {
+    "earned_micro": 1,
+    "paid_micro": 1,
+    "cleared_own_micro": 1,
+    "spent_micro": -1,
+    "received_micro": -1,
+    "cleared_micro": -1,
+}
 """Of what a peer owes this node."""
 
 _NOTHING: Final = (array("q"), array("q"), array("q"))
@@ -32,7 +39,9 @@ class Flows:
     def add(self, half: Half) -> None:
         """Take the own half of an entry that both parties have signed."""
         is_payment = half.account == _off_books(half.credit, half.debit)
-        if half.debit == half.peer:
+        if half.clears:
+            kind = "cleared_own_micro" if half.debit == half.peer else "cleared_micro"
+        elif half.debit == half.peer:
             kind = "paid_micro" if is_payment else "earned_micro"
         else:
             kind = "received_micro" if is_payment else "spent_micro"

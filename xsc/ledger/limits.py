@@ -98,12 +98,14 @@ def repaid(balance_micro: int, flow: Flow) -> int:
         balance_micro: what it owes at the end of the time; below zero, what it is owed.
         flow: what was booked with it within the time.
     """
-    taken, given = flow.spent_micro + flow.received_micro, flow.earned_micro + flow.paid_micro
+    # What a loop took off this node's debt was paid for it; off the peer's, it was never owed.
+    paid = flow.paid_micro + flow.cleared_own_micro
+    taken, given = flow.spent_micro + flow.received_micro, flow.earned_micro + paid
     before = balance_micro - given + taken
     # What this node paid in money settles what it owed before, and then what it was given.
-    settled = min(flow.paid_micro, max(0, -before))
+    settled = min(paid, max(0, -before))
     owed = before + settled + flow.earned_micro
-    return max(0, min(taken - (flow.paid_micro - settled), owed))
+    return max(0, min(taken - (paid - settled), owed))
 
 
 def is_near(debt_micro: int, limit_micro: int) -> bool:

@@ -16,11 +16,12 @@ from xsc.api.ledger import PaidLease
 from xsc.base import encoding, fields, ids, limits, merkle
 from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, ReceiptInvalid, XscError
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed, sign
-from xsc.ledger import audit, entry, validation
+from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.ledger import entry, validation
 from xsc.ledger.chain import FOR, HALF, OTHER, VOUCHER, Chain, key_of
 from xsc.ledger.exchange import HistoryExchange
 from xsc.ledger.limits import LimitTerms, is_near
+from xsc.ledger.loop import open_voucher
 from xsc.ledger.state import settle
 from xsc.ledger.statement import lease_text, note_bytes, read_note
 from xsc.terms.voucher import Voucher, off_books_account
@@ -66,6 +67,8 @@ class Proposals:
         """Asked what an entry is for when it is written."""
         self.on_owed: Callable[[bytes], None] = lambda _: None
         """Called with a peer that this node came to owe something."""
+        self.on_loop: Callable[[bytes], None] = lambda _loop_id: None
+        """Called when a peer has shown a complete loop by booking its debt."""
 
     async def set_limit(self, peer: bytes, amount_micro: int | None) -> None:
         """Allow the peer to owe that much from now on, whatever the formula says; None ends that.
@@ -106,10 +109,17 @@ class Proposals:
         """
         if len(xid) != entry.XID_BYTES:
             raise ArgumentInvalid(f"an xid has {entry.XID_BYTES} bytes, this has {len(xid)}")
-        signed = audit.open_voucher(voucher, network=self._network)
+        size_max = limits.LEDGER_RECORD_BYTES_MAX
+        signed = open_signed(voucher, Voucher, network=self._network, size_max=size_max)
+        return await self.book(xid, debtor, account, signed)
+
+    async def book(
+        self, xid: bytes, debtor: bytes, account: bytes, voucher: Signed[Voucher]
+    ) -> int:
+        """Do as `collect`, with a voucher that was opened, or what a loop is worth as one."""
         await self._exchange.hear(debtor)
         while True:
-            seq, mine = await self._chain.exclusive(self._prepare, xid, debtor, account, signed)
+            seq, mine = await self._chain.exclusive(self._prepare, xid, debtor, account, voucher)
             refusal = None if seq is None else await self._propose(seq)
             if mine and refusal is not None:
                 raise EntryRefused(f"the peer refused the entry: {refusal}")
@@ -218,7 +228,8 @@ class Proposals:
     ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         """Answer a creditor's half with this node's half."""
         half = entry.open_half(fields.take_bytes(header, "half"), network=self._network)
-        voucher = audit.open_voucher(fields.take_bytes(header, "voucher"), network=self._network)
+        raw = fields.take_bytes(header, "voucher")
+        voucher = open_voucher(raw, half.record, network=self._network)
         await self._exchange.hear(caller)
         counter = await self._chain.exclusive(self._accept, caller, half, voucher)
         return {"v": 1, "counter": counter}, ()
@@ -254,6 +265,8 @@ class Proposals:
         assert answer.account is not None, "a post names an account"
         note = note_bytes(self.leases_of(caller, answer.account))
         await self._chain.extend(own, voucher, initiator=half, note=note)
+        if answer.clears:
+            self.on_loop(voucher.id)
         self._say_paid(answer)
         self._chain.on_change()
         return own.raw
@@ -278,6 +291,8 @@ class Proposals:
             # Who paid off the books is owed that.
             off_books=own.account == off_books_account(own.credit, own.debit),
             leases="; ".join(map(lease_text, self.noted(own.seq))),
+            # So is who owed what a loop took off.
+            loop=own.clears,
         )
         self._say_near(own)
 

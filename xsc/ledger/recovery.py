@@ -16,6 +16,7 @@ from xsc.base.encoding import Value
 from xsc.identity.envelope import Signed
 from xsc.ledger import audit, entry
 from xsc.ledger.incarnation import Incarnation, Noted, Restart, carried_hash
+from xsc.ledger.loop import open_voucher
 from xsc.ledger.state import LedgerState, next_claim
 from xsc.ledger.validation import check_old
 from xsc.terms.voucher import Voucher
@@ -35,7 +36,8 @@ def check_shown(item: Mapping[str, Value], *, peer: bytes, me: bytes, network: b
     try:
         half = entry.open_half(fields.take_bytes(item, "half"), network=network)
         other = entry.open_half(fields.take_bytes(item, "other"), network=network)
-        voucher = audit.open_voucher(fields.take_bytes(item, "voucher"), network=network)
+        raw = fields.take_bytes(item, "voucher")
+        voucher = open_voucher(raw, half.record, network=network)
     except errors.XscError:
         return None
     if half.author != me or other.author != peer or check_old(half, other, voucher) is not None:
@@ -49,14 +51,12 @@ def known_entries(rows: audit.StoredRows, *, network: bytes) -> list[Old]:
     Raises:
         PeerError, LimitError: a row is damaged.
     """
-    return [
-        Old(
-            entry.open_half(rows.halves[seq], network=network),
-            entry.open_half(other, network=network),
-            audit.open_voucher(rows.vouchers[seq], network=network),
-        )
-        for seq, other in rows.others.items()
-    ]
+    found = []
+    for seq, raw in rows.others.items():
+        half = entry.open_half(rows.halves[seq], network=network)
+        voucher = open_voucher(rows.vouchers[seq], half.record, network=network)
+        found.append(Old(half, entry.open_half(raw, network=network), voucher))
+    return found
 
 
 def merged(entries: Iterable[Old]) -> list[Old]:

@@ -1,7 +1,8 @@
 """The ledger of one node: what it says, and the parts that change it.
 
-`chain` keeps it, `proposals` books debts together with peers, `exchange` recovers it from
-peers. The sums are in `state`, the replay in `audit`, what people see in `statement`.
+`chain` keeps it, `proposals` books debts together with peers, `loops` takes them off where they
+go around, `exchange` recovers it from peers. The sums are in `state`, the replay in `audit`, what
+people see in `statement`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from xsc.ledger import chain, exchange, incarnation
 from xsc.ledger.audit import replay
 from xsc.ledger.entry import SettledEntry
 from xsc.ledger.limits import REPAID_MS, LimitSettings, LimitTerms, Trust, limit_terms, repaid
+from xsc.ledger.loops import Loops
 from xsc.ledger.proposals import PROPOSE, Proposals
 from xsc.ledger.state import digest
 from xsc.ledger.statement import (
@@ -69,6 +71,7 @@ class LedgerService:
         self.chain = chain.Chain(context, state, recovering=recovering)
         self.exchange = exchange.HistoryExchange(context, self.chain)
         self.proposals = Proposals(context, self.chain, self.exchange, limit_terms=self.limit_terms)
+        self.loops = Loops(context, self.chain, self.exchange, self.proposals)
         self.set_limit = self.proposals.set_limit
         self.collect = self.proposals.collect
         self.retry_pending = self.proposals.retry_pending
@@ -251,6 +254,7 @@ class LedgerService:
             PROPOSE: self.proposals.on_propose,
             exchange.HEAD: self.exchange.on_head,
             exchange.HISTORY: self.exchange.on_history,
+            **self.loops.handlers(),
         }
 
     async def run(self) -> None:

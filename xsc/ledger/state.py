@@ -8,6 +8,7 @@ here; `xsc.ledger.validation` has done so.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from xsc.base.encoding import Value, encode, tagged_sha256
@@ -15,6 +16,7 @@ from xsc.identity.envelope import Signed
 from xsc.ledger.entry import GENESIS, Half
 from xsc.ledger.flows import Flows
 from xsc.ledger.incarnation import Restart
+from xsc.ledger.loop import SignedLoop
 from xsc.terms.voucher import Voucher
 
 
@@ -45,6 +47,17 @@ class Seen:
     prev: bytes
     seq: int
     """Of the own half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What an offer that is under way may come to take off two debts."""
+
+    before: bytes
+    """Who owes this node."""
+    after: bytes
+    """Whom it owes."""
+    amount_micro: int
 
 
 @dataclass(slots=True)
@@ -86,6 +99,9 @@ class LedgerState:
     """Old halves that came after the incarnation had begun, by sequence number."""
     covered: set[int] = field(default_factory=set)
     """Old halves whose voucher was booked in full already: they count nothing."""
+    loops: dict[bytes, SignedLoop] = field(default_factory=dict)
+    """By id, those that this node has signed and that are not booked with both neighbours. They
+    are stored beside the chain, and no replay gives them."""
     order: list[int] = field(default_factory=list)
     """The own halves in the order in which they were taken: an index only."""
     with_peer: dict[bytes, list[int]] = field(default_factory=dict)
@@ -113,11 +129,37 @@ class LedgerState:
     def exposure(self, peer: bytes) -> int:
         """Return what the peer owes at most. It must keep its limit.
 
-        That is the sum of what is settled, unanswered and unproven: hiding a debt gains no
-        credit.
+        That is the sum of what is settled, unanswered, unproven and in loops: hiding a debt
+        gains no credit.
         """
         unproven = max(0, self.unproven_micro(peer))
-        return self.balances.get(peer, 0) + self.open_micro(peer) + unproven
+        held = sum(
+            loop.record.amount_micro
+            for loop in self.loops.values()
+            if loop.record.after(self.me) == peer
+            and not self.settled_under(loop.id, debtor=peer, creditor=self.me)
+            and self.open_under(peer, loop.id) is None
+        )
+        return self.balances.get(peer, 0) + self.open_micro(peer) + unproven + held
+
+    def clearable(self, before: bytes, after: bytes, offered: Iterable[Offered] = ()) -> int:
+        """Return what one more loop may take off: no debt changes sides, and none counts twice.
+
+        Args:
+            before: who owes this node.
+            after: whom it owes.
+            offered: what is promised to offers under way.
+        """
+        owed, owing = self.balances.get(before, 0), -self.exposure(after)
+        for loop in self.loops.values():
+            if loop.record.before(self.me) == before and not self.settled_under(
+                loop.id, debtor=self.me, creditor=before
+            ):
+                owed -= loop.record.amount_micro
+        for other in offered:
+            owed -= other.amount_micro if other.before == before else 0
+            owing -= other.amount_micro if other.after == after else 0
+        return max(0, min(owed, owing))
 
     def settled_under(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
         """Return what was settled in an account in all."""

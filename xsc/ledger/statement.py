@@ -135,7 +135,9 @@ def paid_row(
     debtor, creditor = name_of(half.debit), name_of(half.credit)
     amount = units.say_credits(half.amount_micro)
     off_books = half.account == off_books_account(half.credit, half.debit)
-    if off_books:
+    if half.clears:
+        says = f"a loop took {amount} off what {creditor} owed {debtor}"
+    elif off_books:
         says = f"{creditor} paid {debtor} {amount} off the books"
     else:
         says = f"{debtor} owes {creditor} {amount} for leases"
@@ -151,6 +153,7 @@ def paid_row(
         creditor_name=creditor,
         amount_micro=half.amount_micro,
         off_books=off_books,
+        loop=half.clears,
         leases=leases,
         says=says,
     )

@@ -280,7 +280,9 @@ def _check_own_post(
     if (refusal := _check_amount(state, half, voucher.record)) is not None:
         return refusal
     exposure = state.exposure(half.peer)
-    if limit_micro is not None and exposure + half.amount_micro > limit_micro:
+    # A complete loop is booked whatever has changed: it counted against the limit until now.
+    most = None if half.clears else limit_micro
+    if most is not None and exposure + half.amount_micro > most:
         return Refusal(
             "limit_exceeded",
             f"{half.amount_micro} micro-credits more would pass the limit of {limit_micro} "

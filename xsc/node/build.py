@@ -751,6 +751,8 @@ class Node:
         start("signing", self.market.signing.run)
         start("market", self.market.run)
         start("ledger", self.ledger.run)
+        start("loops", self.ledger.loops.run)
+        start("loops_daily", self.ledger.loops.run_daily)
         start("payments", self.payments.run)
         start("directory", self.directory.run)
         start("repair", self.storage.repairer.run)

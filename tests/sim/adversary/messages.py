@@ -118,6 +118,8 @@ HEADERS: dict[str, dict[str, Any]] = {
     "ledger.head": {"incarnation": Sealed("incarnation")},
     "ledger.account": {"paid_micro": Count, "is_payer": bool},
     "ledger.history": {"start": Count},
+    "ledger.offer": {"path": Many(Id32, 5), "amount_micro": Count, "left_ms": Count},
+    "ledger.loop": {"loop": bytes},
     "space.next": {
         "cursors": Many(Cursor, CURSORS_MAX),
         "wait": bool,

@@ -954,6 +954,16 @@ def test_settle(xsc, stand_in):
     assert "with 2 peers something is still owed" in text
 
 
+def test_clear(xsc, stand_in):
+    row = {"members": [{"id": NODE, "name": "bob"}], "amount_micro": 40, "state": "waits"}
+    stand_in.answers("POST", "/v1/ledger/clear", {"loops": [row]})
+    text = xsc("ledger", "clear").text
+    assert "0.000040" in text
+    assert "waits" in text
+    stand_in.answers("POST", "/v1/ledger/clear", {"loops": []})
+    assert "no debts go around" in xsc("ledger", "clear").err
+
+
 def test_what_was_paid_outside_waits_for_the_other_side(xsc, stand_in):
     answer = {
         "peer": NODE,

@@ -5,9 +5,10 @@ import pytest
 
 from tests.unit.ledger.circle import NETWORK
 from xsc.base.errors import RecordInvalid, SignatureInvalid
-from xsc.identity.envelope import sign
+from xsc.base.limits import LEDGER_RECORD_BYTES_MAX
+from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.ledger.audit import open_voucher, verify_settled
+from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import (
     GENESIS,
     Half,
@@ -54,7 +55,7 @@ def test_half_counter_and_export_are_the_pinned_bytes():
     )
 
     raw = bytes.fromhex(VECTOR["voucher"]["signed"])
-    voucher = open_voucher(raw, network=network)
+    voucher = open_signed(raw, Voucher, network=network)
     assert voucher.id.hex() == VECTOR["voucher"]["id"]
     exported = SettledEntry(half=half.raw, counter=counter.raw, voucher=raw)
     assert sign(exported, CREDITOR, network).raw.hex() == VECTOR["settled"]["signed"]
@@ -152,4 +153,12 @@ def test_the_largest_voucher_and_half_fit_their_bound():
         count=GENESIS,
         until_ms=most,
     )
-    assert open_voucher(sign(said, DEBTOR, NETWORK).raw, network=NETWORK).record == said
+    assert (
+        open_signed(
+            sign(said, DEBTOR, NETWORK).raw,
+            Voucher,
+            network=NETWORK,
+            size_max=LEDGER_RECORD_BYTES_MAX,
+        ).record
+        == said
+    )

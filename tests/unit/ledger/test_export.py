@@ -210,6 +210,7 @@ def test_no_name_breaks_a_format(names):
             creditor_name=names[0],
             amount_micro=5,
             off_books=False,
+            loop=False,
             leases=[],
             says=name,
         )
@@ -227,7 +228,7 @@ def test_no_name_breaks_a_format(names):
     assert errors == []
     assert sum(isinstance(each, data.Transaction) for each in entries) == 2
     lines = [*csv.reader(io.StringIO(table, newline=""))]
-    assert [len(line) for line in lines] == [11, 11, 11]
+    assert [len(line) for line in lines] == [12, 12, 12]
     assert not any(cell.lstrip()[:1] in {*"=+-@\t\r＝"} - {""} for line in lines for cell in line)
     assert [row["debtor_name"] for row in json.loads(told)["payments"]] == [*names]
 

@@ -68,6 +68,7 @@ def test_dates_that_do_not_rise_are_sorted():
     draw, flows = random.Random(7), Flows()
     halves = [
         SimpleNamespace(
+            clears=False,
             account=b"x",
             debit=b"p",
             credit=b"m",

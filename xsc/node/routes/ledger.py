@@ -158,6 +158,24 @@ async def settle(node: Node, _: endpoint.Nothing) -> api.Settlement:
     )
 
 
+async def clear(node: Node, _: endpoint.Nothing) -> api.Loops:
+    """Take off debts that go around."""
+    found = {loop.id: loop for loop in await node.ledger.loops.clear()}
+    return api.Loops(
+        loops=[
+            api.Loop(
+                members=[
+                    peers.NamedPeer(id=each, name=node.name_of(each))
+                    for each in loop.record.members
+                ],
+                amount_micro=loop.record.amount_micro,
+                state="booked" if loop.is_complete else "waits",
+            )
+            for loop in (node.ledger.chain.state.loops | found).values()
+        ]
+    )
+
+
 async def off_books(node: Node, asked: api.Payment) -> api.PaymentHeard:
     """Report a payment outside of XSC."""
     peer = node.peers.roster.find(asked.peer)

@@ -1,0 +1,472 @@
+"""Debts that go around: all members book a loop that is complete, and none one that is not."""
+
+import asyncio
+import contextlib
+from itertools import pairwise
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect
+from xsc.base.encoding import decode, encode
+from xsc.base.errors import CreditExceeded, EntryRefused, LedgerDamaged, PeerSilent, RecordInvalid
+from xsc.identity.envelope import sign
+from xsc.ledger.audit import verify_settled
+from xsc.ledger.entry import post_half
+from xsc.ledger.incarnation import Noted
+from xsc.ledger.loop import Loop, SignedLoop, begin, open_loop
+from xsc.ledger.loops import LOOP, LOOPS_A_PEER_MAX, OFFER
+
+DEBT = 500_000
+
+
+def run(story):
+    return asyncio.run(story)
+
+
+async def ring(count, amounts=None):
+    """Return members of which each owes the next one, the last one the first."""
+    circle = Circle(count)
+    owed = amounts or [DEBT] * count
+    for index, member in enumerate(circle.members):
+        await collect(circle.members[(index + 1) % count], member, owed[index])
+    return circle
+
+
+def nets(circle):
+    return [
+        sum(member.ledger.balance(other.id) for other in circle.members)
+        for member in circle.members
+    ]
+
+
+def debts(circle):
+    """Return what each owes the next, as it and as the next has it."""
+    around = [*circle.members, circle.members[0]]
+    return [(-a.ledger.balance(b.id), b.ledger.balance(a.id)) for a, b in pairwise(around)]
+
+
+async def work(circle):
+    """Let all go on with what they have learned, until nobody has anything to do."""
+    for _ in range(12):
+        for member in circle.members:
+            if member.id not in circle.gone:
+                await member.ledger.loops._work()
+                await member.ledger.retry_pending()
+
+
+def signed_by(members, amount, *, xid=b"x" * 16, signers=None):
+    """Return a loop that those have signed."""
+    loop = Loop(members=tuple(m.id for m in members), amount_micro=amount, xid=xid)
+    keys = {member.id: member.key for member in members}
+    found = None
+    for signer in loop.signers[: len(members) if signers is None else signers]:
+        own = sign(loop, keys[signer], NETWORK)
+        found = begin(own) if found is None else found.signed(own)
+    return found
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_a_loop_takes_the_least_debt_off_all_and_no_position_changes(count):
+    async def play():
+        amounts = [DEBT + 1_000 * index for index in range(count)]
+        circle = await ring(count, amounts)
+        before = nets(circle)
+        (loop,) = await circle.members[0].ledger.loops.clear()
+        assert loop.record.amount_micro == DEBT
+        await work(circle)
+        assert debts(circle) == [(amount - DEBT, amount - DEBT) for amount in amounts]
+        assert nets(circle) == before
+        for member in circle.members:
+            assert not member.ledger.chain.state.loops
+            await member.ledger.verify()
+            member.crash()
+        assert debts(circle) == [(amount - DEBT, amount - DEBT) for amount in amounts]
+        assert not await circle.members[1].ledger.loops.clear()
+
+    run(play())
+
+
+def test_six_debts_that_go_around_are_too_many():
+    async def play():
+        circle = await ring(6)
+        assert not await circle.members[0].ledger.loops.clear()
+        assert not any(member.ledger.chain.state.loops for member in circle.members)
+
+    run(play())
+
+
+def test_an_entry_of_a_loop_is_exported_and_proves_itself():
+    async def play():
+        circle = await ring(3)
+        await circle.members[0].ledger.loops.clear()
+        await work(circle)
+        (row,) = circle.members[0].ledger.entries(limit=1)
+        text = verify_settled(circle.members[0].ledger.export(row.entry_id))
+        assert "a loop that all its members signed took 0.500000 credits off" in text
+
+    run(play())
+
+
+@pytest.mark.parametrize("silent_after", range(1, 20))
+def test_a_member_that_dies_at_any_message_and_returns_after_a_month(silent_after):
+    """Nothing is booked, or everything once it is back; until then what was signed counts."""
+
+    async def play(dead):
+        circle = await ring(4)
+        left = [silent_after]
+
+        def fate():
+            left[0] -= 1
+            if left[0] == 0:
+                circle.gone.add(circle.members[dead].id)
+            return "pass"
+
+        circle.fate = fate
+        before = nets(circle)
+        await circle.members[0].ledger.loops.clear()
+        await work(circle)
+        circle.fate = lambda: "pass"
+        state = circle.members[1].ledger.chain.state
+        for loop in state.loops.values():
+            # What is signed and not booked is not there for another loop.
+            assert state.clearable(circle.members[0].id, circle.members[2].id) < DEBT, loop
+        circle.clock.advance_to(circle.clock.now_ms() + 30 * 24 * 3_600_000)
+        circle.members[dead].crash()
+        circle.gone.clear()
+        for _ in range(2):
+            for member in circle.members:
+                await member.ledger.loops._resume()
+                await member.ledger.retry_pending()
+            await work(circle)
+        books = debts(circle)
+        assert books in ([(DEBT, DEBT)] * 4, [(0, 0)] * 4)
+        assert nets(circle) == before
+        for member in circle.members:
+            assert not member.ledger.chain.state.loops
+            await member.ledger.verify()
+
+    for dead in range(4):
+        run(play(dead))
+
+
+def test_nobody_signs_or_books_what_does_not_follow():
+    async def play():
+        circle = await ring(3)
+        a, b, c = circle.members
+        handler = b.ledger.handlers()
+
+        async def told(loop, caller, method=LOOP):
+            assert method
+            return await handler[LOOP](caller.id, {"v": 1, "loop": loop.raw}, ())
+
+        # c signs before b; b signs only what c, whom it owes, shows, and within its debts.
+        with pytest.raises(EntryRefused, match="turn"):
+            await told(signed_by([a, b, c], DEBT, signers=2), a)
+        with pytest.raises(EntryRefused, match="turn"):
+            await told(signed_by([a, b, c], DEBT, signers=1), c)
+        with pytest.raises(EntryRefused, match="debts"):
+            await told(signed_by([a, b, c], DEBT + 1, signers=2), c)
+        with pytest.raises(EntryRefused, match="debts"):
+            await told(signed_by([c, b, a], DEBT, signers=2), a)
+        loop = signed_by([a, b, c], DEBT, signers=2)
+        for raw in (
+            encode([]),
+            encode(loop.envelopes[0]),
+            encode([1]),
+            encode([*loop.envelopes][::-1]),
+            encode([loop.envelopes[0], loop.envelopes[0]]),
+            encode([loop.envelopes[0], signed_by([a, b, c], DEBT - 1, signers=2).envelopes[1]]),
+        ):
+            with pytest.raises(RecordInvalid):
+                open_loop(raw, network=NETWORK)
+        with pytest.raises(RecordInvalid, match="no member"):
+            await handler[LOOP](
+                a.id, {"v": 1, "loop": signed_by([a, c, Circle(9).members[8]], DEBT).raw}, ()
+            )
+        # A debt that is in a loop is in no second one, and one signed twice is the same loop.
+        answer, _ = await told(loop, c)
+        assert open_loop(answer["loop"], network=NETWORK).is_complete
+        assert (await told(loop, c))[0] == answer
+        with pytest.raises(EntryRefused, match="debts"):
+            await told(signed_by([a, b, c], DEBT, xid=b"y" * 16, signers=2), c)
+
+    run(play())
+
+
+def test_an_incomplete_loop_or_one_of_others_books_nothing():
+    async def play():
+        circle = await ring(3)
+        a, b, c = circle.members
+        loop = signed_by([a, b, c], DEBT)
+        for wrong in (
+            SignedLoop(loop.record, loop.id, NETWORK, loop.envelopes[:2]),
+            signed_by([c, b, a], DEBT),
+        ):
+            half = entry_of(a, b, wrong)
+            with pytest.raises(RecordInvalid):
+                await b.ledger.handlers()["ledger.propose"](
+                    a.id, {"v": 1, "half": half.raw, "voucher": wrong.raw}, ()
+                )
+        assert debts(circle) == [(DEBT, DEBT)] * 3
+
+    run(play())
+
+
+def entry_of(debtor, creditor, loop):
+    """Return the half with which who owes proposes to book a loop."""
+    state = debtor.ledger.chain.state
+    half = post_half(
+        creditor=debtor.id,
+        debtor=creditor.id,
+        seq=state.next_seq,
+        prev=state.head,
+        xid=b"z" * 16,
+        amount_micro=loop.record.amount_micro,
+        account=loop.id,
+        receipt=loop.id,
+        created_ms=0,
+    )
+    return sign(half, debtor.key, NETWORK)
+
+
+def test_what_is_signed_counts_against_the_limit_until_it_is_booked():
+    async def play():
+        circle = await ring(3)
+        a, b, c = circle.members
+        loop = signed_by([b, c, a], DEBT, signers=2)
+        await a.ledger.handlers()[LOOP](
+            b.id, {"v": 1, "loop": signed_by([b, c, a], DEBT, signers=1).raw}, ()
+        )
+        assert a.ledger.chain.state.loops.keys() == {loop.id}
+        await a.ledger.set_limit(b.id, STARTER)
+        assert a.ledger.credit_left(b.id) == STARTER
+        await collect(a, b, STARTER, account=9, xid=9)
+        with pytest.raises(CreditExceeded):
+            await collect(a, b, 1, of=STARTER + 1, account=9, xid=10)
+        # And yet the loop is booked once it is complete, whatever the limit is by then.
+        await a.ledger.set_limit(b.id, 0)
+        done = signed_by([b, c, a], DEBT)
+        await a.ledger.handlers()[LOOP](b.id, {"v": 1, "loop": done.raw}, ())
+        await work(circle)
+        assert debts(circle)[0] == (-STARTER, -STARTER)
+        assert debts(circle)[1:] == [(0, 0)] * 2
+        await a.ledger.verify()
+        for member in circle.members:  # A statement of any month sums up to the same.
+            sums = member.ledger.chain.state.flows.balances(2**62)
+            assert all(sums[other] == member.ledger.balance(other) for other in sums)
+            assert sums
+
+    run(play())
+
+
+def test_a_peer_has_so_many_unfinished_loops_signed_and_no_more():
+    async def play():
+        circle = await ring(3)
+        a, b, c = circle.members
+        for number in range(LOOPS_A_PEER_MAX + 1):
+            loop = signed_by([b, c, a], 1_000, xid=bytes([number]) * 16, signers=1)
+            call = a.ledger.handlers()[LOOP](b.id, {"v": 1, "loop": loop.raw}, ())
+            if number < LOOPS_A_PEER_MAX:
+                await call
+            else:
+                with pytest.raises(EntryRefused):
+                    await call
+
+    run(play())
+
+
+def test_a_false_offer_is_refused_and_an_origin_closes_only_its_own():
+    async def play():
+        circle = await ring(3)
+        a, b, c = circle.members
+
+        async def offer(path, caller=c, to=a):
+            header = {"v": 1, "path": path, "amount_micro": DEBT, "left_ms": 1_000}
+            return (await to.ledger.handlers()[OFFER](caller.id, header, ()))[0]["loop"]
+
+        for path in ([], [c.id, b.id], [c.id, c.id], [b"short", c.id, 1][:1], [b"x" * 32] * 6):
+            with pytest.raises(RecordInvalid):
+                await offer(path)
+        assert await offer([a.id, b.id, c.id]) is None
+        assert await offer([b.id, a.id, c.id]) is None
+        assert not any(member.ledger.chain.state.loops for member in circle.members)
+
+    run(play())
+
+
+def test_a_refused_loop_stays_and_is_booked_by_who_comes_to_reason():
+    """A member that has signed and refuses to book holds nobody else up."""
+
+    async def play():
+        circle = await ring(3)
+        a, b, c = circle.members
+        done = signed_by([a, b, c], DEBT)
+        usual = b.ledger.proposals.on_propose
+
+        async def refuses(*_):
+            raise EntryRefused("no")
+
+        b.ledger.proposals.on_propose = refuses
+        await a.ledger.handlers()[LOOP](b.id, {"v": 1, "loop": done.raw}, ())
+        await work(circle)
+        assert debts(circle) == [(DEBT, DEBT), (0, 0), (0, 0)]
+        b.ledger.proposals.on_propose = usual
+        for member in circle.members:
+            await member.ledger.loops._resume()
+        await work(circle)
+        assert debts(circle) == [(0, 0)] * 3
+        for member in circle.members:
+            await member.ledger.verify()
+
+    run(play())
+
+
+def test_who_lost_its_disk_books_what_it_had_signed():
+    async def play():
+        circle = await ring(3)
+        a, b, c = circle.members
+        done = signed_by([a, b, c], DEBT)
+        await c.ledger.handlers()[LOOP](b.id, {"v": 1, "loop": done.raw}, ())
+        await b.come_back(Noted())
+        await work(circle)
+        for member in circle.members:
+            await member.ledger.loops._resume()
+        await work(circle)
+        assert debts(circle) == [(0, 0)] * 3
+        await b.ledger.verify()
+
+    run(play())
+
+
+def test_a_flipped_byte_of_a_stored_loop_is_found():
+    async def play():
+        circle = await ring(3)
+        a, b, c = circle.members
+        await a.ledger.handlers()[LOOP](
+            b.id, {"v": 1, "loop": signed_by([b, c, a], DEBT, signers=1).raw}, ()
+        )
+        ((key, raw),) = a.store.scan(b"ledger-loop/", b"ledger-loop0")
+        for place in range(0, len(raw), 7):
+            bad = raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
+            a.store.write([(key, bad)], sync=True)
+            with pytest.raises(LedgerDamaged):
+                a.start()
+        a.store.write([(key, raw)], sync=True)
+        a.start()
+        assert decode(raw)
+
+    run(play())
+
+
+class Market(RuleBasedStateMachine):
+    """Nodes that run up debts, look for loops, go silent, crash and come back."""
+
+    @initialize(amounts=st.lists(st.integers(1_000, 9_000), min_size=7, max_size=7))
+    def begin(self, amounts):
+        self.loop = asyncio.new_event_loop()
+        self.circle = Circle(4)
+        self.account = 0
+        self.fates = []
+        self.circle.fate = lambda: self.fates.pop() if self.fates else "pass"
+        for (debtor, creditor), amount in zip(
+            [(0, 1), (1, 2), (2, 0), (2, 3), (3, 0), (3, 1), (1, 0)], amounts, strict=True
+        ):
+            self.owe(debtor, creditor, amount)
+
+    def do(self, step):
+        return self.loop.run_until_complete(step)
+
+    def owe(self, debtor, creditor, amount):
+        self.account += 1
+        members = self.circle.members
+        with contextlib.suppress(PeerSilent, CreditExceeded):
+            self.do(
+                collect(
+                    members[creditor],
+                    members[debtor],
+                    amount,
+                    account=self.account % 250 + 1,
+                    xid=self.account,
+                )
+            )
+
+    @rule(pair=st.permutations(range(4)), amount=st.integers(1, 9_000))
+    def use(self, pair, amount):
+        if self.account < 240:
+            self.owe(pair[0], pair[1], amount)
+
+    @rule(
+        who=st.integers(0, 3),
+        fates=st.lists(
+            st.sampled_from(["pass", "pass", "request lost", "answer lost", "twice"]), max_size=12
+        ),
+    )
+    def clear(self, who, fates):
+        if self.circle.members[who].id in self.circle.gone:
+            return
+        self.fates = fates
+        self.do(self.circle.members[who].ledger.loops.clear())
+        self.fates = []
+
+    @rule(who=st.integers(0, 3))
+    def go_silent(self, who):
+        self.circle.gone.add(self.circle.members[who].id)
+
+    @rule(who=st.integers(0, 3))
+    def crash(self, who):
+        self.circle.members[who].crash()
+
+    @rule()
+    def all_come_back(self):
+        self.circle.gone.clear()
+        self.finish()
+
+    def finish(self):
+        async def story():
+            for _ in range(3):
+                for member in self.circle.members:
+                    await member.ledger.loops._resume()
+                await work(self.circle)
+
+        self.do(story())
+        complete, unfinished = set(), {}
+        for member in self.circle.members:
+            for loop in member.ledger.chain.state.loops.values():
+                unfinished[loop.id] = loop
+                complete |= {loop.id} if loop.is_complete else set()
+        assert not complete
+        # Each is booked by all of its members, or by none.
+        booked = {}
+        for member in self.circle.members:
+            for known in member.ledger.chain.state.entries.values():
+                half = member.ledger.chain.own(known.seq).record
+                if half.clears and known.seq not in member.ledger.chain.state.voided:
+                    booked.setdefault(half.account, []).append((half.debit, half.credit))
+        for edges in booked.values():
+            assert len(edges) == 2 * len({*edges}) >= 6
+        assert not booked.keys() & unfinished.keys()
+        total = sum(nets(self.circle))
+        assert total == 0
+        for member in self.circle.members:
+            self.do(member.ledger.verify())
+
+    @invariant()
+    def no_limit_is_passed(self):
+        if not hasattr(self, "circle"):
+            return
+        for member in self.circle.members:
+            for other in self.circle.members:
+                assert member.ledger.chain.state.exposure(other.id) <= STARTER
+
+    def teardown(self):
+        if hasattr(self, "circle"):
+            self.circle.gone.clear()
+            self.finish()
+            self.loop.close()
+
+
+Market.TestCase.settings = settings(deadline=None, stateful_step_count=15)
+TestMarket = Market.TestCase

@@ -1,0 +1,174 @@
+"""The loop: debts that go around, which all its members sign to take one amount off.
+
+Each member owes the next, and the last one the first. The origin, which is the first member,
+signs first, then the last member, and so back to the second: a member signs what all behind it
+have signed, and the signature of the second completes it. docs/design/ledger.md, "Loops".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from xsc.base import encoding, errors, limits
+from xsc.identity.envelope import Id32, Record, Signed, open_signed
+from xsc.ledger.entry import Half, Id16
+from xsc.terms.voucher import Voucher
+
+LOOP_MEMBERS_MAX = 5
+LOOP_MICRO_MIN = 1_000
+"""What a loop takes off at least: a smaller debt is not worth its entries."""
+LOOP_FAN_MAX = 4
+"""Creditors to which a member passes an offer on, beside the origin."""
+
+
+class Loop(Record):
+    """Signed by each member: this amount is off every debt, once all have signed."""
+
+    KIND: ClassVar[str] = "loop"
+
+    members: Annotated[tuple[Id32, ...], Field(min_length=3, max_length=LOOP_MEMBERS_MAX)]
+    """Each owes the next one, the last one the first."""
+    amount_micro: Annotated[int, Field(ge=LOOP_MICRO_MIN, lt=2**63)]
+    xid: Id16
+    """Drawn by the origin: the same debts may go around again."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Loop:
+        if len({*self.members}) != len(self.members):
+            raise ValueError("a node is a member twice")
+        return self
+
+    @property
+    def signers(self) -> tuple[bytes, ...]:
+        """The members in the order in which they sign."""
+        return self.members[:1] + self.members[:0:-1]
+
+    def before(self, member: bytes) -> bytes:
+        """Return who owes a member."""
+        return self.members[self.members.index(member) - 1]
+
+    def after(self, member: bytes) -> bytes:
+        """Return whom a member owes."""
+        return self.members[(self.members.index(member) + 1) % len(self.members)]
+
+
+@dataclass(frozen=True, slots=True)
+class SignedLoop:
+    """A loop and the envelopes of the members that have signed so far, in their order."""
+
+    record: Loop
+    id: bytes
+    network: bytes
+    envelopes: tuple[bytes, ...]
+
+    @property
+    def raw(self) -> bytes:
+        """The bytes that are sent, stored and shown."""
+        return encoding.encode([*self.envelopes])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all have signed."""
+        return len(self.envelopes) == len(self.record.members)
+
+    def is_signed_by(self, member: bytes) -> bool:
+        """Return whether a node has signed."""
+        return member in self.record.signers[: len(self.envelopes)]
+
+    def is_turn_of(self, member: bytes) -> bool:
+        """Return whether a node is the next to sign."""
+        return self.record.signers[len(self.envelopes) :][:1] == (member,)
+
+    def signed(self, envelope: Signed[Loop]) -> SignedLoop:
+        """Return the loop with the next signature."""
+        return SignedLoop(self.record, self.id, self.network, (*self.envelopes, envelope.raw))
+
+
+def open_loop(raw: bytes, *, network: bytes | None) -> SignedLoop:
+    """Return a loop that members have signed in their order, the signatures verified.
+
+    Raises:
+        TooLarge, RecordInvalid, SignatureInvalid: see `open_signed`.
+    """
+    envelopes = encoding.decode(raw, size_max=limits.LEDGER_RECORD_BYTES_MAX)
+    if not isinstance(envelopes, list) or not 0 < len(envelopes) <= LOOP_MEMBERS_MAX:
+        raise errors.RecordInvalid("a loop is a list of what its members signed")
+    found = []
+    for envelope in envelopes:
+        if not isinstance(envelope, bytes):
+            raise errors.RecordInvalid("a loop is a list of what its members signed")
+        opened = open_signed(envelope, Loop, network=network)
+        network = opened.network
+        found.append(opened)
+    first = found[0]
+    if any(each.id != first.id for each in found):
+        raise errors.RecordInvalid("the members of this loop have signed different ones")
+    if tuple(each.author for each in found) != first.record.signers[: len(found)]:
+        raise errors.RecordInvalid("this loop is not signed by its members in their order")
+    return SignedLoop(first.record, first.id, first.network, tuple(each.raw for each in found))
+
+
+def begin(envelope: Signed[Loop]) -> SignedLoop:
+    """Return a loop that its origin alone has signed."""
+    return SignedLoop(envelope.record, envelope.id, envelope.network, (envelope.raw,))
+
+
+def voucher_of(loop: SignedLoop, *, debtor: bytes, creditor: bytes) -> Signed[Voucher]:
+    """Return what a complete loop is worth as a voucher of one member to the one before it.
+
+    Who was owed comes to owe the amount, which takes it off. The account is the loop's id, so
+    that it is booked once.
+
+    Args:
+        loop: the loop.
+        debtor: of the entry: the member that is owed.
+        creditor: of the entry: the member before it, which owes.
+
+    Raises:
+        RecordInvalid: not all have signed, or these two are not neighbours in it.
+    """
+    record = loop.record
+    if not loop.is_complete:
+        raise errors.RecordInvalid("not all members have signed this loop")
+    if creditor not in record.members or record.after(creditor) != debtor:
+        raise errors.RecordInvalid("the debt between these two is not in the loop")
+    voucher = Voucher(
+        account=loop.id,
+        provider=creditor,
+        customer=debtor,
+        number=1,
+        amount_micro=record.amount_micro,
+        until_ms=0,
+        count=None,
+    )
+    return Signed(voucher, debtor, loop.network, loop.id, loop.raw)
+
+
+def open_voucher(raw: bytes, half: Half, *, network: bytes | None) -> Signed[Voucher]:
+    """Return what a half rests on, its signatures verified: a voucher, or the loop that it names.
+
+    Raises:
+        TooLarge, RecordInvalid, SignatureInvalid: it is neither.
+    """
+    if half.clears:
+        loop = open_loop(raw, network=network)
+        return voucher_of(loop, debtor=half.debit, creditor=half.credit)
+    return open_signed(raw, Voucher, network=network, size_max=limits.LEDGER_RECORD_BYTES_MAX)
+
+
+def next_members(debts: Mapping[bytes, int], path: Sequence[bytes]) -> list[bytes]:
+    """Return to whom a node passes an offer on: the origin, then its largest debts.
+
+    Args:
+        debts: per creditor of the node, how much may be taken off.
+        path: the members before the node, the origin first.
+    """
+    origin = [path[0]] if len(path) > 1 and path[0] in debts else []
+    if len(path) + 1 == LOOP_MEMBERS_MAX:
+        return origin
+    others = sorted((peer for peer in debts if peer not in path), key=lambda p: (-debts[p], p))
+    return origin + others[:LOOP_FAN_MAX]

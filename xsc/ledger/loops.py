@@ -1,0 +1,331 @@
+"""Finds loops of debts, signs them, and has those booked that all members have signed.
+
+    ledger.offer  path, amount_micro, left_ms: the members so far, the origin first and the caller
+                  last; what may be taken off; how long the caller waits
+        -> loop: what all behind the caller have signed, None where nothing goes around
+    ledger.loop   loop: what a member after this node has signed, or all have
+        -> loop: what this node has of it, which it has signed itself
+
+An offer travels along debts until it is back at its origin, and the signatures come back the
+way of the answers. A member promises the amount to the offer while it waits, so that what it
+is asked to sign it can sign. Once it has signed, nothing but the booking takes the loop away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from xsc.base import encoding, fields, ids, limits, merkle, peering
+from xsc.base.errors import EntryRefused, RecordInvalid, Recovering, XscError
+from xsc.identity.context import Context
+from xsc.identity.envelope import sign
+from xsc.ledger import loop as rules
+from xsc.ledger.chain import Chain
+from xsc.ledger.entry import XID_BYTES
+from xsc.ledger.exchange import HistoryExchange
+from xsc.ledger.loop import LOOP_MEMBERS_MAX, LOOP_MICRO_MIN, Loop, SignedLoop, open_loop
+from xsc.ledger.proposals import Proposals
+from xsc.ledger.state import Offered
+
+LOOPS_A_PEER_MAX = 8
+"""Unfinished ones over what one peer owes this node."""
+LOOPS_FOUND_MAX = 16
+"""By one search."""
+OFFER_TIMEOUT_MS = 16_000
+"""For all that comes of one offer; half of what is left for each further member."""
+LOOP_FIRST_MS = 3_600_000
+"""After a start."""
+LOOP_EVERY_MS = 24 * 3_600_000
+
+OFFER: Final = "ledger.offer"
+LOOP: Final = "ledger.loop"
+
+
+class Loops:
+    """The loops of one node."""
+
+    def __init__(
+        self, context: Context, chain: Chain, exchange: HistoryExchange, proposals: Proposals
+    ) -> None:
+        self._key = context.key
+        self._own = context.key.node_id
+        self._network = context.network
+        self._clock = context.clock
+        self._entropy = context.entropy
+        self._caller = context.caller
+        self._log = context.log
+        self._chain = chain
+        self._exchange = exchange
+        self._proposals = proposals
+        proposals.on_loop = self._learn
+        self._lock = asyncio.Lock()
+        self._searched: bytes | None = None
+        """The creditor to which an offer of this node is under way."""
+        self._offered: list[Offered] = []
+        self._asking: set[bytes] = set()
+        """Peers whose offer is being passed on: one of each."""
+        self._due: dict[bytes, None] = {}
+        self._wake = asyncio.Event()
+
+    def handlers(self) -> dict[str, peering.Handler]:
+        """Return what answers peers, by method."""
+        return {OFFER: self._on_offer, LOOP: self._on_loop}
+
+    # The own search
+
+    async def clear(self) -> list[SignedLoop]:
+        """Look for loops through this node, and go on with those that are not booked yet.
+
+        Returns:
+            The loops that were found and that all have signed.
+        """
+        async with self._lock:
+            await self._resume()
+            found: list[SignedLoop] = []
+            for peer in sorted(self._debts()):
+                while len(found) < LOOPS_FOUND_MAX and (one := await self._search(peer)):
+                    found.append(one)
+            await self._work()
+            return found
+
+    def _debts(self) -> dict[bytes, int]:
+        """Return per creditor how much a loop may take off."""
+        state = self._chain.state
+        free = {peer: -state.exposure(peer) for peer, owed in state.balances.items() if owed < 0}
+        return {
+            peer: micro
+            for peer, micro in free.items()
+            if micro >= LOOP_MICRO_MIN and self._exchange.is_heard(peer)
+        }
+
+    async def _search(self, peer: bytes) -> SignedLoop | None:
+        """Have an offer travel from this node; return the loop that came of it, complete."""
+        micro = self._debts().get(peer, 0)
+        if micro < LOOP_MICRO_MIN:
+            return None
+        self._searched = peer
+        try:
+            loop = await self._ask((self._own,), micro, peer, OFFER_TIMEOUT_MS)
+            if loop is None or not loop.is_complete:
+                return None
+            return await self._chain.exclusive(self._take, peer, loop)
+        except XscError as fault:
+            self._log.info("ledger.offer_failed", peer=ids.short(peer), code=fault.code)
+            return None
+        finally:
+            self._searched = None
+
+    async def _ask(
+        self, path: Sequence[bytes], amount_micro: int, peer: bytes, left_ms: int
+    ) -> SignedLoop | None:
+        """Offer to a creditor what goes around; return what all behind this node have signed."""
+        reply = await self._caller.call(
+            peer,
+            OFFER,
+            {"v": 1, "path": [*path], "amount_micro": amount_micro, "left_ms": left_ms},
+            timeout_ms=left_ms,
+        )
+        raw = fields.take_opt_bytes(reply.header, "loop")
+        if raw is None:
+            return None
+        loop = open_loop(raw, network=self._network)
+        if loop.record.members[: len(path)] != (*path,):
+            raise RecordInvalid("the loop goes another way than the offer")
+        return loop
+
+    # What peers ask
+
+    async def _on_offer(
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+        path = [
+            item
+            for item in fields.take_list(header, "path", most=LOOP_MEMBERS_MAX)
+            if isinstance(item, bytes) and len(item) == ids.ID_BYTES
+        ]
+        if path[-1:] != [caller] or len({*path}) != len(path):
+            raise RecordInvalid("an offer names each member once, and its sender last")
+        amount_micro = fields.take_int(header, "amount_micro", most=limits.AMOUNT_MAX)
+        left_ms = fields.take_int(header, "left_ms", most=OFFER_TIMEOUT_MS)
+        loop: SignedLoop | None = None
+        if path[0] == self._own and len(path) > 2:
+            loop = await self._close(path, amount_micro)
+        elif self._own not in path and caller not in self._asking:
+            self._asking.add(caller)
+            try:
+                loop = await self._pass_on(caller, path, amount_micro, left_ms)
+            finally:
+                self._asking.discard(caller)
+        return {"v": 1, "loop": None if loop is None else loop.raw}, ()
+
+    async def _close(self, path: Sequence[bytes], amount_micro: int) -> SignedLoop | None:
+        """Sign the loop of an own offer that is back, the first of all members."""
+        if self._searched != path[1]:
+            return None
+        # One offer ends in one loop: what would not be completed counts for long.
+        self._searched = None
+        free = self._chain.state.clearable(path[-1], path[1], self._offered)
+        if (micro := min(amount_micro, free)) < LOOP_MICRO_MIN:
+            return None
+        loop = Loop(members=tuple(path), amount_micro=micro, xid=self._entropy.token(XID_BYTES))
+        return await self._chain.exclusive(self._sign, loop, None, None)
+
+    async def _pass_on(
+        self, caller: bytes, path: Sequence[bytes], amount_micro: int, left_ms: int
+    ) -> SignedLoop | None:
+        """Offer it to this node's creditors, one after the other, and sign what comes back."""
+        end_ms = self._clock.monotonic_ms() + left_ms
+        for peer in rules.next_members(self._debts(), path):
+            left_ms = end_ms - self._clock.monotonic_ms()
+            micro = min(amount_micro, self._chain.state.clearable(caller, peer, self._offered))
+            if micro < LOOP_MICRO_MIN or left_ms <= 0 or not self._may_sign(caller):
+                continue
+            promise = Offered(caller, peer, micro)
+            self._offered.append(promise)
+            try:
+                loop = await self._ask((*path, self._own), micro, peer, left_ms // 2)
+                # Nobody would hear of a signature that is late.
+                if loop is not None and self._clock.monotonic_ms() < end_ms:
+                    return await self._chain.exclusive(self._sign, loop.record, loop, promise)
+            except XscError as fault:
+                self._log.info("ledger.offer_failed", peer=ids.short(peer), code=fault.code)
+            finally:
+                self._offered.remove(promise)
+        return None
+
+    async def _on_loop(
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+        loop = open_loop(fields.take_bytes(header, "loop"), network=self._network)
+        if self._own not in loop.record.members:
+            raise RecordInvalid("this node is no member of the loop")
+        kept = await self._chain.exclusive(self._take, caller, loop)
+        return {"v": 1, "loop": kept.raw}, ()
+
+    async def _take(self, caller: bytes, loop: SignedLoop) -> SignedLoop:
+        """Keep what is more than was known of a loop, sign where it is the turn; return it."""
+        known = self._chain.state.loops.get(loop.id)
+        if known is not None and len(known.envelopes) >= len(loop.envelopes):
+            return known
+        if loop.is_signed_by(self._own):
+            if self._open_edges(loop) != (False, False):
+                await self._chain.keep_loop(loop)
+                self._learn(loop.id)
+            return loop
+        if caller != loop.record.after(self._own):
+            raise EntryRefused("the member before this node's turn has not signed the loop")
+        loop = await self._sign(loop.record, loop, None)
+        self._learn(loop.id)
+        return loop
+
+    # Signing
+
+    def _may_sign(self, before: bytes) -> bool:
+        """Return whether a loop may take off what a peer owes this node, whatever the amount."""
+        kept = self._chain.state.loops.values()
+        count = sum(loop.record.before(self._own) == before for loop in kept)
+        return count < LOOPS_A_PEER_MAX and self._exchange.is_heard(before)
+
+    async def _sign(
+        self, record: Loop, behind: SignedLoop | None, promise: Offered | None
+    ) -> SignedLoop:
+        """Sign a loop over what both neighbours' debts have room for; it counts before it is sent.
+
+        Args:
+            record: the loop.
+            behind: what those have signed whose turn was before; None if this node is first.
+            promise: what was promised to the offer that this is the answer to.
+
+        Raises:
+            EntryRefused: it is not this node's turn, or the debts are not so large.
+            Recovering: this node signs nothing before its restart.
+        """
+        if self._chain.recovering:
+            raise Recovering("this node is recovering its ledger and signs nothing yet")
+        before, after = record.before(self._own), record.after(self._own)
+        if behind is not None and not behind.is_turn_of(self._own):
+            raise EntryRefused("it is not this node's turn to sign the loop")
+        others = [each for each in self._offered if each is not promise]
+        free = self._chain.state.clearable(before, after, others)
+        if record.amount_micro > free or not self._may_sign(before):
+            raise EntryRefused("the debts of this node are not so large that a loop takes that off")
+        if not self._exchange.is_heard(after):
+            raise EntryRefused("this node has not heard its neighbours since it recovered")
+        own = sign(record, self._key, self._network)
+        loop = rules.begin(own) if behind is None else behind.signed(own)
+        await self._chain.keep_loop(loop)
+        if loop.is_complete:
+            self._learn(loop.id)
+        return loop
+
+    # Booking
+
+    def _learn(self, loop_id: bytes) -> None:
+        self._due[loop_id] = None
+        self._wake.set()
+
+    def _open_edges(self, loop: SignedLoop) -> tuple[bool, bool]:
+        """Return whether a loop is to be booked still with who owes this node, and whom it owes."""
+        before, after = loop.record.before(self._own), loop.record.after(self._own)
+        settled = self._chain.state.settled_under
+        return (
+            not settled(loop.id, debtor=self._own, creditor=before),
+            not settled(loop.id, debtor=after, creditor=self._own),
+        )
+
+    async def _go_on(self, loop_id: bytes) -> None:
+        """Show a loop to the neighbours where they may not know it, and book its own debt."""
+        loop = self._chain.state.loops.get(loop_id)
+        if loop is None:
+            return
+        before, after = loop.record.before(self._own), loop.record.after(self._own)
+        try:
+            if self._open_edges(loop)[0]:
+                reply = await self._caller.call(before, LOOP, {"v": 1, "loop": loop.raw})
+                told = open_loop(fields.take_bytes(reply.header, "loop"), network=self._network)
+                if told.id == loop_id and told.is_signed_by(self._own):
+                    loop = await self._chain.exclusive(self._take, before, told)
+        except XscError as fault:
+            self._log.info("ledger.loop_untold", peer=ids.short(before), code=fault.code)
+        try:
+            if loop.is_complete and self._open_edges(loop)[1]:
+                worth = rules.voucher_of(loop, debtor=after, creditor=self._own)
+                xid = self._entropy.token(XID_BYTES)
+                await self._proposals.book(xid, after, loop.id, worth)
+        except XscError as fault:
+            self._log.info("ledger.loop_unbooked", peer=ids.short(after), code=fault.code)
+        await self._chain.exclusive(self._forget, loop)
+
+    async def _forget(self, loop: SignedLoop) -> None:
+        if loop.id in self._chain.state.loops and self._open_edges(loop) == (False, False):
+            await self._chain.drop_loop(loop.id)
+
+    async def _resume(self) -> None:
+        """Go on with all loops that are not booked with both neighbours."""
+        self._due |= dict.fromkeys(self._chain.state.loops)
+        await self._work()
+
+    async def _work(self) -> None:
+        while self._due:
+            loop_id = next(iter(self._due))
+            del self._due[loop_id]
+            await self._go_on(loop_id)
+
+    async def run(self) -> None:
+        """Go on with loops, at once after a start and when something is learned; never returns."""
+        await self._resume()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._work()
+
+    async def run_daily(self) -> None:
+        """Look for loops once a day; never returns."""
+        # Nodes that start together do not all promise the same debts at the same moment.
+        spread_ms = int.from_bytes(self._own[:8], "big") % LOOP_FIRST_MS
+        await self._clock.sleep_ms(LOOP_FIRST_MS + spread_ms)
+        while True:
+            await self.clear()
+            await self._clock.sleep_ms(LOOP_EVERY_MS)
