@@ -14,7 +14,7 @@ def test_an_honest_host_is_not_reported_where_answers_to_puts_are_lost():
         for index, node in enumerate(world.nodes):
             honest = node.health.report
 
-            def report(peer, dimension, what, *, evidence=None, index=index, honest=honest):
+            def report(peer, dimension, what, *, evidence=b"", index=index, honest=honest):
                 reports.append((index, world.index_of(peer), what))
                 honest(peer, dimension, what, evidence=evidence)
 

@@ -6,12 +6,14 @@ import random
 import pytest
 
 from tests.sim.network import SEEDS, content, get, put, run
+from xsc.base.errors import XscError
 from xsc.base.limits import EPOCH_MS, MIB
 from xsc.health.challenge import SLOT_MS
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.placement import Placement
 from xsc.storage.repair.custodian import custody_message
 from xsc.storage.shardstore import bodies as formats
+from xsc.storage.transfer import put as sealing
 
 SETTINGS = {
     "probe_interval": "60s",
@@ -119,6 +121,36 @@ def test_what_an_owner_says_of_its_code_stops_no_challenge_of_its_custodian():
             await world.until(lambda: custodian.health.is_up(named))
 
     run(37, 9, play, SETTINGS)
+
+
+def test_who_seals_what_nobody_can_read_and_names_others_as_owner_harms_no_host(monkeypatch):
+    """Hosts cannot see that; they were put on watch, and suspended within a day."""
+
+    async def play(world):
+        author, custodian, reader = world.nodes[:3]
+        honest = sealing.seal_manifest
+        monkeypatch.setattr(
+            sealing, "seal_manifest", lambda made, key, nonce: honest(made, bytes(len(key)), nonce)
+        )
+        capability = await put(author, content(200_000, 1))
+        verify = parse_verify(capability)
+        monkeypatch.setattr(sealing, "seal_manifest", honest)
+        (hosts,) = columns(world)
+        placement = Placement(k=3, columns=hosts, survive=(0,) * 4)
+        await author.peers.context.caller.call(
+            custodian.key.node_id,
+            "storage.guard",
+            custody_message(verify, placement, ()),
+            timeout_ms=5_000,
+        )
+        with pytest.raises(XscError):
+            await reader.storage.stat(capability)
+        await world.crash(0)
+        await world.skip(4 * EPOCH_MS, 4 * SLOT_MS)
+        for node in (custodian, reader):
+            assert {node.health.grade(host) for host in node.peers.peers()} <= {"new", "vetted"}
+
+    run(39, 8, play, SETTINGS)
 
 
 def test_a_custodian_challenges_for_an_owner_that_is_away_and_repairs():

@@ -340,9 +340,9 @@ class Records:
     def _keep_evidence(self, signed: Signed[ClearingRecord], named: Collection[SpaceValue]) -> None:
         """Keep a record that does not recompute: one of each provider proves the point."""
         provider = signed.author
+        self._report(provider, "payment", "clearing")
         if provider in self._false:
             return
-        self._report(provider, "payment", "clearing")
         proof = self._packed(signed, named)
         shared = self._false.keys() & self._shares_with(provider)
         has_room = (

@@ -34,8 +34,8 @@ class Observed(Model):
     good_ppm: int
     """Hours that were good, in ppm of one, as they count now: they decay."""
     bad_ppm: int
-    lower_ppm: int
-    """The share that is good at least, by which nodes are ranked."""
+    rank_ppm: int
+    """The bound by which nodes are ranked, as if each had begun with some good hours."""
     upper_ppm: int
     """The share that is good at most, by which they are judged."""
 

@@ -195,7 +195,7 @@ def health(ctx: click.Context) -> None:
     show.rows(
         answer["peers"],
         "peer state grade <availability <quality <response seen challenge proven "
-        "unproven since false_clearing",
+        "unproven since owed_unproven false_clearing",
         NO_PEERS,
         peer=lambda row: show.named(row, "id"),
         response=("response_ms", "{}ms".format),
@@ -203,19 +203,44 @@ def health(ctx: click.Context) -> None:
         challenge="outcome",
         proven="proven_ms",
         unproven=("unproven_micro", format_credits),
-        since="unproven_since_ms",
+        since=(
+            "unproven_since_ms",
+            lambda at_ms: show.or_dash(None if at_ms is None else show.moment(at_ms)),
+        ),
+        owed_unproven=("owed_unproven_micro", format_credits),
         false_clearing=("false_clearing", lambda found: found[:10] if found else ""),
     )
+
+
+_FOLLOWS: Final = {
+    "new": "it ranks behind those that are known",
+    "vetted": "nothing is held against it",
+    "watch": "it counts half in the market",
+    "suspended": "it takes nothing new while there are others",
+    "barred": "it takes nothing new, and is granted nothing new",
+}
+_CAUSES: Final = {
+    "missing": "it admitted that it lost what it stored",
+    "bad_proof": "it signed that it has something, and gave something else",
+    "shard_mismatch": "it gave other bytes than it stored",
+    "record_invalid": "it gave a record that does not hold",
+    "dissent": "others found another result than it did",
+    "receipt_invalid": "it gave a receipt that does not hold",
+    "lease_count": "it counts more than this node used",
+    "lease_denial": "it denies a lease that it granted",
+    "booking_refused": "it refuses to book what it signed",
+    "clearing": "it signed a clearing that does not recompute",
+}
 
 
 def _judgement(answer: Document) -> None:
     """Show what was observed, and what came of it."""
     show.rows(
         answer["observed"],
-        "dimension <good <bad <lower <upper",
+        "dimension <good <bad <rank <upper",
         good=("good_ppm", _hours),
         bad=("bad_ppm", _hours),
-        lower=("lower_ppm", format_share),
+        rank=("rank_ppm", format_share),
         upper=("upper_ppm", format_share),
     )
     show.rows(
@@ -223,7 +248,8 @@ def _judgement(answer: Document) -> None:
         "when before after dimension cause evidence",
         "nothing was ever held against it",
         when="at_ms",
-        evidence=("evidence", lambda found: found[:10] if found else ""),
+        cause=lambda row: _CAUSES.get(row["cause"], str(row["cause"])),
+        evidence=("evidence", lambda found: found[:10] if found else "-"),
     )
 
 
@@ -241,12 +267,13 @@ def _next(row: Document) -> str:
 def why(answer: Document) -> None:
     """Say how this node judges PEER, and why.
 
-    Hours count as good or bad in each dimension, and decay. Peers are ranked by the share that is
-    good at least, and judged by the share that is good at most. What others observed counts in
-    the rank alone.
+    Hours count as good or bad in each dimension, and decay. Peers are ranked by a lower bound of
+    the good share, as if each had begun with some good hours, and judged by the upper bound of
+    what was observed. What others observed counts in the rank alone.
     """
-    show.line(f"{_called(answer)} is {answer['grade']}: {_next(answer)}")
-    show.line(f"its price is divided by {format_share(answer['quality_ppm'])}")
+    show.line(f"{_called(answer)} is {answer['grade']}: {_FOLLOWS[answer['grade']]}")
+    show.line(f"next: {_next(answer)}")
+    show.line(f"in auctions its price is divided by {format_share(answer['quality_ppm'])}")
     _judgement(answer)
     if answer["reports"]:
         told = (

@@ -447,7 +447,7 @@ def check(settings: Settings, cap: str, version: int | None, *, deep: bool, prov
     states = Counter(row["state"] for row in answer["hosts"]) if about is None else about["shards"]
     lost = sum(states.values()) - states.get("ok", 0)
     if states.keys() & {"corrupt", "missing"}:
-        raise errors.ShardsDamaged(f"{count_of(lost, 'shard')} of it are damaged or gone")
+        raise errors.ShardsDamaged(f"damaged or gone of it: {count_of(lost, 'shard')}")
     if about is not None and about["unknown"]:
         raise errors.ObjectUnknown(
             f"nobody who answers has {count_of(about['unknown'], 'file')} of it"

@@ -64,7 +64,7 @@ class Proved(NamedTuple):
     said_ms: int = 0
     """When the host signed its answer, by its clock."""
     evidence: bytes = b""
-    """The hash of what the host signed; empty where it signed nothing."""
+    """The hash of what the host signed, where that proves that it gave something false."""
 
 
 def _round_fields(asked: Round) -> dict[str, Value]:
@@ -215,7 +215,7 @@ class ChallengeService:
             if whole:
                 whole_read = await self._whole(asked, holding, now_ms)
                 proved = whole_read._replace(said_ms=proved.said_ms)
-            said = proved.outcome
+            said = proved
             now_ms = self._context.clock.now_ms()
             row = rules.noted(before, proved.outcome, epoch, now_ms)
             if whole and row.outcome in rules.ANSWERED:
@@ -238,23 +238,22 @@ class ChallengeService:
             if row.outcome in rules.ANSWERED:
                 self._tell(proved, reveal, row, holding)
             self._say(proved)
-            # Silence that counts as missing costs the host its pay, and no score.
             if proved.outcome != "prober_void":
-                self._score(proved._replace(outcome=said))
+                self._score(said, own=customer == self._own)
+            if row.outcome == "missing" and said.outcome not in rules.ANSWERED:
+                self._health.silent(host)
             return proved
 
-    def _score(self, proved: Proved) -> None:
+    def _score(self, proved: Proved, *, own: bool) -> None:
         """Count what a host answered about own data, and what it signed falsely about any.
 
-        A custodian counts nothing else: a customer can list what it never stored.
+        Of others' data nothing else counts: whoever made it can list what it never stored.
         """
-        host, own, forged = proved.host, proved.customer == self._own, None
-        if proved.outcome == "bad_proof":
-            forged = proved.evidence or None
-        if proved.outcome == "ok" and own:
+        host, outcome, evidence = proved.host, proved.outcome, proved.evidence
+        if own and outcome == "ok":
             self._health.served(host, "integrity")
-        elif forged or (proved.outcome in {"bad_proof", "missing"} and own):
-            self._health.report(host, "integrity", proved.outcome, evidence=forged)
+        elif evidence or (own and outcome in {"bad_proof", "missing"}):
+            self._health.report(host, "integrity", outcome, evidence=evidence)
 
     def _tell(
         self, proved: Proved, reveal: Reveal | None, row: Challenged, holding: Holding
@@ -307,7 +306,8 @@ class ChallengeService:
             if customer == self._own and proved.outcome in {"bad_proof", "missing"}:
                 await self._possessions.lost(proved.host, customer, proved.names)
             self._say(proved)
-            self._score(proved)
+            # Its manifest may name this node as the owner of what it never stored.
+            self._score(proved, own=False)
         return found
 
     async def prove(
@@ -404,7 +404,8 @@ class ChallengeService:
             self._health.report(host, "integrity", f"challenge: {fault.message}")
             raise
         reason = REASONS[outcome]
-        return Proved(host, round_.customer, outcome, reason, names, said.said_ms, signed.id)
+        evidence = signed.id if outcome == "bad_proof" else b""
+        return Proved(host, round_.customer, outcome, reason, names, said.said_ms, evidence)
 
     async def _whole(self, asked: Round, holding: Holding, now_ms: int) -> Proved:
         """Read a whole body, drawn by this node alone: the same one until that was answered."""

@@ -47,8 +47,11 @@ class Probes(Protocol):
     def served(self, peer: bytes, dimension: Dimension) -> None:
         """Note that a peer did what it should."""
 
+    def silent(self, peer: bytes) -> None:
+        """Note that a peer is silent about what it holds, for so long that it counts as lost."""
+
     def report(
-        self, peer: bytes, dimension: Dimension, what: str, *, evidence: bytes | None = None
+        self, peer: bytes, dimension: Dimension, what: str, *, evidence: bytes = b""
     ) -> None:
         """Note that a peer did something plainly wrong."""
 

@@ -9,13 +9,14 @@ an observation. Design: docs/design/health.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from functools import lru_cache
 from math import isqrt
 from typing import Annotated, Final, NamedTuple, TypeAlias, get_args
 
 from pydantic import Field
 
-from xsc.base.grade import Dimension, Grade
+from xsc.base.grade import GRADES, Dimension, Grade
 from xsc.base.limits import PPM
 from xsc.base.units import ceil_div, format_share
 from xsc.identity.envelope import Count, Record
@@ -24,7 +25,6 @@ Sums: TypeAlias = tuple[int, int]
 """Good and bad observations of one dimension, in ppm of one, as others report them."""
 
 DIMENSIONS: Final[tuple[Dimension, ...]] = get_args(Dimension)
-GRADES: Final[tuple[Grade, ...]] = get_args(Grade)
 HOUR_MS = 3_600_000
 HALF_LIFE_HOURS: Final[dict[Dimension, int]] = {
     "integrity": 90 * 24,
@@ -63,11 +63,14 @@ FORGED = PPM // 2
 WATCH_BELOW_PPM = 900_000
 SUSPEND_BELOW_PPM = 600_000
 EVENTS_KEPT = 16
+CAUSE_CHARS_MAX = 200
+"""What a peer answered may be a part of a cause."""
 CAUSES: Final[dict[Grade, str]] = {
     "vetted": "it has answered probes for long enough",
     "barred": "two entries of its ledger contradict each other",
 }
 """Of grades that nothing observed brings about; a worse one else comes of absence."""
+ABSENT = "it was absent"
 SEARCHED_HOURS = 1 << 20
 """Within that every sum has decayed to nothing."""
 
@@ -75,11 +78,11 @@ SEARCHED_HOURS = 1 << 20
 class Tally(NamedTuple):
     """What was observed of one peer in one dimension, decayed to one hour."""
 
-    good: int = 0
-    bad: int = 0
-    hour: int = 0
+    good: Count = 0
+    bad: Count = 0
+    hour: Count = 0
     """Since 1970."""
-    said: int = 0
+    counted: Annotated[int, Field(ge=0, le=2)] = 0
     """How this hour counts so far: 0 not, 1 as good, 2 as bad."""
 
 
@@ -90,28 +93,25 @@ class Event(Record):
     before: Grade
     after: Grade
     dimension: Dimension | None
-    """None where time alone changed it, or the operator."""
+    """None where time alone made it better, where its ledger bars it, or by the operator."""
     cause: str
     evidence: bytes
     """The hash of a signed record that shows it; empty where only this node saw it."""
 
 
-_Tally = Annotated[tuple[Count, Count, Count, Annotated[int, Field(ge=0, le=2)]], Tally]
-
-
 class Score(Record):
     """All that is kept of one peer."""
 
-    integrity: _Tally = Tally()
-    availability: _Tally = Tally()
-    compute: _Tally = Tally()
-    payment: _Tally = Tally()
-    forged: _Tally = Tally()
+    integrity: Tally = Tally()
+    availability: Tally = Tally()
+    compute: Tally = Tally()
+    payment: Tally = Tally()
+    forged: Tally = Tally()
     """Bad proofs alone; they are bad observations of integrity as well."""
     seen_ms: Count | None = None
     """When it answered a probe last."""
     grade: Grade = "new"
-    """When the last event was noted."""
+    """As of the last event."""
     lifted: bytes = b""
     """The proof of a fork that the operator does not hold against it any more."""
     events: tuple[Event, ...] = ()
@@ -119,20 +119,28 @@ class Score(Record):
 
     def tally(self, dimension: Dimension) -> Tally:
         """Return what was observed in a dimension."""
-        return Tally(*getattr(self, dimension))
+        found: Tally = getattr(self, dimension)
+        return found
 
 
 # What is observed
+
+
+@lru_cache(maxsize=4096)
+def _left(of_hour: int, hours: int) -> int:
+    """Return what so many hours leave, of _ONE: an integer of many bits comes before."""
+    return of_hour**hours >> 40 * (hours - 1) if hours else _ONE
 
 
 def decayed(tally: Tally, dimension: Dimension, hour: int) -> Tally:
     """Return a tally as it stands in an hour; one of a clock that was wrong begins there."""
     passed = hour - tally.hour
     if passed <= 0:
-        return tally if passed == 0 else tally._replace(hour=hour)
+        return tally if passed == 0 else tally._replace(hour=hour, counted=0)
+    if not tally.good + tally.bad:
+        return Tally(hour=hour)
     halvings, rest = divmod(passed, HALF_LIFE_HOURS[dimension])
-    left = _HOUR_LEAVES[dimension] ** rest
-    shift = 40 * rest + halvings
+    left, shift = _left(_HOUR_LEAVES[dimension], rest), 40 + halvings
     return Tally(tally.good * left >> shift, tally.bad * left >> shift, hour)
 
 
@@ -140,11 +148,11 @@ def observed(tally: Tally, dimension: Dimension, hour: int, *, ok: bool) -> Tall
     """Count an hour, once: as bad if anything in it was."""
     now = decayed(tally, dimension, hour)
     if ok:
-        return now if now.said else now._replace(good=now.good + PPM, said=1)
-    if now.said == 2:
+        return now if now.counted else now._replace(good=now.good + PPM, counted=1)
+    if now.counted == 2:
         return now
-    good = max(0, now.good - PPM) if now.said else now.good
-    return now._replace(good=good, bad=now.bad + PPM, said=2)
+    good = max(0, now.good - PPM) if now.counted else now.good
+    return now._replace(good=good, bad=now.bad + PPM, counted=2)
 
 
 def probed(tally: Tally, hour: int, weight: int, *, ok: bool) -> Tally:
@@ -192,10 +200,10 @@ def rank_ppm(tally: Tally, dimension: Dimension, reports: Iterable[tuple[int, Su
     own = good + bad
     found = []
     for weight_ppm, sums in reports:
-        theirs = [each * weight_ppm // PPM for each in sums]
-        most = own // 3  # A third of what was seen here is a quarter of both together.
-        mass = max(most, sum(theirs))
-        found.append([each * most // mass for each in theirs])
+        mass = sum(sums)
+        # A third of what counts here is a quarter of both together.
+        counts = min(own // 3, mass) * weight_ppm // PPM
+        found.append([each * counts // max(1, mass) for each in sums])
     mass = max(own, sum(map(sum, found)))
     good += sum(each for each, _ in found) * own // mass
     bad += sum(each for _, each in found) * own // mass
@@ -214,7 +222,7 @@ def quality_ppm(
     """Return what a peer's price is divided by, 0 to PPM; one half of it for a new peer.
 
     It is the bound of availability, less what bad observations take in the other dimensions, and
-    half of that on watch.
+    half of that on watch or worse. What others report takes half of it at most.
 
     Args:
         score: of the peer.
@@ -223,7 +231,12 @@ def quality_ppm(
         reports: the mutual recognition of each observer, in ppm, and what it observed in each
             of DIMENSIONS.
     """
-    theirs = list(reports)
+    quality = max(_product(score, hour, ()) // 2, _product(score, hour, [*reports]))
+    return quality if grade in {"new", "vetted"} else quality // 2
+
+
+def _product(score: Score, hour: int, theirs: Collection[tuple[int, tuple[Sums, ...]]]) -> int:
+    """Return the product of the bounds, of what a peer begins with in all but availability."""
     quality = PPM
     for place, each in enumerate(DIMENSIONS):
         now = decayed(score.tally(each), each, hour)
@@ -231,7 +244,7 @@ def quality_ppm(
         if each != "availability":
             bound = min(PPM, bound * PPM // _AT_FIRST[each])
         quality = quality * bound // PPM
-    return quality // 2 if grade == "watch" else quality
+    return quality
 
 
 def grade_of(score: Score, hour: int, fork: bytes | None) -> Grade:
@@ -246,7 +259,7 @@ def grade_of(score: Score, hour: int, fork: bytes | None) -> Grade:
         return "barred"
     now = {each: decayed(score.tally(each), each, hour) for each in DIMENSIONS}
     judged = [each for each, tally in now.items() if tally.good + tally.bad >= JUDGED_MIN]
-    forged = decayed(Tally(*score.forged), "integrity", hour).bad
+    forged = decayed(score.forged, "integrity", hour).bad
     if forged >= FORGED or any(upper_ppm(now[each]) < SUSPEND_BELOW_PPM for each in judged):
         return "suspended"
     wrong = any(now[each].bad >= WATCHED for each in DIMENSIONS if each != "availability")
@@ -264,7 +277,7 @@ def next_step(score: Score, hour: int, fork: bytes | None) -> tuple[str, int | N
     availability = decayed(score.tally("availability"), "availability", hour)
     if grade == "new":
         left = ceil_div(JUDGED_MIN - availability.good - availability.bad, PPM)
-        return f"vetted after {left} hours more of probes", None
+        return f"judged after about {left} hours more of probes that others answer, too", None
     if grade == "vetted":
         least, most = format_share(WATCH_BELOW_PPM), format_share(upper_ppm(availability))
         return f"watch after a wrong answer, or if its availability, {most}, is below {least}", None
@@ -304,14 +317,16 @@ def noted(
         return score
     if not cause:
         worse = GRADES.index(grade) > GRADES.index(score.grade)
-        cause = CAUSES.get(grade, "it was absent") if worse else "nothing more was found"
+        cause = CAUSES.get(grade, ABSENT) if worse else "nothing more was found"
+        dimension = "availability" if cause == ABSENT else None
+        evidence = fork if fork and grade == "barred" else b""
     event = Event(
         at_ms=at_ms,
         before=score.grade,
         after=grade,
         dimension=dimension,
-        cause=cause,
-        evidence=fork if fork and grade == "barred" else evidence,
+        cause=cause[:CAUSE_CHARS_MAX],
+        evidence=evidence,
     )
     events = (*score.events, event)[-EVENTS_KEPT:]
     return score.model_copy(update={"grade": grade, "events": events})
@@ -320,6 +335,7 @@ def noted(
 def lifted(score: Score, fork: bytes | None) -> Score:
     """Return a score without anything bad in it."""
     clean: dict[str, object] = {
-        each: score.tally(each)._replace(bad=0, said=0) for each in DIMENSIONS
+        each: score.tally(each)._replace(bad=0, counted=min(score.tally(each).counted, 1))
+        for each in DIMENSIONS
     }
     return score.model_copy(update={**clean, "forged": Tally(), "lifted": fork or b""})

@@ -29,7 +29,7 @@ SCORE_BYTES_MAX = 16_384
 _ROOT: Final = b"health/score/"
 
 
-class Said(NamedTuple):
+class Report(NamedTuple):
     """What one peer said of others."""
 
     at_ms: int
@@ -85,7 +85,7 @@ class Scores:
         self._recognition_ppm = recognition_ppm
         self._fork = fork
         self._rows: dict[bytes, Score] = {}
-        self._said: dict[bytes, Said] = {}
+        self._reports: dict[bytes, Report] = {}
         for key, raw in state.scan(_ROOT, keyvalue.prefix_end(_ROOT)):
             try:
                 self._rows[key[len(_ROOT) :]] = Score.from_bytes(raw, size_max=SCORE_BYTES_MAX)
@@ -126,9 +126,9 @@ class Scores:
         """Return by observer its mutual recognition, in ppm, and what it says of a peer."""
         since_ms = self._context.clock.now_ms() - FRESH_MS
         return {
-            observer: (weight, said.sums[peer])
-            for observer, said in self._said.items()
-            if observer != peer and said.at_ms > since_ms and peer in said.sums
+            observer: (weight, report.sums[peer])
+            for observer, report in self._reports.items()
+            if observer != peer and report.at_ms > since_ms and peer in report.sums
             if (weight := self._recognition_ppm(observer))
         }
 
@@ -144,7 +144,7 @@ class Scores:
         self._observe(peer, dimension, ok=True)
 
     def report(
-        self, peer: bytes, dimension: Dimension, what: str, *, evidence: bytes | None = None
+        self, peer: bytes, dimension: Dimension, what: str, *, evidence: bytes = b""
     ) -> None:
         """Note that a peer did something plainly wrong.
 
@@ -153,9 +153,19 @@ class Scores:
             dimension: in what.
             what: it did.
             evidence: the hash of what it signed, if that proves that it gave something false.
+
+        What is not the first in an hour is only logged.
         """
         self._context.log.warning("health.peer_reported", peer=short(peer), what=what)
         self._observe(peer, dimension, ok=False, what=what, evidence=evidence)
+
+    def silent(self, peer: bytes) -> None:
+        """Note that a peer is silent about what it holds, for so long that it counts as lost.
+
+        It puts on watch, like an admitted loss, and no more: silence suspends nobody.
+        """
+        if self.tally(peer, "integrity").bad < rules.WATCHED:
+            self.report(peer, "integrity", "silent about what it holds")
 
     def seen(self, peer: bytes) -> None:
         """Note that a peer answered; it is kept with the next observation."""
@@ -175,17 +185,16 @@ class Scores:
         *,
         ok: bool,
         what: str = "",
-        evidence: bytes | None = None,
+        evidence: bytes = b"",
     ) -> None:
-        before = self.of(peer)
-        tally = rules.observed(before.tally(dimension), dimension, self._hour(), ok=ok)
-        if ok and tally == before.tally(dimension):
-            return  # The hour is counted.
+        before, hour = self.of(peer), self._hour()
+        tally = rules.observed(before.tally(dimension), dimension, hour, ok=ok)
         change: dict[str, object] = {dimension: tally}
-        if evidence is not None:
-            forged = rules.Tally(*before.forged)
-            change["forged"] = rules.observed(forged, "integrity", self._hour(), ok=False)
-        self._keep(peer, before.model_copy(update=change), dimension, what, evidence or b"")
+        if evidence:
+            change["forged"] = rules.observed(before.forged, "integrity", hour, ok=False)
+        after = before.model_copy(update=change)
+        if after != before:  # Else the hour is counted.
+            self._keep(peer, after, dimension, what, evidence)
 
     def _keep(
         self,
@@ -198,11 +207,14 @@ class Scores:
         """Keep a score of a peer; nothing is kept of others."""
         if not self._peers.is_peer(peer):
             return
-        now_ms, before = self._context.clock.now_ms(), self.of(peer).grade
+        now_ms, fork, before = self._context.clock.now_ms(), self._fork(peer), self.of(peer).grade
+        if cause and fork is not None:
+            # That bars it, whatever else it did.
+            score = rules.noted(score, now_ms, fork)
         score = rules.noted(
             score,
             now_ms,
-            self._fork(peer),
+            fork,
             dimension=dimension,
             cause=cause,
             evidence=evidence,
@@ -222,11 +234,12 @@ class Scores:
     def lift(self, peer: bytes) -> None:
         """Hold nothing against a peer any more that was found until now: the operator says so."""
         lifted = rules.lifted(self.of(peer), self._fork(peer))
-        self._keep(peer, lifted, cause="the operator lifted what was held against it")
+        if lifted != self.of(peer):
+            self._keep(peer, lifted, cause="the operator lifted what was held against it")
 
     def forget(self, peer: bytes) -> None:
         """Drop everything about a peer, also what is stored."""
-        self._said.pop(peer, None)
+        self._reports.pop(peer, None)
         if self._rows.pop(peer, None) is not None:
             self._state.write([(_ROOT + peer, None)], sync=False)
 
@@ -244,7 +257,7 @@ class Scores:
         except errors.XscError as fault:
             self._context.log.info("health.scores_unheard", peer=short(peer), code=fault.code)
             return
-        self._said[peer] = Said(self._context.clock.now_ms(), sums)
+        self._reports[peer] = Report(self._context.clock.now_ms(), sums)
 
     async def of_me(self, peer: bytes) -> Judged:
         """Return how a peer judges this node, by its own account.
@@ -268,12 +281,16 @@ class Scores:
     async def _on_scores(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[object]
     ) -> peering.Answered:
-        """Say what was observed of peers, and to the caller all that is kept of it."""
+        """Say to the caller all that is kept of it, and what was observed of peers.
+
+        Who is not mutually recognised makes no use of the latter, and is not told.
+        """
         if fields.take_int(header, "v") != 1:
             raise errors.RecordInvalid("scores are asked for in version 1")
+        told = sorted(self._rows) if self._recognition_ppm(caller) else ()
         scores: list[encoding.Value] = [
             [peer, *(part for each in DIMENSIONS for part in self.tally(peer, each)[:2])]
-            for peer in sorted(self._rows)
+            for peer in told
             if peer != caller
         ]
         own = self.of(caller).to_bytes()

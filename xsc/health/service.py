@@ -20,7 +20,6 @@ from xsc.base import clock, encoding, errors, fields, peering, turns
 from xsc.base.grade import Grade
 from xsc.base.ids import short
 from xsc.base.limits import NONCE_BYTES, PPM, PROBE_TIMEOUT_MS, REQUEST_WINDOW_MS
-from xsc.base.units import ceil_div
 from xsc.health.absence import HELPERS, window_counts
 from xsc.health.detector import AvailabilityTester, State
 from xsc.health.helping import PING, Helping
@@ -112,6 +111,7 @@ class HealthService:
         self.grade = scores.grade
         self.quality_ppm = scores.quality_ppm
         self.served = scores.served
+        self.silent = scores.silent
         self.report = scores.report
         self._peers = peers
         self._once = once
@@ -421,9 +421,9 @@ class HealthService:
             self._busy.difference_update(peers)
 
     def _window_ppm(self) -> int:
-        """Return how much of an hour a window stands for: a peer is in one of so many rounds."""
-        rounds = ceil_div(len(self.peers()), PROBES_A_PERIOD)
-        return min(PPM, PPM * self._interval_ms * rounds // HOUR_MS)
+        """Return how much of an hour a window stands for: a round probes so many of all peers."""
+        peers = max(PROBES_A_PERIOD, len(self.peers()))
+        return min(PPM, PPM * self._interval_ms * peers // (PROBES_A_PERIOD * HOUR_MS))
 
     async def _find(self, peer: bytes) -> None:
         """Ask others for a peer that missed a probe of a round that counts."""

@@ -300,11 +300,16 @@ class Chain:
     async def _keep(self, kept: bytes, other: Signed[Half]) -> None:
         """Keep evidence against a peer, up to LEDGER_CONFLICTS_KEPT of each."""
         prefix = CONFLICT + other.author
-        held = sum(1 for _ in self.store.scan(prefix, prefix_end(prefix)))
+        held = [key for key, _ in self.store.scan(prefix, prefix_end(prefix))]
         raw = audit.conflict_bytes(kept, other.raw)
         is_fork = audit.is_fork(raw, self._network)
-        if held < LEDGER_CONFLICTS_KEPT or (is_fork and other.author not in self._forks):
-            await self.write([(prefix + other.id, raw)])
+        is_full = len(held) >= LEDGER_CONFLICTS_KEPT and prefix + other.id not in held
+        if not is_full or is_fork:
+            # A further fork takes the place of another row: what was lifted was not this.
+            gone = held[:1] if is_full else []
+            await self.write([(prefix + other.id, raw), *((key, None) for key in gone)])
             if is_fork:
-                self._forks.setdefault(other.author, set()).add(other.id)
+                forks = self._forks.setdefault(other.author, set())
+                forks -= {key[len(prefix) :] for key in gone}
+                forks.add(other.id)
         self._log.error("ledger.conflict", peer=ids.short(other.author), entry=other.record.seq)

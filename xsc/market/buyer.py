@@ -377,7 +377,7 @@ class LeaseBuyer(lease_store.MarketPart):
 
     async def price(self, kind: Kind, count: int) -> int | None:
         """Return the most that one of so many providers would be paid now; None: none would win."""
-        wish = Wish(kind, 0, self._providers.up())
+        wish = Wish(kind, 0, [*filter(self._providers.is_trusted, self._providers.up())])
         await self._ports.standing.learn(wish.nodes)
         bids = self._bids(wish, wish.nodes, {})
         winners = self._won(wish, bids, count, ())

@@ -99,9 +99,11 @@ class LeaseGranter(lease_store.MarketPart):
                 f"one customer may have {limits.LEASES_A_CUSTOMER_MAX} leases that are in use",
                 hint="give back what is not needed: `xsc market leases`",
             )
-        if self._ports.quality.grade(customer) == "barred":
+        grades = map(self._ports.quality.grade, self._ports.credit.shares_with(customer))
+        if "barred" in grades:
             raise NotAllowed(
-                "this node has two entries of your ledger that contradict each other",
+                "this node has two entries that contradict each other, of your ledger or of one "
+                "that shares its credit with you",
                 hint="its operator sees them with `xsc health why`, and may lift that",
             )
         if self._is_demanded(customer):

@@ -11,6 +11,7 @@ from typing import Final
 
 from xsc.base.errors import PeerSilent, RecordInvalid, XscError
 from xsc.base.fields import take_bytes
+from xsc.base.grade import UNTRUSTED
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.limits import LEASE_TIMEOUT_MS
 from xsc.identity.envelope import Signed, sign
@@ -35,7 +36,7 @@ class Providers(MarketPart):
 
     def is_trusted(self, peer: bytes) -> bool:
         """Return whether a peer is neither suspended nor barred."""
-        return self._ports.quality.grade(peer) not in {"suspended", "barred"}
+        return self._ports.quality.grade(peer) not in UNTRUSTED
 
     def labels(self, node: bytes) -> tuple[str, str, str]:
         """Return the site and owner that a node names, and the peer that introduced it."""

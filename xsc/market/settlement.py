@@ -23,7 +23,14 @@ from typing import Final
 
 from xsc.base import ids, limits, merkle, tally, turns
 from xsc.base.encoding import Value, tagged_sha256
-from xsc.base.errors import ArgumentInvalid, EntryRefused, RecordInvalid, XscError
+from xsc.base.errors import (
+    ArgumentInvalid,
+    CreditExceeded,
+    EntryRefused,
+    ReceiptInvalid,
+    RecordInvalid,
+    XscError,
+)
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import account as rules
@@ -431,6 +438,11 @@ class Settlement(MarketPart):
                 account=account.id,
                 voucher=account.voucher,
             )
+        except (CreditExceeded, ReceiptInvalid):
+            # Where there is room for it, the customer says so of what it has signed.
+            if self._ports.credit.credit_left(account.customer) >= account.unbooked_micro:
+                self._ports.quality.report(account.customer, "payment", "booking_refused")
+            raise
         except (EntryRefused, ArgumentInvalid) as fault:
             if isinstance(fault, EntryRefused):
                 self._ports.quality.report(account.customer, "payment", "booking_refused")

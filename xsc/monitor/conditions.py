@@ -12,11 +12,21 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final, Literal, TypeAlias
 
 from xsc.api.monitor import Measures
+from xsc.base.grade import UNTRUSTED
 from xsc.base.limits import PPM
 from xsc.identity.envelope import Count, Record
 
 Kind: TypeAlias = Literal[
-    "margin", "unreadable", "lease", "debt", "own_debt", "disk", "unreachable", "proof", "grade"
+    "margin",
+    "unreadable",
+    "lease",
+    "debt",
+    "own_debt",
+    "disk",
+    "unreachable",
+    "proof",
+    "grade",
+    "lost",
 ]
 MINUTE_MS: Final = 60_000
 HELD_MS: Final[Mapping[Kind, int]] = {
@@ -95,7 +105,9 @@ def conditions(measures: Measures, now_ms: int) -> Iterator[Alert]:
             yield found("debt", "it owes this node more than 80 % of its limit", row.peer)
         if row.own_limit_micro is not None and _is_near(-row.balance_micro, row.own_limit_micro):
             yield found("own_debt", "this node owes it more than 80 % of the limit there", row.peer)
-        if row.grade in {"suspended", "barred"}:
+        if row.outcome in {"missing", "bad_proof"}:
+            yield found("lost", "it has not got what it stores for this node", row.peer)
+        if row.grade in UNTRUSTED:
             yield found("grade", f"it is {row.grade}: `xsc health why` says why", row.peer)
     storage = status.storage
     if storage.disk_free_bytes * PPM < storage.capacity_bytes * DISK_PPM:

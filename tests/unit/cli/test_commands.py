@@ -696,6 +696,8 @@ FLOW = {
     "name": "bob",
     "earned_micro": 80,
     "spent_micro": 0,
+    "cleared_micro": 0,
+    "cleared_own_micro": 0,
     "received_micro": 0,
     "paid_micro": 0,
 }

@@ -102,9 +102,12 @@ class Prover:
         assert dimension == "integrity"
         self.served_by.append(peer)
 
-    def report(self, peer, dimension, what, *, evidence=None):
+    def silent(self, peer):
+        self.reports.append((peer, "silent", False))
+
+    def report(self, peer, dimension, what, *, evidence=b""):
         assert dimension == "integrity"
-        self.reports.append((peer, what, evidence is not None))
+        self.reports.append((peer, what, bool(evidence)))
 
     # Caller
 
@@ -372,12 +375,12 @@ async def test_silence_to_everything_but_probes_becomes_missing(net):
     assert outcomes == ["timeout"] * (len(outcomes) - 1) + ["missing"]
 
 
-async def test_silence_that_counts_as_missing_moves_no_score(net):
+async def test_silence_that_counts_as_missing_is_one_observation(net):
     host = net.others[0]
     net[1].silent_in = {PROVE}
     while (await net.ask(hosts=[host]))[host].outcome != "missing":
         net.later()
-    assert not net[0].reports
+    assert net[0].reports == [(host, "silent", False)]
     assert host not in net[0].served_by
     net[1].silent_in = set()
     net.later()

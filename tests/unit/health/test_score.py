@@ -78,7 +78,8 @@ def test_sums_halve_in_a_half_life_in_one_step_or_in_many(dimension):
 
 def test_a_clock_that_was_wrong_makes_nothing_last():
     ahead = rules.observed(Tally(), "payment", NOW + 10**6, ok=False)
-    assert rules.decayed(ahead, "payment", NOW).hour == NOW
+    assert rules.decayed(ahead, "payment", NOW)[2:] == (NOW, 0)
+    assert rules.observed(ahead, "payment", NOW, ok=True).good == PPM, "this hour counts"
     behind = rules.observed(Tally(), "payment", 3, ok=False)
     assert rules.decayed(behind, "payment", NOW)[:2] == (0, 0)
 
@@ -96,9 +97,8 @@ def test_an_hour_is_one_observation_and_bad_if_anything_in_it_was():
 
 def test_peers_are_new_for_twenty_hours_of_probes():
     assert rules.grade_of(availability(19, 0), NOW, None) == "new"
-    assert (
-        rules.next_step(availability(19, 0), NOW, None)[0] == "vetted after 1 hours more of probes"
-    )
+    said, _ = rules.next_step(availability(19, 0), NOW, None)
+    assert said.startswith("judged after about 1 hours more")
     assert rules.grade_of(availability(20, 0), NOW, None) == "vetted"
 
 
@@ -187,20 +187,24 @@ def test_what_is_not_recognised_changes_nothing_and_grades_never_change():
 
 
 @pytest.mark.parametrize("dimension", DIMENSIONS)
-def test_one_observer_is_a_quarter_at_most_and_all_are_a_half(dimension):
+@pytest.mark.parametrize("weight", [PPM, PPM // 10, 1])
+def test_one_observer_is_a_quarter_at_most_and_all_are_a_half(dimension, weight):
     for good, bad in ((0, 0), (5, 1), (300, 7)):
         tally = Tally(good * PPM, bad * PPM, NOW)
         own = tally.good + tally.bad + PRIOR[dimension]
         for count in range(1, 9):
-            lies = [(PPM, (0, 2**63 - 1))] * count
+            lies = [(weight, (0, 2**63 - 1))] * count
             found = rules.rank_ppm(tally, dimension, lies)
-            share = min(own // 3 * count, own)
+            share = min(own // 3 * weight // PPM * count, own)
             assert share * 4 <= (own + share) * count + 4
             assert share * 2 <= own + share
-            expected = rules.lower_ppm(
-                tally.good + PRIOR[dimension], tally.bad + share, rules.RANK_Z2
-            )
-            assert found == pytest.approx(expected, abs=2)
+            more = tally.good + PRIOR[dimension], tally.bad + share
+            assert found == pytest.approx(rules.lower_ppm(*more, rules.RANK_Z2), abs=2)
+
+
+def test_all_liars_together_take_half_of_the_quality():
+    score, lies = known(), reports(*[(PPM, (0, 2**63 - 1))] * 20)
+    assert quality(score, reports=lies) == quality(score) // 2
 
 
 def test_the_order_of_reports_does_not_matter():
@@ -268,7 +272,25 @@ def test_events_say_what_changed_and_why():
 def test_who_was_absent_hears_that():
     score = rules.noted(known(), NOW * HOUR_MS, None)
     away = score.model_copy(update={"availability": Tally(10 * PPM, 90 * PPM, NOW)})
-    assert rules.noted(away, NOW * HOUR_MS, None).events[-1].cause == "it was absent"
+    event = rules.noted(away, NOW * HOUR_MS, None).events[-1]
+    assert (event.cause, event.dimension) == ("it was absent", "availability")
+
+
+def test_a_worse_grade_is_never_worth_more():
+    bad = wrong("integrity")
+    found = [
+        quality(score) for score in (known(), known(**bad), known(**bad, forged=bad["integrity"]))
+    ]
+    assert found[0] > found[1] >= found[2]
+
+
+def test_what_a_peer_answered_is_cut_in_a_cause_so_that_a_score_stays_small():
+    score = known()
+    for number in range(50):
+        score = rules.noted(
+            score, number * HOUR_MS, FORK, dimension="integrity", cause="\U0001f480" * 5_000
+        )
+    assert len(score.to_bytes()) < 16_384
 
 
 def test_a_kept_score_comes_back_and_every_changed_byte_is_refused_or_another():

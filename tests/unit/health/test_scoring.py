@@ -6,6 +6,7 @@ from xsc.base.errors import RecordInvalid, StoreDamaged
 from xsc.base.limits import PPM
 from xsc.health.score import DIMENSIONS, HOUR_MS
 from xsc.health.scoring import FRESH_MS, SCORES
+from xsc.health.service import PROBE_INTERVAL_MS
 
 SECRET = b"e" * 32
 
@@ -96,6 +97,7 @@ async def test_reports_of_recognised_peers_move_the_rank_for_a_day_and_no_grade(
         b.health.report(c.id, "integrity", "shard_mismatch")
     before = a.health.quality_ppm(c.id)
     weights = {b.id: 0}
+    b.health.scores._recognition_ppm = lambda _: PPM
     a.health.scores._recognition_ppm = lambda peer: weights.get(peer, 0)
     await a.health.scores.learn(a.peers())
     assert a.health.quality_ppm(c.id) == before, "nobody is recognised"
@@ -117,6 +119,9 @@ async def test_a_peer_is_told_nothing_of_itself_among_the_others(a, b):
     a.others.append(c)
     a.health.scores.probed(b.id, PPM, ok=True)
     a.health.scores.probed(c.id, PPM, ok=True)
+    answer, _ = await a.health.handlers()[SCORES](b.id, {"v": 1}, ())
+    assert answer["scores"] == [], "who is not recognised makes no use of it"
+    a.health.scores._recognition_ppm = lambda _: 1
     answer, _ = await a.health.handlers()[SCORES](b.id, {"v": 1}, ())
     assert [row[0] for row in answer["scores"]] == [c.id]
     with pytest.raises(RecordInvalid):
@@ -161,3 +166,40 @@ async def test_who_is_silent_is_no_observer(a, b):
     a.silent = {b.id}
     await a.health.scores.learn(a.peers())
     assert events(a)[-1] == "health.scores_unheard"
+
+
+async def test_one_hour_leaves_one_event_and_evidence_is_not_pushed_out(a, b):
+    a.health.report(b.id, "integrity", "bad_proof", evidence=SECRET)
+    for number in range(50):
+        a.health.report(b.id, "integrity", f"space: {number}")
+    assert [event.evidence for event in a.health.scores.of(b.id).events] == [SECRET]
+
+
+async def test_evidence_that_comes_later_in_an_hour_counts(a, b):
+    a.health.report(b.id, "integrity", "shard_mismatch")
+    a.health.report(b.id, "integrity", "bad_proof", evidence=SECRET)
+    assert a.health.grade(b.id) == "suspended"
+    assert a.health.scores.of(b.id).events[-1].evidence == SECRET
+
+
+async def test_silence_puts_on_watch_and_never_suspends(a, b):
+    for _ in range(60):
+        a.health.scores.silent(b.id)
+        a.clock.advance_to(a.clock.now_ms() + 24 * HOUR_MS)
+        assert a.health.grade(b.id) in {"watch", "new"}
+    a.health.scores.silent(b.id)
+    assert a.health.grade(b.id) == "watch"
+
+
+async def test_a_fork_bars_with_its_own_evidence_and_keeps_that_of_others(a, b):
+    a.health.scores._fork = lambda _: b"f" * 32
+    a.health.report(b.id, "integrity", "bad_proof", evidence=SECRET)
+    found = [(event.after, event.evidence) for event in a.health.scores.of(b.id).events]
+    assert found == [("barred", b"f" * 32), ("barred", SECRET)]
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 13, 18, 24, 25, 50])
+async def test_an_hour_of_probes_is_an_hour_whatever_the_number_of_peers(a, count):
+    a.others = [Node(number) for number in range(2, 2 + count)]
+    turns = 60 * 60 * 1_000 // PROBE_INTERVAL_MS * min(12, count) // count
+    assert a.health._window_ppm() * turns == pytest.approx(PPM, rel=0.01)

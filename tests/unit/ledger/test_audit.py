@@ -19,6 +19,7 @@ from xsc.ledger.audit import (
     trusted,
     verify_settled,
 )
+from xsc.ledger.chain import LEDGER_CONFLICTS_KEPT
 from xsc.ledger.entry import (
     GENESIS,
     Half,
@@ -256,6 +257,27 @@ async def test_two_entries_of_one_number_are_a_fork_and_others_are_not(a, circle
     later = open_half(other, network=NETWORK).record
     later = sign(later.model_copy(update={"seq": later.seq + 1}), b.key, NETWORK).raw
     assert not is_fork(conflict_bytes(kept, later), NETWORK), "it may be of another incarnation"
+
+
+async def test_a_further_fork_is_kept_where_there_is_no_room(a, circle):
+    """Else who was lifted once could keep as many ledgers as it likes."""
+    chain, b = a.ledger.chain, circle.members[1]
+    ((_, raw),) = chain.rows().conflicts.items()
+    kept = open_half(decode(raw)["kept"], network=NETWORK).record
+
+    async def fork(created_ms):
+        await chain.keep_fork(
+            sign(kept.model_copy(update={"created_ms": created_ms}), b.key, NETWORK)
+        )
+        return chain.fork(b.id)
+
+    found = [await fork(1_000 + number) for number in range(LEDGER_CONFLICTS_KEPT + 5)]
+    assert len({*found}) == len(found)
+    assert chain.conflicts() == LEDGER_CONFLICTS_KEPT
+    before = chain.fork(b.id)
+    a.crash()
+    assert a.ledger.chain.fork(b.id) == before
+    await a.ledger.verify()
 
 
 async def test_evidence_is_two_halves_that_one_author_signed(a, circle):

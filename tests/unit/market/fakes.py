@@ -96,6 +96,8 @@ class Ledger:
         if trouble == "late":
             self.under_way[xid] = entry
             raise PeerSilent("the debtor does not answer yet")
+        if trouble == "no credit":
+            raise CreditExceeded("the debtor says that it has no room for it")
         if trouble == "refused":
             self.spent.add(xid)
             raise EntryRefused("the debtor refused")

@@ -453,6 +453,10 @@ async def test_who_is_barred_gets_and_gives_no_new_lease(world):
     provider.health.grades[customer.id] = "barred"
     got = await world.drive(customer.market.buyer.lease_hosts(size_bytes=MIB, count=1))
     assert isinstance(got.refused[provider.id], NotAllowed)
+    provider.health.grades = {b"a friend": "barred"}
+    provider.ledger.shares_with = lambda peer: [b"a friend", peer]
+    got = await world.drive(customer.market.buyer.lease_hosts(size_bytes=MIB, count=1))
+    assert isinstance(got.refused[provider.id], NotAllowed), "it shares its credit"
 
 
 async def test_a_small_node_leases_what_it_has(world, pair):
@@ -1433,6 +1437,25 @@ async def test_a_refusal_costs_the_ledger_of_a_provider_little_however_often_it_
     world.later(REFUSED_RETRY_MS_MAX)
     await provider.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 4_000
+
+
+async def test_who_refuses_to_book_what_it_signed_is_reported_and_own_limits_are_no_fault(
+    world, pair
+):
+    customer, provider = pair
+    await due(world, customer, provider)
+    await customer.market.settlement.settle_due()
+    quality = provider.health.quality_ppm(customer.id)
+    limit, provider.ledger.limit = provider.ledger.limit, 0
+    await provider.market.settlement.settle_all()
+    assert provider.health.quality_ppm(customer.id) == quality
+    provider.ledger.limit = limit
+    provider.ledger.trouble = ["no credit"]
+    await provider.market.settlement.settle_all()
+    assert provider.health.quality_ppm(customer.id) == quality // 2
+    assert (customer.id, "payment") not in provider.health.served_by
+    await provider.market.settlement.settle_all()
+    assert (customer.id, "payment") in provider.health.served_by
 
 
 async def test_a_provider_that_lost_its_disk_is_paid_what_was_signed(world, pair):

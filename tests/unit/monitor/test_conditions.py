@@ -110,6 +110,9 @@ def with_peer(**fields):
             "unreachable",
         ),
         (replace(WELL, proofs=1), WELL, "proof"),
+        (with_peer(outcome="missing"), with_peer(outcome="timeout"), "lost"),
+        (with_peer(grade="suspended"), with_peer(grade="watch"), "grade"),
+        (with_peer(grade="barred"), with_peer(grade="new"), "grade"),
     ],
 )
 def test_each_condition_begins_at_its_bound(bad, well, kind):

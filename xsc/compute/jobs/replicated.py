@@ -11,7 +11,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from xsc.base.errors import NoAgreement, NoOffers, PeerError, PeerSilent, XscError
+from xsc.base.errors import (
+    ClockSkewed,
+    NoAgreement,
+    NoOffers,
+    PeerError,
+    PeerSilent,
+    ReplayRefused,
+    XscError,
+)
 from xsc.base.ids import short, to_text
 from xsc.base.jobs import Verification
 from xsc.base.limits import PROVIDERS_TRIED_MAX
@@ -128,7 +136,8 @@ class ReplicatedRun:
             self._leases.report(node, "compute", "dissent")
         for node, fault in faults.items():
             self._context.log.warning("compute.no_receipt", provider=node.hex(), reason=fault.code)
-            if isinstance(fault, PeerError):
+            # A clock that differs may be this node's own.
+            if isinstance(fault, PeerError) and not isinstance(fault, ClockSkewed | ReplayRefused):
                 self._leases.report(node, "compute", fault.code)
 
     async def _lease(

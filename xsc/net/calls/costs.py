@@ -66,6 +66,8 @@ COSTS: Final[Mapping[str, Cost]] = {
     "market.lease": Cost(base=2_000, signatures=2, synced=True),
     "market.account": Cost(base=10_000, signatures=2, synced=True, answered=_LARGEST),
     # It makes a call of this node to another peer.
+    # It goes over all peers.
+    "health.scores": Cost(base=10_000, answered=_LARGEST),
     "health.probe_for": Cost(base=1_500, signatures=2),
     "ledger.propose": Cost(signatures=3),
     "ledger.account": Cost(signatures=2, synced=True),

@@ -94,6 +94,10 @@ def check_home(path: Path, *, deep: bool, salvaged: bool, watch: Watch = unwatch
     """
     homes.check_format(path)
     if not (path / "db" / "bodies").exists():
+        if (path / "db" / "state").exists():
+            raise errors.StoreDamaged(
+                f"{path} has lost its shard store", hint="restore the home from a backup"
+            )
         raise errors.HomeInvalid(f"{path} holds no shard store yet", hint="its node never ran")
     with homes.lock(path):
         kept = leveldb.salvage(path / "db" / "bodies") if salvaged else None

@@ -34,7 +34,7 @@ def _judgement(node: Node, judged: Judged) -> dict[str, object]:
                 dimension=each,
                 good_ppm=tally.good,
                 bad_ppm=tally.bad,
-                lower_ppm=score.rank_ppm(tally, each),
+                rank_ppm=score.rank_ppm(tally, each),
                 upper_ppm=score.upper_ppm(tally),
             )
             for each, tally in tallies.items()

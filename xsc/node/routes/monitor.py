@@ -9,7 +9,7 @@ from xsc.api import monitor as api
 from xsc.api import serial
 from xsc.api.endpoint import Nothing
 from xsc.base.fields import take_int
-from xsc.health.score import GRADES
+from xsc.base.grade import GRADES
 from xsc.health.service import HealthRow
 from xsc.market.lease import Role
 from xsc.monitor import exposition

@@ -14,7 +14,7 @@ from xsc.storage.catalogue.directory import DirectoryEntry
 from xsc.storage.catalogue.objects import ObjectCatalogue
 from xsc.storage.object import erasure, inventory
 from xsc.storage.object.capability import VerifyCapability, parse_read
-from xsc.storage.object.manifest import Manifest, open_manifest
+from xsc.storage.object.manifest import Manifest, hash_of, open_manifest
 from xsc.storage.object.placement import Placement
 from xsc.storage.transfer import get, host_client
 
@@ -86,7 +86,9 @@ class ObjectFinder:
                 self._context.log.warning(
                     "storage.find_wrong", peer=short(node), reason=fault.message
                 )
-                self._client.hosts.report(node, "integrity", "record_invalid")
+                if hash_of(bytes(sealed)) != capability.manifest_hash:
+                    # Else its author sealed what nobody can read: its host cannot see that.
+                    self._client.hosts.report(node, "integrity", "record_invalid")
                 return None
 
         said, silent = await self._ask_all(ask, enough=bool, grace_ms=0)
