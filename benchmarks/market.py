@@ -28,6 +28,7 @@ from xsc.allocation.published import Published, standing
 from xsc.allocation.recognition import value_of
 from xsc.base.clock import ManualClock
 from xsc.base.errors import NotFound
+from xsc.base.grade import Grade
 from xsc.base.limits import (
     LEASES_A_CUSTOMER_MAX,
     PPM,
@@ -167,6 +168,9 @@ class Node:
     def shares_with(self, peer: bytes) -> Sequence[bytes]:
         return [peer]
 
+    def grade(self, _peer: bytes) -> Grade:
+        return "vetted"
+
 
 class Spaces:
     """What nodes published: nothing but commitments."""
@@ -238,7 +242,7 @@ async def leased(count: int) -> tuple[float, float]:
     ports = MarketPorts(
         peers=NOBODY,
         credit=cast(Any, Node()),
-        quality=NOBODY,
+        quality=cast(Any, Node()),
         standing=cast(Any, commitments),
         capacity=cast(Any, Node()),
         leaving=NOBODY,

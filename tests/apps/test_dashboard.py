@@ -177,6 +177,7 @@ def texts(value):
         str(value),
         f"{value:,}",
         units.format_credits(value),
+        units.format_credits(abs(value)),  # Words beside it say who owes whom.
         units.format_level("compute", value),
     ]
     if value >= 0:

@@ -76,6 +76,8 @@ def of_vectors() -> dict[str, dict[str, Value]]:
 KNOWN = of_vectors()
 GIVEN: dict[tuple[str, str], Value] = {
     ("invitation", "addresses"): ["127.0.0.1:1"],
+    ("loop", "amount_micro"): 1_000,
+    ("loop", "members"): [bytes([number]) * 32 for number in range(3)],
     ("program_source", "kind"): "space",
     ("slot", "kind"): "compute",
     ("slot", "windows"): [[0, 1]],
@@ -109,6 +111,9 @@ def a_value(kind: Any, bounds: tuple[Any, ...] = ()) -> Value:
         return {str(a_value(args[0])): a_value(args[1])}
     if issubclass(kind, Record):
         return a_record(kind)
+    if issubclass(kind, tuple):  # One with names.
+        hints = typing.get_type_hints(kind, include_extras=True)
+        return [a_value(each) for each in hints.values()]
     return cast("Value", {bytes: bytes(least), str: "a" * least, bool: True, int: 1}[kind])
 
 

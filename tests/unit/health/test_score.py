@@ -1,9 +1,11 @@
+import json
 import random
 from fractions import Fraction
 from itertools import permutations
 
 import pytest
 
+from tests.strategies import VECTORS
 from xsc.base.errors import RecordInvalid
 from xsc.base.limits import PPM
 from xsc.health import score as rules
@@ -305,3 +307,11 @@ def test_a_kept_score_comes_back_and_every_changed_byte_is_refused_or_another():
                 assert Score.from_bytes(bytes(changed)) != score
             except RecordInvalid:
                 continue
+
+
+def test_the_vector_of_a_kept_score():
+    vector = json.loads((VECTORS / "score.json").read_text())
+    score = Score.from_bytes(bytes.fromhex(vector["score"]))
+    assert score.to_bytes().hex() == vector["score"]
+    assert score.integrity == Tally(24 * PPM, 0, vector["hour"], 1)
+    assert rules.grade_of(score, vector["hour"], None) == score.grade == vector["grade"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tests.strategies import VECTORS
 from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import CreditExceeded, EntryRefused, LedgerDamaged, PeerSilent, RecordInvalid
@@ -470,3 +472,13 @@ class Market(RuleBasedStateMachine):
 
 Market.TestCase.settings = settings(deadline=None, stateful_step_count=15)
 TestMarket = Market.TestCase
+
+
+def test_the_vector_of_a_loop():
+    vectors = json.loads((VECTORS / "ledger.json").read_text())
+    vector = vectors["loop"]
+    loop = open_loop(bytes.fromhex(vector["signed"]), network=bytes.fromhex(vectors["network"]))
+    assert loop.is_complete
+    assert loop.id.hex() == vector["id"]
+    assert loop.record.to_bytes().hex() == vector["body"]
+    assert loop.record.amount_micro == vector["amount_micro"]
