@@ -1,4 +1,4 @@
-"""How peers are judged: in which dimensions, and what comes of it (`xsc.health.score`)."""
+"""The dimensions in which peers are judged, and their grades. The rules: `xsc.health.score`."""
 
 from __future__ import annotations
 

@@ -230,6 +230,8 @@ TIDY_MS = 5_000
 PPM = 1_000_000
 MUTUAL_RECOGNITION_THRESHOLD_PPM = 10_000
 AMOUNT_MAX = 2**63 - 1
+NEAR_LIMIT_PPM = 800_000
+"""Of what a node may owe: both sides say so once a debt is beyond."""
 SLOT_ID_BYTES = 16
 SLOTS_MAX = 64
 """Slots that one node offers at a time."""

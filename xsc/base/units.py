@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.base.limits import MFUEL
+from xsc.base.limits import MFUEL, NEAR_LIMIT_PPM, PPM
 
 BODY_OVERHEAD_BYTES = 512
 """What a stored shard or object record counts for beside its bytes. Header, keys and index entry
@@ -123,6 +123,11 @@ def say_credits(micro: int) -> str:
     """Return an amount in words: "1.2 credits", "1 credit"."""
     text = format_credits(micro).rstrip("0").rstrip(".")
     return f"{text} credit" if text == "1" else f"{text} credits"
+
+
+def is_near(debt_micro: int, limit_micro: int) -> bool:
+    """Return whether a debt is beyond NEAR_LIMIT_PPM of a limit."""
+    return debt_micro > 0 and debt_micro * PPM > limit_micro * NEAR_LIMIT_PPM
 
 
 def parse_month(text: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from click import argument, option
 
 from xsc import api
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
-from xsc.base.units import format_credits, format_share, say_credits
+from xsc.base.units import format_credits, format_share, is_near, say_credits
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
 from xsc.client.core import Document
@@ -79,11 +79,10 @@ def balance(answer: Document) -> None:
         who = show.named(row, "peer")
         if row["balance_micro"]:
             show.line(row["says"])
-        if _is_near(row["limit_micro"], row["left_micro"]):
+        if is_near(row["limit_micro"] - row["left_micro"], row["limit_micro"]):
             show.line(f"{who} has used more than 80 % of what it may owe you")
-        if row["own_limit_micro"] is not None and _is_near(
-            row["own_limit_micro"], row["own_left_micro"]
-        ):
+        own = row["own_limit_micro"]
+        if own is not None and is_near(own - row["own_left_micro"], own):
             show.line(f"you have used more than 80 % of what you may owe {who}")
         if row["paid_micro"]:
             show.line(f"{format_credits(row['paid_micro'])} paid off the books waits for {who}")
@@ -192,7 +191,9 @@ def export(settings: Settings, form: str, month: str | None, output: Path) -> No
         settings.save(api.ledger.EXPORT, output, format=form, month=month)
         return
     if settings.json:
-        raise ArgumentInvalid("--json and a file on standard output do not go together", hint="-o")
+        raise ArgumentInvalid(
+            "--json and a file on standard output do not go together", hint="name one: -o FILE"
+        )
     with settings.calls().download(api.ledger.EXPORT, format=form, month=month) as download:
         for block in download.blocks():
             sys.stdout.buffer.write(block)
@@ -227,12 +228,8 @@ def limits(answer: Document) -> None:
             show.line(f"{who}: repaid {say_credits(row['repaid_micro'])} in 90 days")
         if row["shared_through"]:
             show.line(f"{who}: shares its starter with all that came by the same peer")
-        if _is_near(row["limit_micro"], row["limit_micro"] - row["owed_micro"]):
+        if is_near(row["owed_micro"], row["limit_micro"]):
             show.line(f"{who}: has used more than 80 % of its limit")
-
-
-def _is_near(limit_micro: int, left_micro: int) -> bool:
-    return left_micro < limit_micro and left_micro * 5 < limit_micro
 
 
 @asks(ledger, api.ledger.LIMIT)

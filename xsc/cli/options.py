@@ -449,7 +449,12 @@ def _word(path: Path, place: str) -> str:
 
 
 def _limit(text: str) -> Fields:
-    return Fields() if text == "auto" else Fields(limit_micro=units.parse_credits(text))
+    if text == "auto":
+        return Fields()
+    try:
+        return Fields(limit_micro=units.parse_credits(text))
+    except ArgumentInvalid as fault:
+        raise ArgumentInvalid(fault.message, hint="write for example 2.5, or auto") from None
 
 
 def _input(text: str) -> tuple[str, str]:

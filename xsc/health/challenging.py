@@ -225,8 +225,8 @@ class ChallengeService:
                 row = row.model_copy(update={"again": reveal.to_bytes()})
             if row.outcome in {"bad_proof", "missing"}:
                 proved = proved._replace(outcome=row.outcome)
-                # After silence, or a second loss in a row, all that lies there counts as lost:
-                # else a host would admit a few leaves each hour.
+                # After silence or a second loss in a row the whole holding counts as lost. Else a
+                # host could admit a few leaves each hour.
                 again = before is not None and before.outcome in {"bad_proof", "missing"}
                 names = None if again else proved.names or None
                 still = await self._possessions.lost(host, customer, names)

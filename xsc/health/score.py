@@ -69,7 +69,7 @@ CAUSES: Final[dict[Grade, str]] = {
     "vetted": "it has answered probes for long enough",
     "barred": "two entries of its ledger contradict each other",
 }
-"""Of grades that nothing observed brings about; a worse one else comes of absence."""
+"""Why a grade changes where no single observation does it; any other worse grade is absence."""
 ABSENT = "it was absent"
 SEARCHED_HOURS = 1 << 20
 """Within that every sum has decayed to nothing."""
@@ -133,7 +133,7 @@ def _left(of_hour: int, hours: int) -> int:
 
 
 def decayed(tally: Tally, dimension: Dimension, hour: int) -> Tally:
-    """Return a tally as it stands in an hour; one of a clock that was wrong begins there."""
+    """Return a tally decayed to an hour. One of a later hour, by a wrong clock, is moved there."""
     passed = hour - tally.hour
     if passed <= 0:
         return tally if passed == 0 else tally._replace(hour=hour, counted=0)

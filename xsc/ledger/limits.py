@@ -15,12 +15,10 @@ from xsc.api.ledger import Flow
 from xsc.base.limits import PPM
 
 REPAID_MS: Final = 90 * 86_400_000
-NEAR_PPM: Final = 800_000
-"""Of a limit: both sides say so once a debt is beyond."""
 
 Known = Literal["direct", "introduced", "stranger", "barred"]
 """`direct`: invited, or confirmed by hand. `introduced`: by the word of one that is, with whom all
-that it brought share one credit. `barred`: the operator blocked it."""
+that it brought share one credit. `barred`: the operator blocked it, or it keeps two ledgers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +104,3 @@ def repaid(balance_micro: int, flow: Flow) -> int:
     settled = min(paid, max(0, -before))
     owed = before + settled + flow.earned_micro
     return max(0, min(taken - (paid - settled), owed))
-
-
-def is_near(debt_micro: int, limit_micro: int) -> bool:
-    """Return whether a debt is beyond NEAR_PPM of a limit."""
-    return debt_micro > 0 and debt_micro * PPM > limit_micro * NEAR_PPM

@@ -140,12 +140,9 @@ class Loops:
     async def _on_offer(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
     ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
-        path = [
-            item
-            for item in fields.take_list(header, "path", most=LOOP_MEMBERS_MAX)
-            if isinstance(item, bytes) and len(item) == ids.ID_BYTES
-        ]
-        if path[-1:] != [caller] or len({*path}) != len(path):
+        listed = fields.take_list(header, "path", most=LOOP_MEMBERS_MAX)
+        path = [each for each in listed if isinstance(each, bytes) and len(each) == ids.ID_BYTES]
+        if path[-1:] != [caller] or len({*path}) != len(listed):
             raise RecordInvalid("an offer names each member once, and its sender last")
         amount_micro = fields.take_int(header, "amount_micro", most=limits.AMOUNT_MAX)
         left_ms = fields.take_int(header, "left_ms", most=OFFER_TIMEOUT_MS)

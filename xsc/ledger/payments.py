@@ -25,10 +25,10 @@ from xsc.base import encoding, errors, limits, merkle, peering
 from xsc.base.fields import take_bool, take_int, take_opt_bytes
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.units import is_near
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.ledger import off_books
-from xsc.ledger.limits import is_near
 from xsc.ledger.off_books import Payment
 from xsc.terms.voucher import Voucher, off_books_account
 

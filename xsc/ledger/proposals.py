@@ -15,12 +15,13 @@ from typing import Final, TypeAlias
 from xsc.api.ledger import PaidLease
 from xsc.base import encoding, fields, ids, limits, merkle
 from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, ReceiptInvalid, XscError
+from xsc.base.units import is_near
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.ledger import entry, validation
 from xsc.ledger.chain import FOR, HALF, OTHER, VOUCHER, Chain, key_of
 from xsc.ledger.exchange import HistoryExchange
-from xsc.ledger.limits import LimitTerms, is_near
+from xsc.ledger.limits import LimitTerms
 from xsc.ledger.loop import open_voucher
 from xsc.ledger.state import settle
 from xsc.ledger.statement import lease_text, note_bytes, read_note

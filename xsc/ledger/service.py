@@ -30,8 +30,6 @@ from xsc.ledger.statement import (
     paid_row,
 )
 
-_REPAID_KEPT_MS = 60_000
-
 
 class LedgerService:
     """The ledger of one node.
@@ -66,8 +64,6 @@ class LedgerService:
         self._credit = credit
         self._trust = trust
         self._shares_with = shares_with
-        self._repaid: dict[bytes, tuple[tuple[int, int], int]] = {}
-        """By peer, for how many entries and which minute: a limit is asked for all the time."""
         self.chain = chain.Chain(context, state, recovering=recovering)
         self.exchange = exchange.HistoryExchange(context, self.chain)
         self.proposals = Proposals(context, self.chain, self.exchange, limit_terms=self.limit_terms)
@@ -92,13 +88,8 @@ class LedgerService:
         return limit_terms(self._credit, self._trust(peer), self._repaid_micro(peer), set_micro)
 
     def _repaid_micro(self, peer: bytes) -> int:
-        state, now_ms = self.chain.state, self._clock.now_ms()
-        when = len(state.seen.get(peer, ())), now_ms // _REPAID_KEPT_MS
-        known = self._repaid.get(peer)
-        if known is None or known[0] != when:
-            flow = state.flows.of(peer, now_ms - REPAID_MS)
-            known = self._repaid[peer] = when, repaid(self.balance(peer), flow)
-        return known[1]
+        flow = self.chain.state.flows.of(peer, self._clock.now_ms() - REPAID_MS)
+        return repaid(self.balance(peer), flow)
 
     def credit_left(self, peer: bytes) -> int:
         """Return the micro-credits that the peer may still come to owe; can be negative."""

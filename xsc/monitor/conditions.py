@@ -14,6 +14,7 @@ from typing import Final, Literal, TypeAlias
 from xsc.api.monitor import Measures
 from xsc.base.grade import UNTRUSTED
 from xsc.base.limits import PPM
+from xsc.base.units import is_near
 from xsc.identity.envelope import Count, Record
 
 Kind: TypeAlias = Literal[
@@ -44,8 +45,6 @@ RETRY_MS: Final = MINUTE_MS
 RETRY_MS_MAX: Final = 60 * MINUTE_MS
 KEPT_MS: Final = 30 * 24 * 60 * MINUTE_MS
 """How long an alert is kept that is over and that nobody acknowledged."""
-DEBT_PPM: Final = 800_000
-"""The share of a limit at which a debt is near it."""
 DISK_PPM: Final = 50_000
 """The share of the capacity that the disk must have left."""
 
@@ -101,9 +100,9 @@ def conditions(measures: Measures, now_ms: int) -> Iterator[Alert]:
     if ending:
         yield found("lease", f"leases that end and could not be renewed: {ending}", count=ending)
     for row in measures.peers:
-        if row.balance_micro > 0 and _is_near(row.balance_micro, row.limit_micro):
+        if is_near(row.balance_micro, row.limit_micro):
             yield found("debt", "it owes this node more than 80 % of its limit", row.peer)
-        if row.own_limit_micro is not None and _is_near(-row.balance_micro, row.own_limit_micro):
+        if row.own_limit_micro is not None and is_near(-row.balance_micro, row.own_limit_micro):
             yield found("own_debt", "this node owes it more than 80 % of the limit there", row.peer)
         if row.outcome in {"missing", "bad_proof"}:
             yield found("lost", "it has not got what it stores for this node", row.peer)
@@ -117,10 +116,6 @@ def conditions(measures: Measures, now_ms: int) -> Iterator[Alert]:
     if measures.proofs:
         says = f"records that prove a peer wrong: {measures.proofs}"
         yield found("proof", says, count=measures.proofs)
-
-
-def _is_near(debt: int, limit: int) -> bool:
-    return debt * PPM > limit * DEBT_PPM
 
 
 def step(known: Iterable[Alert], found: Iterable[Alert], now_ms: int) -> dict[str, Alert]:

@@ -10,6 +10,7 @@ from xsc.base.errors import RecordInvalid
 from xsc.base.limits import PPM
 from xsc.health import score as rules
 from xsc.health.score import DIMENSIONS, HALF_LIFE_HOURS, HOUR_MS, PRIOR, Score, Tally
+from xsc.health.scoring import SCORE_BYTES_MAX
 
 NOW = 490_000
 FORK = b"f" * 32
@@ -292,7 +293,7 @@ def test_what_a_peer_answered_is_cut_in_a_cause_so_that_a_score_stays_small():
         score = rules.noted(
             score, number * HOUR_MS, FORK, dimension="integrity", cause="\U0001f480" * 5_000
         )
-    assert len(score.to_bytes()) < 16_384
+    assert len(score.to_bytes()) < SCORE_BYTES_MAX
 
 
 def test_a_kept_score_comes_back_and_every_changed_byte_is_refused_or_another():

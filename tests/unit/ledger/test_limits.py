@@ -12,11 +12,11 @@ from tests.unit.ledger.circle import STARTER, Circle, collect
 from xsc.api.ledger import Flow
 from xsc.base.errors import CreditExceeded
 from xsc.base.limits import PPM
+from xsc.base.units import is_near
 from xsc.ledger.limits import (
     REPAID_MS,
     LimitSettings,
     Trust,
-    is_near,
     limit_terms,
     repaid,
 )

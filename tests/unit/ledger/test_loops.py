@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from pydantic import ValidationError
 
 from tests.strategies import VECTORS
 from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect
@@ -18,7 +19,16 @@ from xsc.identity.envelope import sign
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import post_half
 from xsc.ledger.incarnation import Noted
-from xsc.ledger.loop import Loop, SignedLoop, begin, open_loop
+from xsc.ledger.loop import (
+    LOOP_FAN_MAX,
+    LOOP_MEMBERS_MAX,
+    LOOP_MICRO_MIN,
+    Loop,
+    SignedLoop,
+    begin,
+    next_members,
+    open_loop,
+)
 from xsc.ledger.loops import LOOP, LOOPS_A_PEER_MAX, OFFER
 
 DEBT = 500_000
@@ -482,3 +492,39 @@ def test_the_vector_of_a_loop():
     assert loop.id.hex() == vector["id"]
     assert loop.record.to_bytes().hex() == vector["body"]
     assert loop.record.amount_micro == vector["amount_micro"]
+
+
+def test_an_offer_goes_to_its_origin_first_and_to_few_of_the_largest_creditors():
+    debts = {bytes([number]): number for number in range(1, 20)}
+    assert next_members(debts, [b"o", b"p"]) == [bytes([n]) for n in (19, 18, 17, 16)]
+    assert len(next_members(debts, [b"o"])) == LOOP_FAN_MAX
+    assert next_members(debts | {b"o": 1}, [b"o", b"p"])[0] == b"o"
+    full = [b"o", *(bytes([number]) for number in range(1, LOOP_MEMBERS_MAX - 1))]
+    assert next_members(debts | {b"o": 1}, full) == [b"o"], "one more would be too many"
+
+
+def test_a_loop_takes_off_no_less_than_its_entries_are_worth():
+    members = tuple(bytes([number]) * 32 for number in range(3))
+    Loop(members=members, amount_micro=LOOP_MICRO_MIN, xid=bytes(16))
+    with pytest.raises(ValidationError):
+        Loop(members=members, amount_micro=LOOP_MICRO_MIN - 1, xid=bytes(16))
+
+
+def test_one_search_finds_so_many_loops_and_no_more(monkeypatch):
+    async def play(most):
+        monkeypatch.setattr("xsc.ledger.loops.LOOPS_FOUND_MAX", most)
+        circle = await ring(3)
+        return len(await circle.members[0].ledger.loops.clear())
+
+    assert [run(play(most)) for most in (0, 1)] == [0, 1]
+
+
+@pytest.mark.parametrize("junk", [b"short", 7, None, [bytes(32)]])
+def test_an_offer_with_a_member_that_is_no_node_is_refused(junk):
+    async def play():
+        a, b, _ = (await ring(3)).members
+        header = {"v": 1, "path": [junk, b.id], "amount_micro": DEBT, "left_ms": 1_000}
+        with pytest.raises(RecordInvalid):
+            await a.ledger.handlers()[OFFER](b.id, header, ())
+
+    run(play())
