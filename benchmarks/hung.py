@@ -89,10 +89,11 @@ async def rested(pool: PoolSandbox) -> None:
 async def stopped(pool: PoolSandbox, given: Job) -> None:
     """Run a job whose process is stopped as soon as it has it."""
     running = asyncio.create_task(pool.run(given))
-    await asyncio.sleep(0.002)
     queues = pool._queues.values()  # noqa: SLF001 - nothing else tells its process
-    (busy,) = [queue.worker for queue in queues if queue]
-    os.kill(busy.pid, signal.SIGSTOP)
+    while not (busy := [queue.worker for queue in queues if queue]):  # noqa: ASYNC110 - no event says it
+        await asyncio.sleep(0.001)
+    (worker,) = busy
+    os.kill(worker.pid, signal.SIGSTOP)
     await running
 
 
