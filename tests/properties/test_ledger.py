@@ -62,7 +62,7 @@ class Books(RuleBasedStateMachine):
             for member in self.circle.members:
                 assert len(member.ledger.chain.state.open) == 0
                 report = await member.ledger.verify()
-                assert report.conflicts == 0
+                assert report.forks == 0
 
         self.loop.run_until_complete(end())
         self.loop.close()
@@ -197,7 +197,7 @@ async def test_a_kill_at_any_write_loses_nothing_acknowledged(who, after):
             ) == creditor.ledger.settled(bytes([account]) * 32)
         assert a.ledger.balance(b.id) == 117
         for member in circle.members:
-            assert (await member.ledger.verify()).conflicts == 0
+            assert (await member.ledger.verify()).forks == 0
         books_agree(circle)
     assert reached == 7 + (who == 0) * 2
 

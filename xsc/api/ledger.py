@@ -204,7 +204,8 @@ class Verified(Model):
     entries: int
     settled: int
     peers: int
-    conflicts: int
+    forks: int
+    """Proofs that a peer keeps two ledgers."""
     head: Key
     text: str
 
@@ -287,6 +288,43 @@ class Loops(Model):
     loops: list[Loop]
 
 
+class Cosigner(Model):
+    """Who is to co-sign a checkpoint."""
+
+    id: Key | None
+    """Null of one that this node does not know any more."""
+    name: str
+    signed: bool
+
+
+class Checkpoint(Model):
+    """How long the own chain is and the root over it, signed together with others."""
+
+    size: int
+    """Halves of the present incarnation; 0 of an empty chain, which is not signed."""
+    root: Key | None
+    cosigners: list[Cosigner]
+    """None where this node recognises fewer than four peers: then each pair checks for itself."""
+    needed: int
+    complete: bool
+    """Whether enough have signed it."""
+    text: str
+    """The signed note."""
+
+
+class Pardon(Model):
+    """Whose fork is held against it no more."""
+
+    peer: Annotated[str, MaxLen(256)]
+
+
+class Pardoned(OfPeer):
+    """What was pardoned."""
+
+    through_seq: int
+    """A fork at a later number bars it again."""
+
+
 BALANCE = get("/v1/ledger/balance", Accounts, Balances, "Show what each owes.")
 LOG = get("/v1/ledger/log", Page, Entries, "List entries, the newest first.")
 FLOWS = listing("/v1/ledger/flows", Booked, Flow, "Sum up what was earned and spent by peer.")
@@ -298,4 +336,8 @@ LIMIT = post("/v1/ledger/limit", Limit, LimitSet, "Set what a peer may owe.")
 LIMITS = listing("/v1/ledger/limits", Nothing, PeerLimit, "Show what each limit is made of.")
 SETTLE = post("/v1/ledger/settle", Nothing, Settlement, "Settle now what is owed.")
 CLEAR = post("/v1/ledger/clear", Nothing, Loops, "Take off debts that go around.")
+CHECKPOINT = post(
+    "/v1/ledger/checkpoint", Nothing, Checkpoint, "Sign how the ledger is, and have that co-signed."
+)
+PARDON = post("/v1/ledger/pardon", Pardon, Pardoned, "Hold a fork against its author no more.")
 OFF_BOOKS = post("/v1/ledger/off-books", Payment, PaymentHeard, "Report a payment outside of XSC.")

@@ -319,6 +319,43 @@ def clear(answer: Document) -> None:
     )
 
 
+@asks(ledger, api.ledger.CHECKPOINT)
+def checkpoint(answer: Document) -> None:
+    """Sign how this ledger is now, have that co-signed, and show it.
+
+    The node does so by itself every ten minutes, if there is something new. Who shows a peer
+    another ledger than the one that was signed is found out, and barred by all.
+    """
+    if not answer["size"]:
+        show.line("the ledger has no entry yet")
+        return
+    show.pairs([("entries", str(answer["size"])), ("root", answer["root"])])
+    if not answer["cosigners"]:
+        show.line("not co-signed: this node recognises fewer than four peers (xsc peer recognise)")
+        return
+    show.rows(
+        answer["cosigners"],
+        "co-signer id signed",
+        "",
+        **{"co-signer": lambda row: row["name"] or "?"},
+        id=("id", lambda node: show.short(node) if node else "-"),
+        signed=lambda row: "yes" if row["signed"] else "no",
+    )
+    signed = sum(row["signed"] for row in answer["cosigners"])
+    state = "complete" if answer["complete"] else "not complete yet; the node asks again"
+    show.line(f"{signed} of {len(answer['cosigners'])} signed, {answer['needed']} needed: {state}")
+
+
+@asks(ledger, api.ledger.PARDON)
+@argument("peer", type=options.PEER)
+def pardon(answer: Document) -> str:
+    """Hold it against PEER no more that it keeps two ledgers, at this node alone.
+
+    What is found of its later entries bars it again.
+    """
+    return f"{show.named(answer, 'peer')} is not barred any more"
+
+
 @asks(ledger, api.ledger.ENTRY)
 @argument("id", metavar="ENTRY")
 @options.output_option

@@ -249,9 +249,7 @@ class Proposals:
         if refusal is not None:
             if refusal.code == "exists":
                 return self._chain.read(HALF, state.entries[caller, half.record.xid].seq)
-            if refusal.code == "conflict":
-                await self._chain.keep_conflict(half, told)
-            if refusal.code == "fork":
+            if refusal.code in {"conflict", "fork"}:
                 await self._chain.keep_fork(half)
             self._log.warning(
                 "ledger.refusal", peer=ids.short(caller), code=refusal.code, reason=refusal.sentence

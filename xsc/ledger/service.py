@@ -232,7 +232,7 @@ class LedgerService:
                 entries=len(state.order),
                 settled=audit.settled,
                 peers=peers,
-                conflicts=audit.conflicts,
+                forks=self.chain.forks.check(),
                 head=state.head,
                 text=text,
             )

@@ -120,6 +120,8 @@ HEADERS: dict[str, dict[str, Any]] = {
     "ledger.history": {"start": Count},
     "ledger.offer": {"path": Many(Id32, 5), "amount_micro": Count, "left_ms": Count},
     "ledger.loop": {"loop": bytes},
+    "ledger.cosign": {"checkpoint": bytes, "old": Count, "path": Many(Id32, 64)},
+    "ledger.compare": {"seen": Many((Id32, Count, Id32), 256), "half": Sealed("entry")},
     "space.next": {
         "cursors": Many(Cursor, CURSORS_MAX),
         "wait": bool,

@@ -59,11 +59,11 @@ def c(circle):
     return circle.members[2]
 
 
-def conflicts(circle):
+def forks(circle):
     return [
         key
         for member in circle.members
-        for key, _ in member.store.scan(b"ledger/conflict/", b"ledger/conflict0")
+        for key, _ in member.store.scan(b"ledger-fork/", b"ledger-fork0")
     ]
 
 
@@ -71,10 +71,10 @@ async def sound(circle, *, agreed=True):
     """Check that every book replays, nobody counts as a forger, and each two agree."""
     for p in circle.members:
         assert digest(p.start().chain.state) == digest(p.ledger.chain.state)
-        assert (await p.ledger.verify()).conflicts == 0
+        assert (await p.ledger.verify()).forks == 0
         for q in circle.members if agreed else ():
             assert p.ledger.balance(q.id) == -q.ledger.balance(p.id)
-    assert conflicts(circle) == []
+    assert forks(circle) == []
 
 
 async def debts(a, b, c):
@@ -487,7 +487,7 @@ async def test_one_xid_in_two_incarnations_is_no_evidence(circle, a, b, c):
     await a.come_back()
     with pytest.raises(EntryRefused, match="same xid"):
         await collect(a, b, 100, xid=1)
-    assert conflicts(circle) == []
+    assert forks(circle) == []
     assert decode(circle.sent[-1][3])
 
 

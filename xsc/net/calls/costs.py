@@ -75,6 +75,9 @@ COSTS: Final[Mapping[str, Cost]] = {
     "ledger.offer": Cost(base=6_000, signatures=6, synced=True, asked=KIB),
     "ledger.loop": Cost(signatures=6, synced=True, asked=5 * KIB),
     "ledger.head": Cost(signatures=1, synced=True),
+    # A checkpoint has the signatures of its co-signers, and a proof may be kept.
+    "ledger.cosign": Cost(signatures=10, synced=True, asked=8 * KIB),
+    "ledger.compare": Cost(base=1_500, signatures=4, synced=True, asked=24 * KIB),
     "ledger.history": Cost(base=1_500, answered=_LARGEST),
     # Arguments and names of files; paths of what the program leaves.
     "compute.run": Cost(asked=3 * limits.ARGUMENT_BYTES_MAX, answered=_LARGEST),

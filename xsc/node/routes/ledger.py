@@ -10,6 +10,7 @@ from itertools import islice
 from xsc.api import endpoint, peers
 from xsc.api import ledger as api
 from xsc.base import errors, ids, units
+from xsc.ledger.checkpoint import quorum
 from xsc.ledger.export import FORMATS
 from xsc.ledger.payments import PeerAccount
 from xsc.ledger.statement import say_debt
@@ -174,6 +175,36 @@ async def clear(node: Node, _: endpoint.Nothing) -> api.Loops:
             for loop in (node.ledger.chain.state.loops | found).values()
         ]
     )
+
+
+async def checkpoint(node: Node, _: endpoint.Nothing) -> api.Checkpoint:
+    """Sign how the ledger is, and have that co-signed."""
+    mark = await node.checkpoints.sign()
+    if mark is None:
+        return api.Checkpoint(size=0, root=None, cosigners=[], needed=0, complete=True, text="")
+    last, known = mark.last, {peer[:16]: peer for peer in node.peers.roster.all_peers()}
+    signed = {by[:16] for by in last.signatures}
+    return api.Checkpoint(
+        size=last.size,
+        root=last.root,
+        cosigners=[
+            api.Cosigner(
+                id=(peer := known.get(prefix)),
+                name="" if peer is None else node.name_of(peer),
+                signed=prefix in signed,
+            )
+            for prefix in last.cosigners
+        ],
+        needed=quorum(len(last.cosigners)),
+        complete=mark.is_complete,
+        text=last.raw.decode(),
+    )
+
+
+async def pardon(node: Node, asked: api.Pardon) -> api.Pardoned:
+    """Hold a fork against its author no more."""
+    peer = node.peers.roster.find(asked.peer)
+    return api.Pardoned(peer=peer, through_seq=await node.forks.pardon(peer))
 
 
 async def off_books(node: Node, asked: api.Payment) -> api.PaymentHeard:
