@@ -35,6 +35,8 @@ class Balance(LimitSet):
     balance_micro: int
     """Positive where the peer owes."""
     unproven_micro: int
+    clearing_micro: int
+    """By how much loops that all have signed will change the balance once they are booked."""
     left_micro: int
     """What is left of its credit beside what its leases may come to."""
     own_limit_micro: int | None
@@ -277,9 +279,10 @@ class Loop(Model):
     members: list[NamedPeer]
     amount_micro: int
     """What comes off each debt."""
-    state: Literal["booked", "waits"]
-    """booked: all have signed, and so it is booked by all, however late. waits: a member has not
-    signed yet; until it does, the amount is in no other loop."""
+    state: Literal["booked", "unbooked", "unsigned"]
+    """unbooked: all have signed, but a neighbour of this node has not booked it yet. unsigned: a
+    member has not signed yet; until it does, the amount is in no other loop."""
+    waits_for: list[NamedPeer]
 
 
 class Loops(Model):

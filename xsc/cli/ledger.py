@@ -79,6 +79,9 @@ def balance(answer: Document) -> None:
         who = show.named(row, "peer")
         if row["balance_micro"]:
             show.line(row["says"])
+        if row["clearing_micro"]:
+            off = format_credits(abs(row["clearing_micro"]))
+            show.line(f"{off} of it goes once {who} has booked a loop (xsc ledger clear)")
         if is_near(row["limit_micro"] - row["left_micro"], row["limit_micro"]):
             show.line(f"{who} has used more than 80 % of what it may owe you")
         own = row["own_limit_micro"]
@@ -308,13 +311,14 @@ def clear(answer: Document) -> None:
     """Take off debts that go around; the node does so by itself once a day.
 
     Where this node owes a peer, which owes another, which owes this node, all three sign the
-    least of the debts off. A loop waits while a member is silent that has not signed.
+    least of the debts off. A loop waits while a member has not signed it, or not booked it.
     """
     show.rows(
         answer["loops"],
-        "<amount state loop",
+        "<amount state waits_for loop",
         "no debts go around",
         amount="amount_micro",
+        waits_for=lambda row: " ".join(show.named(each, "id") for each in row["waits_for"]) or "-",
         loop=_around,
     )
 

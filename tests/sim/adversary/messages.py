@@ -118,7 +118,12 @@ HEADERS: dict[str, dict[str, Any]] = {
     "ledger.head": {"incarnation": Sealed("incarnation")},
     "ledger.account": {"paid_micro": Count, "is_payer": bool},
     "ledger.history": {"start": Count},
-    "ledger.offer": {"path": Many(Id32, 5), "amount_micro": Count, "left_ms": Count},
+    "ledger.offer": {
+        "path": Many(Id32, 5),
+        "amount_micro": Count,
+        "left_ms": Count,
+        "search": bytes,
+    },
     "ledger.loop": {"loop": bytes},
     "ledger.cosign": {"checkpoint": bytes, "old": Count, "path": Many(Id32, 64)},
     "ledger.compare": {"seen": Many((Id32, Count, Id32), 256), "half": Sealed("entry")},

@@ -69,7 +69,8 @@ COSTS: Final[Mapping[str, Cost]] = {
     # It goes over all peers.
     "health.scores": Cost(base=10_000, answered=_LARGEST),
     "health.probe_for": Cost(base=1_500, signatures=2),
-    "ledger.propose": Cost(signatures=3),
+    # It may rest on a loop, which five have signed.
+    "ledger.propose": Cost(signatures=7, synced=True),
     "ledger.account": Cost(signatures=2, synced=True),
     # It has this node ask a few of its own peers, and is answered with what five have signed.
     "ledger.offer": Cost(base=6_000, signatures=6, synced=True, asked=KIB),

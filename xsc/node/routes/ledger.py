@@ -12,6 +12,7 @@ from xsc.api import ledger as api
 from xsc.base import errors, ids, units
 from xsc.ledger.checkpoint import quorum
 from xsc.ledger.export import FORMATS
+from xsc.ledger.loop import SignedLoop
 from xsc.ledger.payments import PeerAccount
 from xsc.ledger.statement import say_debt
 from xsc.node.api.serving import Download, filled
@@ -73,6 +74,7 @@ async def balance(node: Node, asked: api.Accounts) -> api.Balances:
         filled(
             api.Balance,
             row,
+            clearing_micro=node.ledger.clearing(row.peer),
             left_micro=node.market.headroom.credit_left(row.peer),
             shared_through=shared_through(node, row.peer),
             own_limit_micro=None if own is None else own.limit_micro,
@@ -159,22 +161,24 @@ async def settle(node: Node, _: endpoint.Nothing) -> api.Settlement:
     )
 
 
+def _loop(node: Node, loop: SignedLoop) -> api.Loop:
+    def named(member: bytes) -> peers.NamedPeer:
+        return peers.NamedPeer(id=member, name=node.name_of(member))
+
+    waits = node.ledger.loops.waits_for(loop)
+    return api.Loop(
+        members=[*map(named, loop.record.members)],
+        amount_micro=loop.record.amount_micro,
+        state="unsigned" if not loop.is_complete else "unbooked" if waits else "booked",
+        waits_for=[*map(named, waits)],
+    )
+
+
 async def clear(node: Node, _: endpoint.Nothing) -> api.Loops:
     """Take off debts that go around."""
     found = {loop.id: loop for loop in await node.ledger.loops.clear()}
-    return api.Loops(
-        loops=[
-            api.Loop(
-                members=[
-                    peers.NamedPeer(id=each, name=node.name_of(each))
-                    for each in loop.record.members
-                ],
-                amount_micro=loop.record.amount_micro,
-                state="booked" if loop.is_complete else "waits",
-            )
-            for loop in (node.ledger.chain.state.loops | found).values()
-        ]
-    )
+    known = found | node.ledger.chain.state.loops
+    return api.Loops(loops=[_loop(node, loop) for loop in known.values()])
 
 
 async def checkpoint(node: Node, _: endpoint.Nothing) -> api.Checkpoint:
