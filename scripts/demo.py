@@ -3,9 +3,11 @@
 Seven nodes; a file stored on six of them; two of those killed; the file read
 back by a node that never saw it; modules run, billed and proved; a program that
 reads what another node's program gives, also over a restart, and the chain behind its
-result; the books compared. Every command is printed as one would type it, with what it answered.
-Pictures of the terminal and of the dashboard's pages stay in `try`. Everything else lives in a
-temporary directory, and is stopped and removed at the end: on a terminal once Enter is pressed.
+result; the books compared; a debt that goes around three nodes and clears; a forked ledger,
+found by a node that never met its author. Every command is printed as one would type it, with
+what it answered. Pictures of the terminal and of the dashboard's pages stay in `try`. Everything
+else lives in a temporary directory, and is stopped and removed at the end: on a terminal once Enter
+is pressed.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ NODES = 7
 HOSTS_KILLED = 2
 FILE_BYTES = 64 * 1024 * 1024
 BLOCK_BYTES = 1024 * 1024
-NOTICED_S = 60.0
+NOTICED_S = 120.0
 PICTURES = Path("try").resolve()
 TERMINAL = {
     "overview": ["top --once"],
@@ -46,7 +48,7 @@ TERMINAL = {
         "program why demo/twice",
     ],
     "availability": ["health", "peer ls"],
-    "payments": ["ledger statement --limit 10", "ledger verify"],
+    "payments": ["ledger statement", "ledger checkpoint", "ledger verify"],
 }
 """What the pictures of the terminal show, by name."""
 PAGES = ("circle", "storage", "market", "allocation", "ledger", "compute", "programs")
@@ -104,7 +106,7 @@ class Story:
         if code:
             say(f"$ echo $?\n{done.returncode}")
         require(done.returncode == code, f"exit code {done.returncode} instead of {code}")
-        return done.stdout.decode()
+        return "" if to else done.stdout.decode()
 
     def ask(self, words: str) -> Any:  # noqa: ANN401 - a JSON document
         """Return what a command says with --json, without printing anything."""
@@ -299,7 +301,7 @@ def settle(story: Story, reader: str) -> None:
     chapter("What it cost, and both sides of the books")
     story.xsc("--home net/node-0 market quote")
     story.xsc("--home net/node-0 ledger settle")
-    story.xsc("--home net/node-0 ledger statement --limit 10")
+    story.xsc("--home net/node-0 ledger statement")
     owed = {
         row["peer"]: row["balance_micro"]
         for row in story.ask("--home net/node-0 ledger balance")["balances"]
@@ -313,6 +315,90 @@ def settle(story: Story, reader: str) -> None:
     require(theirs.get(ids["node-0"], 0) == -owed.get(ids[reader], 0), "the two ledgers disagree")
     story.xsc("--home net/node-0 ledger verify")
     story.xsc(f"--home net/{reader} ledger verify")
+
+
+def clear(story: Story, names: list[str], alive: list[str]) -> None:
+    """Let a debt go around three nodes and clear, and have a ledger co-signed and exported."""
+    chapter("A debt that goes around three nodes")
+    first = f"--home net/{names[0]}"
+    for debtor, creditor in zip(names, names[1:] + names[:1], strict=True):
+        # What uses up its fuel is billed, too.
+        words = "compute invoke endless.wasm spin --fuel 400000000 --memory 1GiB"
+        story.xsc(f"--home net/{debtor} {words} --on {creditor}", code=4)
+        story.xsc(f"--home net/{debtor} ledger settle")
+    story.xsc(f"{first} ledger clear")
+    deadline = time.monotonic() + NOTICED_S
+    while story.ask(f"{first} ledger clear")["loops"]:
+        require(time.monotonic() < deadline, "the debt does not clear")
+    story.xsc(f"{first} ledger log")
+
+    chapter("A ledger that others co-sign, and its export")
+    for name in alive:
+        story.xsc(f"{first} peer recognise {name} 10%")
+    story.xsc(f"{first} ledger checkpoint")
+    require(story.ask(f"{first} ledger checkpoint")["complete"], "too few have co-signed")
+    story.xsc(f"{first} ledger export --format beancount -o ledger.beancount")
+    say("$ bean-check ledger.beancount && echo balances agree")
+    checker = Path(sys.executable).with_name("bean-check")
+    done = subprocess.run([checker, story.folder / "ledger.beancount"], check=False)
+    require(done.returncode == 0, "bean-check found a fault")
+    say("balances agree")
+
+
+def fork(story: Story, names: list[str]) -> None:
+    """Let a node go on from an old copy of its home, and be found by one that never used it."""
+    forker, before, after, stranger = names
+    chapter("A ledger that is shown in two ways")
+    kill(story, forker)
+    say(f"$ cp -r net/{forker} copy")
+    shutil.copytree(story.folder / "net" / forker, story.folder / "copy")
+    await_start(story, forker)
+    use(story, before, forker)
+    kill(story, forker)
+    kill(story, before)
+    say(f"$ rm -r net/{forker} && mv copy net/{forker}")
+    shutil.rmtree(story.folder / "net" / forker)
+    (story.folder / "copy").rename(story.folder / "net" / forker)
+    await_start(story, forker)
+    use(story, after, forker)
+    await_start(story, before)
+    deadline = time.monotonic() + NOTICED_S
+    while story.ask(f"--home net/{stranger} health why {forker}")["grade"] != "barred":
+        require(time.monotonic() < deadline, f"{stranger} does not know that {forker} forked")
+        story.run(f"--home net/{before} ledger checkpoint")
+    story.xsc(f"--home net/{stranger} health why {forker}")
+    owner = story.ask(f"--home net/{stranger} node status")["name"]
+    (path,) = (
+        row["path"] for row in story.ask(f"--home net/{stranger} space ls ledger/forks")["records"]
+    )
+    story.xsc(f"--home net/{stranger} space get {owner}:{path}", to="fork.proof")
+    story.xsc("verify fork.proof")
+
+
+def use(story: Story, customer: str, provider: str) -> None:
+    """Let one node run something on another, and both book it."""
+    story.xsc(f"--home net/{customer} compute invoke add.wasm add 1 2 --on {provider}")
+    story.xsc(f"--home net/{customer} ledger settle")
+
+
+def kill(story: Story, name: str) -> None:
+    """Kill a node, and wait until it is gone."""
+    (pid,) = (
+        row["pid"] for row in story.ask("devnet status --dir net")["nodes"] if row["name"] == name
+    )
+    say(f"$ kill -9 {pid}   # {name}")
+    os.kill(pid, signal.SIGKILL)
+    while story.run(f"--home net/{name} node status").returncode == 0:
+        time.sleep(0.1)
+
+
+def await_start(story: Story, name: str) -> None:
+    """Start a node again, and wait until it serves."""
+    story.start(name)
+    deadline = time.monotonic() + NOTICED_S
+    while story.run(f"--home net/{name} node status").returncode:
+        require(time.monotonic() < deadline, f"{name} does not start")
+        time.sleep(0.1)
 
 
 def notice(story: Story, lost: dict[str, str]) -> None:
@@ -389,6 +475,10 @@ def play(story: Story, began: float) -> None:
         react(story, reader)
         settle(story, reader)
         notice(story, lost)
+        alive = [f"node-{number}" for number in range(NODES)]
+        alive = [name for name in alive if name not in {*lost.values(), reader, "node-0"}]
+        clear(story, ["node-0", *alive[:2]], [*alive, reader])
+        fork(story, [alive[2], reader, *alive[:2]])
         say(f"\nall of it held, in {time.monotonic() - began:.0f} s")
         show(story)
     except Broken:

@@ -101,9 +101,11 @@ def test_silent_co_signers_hold_up_nothing_and_sign_when_they_are_back():
             if (world.nodes[index].key.node_id)
             in draw(ada.key.node_id, [node.key.node_id for node in world.nodes[1:]])
         ]
+        assert (await ada.checkpoints.sign()).is_complete
         for index in named[:2]:
             await world.crash(index)
         await world.clock.sleep_ms(300_000)
+        await ada.ledger.set_limit(bea.key.node_id, 5)
         mark = await ada.checkpoints.sign()
         assert not mark.is_complete
         assert mark.last.signed_by(mark.last.cosigners) == 2
@@ -186,10 +188,13 @@ def test_a_forked_ledger_is_found_and_barred_by_nodes_that_never_met_its_author(
             assert len(proof) <= 1_024
             assert open_fork(proof, network=None).author == who
             assert node.ledger.limit(who) == 0
+            (event,) = node.scores.of(who).events
+            assert (event.after, event.evidence) == ("barred", node.ledger.chain.forks.of(who))
         # Each operator pardons for itself.
         await world.nodes[3].forks.pardon(who)
         await world.clock.sleep_ms(LOOK_MS)
         assert barred(world) == [True, True, False]
+        assert world.nodes[3].scores.of(who).events[-1].cause == "the operator pardoned its fork"
         with pytest.raises(NotFound):
             await world.nodes[3].forks.pardon(who)
         await world.crash(3)

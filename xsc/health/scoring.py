@@ -237,6 +237,11 @@ class Scores:
         if lifted != self.of(peer):
             self._keep(peer, lifted, cause="the operator lifted what was held against it")
 
+    def forked(self, peer: bytes) -> None:
+        """Note that a proof against a peer began to count, or does not any more."""
+        pardoned = "" if self._fork(peer) else "the operator pardoned its fork"
+        self._keep(peer, self.of(peer), cause=pardoned)
+
     def forget(self, peer: bytes) -> None:
         """Drop everything about a peer, also what is stored."""
         self._reports.pop(peer, None)

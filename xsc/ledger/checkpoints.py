@@ -147,10 +147,15 @@ class Checkpoints:
     def _next(self, leaves: Leaves) -> Mark:
         """Write the next checkpoint, after all that is new was read from the disk and hashed."""
         last = self._last()
-        drawn = rules.draw(
-            self._own,
-            [peer for peer in self._circle.peers.peers() if self._circle.weight_ppm(peer) > 0],
-        )
+        named = () if last is None else last.last.cosigners
+        known = [
+            peer
+            for peer in self._circle.peers.peers()
+            if self._circle.weight_ppm(peer) > 0
+            # Who is down comes to no list, and stays in one.
+            and (rules.is_listed(peer, named) or self._circle.is_up(peer))
+        ]
+        drawn = rules.draw(self._own, known)
         cosigners = rules.listed(drawn)
         if last is not None and not last.is_complete:
             cosigners = last.last.cosigners  # The list changes once enough have signed this one.

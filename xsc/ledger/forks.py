@@ -52,8 +52,8 @@ class Forks:
         self._executor = executor
         self._network = network
         self._log = log
-        self.on_change: Callable[[], None] = lambda: None
-        """Called when a proof begins or ends to count."""
+        self.on_change: Callable[[bytes], None] = lambda _: None
+        """Called with an author of whom a proof begins or ends to count."""
         self._kept = {
             key[len(FORK) :]: self._read(key[len(FORK) :], raw)
             for key, raw in store.scan(FORK, prefix_end(FORK))
@@ -134,4 +134,4 @@ class Forks:
     async def _write(self, author: bytes, kept: Kept) -> None:
         await self._executor.run(self._store.write, [(FORK + author, kept.raw)], sync=True)
         self._kept[author] = kept
-        self.on_change()
+        self.on_change(author)

@@ -10,7 +10,7 @@ one for its own. Proofs are published at `ledger/forks/<author>` by all that hol
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from xsc.base import encoding, fields, ids, merkle, peering
@@ -31,10 +31,24 @@ COMPARED_MAX = 256
 
 
 class ForkGossip:
-    """What one node and its peers tell each other of forks."""
+    """What one node and its peers tell each other of forks.
+
+    Args:
+        context: of the node.
+        chain: has what others signed.
+        checkpoints: takes what peers publish of theirs.
+        circle: the peers, and the space.
+        told: called with an author of whom a proof begins or ends to count.
+    """
 
     def __init__(
-        self, context: Context, chain: Chain, checkpoints: Checkpoints, circle: Circle
+        self,
+        context: Context,
+        chain: Chain,
+        checkpoints: Checkpoints,
+        circle: Circle,
+        *,
+        told: Callable[[bytes], None],
     ) -> None:
         self._own = context.key.node_id
         self._network = context.network
@@ -44,6 +58,7 @@ class ForkGossip:
         self._chain = chain
         self._forks = chain.forks
         self._checkpoints = checkpoints
+        self._told = told
         self._circle = circle
         self._space = circle.space
         self._compared: dict[bytes, int] = {}
@@ -51,12 +66,16 @@ class ForkGossip:
         self._news: set[bytes] = set()
         """Peers that may have published something."""
         self._woken = asyncio.Event()
-        self._forks.on_change = self._woken.set
+        self._forks.on_change = self._changed
         self._space.on_change(self._space_changed)
 
     def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers peers, by method."""
         return {COMPARE: self._on_compare}
+
+    def _changed(self, author: bytes) -> None:
+        self._told(author)
+        self._woken.set()
 
     def _space_changed(self, change: Change) -> None:
         if change.owner != self._own and is_under(change.path, UserSpacePaths.LEDGER):

@@ -396,7 +396,9 @@ class Node:
             self._before_stand,
         )
         self.checkpoints = checkpoints.Checkpoints(context, self.ledger.chain, known)
-        self.forks = ForkGossip(context, self.ledger.chain, self.checkpoints, known)
+        self.forks = ForkGossip(
+            context, self.ledger.chain, self.checkpoints, known, told=self.scores.forked
+        )
 
     def _make_market(self) -> None:
         """Make what offers the capacity of this node, and leases that of others."""
