@@ -9,7 +9,7 @@ beside it, `voucher/<seq>` what it rests on, `mark` the end of the chain,
 old half was taken after it had begun. Beside them `ledger-peer/<peer>` is the newest
 incarnation of a peer, `ledger-heard/<peer>` the own one in which it told its history, and
 `ledger-for/<seq>` the leases that an entry is for, which only people read; `ledger-loop/<id>` is a
-loop that this node has signed, until both its edges are booked.
+loop that this node has signed, until both its edges are booked. `cells` has the rows of the cubes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from xsc.base import encoding, errors, ids
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
-from xsc.ledger import audit, recovery, validation
+from xsc.ledger import audit, cube, recovery, validation
+from xsc.ledger.cells import Cells
 from xsc.ledger.entry import Half, open_half
 from xsc.ledger.incarnation import Incarnation, Restart, open_incarnation, open_restart
 from xsc.ledger.loop import SignedLoop, open_loop
@@ -91,6 +92,7 @@ class Chain:
         self._executor = context.executor
         self._log = context.log
         self.store = store
+        self.cells = Cells(store)
         self.on_change: Callable[[], None] = lambda: None
         """Called when a balance or a limit has changed."""
         self.recovering = recovering
@@ -140,6 +142,13 @@ class Chain:
         if raw is None:
             return None
         return open_incarnation(raw, author=peer, network=self._network)
+
+    def first_of(self, peer: bytes) -> int:
+        """Return the number of the first half in a peer's newest incarnation, as far as told."""
+        raw = self.store.get(PEER + peer)
+        if raw is None:
+            return 0
+        return audit.trusted(raw, Incarnation, self._network).record.first_seq
 
     def table(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the rows under a prefix, their keys without it."""
@@ -249,7 +258,8 @@ class Chain:
         if voucher is not None:
             changes.append((key_of(VOUCHER, seq), voucher.raw))
         if initiator is not None:
-            changes.append((key_of(OTHER, seq), initiator.raw))
+            under = b"" if voucher is None else voucher.raw
+            changes += self.answered(own.record, initiator, initiator.id, under)
         if note is not None:
             changes.append((key_of(FOR, seq), note))
         loop = None
@@ -261,6 +271,36 @@ class Chain:
         append(self.state, own, initiator)
         if loop is not None:
             self.state.loops[loop.id] = loop
+
+    def history(self, peer: bytes) -> bytes:
+        """Return what names the sealed history with a peer, as far as both incarnations are known.
+
+        It is the account of its seals, too.
+        """
+        return cube.history({self._me: self.state.first_seq, peer: self.first_of(peer)})
+
+    def sealed(self, peer: bytes) -> int:
+        """Return how many entries are sealed with a peer."""
+        debtor, creditor = max(self._me, peer), min(self._me, peer)
+        return self.state.settled_under(self.history(peer), debtor=debtor, creditor=creditor)
+
+    def answered(
+        self, own: Half, other: Signed[Half], entry_id: bytes, under: bytes
+    ) -> list[Change]:
+        """Return the rows that change where an entry comes to have both halves.
+
+        Args:
+            own: the own half.
+            other: the peer's.
+            entry_id: of the one that came first.
+            under: the row of its voucher, or of what it seals.
+        """
+        changes: list[Change] = [(key_of(OTHER, own.seq), other.raw)]
+        if own.kind == "post" and other.record.seq >= self.first_of(own.peer):
+            changes += self.cells.settled(own.peer, entry_id, own.seq)
+        elif own.kind == "seal" and own.account == self.history(own.peer):
+            changes += self.cells.sealed(own.peer, cube.open_sealed(under))
+        return changes
 
     async def keep_loop(self, loop: SignedLoop) -> None:
         """Keep what members have signed of a loop; from now on, it counts."""

@@ -17,7 +17,7 @@ from xsc.base.errors import LedgerDamaged, PeerSilent, ReceiptInvalid, RecordInv
 from xsc.base.limits import PEER_TIMEOUT_MS
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
-from xsc.ledger.audit import ChainEnd, chain_end_bytes
+from xsc.ledger.audit import ChainEnd, chain_end_bytes, trusted
 from xsc.ledger.chain import (
     CLAIM,
     HALF,
@@ -31,7 +31,7 @@ from xsc.ledger.chain import (
     key_of,
     rows_of,
 )
-from xsc.ledger.entry import GENESIS, open_half
+from xsc.ledger.entry import GENESIS, Half, open_half
 from xsc.ledger.incarnation import Incarnation, Noted, Restart, open_incarnation, restart_bytes
 from xsc.ledger.recovery import (
     Old,
@@ -126,6 +126,7 @@ class HistoryExchange:
             changes: list[keyvalue.Change] = []
             for prefix in (HALF, OTHER, VOUCHER, CLAIM, HEARD):
                 changes += [(prefix + key, None) for key, _ in self._chain.table(prefix)]
+            changes += self._chain.cells.ended()
             for item in entries:
                 changes += rows_of(item)
             changes += [(HEARD + peer, b"") for peer in heard]
@@ -312,7 +313,7 @@ class HistoryExchange:
         """Return a page of the caller's halves that this ledger has, from a number on."""
         start = fields.take_int(header, "start")
         seen = self._chain.state.seen.get(caller, {})
-        later = [seq for seq in sorted(seen) if seq >= start]
+        later = [seq for seq in sorted(seen) if seq >= start and not seen[seq].seals]
         items: list[encoding.Value] = []
         for theirs in later[:LEDGER_HISTORY_ITEMS_MAX]:
             seq = seen[theirs].seq
@@ -348,7 +349,7 @@ class HistoryExchange:
             "next_seq": self._chain.state.next_seq,
             "head": self._chain.state.head,
             "yours": yours,
-            "old": sum(seq < first for seq in seen),
+            "old": sum(seq < first and not half.seals for seq, half in seen.items()),
             "incarnation": None if told is None else told.raw,
         }, ()
 
@@ -357,7 +358,15 @@ class HistoryExchange:
         known = self._chain.incarnation_of(told.author)
         if known is not None and told.record.first_seq <= known.record.first_seq:
             return
-        await self._chain.write([(PEER + told.author, told.raw)])
+        # Halves of the new incarnation can be older here than the word of it.
+        read, first = self._chain.read, told.record.first_seq
+        keep = frozenset(
+            entry_id
+            for entry_id, seq in self._chain.cells.unsealed(told.author)
+            if trusted(read(OTHER, seq), Half, self._network).record.seq >= first
+        )
+        ended = self._chain.cells.ended(told.author, keep)
+        await self._chain.write([(PEER + told.author, told.raw), *ended])
         self._log.warning(
             "ledger.restarted", peer=ids.short(told.author), first_seq=told.record.first_seq
         )

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from xsc.base import encoding, errors, limits
 from xsc.identity.envelope import Id32, Record, Signed, open_signed
+from xsc.ledger import cube
 from xsc.ledger.entry import Half, Id16
 from xsc.terms.voucher import Voucher
 
@@ -151,9 +152,13 @@ def voucher_of(loop: SignedLoop, *, debtor: bytes, creditor: bytes) -> Signed[Vo
 def open_voucher(raw: bytes, half: Half, *, network: bytes | None) -> Signed[Voucher]:
     """Return what a half rests on, its signatures verified: a voucher, or the loop that it names.
 
+    What a seal names is not signed but by its two halves.
+
     Raises:
-        TooLarge, RecordInvalid, SignatureInvalid: it is neither.
+        TooLarge, RecordInvalid, SignatureInvalid: it is none of these.
     """
+    if half.kind == "seal":
+        return cube.voucher_of(cube.open_sealed(raw), half, network)
     if half.clears:
         loop = open_loop(raw, network=network)
         return voucher_of(loop, debtor=half.debit, creditor=half.credit)
