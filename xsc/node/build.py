@@ -47,6 +47,7 @@ from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair
 from xsc.ledger.limits import LimitSettings, Trust
 from xsc.ledger.payments import Payments
+from xsc.ledger.seals import SEAL_EVERY_MS
 from xsc.ledger.service import LedgerService
 from xsc.market.auction import Bid, reserve
 from xsc.market.lease_store import used_leases
@@ -769,6 +770,7 @@ class Node:
         self.tasks.every("reclaim", RECLAIM_INTERVAL_MS, self._reclaim)
         self.tasks.every("sweep", SWEEP_INTERVAL_MS, self._sweep)
         self.tasks.every("challenges", SLOT_MS, self.challenges.round)
+        self.tasks.every("seals", SEAL_EVERY_MS, self.ledger.seals.seal_all)
         self.tasks.every("scores", LEARN_MS, self.health.learn)
         self.log.info("node.started", node=self.key.node_id, name=self.config.name)
 

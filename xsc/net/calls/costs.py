@@ -74,6 +74,8 @@ COSTS: Final[Mapping[str, Cost]] = {
     # It has this node ask a few of its own peers, and is answered with what five have signed.
     "ledger.offer": Cost(base=6_000, signatures=6, synced=True, asked=KIB),
     "ledger.loop": Cost(signatures=6, synced=True, asked=5 * KIB),
+    # Of 27 cells that are read, the faces.
+    "ledger.cubes": Cost(asked=KIB),
     "ledger.head": Cost(signatures=1, synced=True),
     "ledger.history": Cost(base=1_500, answered=_LARGEST),
     # Arguments and names of files; paths of what the program leaves.

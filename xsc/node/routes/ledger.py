@@ -176,6 +176,15 @@ async def clear(node: Node, _: endpoint.Nothing) -> api.Loops:
     )
 
 
+async def cubes(node: Node, asked: api.CubesAsked) -> list[api.Cubes]:
+    """Show what is sealed with each peer, and compare it where that is asked."""
+    balances = node.ledger.chain.state.balances
+    with_peers = sorted(balances) if asked.peer is None else [node.find(asked.peer)]
+    seals = node.ledger.seals
+    compared = (seals.cubes(peer, compare=asked.compare) for peer in with_peers)
+    return list(await asyncio.gather(*compared))
+
+
 async def off_books(node: Node, asked: api.Payment) -> api.PaymentHeard:
     """Report a payment outside of XSC."""
     peer = node.peers.roster.find(asked.peer)
