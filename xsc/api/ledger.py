@@ -307,6 +307,9 @@ class CubeLevel(Model):
     """The cell in which the entry is that differs."""
 
 
+Compared = Literal["same", "differs", "apart", "silent", "-"]
+
+
 class Cubes(OfPeer):
     """What is sealed of the entries with one peer."""
 
@@ -315,14 +318,16 @@ class Cubes(OfPeer):
     """Entries that wait for the next seal."""
     levels: list[CubeLevel]
     """The cubes that are being filled, or those of the entry that differs; the highest first."""
-    compared: Literal["same", "differs", "apart", "silent", "-"]
+    compared: Compared
     """differs: the peer has another entry in the place of `entry_id`. apart: one of both has begun
     a new incarnation, of which the other was not told. silent: it did not answer, or not so that
     it made sense. -: it was not asked."""
     shared: int | None
     """Entries that were compared."""
     entry_id: Key | None
+    """The own one that the peer has otherwise, the first of all."""
     created_ms: int | None
+    """Of its own half."""
 
 
 BALANCE = get("/v1/ledger/balance", Accounts, Balances, "Show what each owes.")

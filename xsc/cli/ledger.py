@@ -208,7 +208,7 @@ def verify(answer: Document) -> str:
 
 _COMPARED: Final = {
     "same": "{who} has the same {shared}",
-    "differs": "{who} has another entry than {entry_id} of {when}, marked ×, and maybe others after",
+    "differs": "{who} has another entry than {entry_id} of {when} (×), the first of all",
     "apart": "{who} has not heard of a restart of this ledger, or this node of one of its",
     "silent": "{who} does not answer, or what it says makes no sense",
 }

@@ -9,7 +9,9 @@ beside it, `voucher/<seq>` what it rests on, `mark` the end of the chain,
 old half was taken after it had begun. Beside them `ledger-peer/<peer>` is the newest
 incarnation of a peer, `ledger-heard/<peer>` the own one in which it told its history, and
 `ledger-for/<seq>` the leases that an entry is for, which only people read; `ledger-loop/<id>` is a
-loop that this node has signed, until both its edges are booked. `cells` has the rows of the cubes.
+loop that this node has signed, until both its edges are booked. `ledger-seal/<history><position>`
+is the own half of the seal that begins there, `ledger-unsealed/<peer><entry>` the own half of an
+entry that no seal names.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.ledger import audit, cube, recovery, validation
-from xsc.ledger.cells import Cells
 from xsc.ledger.entry import Half, open_half
 from xsc.ledger.incarnation import Incarnation, Restart, open_incarnation, open_restart
 from xsc.ledger.loop import SignedLoop, open_loop
@@ -48,6 +49,8 @@ FOR: Final = b"ledger-for/"
 PEER: Final = b"ledger-peer/"
 HEARD: Final = b"ledger-heard/"
 LOOP: Final = b"ledger-loop/"
+SEAL: Final = b"ledger-seal/"
+UNSEALED: Final = b"ledger-unsealed/"
 
 
 def key_of(prefix: bytes, seq: int) -> bytes:
@@ -92,7 +95,6 @@ class Chain:
         self._executor = context.executor
         self._log = context.log
         self.store = store
-        self.cells = Cells(store)
         self.on_change: Callable[[], None] = lambda: None
         """Called when a balance or a limit has changed."""
         self.recovering = recovering
@@ -296,11 +298,20 @@ class Chain:
             under: the row of its voucher, or of what it seals.
         """
         changes: list[Change] = [(key_of(OTHER, own.seq), other.raw)]
-        if own.kind == "post" and other.record.seq >= self.first_of(own.peer):
-            changes += self.cells.settled(own.peer, entry_id, own.seq)
-        elif own.kind == "seal" and own.account == self.history(own.peer):
-            changes += self.cells.sealed(own.peer, cube.open_sealed(under))
+        row, unsealed = own.seq.to_bytes(8, "big"), UNSEALED + own.peer
+        if own.kind == "seal":
+            assert own.account is not None
+            sealed = cube.open_sealed(under)
+            changes.append((key_of(SEAL + own.account, sealed.before), row))
+            changes += [(unsealed + named, None) for named in sealed.entry_ids]
+        elif other.record.seq >= self.first_of(own.peer):
+            changes.append((unsealed + entry_id, row))
         return changes
+
+    def unsealed(self, peer: bytes) -> Iterator[tuple[bytes, int]]:
+        """Yield the entries that wait for a seal, in order of id, and the numbers of own halves."""
+        for entry_id, row in self.table(UNSEALED + peer):
+            yield entry_id, int.from_bytes(row, "big")
 
     async def keep_loop(self, loop: SignedLoop) -> None:
         """Keep what members have signed of a loop; from now on, it counts."""

@@ -8,16 +8,13 @@ tests/vectors/ledger.json.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
-from xsc.api.ledger import CubeLevel
-from xsc.base import encoding, fields, ids, limits
+from xsc.base import encoding, ids, limits
 from xsc.base.errors import RecordInvalid
 from xsc.identity.envelope import Signed
-from xsc.ledger.entry import Half
-from xsc.terms.voucher import Voucher
+from xsc.terms.voucher import Voucher, voucher_in_all
 
 FACE: Final = 9
 """Cells."""
@@ -30,12 +27,9 @@ LEVEL_MAX: Final = 13
 
 ReadCell: TypeAlias = Callable[[int, int], bytes]
 """Returns the hash of a full cell, by level and index."""
-Cell: TypeAlias = "tuple[int, int]"
-"""Its level and index."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sealed:
+class Sealed(NamedTuple):
     """What a seal names: entries in order of id, and how many were sealed before them."""
 
     before: int
@@ -52,17 +46,17 @@ class Sealed:
         return encoding.tagged_sha256("seal", self.raw)
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """Asks for the hashes of a cube's full faces, or of the full cells of one of its faces."""
 
     level: int
-    index: int
-    face: int | None
+    place: int
+    """Of the cube, among those of its level."""
+    face: int | None = None
 
 
-def history(first: dict[bytes, int]) -> bytes:
-    """Return what names the sealed history of two nodes.
+def history(first: Mapping[bytes, int]) -> bytes:
+    """Return what names the sealed history of two nodes, and is the account of its seals.
 
     Args:
         first: of both, the number of the first half in its present incarnation.
@@ -77,34 +71,21 @@ def open_sealed(raw: bytes) -> Sealed:
     Raises:
         TooLarge, RecordInvalid: it is of no known form, or not in order of id.
     """
-    value = encoding.decode(raw, size_max=limits.LEDGER_RECORD_BYTES_MAX)
-    if not isinstance(value, dict) or value.keys() != {"v", "before", "ids"} or value["v"] != 1:
-        raise RecordInvalid("what a seal names is of no known form")
-    listed = fields.take_list(value, "ids", most=SEALED_MAX)
-    named = [each for each in listed if isinstance(each, bytes) and len(each) == ids.ID_BYTES]
-    if not listed or sorted({*named}) != listed:
-        raise RecordInvalid("a seal names entries, each once and in order of id")
-    return Sealed(fields.take_int(value, "before"), tuple(named))
+    match encoding.decode(raw, size_max=limits.LEDGER_RECORD_BYTES_MAX):
+        case {"v": 1, "before": int(before), "ids": [*listed], **rest} if not rest and before >= 0:
+            named = {one for one in listed if isinstance(one, bytes) and len(one) == ids.ID_BYTES}
+            if 0 < len(listed) <= SEALED_MAX and sorted(named) == listed:
+                return Sealed(before, tuple(sorted(named)))
+    raise RecordInvalid("a seal names entries, each once and in order of id")
 
 
-def voucher_of(sealed: Sealed, half: Half, network: bytes | None) -> Signed[Voucher]:
-    """Return what is sealed as if it were a voucher: over all entries up to its last one.
-
-    Raises:
-        RecordInvalid: it is not over so many entries as the half says.
-    """
-    if half.account is None or half.amount_micro != len(sealed.entry_ids):
-        raise RecordInvalid("a seal is over another number of entries than it names")
-    voucher = Voucher(
-        account=half.account,
-        provider=half.credit,
-        customer=half.debit,
-        number=1,
-        amount_micro=sealed.before + len(sealed.entry_ids),
-        until_ms=0,
-        count=None,
-    )
-    return Signed(voucher, half.debit, network or b"", sealed.id, sealed.raw)
+def seal_voucher(
+    sealed: Sealed, account: bytes, *, debtor: bytes, creditor: bytes
+) -> Signed[Voucher]:
+    """Return what is sealed as if it were a voucher: over all entries up to its last one."""
+    total = sealed.before + len(sealed.entry_ids)
+    voucher = voucher_in_all(account, debtor, creditor, total)
+    return Signed(voucher, debtor, b"", sealed.id, sealed.raw)
 
 
 def face_hash(cells: Sequence[bytes]) -> bytes:
@@ -120,46 +101,42 @@ def cube_hash(level: int, index: int, faces: Sequence[bytes]) -> bytes:
     return encoding.tagged_sha256("cube", place, *faces)
 
 
-def grown(read: ReadCell, sealed: Sealed) -> dict[Cell, bytes]:
+def grown(read: ReadCell, sealed: Sealed) -> dict[tuple[int, int], bytes]:
     """Return the cells that a seal adds: its entries, and every cube that they fill."""
-    added: dict[Cell, bytes] = {}
+    added: dict[tuple[int, int], bytes] = {}
 
     def cell(level: int, index: int) -> bytes:
-        found = added.get((level, index))
-        return read(level, index) if found is None else found
+        return added.get((level, index)) or read(level, index)
 
     for position, entry_id in enumerate(sealed.entry_ids, sealed.before):
-        level, index, found = 0, position, entry_id
-        added[level, index] = found
+        level, index = 0, position
+        added[level, index] = entry_id
         while index % CUBE == CUBE - 1:
             level, index = level + 1, index // CUBE
-            found = cube_hash(level, index, hashes(cell, position + 1, Ask(level, index, None)))
-            added[level, index] = found
+            faces = hashes(cell, position + 1, Ask(level, index))
+            added[level, index] = cube_hash(level, index, faces)
     return added
 
 
 def hashes(read: ReadCell, count: int, ask: Ask) -> list[bytes]:
     """Return what is asked for of a history of so many entries; what is not full is left out."""
-    below, first = ask.level - 1, ask.index * CUBE
+    below, first = ask.level - 1, ask.place * CUBE
     full = min(CUBE, count // CUBE**below - first)
     if ask.face is not None:
         start = ask.face * FACE
         return [read(below, first + at) for at in range(start, min(start + FACE, full))]
-    return [
-        face_hash([read(below, first + face * FACE + at) for at in range(FACE)])
-        for face in range(full // FACE)
-    ]
+    faces = range(full // FACE)
+    return [face_hash(hashes(read, count, ask._replace(face=face))) for face in faces]
 
 
 def top_level(count: int) -> int:
     """Return the level of the cube that has room for so many entries."""
-    level = 1
-    while CUBE**level < count:
-        level += 1
-    return level
+    return next(level for level in range(1, LEVEL_MAX + 2) if CUBE**level >= count)
 
 
-def search(read: ReadCell, count: int) -> Generator[Ask, Sequence[bytes], int | None]:
+def search(
+    read: ReadCell, count: int
+) -> Generator[Ask, Sequence[encoding.Value] | None, int | None]:
     """Find the first entry that differs from a peer's history; None where both agree.
 
     Yields what to ask the peer, and is sent its answers: at most 12 hashes a level.
@@ -173,47 +150,24 @@ def search(read: ReadCell, count: int) -> Generator[Ask, Sequence[bytes], int | 
     """
     index, differs = 0, False
     for level in range(top_level(count), 0, -1):
-        faces = hashes(read, count, Ask(level, index, None))
-        theirs = yield Ask(level, index, None)
-        face = _first_other(faces, theirs)
-        differs |= face < len(faces)
-        cells = hashes(read, count, Ask(level, index, face))
-        # The last face of a full cube that agrees: there is nothing behind it.
-        cell = _first_other(cells, (yield Ask(level, index, face))) if cells else 0
-        if differs and cell == len(cells):
+        cell = 0
+        own = hashes(read, count, Ask(level, index))
+        face = _first_other(own, (yield Ask(level, index)))
+        differs |= face < len(own)
+        # Behind the last face of a full cube there are no cells.
+        if own := hashes(read, count, Ask(level, index, face)):
+            cell = _first_other(own, (yield Ask(level, index, face)))
+        if differs and cell == len(own):
             raise RecordInvalid("the peer's cubes do not have the hashes that it says")
-        differs |= cell < len(cells)
+        differs |= cell < len(own)
         index = index * CUBE + face * FACE + cell
         if index * CUBE ** (level - 1) >= count:
             return None
     return index
 
 
-def _first_other(own: Sequence[bytes], theirs: Sequence[bytes]) -> int:
+def _first_other(own: Sequence[bytes], theirs: Sequence[encoding.Value] | None) -> int:
     """Return the place of the first hash that the peer has otherwise; the end where none is."""
-    if len(theirs) != len(own):
+    if theirs is None or len(theirs) != len(own):
         raise RecordInvalid("the peer shows another number of hashes than it has sealed")
     return next((at for at, found in enumerate(own) if found != theirs[at]), len(own))
-
-
-def drawn(count: int, differs: int | None = None) -> list[CubeLevel]:
-    """Return of each level, the highest first, the cube to draw: 27 cells, some of them full.
-
-    Args:
-        count: sealed entries.
-        differs: place of the entry in whose cubes something differs; else those are drawn that
-            are being filled.
-    """
-    levels = []
-    for level in range(top_level(count + 1), 0, -1):
-        index = (count if differs is None else differs) // CUBE**level
-        below = CUBE ** (level - 1)
-        levels.append(
-            CubeLevel(
-                level=level,
-                index=index,
-                full=min(CUBE, count // below - index * CUBE),
-                differs=None if differs is None else differs // below % CUBE,
-            )
-        )
-    return levels

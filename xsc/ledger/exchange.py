@@ -26,6 +26,8 @@ from xsc.ledger.chain import (
     OTHER,
     PEER,
     RESTART,
+    SEAL,
+    UNSEALED,
     VOUCHER,
     Chain,
     key_of,
@@ -124,9 +126,8 @@ class HistoryExchange:
             record = plan(entries, noted, highest_seq=max(known), now_ms=self._clock.now_ms())
             signed = sign(record, self._key, self._network)
             changes: list[keyvalue.Change] = []
-            for prefix in (HALF, OTHER, VOUCHER, CLAIM, HEARD):
+            for prefix in (HALF, OTHER, VOUCHER, CLAIM, HEARD, SEAL, UNSEALED):
                 changes += [(prefix + key, None) for key, _ in self._chain.table(prefix)]
-            changes += self._chain.cells.ended()
             for item in entries:
                 changes += rows_of(item)
             changes += [(HEARD + peer, b"") for peer in heard]
@@ -358,15 +359,13 @@ class HistoryExchange:
         known = self._chain.incarnation_of(told.author)
         if known is not None and told.record.first_seq <= known.record.first_seq:
             return
-        # Halves of the new incarnation can be older here than the word of it.
-        read, first = self._chain.read, told.record.first_seq
-        keep = frozenset(
-            entry_id
-            for entry_id, seq in self._chain.cells.unsealed(told.author)
-            if trusted(read(OTHER, seq), Half, self._network).record.seq >= first
-        )
-        ended = self._chain.cells.ended(told.author, keep)
-        await self._chain.write([(PEER + told.author, told.raw), *ended])
+        changes: list[keyvalue.Change] = [(PEER + told.author, told.raw)]
+        for entry_id, seq in self._chain.unsealed(told.author):
+            # Halves of the new incarnation can be older here than the word of it.
+            other = trusted(self._chain.read(OTHER, seq), Half, self._network).record
+            if other.seq < told.record.first_seq:
+                changes.append((UNSEALED + told.author + entry_id, None))
+        await self._chain.write(changes)
         self._log.warning(
             "ledger.restarted", peer=ids.short(told.author), first_seq=told.record.first_seq
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from xsc.api.ledger import PaidLease
 from xsc.base import encoding, fields, ids, limits, merkle
@@ -19,7 +19,7 @@ from xsc.base.units import is_near
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.ledger import entry, validation
-from xsc.ledger.chain import FOR, HALF, VOUCHER, Chain, key_of
+from xsc.ledger.chain import FOR, HALF, UNSEALED, VOUCHER, Chain, key_of
 from xsc.ledger.cube import open_sealed
 from xsc.ledger.exchange import HistoryExchange
 from xsc.ledger.limits import LimitTerms
@@ -151,8 +151,20 @@ class Proposals:
             return None, True
         if debtor not in state.opened and debtor not in state.limits:
             await self._chain.extend(self._limit(debtor, None))
-        post = entry.post_half(
-            creditor=me,
+        return await self.begin("post", xid, voucher, amount_micro), True
+
+    async def begin(
+        self,
+        kind: Literal["post", "seal"],
+        xid: bytes,
+        voucher: Signed[Voucher],
+        amount_micro: int,
+    ) -> int:
+        """Write the own half of an entry that rests on a voucher; return its number."""
+        state, debtor, account = self._chain.state, voucher.author, voucher.record.account
+        half = entry.post_half(
+            kind=kind,
+            creditor=self._key.node_id,
             debtor=debtor,
             seq=state.next_seq,
             prev=state.head,
@@ -162,12 +174,12 @@ class Proposals:
             receipt=voucher.id,
             created_ms=self._clock.now_ms(),
         )
-        note = note_bytes(self.leases_of(debtor, account))
-        own = sign(post, self._key, self._network)
+        note = note_bytes(self.leases_of(debtor, account)) if kind == "post" else None
+        own = sign(half, self._key, self._network)
         await self._chain.extend(
             own, voucher, note=note, limit_micro=self._limit_terms(debtor).limit_micro
         )
-        return post.seq, True
+        return half.seq
 
     async def propose(self, seq: int) -> str | None:
         """Have the peer answer an own entry; return its refusal, or None where it is settled."""
@@ -338,7 +350,10 @@ class Proposals:
             return None
         if half.account != self._chain.history(half.credit):
             return validation.Refusal("seal_wrong", "the seal is of other incarnations")
-        if self._chain.cells.lacks(half.credit, open_sealed(under)):
+        waiting = UNSEALED + half.credit
+        if any(
+            self._chain.store.get(waiting + one) is None for one in open_sealed(under).entry_ids
+        ):
             return validation.Refusal("seal_wrong", "the seal names what does not wait for one")
         return None
 

@@ -1,7 +1,7 @@
 """Seals entries together with peers, and compares what is sealed.
 
-    ledger.cubes  history, count, level, index, face: which history, of how many entries; which
-                  cube, and of it a face, or None for the hashes of its faces. Level 0: only compare
+    ledger.cubes  history, count, level, place, face: which history, of how many entries; which
+                  cube, and of it a face, or None for the hashes of its faces. Level 0 asks for none
         -> history, count, hashes: none where the histories are not the same
 
 The node of the lower id starts a seal, over entries that both parties have signed. It is proposed
@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from itertools import islice
+from typing import Final
 
-from xsc.api.ledger import Cubes
 from xsc.base import encoding, errors, fields, ids, merkle, peering
 from xsc.identity.context import Context
-from xsc.identity.envelope import sign
-from xsc.ledger import cube, entry
-from xsc.ledger.cells import not_following
-from xsc.ledger.chain import VOUCHER, Chain
+from xsc.ledger import cube
+from xsc.ledger.chain import SEAL, VOUCHER, Chain
+from xsc.ledger.entry import XID_BYTES
 from xsc.ledger.exchange import HistoryExchange
 from xsc.ledger.proposals import Proposals
 from xsc.ledger.state import LedgerState
@@ -31,14 +29,55 @@ SEAL_EVERY_MS = 600_000
 CUBES: Final = "ledger.cubes"
 
 
-@dataclass(frozen=True, slots=True)
-class _Compared:
-    """How a peer's cubes differ from the own ones."""
+class Sealing:
+    """What is sealed with one peer, and its cubes, as far as they were asked for.
 
-    how: Literal["same", "differs", "apart", "silent", "-"]
-    shared: int | None = None
-    differs: int | None = None
-    """Place of the first entry that does."""
+    Args:
+        chain: the own one.
+        account: names the history.
+    """
+
+    def __init__(self, chain: Chain, account: bytes) -> None:
+        self.account = account
+        self._chain = chain
+        self._cubes: dict[tuple[int, int], bytes] = {}
+        self._grown = 0
+
+    def seal_of(self, position: int) -> cube.Sealed:
+        """Return the seal of an entry by its position.
+
+        Raises:
+            LedgerDamaged: a row is missing or damaged.
+        """
+        first, last = (SEAL + self.account + at.to_bytes(8, "big") for at in (0, position + 1))
+        for _, row in self._chain.store.scan(first, last, reverse=True):
+            try:
+                under = self._chain.read(VOUCHER, int.from_bytes(row, "big"))
+                sealed = cube.open_sealed(under)
+            except errors.RecordInvalid:
+                break
+            if 0 <= position - sealed.before < len(sealed.entry_ids):
+                return sealed
+            break
+        raise errors.LedgerDamaged(
+            f"the row of the seal of entry {position} with a peer is missing or damaged",
+            hint="restore the home from a backup",
+        )
+
+    def read(self, level: int, index: int) -> bytes:
+        """Return a full cell; of cubes, one that `grow` has made."""
+        if level:
+            return self._cubes[level, index]
+        sealed = self.seal_of(index)
+        return sealed.entry_ids[index - sealed.before]
+
+    def grow(self, count: int) -> None:
+        """Make the cubes of so many entries."""
+        while self._grown < count:
+            sealed = self.seal_of(self._grown)
+            cells = cube.grown(self.read, sealed)
+            self._cubes |= {place: cell for place, cell in cells.items() if place[0]}
+            self._grown += len(sealed.entry_ids)
 
 
 class Seals:
@@ -47,16 +86,16 @@ class Seals:
     def __init__(
         self, context: Context, chain: Chain, exchange: HistoryExchange, proposals: Proposals
     ) -> None:
-        self._key = context.key
         self._own = context.key.node_id
-        self._network = context.network
-        self._clock = context.clock
         self._entropy = context.entropy
+        self._executor = context.executor
         self._caller = context.caller
         self._log = context.log
         self._chain = chain
         self._exchange = exchange
         self._proposals = proposals
+        self._made: dict[bytes, Sealing] = {}
+        self._making = asyncio.Lock()
 
     def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers peers, by method."""
@@ -79,126 +118,97 @@ class Seals:
 
     async def _begin(self, peer: bytes) -> int | None:
         """Return the number of the own half of the next seal; None where nothing waits."""
-        state, account = self._chain.state, self._chain.history(peer)
-        if (waiting := state.open_under(peer, account)) is not None:
-            return waiting
-        if not (entry_ids := self._chain.cells.next_ids(peer)):
+        account = self._chain.history(peer)
+        if (open_seq := self._chain.state.open_under(peer, account)) is not None:
+            return open_seq
+        waiting = islice(self._chain.unsealed(peer), cube.SEALED_MAX)
+        entry_ids = tuple(entry_id for entry_id, _ in waiting)
+        if not entry_ids:
             return None
         sealed = cube.Sealed(self._chain.sealed(peer), entry_ids)
-        half = entry.post_half(
-            kind="seal",
-            creditor=self._own,
-            debtor=peer,
-            seq=state.next_seq,
-            prev=state.head,
-            xid=self._entropy.token(entry.XID_BYTES),
-            amount_micro=len(entry_ids),
-            account=account,
-            receipt=sealed.id,
-            created_ms=self._clock.now_ms(),
-        )
-        under = cube.voucher_of(sealed, half, self._network)
-        await self._chain.extend(sign(half, self._key, self._network), under)
-        return half.seq
+        under = cube.seal_voucher(sealed, account, debtor=peer, creditor=self._own)
+        xid = self._entropy.token(XID_BYTES)
+        return await self._proposals.begin("seal", xid, under, len(entry_ids))
 
-    def _reader(self, peer: bytes) -> cube.ReadCell:
-        return lambda level, index: self._chain.cells.read(peer, level, index)
+    async def with_peer(self, peer: bytes) -> tuple[Sealing, int]:
+        """Return the cubes with a peer, and of how many entries they are.
+
+        Raises:
+            LedgerDamaged: a row is missing or damaged.
+        """
+        account, count = self._chain.history(peer), self._chain.sealed(peer)
+        async with self._making:
+            if (made := self._made.get(peer)) is None or made.account != account:
+                self._made[peer] = made = Sealing(self._chain, account)
+            await self._executor.run(made.grow, count)
+        return made, count
 
     async def _on_cubes(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
     ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
-        ask = cube.Ask(
-            fields.take_int(header, "level", most=cube.LEVEL_MAX),
-            fields.take_int(header, "index"),
-            None if header.get("face") is None else fields.take_int(header, "face", most=2),
-        )
-        own, count = self._chain.history(caller), self._chain.sealed(caller)
-        shared = min(count, fields.take_int(header, "count"))
+        face = None if header.get("face") is None else fields.take_int(header, "face", most=2)
+        level = fields.take_int(header, "level", most=cube.LEVEL_MAX)
+        ask = cube.Ask(level, fields.take_int(header, "place"), face)
+        theirs, most = fields.take_bytes(header, "history"), fields.take_int(header, "count")
+        made, count = await self.with_peer(caller)
         found: list[encoding.Value] = []
-        if ask.level and fields.take_bytes(header, "history") == own:
-            found += cube.hashes(self._reader(caller), shared, ask)
-        return {"v": 1, "history": own, "count": count, "hashes": found}, ()
+        if level and theirs == made.account:
+            found += cube.hashes(made.read, min(count, most), ask)
+        return {"v": 1, "history": made.account, "count": count, "hashes": found}, ()
 
-    async def cubes(self, peer: bytes, *, compare: bool) -> Cubes:
-        """Return what is sealed with a peer, and how the peer's cubes differ where it is asked."""
-        sealed = self._chain.sealed(peer)
-        found = _Compared("-")
-        if compare:
-            try:
-                found = await self._compare(peer, sealed)
-            except errors.LedgerDamaged:
-                raise
-            except errors.XscError as fault:
-                self._log.info("ledger.uncompared", peer=ids.short(peer), code=fault.code)
-                found = _Compared("silent")
-        at = found.differs
-        half = None if at is None else self._chain.own(self._chain.cells.seq_at(peer, at)).record
-        return Cubes(
-            peer=peer,
-            sealed=sealed,
-            unsealed=sum(1 for _ in self._chain.cells.unsealed(peer)),
-            levels=cube.drawn(sealed, at),
-            compared=found.how,
-            shared=found.shared,
-            entry_id=None if at is None else self._chain.cells.read(peer, 0, at),
-            created_ms=None if half is None else half.created_ms,
-        )
+    async def compare(self, peer: bytes) -> tuple[int, int | None] | None:
+        """Return how many entries were compared with a peer, and the place of the first other one.
 
-    async def _compare(self, peer: bytes, sealed: int) -> _Compared:
-        """Find the first entry that differs by asking the peer, level by level."""
-        history = self._chain.history(peer)
+        None where the histories are not the same: one of both has restarted, and the other was
+        not told.
 
-        async def asked(ask: cube.Ask, count: int) -> dict[str, encoding.Value]:
-            header: dict[str, encoding.Value] = {
-                "v": 1,
-                "history": history,
-                "count": count,
-                "level": ask.level,
-                "index": ask.index,
-                "face": ask.face,
-            }
+        Raises:
+            XscError: the peer does not answer, or contradicts itself.
+        """
+        made, count = await self.with_peer(peer)
+
+        async def answer(ask: cube.Ask) -> dict[str, encoding.Value]:
+            header = {"v": 1, "history": made.account, "count": count, **ask._asdict()}
             return (await self._caller.call(peer, CUBES, header)).header
 
-        first = await asked(cube.Ask(0, 0, None), sealed)
-        if fields.take_bytes(first, "history") != history:
-            return _Compared("apart")
-        shared = min(sealed, fields.take_int(first, "count"))
-        search = cube.search(self._reader(peer), shared)
-        answer = None
+        first = await answer(cube.Ask(0, 0))
+        if fields.take_bytes(first, "history") != made.account:
+            return None
+        count = min(count, fields.take_int(first, "count"))
+        search, hashes = cube.search(made.read, count), None
         while True:
             try:
-                ask = next(search) if answer is None else search.send(answer)
+                ask = search.send(hashes)
             except StopIteration as end:
-                if end.value is None:
-                    return _Compared("same", shared)
-                return _Compared("differs", shared, end.value)
-            hashes = fields.take_list(await asked(ask, shared), "hashes", most=cube.FACE)
-            answer = [each for each in hashes if isinstance(each, bytes)]
+                return count, end.value
+            hashes = fields.take_list(await answer(ask), "hashes", most=cube.FACE)
 
     def check(self, state: LedgerState) -> None:
-        """Read all rows of the cubes back: they must follow from the halves, and nothing more.
+        """Check that every entry that both have signed is sealed, or waits for it.
 
         Args:
             state: what the halves add up to.
 
         Raises:
-            LedgerDamaged: they do not.
+            LedgerDamaged: a row is missing or damaged.
         """
-        cells, rows = self._chain.cells, 0
-        id_of = {known.seq: known.entry_id for known in state.entries.values()}
         for peer, seen in state.seen.items():
-            first, history = self._chain.first_of(peer), self._chain.history(peer)
-            waiting = {
-                id_of[half.seq]: half.seq
+            first, made = (
+                self._chain.first_of(peer),
+                Sealing(self._chain, self._chain.history(peer)),
+            )
+            left = sum(
+                not half.seals and half.seq >= state.first_seq and seq >= first
                 for seq, half in seen.items()
-                if not half.seals and half.seq >= state.first_seq and seq >= first
-            }
-            for seal in sorted(half.seq for half in seen.values() if half.seals):
-                if self._chain.own(seal).record.account == history:
-                    sealed = cube.open_sealed(self._chain.read(VOUCHER, seal))
-                    rows += cells.check(peer, sealed, waiting)
-            if dict(cells.unsealed(peer)) != waiting:
-                raise not_following(peer)
-            rows += len(waiting)
-        if cells.count() != rows:
-            raise not_following(self._own)
+            )
+            at, end = 0, self._chain.sealed(peer)
+            while at < end:
+                at += len(made.seal_of(at).entry_ids)
+            for entry_id, seq in self._chain.unsealed(peer):
+                own = self._chain.own(seq)
+                left -= entry_id == (own.record.link or own.id)
+            if left != at:
+                raise errors.LedgerDamaged(
+                    f"the rows of what is not sealed with {ids.short(peer)} are damaged",
+                    hint="restore the home from a backup",
+                )

@@ -126,7 +126,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         "history": Id32,
         "count": Count,
         "level": Annotated[int, Field(ge=0, le=LEVEL_MAX)],
-        "index": Count,
+        "place": Count,
         "face": Annotated[int, Field(ge=0, le=2)] | None,
     },
     "space.next": {

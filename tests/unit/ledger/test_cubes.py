@@ -20,7 +20,6 @@ from xsc.ledger.cube import (
     Ask,
     Sealed,
     cube_hash,
-    drawn,
     face_hash,
     grown,
     hashes,
@@ -174,17 +173,6 @@ def test_what_a_seal_names_is_checked():
             open_sealed(encode(bad))
 
 
-def test_what_is_drawn_is_what_is_full_and_where_something_differs():
-    assert [(row.level, row.index, row.full) for row in drawn(0)] == [(1, 0, 0)]
-    assert [(row.level, row.index, row.full) for row in drawn(27 + 5)] == [(2, 0, 1), (1, 1, 5)]
-    rows = drawn(729 + 27 + 5, differs=30)
-    assert [(row.level, row.index, row.full, row.differs) for row in rows] == [
-        (3, 0, 1, 0),
-        (2, 0, 27, 1),
-        (1, 1, 27, 3),
-    ]
-
-
 # What the seed's cubes did wrong
 
 
@@ -272,16 +260,17 @@ async def book(creditor, debtor, number):
     )
 
 
-def rows(member):
-    """What a node has of the cubes with all others, without the numbers of its own halves."""
-    found = {}
-    for key, row in member.store.scan(b"ledger-cell/", b"ledger-cell0"):
-        found[key[12 + 32 :]] = row[:32]
+async def rows(member, other):
+    """All full cells that a node has with another."""
+    made, count = await member.ledger.seals.with_peer(other.id)
+    found = {(0, place): made.read(0, place) for place in range(count)}
+    for level in (1, 2):
+        found |= {(level, at): made.read(level, at) for at in range(count // CUBE**level)}
     return found
 
 
 async def compared(member, other):
-    return await member.ledger.seals.cubes(other.id, compare=True)
+    return await member.ledger.seals.compare(other.id)
 
 
 async def test_both_nodes_have_the_same_cubes_and_sealing_moves_nothing(low, high):
@@ -289,14 +278,13 @@ async def test_both_nodes_have_the_same_cubes_and_sealing_moves_nothing(low, hig
     before = [(one.ledger.balance(two.id), one.ledger.limit(two.id), one.ledger.credit_left(two.id))
               for one, two in ((low, high), (high, low))]  # fmt: skip
     await high.ledger.seals.seal_all()
-    assert rows(high) == {}, "the node of the lower id starts"
+    assert await rows(high, low) == {}, "the node of the lower id starts"
     await low.ledger.seals.seal_all()
-    assert rows(low) == rows(high)
-    assert len(rows(low)) == 100 + 3
+    assert await rows(low, high) == await rows(high, low)
+    assert len(await rows(low, high)) == 100 + 3
     for one, two in ((low, high), (high, low)):
-        found = await compared(one, two)
-        assert (found.sealed, found.unsealed) == (100, 0)
-        assert (found.compared, found.shared, found.entry_id) == ("same", 100, None)
+        assert [*one.ledger.chain.unsealed(two.id)] == []
+        assert await compared(one, two) == (100, None)
         report = await one.ledger.verify()
         assert report.settled == 102
     assert before == [
@@ -317,11 +305,11 @@ async def test_sealed_cubes_never_change(low, high):
     for turn in range(8):
         await trade(low, high, range(turn * 11, turn * 11 + 11))
         await low.ledger.seals.seal_all()
-        assert rows(low).items() >= kept.items()
-        kept = rows(low)
+        assert (await rows(low, high)).items() >= kept.items()
+        kept = await rows(low, high)
         low.crash()
         high.crash()
-    assert rows(high) == kept
+    assert await rows(high, low) == kept
     # Within one seal by id, and seal by seal.
     ids = [row for key, row in sorted(kept.items()) if key[0] == 0]
     for turn in range(8):
@@ -337,17 +325,17 @@ async def test_what_only_one_of_both_has_settled_waits_and_is_sealed_later(circl
     circle.fate = lambda: "pass"
     # The lower one has both halves, the other waits for its answer.
     await low.ledger.seals.seal_all()
-    assert rows(low) == {}
+    assert await rows(low, high) == {}
     assert "ledger.unsealed" in low.log.events
     # An open seal holds up no payment.
     await book(low, high, 3)
     assert low.ledger.balance(high.id) == 2 + 4 - 3
     await high.ledger.retry_pending()
     await low.ledger.retry_pending()
-    assert len(rows(low)) == 2
+    assert len(await rows(low, high)) == 2
     await low.ledger.seals.seal_all()
-    assert rows(low) == rows(high)
-    assert len(rows(low)) == 3
+    assert await rows(low, high) == await rows(high, low)
+    assert len(await rows(low, high)) == 3
 
 
 async def test_an_open_seal_does_not_delay_what_waits_to_be_booked(circle, low, high):
@@ -369,38 +357,37 @@ async def test_the_same_seal_again_gets_the_same_answer(circle, low, high):
     await trade(low, high, range(5))
     circle.fate = lambda: "answer lost"
     await low.ledger.seals.seal_all()
-    assert (len(rows(low)), len(rows(high))) == (0, 5)
-    for found in (await compared(low, high), await compared(high, low)):
-        assert found.compared == "silent"
+    assert (len(await rows(low, high)), len(await rows(high, low))) == (0, 5)
+    for one, two in ((low, high), (high, low)):
+        with pytest.raises(PeerSilent):
+            await compared(one, two)
     circle.fate = lambda: "twice"
-    found = await compared(low, high)
-    assert (found.compared, found.shared) == ("same", 0)
+    assert await compared(low, high) == (0, None)
     low.crash()
     await low.ledger.retry_pending()
-    assert rows(low) == rows(high)
+    assert await rows(low, high) == await rows(high, low)
     assert [row.kind for row in high.ledger.entries()].count("seal") == 1
     for member in (low, high):
         assert (await member.ledger.verify()).conflicts == 0
 
 
 async def test_the_first_entry_that_differs_is_named(low, high):
-    await trade(low, high, range(60))
+    await trade(low, high, range(200))
     await low.ledger.seals.seal_all()
-    place = 40
-    entry_id = rows(low)[b"\0" + place.to_bytes(8, "big")]
-    for at in (place, 50):
-        key = b"ledger-cell/" + low.id + b"\0" + at.to_bytes(8, "big")
-        row = high.store.get(key)
-        high.store.write([(key, bytes([row[0] ^ 1]) + row[1:])], sync=True)
-    cube = b"ledger-cell/" + low.id + b"\1" + (1).to_bytes(8, "big")
-    high.store.write([(cube, sha("other"))], sync=True)
-    found = await compared(low, high)
-    assert (found.compared, found.shared, found.entry_id) == ("differs", 60, entry_id)
-    row = next(each for each in low.ledger.entries(limit=200) if each.entry_id == entry_id)
-    assert found.created_ms == row.created_ms
-    assert [level.differs for level in found.levels] == [1, 13]
-    with pytest.raises(LedgerDamaged, match="cubes"):
+    # Two entries of the last of three seals are others on the disk of one node.
+    seals = [(key, raw) for key, raw in vouchers(high) if b"before" in raw]
+    sealed = open_sealed(seals[1][1])
+    others = sorted([*sealed.entry_ids[:40], *(sha(f"other {number}") for number in range(41))])
+    high.store.write([(seals[1][0], Sealed(81, tuple(others)).raw)], sync=True)
+    first = next(at for at, named in enumerate(sealed.entry_ids) if named != others[at])
+    assert await compared(low, high) == (200, 81 + first)
+    assert await compared(high, low) == (200, 81 + first)
+    with pytest.raises(LedgerDamaged):
         await high.ledger.verify()
+
+
+def vouchers(member):
+    return [*member.store.scan(b"ledger/voucher/", b"ledger/voucher0")]
 
 
 async def test_every_flipped_byte_of_the_cubes_is_found(low, high):
@@ -409,32 +396,22 @@ async def test_every_flipped_byte_of_the_cubes_is_found(low, high):
     await book(low, high, 28)
     kept = [
         row
-        for prefix in (b"ledger-cell/", b"ledger-unsealed/")
+        for prefix in (b"ledger-seal/", b"ledger-unsealed/")
         for row in low.store.scan(prefix, prefix[:-1] + b"0")
     ]
-    assert len(kept) == 28 + 1 + 1
-    rng = random.Random(3)
-    for key, raw in [kept[0], *kept[-3:]]:
-        for place in rng.sample(range(len(raw)), min(12, len(raw))):
+    assert len(kept) == 2
+    for key, raw in [*kept, next(row for row in vouchers(low) if b"before" in row[1])]:
+        for place in range(0, len(raw), 7 if len(raw) > 100 else 1):
             flipped = raw[:place] + bytes([raw[place] ^ 1 << place % 8]) + raw[place + 1 :]
             low.store.write([(key, flipped)], sync=True)
             with pytest.raises(LedgerDamaged):
                 await low.ledger.verify()
         other = key[:-1] + bytes([key[-1] ^ 128])
-        for changes in ([(key, None)], [(key, raw), (other, raw)], [(key, None), (other, raw)]):
+        for changes in ([(key, None)], [(key, None), (other, raw)]):
             low.store.write([*changes], sync=True)
             with pytest.raises(LedgerDamaged):
                 await low.ledger.verify()
             low.store.write([(key, raw), (other, None)], sync=True)
-    seal = next(key for key, raw in low.store.scan(b"ledger/voucher/", b"ledger/voucher0")
-                if b"before" in raw)  # fmt: skip
-    raw = low.store.get(seal)
-    for place in range(0, len(raw), 7):
-        flipped = raw[:place] + bytes([raw[place] ^ 1 << place % 8]) + raw[place + 1 :]
-        low.store.write([(seal, flipped)], sync=True)
-        with pytest.raises(LedgerDamaged):
-            await low.ledger.verify()
-    low.store.write([(seal, raw)], sync=True)
     await low.ledger.verify()
 
 
@@ -464,10 +441,10 @@ async def test_a_seal_that_lies_is_refused_and_leaves_nothing(circle, low, high)
     await trade(low, high, range(6, 12))
     third = circle.members[2]
     await book(third, high, 50)
-    waiting = [entry_id for entry_id, _ in low.ledger.chain.cells.unsealed(high.id)]
-    sealed = [row for key, row in sorted(rows(low).items()) if key[0] == 0]
-    foreign = [entry_id for entry_id, _ in high.ledger.chain.cells.unsealed(third.id)]
-    count, before = high.ledger.count(), rows(high)
+    waiting = [entry_id for entry_id, _ in low.ledger.chain.unsealed(high.id)]
+    sealed = [row for key, row in sorted((await rows(low, high)).items()) if key[0] == 0]
+    foreign = [entry_id for entry_id, _ in high.ledger.chain.unsealed(third.id)]
+    count, before = high.ledger.count(), await rows(high, low)
     lies = [
         (Sealed(6, (sha("no entry"),)), {}),
         (Sealed(6, (*sorted([*waiting, sealed[0]]),)), {}),
@@ -486,16 +463,16 @@ async def test_a_seal_that_lies_is_refused_and_leaves_nothing(circle, low, high)
             await propose(circle, low, high, lie, **changes)
     with pytest.raises(EntryRefused, match="lower id"):
         await propose(circle, high, low, Sealed(6, tuple(waiting)))
-    assert (high.ledger.count(), rows(high)) == (count, before)
+    assert (high.ledger.count(), await rows(high, low)) == (count, before)
     await high.ledger.verify()
     await propose(circle, low, high, Sealed(6, tuple(waiting[:2])))
-    assert len(rows(high)) == 8
+    assert len(await rows(high, low)) == 8
 
 
 async def test_a_refusal_of_a_seal_costs_its_author_nothing_more(circle, low, high):
     """A peer that refuses for ever has this node sign one seal, and not one at each attempt."""
     await trade(low, high, range(3))
-    rows_of_high = [*high.ledger.chain.cells.unsealed(low.id)]
+    rows_of_high = [*high.ledger.chain.unsealed(low.id)]
     high.store.write([(b"ledger-unsealed/" + low.id + rows_of_high[0][0], None)], sync=True)
     for _ in range(5):
         await low.ledger.seals.seal_all()
@@ -509,7 +486,7 @@ async def test_a_peer_is_answered_of_its_own_history_only_and_so_much_at_most(ci
     await trade(low, high, range(40))
     await low.ledger.seals.seal_all()
     own = low.ledger.chain.history(high.id)
-    ask = {"v": 1, "history": own, "count": 40, "level": 1, "index": 0, "face": None}
+    ask = {"v": 1, "history": own, "count": 40, "level": 1, "place": 0, "face": None}
 
     async def answer(caller, **changes):
         header = encode(ask | changes)
@@ -517,15 +494,15 @@ async def test_a_peer_is_answered_of_its_own_history_only_and_so_much_at_most(ci
 
     assert len((await answer(high))["hashes"]) == 3
     assert len((await answer(high, face=2))["hashes"]) == 9
-    assert len((await answer(high, index=1))["hashes"]) == 1
-    assert len((await answer(high, index=1, face=1))["hashes"]) == 4
+    assert len((await answer(high, place=1))["hashes"]) == 1
+    assert len((await answer(high, place=1, face=1))["hashes"]) == 4
     assert (await answer(high, count=2, face=0))["hashes"] == (await answer(high, face=0))[
         "hashes"
     ][:2]
     for nothing in (
         {"level": 0},
         {"level": LEVEL_MAX},
-        {"index": 2**63 - 1},
+        {"place": 2**63 - 1},
         {"history": sha("x")},
     ):
         assert (await answer(high, **nothing))["hashes"] == []
@@ -538,7 +515,7 @@ async def test_a_peer_is_answered_of_its_own_history_only_and_so_much_at_most(ci
     for bad in (
         {"level": LEVEL_MAX + 1},
         {"face": 3},
-        {"index": -1},
+        {"place": -1},
         {"history": None},
         {"count": "x"},
     ):
@@ -555,19 +532,20 @@ async def test_after_a_restart_the_cubes_begin_anew_on_both_sides(circle, low, h
     other = high if who is low else low
     await who.come_back()
     for member in (low, high):
-        assert rows(member) == {}
-        found = await compared(member, high if member is low else low)
-        assert (found.sealed, found.unsealed, found.compared) == (0, 0, "same")
+        peer = high if member is low else low
+        assert await rows(member, peer) == {}
+        assert [*member.ledger.chain.unsealed(peer.id)] == []
+        assert await compared(member, peer) == (0, None)
     assert who.ledger.balance(other.id) == -other.ledger.balance(who.id)
     await trade(low, high, range(35, 65))
     await low.ledger.seals.seal_all()
-    assert rows(low) == rows(high)
-    assert len(rows(low)) == 30 + 1
+    assert await rows(low, high) == await rows(high, low)
+    assert len(await rows(low, high)) == 30 + 1
     for member in (low, high):
         await member.ledger.verify()
         member.crash()
         await member.ledger.confirm_head([high.id if member is low else low.id])
-    assert (await compared(low, high)).compared == "same"
+    assert (await compared(low, high) or ())[1:] == (None,)
 
 
 async def test_what_is_booked_before_a_peer_is_told_of_a_restart_is_sealed_all_the_same(
@@ -582,14 +560,14 @@ async def test_what_is_booked_before_a_peer_is_told_of_a_restart_is_sealed_all_t
     high.ledger = high.start()
     await high.ledger.restart([low.id, circle.members[2].id], Noted())
     await trade(low, high, range(3, 6))
-    assert (await compared(low, high)).compared == "apart"
+    assert await compared(low, high) is None
     await low.ledger.seals.seal_all()
-    assert rows(low) == rows(high) == {}
+    assert await rows(low, high) == await rows(high, low) == {}
     await high.ledger.confirm_head([low.id])
     await low.ledger.seals.seal_all()
-    assert rows(low) == rows(high)
-    assert len(rows(low)) == 3
-    assert (await compared(high, low)).compared == "same"
+    assert await rows(low, high) == await rows(high, low)
+    assert len(await rows(low, high)) == 3
+    assert await compared(high, low) == (3, None)
     await low.ledger.retry_pending()
     states = [row.state for row in low.ledger.entries(limit=100) if row.kind == "seal"]
     assert states == ["settled", "void"]  # the newest first
@@ -601,10 +579,10 @@ async def test_what_is_booked_before_a_peer_is_told_of_a_restart_is_sealed_all_t
     await low.ledger.seals.seal_all()
     circle.fate = lambda: "pass"
     await low.come_back()
-    assert rows(low) == rows(high) == {}
+    assert await rows(low, high) == await rows(high, low) == {}
     # It has lost what it was told of the other's restart, too, which tells it where it sees it.
     await high.ledger.confirm_head([low.id])
     await book(low, high, 8)
     await low.ledger.seals.seal_all()
-    assert rows(low) == rows(high)
-    assert len(rows(low)) == 1
+    assert await rows(low, high) == await rows(high, low)
+    assert len(await rows(low, high)) == 1
