@@ -80,7 +80,7 @@ class Books(RuleBasedStateMachine):
                 await cubes_agree(self.circle, member)
                 assert len(member.ledger.chain.state.open) == 0
                 report = await member.ledger.verify()
-                assert report.conflicts == 0
+                assert report.forks == 0
 
         self.loop.run_until_complete(end())
         self.loop.close()
@@ -227,7 +227,7 @@ async def test_a_kill_at_any_write_loses_nothing_acknowledged(who, after):
             ) == creditor.ledger.settled(bytes([account]) * 32)
         assert a.ledger.balance(b.id) == 117
         for member in circle.members:
-            assert (await member.ledger.verify()).conflicts == 0
+            assert (await member.ledger.verify()).forks == 0
         books_agree(circle)
         for member in circle.members:
             await member.ledger.seals.seal_all()

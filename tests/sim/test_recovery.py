@@ -200,7 +200,7 @@ async def agreed(world):
     """Check that all books hold, that each two agree, and that nobody has evidence."""
     for node in world.nodes:
         report = await node.ledger.verify()
-        assert report.conflicts == 0
+        assert report.forks == 0
         assert not node.ended.done()
         for other in world.nodes:
             ours, theirs = other.key.node_id, node.key.node_id

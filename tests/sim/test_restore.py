@@ -120,7 +120,7 @@ async def story(world):
     assert owner.ledger.settled_entries() > chain, "the chain goes on"
     for node in world.nodes:
         await node.ledger.verify()
-        assert not list(node.parts.stores.state.scan(b"ledger/conflict/", b"ledger/conflict0"))
+        assert not list(node.parts.stores.state.scan(b"ledger-fork/", b"ledger-fork0"))
         assert not node.ended.done()
 
 
@@ -174,7 +174,7 @@ def test_a_backup_of_a_forked_ledger_goes_on_in_another_incarnation():
         await put_named(owner, "b", content(20 * MIB))
         await settled(world)
         for node in world.nodes:
-            assert (await node.ledger.verify()).conflicts == 0
+            assert (await node.ledger.verify()).forks == 0
             assert not node.ended.done()
 
     run(22, 4, play, MONEY)

@@ -35,6 +35,8 @@ class Balance(LimitSet):
     balance_micro: int
     """Positive where the peer owes."""
     unproven_micro: int
+    clearing_micro: int
+    """By how much loops that all have signed will change the balance once they are booked."""
     left_micro: int
     """What is left of its credit beside what its leases may come to."""
     own_limit_micro: int | None
@@ -204,7 +206,8 @@ class Verified(Model):
     entries: int
     settled: int
     peers: int
-    conflicts: int
+    forks: int
+    """Proofs that a peer keeps two ledgers."""
     head: Key
     text: str
 
@@ -276,9 +279,10 @@ class Loop(Model):
     members: list[NamedPeer]
     amount_micro: int
     """What comes off each debt."""
-    state: Literal["booked", "waits"]
-    """booked: all have signed, and so it is booked by all, however late. waits: a member has not
-    signed yet; until it does, the amount is in no other loop."""
+    state: Literal["booked", "unbooked", "unsigned"]
+    """unbooked: all have signed, but a neighbour of this node has not booked it yet. unsigned: a
+    member has not signed yet; until it does, the amount is in no other loop."""
+    waits_for: list[NamedPeer]
 
 
 class Loops(Model):
@@ -330,6 +334,43 @@ class Cubes(OfPeer):
     """Of its own half."""
 
 
+class Cosigner(Model):
+    """Who is to co-sign a checkpoint."""
+
+    id: Key | None
+    """Null of one that this node does not know any more."""
+    name: str
+    signed: bool
+
+
+class Checkpoint(Model):
+    """How long the own chain is and the root over it, signed together with others."""
+
+    size: int
+    """Halves of the present incarnation; 0 of an empty chain, which is not signed."""
+    root: Key | None
+    cosigners: list[Cosigner]
+    """None where this node recognises fewer than four peers: then each pair checks for itself."""
+    needed: int
+    complete: bool
+    """Whether enough have signed it."""
+    text: str
+    """The signed note."""
+
+
+class Pardon(Model):
+    """Whose fork is held against it no more."""
+
+    peer: Annotated[str, MaxLen(256)]
+
+
+class Pardoned(OfPeer):
+    """What was pardoned."""
+
+    through_seq: int
+    """A fork at a later number bars it again."""
+
+
 BALANCE = get("/v1/ledger/balance", Accounts, Balances, "Show what each owes.")
 LOG = get("/v1/ledger/log", Page, Entries, "List entries, the newest first.")
 FLOWS = listing("/v1/ledger/flows", Booked, Flow, "Sum up what was earned and spent by peer.")
@@ -342,4 +383,8 @@ LIMITS = listing("/v1/ledger/limits", Nothing, PeerLimit, "Show what each limit 
 SETTLE = post("/v1/ledger/settle", Nothing, Settlement, "Settle now what is owed.")
 CUBES = listing("/v1/ledger/cubes", CubesAsked, Cubes, "Show what is sealed with each peer.")
 CLEAR = post("/v1/ledger/clear", Nothing, Loops, "Take off debts that go around.")
+CHECKPOINT = post(
+    "/v1/ledger/checkpoint", Nothing, Checkpoint, "Sign how the ledger is, and have that co-signed."
+)
+PARDON = post("/v1/ledger/pardon", Pardon, Pardoned, "Hold a fork against its author no more.")
 OFF_BOOKS = post("/v1/ledger/off-books", Payment, PaymentHeard, "Report a payment outside of XSC.")

@@ -105,7 +105,7 @@ class Measures(Model):
     peers: list[PeerMeasures]
     events: list[EventMeasures]
     proofs: int
-    """Records kept here that prove a peer wrong: conflicting entries, false clearings,
+    """Records kept here that prove a peer wrong: forks of ledgers, false clearings,
     contradictory receipts."""
     queue_delay_ms: int
     """How long a job that comes now waits for a worker, as jobs took of late."""

@@ -79,6 +79,9 @@ def balance(answer: Document) -> None:
         who = show.named(row, "peer")
         if row["balance_micro"]:
             show.line(row["says"])
+        if row["clearing_micro"]:
+            off = format_credits(abs(row["clearing_micro"]))
+            show.line(f"{off} of it goes once {who} has booked a loop (xsc ledger clear)")
         if is_near(row["limit_micro"] - row["left_micro"], row["limit_micro"]):
             show.line(f"{who} has used more than 80 % of what it may owe you")
         own = row["own_limit_micro"]
@@ -339,15 +342,53 @@ def clear(answer: Document) -> None:
     """Take off debts that go around; the node does so by itself once a day.
 
     Where this node owes a peer, which owes another, which owes this node, all three sign the
-    least of the debts off. A loop waits while a member is silent that has not signed.
+    least of the debts off. A loop waits while a member has not signed it, or not booked it.
     """
     show.rows(
         answer["loops"],
-        "<amount state loop",
+        "<amount state waits_for loop",
         "no debts go around",
         amount="amount_micro",
+        waits_for=lambda row: " ".join(show.named(each, "id") for each in row["waits_for"]) or "-",
         loop=_around,
     )
+
+
+@asks(ledger, api.ledger.CHECKPOINT)
+def checkpoint(answer: Document) -> None:
+    """Sign how this ledger is now, have that co-signed, and show it.
+
+    The node does so by itself every ten minutes, if there is something new. Who shows a peer
+    another ledger than the one that was signed is found out, and barred by all.
+    """
+    if not answer["size"]:
+        show.line("the ledger has no entry yet")
+        return
+    show.pairs([("entries", str(answer["size"])), ("root", answer["root"])])
+    if not answer["cosigners"]:
+        show.line("not co-signed: this node recognises fewer than four peers (xsc peer recognise)")
+        return
+    show.rows(
+        answer["cosigners"],
+        "co-signer id signed",
+        "",
+        **{"co-signer": lambda row: row["name"] or "?"},
+        id=("id", lambda node: show.short(node) if node else "-"),
+        signed=lambda row: "yes" if row["signed"] else "no",
+    )
+    signed = sum(row["signed"] for row in answer["cosigners"])
+    state = "complete" if answer["complete"] else "not complete yet; the node asks again"
+    show.line(f"{signed} of {len(answer['cosigners'])} signed, {answer['needed']} needed: {state}")
+
+
+@asks(ledger, api.ledger.PARDON)
+@argument("peer", type=options.PEER)
+def pardon(answer: Document) -> str:
+    """Hold it against PEER no more that it keeps two ledgers, at this node alone.
+
+    What is found of its later entries bars it again.
+    """
+    return f"{show.named(answer, 'peer')} is not barred any more"
 
 
 @asks(ledger, api.ledger.ENTRY)

@@ -20,7 +20,8 @@ from xsc.client.files import read_file, read_module
 def verify(settings: Settings, file: Path, module: Path | None, lease: Path | None) -> None:
     """Say what a signed file proves, as a receipt, a lease or a ledger entry.
 
-    FILE is a receipt, deployment, voucher, lease, clearing, provenance, entry or drain proof.
+    FILE is a receipt, deployment, voucher, lease, clearing, provenance, entry, drain proof,
+    checkpoint or proof of a fork.
     Needs neither a node nor the network. Exits with 6, and the first thing
     that is wrong, if the file proves nothing.
     """

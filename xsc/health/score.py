@@ -112,8 +112,6 @@ class Score(Record):
     """When it answered a probe last."""
     grade: Grade = "new"
     """As of the last event."""
-    lifted: bytes = b""
-    """The proof of a fork that the operator does not hold against it any more."""
     events: tuple[Event, ...] = ()
     """The last EVENTS_KEPT, the oldest first."""
 
@@ -255,7 +253,7 @@ def grade_of(score: Score, hour: int, fork: bytes | None) -> Grade:
         hour: the present.
         fork: the hash of two entries of the ledger that prove that it keeps two; None without any.
     """
-    if fork is not None and fork != score.lifted:
+    if fork is not None:
         return "barred"
     now = {each: decayed(score.tally(each), each, hour) for each in DIMENSIONS}
     judged = [each for each, tally in now.items() if tally.good + tally.bad >= JUDGED_MIN]
@@ -273,7 +271,7 @@ def next_step(score: Score, hour: int, fork: bytes | None) -> tuple[str, int | N
     """Return what it takes to the next grade, and from when on a bad one is over by itself."""
     grade = grade_of(score, hour, fork)
     if grade == "barred":
-        return "its two ledgers are held against it until the operator lifts that", None
+        return "the fork is held against it until the operator pardons it: xsc ledger pardon", None
     availability = decayed(score.tally("availability"), "availability", hour)
     if grade == "new":
         left = ceil_div(JUDGED_MIN - availability.good - availability.bad, PPM)
@@ -332,10 +330,10 @@ def noted(
     return score.model_copy(update={"grade": grade, "events": events})
 
 
-def lifted(score: Score, fork: bytes | None) -> Score:
+def lifted(score: Score) -> Score:
     """Return a score without anything bad in it."""
     clean: dict[str, object] = {
         each: score.tally(each)._replace(bad=0, counted=min(score.tally(each).counted, 1))
         for each in DIMENSIONS
     }
-    return score.model_copy(update={**clean, "forged": Tally(), "lifted": fork or b""})
+    return score.model_copy(update={**clean, "forged": Tally()})

@@ -233,7 +233,7 @@ class Scores:
 
     def lift(self, peer: bytes) -> None:
         """Hold nothing against a peer any more that was found until now: the operator says so."""
-        lifted = rules.lifted(self.of(peer), self._fork(peer))
+        lifted = rules.lifted(self.of(peer))
         if lifted != self.of(peer):
             self._keep(peer, lifted, cause="the operator lifted what was held against it")
 

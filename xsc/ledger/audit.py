@@ -38,8 +38,6 @@ class StoredRows:
     """The signed halves of peers beside them, by the own half's sequence number."""
     vouchers: Mapping[int, bytes]
     """The signed vouchers under them, likewise."""
-    conflicts: Mapping[bytes, bytes]
-    """Evidence against peers, by peer and the second half's id."""
     restart: bytes | None = None
     """What the present incarnation began with; None in the first."""
     claims: Mapping[int, bytes] = field(default_factory=dict)
@@ -63,7 +61,6 @@ class ReplayResult:
     state: LedgerState
     settled: int
     """Entries with both halves."""
-    conflicts: int
 
 
 def chain_end_bytes(mark: ChainEnd) -> bytes:
@@ -76,24 +73,6 @@ def chain_end_bytes(mark: ChainEnd) -> bytes:
 def claim_bytes(at_seq: int, number: int) -> bytes:
     """Return the row that says before which half of the chain a claim was taken, and as which."""
     return at_seq.to_bytes(8, "big") + number.to_bytes(8, "big")
-
-
-def conflict_bytes(kept: bytes, other: bytes) -> bytes:
-    """Return the row that keeps two signed halves of which one author should sign only one."""
-    return encoding.encode({"v": FORMAT, "kept": kept, "other": other})
-
-
-def is_fork(raw: bytes, network: bytes) -> bool:
-    """Return whether kept evidence proves that its author keeps two ledgers.
-
-    It does where both halves have one number. One that only does not follow on another may be of
-    another incarnation. The row was checked when it was kept, or by `replay`.
-    """
-    match encoding.decode(raw):
-        case {"kept": bytes(kept), "other": bytes(other)}:
-            halves = (trusted(each, Half, network).record for each in (kept, other))
-            return len({half.seq for half in halves}) == 1
-    return False
 
 
 def _mark(raw: bytes | None) -> ChainEnd | None:
@@ -174,10 +153,8 @@ def replay(rows: StoredRows, *, me: bytes, network: bytes, signatures: bool) -> 
     strays = {*rows.halves, *rows.others, *rows.vouchers, *rows.claims} - {*state.order}
     if strays:
         raise _damaged(min(strays), "its parts are there, the entry itself is not")
-    for key, raw in rows.conflicts.items():
-        _check_conflict(key, raw, network, signatures=signatures)
     settled = sum(len(halves) for halves in state.seen.values())
-    return ReplayResult(state, settled, len(rows.conflicts))
+    return ReplayResult(state, settled)
 
 
 def _in_turn(rows: StoredRows) -> list[tuple[int, int]]:
@@ -271,24 +248,6 @@ def _replay_one(
     append(state, own, other if answers else None)
     if other is not None and not answers:
         settle(state, own.record, other)
-
-
-def _check_conflict(key: bytes, raw: bytes, network: bytes, *, signatures: bool) -> None:
-    damaged = LedgerDamaged(f"the evidence {short(key[32:])} is damaged")
-    try:
-        match encoding.decode(raw):
-            case {"v": 1, "kept": bytes(kept), "other": bytes(other)}:
-                pass
-            case _:
-                raise damaged
-        if signatures:
-            a, b = open_half(kept, network=network), open_half(other, network=network)
-        else:
-            a, b = trusted(kept, Half, network), trusted(other, Half, network)
-    except (PeerError, LimitError):
-        raise damaged from None
-    if a.author != key[:32] or b.author != key[:32] or b.id != key[32:] or a.id == b.id:
-        raise damaged
 
 
 def verify_settled(raw: bytes) -> str:

@@ -5,11 +5,12 @@ failed write the state is read again from the store.
 
 Keys, all under "ledger/": `half/<seq>` own halves, `other/<seq>` the peer's half
 beside it, `voucher/<seq>` what it rests on, `mark` the end of the chain,
-`conflict/<peer><id>` evidence; `restart` the present incarnation, `claim/<seq>` when an
+`restart` the present incarnation, `claim/<seq>` when an
 old half was taken after it had begun. Beside them `ledger-peer/<peer>` is the newest
 incarnation of a peer, `ledger-heard/<peer>` the own one in which it told its history, and
 `ledger-for/<seq>` the leases that an entry is for, which only people read; `ledger-loop/<id>` is a
-loop that this node has signed, until both its edges are booked. `ledger-seal/<history><position>`
+loop that this node has signed, until both its edges are booked, `ledger-signed/<peer>` the
+last checkpoint of a peer that this node signed or knows of. `ledger-seal/<history><position>`
 is the own half of the seal that begins there, `ledger-unsealed/<peer><entry>` the own half of an
 entry that no seal names.
 """
@@ -20,19 +21,18 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, ParamSpec, TypeVar
 
-from xsc.base import encoding, errors, ids
+from xsc.base import errors, ids
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.ledger import audit, cube, recovery, validation
-from xsc.ledger.entry import Half, open_half
+from xsc.ledger.entry import Half
+from xsc.ledger.fork import fork_bytes
+from xsc.ledger.forks import Forks
 from xsc.ledger.incarnation import Incarnation, Restart, open_incarnation, open_restart
 from xsc.ledger.loop import SignedLoop, open_loop
 from xsc.ledger.state import LedgerState, append
 from xsc.terms.voucher import Voucher
-
-LEDGER_CONFLICTS_KEPT = 16
-"""Kept as evidence for each peer; one proves the point, more only fill the disk."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,7 +41,6 @@ _ROOT: Final = b"ledger/"
 HALF: Final = _ROOT + b"half/"
 OTHER: Final = _ROOT + b"other/"
 VOUCHER: Final = _ROOT + b"voucher/"
-CONFLICT: Final = _ROOT + b"conflict/"
 MARK: Final = _ROOT + b"mark"
 RESTART: Final = _ROOT + b"restart"
 CLAIM: Final = _ROOT + b"claim/"
@@ -49,6 +48,7 @@ FOR: Final = b"ledger-for/"
 PEER: Final = b"ledger-peer/"
 HEARD: Final = b"ledger-heard/"
 LOOP: Final = b"ledger-loop/"
+SIGNED: Final = b"ledger-signed/"
 SEAL: Final = b"ledger-seal/"
 UNSEALED: Final = b"ledger-unsealed/"
 
@@ -104,11 +104,7 @@ class Chain:
         self.restart: Restart | None = None
         """What the present incarnation began with; None in the first one."""
         self.state = self.load()
-        self._forks: dict[bytes, set[bytes]] = {}
-        """By peer, halves that prove, with a kept one, that it keeps two ledgers."""
-        for key, raw in self.table(CONFLICT):
-            if audit.is_fork(raw, self._network):
-                self._forks.setdefault(key[: ids.ID_BYTES], set()).add(key[ids.ID_BYTES :])
+        self.forks = Forks(store, context.executor, context.network, context.log)
 
     def read(self, prefix: bytes, seq: int) -> bytes:
         """Return a numbered row.
@@ -168,7 +164,6 @@ class Chain:
             halves=numbered(HALF),
             others=numbered(OTHER),
             vouchers=numbered(VOUCHER),
-            conflicts=dict(self.table(CONFLICT)),
             restart=self.store.get(RESTART),
             claims=numbered(CLAIM),
         )
@@ -323,44 +318,16 @@ class Chain:
         await self.write([(LOOP + loop_id, None)])
         self.state.loops.pop(loop_id, None)
 
+    def contradicted(self, half: Signed[Half]) -> bytes | None:
+        """Return the half of the same author and number that this ledger has, if it is another."""
+        seen = self.state.seen.get(half.author, {}).get(half.record.seq)
+        return None if seen is None or seen.id == half.id else self.read(OTHER, seen.seq)
+
     async def keep_fork(self, half: Signed[Half]) -> None:
-        """Keep a half together with one of the same author that contradicts it."""
-        seen = self.state.seen.get(half.author, {})
-        for seq in (half.record.seq, half.record.seq - 1, half.record.seq + 1):
-            if seq in seen:
-                await self._keep(self.read(OTHER, seen[seq].seq), half)
-                return
+        """Keep a half that was refused as a proof, if it is one with what its author signed before.
 
-    def fork(self, peer: bytes) -> bytes | None:
-        """Return the hash of what proves that a peer keeps two ledgers; None without any."""
-        halves = self._forks.get(peer)
-        return encoding.tagged_sha256("ledger_fork", *sorted(halves)) if halves else None
-
-    def conflicts(self) -> int:
-        """Return how many conflicting entries are kept as evidence."""
-        return sum(1 for _ in self.table(CONFLICT))
-
-    async def keep_conflict(self, half: Signed[Half], told: Signed[Incarnation] | None) -> None:
-        """Keep a half whose xid another half has already, if both are of one incarnation."""
-        known = self.read(OTHER, self.state.entries[half.author, half.record.xid].seq)
-        first = 0 if told is None else told.record.first_seq
-        kept = open_half(known, network=self._network)
-        if (kept.record.seq < first) == (half.record.seq < first):
-            await self._keep(known, half)
-
-    async def _keep(self, kept: bytes, other: Signed[Half]) -> None:
-        """Keep evidence against a peer, up to LEDGER_CONFLICTS_KEPT of each."""
-        prefix = CONFLICT + other.author
-        held = [key for key, _ in self.store.scan(prefix, prefix_end(prefix))]
-        raw = audit.conflict_bytes(kept, other.raw)
-        is_fork = audit.is_fork(raw, self._network)
-        is_full = len(held) >= LEDGER_CONFLICTS_KEPT and prefix + other.id not in held
-        if not is_full or is_fork:
-            # A further fork takes the place of another row: what was lifted was not this.
-            gone = held[:1] if is_full else []
-            await self.write([(prefix + other.id, raw), *((key, None) for key in gone)])
-            if is_fork:
-                forks = self._forks.setdefault(other.author, set())
-                forks -= {key[len(prefix) :] for key in gone}
-                forks.add(other.id)
-        self._log.error("ledger.conflict", peer=ids.short(other.author), entry=other.record.seq)
+        One that only does not follow on another may be of another incarnation.
+        """
+        self._log.error("ledger.conflict", peer=ids.short(half.author), entry=half.record.seq)
+        if (known := self.contradicted(half)) is not None:
+            await self.forks.keep(fork_bytes(known, half.raw))

@@ -27,14 +27,17 @@ from xsc.ledger.chain import (
     PEER,
     RESTART,
     SEAL,
+    SIGNED,
     UNSEALED,
     VOUCHER,
     Chain,
     key_of,
     rows_of,
 )
+from xsc.ledger.checkpoint import Checkpoint, open_checkpoint, open_mark
 from xsc.ledger.entry import GENESIS, Half, open_half
 from xsc.ledger.incarnation import Incarnation, Noted, Restart, open_incarnation, restart_bytes
+from xsc.ledger.leaves import Leaves
 from xsc.ledger.recovery import (
     Old,
     check_shown,
@@ -262,10 +265,10 @@ class HistoryExchange:
 
     async def _confirm_at(self, peer: bytes, claims: bool) -> bool:
         """Ask one peer; return whether it answered."""
-        own = None if self._chain.restart is None else self._chain.restart.incarnation.raw
+        restart = None if self._chain.restart is None else self._chain.restart.incarnation.raw
         try:
             reply = await self._caller.call(
-                peer, HEAD, {"v": 1, "incarnation": own}, timeout_ms=LEDGER_HEAD_TIMEOUT_MS
+                peer, HEAD, {"v": 1, "incarnation": restart}, timeout_ms=LEDGER_HEAD_TIMEOUT_MS
             )
             fields.take_int(reply.header, "next_seq")
             if lacks_incarnation(self._chain.restart, self._told_of_me(reply.header)):
@@ -276,6 +279,9 @@ class HistoryExchange:
                 )
             if reply.header.get("yours") is not None:
                 self._confirm(peer, fields.take_bytes(reply.header, "yours"))
+            if (raw := fields.take_opt_bytes(reply.header, "checkpoint")) is not None:
+                own = open_checkpoint(raw, network=self._network)
+                await self._executor.run(self._confirm_checkpoint, peer, own)
             old = fields.take_int(reply.header, "old")
             # Before the first restart there is no incarnation that old halves could be of.
             if claims and self._chain.restart is not None and old > self._old_with(peer):
@@ -303,6 +309,23 @@ class HistoryExchange:
             raise LedgerDamaged(
                 f"{ids.short(peer)} holds entry {seq} of this node, which its own "
                 "ledger lacks: this home is an old copy",
+                hint="restore the latest home; going on from an old one would fork the ledger",
+            )
+
+    def _confirm_checkpoint(self, peer: bytes, own: Checkpoint) -> None:
+        if own.author != self._key.node_id:
+            raise ReceiptInvalid(f"{ids.short(peer)} shows a checkpoint of another node")
+        leaves = Leaves(self._chain)
+        if own.first_seq < leaves.first_seq:
+            return  # of an incarnation before
+        if (
+            own.first_seq > leaves.first_seq
+            or own.size > leaves.size
+            or leaves.top(0, own.size) != own.root
+        ):
+            raise LedgerDamaged(
+                f"{ids.short(peer)} knows {own.size} entries that this node signed together, and "
+                "its own ledger has others: this home is an old copy",
                 hint="restore the latest home; going on from an old one would fork the ledger",
             )
 
@@ -345,6 +368,7 @@ class HistoryExchange:
         seen = self._chain.state.seen.get(caller, {})
         yours = self._chain.read(OTHER, seen[max(seen)].seq) if seen else None
         first = 0 if told is None else told.record.first_seq
+        mark = open_mark(self._chain.store.get(SIGNED + caller), self._network)
         return {
             "v": 1,
             "next_seq": self._chain.state.next_seq,
@@ -352,6 +376,7 @@ class HistoryExchange:
             "yours": yours,
             "old": sum(seq < first and not half.seals for seq, half in seen.items()),
             "incarnation": None if told is None else told.raw,
+            "checkpoint": None if mark is None else mark.last.raw,
         }, ()
 
     async def _keep_incarnation(self, told: Signed[Incarnation]) -> None:

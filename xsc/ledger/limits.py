@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from xsc.api.ledger import Flow
-from xsc.base.limits import PPM
+from xsc.base.limits import AMOUNT_MAX, PPM
 
 REPAID_MS: Final = 90 * 86_400_000
 
@@ -65,7 +65,7 @@ class LimitTerms:
     def rule_micro(self) -> int:
         """What it may owe unless the operator set another limit."""
         terms = self.starter_micro + self.recognised_micro + self.repaid_credit_micro
-        return min(self.max_micro, terms)
+        return min(self.max_micro, terms, AMOUNT_MAX)
 
 
 def limit_terms(

@@ -22,6 +22,9 @@ from xsc.terms.voucher import Voucher, voucher_in_all
 LOOP_MEMBERS_MAX = 5
 LOOP_MICRO_MIN = 1_000
 """What a loop takes off at least: a smaller debt is not worth its entries."""
+LOOP_SHARE = 16
+"""A loop takes at least such a part off the lesser of a member's two debts, or all that is free of
+them: else who never signs would hold up large debts by small loops."""
 LOOP_FAN_MAX = 4
 """Creditors to which a member passes an offer on, beside the origin."""
 

@@ -1,7 +1,8 @@
 """Finds loops of debts, signs them, and has those booked that all members have signed.
 
-    ledger.offer  path, amount_micro, left_ms: the members so far, the origin first and the caller
-                  last; what may be taken off; how long the caller waits
+    ledger.offer  path, amount_micro, left_ms, search: the members so far, the origin first and the
+                  caller last; what may be taken off; how long the caller waits; what the origin
+                  drew for this search, so that it knows its own offer
         -> loop: what all behind the caller have signed, None where nothing goes around
     ledger.loop   loop: what a member after this node has signed, or all have
         -> loop: what this node has of it, which it has signed itself
@@ -29,10 +30,10 @@ from xsc.ledger.loop import LOOP_MEMBERS_MAX, LOOP_MICRO_MIN, Loop, SignedLoop, 
 from xsc.ledger.proposals import Proposals
 from xsc.ledger.state import Offered
 
-LOOPS_A_PEER_MAX = 8
-"""Unfinished ones over what one peer owes this node."""
-LOOPS_FOUND_MAX = 16
-"""By one search."""
+LOOPS_FOUND_MAX = 4
+"""By one search along the debt to one creditor."""
+TOLD_TIMEOUT_MS = 5_000
+"""For an answer to a loop that is shown."""
 OFFER_TIMEOUT_MS = 16_000
 """For all that comes of one offer; half of what is left for each further member."""
 LOOP_FIRST_MS = 3_600_000
@@ -61,12 +62,14 @@ class Loops:
         self._proposals = proposals
         proposals.on_loop = self._learn
         self._lock = asyncio.Lock()
-        self._searched: bytes | None = None
-        """The creditor to which an offer of this node is under way."""
+        self._searched: tuple[bytes, bytes] | None = None
+        """The creditor to which an offer of this node is under way, and what was drawn for it."""
         self._offered: list[Offered] = []
-        self._asking: set[bytes] = set()
-        """Peers whose offer is being passed on: one of each."""
+        self._asking: set[tuple[bytes, bool]] = set()
+        """Peers whose offer is being passed on: one of its own, and one of others."""
         self._due: dict[bytes, None] = {}
+        self._refused: dict[bytes, tuple[int, int]] = {}
+        """By loop, how often its debt was refused, and when it is booked again at the earliest."""
         self._wake = asyncio.Event()
 
     def handlers(self) -> dict[str, peering.Handler]:
@@ -82,12 +85,13 @@ class Loops:
             The loops that were found and that all have signed.
         """
         async with self._lock:
-            await self._resume()
             found: list[SignedLoop] = []
             for peer in sorted(self._debts()):
-                while len(found) < LOOPS_FOUND_MAX and (one := await self._search(peer)):
+                for _ in range(LOOPS_FOUND_MAX):
+                    if (one := await self._search(peer)) is None:
+                        break
                     found.append(one)
-            await self._work()
+            await self._resume()
             return found
 
     def _debts(self) -> dict[bytes, int]:
@@ -105,10 +109,12 @@ class Loops:
         micro = self._debts().get(peer, 0)
         if micro < LOOP_MICRO_MIN:
             return None
-        self._searched = peer
+        search = self._entropy.token(XID_BYTES)
+        self._searched = peer, search
         try:
-            loop = await self._ask((self._own,), micro, peer, OFFER_TIMEOUT_MS)
-            if loop is None or not loop.is_complete:
+            loop = await self._ask((self._own,), micro, peer, OFFER_TIMEOUT_MS, search)
+            # One that is booked already can be shown again.
+            if loop is None or not loop.is_complete or self._open_edges(loop) != (True, True):
                 return None
             return await self._chain.exclusive(self._take, peer, loop)
         except XscError as fault:
@@ -118,13 +124,19 @@ class Loops:
             self._searched = None
 
     async def _ask(
-        self, path: Sequence[bytes], amount_micro: int, peer: bytes, left_ms: int
+        self, path: Sequence[bytes], amount_micro: int, peer: bytes, left_ms: int, search: bytes
     ) -> SignedLoop | None:
         """Offer to a creditor what goes around; return what all behind this node have signed."""
         reply = await self._caller.call(
             peer,
             OFFER,
-            {"v": 1, "path": [*path], "amount_micro": amount_micro, "left_ms": left_ms},
+            {
+                "v": 1,
+                "path": [*path],
+                "amount_micro": amount_micro,
+                "left_ms": left_ms,
+                "search": search,
+            },
             timeout_ms=left_ms,
         )
         raw = fields.take_opt_bytes(reply.header, "loop")
@@ -146,43 +158,53 @@ class Loops:
             raise RecordInvalid("an offer names each member once, and its sender last")
         amount_micro = fields.take_int(header, "amount_micro", most=limits.AMOUNT_MAX)
         left_ms = fields.take_int(header, "left_ms", most=OFFER_TIMEOUT_MS)
+        search = fields.take_bytes(header, "search", size=XID_BYTES)
         loop: SignedLoop | None = None
+        asking = caller, len(path) == 1
         if path[0] == self._own and len(path) > 2:
-            loop = await self._close(path, amount_micro)
-        elif self._own not in path and caller not in self._asking:
-            self._asking.add(caller)
+            loop = await self._close(path, amount_micro, search)
+        elif self._own not in path and asking not in self._asking:
+            self._asking.add(asking)
             try:
-                loop = await self._pass_on(caller, path, amount_micro, left_ms)
+                loop = await self._pass_on(caller, path, amount_micro, left_ms, search)
             finally:
-                self._asking.discard(caller)
+                self._asking.discard(asking)
         return {"v": 1, "loop": None if loop is None else loop.raw}, ()
 
-    async def _close(self, path: Sequence[bytes], amount_micro: int) -> SignedLoop | None:
+    async def _close(
+        self, path: Sequence[bytes], amount_micro: int, search: bytes
+    ) -> SignedLoop | None:
         """Sign the loop of an own offer that is back, the first of all members."""
-        if self._searched != path[1]:
+        if self._searched != (path[1], search):
+            return None
+        least, most = self._chain.state.clearable(path[-1], path[1], self._offered)
+        if (micro := min(amount_micro, most)) < least:
             return None
         # One offer ends in one loop: what would not be completed counts for long.
         self._searched = None
-        free = self._chain.state.clearable(path[-1], path[1], self._offered)
-        if (micro := min(amount_micro, free)) < LOOP_MICRO_MIN:
-            return None
         loop = Loop(members=tuple(path), amount_micro=micro, xid=self._entropy.token(XID_BYTES))
         return await self._chain.exclusive(self._sign, loop, None, None)
 
     async def _pass_on(
-        self, caller: bytes, path: Sequence[bytes], amount_micro: int, left_ms: int
+        self,
+        caller: bytes,
+        path: Sequence[bytes],
+        amount_micro: int,
+        left_ms: int,
+        search: bytes,
     ) -> SignedLoop | None:
         """Offer it to this node's creditors, one after the other, and sign what comes back."""
         end_ms = self._clock.monotonic_ms() + left_ms
         for peer in rules.next_members(self._debts(), path):
             left_ms = end_ms - self._clock.monotonic_ms()
-            micro = min(amount_micro, self._chain.state.clearable(caller, peer, self._offered))
-            if micro < LOOP_MICRO_MIN or left_ms <= 0 or not self._may_sign(caller):
+            least, most = self._chain.state.clearable(caller, peer, self._offered)
+            micro = min(amount_micro, most)
+            if micro < least or left_ms <= 0 or not self._exchange.is_heard(caller):
                 continue
             promise = Offered(caller, peer, micro)
             self._offered.append(promise)
             try:
-                loop = await self._ask((*path, self._own), micro, peer, left_ms // 2)
+                loop = await self._ask((*path, self._own), micro, peer, left_ms // 2, search)
                 # Nobody would hear of a signature that is late.
                 if loop is not None and self._clock.monotonic_ms() < end_ms:
                     return await self._chain.exclusive(self._sign, loop.record, loop, promise)
@@ -219,12 +241,6 @@ class Loops:
 
     # Signing
 
-    def _may_sign(self, before: bytes) -> bool:
-        """Return whether a loop may take off what a peer owes this node, whatever the amount."""
-        kept = self._chain.state.loops.values()
-        count = sum(loop.record.before(self._own) == before for loop in kept)
-        return count < LOOPS_A_PEER_MAX and self._exchange.is_heard(before)
-
     async def _sign(
         self, record: Loop, behind: SignedLoop | None, promise: Offered | None
     ) -> SignedLoop:
@@ -245,10 +261,10 @@ class Loops:
         if behind is not None and not behind.is_turn_of(self._own):
             raise EntryRefused("it is not this node's turn to sign the loop")
         others = [each for each in self._offered if each is not promise]
-        free = self._chain.state.clearable(before, after, others)
-        if record.amount_micro > free or not self._may_sign(before):
-            raise EntryRefused("the debts of this node are not so large that a loop takes that off")
-        if not self._exchange.is_heard(after):
+        least, most = self._chain.state.clearable(before, after, others)
+        if not least <= record.amount_micro <= most:
+            raise EntryRefused("a loop does not take that off debts of this node that are so large")
+        if not (self._exchange.is_heard(before) and self._exchange.is_heard(after)):
             raise EntryRefused("this node has not heard its neighbours since it recovered")
         own = sign(record, self._key, self._network)
         loop = rules.begin(own) if behind is None else behind.signed(own)
@@ -272,6 +288,14 @@ class Loops:
             not settled(loop.id, debtor=after, creditor=self._own),
         )
 
+    def waits_for(self, loop: SignedLoop) -> list[bytes]:
+        """Return whose turn it is to sign, or else the neighbours that have not booked the loop."""
+        if not loop.is_complete:
+            return [loop.record.signers[len(loop.envelopes)]]
+        around = (loop.record.before(self._own), loop.record.after(self._own))
+        edges = zip(around, self._open_edges(loop), strict=True)
+        return [peer for peer, is_open in edges if is_open]
+
     async def _go_on(self, loop_id: bytes) -> None:
         """Show a loop to the neighbours where they may not know it, and book its own debt."""
         loop = self._chain.state.loops.get(loop_id)
@@ -280,17 +304,28 @@ class Loops:
         before, after = loop.record.before(self._own), loop.record.after(self._own)
         try:
             if self._open_edges(loop)[0]:
-                reply = await self._caller.call(before, LOOP, {"v": 1, "loop": loop.raw})
+                reply = await self._caller.call(
+                    before, LOOP, {"v": 1, "loop": loop.raw}, timeout_ms=TOLD_TIMEOUT_MS
+                )
                 told = open_loop(fields.take_bytes(reply.header, "loop"), network=self._network)
                 if told.id == loop_id and told.is_signed_by(self._own):
                     loop = await self._chain.exclusive(self._take, before, told)
         except XscError as fault:
             self._log.info("ledger.loop_untold", peer=ids.short(before), code=fault.code)
+        times, until_ms = self._refused.get(loop_id, (0, 0))
         try:
-            if loop.is_complete and self._open_edges(loop)[1]:
+            if (
+                loop.is_complete
+                and self._open_edges(loop)[1]
+                and until_ms <= self._clock.monotonic_ms()
+            ):
                 worth = rules.voucher_of(loop, debtor=after, creditor=self._own)
                 xid = self._entropy.token(XID_BYTES)
                 await self._proposals.book(xid, after, loop.id, worth)
+        except EntryRefused:
+            # Each time is two entries.
+            pause_ms = LOOP_EVERY_MS << min(times, 10)
+            self._refused[loop_id] = times + 1, self._clock.monotonic_ms() + pause_ms
         except XscError as fault:
             self._log.info("ledger.loop_unbooked", peer=ids.short(after), code=fault.code)
         await self._chain.exclusive(self._forget, loop)
@@ -298,6 +333,7 @@ class Loops:
     async def _forget(self, loop: SignedLoop) -> None:
         if loop.id in self._chain.state.loops and self._open_edges(loop) == (False, False):
             await self._chain.drop_loop(loop.id)
+            self._refused.pop(loop.id, None)
 
     async def _resume(self) -> None:
         """Go on with all loops that are not booked with both neighbours."""
@@ -306,9 +342,9 @@ class Loops:
 
     async def _work(self) -> None:
         while self._due:
-            loop_id = next(iter(self._due))
-            del self._due[loop_id]
-            await self._go_on(loop_id)
+            due, self._due = [*self._due], {}
+            # Side by side: a neighbour that is silent holds up none of the others.
+            await asyncio.gather(*map(self._go_on, due))
 
     async def run(self) -> None:
         """Go on with loops, at once after a start and when something is learned; never returns."""

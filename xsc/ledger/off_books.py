@@ -26,13 +26,17 @@ class Payment:
     said_ms: int
 
 
-def check_amount(amount_micro: int, balance_micro: int) -> str | None:
+def check_amount(amount_micro: int, balance_micro: int, clearing_micro: int) -> str | None:
     """Return why a payment cannot take so much off what one of two nodes owes the other.
 
     Args:
         amount_micro: what was paid.
         balance_micro: what the peer owes this node; below zero, this node owes.
+        clearing_micro: by how much that changes once loops are booked that all have signed.
     """
+    if clearing_micro and amount_micro > abs(balance_micro + clearing_micro):
+        off = units.format_credits(abs(clearing_micro))
+        return f"{off} credits of this debt are taken off by a loop that is not booked yet"
     if balance_micro == 0:
         return "neither of the two nodes owes the other anything"
     if amount_micro > abs(balance_micro):

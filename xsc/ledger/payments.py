@@ -61,6 +61,9 @@ class Accounts(Protocol):
     def balance(self, peer: bytes) -> int:
         """Return what the peer owes this node, less what this node owes it."""
 
+    def clearing(self, peer: bytes) -> int:
+        """Return by how much complete loops will change the balance once they are booked."""
+
     def limit(self, peer: bytes) -> int:
         """Return what the peer may owe this node."""
 
@@ -184,12 +187,12 @@ class Payments:
         """
         if not 0 <= amount_micro <= limits.AMOUNT_MAX:
             raise errors.ArgumentInvalid("an amount is from 0 to 2^63 - 1 micro-credits")
-        balance = self._ledger.balance(peer)
+        balance, clearing = self._ledger.balance(peer), self._ledger.clearing(peer)
         async with self._lock:
             if amount_micro == 0:
                 await self._keep(peer, None)
                 return False
-            if (wrong := off_books.check_amount(amount_micro, balance)) is not None:
+            if (wrong := off_books.check_amount(amount_micro, balance, clearing)) is not None:
                 raise errors.ArgumentInvalid(wrong, hint="`xsc ledger balance` shows who owes what")
             is_payer = balance < 0
             booked = self._booked(peer, is_payer=is_payer)
@@ -265,7 +268,7 @@ class Payments:
         return {
             "v": 1,
             "limit_micro": self._ledger.limit(caller),
-            "left_micro": self._left(caller),
+            "left_micro": min(self._left(caller), limits.AMOUNT_MAX),
             "paid_micro": self._told(caller, payment),
             "is_payer": payment is not None and payment.is_payer,
             "voucher": voucher,

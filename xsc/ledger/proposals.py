@@ -151,17 +151,20 @@ class Proposals:
             return None, True
         if debtor not in state.opened and debtor not in state.limits:
             await self._chain.extend(self._limit(debtor, None))
-        return await self.begin("post", xid, voucher, amount_micro), True
+        return await self.begin(xid, debtor, account, voucher, amount_micro), True
 
     async def begin(
         self,
-        kind: Literal["post", "seal"],
         xid: bytes,
+        debtor: bytes,
+        account: bytes,
         voucher: Signed[Voucher],
         amount_micro: int,
+        *,
+        kind: Literal["post", "seal"] = "post",
     ) -> int:
         """Write the own half of an entry that rests on a voucher; return its number."""
-        state, debtor, account = self._chain.state, voucher.author, voucher.record.account
+        state = self._chain.state
         half = entry.post_half(
             kind=kind,
             creditor=self._key.node_id,
@@ -271,9 +274,7 @@ class Proposals:
         if refusal is not None:
             if refusal.code == "exists":
                 return self._chain.read(HALF, state.entries[caller, half.record.xid].seq)
-            if refusal.code == "conflict":
-                await self._chain.keep_conflict(half, told)
-            if refusal.code == "fork":
+            if refusal.code in {"conflict", "fork"}:
                 await self._chain.keep_fork(half)
             self._log.warning(
                 "ledger.refusal", peer=ids.short(caller), code=refusal.code, reason=refusal.sentence

@@ -128,7 +128,8 @@ class Seals:
         sealed = cube.Sealed(self._chain.sealed(peer), entry_ids)
         under = cube.seal_voucher(sealed, account, debtor=peer, creditor=self._own)
         xid = self._entropy.token(XID_BYTES)
-        return await self._proposals.begin("seal", xid, under, len(entry_ids))
+        count = len(entry_ids)
+        return await self._proposals.begin(xid, peer, account, under, count, kind="seal")
 
     async def with_peer(self, peer: bytes) -> tuple[Sealing, int]:
         """Return the cubes with a peer, and of how many entries they are.

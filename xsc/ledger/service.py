@@ -80,6 +80,10 @@ class LedgerService:
         """Return what the peer owes this node, less what this node owes it, in micro-credits."""
         return self.chain.state.balances.get(peer, 0)
 
+    def clearing(self, peer: bytes) -> int:
+        """Return by how much complete loops will change the balance once they are booked."""
+        return self.chain.state.clearing(peer)
+
     def limit(self, peer: bytes) -> int:
         """Return the micro-credits that the peer may owe this node."""
         return self.limit_terms(peer).limit_micro
@@ -91,7 +95,9 @@ class LedgerService:
 
     def _repaid_micro(self, peer: bytes) -> int:
         flow = self.chain.state.flows.of(peer, self._clock.now_ms() - REPAID_MS)
-        return repaid(self.balance(peer), flow)
+        # What a peer does not show since a recovery of this node may have been paid to it.
+        unproven = max(0, self.chain.state.unproven_micro(peer))
+        return max(0, repaid(self.balance(peer), flow) - unproven)
 
     def credit_left(self, peer: bytes) -> int:
         """Return the micro-credits that the peer may still come to owe; can be negative."""
@@ -235,7 +241,7 @@ class LedgerService:
                 entries=len(state.order),
                 settled=audit.settled,
                 peers=peers,
-                conflicts=audit.conflicts,
+                forks=self.chain.forks.check(),
                 head=state.head,
                 text=text,
             )

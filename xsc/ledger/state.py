@@ -16,7 +16,7 @@ from xsc.identity.envelope import Signed
 from xsc.ledger.entry import GENESIS, Half
 from xsc.ledger.flows import Flows
 from xsc.ledger.incarnation import Restart
-from xsc.ledger.loop import SignedLoop
+from xsc.ledger.loop import LOOP_MICRO_MIN, LOOP_SHARE, SignedLoop
 from xsc.terms.voucher import Voucher
 
 
@@ -144,8 +144,24 @@ class LedgerState:
         )
         return self.balances.get(peer, 0) + self.open_micro(peer) + unproven + held
 
-    def clearable(self, before: bytes, after: bytes, offered: Iterable[Offered] = ()) -> int:
-        """Return what one more loop may take off: no debt changes sides, and none counts twice.
+    def clearing(self, peer: bytes) -> int:
+        """Return by how much complete loops will change a balance once they are booked."""
+        total = 0
+        for loop in self.loops.values():
+            before, after = loop.record.before(self.me), loop.record.after(self.me)
+            amount = loop.record.amount_micro if loop.is_complete else 0
+            if after == peer and not self.settled_under(loop.id, debtor=peer, creditor=self.me):
+                total += amount
+            if before == peer and not self.settled_under(loop.id, debtor=self.me, creditor=peer):
+                total -= amount
+        return total
+
+    def clearable(
+        self, before: bytes, after: bytes, offered: Iterable[Offered] = ()
+    ) -> tuple[int, int]:
+        """Return the least and the most that one more loop may take off; the least is more if none.
+
+        No debt changes sides, and none counts twice.
 
         Args:
             before: who owes this node.
@@ -161,7 +177,9 @@ class LedgerState:
         for other in offered:
             owed -= other.amount_micro if other.before == before else 0
             owing -= other.amount_micro if other.after == after else 0
-        return max(0, min(owed, owing))
+        most = max(0, min(owed, owing))
+        debt = min(self.balances.get(before, 0), -self.balances.get(after, 0))
+        return max(LOOP_MICRO_MIN, min(most, debt // LOOP_SHARE)), most
 
     def settled_under(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
         """Return what was settled in an account in all."""

@@ -45,6 +45,9 @@ from xsc.health.challenging import ChallengeService
 from xsc.health.scoring import LEARN_MS, Scores
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair
+from xsc.ledger import checkpoints
+from xsc.ledger.checkpoints import LOOK_MS
+from xsc.ledger.gossip import ForkGossip
 from xsc.ledger.limits import LimitSettings, Trust
 from xsc.ledger.payments import Payments
 from xsc.ledger.seals import SEAL_EVERY_MS
@@ -310,7 +313,7 @@ class Node:
             self.peers.roster,
             # Those who know it are made later.
             recognition_ppm=lambda peer: self.commitments.recognition_ppm(peer),  # noqa: PLW0108
-            fork=self.ledger.chain.fork,
+            fork=self.ledger.chain.forks.of,
         )
         self.health = HealthService(
             context,
@@ -386,6 +389,15 @@ class Node:
             before_write=self.intervals.get,
             blame=self._blame_replica,
         )
+        known = checkpoints.Circle(
+            self.peers.roster,
+            self.health.is_up,
+            self.commitments.weight_ppm,
+            self.space,
+            self._before_stand,
+        )
+        self.checkpoints = checkpoints.Checkpoints(context, self.ledger.chain, known)
+        self.forks = ForkGossip(context, self.ledger.chain, self.checkpoints, known)
 
     def _make_market(self) -> None:
         """Make what offers the capacity of this node, and leases that of others."""
@@ -632,6 +644,8 @@ class Node:
         """Have the services answer what peers ask once they are served, and what this node asks."""
         for service in (
             self.ledger,
+            self.checkpoints,
+            self.forks,
             self.payments,
             self.health,
             self.challenges,
@@ -752,6 +766,7 @@ class Node:
         start("signing", self.market.signing.run)
         start("market", self.market.run)
         start("ledger", self.ledger.run)
+        start("forks", self.forks.take)
         start("loops", self.ledger.loops.run)
         start("loops_daily", self.ledger.loops.run_daily)
         start("payments", self.payments.run)
@@ -772,6 +787,8 @@ class Node:
         self.tasks.every("challenges", SLOT_MS, self.challenges.round)
         self.tasks.every("seals", SEAL_EVERY_MS, self.ledger.seals.seal_all)
         self.tasks.every("scores", LEARN_MS, self.health.learn)
+        self.tasks.every("checkpoints", LOOK_MS, self.checkpoints.round)
+        self.tasks.every("forks_compared", LOOK_MS, self.forks.compare)
         self.log.info("node.started", node=self.key.node_id, name=self.config.name)
 
     async def _reclaim(self, *, everything: bool = False) -> None:
@@ -832,6 +849,8 @@ class Node:
         self.following.update()
         self.allocator.wake()
         if what == "added":
+            # Others may have published that it forked its ledger.
+            self.forks.look_at(self.peers.peers())
             self.departures.look_at(peer)
             self.health.watch(peer)
             self.commitments.stir()

@@ -96,12 +96,12 @@ def is_reserved(path: str) -> bool:
     paths = UserSpacePaths
     nodes = (paths.ADDRESS, paths.DEPARTURE, paths.MEMBERS)
     own = (paths.REGISTRY, paths.ACTIVE, paths.ALLOCATION_STATE)
-    tops = ("causality", "compute", "market", "subscriptions")
+    tops = ("causality", "compute", "ledger", "market", "subscriptions")
     return any(is_under(path, prefix) for prefix in (*tops, *nodes, *own))
 
 
 _SYSTEMS = frozenset(
-    {"allocation", "causality", "compute", "market", "nodes", "objects", "programs"}
+    {"allocation", "causality", "compute", "ledger", "market", "nodes", "objects", "programs"}
     | {"subscriptions"}
 )
 
@@ -132,11 +132,19 @@ class UserSpacePaths:
     REGISTRY = "programs/registry"
     ACTIVE = "programs/active"
     SUBSCRIPTIONS = "subscriptions"
+    LEDGER = "ledger"
+    CHECKPOINT = "ledger/checkpoint"
+    FORKS = "ledger/forks"
 
     @staticmethod
     def member(number: int) -> str:
         """Return where a node introduces one peer of its circle, by a number from 0 on."""
         return _made("nodes", "members", str(number))
+
+    @staticmethod
+    def fork(author: bytes) -> str:
+        """Return where a node publishes the proof that an author forked its ledger."""
+        return _made("ledger", "forks", to_text(author))
 
     @staticmethod
     def grant(number: int) -> str:
@@ -234,6 +242,7 @@ DECLARED: Final = frozenset(
         UserSpacePaths.SERVICES,
         UserSpacePaths.PROVENANCE,
         UserSpacePaths.SUBSCRIPTIONS,
+        UserSpacePaths.LEDGER,
     }
 )
 """Prefixes of XSC's own that are sections by themselves."""

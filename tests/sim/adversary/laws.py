@@ -110,7 +110,7 @@ class WatchedLog(SilentLog):
         self.errors: list[tuple[str, dict[str, object]]] = []
 
     def error(self, event: str, **fields: object) -> None:
-        if event != "ledger.conflict":
+        if event not in {"ledger.conflict", "ledger.fork"}:
             # That one is proof of what a peer did.
             self.errors.append((event, fields))
 

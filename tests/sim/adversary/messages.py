@@ -120,7 +120,12 @@ HEADERS: dict[str, dict[str, Any]] = {
     "ledger.head": {"incarnation": Sealed("incarnation")},
     "ledger.account": {"paid_micro": Count, "is_payer": bool},
     "ledger.history": {"start": Count},
-    "ledger.offer": {"path": Many(Id32, 5), "amount_micro": Count, "left_ms": Count},
+    "ledger.offer": {
+        "path": Many(Id32, 5),
+        "amount_micro": Count,
+        "left_ms": Count,
+        "search": bytes,
+    },
     "ledger.loop": {"loop": bytes},
     "ledger.cubes": {
         "history": Id32,
@@ -129,6 +134,8 @@ HEADERS: dict[str, dict[str, Any]] = {
         "place": Count,
         "face": Annotated[int, Field(ge=0, le=2)] | None,
     },
+    "ledger.cosign": {"checkpoint": bytes, "old": Count, "path": Many(Id32, 64)},
+    "ledger.compare": {"seen": Many((Id32, Count, Id32), 256), "half": Sealed("entry")},
     "space.next": {
         "cursors": Many(Cursor, CURSORS_MAX),
         "wait": bool,

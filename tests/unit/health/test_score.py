@@ -136,15 +136,15 @@ def test_who_is_surely_bad_is_suspended_and_who_may_be_good_is_not(dimension):
         assert (rules.grade_of(score, NOW, None) == "suspended") == expected, (good, bad)
 
 
-def test_only_a_fork_of_the_ledger_bars_and_only_the_operator_lifts_that():
+def test_only_a_fork_of_the_ledger_bars_and_lifting_the_rest_does_not_end_that():
     worst = {each: Tally(0, 10**6 * PPM, NOW) for each in DIMENSIONS}
     score = Score(**worst, forged=worst["integrity"])
     assert rules.grade_of(score, NOW, None) == "suspended"
     assert rules.grade_of(Score(), NOW, FORK) == "barred"
     assert rules.next_step(Score(), NOW, FORK)[1] is None
-    lifted = rules.lifted(score, FORK)
-    assert rules.grade_of(lifted, NOW, FORK) == "new"
-    assert rules.grade_of(lifted, NOW, b"g" * 32) == "barred", "another proof"
+    lifted = rules.lifted(score)
+    assert rules.grade_of(lifted, NOW, FORK) == "barred"
+    assert rules.grade_of(lifted, NOW, None) == "new"
 
 
 def test_an_outage_of_half_a_day_in_thirty_changes_no_grade():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.ledger.circle import NETWORK, Circle, collect, voucher
-from xsc.base.encoding import decode, encode, tagged_sha256
+from xsc.base.encoding import decode, encode
 from xsc.base.errors import EntryRefused, LedgerDamaged, PeerSilent, ProofInvalid, RecordInvalid
 from xsc.identity.envelope import sign
 from xsc.identity.keys import network_id
@@ -13,13 +13,10 @@ from xsc.ledger.audit import (
     ChainEnd,
     chain_end_bytes,
     claim_bytes,
-    conflict_bytes,
-    is_fork,
     replay,
     trusted,
     verify_settled,
 )
-from xsc.ledger.chain import LEDGER_CONFLICTS_KEPT
 from xsc.ledger.entry import (
     GENESIS,
     Half,
@@ -108,7 +105,7 @@ def by_kind(rows, kind, *, answers=False):
 async def test_a_book_replays_to_the_state_that_the_service_has(a, signatures):
     found = audited(a, signatures=signatures)
     assert digest(found.state) == digest(a.ledger.chain.state)
-    assert (found.settled, found.conflicts) == (2, 1)
+    assert found.settled == 2
     assert found.state.next_seq == len(a.ledger.chain.rows().halves) == 4
 
 
@@ -126,7 +123,7 @@ async def test_a_book_that_began_anew_replays_with_what_it_took_along(restarted,
 def test_an_empty_store_is_an_empty_book(circle):
     member = circle.members[0]
     found = audited(member)
-    assert (found.state.next_seq, found.settled, found.conflicts) == (0, 0, 0)
+    assert (found.state.next_seq, found.settled) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -244,78 +241,6 @@ async def test_signatures_are_verified_only_where_that_is_asked(a):
             with pytest.raises(LedgerDamaged, match=f"entry {seq} "):
                 audited(a, bad)
             assert audited(a, bad, signatures=False).settled == 2
-
-
-async def test_two_entries_of_one_number_are_a_fork_and_others_are_not(a, circle):
-    _, b, c = circle.members
-    rows = a.ledger.chain.rows()
-    ((key, raw),) = rows.conflicts.items()
-    assert a.ledger.chain.fork(b.id) == tagged_sha256("ledger_fork", key[32:])
-    assert a.ledger.chain.fork(c.id) is None
-    kept, other = (decode(raw)[name] for name in ("kept", "other"))
-    assert is_fork(conflict_bytes(kept, other), NETWORK)
-    later = open_half(other, network=NETWORK).record
-    later = sign(later.model_copy(update={"seq": later.seq + 1}), b.key, NETWORK).raw
-    assert not is_fork(conflict_bytes(kept, later), NETWORK), "it may be of another incarnation"
-
-
-async def test_a_further_fork_is_kept_where_there_is_no_room(a, circle):
-    """Else who was lifted once could keep as many ledgers as it likes."""
-    chain, b = a.ledger.chain, circle.members[1]
-    ((_, raw),) = chain.rows().conflicts.items()
-    kept = open_half(decode(raw)["kept"], network=NETWORK).record
-
-    async def fork(created_ms):
-        await chain.keep_fork(
-            sign(kept.model_copy(update={"created_ms": created_ms}), b.key, NETWORK)
-        )
-        return chain.fork(b.id)
-
-    found = [await fork(1_000 + number) for number in range(LEDGER_CONFLICTS_KEPT + 5)]
-    assert len({*found}) == len(found)
-    assert chain.conflicts() == LEDGER_CONFLICTS_KEPT
-    before = chain.fork(b.id)
-    a.crash()
-    assert a.ledger.chain.fork(b.id) == before
-    await a.ledger.verify()
-
-
-async def test_evidence_is_two_halves_that_one_author_signed(a, circle):
-    _, b, c = circle.members
-    rows = a.ledger.chain.rows()
-    ((key, raw),) = rows.conflicts.items()
-    kept, other = (decode(raw)[name] for name in ("kept", "other"))
-    assert conflict_bytes(kept, other) == raw
-    of_c = next(iter(trusted_halves(rows, c.id)))
-    ids = {half: open_half(half, network=NETWORK).id for half in (kept, other, of_c)}
-    for place, value in [
-        (key, b""),
-        (key, encode({"v": 2, "kept": kept, "other": other})),
-        (key, encode({"v": 1, "kept": kept, "other": 7})),
-        (key, conflict_bytes(other, kept)),
-        (key, conflict_bytes(kept, kept)),
-        (key, conflict_bytes(of_c, other)),
-        (key, conflict_bytes(kept, of_c)),
-        (key, conflict_bytes(b"", other)),
-        (b.id + ids[kept], conflict_bytes(kept, kept)),
-        (b.id + ids[of_c], conflict_bytes(kept, of_c)),
-        (c.id + ids[other], conflict_bytes(of_c, other)),
-        (c.id + key[32:], raw),
-        (b.id + GENESIS, raw),
-    ]:
-        damaged(a, "the evidence .* is damaged", conflicts={place: value})
-    assert audited(a, replace(rows, conflicts={})).conflicts == 0
-    forged = encode({**decode(other), "sig": bytes(64)})
-    bad = replace(rows, conflicts={key: conflict_bytes(kept, forged)})
-    with pytest.raises(LedgerDamaged, match="the evidence"):
-        audited(a, bad)
-    assert audited(a, bad, signatures=False).conflicts == 1
-
-
-def trusted_halves(rows, author):
-    for raw in rows.others.values():
-        if open_half(raw, network=NETWORK).author == author:
-            yield raw
 
 
 def test_a_claim_keeps_its_turn():

@@ -368,7 +368,7 @@ async def test_the_same_seal_again_gets_the_same_answer(circle, low, high):
     assert await rows(low, high) == await rows(high, low)
     assert [row.kind for row in high.ledger.entries()].count("seal") == 1
     for member in (low, high):
-        assert (await member.ledger.verify()).conflicts == 0
+        assert (await member.ledger.verify()).forks == 0
 
 
 async def test_the_first_entry_that_differs_is_named(low, high):

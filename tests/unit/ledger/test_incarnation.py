@@ -37,6 +37,7 @@ from xsc.ledger.incarnation import (
 from xsc.ledger.proposals import PROPOSE
 from xsc.ledger.recovery import merged, plan
 from xsc.ledger.state import digest
+from xsc.terms.voucher import Voucher, off_books_account
 
 
 @pytest.fixture
@@ -59,11 +60,11 @@ def c(circle):
     return circle.members[2]
 
 
-def conflicts(circle):
+def forks(circle):
     return [
         key
         for member in circle.members
-        for key, _ in member.store.scan(b"ledger/conflict/", b"ledger/conflict0")
+        for key, _ in member.store.scan(b"ledger-fork/", b"ledger-fork0")
     ]
 
 
@@ -71,10 +72,10 @@ async def sound(circle, *, agreed=True):
     """Check that every book replays, nobody counts as a forger, and each two agree."""
     for p in circle.members:
         assert digest(p.start().chain.state) == digest(p.ledger.chain.state)
-        assert (await p.ledger.verify()).conflicts == 0
+        assert (await p.ledger.verify()).forks == 0
         for q in circle.members if agreed else ():
             assert p.ledger.balance(q.id) == -q.ledger.balance(p.id)
-    assert conflicts(circle) == []
+    assert forks(circle) == []
 
 
 async def debts(a, b, c):
@@ -264,14 +265,42 @@ async def test_who_hides_a_debt_gains_no_credit_by_it(circle, a, b, c):
     await sound(circle)
 
 
-def hide(circle, member):
-    """Have a member show nothing of what it holds."""
+async def test_who_hides_that_it_was_paid_in_money_gains_no_credit_by_it(circle, a, b):
+    await collect(b, a, STARTER, account=1, xid=1)
+    account = off_books_account(a.id, b.id)
+    b.ledger.proposals.check_consent = lambda *_: None
+    paid = Voucher(
+        account=account,
+        provider=a.id,
+        customer=b.id,
+        number=1,
+        amount_micro=STARTER,
+        until_ms=0,
+        count=None,
+    )
+    await a.ledger.collect(
+        xid=b"p" * 16, debtor=b.id, account=account, voucher=sign(paid, b.key, NETWORK).raw
+    )
+    await collect(a, b, STARTER, account=2, xid=2)
+    assert a.ledger.credit_left(b.id) == 0
+    hide(circle, b, account)
+    await a.come_back(a.ledger.noted())
+    assert a.ledger.chain.state.unproven_micro(b.id) == STARTER
+    assert a.ledger.credit_left(b.id) == 0
+
+
+def hide(circle, member, account=None):
+    """Have a member show nothing of what it holds, or of an account."""
     good = circle.deliver
+
+    def is_shown(item):
+        return account not in {None, open_half(item["half"], network=NETWORK).record.account}
 
     async def hiding(caller, peer, method, raw):
         reply = await good(caller, peer, method, raw)
         if peer == member.id and method == HISTORY:
-            reply.header.update(items=[], more=False)
+            shown = [item for item in reply.header["items"] if is_shown(item)]
+            reply.header.update(items=shown, more=False)
         return reply
 
     circle.deliver = hiding
@@ -487,7 +516,7 @@ async def test_one_xid_in_two_incarnations_is_no_evidence(circle, a, b, c):
     await a.come_back()
     with pytest.raises(EntryRefused, match="same xid"):
         await collect(a, b, 100, xid=1)
-    assert conflicts(circle) == []
+    assert forks(circle) == []
     assert decode(circle.sent[-1][3])
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.ledger.circle import STARTER, Circle, collect
 from xsc.api.ledger import Flow
 from xsc.base.errors import CreditExceeded
-from xsc.base.limits import PPM
+from xsc.base.limits import AMOUNT_MAX, PPM
 from xsc.base.units import is_near
 from xsc.ledger.limits import (
     REPAID_MS,
@@ -183,3 +183,8 @@ async def test_a_creditor_says_once_that_a_peer_comes_near_its_limit(circle):
     assert [is_near(share * number, STARTER) for number in (0, 8, 9)] == [False, False, True]
     assert not is_near(0, 0)
     assert is_near(1, 0)
+
+
+def test_a_starter_of_any_size_gives_a_limit_that_can_be_booked():
+    huge = LimitSettings(10**22)
+    assert limit_terms(huge, Trust("direct", PPM), 10**30, None).limit_micro == AMOUNT_MAX

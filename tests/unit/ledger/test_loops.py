@@ -23,13 +23,15 @@ from xsc.ledger.loop import (
     LOOP_FAN_MAX,
     LOOP_MEMBERS_MAX,
     LOOP_MICRO_MIN,
+    LOOP_SHARE,
     Loop,
     SignedLoop,
     begin,
     next_members,
     open_loop,
 )
-from xsc.ledger.loops import LOOP, LOOPS_A_PEER_MAX, OFFER
+from xsc.ledger.loops import LOOP, LOOP_EVERY_MS, OFFER
+from xsc.ledger.proposals import PROPOSE
 
 DEBT = 500_000
 
@@ -144,7 +146,7 @@ def test_a_member_that_dies_at_any_message_and_returns_after_a_month(silent_afte
         state = circle.members[1].ledger.chain.state
         for loop in state.loops.values():
             # What is signed and not booked is not there for another loop.
-            assert state.clearable(circle.members[0].id, circle.members[2].id) < DEBT, loop
+            assert state.clearable(circle.members[0].id, circle.members[2].id)[1] < DEBT, loop
         circle.clock.advance_to(circle.clock.now_ms() + 30 * 24 * 3_600_000)
         circle.members[dead].crash()
         circle.gone.clear()
@@ -274,18 +276,121 @@ def test_what_is_signed_counts_against_the_limit_until_it_is_booked():
     run(play())
 
 
-def test_a_peer_has_so_many_unfinished_loops_signed_and_no_more():
+def test_a_loop_takes_a_sixteenth_of_the_lesser_debt_or_all_that_is_free():
+    """Else who never signs would hold up large debts by many small loops."""
+
+    async def play():
+        circle = await ring(3, [DEBT, DEBT, DEBT + 5])
+        a, b, c = circle.members
+        least, signed = DEBT // LOOP_SHARE, 0
+
+        async def show(amount):
+            loop = signed_by([b, c, a], amount, xid=bytes([signed]) * 16, signers=1)
+            await a.ledger.handlers()[LOOP](b.id, {"v": 1, "loop": loop.raw}, ())
+
+        for amount in (1_000, least - 1):
+            with pytest.raises(EntryRefused):
+                await show(amount)
+        while DEBT - signed * (least + 7) > least:
+            await show(least + 7)
+            signed += 1
+        rest = DEBT - signed * (least + 7)
+        assert LOOP_MICRO_MIN < rest < least
+        with pytest.raises(EntryRefused):
+            await show(rest - 1)
+        await show(rest)
+        assert len(a.ledger.chain.state.loops) == signed + 1 == LOOP_SHARE
+        signed += 1
+        with pytest.raises(EntryRefused):
+            await show(LOOP_MICRO_MIN)
+
+    run(play())
+
+
+def test_small_loops_that_are_never_signed_block_no_large_debt():
+    """So did eight of a thousandth with any debt, for ever."""
+
     async def play():
         circle = await ring(3)
         a, b, c = circle.members
-        for number in range(LOOPS_A_PEER_MAX + 1):
+        for number in range(8):
             loop = signed_by([b, c, a], 1_000, xid=bytes([number]) * 16, signers=1)
-            call = a.ledger.handlers()[LOOP](b.id, {"v": 1, "loop": loop.raw}, ())
-            if number < LOOPS_A_PEER_MAX:
-                await call
-            else:
-                with pytest.raises(EntryRefused):
-                    await call
+            with contextlib.suppress(EntryRefused):
+                await a.ledger.handlers()[LOOP](b.id, {"v": 1, "loop": loop.raw}, ())
+        await a.ledger.loops.clear()
+        await work(circle)
+        assert debts(circle) == [(0, 0)] * 3
+
+    run(play())
+
+
+def test_an_offer_that_is_not_the_own_one_ends_no_search():
+    async def play():
+        circle = await ring(3)
+        a, b, c = circle.members
+        before = a.ledger.handlers
+
+        async def disturb():
+            path = [a.id, b.id, c.id]
+            for search in (bytes(16), b"s" * 16):
+                header = {"v": 1, "path": path, "amount_micro": 1, "left_ms": 0, "search": search}
+                answer, _ = await before()[OFFER](c.id, header, ())
+                assert answer["loop"] is None
+
+        asked = circle.deliver
+
+        async def deliver(caller, peer, method, raw):
+            if method == OFFER:
+                await disturb()
+            return await asked(caller, peer, method, raw)
+
+        circle.deliver = deliver
+        assert await a.ledger.loops.clear()
+
+    run(play())
+
+
+def test_a_loop_that_is_booked_is_not_found_again():
+    async def play():
+        circle = await ring(3)
+        a = circle.members[0]
+        (loop,) = await a.ledger.loops.clear()
+        await work(circle)
+        for index, member in enumerate(circle.members):
+            creditor = circle.members[(index + 1) % 3]
+            await collect(creditor, member, DEBT, account=7 + index, xid=7 + index)
+
+        def show_again(reply):
+            if "loop" in reply.header:
+                reply.header["loop"] = loop.raw
+
+        circle.change = show_again
+        assert not await a.ledger.loops.clear()
+
+    run(play())
+
+
+def test_a_refused_loop_is_proposed_again_ever_more_seldom():
+    async def play():
+        circle = await ring(3)
+        a, b, c = circle.members
+        loop = signed_by(circle.members, DEBT)
+        await b.ledger.chain.keep_loop(loop)
+
+        async def refuse(*_):
+            raise EntryRefused("no")
+
+        handlers = c.ledger.handlers()
+        c.ledger.handlers = lambda: {**handlers, PROPOSE: refuse}
+        counts = []
+        for _ in range(40):
+            await b.ledger.loops.clear()
+            counts.append(b.ledger.count())
+            circle.clock.advance_to(circle.clock.now_ms() + LOOP_EVERY_MS)
+        assert len({*counts}) == 6, "after 1, 2, 4, 8 and 16 days"
+        assert b.ledger.loops.waits_for(loop) == [a.id, c.id]
+        assert b.ledger.clearing(c.id) == DEBT
+        assert b.ledger.clearing(a.id) == -DEBT
 
     run(play())
 
@@ -296,7 +401,13 @@ def test_a_false_offer_is_refused_and_an_origin_closes_only_its_own():
         a, b, c = circle.members
 
         async def offer(path, caller=c, to=a):
-            header = {"v": 1, "path": path, "amount_micro": DEBT, "left_ms": 1_000}
+            header = {
+                "v": 1,
+                "path": path,
+                "amount_micro": DEBT,
+                "left_ms": 1_000,
+                "search": b"s" * 16,
+            }
             return (await to.ledger.handlers()[OFFER](caller.id, header, ()))[0]["loop"]
 
         for path in ([], [c.id, b.id], [c.id, c.id], [b"short", c.id, 1][:1], [b"x" * 32] * 6):
@@ -326,6 +437,7 @@ def test_a_refused_loop_stays_and_is_booked_by_who_comes_to_reason():
         await work(circle)
         assert debts(circle) == [(DEBT, DEBT), (0, 0), (0, 0)]
         b.ledger.proposals.on_propose = usual
+        circle.clock.advance_to(circle.clock.now_ms() + LOOP_EVERY_MS)
         for member in circle.members:
             await member.ledger.loops._resume()
         await work(circle)

@@ -7,7 +7,7 @@ import pytest
 from tests.settle import settle, turns
 from tests.unit.ledger.circle import NETWORK, Lines
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
-from xsc.base.errors import PeerSilent
+from xsc.base.errors import ArgumentInvalid, PeerSilent
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair
@@ -30,9 +30,13 @@ class Books:
     def __init__(self):
         self.paid_micro = 0
         self.owed_micro = 1_000
+        self.clearing_micro = 0
 
     def balance(self, _peer):
         return self.owed_micro
+
+    def clearing(self, _peer):
+        return self.clearing_micro
 
     def limit(self, _peer):
         return 10_000
@@ -65,6 +69,16 @@ async def test_a_word_is_shown_only_while_who_owes_is_who_it_says_has_paid(owed_
     await payments.handlers()[ACCOUNT](PEER, {"v": 1, "paid_micro": 7, "is_payer": by_peer}, ())
     fits = owed_micro > 0 if by_peer else owed_micro < 0
     assert payments.heard(PEER) == (7 if fits else 0)
+
+
+async def test_what_a_complete_loop_takes_off_is_not_paid_in_money():
+    """It would be paid twice, once the loop is booked."""
+    books = Books()
+    payments = payments_of(books)
+    for books.owed_micro, books.clearing_micro in ((1_000, -600), (-1_000, 600)):
+        with pytest.raises(ArgumentInvalid, match="are taken off by a loop"):
+            await payments.say(PEER, 401)
+        assert not await payments.say(PEER, 400)
 
 
 @pytest.mark.parametrize("steps", range(20))

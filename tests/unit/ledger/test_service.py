@@ -21,7 +21,6 @@ from xsc.base.limits import LEDGER_RETRY_MS
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.ledger.audit import verify_settled
-from xsc.ledger.chain import LEDGER_CONFLICTS_KEPT
 from xsc.ledger.entry import open_half
 from xsc.ledger.exchange import HEAD
 from xsc.ledger.proposals import PROPOSE
@@ -155,23 +154,23 @@ async def test_a_refused_entry_is_withdrawn_and_counts_for_nothing(a, b, circle)
     await a.ledger.verify()
 
 
-async def test_another_body_under_one_xid_is_kept_as_evidence(a, b, circle):
+async def test_another_body_under_one_xid_is_refused_and_of_one_number_a_fork(a, b, circle):
     await collect(a, b, 100)
     half = open_half(decode(circle.sent[-1][3])["half"], network=NETWORK)
-    for created_ms in range(LEDGER_CONFLICTS_KEPT + 4):
+    for created_ms in range(4):
         other = sign(half.record.model_copy(update={"created_ms": created_ms}), a.key, NETWORK)
         header = {"v": 1, "half": other.raw, "voucher": voucher(b, a, 100).raw}
         for _ in range(2):
             with pytest.raises(EntryRefused, match="same xid"):
                 await circle.deliver(a.id, b.id, PROPOSE, encode(header))
     report = await b.ledger.verify()
-    assert (report.conflicts, report.settled) == (LEDGER_CONFLICTS_KEPT, 1)
+    assert (report.forks, report.settled) == (1, 1)
     assert "ledger.conflict" in b.log.events
     b.crash()
     assert b.ledger.balance(a.id) == -100
 
 
-async def test_a_forked_chain_is_kept_as_evidence(a, b, circle):
+async def test_a_forked_chain_is_kept_as_a_proof(a, b, circle):
     await collect(a, b, 100)
     half = open_half(decode(circle.sent[-1][3])["half"], network=NETWORK)
     more = voucher(b, a, 10, account=2)
@@ -185,7 +184,7 @@ async def test_a_forked_chain_is_kept_as_evidence(a, b, circle):
     header = {"v": 1, "half": fork.raw, "voucher": more.raw}
     with pytest.raises(EntryRefused, match="signed another entry"):
         await circle.deliver(a.id, b.id, PROPOSE, encode(header))
-    assert (await b.ledger.verify()).conflicts == 1
+    assert (await b.ledger.verify()).forks == 1
 
 
 async def test_nobody_proposes_for_another(a, b, circle):
@@ -218,7 +217,7 @@ async def test_an_answer_that_does_not_fit_leaves_the_entry_open(a, b, circle):
     assert (len(a.ledger.chain.state.open), a.ledger.balance(b.id)) == (1, 5)
     circle.change = lambda reply: None
     assert await collect(a, b, 100) == 100
-    assert (await a.ledger.verify()).conflicts == 1
+    assert (await a.ledger.verify()).forks == 1
 
 
 async def test_entries_and_statement(circle):
@@ -275,8 +274,8 @@ async def test_every_flipped_byte_of_the_store_is_found(a, b, circle):
     header = {"v": 1, "half": other.raw, "voucher": voucher(b, a, 100).raw}
     with pytest.raises(EntryRefused):
         await circle.deliver(a.id, b.id, PROPOSE, encode(header))
-    assert (await b.ledger.verify()).conflicts == 1
-    rows = list(b.store.scan(b"ledger/", b"ledger0"))
+    assert (await b.ledger.verify()).forks == 1
+    rows = [*b.store.scan(b"ledger/", b"ledger0"), *b.store.scan(b"ledger-fork/", b"ledger-fork0")]
     assert len(rows) == 5
     for key, raw in rows:
         for place in range(len(raw)):
@@ -285,7 +284,7 @@ async def test_every_flipped_byte_of_the_store_is_found(a, b, circle):
             with pytest.raises(LedgerDamaged):
                 await b.ledger.verify()
         b.store.write([(key, None)], sync=True)
-        if not key.startswith(b"ledger/conflict/"):
+        if not key.startswith(b"ledger-fork/"):
             with pytest.raises(LedgerDamaged):
                 await b.ledger.verify()
         b.store.write([(key, raw)], sync=True)

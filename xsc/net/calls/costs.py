@@ -69,7 +69,8 @@ COSTS: Final[Mapping[str, Cost]] = {
     # It goes over all peers.
     "health.scores": Cost(base=10_000, answered=_LARGEST),
     "health.probe_for": Cost(base=1_500, signatures=2),
-    "ledger.propose": Cost(signatures=3),
+    # It may rest on a loop, which five have signed.
+    "ledger.propose": Cost(signatures=7, synced=True),
     "ledger.account": Cost(signatures=2, synced=True),
     # It has this node ask a few of its own peers, and is answered with what five have signed.
     "ledger.offer": Cost(base=6_000, signatures=6, synced=True, asked=KIB),
@@ -77,6 +78,9 @@ COSTS: Final[Mapping[str, Cost]] = {
     # Of 27 cells that are read, the faces.
     "ledger.cubes": Cost(asked=KIB),
     "ledger.head": Cost(signatures=1, synced=True),
+    # A checkpoint has the signatures of its co-signers, and a proof may be kept.
+    "ledger.cosign": Cost(signatures=10, synced=True, asked=8 * KIB),
+    "ledger.compare": Cost(base=1_500, signatures=4, synced=True, asked=24 * KIB),
     "ledger.history": Cost(base=1_500, answered=_LARGEST),
     # Arguments and names of files; paths of what the program leaves.
     "compute.run": Cost(asked=3 * limits.ARGUMENT_BYTES_MAX, answered=_LARGEST),

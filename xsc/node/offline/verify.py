@@ -14,7 +14,7 @@ from xsc.base.text import count_of, cut, printable
 from xsc.compute.jobs import evidence, quorum, receipts
 from xsc.compute.wasm.values import format_number
 from xsc.identity.envelope import R, Signed, kind_of, open_signed
-from xsc.ledger import audit, entry
+from xsc.ledger import audit, checkpoint, entry, fork
 from xsc.market.lease import check_grant, run_price
 from xsc.market.pricing import why
 from xsc.programs import numbers, provenance
@@ -382,13 +382,36 @@ _CHECKS: Final[Mapping[str, Callable[[bytes], str]]] = {
 }
 
 
+def _checkpoint(raw: bytes) -> str:
+    found = checkpoint.open_checkpoint(raw, network=None)
+    signed, needed = found.signed_by(found.cosigners), checkpoint.quorum(len(found.cosigners))
+    cosigned = f"{signed} of {len(found.cosigners)} co-signers signed, {needed} needed"
+    return (
+        f"checkpoint: the ledger of {short(found.author)} has {found.size} entries from "
+        f"{found.first_seq} on under the root {found.root.hex()[:16]}; "
+        f"{cosigned if found.cosigners else 'it names no co-signers'}"
+    )
+
+
+def _fork(raw: bytes) -> str:
+    found = fork.open_fork(raw, network=None)
+    return (
+        f"fork: {short(found.author)} signed two records that contradict each other, "
+        f"at entry {found.seq} of its ledger"
+    )
+
+
+_NO_RECORDS: Final[Mapping[bytes, Callable[[bytes], str]]] = {b"xsc/": _checkpoint, b"x\xda": _fork}
+"""What is no signed record begins with bytes that none does."""
+
+
 def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = None) -> str:
     """Return, in one line for people, what a signed record proves.
 
     Args:
         raw: the bytes of an execution, storage or deletion receipt, dissent, deployment,
             lease, lease count, quote, voucher, clearing, provenance, drain proof or exported ledger
-            entry.
+            entry, the proof of a fork or a checkpoint.
         module: a module that an execution receipt must be about.
         lease: the lease that such a receipt must be under, and billed by.
 
@@ -396,6 +419,9 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
         ProofInvalid: the first thing that is wrong.
     """
     with _proving():
+        for begin, check in _NO_RECORDS.items():
+            if raw.startswith(begin):
+                return check(raw)
         try:
             kind = kind_of(raw, size_max=DRAIN_PROOF_BYTES_MAX)
         except errors.PeerError as fault:

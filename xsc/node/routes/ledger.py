@@ -11,7 +11,9 @@ from xsc.api import endpoint, peers
 from xsc.api import ledger as api
 from xsc.base import errors, ids, units
 from xsc.ledger import cube
+from xsc.ledger.checkpoint import quorum
 from xsc.ledger.export import FORMATS
+from xsc.ledger.loop import SignedLoop
 from xsc.ledger.payments import PeerAccount
 from xsc.ledger.statement import say_debt
 from xsc.node.api.serving import Download, filled
@@ -73,6 +75,7 @@ async def balance(node: Node, asked: api.Accounts) -> api.Balances:
         filled(
             api.Balance,
             row,
+            clearing_micro=node.ledger.clearing(row.peer),
             left_micro=node.market.headroom.credit_left(row.peer),
             shared_through=shared_through(node, row.peer),
             own_limit_micro=None if own is None else own.limit_micro,
@@ -159,21 +162,47 @@ async def settle(node: Node, _: endpoint.Nothing) -> api.Settlement:
     )
 
 
+def _loop(node: Node, loop: SignedLoop) -> api.Loop:
+    def named(member: bytes) -> peers.NamedPeer:
+        return peers.NamedPeer(id=member, name=node.name_of(member))
+
+    waits = node.ledger.loops.waits_for(loop)
+    return api.Loop(
+        members=[*map(named, loop.record.members)],
+        amount_micro=loop.record.amount_micro,
+        state="unsigned" if not loop.is_complete else "unbooked" if waits else "booked",
+        waits_for=[*map(named, waits)],
+    )
+
+
 async def clear(node: Node, _: endpoint.Nothing) -> api.Loops:
     """Take off debts that go around."""
     found = {loop.id: loop for loop in await node.ledger.loops.clear()}
-    return api.Loops(
-        loops=[
-            api.Loop(
-                members=[
-                    peers.NamedPeer(id=each, name=node.name_of(each))
-                    for each in loop.record.members
-                ],
-                amount_micro=loop.record.amount_micro,
-                state="booked" if loop.is_complete else "waits",
+    known = found | node.ledger.chain.state.loops
+    return api.Loops(loops=[_loop(node, loop) for loop in known.values()])
+
+
+async def checkpoint(node: Node, _: endpoint.Nothing) -> api.Checkpoint:
+    """Sign how the ledger is, and have that co-signed."""
+    mark = await node.checkpoints.sign()
+    if mark is None:
+        return api.Checkpoint(size=0, root=None, cosigners=[], needed=0, complete=True, text="")
+    last, known = mark.last, {peer[:16]: peer for peer in node.peers.roster.all_peers()}
+    signed = {by[:16] for by in last.signatures}
+    return api.Checkpoint(
+        size=last.size,
+        root=last.root,
+        cosigners=[
+            api.Cosigner(
+                id=(peer := known.get(prefix)),
+                name="" if peer is None else node.name_of(peer),
+                signed=prefix in signed,
             )
-            for loop in (node.ledger.chain.state.loops | found).values()
-        ]
+            for prefix in last.cosigners
+        ],
+        needed=quorum(len(last.cosigners)),
+        complete=mark.is_complete,
+        text=last.raw.decode(),
     )
 
 
@@ -232,6 +261,12 @@ def _drawn(sealed: int, differs: int | None) -> list[api.CubeLevel]:
             )
         )
     return levels
+
+
+async def pardon(node: Node, asked: api.Pardon) -> api.Pardoned:
+    """Hold a fork against its author no more."""
+    peer = node.peers.roster.find(asked.peer)
+    return api.Pardoned(peer=peer, through_seq=await node.forks.pardon(peer))
 
 
 async def off_books(node: Node, asked: api.Payment) -> api.PaymentHeard:

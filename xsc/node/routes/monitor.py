@@ -66,7 +66,7 @@ def _measured(node: Node, now_ms: int) -> api.Measures:
 
 def _proofs(node: Node) -> int:
     false = node.allocator.records.false_clearings()
-    return len(false) + node.ledger.chain.conflicts() + node.evidence.count()
+    return len(false) + len(node.ledger.chain.forks.all()) + node.evidence.count()
 
 
 def _kinds(node: Node, steps: market.OwnSteps) -> list[api.KindMeasures]:

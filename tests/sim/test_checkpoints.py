@@ -1,0 +1,255 @@
+"""Checkpoints of whole nodes are co-signed, and a forked ledger is found by who never met it."""
+
+import pytest
+
+from tests.sim.network import run
+from xsc.base.errors import EntryRefused, LedgerDamaged, NotFound
+from xsc.identity.envelope import sign
+from xsc.ledger import tree
+from xsc.ledger.checkpoint import draw, listed, open_checkpoint
+from xsc.ledger.checkpoints import CHECKPOINT_MS, COSIGN, LOOK_MS
+from xsc.ledger.entry import GENESIS, open_half, post_half
+from xsc.ledger.fork import fork_bytes, open_fork
+from xsc.ledger.gossip import COMPARE
+from xsc.ledger.leaves import Leaves
+from xsc.ledger.proposals import PROPOSE
+from xsc.space.paths import UserSpacePaths
+from xsc.terms.voucher import Voucher
+
+SETTINGS = {"starter_credit": "1000", "probe_interval": "60s"}
+DEBT = 500_000
+
+
+def voucher(debtor, creditor, number):
+    said = Voucher(
+        account=bytes([number]) * 32,
+        provider=creditor.key.node_id,
+        customer=debtor.key.node_id,
+        number=1,
+        amount_micro=DEBT,
+        until_ms=0,
+        count=None,
+    )
+    return sign(said, debtor.key, debtor.peers.network)
+
+
+async def book(creditor, debtor, number):
+    await creditor.ledger.collect(
+        xid=bytes([number]) * 16,
+        debtor=debtor.key.node_id,
+        account=bytes([number]) * 32,
+        voucher=voucher(debtor, creditor, number).raw,
+    )
+
+
+async def recognised(world):
+    for node in world.nodes:
+        for other in world.nodes:
+            if other is not node:
+                await node.commitments.recognise(other.key.node_id, 100_000)
+
+
+def published(node, owner):
+    raw = node.space.get(UserSpacePaths.CHECKPOINT, owner.key.node_id).value
+    return open_checkpoint(raw, network=node.peers.network)
+
+
+def test_a_checkpoint_is_signed_by_itself_and_co_signed_by_those_that_it_names():
+    async def play(world):
+        await recognised(world)
+        ada, bea, *others = world.nodes
+        await book(ada, bea, 1)
+        await world.clock.sleep_ms(CHECKPOINT_MS + 2 * LOOK_MS)
+        for author in (ada, bea):
+            peers = [node.key.node_id for node in world.nodes if node is not author]
+            found = published(others[0], author)
+            assert found.cosigners == listed(draw(author.key.node_id, peers))
+            assert len(found.cosigners) == 4
+            assert found.size == author.ledger.chain.state.next_seq
+            assert {*found.signatures} - {author.key.node_id} == {
+                peer for peer in peers if found.names(peer)
+            }
+            leaves = Leaves(author.ledger.chain)
+            last = found.size - 1
+            path = tree.prove_inclusion(last, found.size, leaves.top)
+            half = author.ledger.chain.own(last)
+            assert tree.is_included(half.id, last, found.size, found.root, path)
+
+    run(1, 6, play, SETTINGS)
+
+
+def test_with_fewer_than_four_recognised_peers_nobody_co_signs_and_payments_go_on():
+    async def play(world):
+        ada, bea, _ = world.nodes
+        await book(ada, bea, 1)
+        mark = await ada.checkpoints.sign()
+        assert not mark.last.cosigners
+        await book(ada, bea, 2)
+        assert (await ada.checkpoints.sign()).last.size == mark.last.size + 1
+
+    run(2, 3, play, SETTINGS)
+
+
+def test_silent_co_signers_hold_up_nothing_and_sign_when_they_are_back():
+    async def play(world):
+        await recognised(world)
+        ada, bea, *_ = world.nodes
+        await book(ada, bea, 1)
+        named = [
+            index
+            for index in range(1, 6)
+            if (world.nodes[index].key.node_id)
+            in draw(ada.key.node_id, [node.key.node_id for node in world.nodes[1:]])
+        ]
+        for index in named[:2]:
+            await world.crash(index)
+        await world.clock.sleep_ms(300_000)
+        mark = await ada.checkpoints.sign()
+        assert not mark.is_complete
+        assert mark.last.signed_by(mark.last.cosigners) == 2
+        for index in named[:2]:
+            await world.restart(index)
+        await world.until(lambda: world.sees_all(ada))
+        done = await ada.checkpoints.sign()
+        assert done.is_complete
+        assert done.last.text == mark.last.text
+
+    run(3, 6, play, SETTINGS)
+
+
+def test_a_co_signer_signs_no_second_root_and_no_smaller_tree():
+    async def play(world):
+        await recognised(world)
+        ada, bea, *_ = world.nodes
+        await book(ada, bea, 1)
+        mark = await ada.checkpoints.sign()
+        signer = next(node for node in world.nodes if mark.last.names(node.key.node_id))
+
+        async def ask(size, root):
+            said = type(mark.last)(
+                mark.last.network, mark.last.author, 0, size, root, mark.last.cosigners
+            ).signed(ada.key)
+            header = {"v": 1, "checkpoint": said.raw, "old": mark.last.size, "path": []}
+            return await ada.peers.call(signer.key.node_id, COSIGN, header)
+
+        assert (await ask(mark.last.size, mark.last.root)).header["cosigned"]
+        for size, words in ((1, "entries, and had"), (5, "not shown to continue")):
+            with pytest.raises(EntryRefused, match=words):
+                await ask(size, bytes(32))
+        assert signer.ledger.chain.forks.of(ada.key.node_id) is None
+        with pytest.raises(EntryRefused):
+            await ask(mark.last.size, bytes(32))
+        assert signer.ledger.chain.forks.of(ada.key.node_id) is not None
+
+    run(4, 6, play, SETTINGS)
+
+
+async def forked(world):
+    """Let node 0 show node 1 and node 2 two halves of one number."""
+    forker, *others = world.nodes
+    shown = []
+    for number, other in enumerate(others[:2]):
+        promise = voucher(other, forker, number)
+        half = sign(
+            post_half(
+                creditor=forker.key.node_id,
+                debtor=other.key.node_id,
+                seq=0,
+                prev=GENESIS,
+                xid=bytes([number]) * 16,
+                amount_micro=DEBT,
+                account=bytes([number]) * 32,
+                receipt=promise.id,
+                created_ms=0,
+            ),
+            forker.key,
+            forker.peers.network,
+        )
+        header = {"v": 1, "half": half.raw, "voucher": promise.raw}
+        await forker.peers.call(other.key.node_id, PROPOSE, header)
+        shown.append(half)
+    return shown
+
+
+def barred(world):
+    who = world.nodes[0].key.node_id
+    return [node.scores.grade(who) == "barred" for node in world.nodes[1:]]
+
+
+def test_a_forked_ledger_is_found_and_barred_by_nodes_that_never_met_its_author():
+    async def play(world):
+        await forked(world)
+        await world.until(lambda: all(barred(world)), 2 * LOOK_MS + 10_000)
+        who = world.nodes[0].key.node_id
+        for node in world.nodes[1:]:
+            (proof,) = node.ledger.chain.forks.all().values()
+            assert len(proof) <= 1_024
+            assert open_fork(proof, network=None).author == who
+            assert node.ledger.limit(who) == 0
+        # Each operator pardons for itself.
+        await world.nodes[3].forks.pardon(who)
+        await world.clock.sleep_ms(LOOK_MS)
+        assert barred(world) == [True, True, False]
+        with pytest.raises(NotFound):
+            await world.nodes[3].forks.pardon(who)
+        await world.crash(3)
+        await world.restart(3)
+        assert barred(world) == [True, True, False]
+
+    run(5, 4, play, SETTINGS)
+
+
+def test_what_was_pardoned_is_barred_again_by_a_later_fork():
+    async def play(world):
+        _, second = await forked(world)
+        await world.until(lambda: all(barred(world)), 2 * LOOK_MS + 10_000)
+        who = world.nodes[0].key
+        for node in world.nodes[1:]:
+            await node.forks.pardon(who.node_id)
+        assert barred(world) == [False] * 3
+        later = [
+            sign(
+                second.record.model_copy(update={"seq": 9, "created_ms": at}),
+                who,
+                second.network,
+            ).raw
+            for at in (1, 2)
+        ]
+        await world.nodes[1].ledger.chain.forks.keep(fork_bytes(*later))
+        await world.clock.sleep_ms(LOOK_MS)
+        assert all(barred(world))
+
+    run(6, 4, play, SETTINGS)
+
+
+def test_who_asks_what_others_hold_learns_nothing_without_a_half_of_its_own():
+    async def play(world):
+        forker, ada, bea, _ = world.nodes
+        await book(ada, forker, 1)
+        asked = {"v": 1, "seen": [[forker.key.node_id, 0, bytes(32)]], "half": None}
+        reply = await bea.peers.call(ada.key.node_id, COMPARE, asked)
+        assert reply.header["half"] is None
+        theirs = open_half(ada.ledger.chain.read(b"ledger/other/", 1), network=None)
+        asked = {"v": 1, "seen": [], "half": theirs.raw}
+        reply = await bea.peers.call(ada.key.node_id, COMPARE, asked)
+        assert reply.header["half"] is None
+        assert not any(barred(world))
+
+    run(7, 4, play, SETTINGS)
+
+
+def test_a_copy_of_a_home_finds_that_it_signed_more_before_it_signs():
+    async def play(world):
+        await recognised(world)
+        ada, bea, *_ = world.nodes
+        await book(ada, bea, 1)
+        disk = world.disks[0].after_crash()
+        # Nobody but the co-signers hears of this entry.
+        await ada.ledger.set_limit(bea.key.node_id, 5)
+        assert (await ada.checkpoints.sign()).is_complete
+        await world.crash(0)
+        world.disks[0] = disk
+        with pytest.raises(LedgerDamaged, match="old copy"):
+            await world.restart(0)
+
+    run(8, 6, play, SETTINGS)

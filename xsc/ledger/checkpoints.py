@@ -1,0 +1,253 @@
+"""Signs checkpoints of the own chain, has them co-signed, and co-signs those of peers.
+
+    ledger.cosign   checkpoint; old, path: proves that it continues the one of that size
+        -> size: of the last one of the caller that this node knows; cosigned: the checkpoint with
+           this node's signature, None where `old` is not that size
+
+Payments never wait for a checkpoint. It is published in the space, at `ledger/checkpoint`. The
+rules are in `checkpoint`.
+
+`ledger-checkpoint` is the last own one, `ledger-signed/<author>` that of a peer (`Mark`); both are
+synced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from xsc.base import encoding, fields, ids, merkle, peering
+from xsc.base.errors import (
+    EntryRefused,
+    NotFound,
+    RecordInvalid,
+    XscError,
+)
+from xsc.identity.context import Context
+from xsc.ledger import checkpoint as rules
+from xsc.ledger import tree
+from xsc.ledger.chain import SIGNED, Chain
+from xsc.ledger.checkpoint import Checkpoint, Mark, mark_bytes, open_checkpoint, open_mark
+from xsc.ledger.fork import fork_bytes
+from xsc.ledger.leaves import Leaves
+from xsc.space.paths import UserSpacePaths
+from xsc.space.port import Space
+
+COSIGN: Final = "ledger.cosign"
+CHECKPOINT_MS = 600_000
+"""From one checkpoint to the next, if the chain has grown."""
+LOOK_MS = 60_000
+CHECKPOINT_ENTRIES = 256
+"""As many new halves do not wait so long."""
+COSIGN_TIMEOUT_MS = 5_000
+OWN: Final = b"ledger-checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Circle:
+    """What checkpoints need to know of peers."""
+
+    peers: peering.Peers
+    is_up: Callable[[bytes], bool]
+    weight_ppm: Callable[[bytes], int]
+    """Returns this node's recognition of a peer: those that it recognises are to co-sign."""
+    space: Space
+    before_write: Callable[[], Awaitable[bool]]
+    """Gets what a write to the space needs; False where there is nobody to tell."""
+
+    async def put(self, path: str, value: bytes | None) -> None:
+        """Publish a value, unless it is there or there is nobody to tell."""
+        try:
+            if self.space.get(path).value == value:
+                return
+        except NotFound:
+            pass
+        if await self.before_write():
+            await self.space.put_all({path: value})
+
+
+class Checkpoints:
+    """The checkpoints of one node."""
+
+    def __init__(self, context: Context, chain: Chain, circle: Circle) -> None:
+        self._key = context.key
+        self._own = context.key.node_id
+        self._network = context.network
+        self._clock = context.clock
+        self._executor = context.executor
+        self._caller = context.caller
+        self._log = context.log
+        self._chain = chain
+        self._circle = circle
+        self._signing = asyncio.Lock()
+        self._marking = asyncio.Lock()
+        self._signed_ms = context.clock.monotonic_ms()
+
+    def handlers(self) -> dict[str, peering.Handler]:
+        """Return what answers peers, by method."""
+        return {COSIGN: self._on_cosign}
+
+    async def round(self) -> None:
+        """Sign a checkpoint if one is due."""
+        last = self._last()
+        new = self._leaves().size - (0 if last is None else last.last.size)
+        waited_ms = self._clock.monotonic_ms() - self._signed_ms
+        if new >= CHECKPOINT_ENTRIES or (waited_ms >= CHECKPOINT_MS and not self._is_whole(last)):
+            await self.sign()
+
+    # The own checkpoint
+
+    def _leaves(self) -> Leaves:
+        return Leaves(self._chain)
+
+    def _last(self) -> Mark | None:
+        """Return the last own checkpoint of this incarnation."""
+        mark = open_mark(self._chain.store.get(OWN), self._network)
+        known = mark is not None and mark.last.first_seq == self._chain.state.first_seq
+        return mark if known else None
+
+    def _is_whole(self, mark: Mark | None) -> bool:
+        """Return whether a checkpoint covers the chain, and enough have signed it."""
+        size = self._leaves().size
+        return not size if mark is None else mark.last.size == size and mark.is_complete
+
+    async def sign(self) -> Mark | None:
+        """Sign how the chain is now, have that co-signed by those that answer, and publish it.
+
+        Returns:
+            The checkpoint with the signatures that it has; None of an empty chain.
+
+        Raises:
+            LedgerDamaged: the chain on the disk is not the one that this node works with.
+        """
+        async with self._signing:
+            self._signed_ms = self._clock.monotonic_ms()
+            leaves = self._leaves()
+            if not leaves.size or self._chain.recovering:
+                return self._last()
+            mark = await self._executor.run(self._next, leaves)
+            # Those of the former list first: others ask for their signatures.
+            for named in (mark.before, mark.last.cosigners):
+                todo = [
+                    peer
+                    for peer in self._circle.peers.peers()
+                    if rules.is_listed(peer, named)
+                    and peer not in mark.last.signatures
+                    and self._circle.is_up(peer)
+                ]
+                given = await asyncio.gather(*(self._ask(peer, mark, leaves) for peer in todo))
+                for each in filter(None, given):
+                    mark = replace(mark, last=mark.last.with_signatures_of(each))
+            await self._write(OWN, mark_bytes(mark))
+            await self._circle.put(UserSpacePaths.CHECKPOINT, mark.last.raw)
+            return mark
+
+    def _next(self, leaves: Leaves) -> Mark:
+        """Write the next checkpoint, after all that is new was read from the disk and hashed."""
+        last = self._last()
+        drawn = rules.draw(
+            self._own,
+            [peer for peer in self._circle.peers.peers() if self._circle.weight_ppm(peer) > 0],
+        )
+        cosigners = rules.listed(drawn)
+        if last is not None and not last.is_complete:
+            cosigners = last.last.cosigners  # The list changes once enough have signed this one.
+        if last is not None and (last.last.size, last.last.cosigners) == (leaves.size, cosigners):
+            return last
+        rows = leaves.check_from(0 if last is None else last.last.size)
+        self._chain.store.write([*rows.items()], sync=False)
+        new = Checkpoint(
+            self._network,
+            self._own,
+            leaves.first_seq,
+            leaves.size,
+            leaves.top(0, leaves.size),
+            cosigners,
+        ).signed(self._key)
+        done = last is None or (last.is_complete and last.last.cosigners == cosigners)
+        mark = Mark(new) if last is None or done else last.then(new)
+        # It is on the disk before anybody sees it: there is no other of this size, ever.
+        self._chain.store.write([(OWN, mark_bytes(mark))], sync=True)
+        return mark
+
+    async def _ask(self, peer: bytes, mark: Mark, leaves: Leaves) -> Checkpoint | None:
+        """Have a peer co-sign; return what it signed."""
+        old, path = 0, list[bytes]()
+        try:
+            for _ in range(2):
+                reply = await self._caller.call(
+                    peer,
+                    COSIGN,
+                    {"v": 1, "checkpoint": mark.last.raw, "old": old, "path": [*path]},
+                    timeout_ms=COSIGN_TIMEOUT_MS,
+                )
+                if (raw := fields.take_opt_bytes(reply.header, "cosigned")) is not None:
+                    given = open_checkpoint(raw, network=self._network)
+                    return given if given.text == mark.last.text else None
+                old = fields.take_int(reply.header, "size", most=mark.last.size)
+                if not old:
+                    return None
+                path = await self._executor.run(
+                    tree.prove_consistency, old, mark.last.size, leaves.top
+                )
+        except XscError as fault:
+            self._log.info("ledger.not_cosigned", peer=ids.short(peer), reason=fault.message)
+        return None
+
+    # Those of peers
+
+    def mark_of(self, author: bytes) -> Mark | None:
+        """Return the last checkpoint of an author that this node signed or knows of."""
+        return open_mark(self._chain.store.get(SIGNED + author), self._network)
+
+    async def _on_cosign(
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+        new = open_checkpoint(fields.take_bytes(header, "checkpoint"), network=self._network)
+        old = fields.take_int(header, "old")
+        listed = fields.take_list(header, "path", most=tree.PATH_MAX + 1)
+        path = [each for each in listed if isinstance(each, bytes)]
+        if new.author != caller or len(path) != len(listed):
+            raise RecordInvalid("a checkpoint comes from its author, and a path has hashes")
+        told = self._chain.incarnation_of(caller)
+        if new.first_seq != (0 if told is None else told.record.first_seq):
+            raise EntryRefused("it is of another incarnation than this node was told of")
+        async with self._marking:
+            mark = self.mark_of(caller)
+            if mark is not None and not new.is_same_log(mark.last):
+                mark = None  # Each incarnation begins a tree.
+            if mark is not None and new.contradicts(mark.last):
+                await self._chain.forks.keep(fork_bytes(mark.last.raw, new.raw))
+            if mark is not None and old != mark.last.size:
+                return {"v": 1, "size": mark.last.size, "cosigned": None}, ()
+            if (reason := rules.why_not_signed(mark, new, path, self._own)) is not None:
+                raise EntryRefused(f"the checkpoint is not signed: {reason}")
+            given = new.signed(self._key, self._clock.now_ms() // 1_000)
+            # What it has of others stays: they may be those before it.
+            await self._write(
+                SIGNED + caller, mark_bytes(Mark(new) if mark is None else mark.then(new))
+            )
+        return {"v": 1, "size": new.size, "cosigned": given.raw}, ()
+
+    async def see(self, peer: bytes, raw: bytes) -> None:
+        """Note what a peer published; what contradicts the checkpoint noted before proves a fork.
+
+        Raises:
+            TooLarge, RecordInvalid, SignatureInvalid: it is not the peer's.
+        """
+        new = open_checkpoint(raw, network=self._network)
+        if new.author != peer:
+            raise RecordInvalid("this checkpoint is of another node's ledger")
+        async with self._marking:
+            mark = self.mark_of(peer)
+            if mark is not None and new.contradicts(mark.last):
+                await self._chain.forks.keep(fork_bytes(mark.last.raw, new.raw))
+            elif rules.is_followed(mark, new):
+                await self._write(
+                    SIGNED + peer, mark_bytes(Mark(new) if mark is None else mark.then(new))
+                )
+
+    async def _write(self, key: bytes, raw: bytes) -> None:
+        await self._executor.run(self._chain.store.write, [(key, raw)], sync=True)

@@ -1,0 +1,137 @@
+"""Keeps the proofs of forks that this node found or was shown, and what its operator pardoned.
+
+One proof of each author is kept. `ledger-fork/<author>`, synced: the proof, and the number up to
+which the operator pardoned. The rules are in `fork`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from xsc.base import encoding, ids
+from xsc.base.clock import Executor
+from xsc.base.errors import LedgerDamaged, NotFound, ProofInvalid, RecordInvalid
+from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.log import Log
+from xsc.ledger.fork import Fork, open_fork
+
+FORK: Final = b"ledger-fork/"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of one author."""
+
+    proof: bytes
+    fork: Fork
+    pardoned_seq: int | None = None
+    """Forks up to this number are pardoned."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it bars its author."""
+        return self.pardoned_seq is None or self.fork.seq > self.pardoned_seq
+
+    @property
+    def raw(self) -> bytes:
+        """The row."""
+        return encoding.encode({"v": 1, "proof": self.proof, "pardoned_seq": self.pardoned_seq})
+
+
+class Forks:
+    """The proofs that one node has.
+
+    Raises:
+        LedgerDamaged: a kept proof does not hold.
+    """
+
+    def __init__(self, store: KeyValue, executor: Executor, network: bytes, log: Log) -> None:
+        self._store = store
+        self._executor = executor
+        self._network = network
+        self._log = log
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a proof begins or ends to count."""
+        self._kept = {
+            key[len(FORK) :]: self._read(key[len(FORK) :], raw)
+            for key, raw in store.scan(FORK, prefix_end(FORK))
+        }
+
+    def _read(self, author: bytes, raw: bytes) -> Kept:
+        try:
+            match encoding.decode(raw):
+                case {
+                    "v": 1,
+                    "proof": bytes(proof),
+                    "pardoned_seq": (int() | None) as pardoned_seq,
+                    **rest,
+                } if not rest:
+                    fork = open_fork(proof, network=self._network)
+                    if fork.author == author:
+                        return Kept(proof, fork, pardoned_seq)
+        except (RecordInvalid, ProofInvalid):
+            pass
+        raise LedgerDamaged(
+            f"the proof that {ids.short(author)} forked its ledger is damaged",
+            hint="restore the home from a backup",
+        )
+
+    def check(self) -> int:
+        """Read all proofs again, and return how many there are.
+
+        Raises:
+            LedgerDamaged: one does not hold, or is not what this node works with.
+        """
+        for author, kept in self._kept.items():
+            if self._store.get(FORK + author) != kept.raw:
+                self._read(author, b"")
+        return len(self._kept)
+
+    def of(self, author: bytes) -> bytes | None:
+        """Return the hash of the proof that an author forked its ledger; None where none counts."""
+        kept = self._kept.get(author)
+        if kept is None or not kept.counts:
+            return None
+        return encoding.tagged_sha256("ledger_fork", kept.proof)
+
+    def all(self) -> dict[bytes, bytes]:
+        """Return the proofs that count, by author."""
+        return {author: kept.proof for author, kept in self._kept.items() if kept.counts}
+
+    async def keep(self, proof: bytes) -> bool:
+        """Keep a proof, unless what is kept counts already; return whether it is news.
+
+        Raises:
+            ProofInvalid: it shows nothing.
+        """
+        fork = open_fork(proof, network=self._network)
+        before = self._kept.get(fork.author)
+        kept = Kept(proof, fork, None if before is None else before.pardoned_seq)
+        if not kept.counts or (before is not None and before.counts):
+            return False
+        await self._write(fork.author, kept)
+        self._log.error("ledger.fork", peer=ids.short(fork.author), entry=fork.seq)
+        return True
+
+    async def pardon(self, author: bytes, seq: int) -> int:
+        """Hold no fork up to a number against its author any more; return the number.
+
+        Raises:
+            NotFound: none is held against it.
+        """
+        if self.of(author) is None:
+            raise NotFound(
+                f"no fork is held against {ids.short(author)}",
+                hint="`xsc health why PEER` shows what is",
+            )
+        kept = self._kept[author]
+        seq = max(seq, kept.fork.seq)
+        await self._write(author, Kept(kept.proof, kept.fork, seq))
+        return seq
+
+    async def _write(self, author: bytes, kept: Kept) -> None:
+        await self._executor.run(self._store.write, [(FORK + author, kept.raw)], sync=True)
+        self._kept[author] = kept
+        self.on_change()

@@ -1,0 +1,172 @@
+"""Finds forks: compares with peers what others signed, and spreads the proofs through the space.
+
+    ledger.compare  seen: author, number and id of halves; half: one that the other has otherwise
+        -> differ: the places of those that this node has otherwise; half: its own one of these
+
+Who asks shows no half until it hears that the other has another one of that number, and gets that
+one for its own. Proofs are published at `ledger/forks/<author>` by all that hold them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from xsc.base import encoding, fields, ids, merkle, peering
+from xsc.base.errors import LimitError, PeerError, ProofInvalid, RecordInvalid, XscError
+from xsc.identity.context import Context
+from xsc.identity.envelope import Signed
+from xsc.ledger.audit import trusted
+from xsc.ledger.chain import OTHER, Chain, key_of
+from xsc.ledger.checkpoints import Checkpoints, Circle
+from xsc.ledger.entry import Half, open_half
+from xsc.ledger.fork import fork_bytes, open_fork
+from xsc.space.paths import UserSpacePaths, is_under
+from xsc.space.record import Change
+
+COMPARE: Final = "ledger.compare"
+COMPARED_MAX = 256
+"""Halves of one question."""
+
+
+class ForkGossip:
+    """What one node and its peers tell each other of forks."""
+
+    def __init__(
+        self, context: Context, chain: Chain, checkpoints: Checkpoints, circle: Circle
+    ) -> None:
+        self._own = context.key.node_id
+        self._network = context.network
+        self._executor = context.executor
+        self._caller = context.caller
+        self._log = context.log
+        self._chain = chain
+        self._forks = chain.forks
+        self._checkpoints = checkpoints
+        self._circle = circle
+        self._space = circle.space
+        self._compared: dict[bytes, int] = {}
+        """By peer, the own number from which on it was not asked."""
+        self._news: set[bytes] = set()
+        """Peers that may have published something."""
+        self._woken = asyncio.Event()
+        self._forks.on_change = self._woken.set
+        self._space.on_change(self._space_changed)
+
+    def handlers(self) -> dict[str, peering.Handler]:
+        """Return what answers peers, by method."""
+        return {COMPARE: self._on_compare}
+
+    def _space_changed(self, change: Change) -> None:
+        if change.owner != self._own and is_under(change.path, UserSpacePaths.LEDGER):
+            self.look_at({change.owner})
+
+    def look_at(self, peers: Collection[bytes]) -> None:
+        """Take soon what peers have published."""
+        self._news |= {*peers}
+        self._woken.set()
+
+    async def take(self) -> None:
+        """Take what peers publish, and publish the forks that count, as it comes; never returns."""
+        self.look_at(self._circle.peers.peers())
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            while self._news:
+                await self._take_of(self._news.pop())
+            await self._publish_forks()
+
+    async def _take_of(self, peer: bytes) -> None:
+        if not self._circle.peers.is_peer(peer):
+            return
+        for record in self._space.ls(UserSpacePaths.LEDGER, peer):
+            raw = self._space.get(record.path, peer).value
+            try:
+                if raw is None:
+                    continue
+                if record.path == UserSpacePaths.CHECKPOINT:
+                    await self._checkpoints.see(peer, raw)
+                elif self._circle.peers.is_peer(open_fork(raw, network=self._network).author):
+                    await self._forks.keep(raw)
+            except (PeerError, LimitError, ProofInvalid) as fault:
+                self._log.warning("ledger.published_wrong", peer=ids.short(peer), code=fault.code)
+
+    async def pardon(self, author: bytes) -> int:
+        """Hold no fork against an author any more up to all that it has signed as far as is known.
+
+        Returns:
+            The number up to which; a fork at a later one bars it again.
+
+        Raises:
+            NotFound: none is held against it.
+        """
+        mark = self._checkpoints.mark_of(author)
+        signed = 0 if mark is None else mark.last.first_seq + mark.last.size
+        return await self._forks.pardon(
+            author, max(signed, *self._chain.state.seen.get(author, ()), 0)
+        )
+
+    async def _publish_forks(self) -> None:
+        """Write the proofs that count, and take back those that do not any more."""
+        wanted = {UserSpacePaths.fork(author): raw for author, raw in self._forks.all().items()}
+        there = {record.path for record in self._space.ls(UserSpacePaths.FORKS)}
+        for path in there - wanted.keys():
+            await self._circle.put(path, None)
+        for path, proof in wanted.items():
+            await self._circle.put(path, proof)
+
+    async def compare(self) -> None:
+        """Ask peers that are up whether they have otherwise what others signed for this node."""
+        peers = [peer for peer in self._circle.peers.peers() if self._circle.is_up(peer)]
+        await asyncio.gather(*map(self._compare_with, peers))
+
+    async def _compare_with(self, peer: bytes) -> None:
+        state = self._chain.state
+        stop, waits = state.next_seq, min(state.open, default=state.next_seq)
+        start = max(self._compared.get(peer, 0), state.first_seq, stop - COMPARED_MAX)
+        halves = await self._executor.run(self._heard_from, start, stop)
+        halves = [half for half in halves if half.author != peer]
+        try:
+            if halves:
+                seen: list[encoding.Value] = [[h.author, h.record.seq, h.id] for h in halves]
+                reply = await self._caller.call(peer, COMPARE, {"v": 1, "seen": seen, "half": None})
+                for place in fields.take_list(reply.header, "differ", most=COMPARED_MAX):
+                    if isinstance(place, int) and place < len(halves):
+                        await self._show(peer, halves[place])
+        except XscError as fault:
+            self._log.info("ledger.not_compared", peer=ids.short(peer), code=fault.code)
+            return
+        # What has no answer yet is compared once it has.
+        self._compared[peer] = min(waits, stop)
+
+    def _heard_from(self, start: int, stop: int) -> list[Signed[Half]]:
+        """Return the halves of peers beside the own ones of some numbers."""
+        rows = (self._chain.store.get(key_of(OTHER, seq)) for seq in range(start, stop))
+        return [trusted(raw, Half, self._network) for raw in rows if raw is not None]
+
+    async def _show(self, peer: bytes, half: Signed[Half]) -> None:
+        """Show a half to a peer that has another one of its number, and keep both as a proof."""
+        reply = await self._caller.call(peer, COMPARE, {"v": 1, "seen": [], "half": half.raw})
+        other = fields.take_opt_bytes(reply.header, "half")
+        if other is not None:
+            await self._forks.keep(fork_bytes(half.raw, other))
+
+    async def _on_compare(
+        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
+    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+        differ: list[encoding.Value] = []
+        for place, item in enumerate(fields.take_list(header, "seen", most=COMPARED_MAX)):
+            match item:
+                case [bytes(author), int(seq), bytes(entry_id)]:
+                    known = self._chain.state.seen.get(author, {}).get(seq)
+                    if known is not None and known.id != entry_id and author != caller:
+                        differ.append(place)
+                case _:
+                    raise RecordInvalid("what is compared is author, number and id of a half")
+        own: bytes | None = None
+        if (raw := fields.take_opt_bytes(header, "half")) is not None:
+            half = open_half(raw, network=self._network)
+            if (own := self._chain.contradicted(half)) is not None:
+                await self._forks.keep(fork_bytes(own, raw))
+        return {"v": 1, "differ": differ, "half": own}, ()
