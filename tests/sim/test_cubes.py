@@ -5,8 +5,8 @@ import re
 from tests.sim.network import run
 from tests.sim.test_loops import indebted
 from tests.unit.dashboard.browser import Browser
+from xsc.ledger.checkpoints import CHECKPOINT_MS, LOOK_MS
 from xsc.ledger.cube import Sealed
-from xsc.ledger.seals import SEAL_EVERY_MS
 
 
 def test_what_both_have_signed_is_sealed_by_itself_and_drawn():
@@ -15,7 +15,7 @@ def test_what_both_have_signed_is_sealed_by_itself_and_drawn():
         browser = Browser(world.nodes[0])
         before = await browser.api("/v1/ledger/cubes")
         assert [(row["sealed"], row["unsealed"]) for row in before["cubes"]] == [(0, 1)] * 2
-        await world.clock.sleep_ms(SEAL_EVERY_MS + 60_000)
+        await world.clock.sleep_ms(CHECKPOINT_MS + 2 * LOOK_MS)
         for node in world.nodes:
             rows = (await Browser(node).api("/v1/ledger/cubes?compare=1"))["cubes"]
             assert [(row["sealed"], row["unsealed"]) for row in rows] == [(1, 0)] * 2

@@ -24,8 +24,6 @@ from xsc.ledger.exchange import HistoryExchange
 from xsc.ledger.proposals import Proposals
 from xsc.ledger.state import LedgerState
 
-SEAL_EVERY_MS = 600_000
-
 CUBES: Final = "ledger.cubes"
 
 

@@ -50,7 +50,6 @@ from xsc.ledger.checkpoints import LOOK_MS
 from xsc.ledger.gossip import ForkGossip
 from xsc.ledger.limits import LimitSettings, Trust
 from xsc.ledger.payments import Payments
-from xsc.ledger.seals import SEAL_EVERY_MS
 from xsc.ledger.service import LedgerService
 from xsc.market.auction import Bid, reserve
 from xsc.market.lease_store import used_leases
@@ -395,6 +394,7 @@ class Node:
             self.commitments.weight_ppm,
             self.space,
             self._before_stand,
+            self.ledger.seals.seal_all,
         )
         self.checkpoints = checkpoints.Checkpoints(context, self.ledger.chain, known)
         self.forks = ForkGossip(context, self.ledger.chain, self.checkpoints, known)
@@ -785,7 +785,6 @@ class Node:
         self.tasks.every("reclaim", RECLAIM_INTERVAL_MS, self._reclaim)
         self.tasks.every("sweep", SWEEP_INTERVAL_MS, self._sweep)
         self.tasks.every("challenges", SLOT_MS, self.challenges.round)
-        self.tasks.every("seals", SEAL_EVERY_MS, self.ledger.seals.seal_all)
         self.tasks.every("scores", LEARN_MS, self.health.learn)
         self.tasks.every("checkpoints", LOOK_MS, self.checkpoints.round)
         self.tasks.every("forks_compared", LOOK_MS, self.forks.compare)
