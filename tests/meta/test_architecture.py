@@ -86,6 +86,7 @@ SHELL = {
     "xsc.ledger.loops": "offers loops to peers, and signs and books them",
     "xsc.ledger.payments": "asks peers for accounts, and compares what operators say was paid",
     "xsc.ledger.proposals": "proposes entries to peers, and answers theirs",
+    "xsc.ledger.seals": "seals entries with peers, and asks them for their cubes",
     "xsc.ledger.service": "verifies the ledger off the event loop, and retries proposals",
     "xsc.market.buyer": "asks the providers that it chooses, and lets runs wait for others",
     "xsc.market.granter": "quotes, grants leases, and syncs what it counts of them",

@@ -291,6 +291,49 @@ class Loops(Model):
     loops: list[Loop]
 
 
+class CubesAsked(Model):
+    """The cubes with all peers, or with one."""
+
+    peer: Annotated[str, MaxLen(256)] | None = None
+    compare: bool = False
+    """Ask the peers for theirs, too."""
+
+
+class CubeLevel(Model):
+    """One cube of a level: three faces of nine cells."""
+
+    level: int
+    """At 1 a cell is an entry, above it is a cube of the level below."""
+    index: int
+    full: int
+    """Cells from the first one on; of 27."""
+    differs: int | None
+    """The cell in which the entry is that differs."""
+
+
+Compared = Literal["same", "differs", "apart", "silent", "-"]
+
+
+class Cubes(OfPeer):
+    """What is sealed of the entries with one peer."""
+
+    sealed: int
+    unsealed: int
+    """Entries that wait for the next seal."""
+    levels: list[CubeLevel]
+    """The cubes that are being filled, or those of the entry that differs; the highest first."""
+    compared: Compared
+    """differs: the peer has another entry in the place of `entry_id`. apart: one of both has begun
+    a new incarnation, of which the other was not told. silent: it did not answer, or not so that
+    it made sense. -: it was not asked."""
+    shared: int | None
+    """Entries that were compared."""
+    entry_id: Key | None
+    """The own one that the peer has otherwise, the first of all."""
+    created_ms: int | None
+    """Of its own half."""
+
+
 class Cosigner(Model):
     """Who is to co-sign a checkpoint."""
 
@@ -338,6 +381,7 @@ ENTRY = get("/v1/ledger/entry/{id}", Id, bytes, "Return one settled entry.", giv
 LIMIT = post("/v1/ledger/limit", Limit, LimitSet, "Set what a peer may owe.")
 LIMITS = listing("/v1/ledger/limits", Nothing, PeerLimit, "Show what each limit is made of.")
 SETTLE = post("/v1/ledger/settle", Nothing, Settlement, "Settle now what is owed.")
+CUBES = listing("/v1/ledger/cubes", CubesAsked, Cubes, "Show what is sealed with each peer.")
 CLEAR = post("/v1/ledger/clear", Nothing, Loops, "Take off debts that go around.")
 CHECKPOINT = post(
     "/v1/ledger/checkpoint", Nothing, Checkpoint, "Sign how the ledger is, and have that co-signed."

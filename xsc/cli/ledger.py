@@ -11,9 +11,9 @@ import click
 from click import argument, option
 
 from xsc import api
-from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
+from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, CorruptionError
 from xsc.base.units import format_credits, format_share, is_near, say_credits
-from xsc.cli import options, show
+from xsc.cli import options, picture, show
 from xsc.cli.options import Group, Settings, asks
 from xsc.client.core import Document
 
@@ -207,6 +207,37 @@ def export(settings: Settings, form: str, month: str | None, output: Path) -> No
 def verify(answer: Document) -> str:
     """Replay this node's ledger and check every signature and link in it."""
     return str(answer["text"])
+
+
+_COMPARED: Final = {
+    "same": "{who} has the same {shared}",
+    "differs": "{who} has another entry than {entry_id} of {when} (×), the first of all",
+    "apart": "{who} has not heard of a restart of this ledger, or this node of one of its",
+    "silent": "{who} does not answer, or what it says makes no sense",
+}
+
+
+@asks(ledger, api.ledger.CUBES)
+@argument("peer", type=options.PEER, required=False)
+@option("--compare", is_flag=True, help="Ask the peers for theirs, and find what differs first.")
+def cubes(answer: Document) -> int:
+    """Show what both nodes have sealed of their entries, as cubes; with PEER only those with it.
+
+    Nine cells are a face, three faces a cube, and a full cube is a cell of the next larger one.
+    Drawn are the cubes that are being filled. Exits with 6 if a peer's differ.
+    """
+    if not answer["cubes"]:
+        show.note("nothing was booked yet")
+    for row in answer["cubes"]:
+        who = show.named(row, "peer")
+        show.line(f"{who}: {row['sealed']} sealed, {row['unsealed']} to be sealed")
+        for line in picture.cubes(row["levels"]):
+            show.line(show.GAP + line)
+        if row["compared"] in _COMPARED:
+            when = "" if row["created_ms"] is None else show.moment(row["created_ms"])
+            show.line(_COMPARED[row["compared"]].format(**row | {"who": who, "when": when}))
+    differ = any(row["compared"] == "differs" for row in answer["cubes"])
+    return CorruptionError.exit_code if differ else 0
 
 
 @asks(ledger, api.ledger.LIMITS)

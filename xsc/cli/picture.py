@@ -1,4 +1,4 @@
-"""The picture of `xsc top`: what a node says of itself, as panels that fill a terminal.
+"""Pictures: of `xsc top`, what a node says of itself, as panels that fill a terminal; of cubes.
 
 What matters most is first in each panel: what has no room is cut off at its end.
 """
@@ -66,6 +66,28 @@ def picture(heard: Heard, foot: str, *, away: bool = False) -> Layout:
         Layout(_panel("market and tiers", _market(heard))),
     )
     return page
+
+
+def cubes(levels: Sequence[Document]) -> list[str]:
+    """Return the lines of cubes beside each other, each of three faces of three by three cells.
+
+    A cell is full, empty, or the one in which something differs.
+    """
+    names = [f"{27 ** (row['level'] - 1)} a cell" for row in levels]
+    lines = ["  ".join(f"{name:11}" for name in names)]
+    for row in range(3):
+        drawn = []
+        for level in levels:
+            at = [[9 * face + 3 * row + column for column in range(3)] for face in range(3)]
+            drawn.append(" ".join("".join(_cell(level, cell) for cell in face) for face in at))
+        lines.append("  ".join(drawn))
+    return [line.rstrip() for line in lines]
+
+
+def _cell(level: Document, cell: int) -> str:
+    if cell == level["differs"]:
+        return "×"
+    return "■" if cell < level["full"] else "□"
 
 
 def _text(said: object, style: str = "") -> Text:

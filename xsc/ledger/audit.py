@@ -17,7 +17,7 @@ from xsc.base.errors import LedgerDamaged, LimitError, PeerError, ProofInvalid, 
 from xsc.base.ids import short
 from xsc.identity.envelope import R, Signed, open_signed
 from xsc.ledger import incarnation, validation
-from xsc.ledger.entry import Half, SettledEntry, open_half
+from xsc.ledger.entry import BOTH_SIGN, Half, SettledEntry, open_half
 from xsc.ledger.loop import open_voucher
 from xsc.ledger.state import LedgerState, append, begin, settle, take_old
 from xsc.terms.voucher import Voucher, off_books_account
@@ -221,7 +221,7 @@ def _opened(
     own, beside, under = opened(raw), rows.others.get(seq), rows.vouchers.get(seq)
     voucher: Signed[Voucher] | None = None
     if under is not None:
-        if signatures or own.record.clears:
+        if signatures or own.record.clears or own.record.kind == "seal":
             voucher = open_voucher(under, own.record, network=network)
         else:
             voucher = trusted(under, Voucher, network)
@@ -233,7 +233,7 @@ def _replay_one(
 ) -> None:
     """Take one row of the chain to the state."""
     own, other, voucher = _opened(rows, seq, network, signatures=signatures)
-    if (voucher is not None) != (own.record.kind == "post"):
+    if (voucher is not None) != (own.record.kind in BOTH_SIGN):
         raise _damaged(seq, "a voucher is missing, or there is one too many")
     answers = own.record.link is not None
     refusal = validation.check_own_next(
@@ -241,7 +241,7 @@ def _replay_one(
     )
     if refusal is None and other is not None and not answers:
         refusal = validation.check_counter(own, other) or validation.check_chain(state, other)
-        if own.record.kind != "post":
+        if own.record.kind not in BOTH_SIGN:
             refusal = validation.Refusal("fields_wrong", f"a '{own.record.kind}' has no answer")
     if refusal is not None:
         raise _damaged(seq, refusal.sentence)
@@ -270,7 +270,7 @@ def verify_settled(raw: bytes) -> str:
     refusal = validation.check_counter(half, counter) or validation.check_voucher(said, voucher)
     if refusal is not None:
         raise ProofInvalid(f"this entry does not hold: {refusal.sentence}")
-    if said.kind != "post" or said.link is not None or said.credit != half.author:
+    if said.kind not in BOTH_SIGN or said.link is not None or said.credit != half.author:
         raise ProofInvalid("this entry does not hold: it is no debt that its creditor booked")
     if exported.author not in (half.author, counter.author):
         raise ProofInvalid("this entry does not hold: a stranger exported it")
@@ -285,6 +285,11 @@ def verify_settled(raw: bytes) -> str:
         what = (
             f"a loop that all its members signed took {amount} credits off what "
             f"{short(said.credit)} owed {short(said.debit)}"
+        )
+    elif said.kind == "seal":
+        what = (
+            f"{short(said.credit)} and {short(said.debit)} sealed {said.amount_micro} of their "
+            "entries"
         )
     elif said.account == off_books_account(said.credit, said.debit):
         what = f"{short(said.credit)} paid {short(said.debit)} {amount} credits off the books"

@@ -10,7 +10,9 @@ old half was taken after it had begun. Beside them `ledger-peer/<peer>` is the n
 incarnation of a peer, `ledger-heard/<peer>` the own one in which it told its history, and
 `ledger-for/<seq>` the leases that an entry is for, which only people read; `ledger-loop/<id>` is a
 loop that this node has signed, until both its edges are booked, `ledger-signed/<peer>` the
-last checkpoint of a peer that this node signed or knows of.
+last checkpoint of a peer that this node signed or knows of. `ledger-seal/<history><position>`
+is the own half of the seal that begins there, `ledger-unsealed/<peer><entry>` the own half of an
+entry that no seal names.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from xsc.base import errors, ids
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
-from xsc.ledger import audit, recovery, validation
+from xsc.ledger import audit, cube, recovery, validation
 from xsc.ledger.entry import Half
 from xsc.ledger.fork import fork_bytes
 from xsc.ledger.forks import Forks
@@ -47,6 +49,8 @@ PEER: Final = b"ledger-peer/"
 HEARD: Final = b"ledger-heard/"
 LOOP: Final = b"ledger-loop/"
 SIGNED: Final = b"ledger-signed/"
+SEAL: Final = b"ledger-seal/"
+UNSEALED: Final = b"ledger-unsealed/"
 
 
 def key_of(prefix: bytes, seq: int) -> bytes:
@@ -136,6 +140,13 @@ class Chain:
         if raw is None:
             return None
         return open_incarnation(raw, author=peer, network=self._network)
+
+    def first_of(self, peer: bytes) -> int:
+        """Return the number of the first half in a peer's newest incarnation, as far as told."""
+        raw = self.store.get(PEER + peer)
+        if raw is None:
+            return 0
+        return audit.trusted(raw, Incarnation, self._network).record.first_seq
 
     def table(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the rows under a prefix, their keys without it."""
@@ -244,7 +255,8 @@ class Chain:
         if voucher is not None:
             changes.append((key_of(VOUCHER, seq), voucher.raw))
         if initiator is not None:
-            changes.append((key_of(OTHER, seq), initiator.raw))
+            under = b"" if voucher is None else voucher.raw
+            changes += self.answered(own.record, initiator, initiator.id, under)
         if note is not None:
             changes.append((key_of(FOR, seq), note))
         loop = None
@@ -256,6 +268,45 @@ class Chain:
         append(self.state, own, initiator)
         if loop is not None:
             self.state.loops[loop.id] = loop
+
+    def history(self, peer: bytes) -> bytes:
+        """Return what names the sealed history with a peer, as far as both incarnations are known.
+
+        It is the account of its seals, too.
+        """
+        return cube.history({self._me: self.state.first_seq, peer: self.first_of(peer)})
+
+    def sealed(self, peer: bytes) -> int:
+        """Return how many entries are sealed with a peer."""
+        debtor, creditor = max(self._me, peer), min(self._me, peer)
+        return self.state.settled_under(self.history(peer), debtor=debtor, creditor=creditor)
+
+    def answered(
+        self, own: Half, other: Signed[Half], entry_id: bytes, under: bytes
+    ) -> list[Change]:
+        """Return the rows that change where an entry comes to have both halves.
+
+        Args:
+            own: the own half.
+            other: the peer's.
+            entry_id: of the one that came first.
+            under: the row of its voucher, or of what it seals.
+        """
+        changes: list[Change] = [(key_of(OTHER, own.seq), other.raw)]
+        row, unsealed = own.seq.to_bytes(8, "big"), UNSEALED + own.peer
+        if own.kind == "seal":
+            assert own.account is not None
+            sealed = cube.open_sealed(under)
+            changes.append((key_of(SEAL + own.account, sealed.before), row))
+            changes += [(unsealed + named, None) for named in sealed.entry_ids]
+        elif other.record.seq >= self.first_of(own.peer):
+            changes.append((unsealed + entry_id, row))
+        return changes
+
+    def unsealed(self, peer: bytes) -> Iterator[tuple[bytes, int]]:
+        """Yield the entries that wait for a seal, in order of id, and the numbers of own halves."""
+        for entry_id, row in self.table(UNSEALED + peer):
+            yield entry_id, int.from_bytes(row, "big")
 
     async def keep_loop(self, loop: SignedLoop) -> None:
         """Keep what members have signed of a loop; from now on, it counts."""

@@ -56,6 +56,8 @@ class Circle:
     space: Space
     before_write: Callable[[], Awaitable[bool]]
     """Gets what a write to the space needs; False where there is nobody to tell."""
+    seal: Callable[[], Awaitable[None]]
+    """Seals what waits for it, before a checkpoint is signed over it."""
 
     async def put(self, path: str, value: bytes | None) -> None:
         """Publish a value, unless it is there or there is nobody to tell."""
@@ -95,6 +97,7 @@ class Checkpoints:
         new = self._leaves().size - (0 if last is None else last.last.size)
         waited_ms = self._clock.monotonic_ms() - self._signed_ms
         if new >= CHECKPOINT_ENTRIES or (waited_ms >= CHECKPOINT_MS and not self._is_whole(last)):
+            await self._circle.seal()
             await self.sign()
 
     # The own checkpoint

@@ -12,7 +12,7 @@ tests/vectors/ledger.json.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,13 +20,17 @@ from xsc.base import errors, limits
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 
 Id16 = Annotated[bytes, Field(min_length=16, max_length=16)]
-EntryKind = Literal["open", "pend", "post", "void", "expire", "limit", "clear", "correct"]
+EntryKind = Literal["open", "pend", "post", "void", "expire", "limit", "clear", "correct", "seal"]
 
 XID_BYTES = 16
 GENESIS = b"\0" * 32
 """The `prev` of an author's first half."""
 UNIT_CREDIT = 1
-"""Micro-credits. Units of capacity are to follow; 0 means none."""
+"""Micro-credits. Units of capacity are to follow."""
+UNIT_NONE = 0
+"""Of what moves nothing: a seal counts entries."""
+BOTH_SIGN: Final = ("post", "seal")
+"""The kinds that a peer answers."""
 
 
 class Half(Record):
@@ -34,7 +38,8 @@ class Half(Record):
 
     `open` says that the peer may owe the author what follows from its rule, `limit` how
     much it may owe whatever that says; `post` moves an
-    amount; `void` withdraws a `post` of the author's that the peer refused.
+    amount; `void` withdraws a `post` of the author's that the peer refused; `seal` puts the
+    entries of both parties in an order.
     The other kinds have their place in the format and are refused until rules
     for them exist.
     """
@@ -63,7 +68,8 @@ class Half(Record):
     expires_ms: Count | None
     account: Id32 | None
     receipt: Id32 | None
-    """Record id of the debtor's voucher that the entry rests on, or of a loop."""
+    """Record id of the debtor's voucher that the entry rests on, or of a loop; hash of what a seal
+    names."""
     created_ms: Count
     memo: Id32 | None
     """Hash of a text that the parties keep to themselves."""
@@ -80,6 +86,11 @@ class Half(Record):
     def author(self) -> bytes:
         """The party that is not the peer, and that must have signed."""
         return self.credit if self.peer == self.debit else self.debit
+
+    @property
+    def moves_micro(self) -> int:
+        """What the debtor comes to owe by it."""
+        return self.amount_micro if self.unit == UNIT_CREDIT else 0
 
     @property
     def clears(self) -> bool:
@@ -144,6 +155,7 @@ def limit_half(
 
 def post_half(
     *,
+    kind: Literal["post", "seal"] = "post",
     creditor: bytes,
     debtor: bytes,
     seq: int,
@@ -154,15 +166,18 @@ def post_half(
     receipt: bytes,
     created_ms: int,
 ) -> Half:
-    """Return the creditor's half of a debt in an account; only the debtor's makes it count."""
+    """Return the creditor's half of a debt in an account; only the debtor's makes it count.
+
+    Of a seal, who starts it is in the creditor's place, and the amount is a number of entries.
+    """
     return Half(
         seq=seq,
         prev=prev,
         peer=debtor,
         link=None,
         xid=xid,
-        kind="post",
-        unit=UNIT_CREDIT,
+        kind=kind,
+        unit=UNIT_CREDIT if kind == "post" else UNIT_NONE,
         debit=debtor,
         credit=creditor,
         amount_micro=amount_micro,

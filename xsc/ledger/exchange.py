@@ -17,7 +17,7 @@ from xsc.base.errors import LedgerDamaged, PeerSilent, ReceiptInvalid, RecordInv
 from xsc.base.limits import PEER_TIMEOUT_MS
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
-from xsc.ledger.audit import ChainEnd, chain_end_bytes
+from xsc.ledger.audit import ChainEnd, chain_end_bytes, trusted
 from xsc.ledger.chain import (
     CLAIM,
     HALF,
@@ -26,14 +26,16 @@ from xsc.ledger.chain import (
     OTHER,
     PEER,
     RESTART,
+    SEAL,
     SIGNED,
+    UNSEALED,
     VOUCHER,
     Chain,
     key_of,
     rows_of,
 )
 from xsc.ledger.checkpoint import Checkpoint, open_checkpoint, open_mark
-from xsc.ledger.entry import GENESIS, open_half
+from xsc.ledger.entry import GENESIS, Half, open_half
 from xsc.ledger.incarnation import Incarnation, Noted, Restart, open_incarnation, restart_bytes
 from xsc.ledger.leaves import Leaves
 from xsc.ledger.recovery import (
@@ -127,7 +129,7 @@ class HistoryExchange:
             record = plan(entries, noted, highest_seq=max(known), now_ms=self._clock.now_ms())
             signed = sign(record, self._key, self._network)
             changes: list[keyvalue.Change] = []
-            for prefix in (HALF, OTHER, VOUCHER, CLAIM, HEARD):
+            for prefix in (HALF, OTHER, VOUCHER, CLAIM, HEARD, SEAL, UNSEALED):
                 changes += [(prefix + key, None) for key, _ in self._chain.table(prefix)]
             for item in entries:
                 changes += rows_of(item)
@@ -335,7 +337,7 @@ class HistoryExchange:
         """Return a page of the caller's halves that this ledger has, from a number on."""
         start = fields.take_int(header, "start")
         seen = self._chain.state.seen.get(caller, {})
-        later = [seq for seq in sorted(seen) if seq >= start]
+        later = [seq for seq in sorted(seen) if seq >= start and not seen[seq].seals]
         items: list[encoding.Value] = []
         for theirs in later[:LEDGER_HISTORY_ITEMS_MAX]:
             seq = seen[theirs].seq
@@ -372,7 +374,7 @@ class HistoryExchange:
             "next_seq": self._chain.state.next_seq,
             "head": self._chain.state.head,
             "yours": yours,
-            "old": sum(seq < first for seq in seen),
+            "old": sum(seq < first and not half.seals for seq, half in seen.items()),
             "incarnation": None if told is None else told.raw,
             "checkpoint": None if mark is None else mark.last.raw,
         }, ()
@@ -382,7 +384,13 @@ class HistoryExchange:
         known = self._chain.incarnation_of(told.author)
         if known is not None and told.record.first_seq <= known.record.first_seq:
             return
-        await self._chain.write([(PEER + told.author, told.raw)])
+        changes: list[keyvalue.Change] = [(PEER + told.author, told.raw)]
+        for entry_id, seq in self._chain.unsealed(told.author):
+            # Halves of the new incarnation can be older here than the word of it.
+            other = trusted(self._chain.read(OTHER, seq), Half, self._network).record
+            if other.seq < told.record.first_seq:
+                changes.append((UNSEALED + told.author + entry_id, None))
+        await self._chain.write(changes)
         self._log.warning(
             "ledger.restarted", peer=ids.short(told.author), first_seq=told.record.first_seq
         )

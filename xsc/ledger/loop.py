@@ -15,8 +15,9 @@ from pydantic import Field, model_validator
 
 from xsc.base import encoding, errors, limits
 from xsc.identity.envelope import Id32, Record, Signed, open_signed
+from xsc.ledger.cube import open_sealed, seal_voucher
 from xsc.ledger.entry import Half, Id16
-from xsc.terms.voucher import Voucher
+from xsc.terms.voucher import Voucher, voucher_in_all
 
 LOOP_MEMBERS_MAX = 5
 LOOP_MICRO_MIN = 1_000
@@ -139,24 +140,23 @@ def voucher_of(loop: SignedLoop, *, debtor: bytes, creditor: bytes) -> Signed[Vo
         raise errors.RecordInvalid("not all members have signed this loop")
     if creditor not in record.members or record.after(creditor) != debtor:
         raise errors.RecordInvalid("the debt between these two is not in the loop")
-    voucher = Voucher(
-        account=loop.id,
-        provider=creditor,
-        customer=debtor,
-        number=1,
-        amount_micro=record.amount_micro,
-        until_ms=0,
-        count=None,
-    )
+    voucher = voucher_in_all(loop.id, debtor, creditor, record.amount_micro)
     return Signed(voucher, debtor, loop.network, loop.id, loop.raw)
 
 
 def open_voucher(raw: bytes, half: Half, *, network: bytes | None) -> Signed[Voucher]:
     """Return what a half rests on, its signatures verified: a voucher, or the loop that it names.
 
+    What a seal names is not signed but by its two halves.
+
     Raises:
-        TooLarge, RecordInvalid, SignatureInvalid: it is neither.
+        TooLarge, RecordInvalid, SignatureInvalid: it is none of these.
     """
+    if half.kind == "seal":
+        sealed = open_sealed(raw)
+        if half.account is None or half.amount_micro != len(sealed.entry_ids):
+            raise errors.RecordInvalid("a seal is over another number of entries than it names")
+        return seal_voucher(sealed, half.account, debtor=half.debit, creditor=half.credit)
     if half.clears:
         loop = open_loop(raw, network=network)
         return voucher_of(loop, debtor=half.debit, creditor=half.credit)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from xsc.api.ledger import PaidLease
 from xsc.base import encoding, fields, ids, limits, merkle
@@ -19,7 +19,8 @@ from xsc.base.units import is_near
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.ledger import entry, validation
-from xsc.ledger.chain import FOR, HALF, OTHER, VOUCHER, Chain, key_of
+from xsc.ledger.chain import FOR, HALF, UNSEALED, VOUCHER, Chain, key_of
+from xsc.ledger.cube import open_sealed
 from xsc.ledger.exchange import HistoryExchange
 from xsc.ledger.limits import LimitTerms
 from xsc.ledger.loop import open_voucher
@@ -121,7 +122,7 @@ class Proposals:
         await self._exchange.hear(debtor)
         while True:
             seq, mine = await self._chain.exclusive(self._prepare, xid, debtor, account, voucher)
-            refusal = None if seq is None else await self._propose(seq)
+            refusal = None if seq is None else await self.propose(seq)
             if mine and refusal is not None:
                 raise EntryRefused(f"the peer refused the entry: {refusal}")
             if mine:
@@ -150,8 +151,23 @@ class Proposals:
             return None, True
         if debtor not in state.opened and debtor not in state.limits:
             await self._chain.extend(self._limit(debtor, None))
-        post = entry.post_half(
-            creditor=me,
+        return await self.begin(xid, debtor, account, voucher, amount_micro), True
+
+    async def begin(
+        self,
+        xid: bytes,
+        debtor: bytes,
+        account: bytes,
+        voucher: Signed[Voucher],
+        amount_micro: int,
+        *,
+        kind: Literal["post", "seal"] = "post",
+    ) -> int:
+        """Write the own half of an entry that rests on a voucher; return its number."""
+        state = self._chain.state
+        half = entry.post_half(
+            kind=kind,
+            creditor=self._key.node_id,
             debtor=debtor,
             seq=state.next_seq,
             prev=state.head,
@@ -161,20 +177,24 @@ class Proposals:
             receipt=voucher.id,
             created_ms=self._clock.now_ms(),
         )
-        note = note_bytes(self.leases_of(debtor, account))
-        own = sign(post, self._key, self._network)
+        note = note_bytes(self.leases_of(debtor, account)) if kind == "post" else None
+        own = sign(half, self._key, self._network)
         await self._chain.extend(
             own, voucher, note=note, limit_micro=self._limit_terms(debtor).limit_micro
         )
-        return post.seq, True
+        return half.seq
 
-    async def _propose(self, seq: int) -> str | None:
-        """Have the debtor answer an own entry; return its refusal, or None where it is settled."""
+    async def propose(self, seq: int) -> str | None:
+        """Have the peer answer an own entry; return its refusal, or None where it is settled."""
         if seq in self._chain.state.voided:
             return "it did so before, and the entry was withdrawn"
         if seq not in self._chain.state.open:
             return None
         half = self._chain.own(seq)
+        seals = half.record.kind == "seal"
+        if seals and half.record.account != self._chain.history(half.record.peer):
+            await self._chain.exclusive(self._void, seq)
+            return "the peer has restarted its ledger, and the cubes with it"
         header: dict[str, encoding.Value] = {
             "v": 1,
             "half": half.raw,
@@ -183,6 +203,9 @@ class Proposals:
         try:
             reply = await self._caller.call(half.record.peer, PROPOSE, header)
         except EntryRefused as fault:
+            if seals:
+                # It costs nothing to ask again, and the refusal need not be final.
+                raise
             self._log.warning(
                 "ledger.refused", peer=ids.short(half.record.peer), entry=seq, reason=fault.message
             )
@@ -219,7 +242,8 @@ class Proposals:
         if (refusal := validation.check_chain(state, counter)) is not None:
             await self._chain.keep_fork(counter)
             raise ReceiptInvalid(f"the peer keeps two ledgers: {refusal.sentence}")
-        await self._chain.write([(key_of(OTHER, seq), counter.raw)])
+        under = self._chain.read(VOUCHER, seq)
+        await self._chain.write(self._chain.answered(half.record, counter, half.id, under))
         settle(state, half.record, counter)
         self._say_paid(half.record)
         self._chain.on_change()
@@ -245,6 +269,7 @@ class Proposals:
             validation.check_proposal(state, half, caller, voucher)
             or validation.check_incarnation(told, half)
             or self._check_payment(caller, voucher.record)
+            or self._check_seal(half.record, voucher.raw)
         )
         if refusal is not None:
             if refusal.code == "exists":
@@ -262,7 +287,8 @@ class Proposals:
         )
         own = sign(answer, self._key, self._network)
         assert answer.account is not None, "a post names an account"
-        note = note_bytes(self.leases_of(caller, answer.account))
+        seals = answer.kind == "seal"
+        note = None if seals else note_bytes(self.leases_of(caller, answer.account))
         await self._chain.extend(own, voucher, initiator=half, note=note)
         if answer.clears:
             self.on_loop(voucher.id)
@@ -280,6 +306,8 @@ class Proposals:
 
     def _say_paid(self, own: entry.Half) -> None:
         """Log what was booked, by this node's half of it."""
+        if own.kind == "seal":
+            return
         self._log.info(
             "ledger.paid",
             peer=ids.short(own.peer),
@@ -317,6 +345,19 @@ class Proposals:
         wrong = self.check_consent(payer, voucher)
         return None if wrong is None else validation.Refusal("payment_not_said", wrong)
 
+    def _check_seal(self, half: entry.Half, under: bytes) -> validation.Refusal | None:
+        """Return why this node does not seal what a peer names at this moment."""
+        if half.kind != "seal":
+            return None
+        if half.account != self._chain.history(half.credit):
+            return validation.Refusal("seal_wrong", "the seal is of other incarnations")
+        waiting = UNSEALED + half.credit
+        if any(
+            self._chain.store.get(waiting + one) is None for one in open_sealed(under).entry_ids
+        ):
+            return validation.Refusal("seal_wrong", "the seal names what does not wait for one")
+        return None
+
     async def retry_pending(self) -> int:
         """Propose every open entry again; return how many were settled.
 
@@ -324,7 +365,9 @@ class Proposals:
         others wait for the next time.
         """
         by_peer: dict[bytes, list[int]] = {}
-        for seq, item in sorted(self._chain.state.open.items()):
+        # Seals come last: nothing waits for them.
+        waiting = self._chain.state.open.items()
+        for seq, item in sorted(waiting, key=lambda each: (not each[1].amount_micro, each[0])):
             by_peer.setdefault(item.debtor, []).append(seq)
         counts = await asyncio.gather(*(self._retry(seqs) for seqs in by_peer.values()))
         return sum(counts)
@@ -333,7 +376,7 @@ class Proposals:
         count = 0
         for seq in seqs:
             try:
-                refusal = await self._propose(seq)
+                refusal = await self.propose(seq)
             except XscError as fault:
                 self._log.warning("ledger.unanswered", entry=seq, code=fault.code)
                 break

@@ -54,6 +54,8 @@ def known_entries(rows: audit.StoredRows, *, network: bytes) -> list[Old]:
     found = []
     for seq, raw in rows.others.items():
         half = entry.open_half(rows.halves[seq], network=network)
+        if half.record.kind == "seal":
+            continue
         voucher = open_voucher(rows.vouchers[seq], half.record, network=network)
         found.append(Old(half, entry.open_half(raw, network=network), voucher))
     return found

@@ -1,8 +1,8 @@
 """The ledger of one node: what it says, and the parts that change it.
 
 `chain` keeps it, `proposals` books debts together with peers, `loops` takes them off where they
-go around, `exchange` recovers it from peers. The sums are in `state`, the replay in `audit`, what
-people see in `statement`.
+go around, `seals` compares it with peers, `exchange` recovers it from them. The sums are in
+`state`, the replay in `audit`, what people see in `statement`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from xsc.ledger.entry import SettledEntry
 from xsc.ledger.limits import REPAID_MS, LimitSettings, LimitTerms, Trust, limit_terms, repaid
 from xsc.ledger.loops import Loops
 from xsc.ledger.proposals import PROPOSE, Proposals
+from xsc.ledger.seals import Seals
 from xsc.ledger.state import digest
 from xsc.ledger.statement import (
     StatementRow,
@@ -68,6 +69,7 @@ class LedgerService:
         self.exchange = exchange.HistoryExchange(context, self.chain)
         self.proposals = Proposals(context, self.chain, self.exchange, limit_terms=self.limit_terms)
         self.loops = Loops(context, self.chain, self.exchange, self.proposals)
+        self.seals = Seals(context, self.chain, self.exchange, self.proposals)
         self.set_limit = self.proposals.set_limit
         self.collect = self.proposals.collect
         self.retry_pending = self.proposals.retry_pending
@@ -229,6 +231,7 @@ class LedgerService:
                     hint="restart the node; if it happens again, restore the home from a backup",
                 )
             state = audit.state
+            self.seals.check(state)
             peers = len({*state.balances, *state.limits})
             text = (
                 f"{len(state.order)} entries with {peers} peers verified: {audit.settled} settled, "
@@ -252,6 +255,7 @@ class LedgerService:
             exchange.HEAD: self.exchange.on_head,
             exchange.HISTORY: self.exchange.on_history,
             **self.loops.handlers(),
+            **self.seals.handlers(),
         }
 
     async def run(self) -> None:

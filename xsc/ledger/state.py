@@ -22,7 +22,7 @@ from xsc.terms.voucher import Voucher
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """An own `post` that its debtor has not answered."""
+    """An own `post` that its debtor has not answered, or a seal, which moves nothing."""
 
     debtor: bytes
     account: bytes
@@ -47,6 +47,8 @@ class Seen:
     prev: bytes
     seq: int
     """Of the own half."""
+    seals: bool
+    """Of those, the next incarnation takes none along."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,9 @@ class LedgerState:
     opened: set[bytes] = field(default_factory=set)
     """Peers whose account was opened in this incarnation: an index only."""
     open: dict[int, Open] = field(default_factory=dict)
-    """Own `post` halves without an answer, by sequence number."""
+    """Own halves that wait for an answer, by sequence number."""
     voided: set[int] = field(default_factory=set)
-    """Own `post` halves that were withdrawn, by sequence number."""
+    """Those that were withdrawn, by sequence number."""
     settled: dict[bytes, dict[tuple[bytes, bytes], int]] = field(default_factory=dict)
     """Per account, then debtor and creditor, what was settled in all."""
     entries: dict[tuple[bytes, bytes], Known] = field(default_factory=dict)
@@ -210,7 +212,7 @@ def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None
         state.entries[half.peer, half.xid] = Known(initiator.id, half.seq)
     else:
         assert half.account is not None
-        state.open[half.seq] = Open(half.peer, half.account, half.amount_micro)
+        state.open[half.seq] = Open(half.peer, half.account, half.moves_micro)
     if half.link is None:
         state.entries[state.me, half.xid] = Known(own.id, half.seq)
     _list(state, half)
@@ -287,7 +289,7 @@ def take_old(
 
 
 def settle(state: LedgerState, own: Half, counter: Signed[Half]) -> None:
-    """Take the answer to an own `post`: from now on it counts."""
+    """Take the answer to an own half: from now on it counts."""
     del state.open[own.seq]
     _settle(state, own, counter, own.seq)
 
@@ -298,14 +300,15 @@ def _settle(state: LedgerState, own: Half, other: Signed[Half], seq: int) -> Non
     under = state.settled.setdefault(own.account, {})
     parties = (own.debit, own.credit)
     under[parties] = under.get(parties, 0) + own.amount_micro
-    state.balances[own.peer] = state.balances.get(own.peer, 0) + sign * own.amount_micro
+    state.balances[own.peer] = state.balances.get(own.peer, 0) + sign * own.moves_micro
     _see(state, own.peer, other, seq)
-    state.flows.add(own)
+    if own.kind == "post":
+        state.flows.add(own)
 
 
 def _see(state: LedgerState, peer: bytes, other: Signed[Half], seq: int) -> None:
     state.seen.setdefault(peer, {}).setdefault(
-        other.record.seq, Seen(other.id, other.record.prev, seq)
+        other.record.seq, Seen(other.id, other.record.prev, seq, other.record.kind == "seal")
     )
 
 

@@ -76,7 +76,7 @@ def entry_row(state: LedgerState, own: Signed[entry.Half]) -> Entry:
         seq=half.seq,
         kind=half.kind,
         peer=half.peer,
-        amount_micro=half.amount_micro,
+        amount_micro=half.moves_micro,
         direction="-" if half.kind != "post" else "in" if half.credit == state.me else "out",
         account=half.account,
         created_ms=half.created_ms,
@@ -191,7 +191,7 @@ def head_of(
 
 
 def _entry_state(state: LedgerState, half: entry.Half) -> EntryState:
-    if half.kind != "post":
+    if half.kind not in entry.BOTH_SIGN:
         return "noted"
     if half.seq in state.open:
         return "open"

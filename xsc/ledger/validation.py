@@ -25,7 +25,7 @@ from typing import Literal, TypeAlias
 
 from xsc.base.limits import AMOUNT_MAX
 from xsc.identity.envelope import Signed
-from xsc.ledger.entry import GENESIS, UNIT_CREDIT, Half
+from xsc.ledger.entry import BOTH_SIGN, GENESIS, UNIT_CREDIT, UNIT_NONE, Half
 from xsc.ledger.incarnation import Incarnation
 from xsc.ledger.state import LedgerState
 from xsc.terms.voucher import Voucher
@@ -52,6 +52,7 @@ RefusalCode: TypeAlias = Literal[
     "payment_not_said",
     "limit_exceeded",
     "answer_wrong",
+    "seal_wrong",
 ]
 
 
@@ -73,20 +74,24 @@ def _same_content(a: Half, b: Half) -> bool:
 
 def _check_form(half: Half) -> Refusal | None:
     """Check what a half of each kind must and must not carry."""
-    if half.unit != UNIT_CREDIT:
-        return Refusal("unit_unknown", f"unit {half.unit} is not booked here")
-    if half.kind not in ("open", "limit", "post", "void"):
+    if half.kind not in ("open", "limit", "post", "void", "seal"):
         return Refusal("kind_unknown", f"entries of kind '{half.kind}' are not booked here")
+    units = {"seal": (UNIT_NONE,), "void": (UNIT_NONE, UNIT_CREDIT)}.get(half.kind, (UNIT_CREDIT,))
+    if half.unit not in units:
+        return Refusal("unit_unknown", f"unit {half.unit} is not booked here")
     if half.expires_ms is not None or half.memo is not None:
         return Refusal("fields_wrong", f"a '{half.kind}' neither expires nor carries a memo")
     if (half.kind == "void") != (half.ref is not None):
         return Refusal("fields_wrong", "a 'void' names the entry that it withdraws, no other does")
-    if (half.kind in ("post", "void")) != (half.account is not None):
-        return Refusal("fields_wrong", "a 'post' or 'void' names an account, no other does")
-    if (half.kind == "post") != (half.receipt is not None):
-        return Refusal("fields_wrong", "a 'post' names a voucher, no other does")
-    if half.kind != "post" and half.link is not None:
+    if (half.kind in (*BOTH_SIGN, "void")) != (half.account is not None):
+        return Refusal("fields_wrong", "a 'post', 'seal' or 'void' names an account, no other does")
+    if (half.kind in BOTH_SIGN) != (half.receipt is not None):
+        return Refusal("fields_wrong", "a 'post' or 'seal' names what it rests on, no other does")
+    if half.kind not in BOTH_SIGN and half.link is not None:
         return Refusal("fields_wrong", f"a '{half.kind}' answers nothing")
+    # Two that start at once would wait for each other.
+    if half.kind == "seal" and half.credit > half.debit:
+        return Refusal("fields_wrong", "the node of the lower id starts a seal")
     return None
 
 
@@ -132,7 +137,7 @@ def check_proposal(
         return Refusal("debtor_not_me", "the debtor of this entry is another node")
     if (refusal := _check_form(said)) is not None:
         return refusal
-    if said.kind != "post":
+    if said.kind not in BOTH_SIGN:
         return Refusal("kind_unknown", f"a '{said.kind}' is not proposed to anybody")
     if said.link is not None:
         return Refusal("fields_wrong", "a proposal answers nothing")
@@ -148,7 +153,7 @@ def check_proposal(
         return refusal
     if (refusal := _check_amount(state, said, voucher.record)) is not None:
         return refusal
-    if said.amount_micro - state.balances.get(caller, 0) > AMOUNT_MAX:
+    if said.moves_micro - state.balances.get(caller, 0) > AMOUNT_MAX:
         return Refusal("amount_overflow", "the balance would leave the range of 63 bits")
     return None
 
@@ -247,7 +252,7 @@ def check_own_next(
         return Refusal("conflict", "another entry has the same xid")
     if half.kind == "void":
         return _check_void(state, half)
-    if half.kind == "post":
+    if half.kind in BOTH_SIGN:
         return _check_own_post(state, half, voucher, limit_micro)
     return None
 
@@ -259,7 +264,7 @@ def _check_void(state: LedgerState, half: Half) -> Refusal | None:
     if waiting is None or (waiting.debtor, waiting.account, waiting.amount_micro) != (
         half.peer,
         half.account,
-        half.amount_micro,
+        half.moves_micro,
     ):
         return Refusal("nothing_to_void", "no unanswered entry of that xid and content is open")
     return None
@@ -281,7 +286,8 @@ def _check_own_post(
         return refusal
     exposure = state.exposure(half.peer)
     # A complete loop is booked whatever has changed: it counted against the limit until now.
-    most = None if half.clears else limit_micro
+    # A seal moves nothing.
+    most = None if half.clears or half.kind == "seal" else limit_micro
     if most is not None and exposure + half.amount_micro > most:
         return Refusal(
             "limit_exceeded",

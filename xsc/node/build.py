@@ -394,6 +394,7 @@ class Node:
             self.commitments.weight_ppm,
             self.space,
             self._before_stand,
+            self.ledger.seals.seal_all,
         )
         self.checkpoints = checkpoints.Checkpoints(context, self.ledger.chain, known)
         self.forks = ForkGossip(

@@ -78,3 +78,16 @@ class Voucher(Record):
     """Up to when that is."""
     count: Id32 | None
     """The id of the provider's count that it pays; None off the books."""
+
+
+def voucher_in_all(account: bytes, customer: bytes, provider: bytes, amount_micro: int) -> Voucher:
+    """Return the voucher that would say what something that nobody bought is worth in all."""
+    return Voucher(
+        account=account,
+        provider=provider,
+        customer=customer,
+        number=1,
+        amount_micro=amount_micro,
+        until_ms=0,
+        count=None,
+    )

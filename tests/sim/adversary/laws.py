@@ -18,7 +18,7 @@ from typing import Any
 from tests.sim.network import World
 from xsc.base import encoding
 from xsc.base.clock import Clock, InlineExecutor
-from xsc.base.errors import RecordInvalid, SandboxFailed
+from xsc.base.errors import LedgerDamaged, RecordInvalid, SandboxFailed
 from xsc.base.limits import (
     COMPILE_BYTE_FUEL,
     EPOCH_MS,
@@ -451,6 +451,7 @@ class Oracle:
         self.nothing_is_free()
         self.nobody_pays_more_than_was_signed()
         self.nobody_owes_more_than_it_stated()
+        self.cubes_are_of_entries()
         self.shares_hold()
         self.recognition_is_the_operators()
         self.loops_turn()
@@ -581,6 +582,15 @@ class Oracle:
                 "owed",
                 f"the adversary owes node-{index} more than its limit",
             )
+
+    def cubes_are_of_entries(self) -> None:
+        """What is sealed is settled, each entry once; and what is not waits for it."""
+        for index in self.up():
+            ledger = self.world.nodes[index].ledger
+            try:
+                ledger.seals.check(ledger.chain.state)
+            except LedgerDamaged as fault:
+                expect(False, "sealed", f"node-{index}: {fault.message}")
 
     def nobody_owes_more_than_it_stated(self) -> None:
         """What is signed is within what the needs allow, and what was leased for now.

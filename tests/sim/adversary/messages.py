@@ -33,7 +33,9 @@ from xsc.base.limits import (
 from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash
 from xsc.health import challenge as rules
 from xsc.identity.envelope import Count, Id32, open_signed
-from xsc.ledger.entry import UNIT_CREDIT
+from xsc.ledger.cube import LEVEL_MAX
+from xsc.ledger.cube import Sealed as SealedEntries
+from xsc.ledger.entry import UNIT_CREDIT, UNIT_NONE
 from xsc.space.itc import event_bytes
 from xsc.space.limits import ASKED_RECORDS_MAX, CURSORS_MAX
 from xsc.space.paths import UserSpacePaths, section_of
@@ -125,6 +127,13 @@ HEADERS: dict[str, dict[str, Any]] = {
         "search": bytes,
     },
     "ledger.loop": {"loop": bytes},
+    "ledger.cubes": {
+        "history": Id32,
+        "count": Count,
+        "level": Annotated[int, Field(ge=0, le=LEVEL_MAX)],
+        "place": Count,
+        "face": Annotated[int, Field(ge=0, le=2)] | None,
+    },
     "ledger.cosign": {"checkpoint": bytes, "old": Count, "path": Many(Id32, 64)},
     "ledger.compare": {"seen": Many((Id32, Count, Id32), 256), "half": Sealed("entry")},
     "space.next": {
@@ -278,7 +287,10 @@ def _deploy_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
 
 
 def _proposal(forge: Forge, header: dict[str, Any]) -> list[bytes]:
-    """Claim what a voucher says that another signed, or more of it."""
+    """Claim what a voucher says that another signed, or more of it; or seal what is, or is not."""
+    if forge.chance(0.3):
+        header["voucher"] = _seal(forge, header)
+        return []
     due = [raw for raw in forge.raws["voucher"] if raw[1] == forge.focus.get("debit")]
     if due:
         raw, debtor, said = forge.rng.choice(due)
@@ -299,6 +311,30 @@ def _proposal(forge: Forge, header: dict[str, Any]) -> list[bytes]:
         }
         header["half"] = forge.fitting("entry", values)
     return []
+
+
+def _seal(forge: Forge, header: dict[str, Any]) -> bytes:
+    """Return what a seal names: entries that wait for one, and now and then others."""
+    account, before, waiting = forge.focus["cubes"]
+    named = {entry_id for entry_id in waiting if forge.chance(0.8)}
+    if not named or forge.chance(0.2):
+        named.add(forge.rng.randbytes(32))
+    sealed = SealedEntries(before + forge.rng.choice((0, 0, 0, 1)), tuple(sorted(named)))
+    values = {
+        "peer": forge.focus["debit"],
+        "link": None,
+        "kind": "seal",
+        "unit": UNIT_NONE,
+        "amount_micro": len(named),
+        "ref": None,
+        "expires_ms": None,
+        "account": account,
+        "receipt": sealed.id,
+        "created_ms": forge.now_ms(),
+        "memo": None,
+    }
+    header["half"] = forge.fitting("entry", values)
+    return sealed.raw
 
 
 def _head_parts(forge: Forge, _header: dict[str, Any]) -> list[bytes]:

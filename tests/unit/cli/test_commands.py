@@ -966,6 +966,49 @@ def test_clear(xsc, stand_in):
     assert "no debts go around" in xsc("ledger", "clear").err
 
 
+def test_cubes_are_drawn_and_compared(xsc, stand_in):
+    row = {
+        "peer": NODE,
+        "name": "bob",
+        "sealed": 30,
+        "unsealed": 2,
+        "levels": [
+            {"level": 2, "index": 0, "full": 1, "differs": None},
+            {"level": 1, "index": 1, "full": 4, "differs": None},
+        ],
+        "compared": "-",
+        "shared": None,
+        "entry_id": None,
+        "created_ms": None,
+    }
+    stand_in.answers("GET", "/v1/ledger/cubes", {"cubes": [row]})
+    shown = xsc("ledger", "cubes")
+    assert shown.code == 0
+    assert shown.text.splitlines() == [
+        "bob: 30 sealed, 2 to be sealed",
+        "  27 a cell    1 a cell",
+        "  ■□□ □□□ □□□  ■■■ □□□ □□□",
+        "  □□□ □□□ □□□  ■□□ □□□ □□□",
+        "  □□□ □□□ □□□  □□□ □□□ □□□",
+    ]
+    same = row | {"compared": "same", "shared": 30}
+    other = row | {"compared": "differs", "shared": 30, "entry_id": NODE, "created_ms": 0}
+    other["levels"] = [{"level": 1, "index": 0, "full": 27, "differs": 13}]
+    for answer, code, text in (
+        (same, 0, "bob has the same 30"),
+        (other, 6, f"bob has another entry than {NODE} of 1970-01-01"),
+        (other, 6, "■■■ ■■■ ■■■\n  ■■■ ■×■ ■■■\n"),
+        (row | {"compared": "apart"}, 0, "has not heard of a restart"),
+        (row | {"compared": "silent"}, 0, "bob does not answer"),
+    ):
+        stand_in.answers("GET", "/v1/ledger/cubes?peer=bob&compare=1", {"cubes": [answer]})
+        told = xsc("ledger", "cubes", "bob", "--compare")
+        assert told.code == code
+        assert text in told.text
+    stand_in.answers("GET", "/v1/ledger/cubes", {"cubes": []})
+    assert "nothing was booked yet" in xsc("ledger", "cubes").err
+
+
 def test_what_was_paid_outside_waits_for_the_other_side(xsc, stand_in):
     answer = {
         "peer": NODE,

@@ -14,7 +14,7 @@ def test_an_empty_ledger_says_what_fills_it():
         browser = Browser(world.nodes[0])
         text = await browser.shown("/ledger")
         assert "<code>xsc store put FILE</code>" in text
-        assert text.count("<code>xsc ledger settle</code>") == 2
+        assert text.count("<code>xsc ledger settle</code>") == 3
         for wrong in ("x", "-1", str(2**63)):
             answer = await browser.get(f"/ledger?before={wrong}")
             assert (answer.status, "before must be a whole number" in answer.seen) == (400, True)

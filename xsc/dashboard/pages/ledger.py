@@ -22,6 +22,7 @@ async def gather(node: Node, asked: Asked) -> Mapping[str, Any]:
         "found": found,
         "balances": sorted(found["balances"], key=lambda row: -row["balance_micro"]),
         "flows": flows,
+        "cubes": await fetch(node, ledger.CUBES, ledger.CubesAsked()),
         "widest": max(sums, default=0),
         "log": await fetch(node, ledger.LOG, ledger.Page(limit=ENTRIES_SHOWN, before=before)),
         "before": before,

@@ -75,6 +75,8 @@ COSTS: Final[Mapping[str, Cost]] = {
     # It has this node ask a few of its own peers, and is answered with what five have signed.
     "ledger.offer": Cost(base=6_000, signatures=6, synced=True, asked=KIB),
     "ledger.loop": Cost(signatures=6, synced=True, asked=5 * KIB),
+    # Of 27 cells that are read, the faces.
+    "ledger.cubes": Cost(asked=KIB),
     "ledger.head": Cost(signatures=1, synced=True),
     # A checkpoint has the signatures of its co-signers, and a proof may be kept.
     "ledger.cosign": Cost(signatures=10, synced=True, asked=8 * KIB),

@@ -10,6 +10,7 @@ from itertools import islice
 from xsc.api import endpoint, peers
 from xsc.api import ledger as api
 from xsc.base import errors, ids, units
+from xsc.ledger import cube
 from xsc.ledger.checkpoint import quorum
 from xsc.ledger.export import FORMATS
 from xsc.ledger.loop import SignedLoop
@@ -204,6 +205,63 @@ async def checkpoint(node: Node, _: endpoint.Nothing) -> api.Checkpoint:
         complete=mark.is_complete,
         text=last.raw.decode(),
     )
+
+
+async def cubes(node: Node, asked: api.CubesAsked) -> list[api.Cubes]:
+    """Show what is sealed with each peer, and compare it where that is asked."""
+    balances = node.ledger.chain.state.balances
+    with_peers = sorted(balances) if asked.peer is None else [node.find(asked.peer)]
+    found = (_cubes_with(node, peer, compare=asked.compare) for peer in with_peers)
+    return list(await asyncio.gather(*found))
+
+
+async def _cubes_with(node: Node, peer: bytes, *, compare: bool) -> api.Cubes:
+    made, sealed = await node.ledger.seals.with_peer(peer)
+    how: api.Compared = "-"
+    shared: int | None = None
+    place: int | None = None
+    if compare:
+        try:
+            found = await node.ledger.seals.compare(peer)
+            how = "apart"
+            if found is not None:
+                shared, place = found
+                how = "same" if place is None else "differs"
+        except errors.LedgerDamaged:
+            raise
+        except errors.XscError:
+            how = "silent"
+    chain = node.ledger.chain
+    entry_id = None if place is None else made.read(0, place)
+    known = (each.seq for each in chain.state.entries.values() if each.entry_id == entry_id)
+    own = None if (seq := next(known, None)) is None else chain.own(seq)
+    return api.Cubes(
+        peer=peer,
+        sealed=sealed,
+        unsealed=sum(1 for _ in chain.unsealed(peer)),
+        levels=_drawn(sealed, place),
+        compared=how,
+        shared=shared,
+        entry_id=entry_id,
+        created_ms=None if own is None else own.record.created_ms,
+    )
+
+
+def _drawn(sealed: int, differs: int | None) -> list[api.CubeLevel]:
+    """Return the cubes that are being filled, or those of an entry; the highest first."""
+    levels = []
+    for level in range(cube.top_level(sealed + 1), 0, -1):
+        below = cube.CUBE ** (level - 1)
+        index = (sealed if differs is None else differs) // below // cube.CUBE
+        levels.append(
+            api.CubeLevel(
+                level=level,
+                index=index,
+                full=min(cube.CUBE, sealed // below - index * cube.CUBE),
+                differs=None if differs is None else differs // below % cube.CUBE,
+            )
+        )
+    return levels
 
 
 async def pardon(node: Node, asked: api.Pardon) -> api.Pardoned:
