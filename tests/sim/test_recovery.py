@@ -110,7 +110,9 @@ async def story(world):
     owner = world.nodes[OWNER]
     assert (done.found.objects, done.found.lost) == (3, ())
     assert (done.peers, done.silent, done.unproven) == (6, (), {})
-    assert done.entries == len([row for row in log if row.state == "settled"])
+    assert done.entries == len(
+        [row for row in log if row.state == "settled" and row.kind == "post"]
+    )
     assert owner.ledger.head()[0] == owner.ledger.chain.state.first_seq > chain[0]
     assert {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()} == balances
     assert owner.ledger.limit(friend) == 123_456_789

@@ -124,8 +124,9 @@ class LedgerService:
         return len(self.chain.state.order)
 
     def settled_entries(self) -> int:
-        """Return how many entries both parties have signed."""
-        return sum(len(halves) for halves in self.chain.state.seen.values())
+        """Return how many entries both parties have signed, seals left out."""
+        seen = self.chain.state.seen.values()
+        return sum(not half.seals for halves in seen for half in halves.values())
 
     def noted(self) -> incarnation.Noted:
         """Return the account with each peer, for the own directory."""
