@@ -709,6 +709,7 @@ BALANCES = {
             "balance_micro": -5,
             "limit_micro": 9,
             "unproven_micro": 0,
+            "clearing_micro": 0,
             "left_micro": 14,
             "shared_through": None,
             "own_limit_micro": None,
@@ -957,7 +958,12 @@ def test_settle(xsc, stand_in):
 
 
 def test_clear(xsc, stand_in):
-    row = {"members": [{"id": NODE, "name": "bob"}], "amount_micro": 40, "state": "waits"}
+    row = {
+        "members": [{"id": NODE, "name": "bob"}],
+        "amount_micro": 40,
+        "state": "unsigned",
+        "waits_for": [{"id": NODE, "name": "cid"}],
+    }
     stand_in.answers("POST", "/v1/ledger/clear", {"loops": [row]})
     text = xsc("ledger", "clear").text
     assert "0.000040" in text
