@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.unit.ledger.circle import STARTER, Circle, Member, collect
+from tests.unit.ledger.circle import STARTER, Circle, Member, collect, digest
 from xsc.base.errors import CreditExceeded, EntryRefused, PeerSilent
 from xsc.db.memory import MemoryKeyValue
-from xsc.ledger.state import digest
 
 FATES = ["pass", "request lost", "answer lost", "twice"]
 SIDES = st.sampled_from([(0, 1), (1, 0), (0, 2), (2, 1), (1, 2)])

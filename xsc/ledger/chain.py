@@ -6,8 +6,9 @@ failed write the state is read again from the store.
 Keys, all under "ledger/": `half/<seq>` own halves, `other/<seq>` the peer's half
 beside it, `voucher/<seq>` what it rests on, `mark` the end of the chain,
 `conflict/<peer><id>` evidence; `restart` the present incarnation, `claim/<seq>` when an
-old half was taken after it had begun. Beside them `ledger-peer/<peer>` is the newest
-incarnation of a peer, `ledger-heard/<peer>` the own one in which it told its history, and
+old half was taken after it had begun; `snapshot` the state at a half, and `index/` what is looked
+up of all entries before that half (`xsc.ledger.index`). Beside them `ledger-peer/<peer>` is the
+newest incarnation of a peer, `ledger-heard/<peer>` the own one in which it told its history, and
 `ledger-for/<seq>` the leases that an entry is for, which only people read; `ledger-loop/<id>` is a
 loop that this node has signed, until both its edges are booked.
 """
@@ -15,18 +16,31 @@ loop that this node has signed, until both its edges are booked.
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Final, ParamSpec, TypeVar
 
 from xsc.base import encoding, errors, ids
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed
+from xsc.identity.envelope import Signed, open_signed, read_claimed, sign
 from xsc.ledger import audit, recovery, validation
+from xsc.ledger.audit import Replay
 from xsc.ledger.entry import Half, open_half
-from xsc.ledger.incarnation import Incarnation, Restart, open_incarnation, open_restart
+from xsc.ledger.incarnation import (
+    Incarnation,
+    Restart,
+    carried_hash,
+    open_incarnation,
+    open_restart,
+)
+from xsc.ledger.index import INDEX, Index
 from xsc.ledger.loop import SignedLoop, open_loop
-from xsc.ledger.state import LedgerState, append
+from xsc.ledger.snapshot import SNAPSHOT_BYTES_MAX, Snapshot, restored, snapshot_of
+from xsc.ledger.state import LedgerState, append, begin
 from xsc.terms.voucher import Voucher
 
 LEDGER_CONFLICTS_KEPT = 16
@@ -41,12 +55,20 @@ OTHER: Final = _ROOT + b"other/"
 VOUCHER: Final = _ROOT + b"voucher/"
 CONFLICT: Final = _ROOT + b"conflict/"
 MARK: Final = _ROOT + b"mark"
+SNAPSHOT: Final = _ROOT + b"snapshot"
 RESTART: Final = _ROOT + b"restart"
 CLAIM: Final = _ROOT + b"claim/"
 FOR: Final = b"ledger-for/"
 PEER: Final = b"ledger-peer/"
 HEARD: Final = b"ledger-heard/"
 LOOP: Final = b"ledger-loop/"
+
+SLICE: Final = 64
+"""Entries that are read or checked in one go."""
+PAGE: Final = 2**14
+"""Rows of the index that are written in one go where all of it is made anew."""
+END: Final = 2**64 - 1
+"""Above every number."""
 
 
 def key_of(prefix: bytes, seq: int) -> bytes:
@@ -73,6 +95,136 @@ def _error(refusal: validation.Refusal) -> errors.XscError:
     return kinds.get(refusal.code, errors.ArgumentInvalid)(refusal.sentence)
 
 
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """What a ledger was at some moment."""
+
+    now: Snapshot
+    snapshot: bytes | None
+    """The stored one."""
+    mark: bytes | None
+    index: Index
+    changes: dict[bytes, bytes]
+    """Of the index since the stored snapshot."""
+    claims: dict[int, bytes]
+
+
+class Rows:
+    """What the store has of the chain of one node, in slices."""
+
+    def __init__(self, store: KeyValue, me: bytes, network: bytes) -> None:
+        self._store = store
+        self._me = me
+        self._network = network
+
+    def table(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the rows under a prefix, their keys without it."""
+        for key, raw in self._store.scan(prefix, prefix_end(prefix)):
+            yield key[len(prefix) :], raw
+
+    def _numbered(self, prefix: bytes, first: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        for key, raw in self._store.scan(key_of(prefix, first), key_of(prefix, stop)):
+            yield int.from_bytes(key[len(prefix) :], "big"), raw
+
+    def stored(self, first: int = 0, stop: int = END) -> Iterator[audit.Stored]:
+        """Yield what there is under the numbers from one on and before another."""
+        while first < stop:
+            page = list(islice(self._numbered(HALF, first, stop), SLICE))
+            end = page[-1][0] + 1 if len(page) == SLICE else stop
+            halves, others, vouchers = (
+                dict(page),
+                dict(self._numbered(OTHER, first, end)),
+                dict(self._numbered(VOUCHER, first, end)),
+            )
+            for seq in sorted(halves | others | vouchers):
+                yield audit.Stored(seq, halves.get(seq), others.get(seq), vouchers.get(seq))
+            first = end
+
+    def newest(self, before: int | None) -> Iterator[int]:
+        """Yield the numbers of own halves, the highest first; those below one."""
+        stop = key_of(HALF, END if before is None else before)
+        for key, _ in self._store.scan(HALF, stop, reverse=True):
+            yield int.from_bytes(key[-8:], "big")
+
+    def _one(self, seq: int) -> audit.Stored:
+        get = self._store.get
+        return audit.Stored(seq, *(get(key_of(each, seq)) for each in (HALF, OTHER, VOUCHER)))
+
+    def claims(self) -> dict[int, bytes]:
+        """Return the turn of each claim by its number."""
+        return {int.from_bytes(key, "big"): raw for key, raw in self.table(CLAIM)}
+
+    def restart(self) -> Restart | None:
+        """Return what the present incarnation began with; None in the first one.
+
+        Raises:
+            LedgerDamaged: the row is damaged.
+        """
+        raw = self._store.get(RESTART)
+        if raw is None:
+            return None
+        try:
+            return open_restart(raw, author=self._me, network=self._network)
+        except (errors.PeerError, errors.LimitError) as fault:
+            raise errors.LedgerDamaged(
+                f"the restart of the ledger is damaged: {fault.message}"
+            ) from None
+
+    def begin(self, replay: Replay) -> Iterator[bool]:
+        """Begin the present incarnation with all that it took along; yield now and then.
+
+        Raises:
+            LedgerDamaged: it is not all there.
+        """
+        restart = self.restart()
+        if restart is None:
+            return
+        begin(replay.state, restart)
+        claims, carried = self.claims(), []
+        for row in self.stored(0, replay.state.first_seq):
+            if row.seq not in claims:
+                carried.append(replay.carry(row))
+                if len(carried) % SLICE == 0:
+                    yield True
+        if carried_hash(restart.noted, carried) != restart.incarnation.record.carried:
+            raise errors.LedgerDamaged(
+                "the ledger does not hold what its incarnation took along",
+                hint="restore the home from a backup, or recover it: xsc node recover",
+            )
+
+    def walk(self, replay: Replay, stop: int = END, claims: int = END) -> Iterator[bool]:
+        """Take what follows, up to a number and so many claims; yield now and then.
+
+        Raises:
+            LedgerDamaged: names the first entry that breaks a rule.
+        """
+        state = replay.state
+        for seq in sorted(state.open):
+            if seq not in replay.held:
+                replay.answer(self._one(seq))
+        turns = sorted(((turn, seq) for seq, turn in self.claims().items()), reverse=True)
+        turns = turns[max(0, len(turns) - claims) : len(turns) - len(state.claims)]
+
+        def take_claims(before_seq: int) -> None:
+            while turns and int.from_bytes(turns[-1][0][:8], "big") <= before_seq:
+                turn, seq = turns.pop()
+                replay.carry(self._one(seq), turn)
+
+        stray = None
+        for row in self.stored(state.next_seq, stop):
+            if row.half is None:
+                stray = row.seq if stray is None else stray
+                continue
+            take_claims(row.seq)
+            replay.take(row)
+            if row.seq % SLICE == 0:
+                yield True
+        take_claims(state.next_seq)
+        if stray is not None:
+            raise audit.stray(stray)
+        yield True
+
+
 class Chain:
     """The chain of one node.
 
@@ -86,24 +238,29 @@ class Chain:
     """
 
     def __init__(self, context: Context, store: KeyValue, *, recovering: bool) -> None:
-        self._me = context.key.node_id
-        self._network = context.network
+        self._key = context.key
+        self.me = context.key.node_id
+        self.network = context.network
         self._executor = context.executor
         self._log = context.log
         self.store = store
+        self.rows = Rows(store, self.me, self.network)
+        self.table = self.rows.table
         self.on_change: Callable[[], None] = lambda: None
         """Called when a balance or a limit has changed."""
         self.recovering = recovering
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[object]] = set()
         self._certain = True
+        self.is_read = False
+        """Whether the ledger is being verified: so long, no snapshot is written."""
         self.restart: Restart | None = None
         """What the present incarnation began with; None in the first one."""
         self.state = self.load()
         self._forks: dict[bytes, set[bytes]] = {}
         """By peer, halves that prove, with a kept one, that it keeps two ledgers."""
         for key, raw in self.table(CONFLICT):
-            if audit.is_fork(raw, self._network):
+            if audit.is_fork(raw, self.network):
                 self._forks.setdefault(key[: ids.ID_BYTES], set()).add(key[ids.ID_BYTES :])
 
     def read(self, prefix: bytes, seq: int) -> bytes:
@@ -128,7 +285,7 @@ class Chain:
         """
         raw = self.read(HALF, seq)
         try:
-            return audit.trusted(raw, Half, self._network)
+            return read_claimed(raw, Half, network=self.network)
         except (errors.PeerError, errors.LimitError) as fault:
             raise errors.LedgerDamaged(
                 f"entry {seq} of the ledger is damaged: {fault.message}"
@@ -139,28 +296,7 @@ class Chain:
         raw = self.store.get(PEER + peer)
         if raw is None:
             return None
-        return open_incarnation(raw, author=peer, network=self._network)
-
-    def table(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the rows under a prefix, their keys without it."""
-        for key, raw in self.store.scan(prefix, prefix_end(prefix)):
-            yield key[len(prefix) :], raw
-
-    def rows(self) -> audit.StoredRows:
-        """Return everything that the store has of this ledger."""
-
-        def numbered(prefix: bytes) -> dict[int, bytes]:
-            return {int.from_bytes(key, "big"): raw for key, raw in self.table(prefix)}
-
-        return audit.StoredRows(
-            mark=self.store.get(MARK),
-            halves=numbered(HALF),
-            others=numbered(OTHER),
-            vouchers=numbered(VOUCHER),
-            conflicts=dict(self.table(CONFLICT)),
-            restart=self.store.get(RESTART),
-            claims=numbered(CLAIM),
-        )
+        return open_incarnation(raw, author=peer, network=self.network)
 
     def load(self) -> LedgerState:
         """Return the state that the stored rows give, and take over the restart among them.
@@ -168,19 +304,112 @@ class Chain:
         Raises:
             LedgerDamaged: the stored chain breaks a rule.
         """
-        rows = self.rows()
-        state = audit.replay(rows, me=self._me, network=self._network, signatures=False).state
-        if rows.restart is not None:
-            self.restart = open_restart(rows.restart, author=self._me, network=self._network)
+        self.restart = self.rows.restart()
+        state = self._from_snapshot() or self._from_first()
+        for key, raw in self.table(CONFLICT):
+            audit.check_conflict(key, raw, self.network, signatures=False)
         try:
             for key, raw in self.table(LOOP):
-                state.loops[key] = open_loop(raw, network=self._network)
+                state.loops[key] = open_loop(raw, network=self.network)
         except (errors.PeerError, errors.LimitError) as fault:
             raise errors.LedgerDamaged(
                 f"the loop {ids.short(key)} is damaged: {fault.message}",
                 hint="restore the home from a backup",
             ) from None
         return state
+
+    def _from_snapshot(self) -> LedgerState | None:
+        """Return what the snapshot and the halves after it give; None where they do not fit.
+
+        All that a snapshot says follows from the halves, so nothing is lost without it.
+        """
+        raw = self.store.get(SNAPSHOT)
+        if raw is None:
+            return None
+        try:
+            replay = Replay(
+                restored(self.open_snapshot(raw), me=self.me, index=Index(self.store)),
+                self.network,
+            )
+            deque(self.rows.walk(replay), 0)
+            audit.check_end(replay.state, self.store.get(MARK))
+        except errors.LedgerDamaged as fault:
+            self._log.warning("ledger.snapshot_wrong", reason=fault.message)
+            return None
+        return replay.state
+
+    def _from_first(self) -> LedgerState:
+        """Return what all halves give, and make the index anew."""
+        if self.store.get(SNAPSHOT) is not None:
+            self.store.write([(SNAPSHOT, None)], sync=False)
+        while page := [INDEX + key for key, _ in islice(self.table(INDEX), PAGE)]:
+            self.store.write([(key, None) for key in page], sync=False)
+        state = LedgerState(self.me, index=Index(self.store))
+        replay, is_stored = Replay(state, self.network), False
+        for _ in itertools.chain(self.rows.begin(replay), self.rows.walk(replay)):
+            if len(state.index.changes) >= PAGE:
+                is_stored = True
+                self.store.write(state.index.rows(), sync=False)
+                state.index.changes = {}
+        audit.check_end(state, self.store.get(MARK))
+        if is_stored:
+            self.store.write(self._snapshot_rows(state), sync=True)
+            state.index.changes = {}
+        return state
+
+    def open_snapshot(self, raw: bytes) -> Snapshot:
+        """Return a snapshot of this node.
+
+        Raises:
+            LedgerDamaged: it is none.
+        """
+        try:
+            found = open_signed(
+                raw,
+                Snapshot,
+                network=self.network,
+                author=self.me,
+                size_max=SNAPSHOT_BYTES_MAX,
+            )
+        except (errors.PeerError, errors.LimitError):
+            raise audit.index_damaged() from None
+        return found.record
+
+    def _snapshot_rows(self, state: LedgerState) -> list[Change]:
+        signed = sign(snapshot_of(state), self._key, self.network)
+        return [(SNAPSHOT, signed.raw), *state.index.rows()]
+
+    async def pin(self) -> Pinned:
+        """Return what the ledger is now, for who verifies it; until that ends, no snapshot.
+
+        Raises:
+            LedgerDamaged: something is stored that it does not know of.
+        """
+        for row in self.rows.stored(self.state.next_seq):
+            raise audit.stray(row.seq)
+        for seq in self.state.open:
+            if self.store.get(key_of(OTHER, seq)) is not None:
+                raise audit.damaged(seq, "the store has an answer to it that was never taken")
+        self.is_read = True
+        return Pinned(
+            now=snapshot_of(self.state),
+            snapshot=self.store.get(SNAPSHOT),
+            mark=self.store.get(MARK),
+            index=self.state.index,
+            changes=dict(self.state.index.changes),
+            claims=self.rows.claims(),
+        )
+
+    async def snapshot(self) -> None:
+        """Write the state as it is now: the next start reads it, and the halves after it."""
+        await self.exclusive(self._snapshot)
+
+    async def _snapshot(self) -> None:
+        index = self.state.index
+        # Who verifies the ledger reads the rows of the snapshot before.
+        if index.changes and not self.is_read:
+            await self.write(self._snapshot_rows(self.state))
+            index.changes = {}
 
     async def exclusive(
         self, step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -255,7 +484,7 @@ class Chain:
         loop = None
         if voucher is not None and own.record.clears:
             # Who learns that it is complete by the first of its two edges has the other to book.
-            loop = open_loop(voucher.raw, network=self._network)
+            loop = open_loop(voucher.raw, network=self.network)
             changes.append((LOOP + loop.id, loop.raw))
         await self.write(changes)
         append(self.state, own, initiator)
@@ -274,10 +503,10 @@ class Chain:
 
     async def keep_fork(self, half: Signed[Half]) -> None:
         """Keep a half together with one of the same author that contradicts it."""
-        seen = self.state.seen.get(half.author, {})
-        for seq in (half.record.seq, half.record.seq - 1, half.record.seq + 1):
-            if seq in seen:
-                await self._keep(self.read(OTHER, seen[seq].seq), half)
+        seq = half.record.seq
+        for number in (seq, seq - 1, seq + 1):
+            if number >= 0 and (seen := self.state.seen.get((half.author, number))) is not None:
+                await self._keep(self.read(OTHER, seen.seq), half)
                 return
 
     def fork(self, peer: bytes) -> bytes | None:
@@ -293,7 +522,7 @@ class Chain:
         """Keep a half whose xid another half has already, if both are of one incarnation."""
         known = self.read(OTHER, self.state.entries[half.author, half.record.xid].seq)
         first = 0 if told is None else told.record.first_seq
-        kept = open_half(known, network=self._network)
+        kept = open_half(known, network=self.network)
         if (kept.record.seq < first) == (half.record.seq < first):
             await self._keep(known, half)
 
@@ -302,7 +531,7 @@ class Chain:
         prefix = CONFLICT + other.author
         held = [key for key, _ in self.store.scan(prefix, prefix_end(prefix))]
         raw = audit.conflict_bytes(kept, other.raw)
-        is_fork = audit.is_fork(raw, self._network)
+        is_fork = audit.is_fork(raw, self.network)
         is_full = len(held) >= LEDGER_CONFLICTS_KEPT and prefix + other.id not in held
         if not is_full or is_fork:
             # A further fork takes the place of another row: what was lifted was not this.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from xsc.base import encoding, fields, ids, keyvalue, merkle
@@ -26,6 +27,7 @@ from xsc.ledger.chain import (
     OTHER,
     PEER,
     RESTART,
+    SNAPSHOT,
     VOUCHER,
     Chain,
     key_of,
@@ -33,6 +35,7 @@ from xsc.ledger.chain import (
 )
 from xsc.ledger.entry import GENESIS, open_half
 from xsc.ledger.incarnation import Incarnation, Noted, Restart, open_incarnation, restart_bytes
+from xsc.ledger.index import INDEX
 from xsc.ledger.recovery import (
     Old,
     check_shown,
@@ -117,14 +120,14 @@ class HistoryExchange:
         self, shown: Sequence[Old], heard: dict[bytes, int], noted: Noted
     ) -> None:
         def work() -> list[keyvalue.Change]:
-            rows = self._chain.rows()
+            rows = [*self._chain.rows.stored()]
             entries = merged([*known_entries(rows, network=self._network), *shown])
-            known = {seq + 1 for seq in rows.halves} | {self._chain.state.next_seq}
+            known = {row.seq + 1 for row in rows} | {self._chain.state.next_seq}
             known |= {item.half.record.seq + 1 for item in entries} | {*heard.values()}
             record = plan(entries, noted, highest_seq=max(known), now_ms=self._clock.now_ms())
             signed = sign(record, self._key, self._network)
-            changes: list[keyvalue.Change] = []
-            for prefix in (HALF, OTHER, VOUCHER, CLAIM, HEARD):
+            changes: list[keyvalue.Change] = [(SNAPSHOT, None)]
+            for prefix in (HALF, OTHER, VOUCHER, CLAIM, HEARD, INDEX):
                 changes += [(prefix + key, None) for key, _ in self._chain.table(prefix)]
             for item in entries:
                 changes += rows_of(item)
@@ -276,7 +279,8 @@ class HistoryExchange:
                 self._confirm(peer, fields.take_bytes(reply.header, "yours"))
             old = fields.take_int(reply.header, "old")
             # Before the first restart there is no incarnation that old halves could be of.
-            if claims and self._chain.restart is not None and old > self._old_with(peer):
+            known = self._chain.state.old.get(peer, 0)
+            if claims and self._chain.restart is not None and old > known:
                 await self._claims_of(peer)
         except LedgerDamaged:
             raise
@@ -284,11 +288,6 @@ class HistoryExchange:
             self._log.info("ledger.head_not_confirmed", peer=ids.short(peer), code=fault.code)
             return False
         return True
-
-    def _old_with(self, peer: bytes) -> int:
-        """Return how many halves of earlier incarnations with a peer are in the ledger."""
-        state = self._chain.state
-        return sum(seq < state.first_seq for seq in state.with_peer.get(peer, ()))
 
     def _confirm(self, peer: bytes, raw: bytes) -> None:
         mine = open_half(raw, network=self._network)
@@ -311,11 +310,9 @@ class HistoryExchange:
     ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         """Return a page of the caller's halves that this ledger has, from a number on."""
         start = fields.take_int(header, "start")
-        seen = self._chain.state.seen.get(caller, {})
-        later = [seq for seq in sorted(seen) if seq >= start]
+        seen = self._chain.state.seen_from(caller, start)
         items: list[encoding.Value] = []
-        for theirs in later[:LEDGER_HISTORY_ITEMS_MAX]:
-            seq = seen[theirs].seq
+        for theirs, (_, _, seq) in islice(seen, LEDGER_HISTORY_ITEMS_MAX):
             items.append(
                 {
                     "seq": theirs,
@@ -327,7 +324,7 @@ class HistoryExchange:
         return {
             "v": 1,
             "items": items,
-            "more": len(items) < len(later),
+            "more": next(seen, None) is not None,
             "incarnation": self._chain.store.get(PEER + caller),
         }, ()
 
@@ -340,15 +337,16 @@ class HistoryExchange:
             incarnation = open_incarnation(raw, author=caller, network=self._network)
             await self._chain.exclusive(self._keep_incarnation, incarnation)
         told = self._chain.incarnation_of(caller)
-        seen = self._chain.state.seen.get(caller, {})
-        yours = self._chain.read(OTHER, seen[max(seen)].seq) if seen else None
+        state = self._chain.state
+        newest = next(state.seen_from(caller, 0, reverse=True), None)
+        yours = None if newest is None else self._chain.read(OTHER, newest[1].seq)
         first = 0 if told is None else told.record.first_seq
         return {
             "v": 1,
-            "next_seq": self._chain.state.next_seq,
-            "head": self._chain.state.head,
+            "next_seq": state.next_seq,
+            "head": state.head,
             "yours": yours,
-            "old": sum(seq < first for seq in seen),
+            "old": sum(1 for _ in state.seen_from(caller, 0, first)),
             "incarnation": None if told is None else told.raw,
         }, ()
 

@@ -1,23 +1,38 @@
 """The state of a ledger: balances, limits and open entries that follow from its halves.
 
 The state follows from the chain, the counter-halves and what an incarnation carries over
-only: a replay gives the same state (`digest`). It is changed in place, because copying it
-for each of a hundred thousand halves would make a replay quadratic. Nothing is checked
-here; `xsc.ledger.validation` has done so.
+only: a replay gives the same. It is changed in place, because copying it for each of a hundred
+thousand halves would make a replay quadratic. What grows with each entry is in its index.
+Nothing is checked here; `xsc.ledger.validation` has done so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
-from xsc.base.encoding import Value, encode, tagged_sha256
+from xsc.base.encoding import tagged_sha256
 from xsc.identity.envelope import Signed
 from xsc.ledger.entry import GENESIS, Half
 from xsc.ledger.flows import Flows
 from xsc.ledger.incarnation import Restart
+from xsc.ledger.index import (
+    Account,
+    Index,
+    Known,
+    Place,
+    Seen,
+    Table,
+    accounts_of,
+    entries_of,
+    ids_of,
+    seen_of,
+)
 from xsc.ledger.loop import SignedLoop
 from xsc.terms.voucher import Voucher
+
+_LAST: Final = b"\xff" * 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,26 +42,6 @@ class Open:
     debtor: bytes
     account: bytes
     amount_micro: int
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """An entry that has a place in the own chain."""
-
-    entry_id: bytes
-    """Id of the initiator's half: the same at both parties."""
-    seq: int
-    """Of the own half."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A peer's half of an entry in this ledger."""
-
-    id: bytes
-    prev: bytes
-    seq: int
-    """Of the own half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +72,6 @@ class LedgerState:
     """Own `post` halves without an answer, by sequence number."""
     voided: set[int] = field(default_factory=set)
     """Own `post` halves that were withdrawn, by sequence number."""
-    settled: dict[bytes, dict[tuple[bytes, bytes], int]] = field(default_factory=dict)
-    """Per account, then debtor and creditor, what was settled in all."""
-    entries: dict[tuple[bytes, bytes], Known] = field(default_factory=dict)
-    """By initiator and xid."""
-    seen: dict[bytes, dict[int, Seen]] = field(default_factory=dict)
-    """Per peer, its halves of entries in this ledger, by its sequence number."""
     first_seq: int = 0
     """Of the present incarnation."""
     noted: dict[bytes, int] = field(default_factory=dict)
@@ -91,8 +80,6 @@ class LedgerState:
     """The halves of lower numbers are in what was noted."""
     shown: dict[bytes, int] = field(default_factory=dict)
     """Per peer, what the old halves that are in what was noted add up to."""
-    promised: dict[tuple[bytes, bytes, bytes], int] = field(default_factory=dict)
-    """Per account, debtor and creditor, the highest voucher under an old half."""
     claims_head: bytes = GENESIS
     """Hash over all claims, in the order of taking."""
     claims: set[int] = field(default_factory=set)
@@ -102,12 +89,29 @@ class LedgerState:
     loops: dict[bytes, SignedLoop] = field(default_factory=dict)
     """By id, those that this node has signed and that are not booked with both neighbours. They
     are stored beside the chain, and no replay gives them."""
-    order: list[int] = field(default_factory=list)
-    """The own halves in the order in which they were taken: an index only."""
-    with_peer: dict[bytes, list[int]] = field(default_factory=dict)
-    """The same of each peer."""
-    flows: Flows = field(default_factory=Flows)
-    """The settled ones by date: an index only."""
+    halves: int = 0
+    """The own ones, those of earlier incarnations included."""
+    dealt: dict[bytes, int] = field(default_factory=dict)
+    """Per peer, how many entries both have signed."""
+    old: dict[bytes, int] = field(default_factory=dict)
+    """Per peer, how many halves of earlier incarnations there are."""
+    index: Index = field(default_factory=Index)
+    """All that grows with each entry, and is looked up in these tables."""
+    entries: Table[Known] = field(init=False)
+    """By initiator and xid."""
+    places: Table[Place] = field(init=False)
+    """By the entry's id."""
+    seen: Table[Seen] = field(init=False)
+    """Halves of peers, by peer and its sequence number."""
+    accounts: Table[Account] = field(init=False)
+    """What was settled, by account, debtor and creditor."""
+    flows: Flows = field(init=False)
+    """The own halves by peer and date."""
+
+    def __post_init__(self) -> None:
+        self.entries, self.places = entries_of(self.index), ids_of(self.index)
+        self.seen, self.accounts = seen_of(self.index), accounts_of(self.index)
+        self.flows = Flows(self.index)
 
     def open_micro(self, peer: bytes) -> int:
         """Return what the peer will owe in addition once it has answered everything."""
@@ -163,7 +167,19 @@ class LedgerState:
 
     def settled_under(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
         """Return what was settled in an account in all."""
-        return self.settled.get(account, {}).get((debtor, creditor), 0)
+        return (self.accounts.get((account, debtor, creditor)) or Account(0)).settled_micro
+
+    def settled_in(self, account: bytes) -> int:
+        """Return the same of all parties."""
+        rows = self.accounts.scan((account, b"", b""), (account, _LAST, _LAST))
+        return sum(row.settled_micro for _, row in rows)
+
+    def seen_from(
+        self, peer: bytes, first: int, stop: int = 2**64 - 1, *, reverse: bool = False
+    ) -> Iterator[tuple[int, Seen]]:
+        """Yield halves of a peer by its numbers, from one on and before another."""
+        for key, seen in self.seen.scan((peer, first), (peer, stop), reverse=reverse):
+            yield int.from_bytes(key[-8:], "big"), seen
 
 
 def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None = None) -> None:
@@ -187,15 +203,16 @@ def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None
         seq = state.entries[state.me, half.ref].seq
         del state.open[seq]
         state.voided.add(seq)
-    elif initiator is not None:
-        _settle(state, half, initiator, half.seq)
-        state.entries[half.peer, half.xid] = Known(initiator.id, half.seq)
-    else:
+    elif initiator is None:
         assert half.account is not None
         state.open[half.seq] = Open(half.peer, half.account, half.amount_micro)
-    if half.link is None:
-        state.entries[state.me, half.xid] = Known(own.id, half.seq)
-    _list(state, half)
+    first = initiator or own
+    state.entries[first.author, half.xid] = Known(first.id, half.seq)
+    state.places[first.id,] = Place(half.seq)
+    state.flows.show(half)
+    if initiator is not None:
+        _settle(state, half, initiator)
+    state.halves += 1
     state.next_seq += 1
     state.head = own.id
 
@@ -203,11 +220,6 @@ def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None
 def next_claim(before: bytes, turn: bytes, own_id: bytes, other_id: bytes) -> bytes:
     """Return the hash over all claims where one is added."""
     return tagged_sha256("ledger_claim", before, turn, own_id, other_id)
-
-
-def _list(state: LedgerState, half: Half) -> None:
-    state.order.append(half.seq)
-    state.with_peer.setdefault(half.peer, []).append(half.seq)
 
 
 def begin(state: LedgerState, restart: Restart) -> None:
@@ -248,95 +260,48 @@ def take_old(
     assert half.account is not None
     first = own if half.link is None else other
     state.entries.setdefault((first.author, half.xid), Known(first.id, half.seq))
+    state.places.setdefault((first.id,), Place(half.seq))
+    state.flows.show(half)
     if half.seq < state.noted_seq:
         sign = 1 if half.credit == state.me else -1
         state.shown[half.peer] = state.shown.get(half.peer, 0) + sign * half.amount_micro
     place = half.account, half.debit, half.credit
-    booked = state.settled_under(half.account, debtor=half.debit, creditor=half.credit)
+    settled, promised = state.accounts.get(place) or Account(0)
+    booked = settled
     if (waiting := state.open_under(half.debit, half.account)) is not None:
         booked += state.open[waiting].amount_micro
-    promised = max(state.promised.get(place, 0), voucher.amount_micro)
-    state.promised[place] = promised
+    promised = max(promised, voucher.amount_micro)
+    state.accounts[place] = Account(settled, promised)
     if booked + half.amount_micro > promised:
         state.covered.add(half.seq)
-        _see(state, half.peer, other, half.seq)
+        _see(state, half, other)
     else:
-        _settle(state, half, other, half.seq)
+        _settle(state, half, other)
     if turn is not None:
         state.claims.add(half.seq)
         state.claims_head = next_claim(state.claims_head, turn, own.id, other.id)
-    _list(state, half)
+    state.halves += 1
+    state.old[half.peer] = state.old.get(half.peer, 0) + 1
 
 
 def settle(state: LedgerState, own: Half, counter: Signed[Half]) -> None:
     """Take the answer to an own `post`: from now on it counts."""
     del state.open[own.seq]
-    _settle(state, own, counter, own.seq)
+    _settle(state, own, counter)
 
 
-def _settle(state: LedgerState, own: Half, other: Signed[Half], seq: int) -> None:
+def _settle(state: LedgerState, own: Half, other: Signed[Half]) -> None:
     assert own.account is not None
     sign = 1 if own.credit == state.me else -1
-    under = state.settled.setdefault(own.account, {})
-    parties = (own.debit, own.credit)
-    under[parties] = under.get(parties, 0) + own.amount_micro
+    place = own.account, own.debit, own.credit
+    settled, promised = state.accounts.get(place) or Account(0)
+    state.accounts[place] = Account(settled + own.amount_micro, promised)
     state.balances[own.peer] = state.balances.get(own.peer, 0) + sign * own.amount_micro
-    _see(state, own.peer, other, seq)
+    _see(state, own, other)
     state.flows.add(own)
 
 
-def _see(state: LedgerState, peer: bytes, other: Signed[Half], seq: int) -> None:
-    state.seen.setdefault(peer, {}).setdefault(
-        other.record.seq, Seen(other.id, other.record.prev, seq)
-    )
-
-
-def digest(state: LedgerState) -> bytes:
-    """Return the 32-byte hash of everything in the state."""
-    balances: list[Value] = [[peer, value] for peer, value in sorted(state.balances.items())]
-    limits: list[Value] = [[peer, value] for peer, value in sorted(state.limits.items())]
-    waiting: list[Value] = [
-        [seq, item.debtor, item.account, item.amount_micro]
-        for seq, item in sorted(state.open.items())
-    ]
-    settled: list[Value] = [
-        [account, *parties, value]
-        for account, under in sorted(state.settled.items())
-        for parties, value in sorted(under.items())
-    ]
-    entries: list[Value] = [
-        [*place, known.entry_id, known.seq] for place, known in sorted(state.entries.items())
-    ]
-    seen: list[Value] = [
-        [peer, seq, half.id, half.prev, half.seq]
-        for peer, halves in sorted(state.seen.items())
-        for seq, half in sorted(halves.items())
-    ]
-    voided: list[Value] = [*sorted(state.voided)]
-    noted: list[Value] = [[peer, value] for peer, value in sorted(state.noted.items())]
-    shown: list[Value] = [[peer, value] for peer, value in sorted(state.shown.items())]
-    promised: list[Value] = [[*place, value] for place, value in sorted(state.promised.items())]
-    claims: list[Value] = [*sorted(state.claims)]
-    covered: list[Value] = [*sorted(state.covered)]
-    value: Value = {
-        "v": 1,
-        "me": state.me,
-        "next_seq": state.next_seq,
-        "head": state.head,
-        "balances": balances,
-        "limits": limits,
-        "open": waiting,
-        "voided": voided,
-        "settled": settled,
-        "entries": entries,
-        "seen": seen,
-        "first_seq": state.first_seq,
-        "noted": noted,
-        "noted_seq": state.noted_seq,
-        "shown": shown,
-        "promised": promised,
-        "claims": claims,
-        "claims_head": state.claims_head,
-        "covered": covered,
-    }
-    return tagged_sha256("ledger_state", encode(value))
+def _see(state: LedgerState, own: Half, other: Signed[Half]) -> None:
+    said = Seen(other.id, other.record.prev, own.seq)
+    if state.seen.setdefault((own.peer, other.record.seq), said):
+        state.dealt[own.peer] = state.dealt.get(own.peer, 0) + 1

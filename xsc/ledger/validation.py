@@ -162,12 +162,13 @@ def check_chain(state: LedgerState, half: Signed[Half]) -> Refusal | None:
     seq = half.record.seq
     if seq == 0 and half.record.prev != GENESIS:
         return Refusal("fork", "a first entry follows on nothing")
-    seen = state.seen.get(half.author, {})
-    if seq in seen and seen[seq].id != half.id:
+    at, after = (state.seen.get((half.author, number)) for number in (seq, seq + 1))
+    before = state.seen.get((half.author, seq - 1)) if seq else None
+    if at is not None and at.id != half.id:
         return Refusal("fork", f"its author signed another entry as its number {seq}")
-    if seq - 1 in seen and seen[seq - 1].id != half.record.prev:
+    if before is not None and before.id != half.record.prev:
         return Refusal("fork", f"it does not follow on its author's number {seq - 1}")
-    if seq + 1 in seen and seen[seq + 1].prev != half.id:
+    if after is not None and after.prev != half.id:
         return Refusal("fork", f"its author's number {seq + 1} does not follow on it")
     return None
 
@@ -243,7 +244,7 @@ def check_own_next(
         return Refusal("fields_wrong", "a half that answers nothing has another beside it")
     if half.credit != state.me:
         return Refusal("fields_wrong", "only the creditor initiates an entry")
-    if (state.me, half.xid) in state.entries:
+    if state.entries.get((state.me, half.xid)) is not None:
         return Refusal("conflict", "another entry has the same xid")
     if half.kind == "void":
         return _check_void(state, half)

@@ -13,10 +13,13 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair, network_id
+from xsc.ledger.chain import CLAIM, CONFLICT, HALF, MARK, OTHER, RESTART, VOUCHER, key_of
 from xsc.ledger.exchange import Restarted
 from xsc.ledger.incarnation import Noted
 from xsc.ledger.limits import LimitSettings
 from xsc.ledger.service import LedgerService
+from xsc.ledger.snapshot import Snapshot, snapshot_of
+from xsc.ledger.state import LedgerState
 from xsc.terms.voucher import Voucher
 
 NETWORK = network_id("test")
@@ -46,6 +49,33 @@ class Lines:
         return [event for event, _ in self.lines]
 
 
+@dataclass(frozen=True)
+class Stored:
+    """The rows of a ledger, by what they are."""
+
+    mark: bytes | None
+    halves: dict[int, bytes]
+    others: dict[int, bytes]
+    vouchers: dict[int, bytes]
+    conflicts: dict[bytes, bytes]
+    restart: bytes | None
+    claims: dict[int, bytes]
+
+    def rows(self) -> list[tuple[bytes, bytes]]:
+        one = [(MARK, self.mark), (RESTART, self.restart)]
+        rows = [(key, raw) for key, raw in one if raw is not None]
+        tables = [(HALF, self.halves), (OTHER, self.others)]
+        tables += [(VOUCHER, self.vouchers), (CLAIM, self.claims)]
+        for name, table in tables:
+            rows += [(key_of(name, seq), raw) for seq, raw in table.items()]
+        return rows + [(CONFLICT + key, raw) for key, raw in self.conflicts.items()]
+
+
+def digest(state: LedgerState) -> tuple[Snapshot, list[tuple[bytes, bytes]]]:
+    """Return all that follows from the halves."""
+    return snapshot_of(state), [*state.index.scan(b"", b"\xff")]
+
+
 class Member:
     """One node: key, store, and the service on it."""
 
@@ -73,6 +103,25 @@ class Member:
             ),
             state=self.store,
             credit=LimitSettings(STARTER),
+        )
+
+    def rows(self) -> Stored:
+        """Return the rows of the ledger."""
+
+        def table(prefix):
+            return dict(self.ledger.chain.table(prefix))
+
+        def numbered(prefix):
+            return {int.from_bytes(key, "big"): raw for key, raw in table(prefix).items()}
+
+        return Stored(
+            mark=self.store.get(MARK),
+            halves=numbered(HALF),
+            others=numbered(OTHER),
+            vouchers=numbered(VOUCHER),
+            conflicts=table(CONFLICT),
+            restart=self.store.get(RESTART),
+            claims=numbered(CLAIM),
         )
 
     def crash(self) -> None:
