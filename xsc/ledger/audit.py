@@ -7,7 +7,7 @@ verified (hashes already bind the chain); who verifies the ledger takes what has
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -24,7 +24,7 @@ from xsc.identity.envelope import (
 )
 from xsc.ledger import validation
 from xsc.ledger.entry import Half, SettledEntry, open_half
-from xsc.ledger.index import ACCOUNT, DAY, Index
+from xsc.ledger.index import DAY, Index
 from xsc.ledger.loop import open_voucher
 from xsc.ledger.state import LedgerState, append, settle, take_old
 from xsc.terms.voucher import Voucher, off_books_account
@@ -239,66 +239,46 @@ class Replay:
 class Past(Index):
     """The index as a replay from the first half on makes it, without holding it in memory.
 
-    Look-ups go to the book that is replayed, and see what the replay has taken. Rows that the
-    replay makes are compared with those in the store; after the snapshot's last they are kept.
+    Look-ups go to the book that is replayed, and see what the replay has taken.
 
     Args:
-        rows: of the store, as its snapshot left them.
         live: the index of the book, as it goes on meanwhile.
         claims: the numbers of all claims of the book.
     """
 
-    def __init__(self, rows: Index, live: Index, claims: Container[int]) -> None:
+    def __init__(self, live: Index, claims: Container[int]) -> None:
         super().__init__()
-        self._rows = rows
         self._live = live
         self._claims = claims
-        self._sums: dict[bytes, bytes] = {}
-        """Rows that change with later entries."""
-        self.compared = 0
-        """How many rows of the store were found right."""
         self.replay: Replay
 
-    def put(self, key: bytes, value: bytes) -> None:
-        """Set a row."""
-        if key[:1] in (ACCOUNT, DAY):
-            self._sums[key] = value
-        super().put(key, value)
-
     def get(self, key: bytes) -> bytes | None:
-        """Return a row, if the entry that it is of was taken."""
-        if key[:1] == ACCOUNT:
-            return self._sums.get(key)
+        """Return a row of a half, if that was taken."""
         raw = self._live.get(key)
-        return raw if raw is not None and self._is_taken(int.from_bytes(raw[-8:], "big")) else None
+        return raw if raw is not None and self._is_taken(int.from_bytes(raw[64:], "big")) else None
 
     def _is_taken(self, seq: int) -> bool:
-        now, state = self.replay.seq, self.replay.state
-        if seq == now:
-            return False
+        state = self.replay.state
         if seq >= state.first_seq:
-            return seq < state.next_seq
-        if seq in self._claims:
-            return seq in state.claims
-        return seq < now or now in self._claims
+            return seq < state.next_seq and seq != self.replay.seq
+        return (seq in state.claims or seq not in self._claims) and seq != self.replay.seq
 
-    def compare(self, *, last: bool = False) -> None:
-        """Compare rows that were made with the store's.
+    def compared(self, stored: Index, *, last: bool) -> int:
+        """Compare what was made with what is stored, and forget it; return how many rows it was.
 
         Args:
-            last: all have been made that the store should have.
+            stored: the rows as the snapshot left them.
+            last: sums are as they were then, too.
 
         Raises:
-            LedgerDamaged: one is missing or another.
+            LedgerDamaged: a row is missing or another.
         """
-        made = {key: row for key, row in self.changes.items() if key[:1] not in (ACCOUNT, DAY)}
-        if last:
-            made |= self._sums
+        made = {key: row for key, row in self.changes.items() if last or key[:1] != DAY}
         for key, row in made.items():
-            if self._rows.get(key) != row:
+            if stored.get(key) != row:
                 raise index_damaged()
-        self.compared += len(made)
-        self.changes.clear()
+            del self.changes[key]
+        return len(made)
 
 
 def index_damaged() -> LedgerDamaged:

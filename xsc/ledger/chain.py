@@ -19,7 +19,6 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final, ParamSpec, TypeVar
 
@@ -95,20 +94,6 @@ def _error(refusal: validation.Refusal) -> errors.XscError:
     return kinds.get(refusal.code, errors.ArgumentInvalid)(refusal.sentence)
 
 
-@dataclass(frozen=True, slots=True)
-class Pinned:
-    """What a ledger was at some moment."""
-
-    now: Snapshot
-    snapshot: bytes | None
-    """The stored one."""
-    mark: bytes | None
-    index: Index
-    changes: dict[bytes, bytes]
-    """Of the index since the stored snapshot."""
-    claims: dict[int, bytes]
-
-
 class Rows:
     """What the store has of the chain of one node, in slices."""
 
@@ -129,13 +114,10 @@ class Rows:
     def stored(self, first: int = 0, stop: int = END) -> Iterator[audit.Stored]:
         """Yield what there is under the numbers from one on and before another."""
         while first < stop:
-            page = list(islice(self._numbered(HALF, first, stop), SLICE))
+            page = [*islice(self._numbered(HALF, first, stop), SLICE)]
             end = page[-1][0] + 1 if len(page) == SLICE else stop
-            halves, others, vouchers = (
-                dict(page),
-                dict(self._numbered(OTHER, first, end)),
-                dict(self._numbered(VOUCHER, first, end)),
-            )
+            halves = dict(page)
+            others, vouchers = (dict(self._numbered(at, first, end)) for at in (OTHER, VOUCHER))
             for seq in sorted(halves | others | vouchers):
                 yield audit.Stored(seq, halves.get(seq), others.get(seq), vouchers.get(seq))
             first = end
@@ -305,7 +287,16 @@ class Chain:
             LedgerDamaged: the stored chain breaks a rule.
         """
         self.restart = self.rows.restart()
-        state = self._from_snapshot() or self._from_first()
+        raw = self.store.get(SNAPSHOT)
+        try:
+            state = self._replayed(raw)
+        except errors.LedgerDamaged as fault:
+            if raw is None:
+                raise
+            # All that it says follows from the halves: nothing is lost without it.
+            self._log.warning("ledger.snapshot_wrong", reason=fault.message)
+            self.store.write([(SNAPSHOT, None)], sync=False)
+            state = self._replayed(None)
         for key, raw in self.table(CONFLICT):
             audit.check_conflict(key, raw, self.network, signatures=False)
         try:
@@ -318,43 +309,22 @@ class Chain:
             ) from None
         return state
 
-    def _from_snapshot(self) -> LedgerState | None:
-        """Return what the snapshot and the halves after it give; None where they do not fit.
-
-        All that a snapshot says follows from the halves, so nothing is lost without it.
-        """
-        raw = self.store.get(SNAPSHOT)
-        if raw is None:
-            return None
-        try:
-            replay = Replay(
-                restored(self.open_snapshot(raw), me=self.me, index=Index(self.store)),
-                self.network,
-            )
+    def _replayed(self, snapshot: bytes | None) -> LedgerState:
+        """Return what a snapshot and the halves after it give; without one, all halves."""
+        if snapshot is not None:
+            state = restored(self.open_snapshot(snapshot), me=self.me, index=Index(self.store))
+            replay = Replay(state, self.network)
             deque(self.rows.walk(replay), 0)
-            audit.check_end(replay.state, self.store.get(MARK))
-        except errors.LedgerDamaged as fault:
-            self._log.warning("ledger.snapshot_wrong", reason=fault.message)
-            return None
-        return replay.state
-
-    def _from_first(self) -> LedgerState:
-        """Return what all halves give, and make the index anew."""
-        if self.store.get(SNAPSHOT) is not None:
-            self.store.write([(SNAPSHOT, None)], sync=False)
-        while page := [INDEX + key for key, _ in islice(self.table(INDEX), PAGE)]:
-            self.store.write([(key, None) for key in page], sync=False)
-        state = LedgerState(self.me, index=Index(self.store))
-        replay, is_stored = Replay(state, self.network), False
-        for _ in itertools.chain(self.rows.begin(replay), self.rows.walk(replay)):
-            if len(state.index.changes) >= PAGE:
-                is_stored = True
-                self.store.write(state.index.rows(), sync=False)
-                state.index.changes = {}
+        else:
+            while page := [INDEX + key for key, _ in islice(self.table(INDEX), PAGE)]:
+                self.store.write([(key, None) for key in page], sync=False)
+            state = LedgerState(self.me, index=Index(self.store))
+            replay = Replay(state, self.network)
+            for _ in itertools.chain(self.rows.begin(replay), self.rows.walk(replay)):
+                if len(state.index.changes) >= PAGE:
+                    self.store.write(state.index.rows(), sync=False)
+                    state.index.changes = {}
         audit.check_end(state, self.store.get(MARK))
-        if is_stored:
-            self.store.write(self._snapshot_rows(state), sync=True)
-            state.index.changes = {}
         return state
 
     def open_snapshot(self, raw: bytes) -> Snapshot:
@@ -375,31 +345,6 @@ class Chain:
             raise audit.index_damaged() from None
         return found.record
 
-    def _snapshot_rows(self, state: LedgerState) -> list[Change]:
-        signed = sign(snapshot_of(state), self._key, self.network)
-        return [(SNAPSHOT, signed.raw), *state.index.rows()]
-
-    async def pin(self) -> Pinned:
-        """Return what the ledger is now, for who verifies it; until that ends, no snapshot.
-
-        Raises:
-            LedgerDamaged: something is stored that it does not know of.
-        """
-        for row in self.rows.stored(self.state.next_seq):
-            raise audit.stray(row.seq)
-        for seq in self.state.open:
-            if self.store.get(key_of(OTHER, seq)) is not None:
-                raise audit.damaged(seq, "the store has an answer to it that was never taken")
-        self.is_read = True
-        return Pinned(
-            now=snapshot_of(self.state),
-            snapshot=self.store.get(SNAPSHOT),
-            mark=self.store.get(MARK),
-            index=self.state.index,
-            changes=dict(self.state.index.changes),
-            claims=self.rows.claims(),
-        )
-
     async def snapshot(self) -> None:
         """Write the state as it is now: the next start reads it, and the halves after it."""
         await self.exclusive(self._snapshot)
@@ -408,7 +353,8 @@ class Chain:
         index = self.state.index
         # Who verifies the ledger reads the rows of the snapshot before.
         if index.changes and not self.is_read:
-            await self.write(self._snapshot_rows(self.state))
+            signed = sign(snapshot_of(self.state), self._key, self.network)
+            await self.write([(SNAPSHOT, signed.raw), *index.rows()])
             index.changes = {}
 
     async def exclusive(
@@ -503,10 +449,10 @@ class Chain:
 
     async def keep_fork(self, half: Signed[Half]) -> None:
         """Keep a half together with one of the same author that contradicts it."""
-        seq = half.record.seq
-        for number in (seq, seq - 1, seq + 1):
-            if number >= 0 and (seen := self.state.seen.get((half.author, number))) is not None:
-                await self._keep(self.read(OTHER, seen.seq), half)
+        seen = self.state.near(half.author, half.record.seq)
+        for seq in (half.record.seq, half.record.seq - 1, half.record.seq + 1):
+            if seq in seen:
+                await self._keep(self.read(OTHER, seen[seq].seq), half)
                 return
 
     def fork(self, peer: bytes) -> bytes | None:
@@ -520,7 +466,9 @@ class Chain:
 
     async def keep_conflict(self, half: Signed[Half], told: Signed[Incarnation] | None) -> None:
         """Keep a half whose xid another half has already, if both are of one incarnation."""
-        known = self.read(OTHER, self.state.entries[half.author, half.record.xid].seq)
+        entry = self.state.entries.get(half.author, half.record.xid)
+        assert entry is not None
+        known = self.read(OTHER, entry.seq)
         first = 0 if told is None else told.record.first_seq
         kept = open_half(known, network=self.network)
         if (kept.record.seq < first) == (half.record.seq < first):

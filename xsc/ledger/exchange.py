@@ -310,7 +310,7 @@ class HistoryExchange:
     ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         """Return a page of the caller's halves that this ledger has, from a number on."""
         start = fields.take_int(header, "start")
-        seen = self._chain.state.seen_from(caller, start)
+        seen = self._chain.state.seen.numbered(caller, start)
         items: list[encoding.Value] = []
         for theirs, (_, _, seq) in islice(seen, LEDGER_HISTORY_ITEMS_MAX):
             items.append(
@@ -338,7 +338,7 @@ class HistoryExchange:
             await self._chain.exclusive(self._keep_incarnation, incarnation)
         told = self._chain.incarnation_of(caller)
         state = self._chain.state
-        newest = next(state.seen_from(caller, 0, reverse=True), None)
+        newest = next(state.seen.numbered(caller, 0, reverse=True), None)
         yours = None if newest is None else self._chain.read(OTHER, newest[1].seq)
         first = 0 if told is None else told.record.first_seq
         return {
@@ -346,7 +346,7 @@ class HistoryExchange:
             "next_seq": state.next_seq,
             "head": state.head,
             "yours": yours,
-            "old": sum(1 for _ in state.seen_from(caller, 0, first)),
+            "old": sum(1 for _ in state.seen.numbered(caller, 0, first)),
             "incarnation": None if told is None else told.raw,
         }, ()
 

@@ -6,9 +6,9 @@ memory; a time that begins or ends within a day takes rows of the index for the 
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from typing import Final
 
 from xsc.api.ledger import Flow
@@ -53,58 +53,49 @@ class Flows:
 
     def __init__(self, index: Index | None = None) -> None:
         self._index = index or Index()
-        self._days: dict[bytes, dict[int, tuple[list[int], list[int]]]] = {}
-        """By peer and kind, days, which rise, and their sums."""
+        self._days: dict[bytes, dict[int, dict[int, int]]] = {}
+        """By peer and kind, the sum of each day."""
         for key, raw in self._index.scan(DAY, DAY + b"\xff" * 64):
-            days, sums = self._of(key[1:-9], key[-9])
-            days.append(int.from_bytes(key[-8:], "big"))
-            sums.append(int.from_bytes(raw, "big"))
+            self._of(key[1:-9], key[-9])[int.from_bytes(key[-8:], "big")] = int.from_bytes(raw, "big")
 
-    def _of(self, peer: bytes, kind: int) -> tuple[list[int], list[int]]:
-        return self._days.setdefault(peer, {}).setdefault(kind, ([], []))
+    def _of(self, peer: bytes, kind: int) -> dict[int, int]:
+        return self._days.setdefault(peer, {}).setdefault(kind, {})
 
     def show(self, half: Half) -> None:
         """Take an own half that counts nothing yet."""
-        self._index.put(_row(half.peer, half.created_ms, half.seq), bytes(9))
+        self._index.changes[_row(half.peer, half.created_ms, half.seq)] = bytes(9)
 
     def add(self, half: Half) -> None:
         """Take the own half of an entry that both parties have signed."""
         kind, day = _kind_of(half), half.created_ms // _DAY_MS
-        amount = half.amount_micro.to_bytes(8, "big")
-        self._index.put(_row(half.peer, half.created_ms, half.seq), bytes([kind]) + amount)
-        days, sums = self._of(half.peer, kind)
-        place = bisect_left(days, day)
-        if days[place : place + 1] != [day]:
-            days.insert(place, day)
-            sums.insert(place, 0)
-        sums[place] += half.amount_micro
+        days = self._of(half.peer, kind)
+        days[day] = days.get(day, 0) + half.amount_micro
+        counts = bytes([kind]) + half.amount_micro.to_bytes(8, "big")
+        self._index.changes[_row(half.peer, half.created_ms, half.seq)] = counts
         key = DAY + half.peer + bytes([kind]) + day.to_bytes(8, "big")
-        self._index.put(key, sums[place].to_bytes(16, "big"))
+        self._index.changes[key] = days[day].to_bytes(16, "big")
 
     def _rows(self, peer: bytes, from_ms: int, until_ms: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield date, number, kind and amount."""
+        """Yield date, number, kind and amount of what counts."""
         for key, raw in self._index.scan(_row(peer, from_ms), _row(peer, until_ms)):
             at_ms, seq = (int.from_bytes(part, "big") for part in (key[-16:-8], key[-8:]))
-            yield at_ms, seq, raw[0], int.from_bytes(raw[1:], "big")
+            if raw[0]:
+                yield at_ms, seq, raw[0], int.from_bytes(raw[1:], "big")
 
     def _sums(self, peer: bytes, from_ms: int, until_ms: int) -> dict[str, int]:
         """Return what was booked with a peer from a moment on and before another, by field."""
         first, last = -(-from_ms // _DAY_MS), until_ms // _DAY_MS
         kinds = self._days.get(peer, {})
         found = {
-            kind: sum(sums[bisect_left(days, first) : bisect_left(days, last)])
-            for kind, (days, sums) in kinds.items()
+            kind: sum(total for day, total in days.items() if first <= day < last)
+            for kind, days in kinds.items()
         }
         parts = [(from_ms, first * _DAY_MS), (last * _DAY_MS, until_ms)]
         for start, stop in parts if first <= last else [(from_ms, until_ms)]:
-            day = start // _DAY_MS
-            if start < stop and any(
-                days[(place := bisect_left(days, day)) : place + 1] == [day]
-                for days, _ in kinds.values()
-            ):
+            if start < stop and any(start // _DAY_MS in days for days in kinds.values()):
                 for _, _, kind, amount in self._rows(peer, start, stop):
-                    found[kind] = found.get(kind, 0) + amount
-        return {_KINDS[kind]: total for kind, total in found.items() if kind and total}
+                    found[kind] += amount
+        return {_KINDS[kind]: total for kind, total in found.items() if total}
 
     def since(self, at_ms: int) -> list[Flow]:
         """Return what was booked from a moment on, by peer."""
@@ -126,13 +117,8 @@ class Flows:
 
     def numbers(self, from_ms: int, until_ms: int) -> list[int]:
         """Return the numbers of what was booked from a moment on and before another, by date."""
-        found = [
-            (at_ms, seq)
-            for peer in self._days
-            for at_ms, seq, kind, _ in self._rows(peer, from_ms, until_ms)
-            if kind
-        ]
-        return [seq for _, seq in sorted(found)]
+        rows = (self._rows(peer, from_ms, until_ms) for peer in self._days)
+        return [seq for _, seq, *_ in sorted(chain.from_iterable(rows))]
 
     def newest(self, peer: bytes, before: Half | None) -> Iterator[int]:
         """Yield the numbers of own halves with a peer, the newest first; those before one."""

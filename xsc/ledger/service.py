@@ -107,7 +107,7 @@ class LedgerService:
 
     def settled(self, account: bytes) -> int:
         """Return what both parties have signed for in an account in all."""
-        return self.chain.state.settled_in(account)
+        return sum(self.chain.state.settled.get(account, {}).values())
 
     def settled_between(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
         """Return what was settled in an account in all that one party owes the other for."""
@@ -189,7 +189,7 @@ class LedgerService:
         Raises:
             NotFound: no such entry, or it is not settled.
         """
-        place = self.chain.state.places.get((entry_id,))
+        place = self.chain.state.by_id.get(entry_id)
         other = place and self.chain.store.get(chain.key_of(chain.OTHER, place.seq))
         if place and other:
             own = self.chain.own(place.seq)

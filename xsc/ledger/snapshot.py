@@ -17,7 +17,7 @@ SNAPSHOT_BYTES_MAX = 64 * MIB
 """Some hundred bytes a peer."""
 
 _NUMBERS: Final = ("next_seq", "head", "first_seq", "noted_seq", "claims_head", "halves")
-_SUMS: Final = ("balances", "limits", "noted", "shown", "dealt", "old")
+_SUMS: Final = ("balances", "limits", "noted", "shown", "dealt", "old", "promised")
 _SETS: Final = ("opened", "voided", "claims", "covered")
 
 
@@ -43,6 +43,9 @@ class Snapshot(Record):
     voided: tuple[Count, ...]
     claims: tuple[Count, ...]
     covered: tuple[Count, ...]
+    settled: tuple[tuple[Id32, tuple[tuple[tuple[Id32, Id32], int], ...]], ...]
+    """By account, debtor and creditor."""
+    promised: tuple[tuple[tuple[Id32, Id32, Id32], int], ...]
     open: tuple[tuple[Count, Id32, Id32, Count], ...]
     """Number, debtor, account and amount."""
 
@@ -52,6 +55,9 @@ def snapshot_of(state: LedgerState) -> Snapshot:
     said: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
     said |= {name: tuple(sorted(getattr(state, name).items())) for name in _SUMS}
     said |= {name: tuple(sorted(getattr(state, name))) for name in _SETS}
+    said["settled"] = tuple(
+        (account, tuple(sorted(under.items()))) for account, under in sorted(state.settled.items())
+    )
     said["open"] = tuple(
         (seq, item.debtor, item.account, item.amount_micro)
         for seq, item in sorted(state.open.items())
@@ -64,5 +70,6 @@ def restored(snapshot: Snapshot, *, me: bytes, index: Index) -> LedgerState:
     said: dict[str, Any] = {name: getattr(snapshot, name) for name in _NUMBERS}
     said |= {name: dict(getattr(snapshot, name)) for name in _SUMS}
     said |= {name: set(getattr(snapshot, name)) for name in _SETS}
+    said["settled"] = {account: dict(under) for account, under in snapshot.settled}
     said["open"] = {row[0]: Open(*row[1:]) for row in snapshot.open}
     return LedgerState(me, index=index, **said)

@@ -10,30 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
 
 from xsc.base.encoding import tagged_sha256
 from xsc.identity.envelope import Signed
 from xsc.ledger.entry import GENESIS, Half
 from xsc.ledger.flows import Flows
 from xsc.ledger.incarnation import Restart
-from xsc.ledger.index import (
-    Account,
-    Index,
-    Known,
-    Place,
-    Seen,
-    Table,
-    accounts_of,
-    entries_of,
-    ids_of,
-    seen_of,
-)
+from xsc.ledger.index import ENTRY, ID, SEEN, Index, Known, Table
 from xsc.ledger.loop import SignedLoop
 from xsc.terms.voucher import Voucher
-
-_LAST: Final = b"\xff" * 32
-
 
 @dataclass(frozen=True, slots=True)
 class Open:
@@ -72,6 +57,8 @@ class LedgerState:
     """Own `post` halves without an answer, by sequence number."""
     voided: set[int] = field(default_factory=set)
     """Own `post` halves that were withdrawn, by sequence number."""
+    settled: dict[bytes, dict[tuple[bytes, bytes], int]] = field(default_factory=dict)
+    """Per account, then debtor and creditor, what was settled in all."""
     first_seq: int = 0
     """Of the present incarnation."""
     noted: dict[bytes, int] = field(default_factory=dict)
@@ -80,6 +67,8 @@ class LedgerState:
     """The halves of lower numbers are in what was noted."""
     shown: dict[bytes, int] = field(default_factory=dict)
     """Per peer, what the old halves that are in what was noted add up to."""
+    promised: dict[tuple[bytes, bytes, bytes], int] = field(default_factory=dict)
+    """Per account, debtor and creditor, the highest voucher under an old half."""
     claims_head: bytes = GENESIS
     """Hash over all claims, in the order of taking."""
     claims: set[int] = field(default_factory=set)
@@ -97,21 +86,18 @@ class LedgerState:
     """Per peer, how many halves of earlier incarnations there are."""
     index: Index = field(default_factory=Index)
     """All that grows with each entry, and is looked up in these tables."""
-    entries: Table[Known] = field(init=False)
+    entries: Table = field(init=False)
     """By initiator and xid."""
-    places: Table[Place] = field(init=False)
+    by_id: Table = field(init=False)
     """By the entry's id."""
-    seen: Table[Seen] = field(init=False)
+    seen: Table = field(init=False)
     """Halves of peers, by peer and its sequence number."""
-    accounts: Table[Account] = field(init=False)
-    """What was settled, by account, debtor and creditor."""
     flows: Flows = field(init=False)
     """The own halves by peer and date."""
 
     def __post_init__(self) -> None:
-        self.entries, self.places = entries_of(self.index), ids_of(self.index)
-        self.seen, self.accounts = seen_of(self.index), accounts_of(self.index)
-        self.flows = Flows(self.index)
+        self.entries, self.by_id = Table(self.index, ENTRY), Table(self.index, ID)
+        self.seen, self.flows = Table(self.index, SEEN), Flows(self.index)
 
     def open_micro(self, peer: bytes) -> int:
         """Return what the peer will owe in addition once it has answered everything."""
@@ -165,21 +151,14 @@ class LedgerState:
             owing -= other.amount_micro if other.after == after else 0
         return max(0, min(owed, owing))
 
+    def near(self, peer: bytes, seq: int) -> dict[int, Known]:
+        """Return the halves of a peer with a number, and with those next to it."""
+        found = {number: self.seen.get(peer, number) for number in range(max(0, seq - 1), seq + 2)}
+        return {number: known for number, known in found.items() if known is not None}
+
     def settled_under(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
         """Return what was settled in an account in all."""
-        return (self.accounts.get((account, debtor, creditor)) or Account(0)).settled_micro
-
-    def settled_in(self, account: bytes) -> int:
-        """Return the same of all parties."""
-        rows = self.accounts.scan((account, b"", b""), (account, _LAST, _LAST))
-        return sum(row.settled_micro for _, row in rows)
-
-    def seen_from(
-        self, peer: bytes, first: int, stop: int = 2**64 - 1, *, reverse: bool = False
-    ) -> Iterator[tuple[int, Seen]]:
-        """Yield halves of a peer by its numbers, from one on and before another."""
-        for key, seen in self.seen.scan((peer, first), (peer, stop), reverse=reverse):
-            yield int.from_bytes(key[-8:], "big"), seen
+        return self.settled.get(account, {}).get((debtor, creditor), 0)
 
 
 def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None = None) -> None:
@@ -200,19 +179,16 @@ def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None
             state.limits[half.peer] = half.amount_micro
     elif half.kind == "void":
         assert half.ref is not None
-        seq = state.entries[state.me, half.ref].seq
-        del state.open[seq]
-        state.voided.add(seq)
+        known = state.entries.get(state.me, half.ref)
+        assert known is not None
+        del state.open[known.seq]
+        state.voided.add(known.seq)
     elif initiator is None:
         assert half.account is not None
         state.open[half.seq] = Open(half.peer, half.account, half.amount_micro)
-    first = initiator or own
-    state.entries[first.author, half.xid] = Known(first.id, half.seq)
-    state.places[first.id,] = Place(half.seq)
-    state.flows.show(half)
+    _list(state, half, initiator or own)
     if initiator is not None:
         _settle(state, half, initiator)
-    state.halves += 1
     state.next_seq += 1
     state.head = own.id
 
@@ -220,6 +196,14 @@ def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None
 def next_claim(before: bytes, turn: bytes, own_id: bytes, other_id: bytes) -> bytes:
     """Return the hash over all claims where one is added."""
     return tagged_sha256("ledger_claim", before, turn, own_id, other_id)
+
+
+def _list(state: LedgerState, half: Half, first: Signed[Half]) -> None:
+    known = Known(first.id, first.record.prev, half.seq)
+    state.entries.add(known, first.author, half.xid)
+    state.by_id.add(known, first.id)
+    state.flows.show(half)
+    state.halves += 1
 
 
 def begin(state: LedgerState, restart: Restart) -> None:
@@ -258,20 +242,16 @@ def take_old(
     """
     half = own.record
     assert half.account is not None
-    first = own if half.link is None else other
-    state.entries.setdefault((first.author, half.xid), Known(first.id, half.seq))
-    state.places.setdefault((first.id,), Place(half.seq))
-    state.flows.show(half)
+    _list(state, half, own if half.link is None else other)
     if half.seq < state.noted_seq:
         sign = 1 if half.credit == state.me else -1
         state.shown[half.peer] = state.shown.get(half.peer, 0) + sign * half.amount_micro
     place = half.account, half.debit, half.credit
-    settled, promised = state.accounts.get(place) or Account(0)
-    booked = settled
+    booked = state.settled_under(half.account, debtor=half.debit, creditor=half.credit)
     if (waiting := state.open_under(half.debit, half.account)) is not None:
         booked += state.open[waiting].amount_micro
-    promised = max(promised, voucher.amount_micro)
-    state.accounts[place] = Account(settled, promised)
+    promised = max(state.promised.get(place, 0), voucher.amount_micro)
+    state.promised[place] = promised
     if booked + half.amount_micro > promised:
         state.covered.add(half.seq)
         _see(state, half, other)
@@ -280,7 +260,6 @@ def take_old(
     if turn is not None:
         state.claims.add(half.seq)
         state.claims_head = next_claim(state.claims_head, turn, own.id, other.id)
-    state.halves += 1
     state.old[half.peer] = state.old.get(half.peer, 0) + 1
 
 
@@ -293,15 +272,15 @@ def settle(state: LedgerState, own: Half, counter: Signed[Half]) -> None:
 def _settle(state: LedgerState, own: Half, other: Signed[Half]) -> None:
     assert own.account is not None
     sign = 1 if own.credit == state.me else -1
-    place = own.account, own.debit, own.credit
-    settled, promised = state.accounts.get(place) or Account(0)
-    state.accounts[place] = Account(settled + own.amount_micro, promised)
+    under = state.settled.setdefault(own.account, {})
+    parties = (own.debit, own.credit)
+    under[parties] = under.get(parties, 0) + own.amount_micro
     state.balances[own.peer] = state.balances.get(own.peer, 0) + sign * own.amount_micro
     _see(state, own, other)
     state.flows.add(own)
 
 
 def _see(state: LedgerState, own: Half, other: Signed[Half]) -> None:
-    said = Seen(other.id, other.record.prev, own.seq)
-    if state.seen.setdefault((own.peer, other.record.seq), said):
+    said = Known(other.id, other.record.prev, own.seq)
+    if state.seen.add(said, own.peer, other.record.seq):
         state.dealt[own.peer] = state.dealt.get(own.peer, 0) + 1

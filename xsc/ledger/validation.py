@@ -140,8 +140,8 @@ def check_proposal(
         return Refusal("amount_zero", "an entry moves something")
     if (refusal := check_voucher(said, voucher)) is not None:
         return refusal
-    if (known := state.entries.get((caller, said.xid))) is not None:
-        if known.entry_id == half.id:
+    if (known := state.entries.get(caller, said.xid)) is not None:
+        if known.id == half.id:
             return Refusal("exists", "this entry is booked already")
         return Refusal("conflict", "another entry has the same xid")
     if (refusal := check_chain(state, half)) is not None:
@@ -162,13 +162,12 @@ def check_chain(state: LedgerState, half: Signed[Half]) -> Refusal | None:
     seq = half.record.seq
     if seq == 0 and half.record.prev != GENESIS:
         return Refusal("fork", "a first entry follows on nothing")
-    at, after = (state.seen.get((half.author, number)) for number in (seq, seq + 1))
-    before = state.seen.get((half.author, seq - 1)) if seq else None
-    if at is not None and at.id != half.id:
+    seen = state.near(half.author, seq)
+    if seq in seen and seen[seq].id != half.id:
         return Refusal("fork", f"its author signed another entry as its number {seq}")
-    if before is not None and before.id != half.record.prev:
+    if seq - 1 in seen and seen[seq - 1].id != half.record.prev:
         return Refusal("fork", f"it does not follow on its author's number {seq - 1}")
-    if after is not None and after.prev != half.id:
+    if seq + 1 in seen and seen[seq + 1].prev != half.id:
         return Refusal("fork", f"its author's number {seq + 1} does not follow on it")
     return None
 
@@ -244,7 +243,7 @@ def check_own_next(
         return Refusal("fields_wrong", "a half that answers nothing has another beside it")
     if half.credit != state.me:
         return Refusal("fields_wrong", "only the creditor initiates an entry")
-    if state.entries.get((state.me, half.xid)) is not None:
+    if state.entries.get(state.me, half.xid) is not None:
         return Refusal("conflict", "another entry has the same xid")
     if half.kind == "void":
         return _check_void(state, half)
@@ -255,7 +254,7 @@ def check_own_next(
 
 def _check_void(state: LedgerState, half: Half) -> Refusal | None:
     assert half.ref is not None
-    known = state.entries.get((state.me, half.ref))
+    known = state.entries.get(state.me, half.ref)
     waiting = state.open.get(known.seq) if known is not None else None
     if waiting is None or (waiting.debtor, waiting.account, waiting.amount_micro) != (
         half.peer,

@@ -229,7 +229,7 @@ def test_an_old_entry_counts_as_far_as_its_debtor_promised():
         take_old(state, half, answer, under.record)
         assert state.covered == covered
         assert state.balances.get(B.node_id, 0) == (0 if covered else 100)
-        assert state.seen[B.node_id, 7].id == answer.id, "counted or not, it was seen"
+        assert state.seen.get(B.node_id, 7).id == answer.id, "counted or not, it was seen"
     state = LedgerState(A.node_id)
     under = voucher(0)
     half, answer = old(1, under)

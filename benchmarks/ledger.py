@@ -1,0 +1,279 @@
+"""A large ledger: its start, and its verification beside bookings; transfers between two nodes.
+
+    python -m benchmarks.ledger start FOLDER
+
+prints what a start takes in a process of its own, which is how memory is measured. A book is made
+here as a node would have written it, with ten peers that are paid some thirty times a day.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.size import least
+from xsc.base.clock import Executor
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.limits import MIB
+from xsc.base.log import SilentLog
+from xsc.db.leveldb import LevelDBKeyValue
+from xsc.identity.context import Context
+from xsc.identity.envelope import sign
+from xsc.identity.keys import KeyPair, network_id, verify
+from xsc.ledger.audit import ChainEnd, chain_end_bytes
+from xsc.ledger.chain import HALF, MARK, OTHER, VOUCHER, Chain, key_of
+from xsc.ledger.entry import counter_half, post_half
+from xsc.ledger.limits import LimitSettings
+from xsc.ledger.service import LedgerService
+from xsc.ledger.state import append, settle
+from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
+from xsc.terms.voucher import Voucher
+
+NETWORK = network_id("bench")
+ROUNDS = least(3, 1)
+KEY = KeyPair(b"k" * 32)
+PEERS = [KeyPair(bytes([number]) * 32) for number in range(1, 11)]
+EVERY_MS = 24 * 3_600_000 // (30 * len(PEERS))
+BEGUN_MS = 1_600_000_000_000
+PAGE = 4_096
+BESIDE_S = 0.05
+FLIGHT = 64
+
+
+@dataclass
+class Answer:
+    """What a peer says."""
+
+    header: dict[str, Value]
+    parts: list[memoryview] = field(default_factory=list)
+
+
+class Wire:
+    """The way from one ledger to another in this process."""
+
+    def __init__(self) -> None:
+        self.others: dict[bytes, LedgerService] = {}
+        self.me = b""
+
+    async def call(
+        self,
+        peer: bytes,
+        method: str,
+        header: dict[str, Value],
+        parts: Sequence[bytes | memoryview] = (),
+        *,
+        timeout_ms: int | None = None,
+    ) -> Answer:
+        """Have the other answer, with the bytes as they would be sent."""
+        said: Any = decode(encode(header))
+        found, _ = await self.others[peer].handlers()[method](self.me, said, ())
+        answer: Any = decode(encode(found))
+        return Answer(answer)
+
+
+def ledger(key: KeyPair, path: Path, executor: Executor, wire: Any) -> LedgerService:  # noqa: ANN401 (a port)
+    context = Context(
+        key, NETWORK, SystemClock(), SystemEntropy(), executor, wire, SilentLog()
+    )
+    return LedgerService(context, state=LevelDBKeyValue(path), credit=LimitSettings(10**15))
+
+
+class Unsigning(KeyPair):
+    """A key that does not sign."""
+
+    def sign(self, message: bytes) -> bytes:  # noqa: ARG002
+        """Return no signature."""
+        return bytes(64)
+
+
+def unsigned(key: KeyPair) -> KeyPair:
+    """Return the key, but for signatures, which a start does not look at."""
+    return Unsigning(key.seed)
+
+
+async def write(chain: Chain, count: int, key: KeyPair, peers: Sequence[KeyPair]) -> None:
+    """Have peers come to owe that often, the last time after the last snapshot."""
+    owed = dict.fromkeys([peer.node_id for peer in peers], 0)
+    heads = {peer.node_id: (0, bytes(32)) for peer in peers}
+    changes: list[Any] = []
+    for number in range(count):
+        peer, at_ms = peers[number % len(peers)], BEGUN_MS + number * EVERY_MS
+        state, of = chain.state, peer.node_id
+        owed[of] += 100
+        voucher = sign(
+            Voucher(
+                account=of,
+                provider=key.node_id,
+                customer=of,
+                number=number,
+                amount_micro=owed[of],
+                until_ms=at_ms,
+                count=None,
+            ),
+            peer,
+            NETWORK,
+        )
+        own = sign(
+            post_half(
+                creditor=key.node_id,
+                debtor=of,
+                seq=state.next_seq,
+                prev=state.head,
+                xid=number.to_bytes(16, "big"),
+                amount_micro=100,
+                account=of,
+                receipt=voucher.id,
+                created_ms=at_ms,
+            ),
+            key,
+            NETWORK,
+        )
+        seq, prev = heads[of]
+        other = sign(counter_half(own, seq=seq, prev=prev, created_ms=at_ms), peer, NETWORK)
+        heads[of] = seq + 1, other.id
+        append(state, own)
+        settle(state, own.record, other)
+        rows = ((HALF, own.raw), (OTHER, other.raw), (VOUCHER, voucher.raw))
+        changes += [(key_of(name, own.record.seq), raw) for name, raw in rows]
+        if len(changes) >= PAGE or number == count - 1:
+            end = ChainEnd(state.next_seq, state.head, state.claims_head)
+            chain.store.write([*changes, (MARK, chain_end_bytes(end))], sync=True)
+            changes.clear()
+            if number < count - 1:
+                await chain.snapshot()
+
+
+def started(folder: Path) -> None:
+    """Print the seconds of a start, and MiB resident after it."""
+    begun = time.perf_counter()
+    made = ledger(KEY, folder, ThreadExecutor(2), Wire())
+    took = time.perf_counter() - begun
+    assert made.count()
+    print(took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def start(quick: bool) -> None:
+    count = least(100_000 if quick else 1_000_000, 5_000)
+    folder = Path(tempfile.mkdtemp(prefix="xsc-ledger-"))
+    try:
+        executor = ThreadExecutor(2)
+        made = ledger(KEY, folder, executor, Wire())
+        asyncio.run(
+            write(made.chain, count, unsigned(KEY), [unsigned(peer) for peer in PEERS])
+        )
+        made.chain.store.close()
+        executor.close()
+        rounds = []
+        for _ in range(ROUNDS):
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.ledger", "start", str(folder)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            rounds.append([float(word) for word in done.stdout.split()])
+        took, resident = (median(one[at] for one in rounds) for at in range(2))
+        print(
+            f"  start on {count} entries from a snapshot   {took:.2f} s, {resident:.0f} MiB "
+            f"resident at most"
+        )
+    finally:
+        shutil.rmtree(folder)
+
+
+def _signatures(count: int) -> float:
+    """Return the seconds of so many checks in this process."""
+    signed = [(KEY.sign(at.to_bytes(100, "big")), at.to_bytes(100, "big")) for at in range(256)]
+    begun = time.perf_counter()
+    for number in range(count):
+        verify(KEY.node_id, *signed[number % 256])
+    return time.perf_counter() - begun
+
+
+def signatures(count: int) -> float:
+    """Return the seconds of so many checks on both cores."""
+    with ProcessPoolExecutor(2) as pool:
+        list(pool.map(_signatures, [1, 1]))
+        return max(pool.map(_signatures, [count // 2, count // 2]))
+
+
+async def beside(mine: LedgerService, executor: Executor, folder: Path) -> tuple[float, float]:
+    """Return the seconds of a verification, and the longest booking beside it."""
+    peer = KeyPair(os.urandom(32))
+    account = peer.node_id
+    wires = Wire(), Wire()
+    theirs = ledger(peer, folder, executor, wires[1])
+    wires[1].others, wires[1].me = {KEY.node_id: mine}, peer.node_id
+    owed, waits = 0, []
+    running = asyncio.create_task(mine.verify())
+    begun = time.perf_counter()
+    while not running.done():
+        owed += 100
+        said = Voucher(
+            account=account,
+            provider=peer.node_id,
+            customer=KEY.node_id,
+            number=owed,
+            amount_micro=owed,
+            until_ms=0,
+            count=None,
+        )
+        voucher = sign(said, KEY, NETWORK).raw
+        at = time.perf_counter()
+        xid = os.urandom(16)
+        await theirs.collect(xid=xid, debtor=KEY.node_id, account=account, voucher=voucher)
+        waits.append(time.perf_counter() - at)
+        await asyncio.sleep(BESIDE_S)
+    await running
+    took = time.perf_counter() - begun
+    theirs.chain.store.close()
+    return took, max(waits)
+
+
+def verified(quick: bool) -> None:
+    count = least(5_000 if quick else 100_000, 500)
+    folder = Path(tempfile.mkdtemp(prefix="xsc-ledger-"))
+    try:
+        executor = ThreadExecutor(4)
+        mine = folder / "mine"
+        made = ledger(KEY, mine, executor, Wire())
+        asyncio.run(write(made.chain, count, KEY, PEERS))
+        made.chain.store.close()
+        rounds = []
+        for number in range(ROUNDS):
+            made = ledger(KEY, mine, executor, Wire())
+            alone = signatures(3 * made.count())
+            took, wait = asyncio.run(beside(made, executor, folder / str(number)))
+            rounds.append((took / alone, took, alone, wait))
+            made.chain.store.close()
+        ratio, took, alone, wait = (median(one[at] for one in rounds) for at in range(4))
+        print(
+            f"  verify of {count} entries    {took:.1f} s, {ratio:.2f} of their signatures alone on "
+            f"both cores ({alone:.1f} s); longest booking beside it {wait * 1e3:.0f} ms"
+        )
+        executor.close()
+    finally:
+        shutil.rmtree(folder)
+
+
+def run(quick: bool) -> None:
+    """Measure, and print."""
+    print("\nledger: a large book, and transfers between two nodes")
+    start(quick)
+    verified(quick)
+
+
+if __name__ == "__main__" and sys.argv[1:2] == ["start"]:
+    started(Path(sys.argv[2]))
