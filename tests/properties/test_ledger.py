@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.unit.ledger.circle import STARTER, Circle, Member, collect, digest
+from tests.unit.ledger.circle import STARTER, Circle, Member, collect, digest, replayed
 from xsc.base.errors import CreditExceeded, EntryRefused, PeerSilent
 from xsc.db.memory import MemoryKeyValue
 
@@ -35,8 +35,9 @@ def limits_hold(circle: Circle) -> None:
 
 
 def replays_equal(member: Member) -> None:
-    """A replay from the store gives the very state that the node works with."""
-    assert digest(member.start().chain.state) == digest(member.ledger.chain.state)
+    """A snapshot and what follows, and all halves alone, give what the node works with."""
+    now = digest(member.ledger.chain.state)
+    assert digest(member.start().chain.state) == now == digest(replayed(member))
 
 
 class Books(RuleBasedStateMachine):
@@ -120,6 +121,32 @@ class Books(RuleBasedStateMachine):
         member.crash()
         assert digest(member.ledger.chain.state) == before
 
+    @rule(index=st.integers(0, 2))
+    def snapshot(self, index):
+        """One node writes a snapshot."""
+        self.loop.run_until_complete(self.circle.members[index].ledger.chain.snapshot())
+
+    @rule(index=st.integers(0, 2))
+    def restart(self, index):
+        """One node starts again, and verifies all."""
+        member = self.circle.members[index]
+        replays_equal(member)
+        member.ledger = member.start()
+        self.loop.run_until_complete(member.ledger.verify())
+
+    @rule(index=st.integers(0, 2), silent=st.integers(0, 2))
+    def lose(self, index, silent):
+        """One node loses its disk; one peer is silent until the end of its recovery."""
+        member = self.circle.members[index]
+        noted = member.ledger.noted()
+        self.circle.gone = {self.circle.members[silent].id} - {member.id}
+        self.loop.run_until_complete(member.come_back(noted))
+        self.circle.gone = set()
+        others = [other.id for other in self.circle.members if other is not member]
+        self.loop.run_until_complete(member.ledger.confirm_head(others))
+        self.circle.sent.clear()  # What is of an earlier incarnation is refused.
+        replays_equal(member)
+
     @invariant()
     def laws(self):
         limits_hold(self.circle)
@@ -176,6 +203,7 @@ async def test_a_kill_at_any_write_loses_nothing_acknowledged(who, after):
                 acknowledged[account] = await collect(
                     creditor, debtor, amount, of=of, account=account, xid=xid
                 )
+                await victim.ledger.chain.snapshot()
             await a.ledger.set_limit(b.id, 500)
             await b.ledger.set_limit(a.id, 500)
         except Killed:
@@ -198,7 +226,7 @@ async def test_a_kill_at_any_write_loses_nothing_acknowledged(who, after):
         for member in circle.members:
             assert (await member.ledger.verify()).conflicts == 0
         books_agree(circle)
-    assert reached == 7 + (who == 0) * 2
+    assert reached == 7 + (who == 0) * 2 + 4
 
 
 @given(order=st.permutations(range(6)), twice=st.lists(st.integers(0, 5), max_size=4))

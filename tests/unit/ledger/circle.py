@@ -76,6 +76,13 @@ def digest(state: LedgerState) -> tuple[Snapshot, list[tuple[bytes, bytes]]]:
     return snapshot_of(state), [*state.index.scan(b"", b"\xff")]
 
 
+def replayed(member: Member) -> LedgerState:
+    """Return what the halves alone give, without snapshot and index."""
+    store = MemoryKeyValue()
+    store.write(member.rows().rows(), sync=True)
+    return Member(member.circle, member.number, store).ledger.chain.state
+
+
 class Member:
     """One node: key, store, and the service on it."""
 
