@@ -62,7 +62,13 @@ PARTS = (
     "market",
     "screens",
 )
-ALONE = {"disk": disk.run, "hung": hung.run, "inside": inside.run, "health": health.run, "ledger": ledger.run}
+ALONE = {
+    "disk": disk.run,
+    "hung": hung.run,
+    "inside": inside.run,
+    "health": health.run,
+    "ledger": ledger.run,
+}
 """Parts that need no network."""
 
 

@@ -1,8 +1,8 @@
 """A large ledger: its start, and its verification beside bookings; transfers between two nodes.
 
-    python -m benchmarks.ledger start FOLDER
+    python -m benchmarks.ledger start|serve FOLDER
 
-prints what a start takes in a process of its own, which is how memory is measured. A book is made
+are processes of their own: one prints what its start takes, the other is a debtor. A book is made
 here as a node would have written it, with ten peers that are paid some thirty times a day.
 """
 
@@ -26,9 +26,9 @@ from typing import Any
 from benchmarks.size import least
 from xsc.base.clock import Executor
 from xsc.base.encoding import Value, decode, encode
-from xsc.base.limits import MIB
 from xsc.base.log import SilentLog
 from xsc.db.leveldb import LevelDBKeyValue
+from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id, verify
@@ -38,6 +38,8 @@ from xsc.ledger.entry import counter_half, post_half
 from xsc.ledger.limits import LimitSettings
 from xsc.ledger.service import LedgerService
 from xsc.ledger.state import append, settle
+from xsc.net.service import PeerNet
+from xsc.net.transport.http import HttpTransport
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
 from xsc.terms.voucher import Voucher
 
@@ -50,6 +52,7 @@ BEGUN_MS = 1_600_000_000_000
 PAGE = 4_096
 BESIDE_S = 0.05
 FLIGHT = 64
+STOP = "bench.stop"
 
 
 @dataclass
@@ -72,21 +75,18 @@ class Wire:
         peer: bytes,
         method: str,
         header: dict[str, Value],
-        parts: Sequence[bytes | memoryview] = (),
-        *,
-        timeout_ms: int | None = None,
+        _parts: Sequence[bytes | memoryview] = (),
+        **_times: object,
     ) -> Answer:
         """Have the other answer, with the bytes as they would be sent."""
         said: Any = decode(encode(header))
-        found, _ = await self.others[peer].handlers()[method](self.me, said, ())
+        found, _bodies = await self.others[peer].handlers()[method](self.me, said, ())
         answer: Any = decode(encode(found))
         return Answer(answer)
 
 
-def ledger(key: KeyPair, path: Path, executor: Executor, wire: Any) -> LedgerService:  # noqa: ANN401 (a port)
-    context = Context(
-        key, NETWORK, SystemClock(), SystemEntropy(), executor, wire, SilentLog()
-    )
+def ledger(key: KeyPair, path: Path, executor: Executor, wire: Any) -> LedgerService:
+    context = Context(key, NETWORK, SystemClock(), SystemEntropy(), executor, wire, SilentLog())
     return LedgerService(context, state=LevelDBKeyValue(path), credit=LimitSettings(10**15))
 
 
@@ -170,9 +170,7 @@ def start(quick: bool) -> None:
     try:
         executor = ThreadExecutor(2)
         made = ledger(KEY, folder, executor, Wire())
-        asyncio.run(
-            write(made.chain, count, unsigned(KEY), [unsigned(peer) for peer in PEERS])
-        )
+        asyncio.run(write(made.chain, count, unsigned(KEY), [unsigned(peer) for peer in PEERS]))
         made.chain.store.close()
         executor.close()
         rounds = []
@@ -260,12 +258,132 @@ def verified(quick: bool) -> None:
             made.chain.store.close()
         ratio, took, alone, wait = (median(one[at] for one in rounds) for at in range(4))
         print(
-            f"  verify of {count} entries    {took:.1f} s, {ratio:.2f} of their signatures alone on "
-            f"both cores ({alone:.1f} s); longest booking beside it {wait * 1e3:.0f} ms"
+            f"  verify of {count} entries    {took:.1f} s, {ratio:.2f} of their signatures alone "
+            f"on both cores ({alone:.1f} s); longest booking beside it {wait * 1e3:.0f} ms"
         )
         executor.close()
     finally:
         shutil.rmtree(folder)
+
+
+class Party:
+    """A node that only books, with its database."""
+
+    def __init__(self, key: KeyPair, folder: Path, executor: Executor) -> None:
+        clock, log = SystemClock(), SilentLog()
+        self.net = PeerNet(
+            key=key,
+            network_name="bench",
+            clock=clock,
+            entropy=SystemEntropy(),
+            executor=executor,
+            transport=HttpTransport(listen="127.0.0.1:0", key=key),
+            store=MemoryKeyValue(),
+            log=log,
+            name="bench",
+            advertise=(),
+            accepts=False,
+        )
+        self.network = self.net.context.network
+        self.ledger = LedgerService(
+            self.net.context, state=LevelDBKeyValue(folder), credit=LimitSettings(10**15)
+        )
+        self.net.server.register(self.ledger.handlers())
+        self.net.server.register({STOP: self._stop})
+        self.stopped = asyncio.Event()
+
+    async def _stop(self, *_: object) -> tuple[dict[str, Value], Sequence[bytes]]:
+        self.stopped.set()
+        return {"v": 1}, ()
+
+
+async def serve(folder: Path) -> None:
+    """Be the debtor, in a process of its own, until it is told to stop."""
+    executor = ThreadExecutor(2)
+    party = Party(PEERS[0], folder, executor)
+    await party.net.start()
+    print(party.net.invite(600_000), flush=True)
+    await party.stopped.wait()
+    await party.net.stop()
+    executor.close()
+
+
+async def transfer(folder: Path, count: int, flight: int) -> float:
+    """Return transfers a second, each signed by both and on both disks."""
+    command = [sys.executable, "-m", "benchmarks.ledger", "serve", str(folder / "theirs")]
+    debtor = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
+    executor = ThreadExecutor(2)
+    party = Party(KEY, folder / "mine", executor)
+    try:
+        await party.net.start()
+        assert debtor.stdout is not None
+        peer = await party.net.join(debtor.stdout.readline().strip())
+        said = [
+            Voucher(
+                account=os.urandom(32),
+                provider=KEY.node_id,
+                customer=peer,
+                number=1,
+                amount_micro=100,
+                until_ms=0,
+                count=None,
+            )
+            for _ in range(count)
+        ]
+        left = [(each.account, sign(each, PEERS[0], party.network).raw) for each in said]
+
+        async def book() -> None:
+            while left:
+                account, voucher = left.pop()
+                xid = os.urandom(16)
+                await party.ledger.collect(xid=xid, debtor=peer, account=account, voucher=voucher)
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(book() for _ in range(flight)))
+        took = time.perf_counter() - begun
+        await party.net.context.caller.call(peer, STOP, {"v": 1})
+        return count / took
+    finally:
+        await party.net.stop()
+        party.ledger.chain.store.close()
+        executor.close()
+        debtor.wait()
+
+
+def alone(folder: Path, count: int) -> float:
+    """Return the rate of what a transfer needs in any case, in one process.
+
+    That is two signatures and four checks, of the voucher at both, and three synced writes.
+    """
+    store, raw = LevelDBKeyValue(folder), bytes(1_500)
+    begun = time.perf_counter()
+    for number in range(count):
+        message = number.to_bytes(100, "big")
+        signed = [KEY.sign(message), KEY.sign(message)]
+        for signature in signed * 2:
+            verify(KEY.node_id, signature, message)
+        for write in range(3):
+            store.write([(b"%d/%d" % (number, write), raw)], sync=True)
+    took = time.perf_counter() - begun
+    store.close()
+    return count / took
+
+
+def transfers(quick: bool) -> None:
+    count = least(1_000 if quick else 4_000, 64)
+    rounds = []
+    for _ in range(ROUNDS):
+        folder = Path(tempfile.mkdtemp(prefix="xsc-ledger-"))
+        try:
+            rate = asyncio.run(transfer(folder, count, FLIGHT))
+            rounds.append((rate, alone(folder / "alone", count)))
+        finally:
+            shutil.rmtree(folder)
+    rate, reference = (median(one[at] for one in rounds) for at in range(2))
+    print(
+        f"  transfers between two processes, {FLIGHT} open   {rate:.0f}/s (their signatures and "
+        f"synced writes alone, one after the other: {reference:.0f}/s)"
+    )
 
 
 def run(quick: bool) -> None:
@@ -273,7 +391,10 @@ def run(quick: bool) -> None:
     print("\nledger: a large book, and transfers between two nodes")
     start(quick)
     verified(quick)
+    transfers(quick)
 
 
 if __name__ == "__main__" and sys.argv[1:2] == ["start"]:
     started(Path(sys.argv[2]))
+if __name__ == "__main__" and sys.argv[1:2] == ["serve"]:
+    asyncio.run(serve(Path(sys.argv[2])))

@@ -56,7 +56,9 @@ class Flows:
         self._days: dict[bytes, dict[int, dict[int, int]]] = {}
         """By peer and kind, the sum of each day."""
         for key, raw in self._index.scan(DAY, DAY + b"\xff" * 64):
-            self._of(key[1:-9], key[-9])[int.from_bytes(key[-8:], "big")] = int.from_bytes(raw, "big")
+            self._of(key[1:-9], key[-9])[int.from_bytes(key[-8:], "big")] = int.from_bytes(
+                raw, "big"
+            )
 
     def _of(self, peer: bytes, kind: int) -> dict[int, int]:
         return self._days.setdefault(peer, {}).setdefault(kind, {})
@@ -75,7 +77,9 @@ class Flows:
         key = DAY + half.peer + bytes([kind]) + day.to_bytes(8, "big")
         self._index.changes[key] = days[day].to_bytes(16, "big")
 
-    def _rows(self, peer: bytes, from_ms: int, until_ms: int) -> Iterator[tuple[int, int, int, int]]:
+    def _rows(
+        self, peer: bytes, from_ms: int, until_ms: int
+    ) -> Iterator[tuple[int, int, int, int]]:
         """Yield date, number, kind and amount of what counts."""
         for key, raw in self._index.scan(_row(peer, from_ms), _row(peer, until_ms)):
             at_ms, seq = (int.from_bytes(part, "big") for part in (key[-16:-8], key[-8:]))
@@ -122,6 +126,8 @@ class Flows:
 
     def newest(self, peer: bytes, before: Half | None) -> Iterator[int]:
         """Yield the numbers of own halves with a peer, the newest first; those before one."""
-        stop = _row(peer, 2**64 - 1) if before is None else _row(peer, before.created_ms, before.seq)
+        stop = (
+            _row(peer, 2**64 - 1) if before is None else _row(peer, before.created_ms, before.seq)
+        )
         for key, _ in self._index.scan(_row(peer, 0), stop, reverse=True):
             yield int.from_bytes(key[-8:], "big")

@@ -8,7 +8,7 @@ Nothing is checked here; `xsc.ledger.validation` has done so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from xsc.base.encoding import tagged_sha256
@@ -19,6 +19,7 @@ from xsc.ledger.incarnation import Restart
 from xsc.ledger.index import ENTRY, ID, SEEN, Index, Known, Table
 from xsc.ledger.loop import SignedLoop
 from xsc.terms.voucher import Voucher
+
 
 @dataclass(frozen=True, slots=True)
 class Open:

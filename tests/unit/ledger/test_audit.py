@@ -8,9 +8,9 @@ import pytest
 from tests.unit.ledger.circle import NETWORK, Circle, Member, collect, digest, voucher
 from xsc.base.encoding import decode, encode, tagged_sha256
 from xsc.base.errors import EntryRefused, LedgerDamaged, PeerSilent, ProofInvalid, RecordInvalid
+from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import read_claimed, sign
 from xsc.identity.keys import network_id
-from xsc.db.memory import MemoryKeyValue
 from xsc.ledger.audit import (
     ChainEnd,
     chain_end_bytes,
@@ -208,7 +208,9 @@ async def test_a_post_has_a_voucher_and_no_other_half_has_one(a):
     rows = a.rows()
     (own,) = by_kind(rows, "post", answers=True)
     for seq in (own, *by_kind(rows, "post")):
-        await damaged(a, f"entry {seq} .*a voucher is missing", vouchers=without(rows.vouchers, seq))
+        await damaged(
+            a, f"entry {seq} .*a voucher is missing", vouchers=without(rows.vouchers, seq)
+        )
     spare = rows.vouchers[own]
     for kind in ("open", "limit"):
         for seq in by_kind(rows, kind):
@@ -384,7 +386,9 @@ async def test_claims_at_different_turns_are_taken_at_theirs(a, circle):
     rows = a.rows()
     assert len({turn[:8] for turn in rows.claims.values()}) == len(rows.claims) == 2
     for signatures in (True, False):
-        assert digest((await audited(a, signatures=signatures)).state) == digest(a.ledger.chain.state)
+        assert digest((await audited(a, signatures=signatures)).state) == digest(
+            a.ledger.chain.state
+        )
 
 
 async def test_a_damaged_restart_is_named(restarted, circle):
@@ -426,7 +430,9 @@ async def test_what_was_taken_along_is_whole(restarted):
         swapped = {**tables[name], seq: tables[name][later], later: tables[name][seq]}
         await damaged(restarted, f"entry {seq} ", **{name: swapped})
     swapped = {**rows.vouchers, seq: rows.vouchers[later], later: rows.vouchers[seq]}
-    await damaged(restarted, f"entry {seq} .* is not the one that the entry names", vouchers=swapped)
+    await damaged(
+        restarted, f"entry {seq} .* is not the one that the entry names", vouchers=swapped
+    )
 
 
 async def test_an_old_entry_has_its_own_number_and_author(restarted):

@@ -48,7 +48,11 @@ async def story(circle, *, lost=True):
     b.store = kept
     b.ledger = b.start()
     half = open_half(
-        next(decode(raw)["half"] for _, peer, name, raw in circle.sent if (peer, name) == (a.id, PROPOSE)),
+        next(
+            decode(raw)["half"]
+            for _, peer, name, raw in circle.sent
+            if (peer, name) == (a.id, PROPOSE)
+        ),
         network=NETWORK,
     )
     other = sign(half.record.model_copy(update={"created_ms": 1}), c.key, NETWORK)
@@ -100,9 +104,9 @@ async def test_a_start_reads_the_snapshot_and_what_follows(circle):
     put(a, {key: raw for key, raw in rows.items() if key != b"ledger/half/" + bytes(8)})
     a.crash()
     assert digest(a.ledger.chain.state) == before
-    with pytest.raises(LedgerDamaged, match="entry 0 .* is missing"):
+    with pytest.raises(LedgerDamaged, match=r"entry 0 .* is missing"):
         await a.ledger.verify()
-    with pytest.raises(LedgerDamaged, match="entry 0 .* is missing"):
+    with pytest.raises(LedgerDamaged, match=r"entry 0 .* is missing"):
         a.start()
     put(a, rows)
     a.crash()
@@ -117,7 +121,9 @@ async def test_what_was_taken_late_is_in_a_snapshot(circle):
     circle.gone.add(b.id)
     await a.ledger.chain.snapshot()
     noted = a.ledger.noted()
-    a.store.write([(key, None) for key, _ in a.store.scan(b"ledger/half/" + bytes(7) + b"\1")], sync=True)
+    a.store.write(
+        [(key, None) for key, _ in a.store.scan(b"ledger/half/" + bytes(7) + b"\1")], sync=True
+    )
     await a.come_back(noted)
     circle.gone.clear()
     whole = circle.deliver
@@ -146,7 +152,21 @@ async def test_what_was_taken_late_is_in_a_snapshot(circle):
     await a.ledger.verify()
 
 
-@pytest.mark.parametrize("what", ["balance", "later", "beyond", "earlier", "open", "other chain", "stranger", "network", "bytes", "none"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "balance",
+        "later",
+        "beyond",
+        "earlier",
+        "open",
+        "other chain",
+        "stranger",
+        "network",
+        "bytes",
+        "none",
+    ],
+)
 async def test_a_snapshot_that_does_not_follow_from_its_chain_is_found_and_made_anew(circle, what):
     a = await story(circle)
     _, b, c = circle.members
@@ -195,13 +215,35 @@ async def test_a_row_of_the_index_that_does_not_follow_is_found_and_made_anew(ci
     kept = [key for key in rows if key.startswith(INDEX)]
     assert {key[len(INDEX) :][:1] for key in kept} == set(map(bytes, zip(b"eishd")))
     for key in kept:
-        for wrong in ({**rows, key + b"?": b""}, {at: raw for at, raw in rows.items() if at != key}):
+        for wrong in (
+            {**rows, key + b"?": b""},
+            {at: raw for at, raw in rows.items() if at != key},
+        ):
             put(a, wrong)
             with pytest.raises(LedgerDamaged):
                 await a.ledger.verify()
             a.crash()
             assert digest(a.ledger.chain.state) == right
     await a.ledger.verify()
+
+
+async def test_what_the_node_works_with_must_follow_from_its_entries(circle):
+    a = await story(circle)
+    for snapshot in (False, True):
+        if snapshot:
+            await a.ledger.chain.snapshot()
+            await collect(circle.members[1], a, 5, account=6, xid=6)
+        state = a.ledger.chain.state
+        state.balances[circle.members[1].id] += 1
+        with pytest.raises(LedgerDamaged, match="does not follow"):
+            await a.ledger.verify()
+        a.crash()
+        state = a.ledger.chain.state
+        state.index.changes[min(state.index.changes)] = b"?"
+        with pytest.raises(LedgerDamaged, match="does not follow"):
+            await a.ledger.verify()
+        a.crash()
+        await a.ledger.verify()
 
 
 async def test_every_flipped_byte_of_a_store_with_a_snapshot_is_found(circle):
