@@ -178,6 +178,8 @@ def _tupled(value: object) -> object:
     if isinstance(value, dict):
         if len(value) > RECORD_FIELDS_MAX:  # Each that is too much would be an error of its own.
             raise RecordInvalid(f"a map of more than {RECORD_FIELDS_MAX} fields is in no record")
+        if _CONTAINERS.isdisjoint(map(type, value.values())):
+            return value
         return {
             key: _tupled(item) if isinstance(item, (list, dict)) else item
             for key, item in value.items()
@@ -275,8 +277,6 @@ def _way(value: dict[str, Value]) -> tuple[int, list[bytes]]:
     return place, cast("list[bytes]", path)
 
 
-Unverified: TypeAlias = "tuple[bytes, bytes, bytes]"
-"""Author, signature and message, as `keys.verify` takes them."""
 _Fields: TypeAlias = "tuple[str, bytes, bytes, bytes, bytes, tuple[int, list[bytes]] | None]"
 
 
@@ -377,7 +377,7 @@ def read_unverified(
     network: bytes | None,
     author: bytes | None = None,
     size_max: int = RECORD_BYTES_MAX,
-) -> tuple[Signed[R], Unverified]:
+) -> tuple[Signed[R], keys.Unverified]:
     """Do as `read_claimed`, and return what is left to verify, for who has many to verify."""
     body, by, net, signature, message = _claimed(raw, kind.KIND, network, author, size_max)
     record = kind.from_bytes(body, size_max=size_max)

@@ -17,11 +17,11 @@ from xsc.base.ids import short
 from xsc.identity.envelope import (
     R,
     Signed,
-    Unverified,
     open_signed,
     read_claimed,
     read_unverified,
 )
+from xsc.identity.keys import Unverified
 from xsc.ledger import validation
 from xsc.ledger.entry import Half, SettledEntry, open_half
 from xsc.ledger.index import DAY, Index

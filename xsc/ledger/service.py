@@ -30,7 +30,7 @@ from xsc.ledger.statement import (
     note_accounts,
     paid_row,
 )
-from xsc.ledger.verifying import verify
+from xsc.ledger.verifying import Checking, verify
 
 SNAPSHOT_ROWS: Final = 1024
 """Of the index that are in memory alone until a snapshot: those of some 256 entries."""
@@ -47,6 +47,7 @@ class LedgerService:
         shares_with: returns the peers whose debts count together with a peer's, itself
             among them.
         recovering: sign nothing until `restart`.
+        checking: of many signatures; in threads of the executor where None.
 
     Raises:
         LedgerDamaged: the stored chain breaks a rule.
@@ -61,6 +62,7 @@ class LedgerService:
         trust: Callable[[bytes], Trust] = lambda _: Trust(),
         shares_with: Callable[[bytes], Sequence[bytes]] = lambda peer: [peer],
         recovering: bool = False,
+        checking: Checking | None = None,
     ) -> None:
         self._key = context.key
         self._network = context.network
@@ -70,6 +72,7 @@ class LedgerService:
         self._trust = trust
         self._shares_with = shares_with
         self._verifying = asyncio.Lock()
+        self._checking = checking
         self.chain = chain.Chain(context, state, recovering=recovering)
         self.exchange = exchange.HistoryExchange(context, self.chain)
         self.proposals = Proposals(context, self.chain, self.exchange, limit_terms=self.limit_terms)
@@ -214,7 +217,7 @@ class LedgerService:
             LedgerDamaged: names the first entry that breaks a rule.
         """
         async with self._verifying:
-            return await verify(self.chain, self._executor)
+            return await verify(self.chain, self._executor, self._checking)
 
     def handlers(self) -> dict[str, peering.Handler]:
         """Return the methods that peers may call."""

@@ -6,14 +6,17 @@ for answers, which are left out where they came later.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Final, TypeAlias
 
 from xsc.api.ledger import Verified
 from xsc.base.clock import Executor
-from xsc.base.errors import LedgerDamaged, SignatureInvalid
-from xsc.identity.envelope import Unverified
-from xsc.identity.keys import verify as check_signature
+from xsc.base.errors import LedgerDamaged
+from xsc.identity.keys import Check, Unverified, first_wrong
 from xsc.ledger import audit
 from xsc.ledger.audit import Past, Replay
 from xsc.ledger.chain import CONFLICT, MARK, OTHER, SNAPSHOT, Chain, key_of
@@ -22,17 +25,42 @@ from xsc.ledger.snapshot import snapshot_of
 from xsc.ledger.state import LedgerState
 
 
-async def verify(chain: Chain, executor: Executor) -> Verified:
+AHEAD: Final = 6
+"""Slices whose signatures are being checked while others are read."""
+
+Checking: TypeAlias = Callable[[], AbstractAsyncContextManager[Check]]
+"""Makes ready to check many."""
+
+
+async def verify(chain: Chain, executor: Executor, checking: Checking | None) -> Verified:
     """Return what was verified.
+
+    Args:
+        chain: the ledger.
+        executor: reads and replays it.
+        checking: of signatures; by the executor where None.
 
     Raises:
         LedgerDamaged: names the first entry that breaks a rule.
     """
+    checks: deque[asyncio.Task[None]] = deque()
+
+    async def by_executor(items: Sequence[Unverified]) -> int | None:
+        return await executor.run(first_wrong, items)
+
     try:
         replay, steps = await chain.exclusive(_begin, chain)
-        while await executor.run(next, steps, False):
-            read, replay.unverified = replay.unverified, []
-            await executor.run(_check, read)
+        async with checking() if checking else nullcontext(by_executor) as check:
+            try:
+                while await executor.run(next, steps, False):
+                    read, replay.unverified = replay.unverified, []
+                    checks.append(asyncio.create_task(_check(check, read)))
+                    if len(checks) == AHEAD:
+                        await checks.popleft()
+            finally:
+                await asyncio.wait(checks) if checks else None
+            for each in checks:
+                each.result()
     except LedgerDamaged:
         # The next start replays it all: where only snapshot or index is wrong, both are made anew.
         await chain.exclusive(chain.write, [(SNAPSHOT, None)])
@@ -52,12 +80,10 @@ async def verify(chain: Chain, executor: Executor) -> Verified:
     )
 
 
-def _check(read: Sequence[tuple[int, Unverified]]) -> None:
-    for seq, unverified in read:
-        try:
-            check_signature(*unverified)
-        except SignatureInvalid as fault:
-            raise audit.damaged(seq, fault.message) from None
+async def _check(check: Check, read: Sequence[tuple[int, Unverified]]) -> None:
+    wrong = await check([unverified for _, unverified in read])
+    if wrong is not None:
+        raise audit.damaged(read[wrong][0], "the signature does not fit its author and content")
 
 
 async def _begin(chain: Chain) -> tuple[Replay, Iterator[bool]]:
