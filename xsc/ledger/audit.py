@@ -24,12 +24,14 @@ from xsc.identity.envelope import (
 from xsc.identity.keys import Unverified
 from xsc.ledger import validation
 from xsc.ledger.entry import Half, SettledEntry, open_half
-from xsc.ledger.index import DAY, Index
+from xsc.ledger.index import DAY, HALF, Index
 from xsc.ledger.loop import open_voucher
 from xsc.ledger.state import LedgerState, append, settle, take_old
 from xsc.terms.voucher import Voucher, off_books_account
 
 FORMAT = 1
+ROWS_READ = 2**12
+"""Rows of an index that a replay remembers."""
 _YEAR_9999_MS = 253_402_300_799_999
 
 
@@ -250,12 +252,22 @@ class Past(Index):
         super().__init__()
         self._live = live
         self._claims = claims
+        self._read: dict[bytes, bytes] = {}
+        """Rows that were looked up of late: most are needed again soon."""
         self.replay: Replay
 
     def get(self, key: bytes) -> bytes | None:
         """Return a row of a half, if that was taken."""
-        raw = self._live.get(key)
+        raw = self._look_up(key)
         return raw if raw is not None and self._is_taken(int.from_bytes(raw[64:], "big")) else None
+
+    def _look_up(self, key: bytes) -> bytes | None:
+        raw = self._read.get(key) or self._live.get(key)
+        if raw is not None:
+            if len(self._read) == ROWS_READ:
+                self._read.clear()
+            self._read[key] = raw
+        return raw
 
     def _is_taken(self, seq: int) -> bool:
         state = self.replay.state
@@ -275,7 +287,9 @@ class Past(Index):
         """
         made = {key: row for key, row in self.changes.items() if last or key[:1] != DAY}
         for key, row in made.items():
-            if stored.get(key) != row:
+            # Rows of halves never change; what counts of them and sums do.
+            there = stored.get(key) if key[:1] in (HALF, DAY) else self._look_up(key)
+            if there != row:
                 raise index_damaged()
             del self.changes[key]
         return len(made)

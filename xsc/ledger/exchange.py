@@ -35,7 +35,6 @@ from xsc.ledger.chain import (
 )
 from xsc.ledger.entry import GENESIS, open_half
 from xsc.ledger.incarnation import Incarnation, Noted, Restart, open_incarnation, restart_bytes
-from xsc.ledger.index import INDEX
 from xsc.ledger.recovery import (
     Old,
     check_shown,
@@ -127,7 +126,7 @@ class HistoryExchange:
             record = plan(entries, noted, highest_seq=max(known), now_ms=self._clock.now_ms())
             signed = sign(record, self._key, self._network)
             changes: list[keyvalue.Change] = [(SNAPSHOT, None)]
-            for prefix in (HALF, OTHER, VOUCHER, CLAIM, HEARD, INDEX):
+            for prefix in (HALF, OTHER, VOUCHER, CLAIM, HEARD):
                 changes += [(prefix + key, None) for key, _ in self._chain.table(prefix)]
             for item in entries:
                 changes += rows_of(item)

@@ -25,8 +25,10 @@ from xsc.ledger.snapshot import snapshot_of
 from xsc.ledger.state import LedgerState
 
 
+BATCH: Final = 256
+"""Signatures that are checked in one go."""
 AHEAD: Final = 6
-"""Slices whose signatures are being checked while others are read."""
+"""Batches that are being checked while others are read."""
 
 Checking: TypeAlias = Callable[[], AbstractAsyncContextManager[Check]]
 """Makes ready to check many."""
@@ -43,24 +45,12 @@ async def verify(chain: Chain, executor: Executor, checking: Checking | None) ->
     Raises:
         LedgerDamaged: names the first entry that breaks a rule.
     """
-    checks: deque[asyncio.Task[None]] = deque()
-
-    async def by_executor(items: Sequence[Unverified]) -> int | None:
-        return await executor.run(first_wrong, items)
-
     try:
         replay, steps = await chain.exclusive(_begin, chain)
-        async with checking() if checking else nullcontext(by_executor) as check:
-            try:
-                while await executor.run(next, steps, False):
-                    read, replay.unverified = replay.unverified, []
-                    checks.append(asyncio.create_task(_check(check, read)))
-                    if len(checks) == AHEAD:
-                        await checks.popleft()
-            finally:
-                await asyncio.wait(checks) if checks else None
-            for each in checks:
-                each.result()
+        async with checking() if checking else nullcontext(
+            lambda items: executor.run(first_wrong, items)
+        ) as check:
+            await _verify(executor, replay, steps, check)
     except LedgerDamaged:
         # The next start replays it all: where only snapshot or index is wrong, both are made anew.
         await chain.exclusive(chain.write, [(SNAPSHOT, None)])
@@ -80,10 +70,36 @@ async def verify(chain: Chain, executor: Executor, checking: Checking | None) ->
     )
 
 
-async def _check(check: Check, read: Sequence[tuple[int, Unverified]]) -> None:
-    wrong = await check([unverified for _, unverified in read])
+async def _verify(
+    executor: Executor, replay: Replay, steps: Iterator[bool], check: Check
+) -> None:
+    checks: deque[asyncio.Task[None]] = deque()
+    wrong: LedgerDamaged | None = None
+    more = True
+    try:
+        while more:
+            try:
+                more = await executor.run(next, steps, False)
+            except LedgerDamaged as fault:
+                # Whose signature does not fit is more to the point.
+                wrong, more = fault, False
+            if len(replay.unverified) >= BATCH or not more:
+                read, replay.unverified = replay.unverified, []
+                checks.append(asyncio.create_task(_check(check, read)))
+            if len(checks) == AHEAD:
+                await checks.popleft()
+    finally:
+        await asyncio.gather(*checks, return_exceptions=True)
+    for each in checks:
+        each.result()
     if wrong is not None:
-        raise audit.damaged(read[wrong][0], "the signature does not fit its author and content")
+        raise wrong
+
+
+async def _check(check: Check, read: Sequence[tuple[int, Unverified]]) -> None:
+    place = await check([unverified for _, unverified in read])
+    if place is not None:
+        raise audit.damaged(read[place][0], "the signature does not fit its author and content")
 
 
 async def _begin(chain: Chain) -> tuple[Replay, Iterator[bool]]:
