@@ -24,7 +24,6 @@ from xsc.ledger.index import INDEX, Index
 from xsc.ledger.snapshot import snapshot_of
 from xsc.ledger.state import LedgerState
 
-
 BATCH: Final = 256
 """Signatures that are checked in one go."""
 AHEAD: Final = 6
@@ -47,9 +46,11 @@ async def verify(chain: Chain, executor: Executor, checking: Checking | None) ->
     """
     try:
         replay, steps = await chain.exclusive(_begin, chain)
-        async with checking() if checking else nullcontext(
-            lambda items: executor.run(first_wrong, items)
-        ) as check:
+        async with (
+            checking()
+            if checking
+            else nullcontext(lambda items: executor.run(first_wrong, items)) as check
+        ):
             await _verify(executor, replay, steps, check)
     except LedgerDamaged:
         # The next start replays it all: where only snapshot or index is wrong, both are made anew.
@@ -70,9 +71,7 @@ async def verify(chain: Chain, executor: Executor, checking: Checking | None) ->
     )
 
 
-async def _verify(
-    executor: Executor, replay: Replay, steps: Iterator[bool], check: Check
-) -> None:
+async def _verify(executor: Executor, replay: Replay, steps: Iterator[bool], check: Check) -> None:
     checks: deque[asyncio.Task[None]] = deque()
     wrong: LedgerDamaged | None = None
     more = True

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -47,11 +48,10 @@ async def test_what_a_killed_process_had_to_check_is_checked():
 
 
 def children():
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        found = [int(word) for word in file.read().split()]
+    said = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    found = [int(word) for word in said.split()]
     return [each for each in found if b"xsc.node.checking" in command(each)]
 
 
 def command(pid):
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        return file.read()
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
