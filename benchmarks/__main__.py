@@ -3,7 +3,7 @@
     python -m benchmarks [--quick] [WORD ...]
 
 The words are storage, small, compute, services, start, memory, stalled, space, programs, market
-and screens, which share the network, and disk, hung, inside and health, which need none.
+and screens, which share the network, and disk, hung, inside, health and ledger, which need none.
 Without a word all are run.
 
 BENCH_SMOKE=1 makes the shortest round that runs every line; its figures mean nothing.
@@ -32,6 +32,7 @@ from benchmarks import (
     hung,
     inside,
     invoke,
+    ledger,
     limit,
     market,
     pipe,
@@ -61,7 +62,13 @@ PARTS = (
     "market",
     "screens",
 )
-ALONE = {"disk": disk.run, "hung": hung.run, "inside": inside.run, "health": health.run}
+ALONE = {
+    "disk": disk.run,
+    "hung": hung.run,
+    "inside": inside.run,
+    "health": health.run,
+    "ledger": ledger.run,
+}
 """Parts that need no network."""
 
 

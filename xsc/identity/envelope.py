@@ -178,6 +178,8 @@ def _tupled(value: object) -> object:
     if isinstance(value, dict):
         if len(value) > RECORD_FIELDS_MAX:  # Each that is too much would be an error of its own.
             raise RecordInvalid(f"a map of more than {RECORD_FIELDS_MAX} fields is in no record")
+        if _CONTAINERS.isdisjoint(map(type, value.values())):
+            return value
         return {
             key: _tupled(item) if isinstance(item, (list, dict)) else item
             for key, item in value.items()
@@ -365,9 +367,22 @@ def read_claimed(
         TooLarge, RecordInvalid: as `open_signed`.
         SignatureInvalid: it claims to be by another author.
     """
-    body, by, net, _, _ = _claimed(raw, kind.KIND, network, author, size_max)
+    return read_unverified(raw, kind, network=network, author=author, size_max=size_max)[0]
+
+
+def read_unverified(
+    raw: bytes,
+    kind: type[R],
+    *,
+    network: bytes | None,
+    author: bytes | None = None,
+    size_max: int = RECORD_BYTES_MAX,
+) -> tuple[Signed[R], keys.Unverified]:
+    """Do as `read_claimed`, and return what is left to verify, for who has many to verify."""
+    body, by, net, signature, message = _claimed(raw, kind.KIND, network, author, size_max)
     record = kind.from_bytes(body, size_max=size_max)
-    return Signed(record, by, net, tagged_sha256(kind.KIND, body), raw)
+    signed = Signed(record, by, net, tagged_sha256(kind.KIND, body), raw)
+    return signed, (by, signature, message)
 
 
 def open_body(

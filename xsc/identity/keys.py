@@ -8,7 +8,9 @@ that a recovery needs.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
+from typing import TypeAlias
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -22,6 +24,11 @@ SEED_BYTES = 32
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 NETWORK_DEFAULT = "xsc"
+
+Unverified: TypeAlias = "tuple[bytes, bytes, bytes]"
+"""Author, signature and message: what `verify` is asked with."""
+Check: TypeAlias = "Callable[[Sequence[Unverified]], Awaitable[int | None]]"
+"""Does as `first_wrong`, beside other work."""
 
 
 class KeyPair:
@@ -76,6 +83,16 @@ def verify(node_id: bytes, signature: bytes, message: bytes) -> None:
         _public(node_id).verify(signature, message)
     except (InvalidSignature, ValueError):
         raise SignatureInvalid("the signature does not fit its author and content") from None
+
+
+def first_wrong(items: Sequence[Unverified]) -> int | None:
+    """Return the place of the first signature that does not fit; None where all do."""
+    for place, item in enumerate(items):
+        try:
+            verify(*item)
+        except SignatureInvalid:
+            return place
+    return None
 
 
 def network_id(name: str) -> bytes:

@@ -1,47 +1,50 @@
-"""Replays a stored ledger from its first half, and says where it first goes wrong.
+"""Replays a stored ledger, and says where it first goes wrong.
 
-StoredRows go in, a state or `LedgerDamaged` comes out. The service replays without
-signatures when it starts (hashes already bind the chain) and with them when it
-is asked to verify. `verify_settled` checks one exported entry with nothing but
-its bytes.
+What is stored goes in, a state or `LedgerDamaged` comes out. At a start, signatures are not
+verified (hashes already bind the chain); who verifies the ledger takes what has to be.
+`verify_settled` checks one exported entry with nothing but its bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from xsc.base import encoding, limits, units
 from xsc.base.errors import LedgerDamaged, LimitError, PeerError, ProofInvalid, RecordInvalid
 from xsc.base.ids import short
-from xsc.identity.envelope import R, Signed, open_signed
-from xsc.ledger import incarnation, validation
+from xsc.identity.envelope import (
+    R,
+    Signed,
+    open_signed,
+    read_unverified,
+)
+from xsc.identity.keys import Unverified
+from xsc.ledger import validation
 from xsc.ledger.entry import BOTH_SIGN, Half, SettledEntry, open_half
+from xsc.ledger.index import DAY, HALF, Index
 from xsc.ledger.loop import open_voucher
-from xsc.ledger.state import LedgerState, append, begin, settle, take_old
+from xsc.ledger.state import LedgerState, append, settle, take_old
 from xsc.terms.voucher import Voucher, off_books_account
 
 FORMAT = 1
+ROWS_READ = 2**12
+"""Rows of an index that a replay remembers."""
 _YEAR_9999_MS = 253_402_300_799_999
 
 
 @dataclass(frozen=True, slots=True)
-class StoredRows:
-    """Everything that the store holds of one ledger."""
+class Stored:
+    """What the store holds under one number."""
 
-    mark: bytes | None
-    """The encoded `ChainEnd`; None in an empty store."""
-    halves: Mapping[int, bytes]
-    """Own signed halves, by sequence number."""
-    others: Mapping[int, bytes]
-    """The signed halves of peers beside them, by the own half's sequence number."""
-    vouchers: Mapping[int, bytes]
-    """The signed vouchers under them, likewise."""
-    restart: bytes | None = None
-    """What the present incarnation began with; None in the first."""
-    claims: Mapping[int, bytes] = field(default_factory=dict)
-    """When each claim was taken, by its sequence number."""
+    seq: int
+    half: bytes | None
+    """The own signed half."""
+    other: bytes | None
+    """The signed half of the peer beside it."""
+    voucher: bytes | None
+    """The signed voucher under them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +55,6 @@ class ChainEnd:
     head: bytes
     claims: bytes
     """Hash over the claims; GENESIS where there are none."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayResult:
-    """What a replay found."""
-
-    state: LedgerState
-    settled: int
-    """Entries with both halves."""
 
 
 def chain_end_bytes(mark: ChainEnd) -> bytes:
@@ -75,179 +69,230 @@ def claim_bytes(at_seq: int, number: int) -> bytes:
     return at_seq.to_bytes(8, "big") + number.to_bytes(8, "big")
 
 
-def _mark(raw: bytes | None) -> ChainEnd | None:
-    if raw is None:
-        return None
-    match encoding.decode(raw):
-        case {
-            "v": 1,
-            "next_seq": int(next_seq),
-            "head": bytes(head),
-            "claims": bytes(claims),
-            **rest,
-        } if not rest:
-            return ChainEnd(next_seq, head, claims)
+def _mark(raw: bytes) -> ChainEnd:
+    try:
+        match encoding.decode(raw):
+            case {
+                "v": 1,
+                "next_seq": int(next_seq),
+                "head": bytes(head),
+                "claims": bytes(claims),
+                **rest,
+            } if not rest:
+                return ChainEnd(next_seq, head, claims)
+    except (PeerError, LimitError):
+        pass
     raise LedgerDamaged(
         "the ledger's mark is damaged, or of a newer format",
         hint="restore the home from a backup, or use the xsc that wrote it",
     )
 
 
-def _damaged(seq: int, sentence: str) -> LedgerDamaged:
+def damaged(seq: int, sentence: str) -> LedgerDamaged:
+    """Return the error of an entry that breaks a rule."""
     return LedgerDamaged(
         f"entry {seq} of the ledger is damaged: {sentence}",
         hint="restore the home from a backup; the peers hold their halves of every entry",
     )
 
 
-def trusted(raw: bytes, kind: type[R], network: bytes) -> Signed[R]:
-    """Return a record of our own store, its signature unchecked.
-
-    Raises:
-        TooLarge, RecordInvalid: not the envelope of such a record.
-    """
-    fields = encoding.decode(raw, size_max=limits.LEDGER_RECORD_BYTES_MAX)
-    match fields:
-        case {"body": bytes(body), "by": bytes(author), "net": bytes(net)} if net == network:
-            record = kind.from_bytes(body, size_max=limits.LEDGER_RECORD_BYTES_MAX)
-            return Signed(record, author, network, record.id, raw)
-    raise RecordInvalid(f"not a signed {kind.KIND} of this network")
+def stray(seq: int) -> LedgerDamaged:
+    """Return the error of parts without their entry."""
+    return damaged(seq, "its parts are there, the entry itself is not")
 
 
-def replay(rows: StoredRows, *, me: bytes, network: bytes, signatures: bool) -> ReplayResult:
-    """Return what the rows add up to.
+class Replay:
+    """Takes what is stored to a state, one number after the other.
 
     Args:
-        rows: of the whole store.
-        me: the node whose ledger it is.
-        network: the network of all its entries.
-        signatures: whether to verify signatures, some 0.1 ms each.
-
-    Raises:
-        LedgerDamaged: names the first entry that breaks a rule.
+        state: is changed in place.
+        network: of all entries.
     """
-    try:
-        mark = _mark(rows.mark)
-    except (PeerError, LimitError) as fault:
-        raise LedgerDamaged(f"the ledger's mark is damaged: {fault.message}") from None
-    state = LedgerState(me)
-    if rows.restart is not None:
-        _begin(state, rows, network, signatures=signatures)
-    claims = _in_turn(rows)
 
-    def take_claims(before_seq: int) -> None:
-        while claims and claims[-1][0] <= before_seq:
-            _take_old(state, rows, claims.pop()[1], network, signatures=signatures)
+    def __init__(self, state: LedgerState, network: bytes) -> None:
+        self.state = state
+        self._network = network
+        self.held: Container[int] = ()
+        """Own halves whose answers are not taken yet."""
+        self.unverified: list[tuple[int, Unverified]] = []
+        """The number and signature of each record that was read."""
+        self.seq = 0
+        """What is taken now, or was taken last."""
 
-    for number in range(sum(seq >= state.first_seq for seq in rows.halves)):
-        seq = state.first_seq + number
-        take_claims(seq)
-        try:
-            _replay_one(state, rows, seq, network, signatures=signatures)
-        except (PeerError, LimitError) as fault:
-            raise _damaged(seq, fault.message) from None
-    take_claims(state.next_seq)
-    ends = ChainEnd(state.next_seq, state.head, state.claims_head)
-    if mark != ends if mark else state.order or rows.restart is not None:
-        raise _damaged(state.next_seq, "the chain does not end where it should")
-    strays = {*rows.halves, *rows.others, *rows.vouchers, *rows.claims} - {*state.order}
-    if strays:
-        raise _damaged(min(strays), "its parts are there, the entry itself is not")
-    settled = sum(len(halves) for halves in state.seen.values())
-    return ReplayResult(state, settled)
+    def _opened(
+        self, row: Stored
+    ) -> tuple[Signed[Half], Signed[Half] | None, Signed[Voucher] | None]:
+        """Return an own half, the peer's and the voucher.
 
+        Raises:
+            PeerError, LimitError: one of them is damaged.
+        """
+        if row.half is None:
+            raise damaged(row.seq, "it is missing")
+        own = self._read(row.seq, row.half, Half)
+        other = None if row.other is None else self._read(row.seq, row.other, Half)
+        voucher: Signed[Voucher] | None = None
+        if row.voucher is not None and (own.record.clears or own.record.kind == "seal"):
+            voucher = open_voucher(row.voucher, own.record, network=self._network)
+        elif row.voucher is not None:
+            voucher = self._read(row.seq, row.voucher, Voucher)
+        return own, other, voucher
 
-def _in_turn(rows: StoredRows) -> list[tuple[int, int]]:
-    """Return before which half each claim was taken, and its number, the last one first."""
-    turns = sorted(((raw, seq) for seq, raw in rows.claims.items()), reverse=True)
-    return [(int.from_bytes(raw[:8], "big"), seq) for raw, seq in turns]
-
-
-def _begin(state: LedgerState, rows: StoredRows, network: bytes, *, signatures: bool) -> None:
-    """Begin the present incarnation, with all that it took along."""
-    assert rows.restart is not None
-    try:
-        restart = incarnation.open_restart(rows.restart, author=state.me, network=network)
-    except (PeerError, LimitError) as fault:
-        raise LedgerDamaged(f"the restart of the ledger is damaged: {fault.message}") from None
-    begin(state, restart)
-    carried = [
-        _take_old(state, rows, seq, network, signatures=signatures)
-        for seq in sorted(rows.halves)
-        if seq < state.first_seq and seq not in rows.claims
-    ]
-    if incarnation.carried_hash(restart.noted, carried) != restart.incarnation.record.carried:
-        raise LedgerDamaged(
-            "the ledger does not hold what its incarnation took along",
-            hint="restore the home from a backup, or recover it: xsc node recover",
+    def _read(self, seq: int, raw: bytes, kind: type[R]) -> Signed[R]:
+        signed, unverified = read_unverified(
+            raw, kind, network=self._network, size_max=limits.LEDGER_RECORD_BYTES_MAX
         )
+        if isinstance(signed.record, Half) and signed.record.author != signed.author:
+            raise RecordInvalid("it is signed by a node that is not its author")
+        self.unverified.append((seq, unverified))
+        return signed
 
+    def carry(self, row: Stored, turn: bytes | None = None) -> tuple[bytes, bytes]:
+        """Take an old entry; return the ids of its two halves.
 
-def _take_old(
-    state: LedgerState, rows: StoredRows, seq: int, network: bytes, *, signatures: bool
-) -> tuple[bytes, bytes]:
-    """Take an old entry to the state; return the ids of its two halves."""
-    try:
-        own, other, voucher = _opened(rows, seq, network, signatures=signatures)
-    except (PeerError, LimitError) as fault:
-        raise _damaged(seq, fault.message) from None
-    if other is None or voucher is None or seq >= state.first_seq:
-        raise _damaged(seq, "it is no entry that both parties signed")
-    if own.author != state.me or own.record.seq != seq:
-        raise _damaged(seq, "it is not this node's, or of another number")
-    if (refusal := validation.check_old(own, other, voucher)) is not None:
-        raise _damaged(seq, refusal.sentence)
-    take_old(state, own, other, voucher.record, rows.claims.get(seq))
-    return own.id, other.id
+        Args:
+            row: the entry.
+            turn: of a claim.
 
+        Raises:
+            LedgerDamaged: it breaks a rule.
+        """
+        seq, state = row.seq, self.state
+        self.seq = seq
+        try:
+            own, other, voucher = self._opened(row)
+        except (PeerError, LimitError) as fault:
+            raise damaged(seq, fault.message) from None
+        if other is None or voucher is None or seq >= state.first_seq:
+            raise damaged(seq, "it is no entry that both parties signed")
+        if own.author != state.me or own.record.seq != seq:
+            raise damaged(seq, "it is not this node's, or of another number")
+        if (refusal := validation.check_old(own, other, voucher)) is not None:
+            raise damaged(seq, refusal.sentence)
+        take_old(state, own, other, voucher.record, turn)
+        return own.id, other.id
 
-def _opened(
-    rows: StoredRows, seq: int, network: bytes, *, signatures: bool
-) -> tuple[Signed[Half], Signed[Half] | None, Signed[Voucher] | None]:
-    """Return an own half, the peer's and the voucher.
+    def take(self, row: Stored) -> None:
+        """Take the next half of the chain, with the answer that it is or has.
 
-    Raises:
-        PeerError, LimitError: one of them is damaged.
-    """
+        Raises:
+            LedgerDamaged: it breaks a rule.
+        """
+        seq, state = row.seq, self.state
+        self.seq = seq
+        if seq != state.next_seq:
+            raise damaged(state.next_seq, "it is missing")
+        try:
+            own, other, voucher = self._opened(row)
+        except (PeerError, LimitError) as fault:
+            raise damaged(seq, fault.message) from None
+        if (voucher is not None) != (own.record.kind in BOTH_SIGN):
+            raise damaged(seq, "a voucher is missing, or there is one too many")
+        initiator = other if own.record.link is not None else None
+        refusal = validation.check_own_next(state, own, voucher=voucher, initiator=initiator)
+        if refusal is not None:
+            raise damaged(seq, refusal.sentence)
+        append(state, own, initiator)
+        if other is not None and initiator is None and seq not in self.held:
+            self._settle(own, other)
 
-    def opened(raw: bytes) -> Signed[Half]:
-        if signatures:
-            return open_half(raw, network=network)
-        return trusted(raw, Half, network)
+    def answer(self, row: Stored) -> None:
+        """Take the answer to an own half that was taken before.
 
-    raw = rows.halves.get(seq)
-    if raw is None:
-        raise _damaged(seq, "it is missing")
-    own, beside, under = opened(raw), rows.others.get(seq), rows.vouchers.get(seq)
-    voucher: Signed[Voucher] | None = None
-    if under is not None:
-        if signatures or own.record.clears or own.record.kind == "seal":
-            voucher = open_voucher(under, own.record, network=network)
-        else:
-            voucher = trusted(under, Voucher, network)
-    return own, None if beside is None else opened(beside), voucher
+        Raises:
+            LedgerDamaged: it breaks a rule.
+        """
+        self.seq = row.seq
+        try:
+            own, other, _ = self._opened(row)
+        except (PeerError, LimitError) as fault:
+            raise damaged(row.seq, fault.message) from None
+        if other is not None:
+            self._settle(own, other)
 
-
-def _replay_one(
-    state: LedgerState, rows: StoredRows, seq: int, network: bytes, *, signatures: bool
-) -> None:
-    """Take one row of the chain to the state."""
-    own, other, voucher = _opened(rows, seq, network, signatures=signatures)
-    if (voucher is not None) != (own.record.kind in BOTH_SIGN):
-        raise _damaged(seq, "a voucher is missing, or there is one too many")
-    answers = own.record.link is not None
-    refusal = validation.check_own_next(
-        state, own, voucher=voucher, initiator=other if answers else None
-    )
-    if refusal is None and other is not None and not answers:
-        refusal = validation.check_counter(own, other) or validation.check_chain(state, other)
+    def _settle(self, own: Signed[Half], other: Signed[Half]) -> None:
+        refusal = validation.check_counter(own, other) or validation.check_chain(self.state, other)
         if own.record.kind not in BOTH_SIGN:
             refusal = validation.Refusal("fields_wrong", f"a '{own.record.kind}' has no answer")
-    if refusal is not None:
-        raise _damaged(seq, refusal.sentence)
-    append(state, own, other if answers else None)
-    if other is not None and not answers:
-        settle(state, own.record, other)
+        if refusal is not None:
+            raise damaged(own.record.seq, refusal.sentence)
+        settle(self.state, own.record, other)
+
+
+class Past(Index):
+    """The index as a replay from the first half on makes it, without holding it in memory.
+
+    Look-ups go to the book that is replayed, and see what the replay has taken.
+
+    Args:
+        live: the index of the book, as it goes on meanwhile.
+        claims: the numbers of all claims of the book.
+    """
+
+    def __init__(self, live: Index, claims: Container[int]) -> None:
+        super().__init__()
+        self._live = live
+        self._claims = claims
+        self._read: dict[bytes, bytes] = {}
+        """Rows that were looked up of late: most are needed again soon."""
+        self.replay: Replay
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return a row of a half, if that was taken."""
+        raw = self._look_up(key)
+        return raw if raw is not None and self._is_taken(int.from_bytes(raw[-8:], "big")) else None
+
+    def _look_up(self, key: bytes) -> bytes | None:
+        raw = self._read.get(key) or self._live.get(key)
+        if raw is not None:
+            if len(self._read) == ROWS_READ:
+                self._read.clear()
+            self._read[key] = raw
+        return raw
+
+    def _is_taken(self, seq: int) -> bool:
+        state = self.replay.state
+        if seq >= state.first_seq:
+            return seq < state.next_seq and seq != self.replay.seq
+        return (seq in state.claims or seq not in self._claims) and seq != self.replay.seq
+
+    def compared(self, stored: Index, *, last: bool) -> int:
+        """Compare what was made with what is stored, and forget it; return how many rows it was.
+
+        Args:
+            stored: the rows as the snapshot left them.
+            last: sums are as they were then, too.
+
+        Raises:
+            LedgerDamaged: a row is missing or another.
+        """
+        made = {key: row for key, row in self.changes.items() if last or key[:1] != DAY}
+        for key, row in made.items():
+            # Rows of halves never change; what counts of them and sums do.
+            there = stored.get(key) if key[:1] in (HALF, DAY) else self._look_up(key)
+            if there != row:
+                raise index_damaged()
+            del self.changes[key]
+        return len(made)
+
+
+def index_damaged() -> LedgerDamaged:
+    """Return the error of rows that can be made anew from entries."""
+    return LedgerDamaged(
+        "the ledger's snapshot or index does not follow from its entries",
+        hint="restart the node: both are then made anew from the entries",
+    )
+
+
+def check_end(state: LedgerState, mark: bytes | None) -> None:
+    """Check that a chain ends where its mark says.
+
+    Raises:
+        LedgerDamaged: it does not.
+    """
+    ends = ChainEnd(state.next_seq, state.head, state.claims_head)
+    if _mark(mark) != ends if mark is not None else state.halves or state.first_seq:
+        raise damaged(state.next_seq, "the chain does not end where it should")
 
 
 def verify_settled(raw: bytes) -> str:

@@ -6,8 +6,9 @@ failed write the state is read again from the store.
 Keys, all under "ledger/": `half/<seq>` own halves, `other/<seq>` the peer's half
 beside it, `voucher/<seq>` what it rests on, `mark` the end of the chain,
 `restart` the present incarnation, `claim/<seq>` when an
-old half was taken after it had begun. Beside them `ledger-peer/<peer>` is the newest
-incarnation of a peer, `ledger-heard/<peer>` the own one in which it told its history, and
+old half was taken after it had begun; `snapshot` the state at a half, and `index/` what is looked
+up of all entries before that half (`xsc.ledger.index`). Beside them `ledger-peer/<peer>` is the
+newest incarnation of a peer, `ledger-heard/<peer>` the own one in which it told its history, and
 `ledger-for/<seq>` the leases that an entry is for, which only people read; `ledger-loop/<id>` is a
 loop that this node has signed, until both its edges are booked, `ledger-signed/<peer>` the
 last checkpoint of a peer that this node signed or knows of. `ledger-seal/<history><position>`
@@ -18,20 +19,32 @@ entry that no seal names.
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from itertools import islice
 from typing import Final, ParamSpec, TypeVar
 
 from xsc.base import errors, ids
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed
+from xsc.identity.envelope import Signed, open_signed, read_claimed, sign
 from xsc.ledger import audit, cube, recovery, validation
+from xsc.ledger.audit import Replay
 from xsc.ledger.entry import Half
 from xsc.ledger.fork import fork_bytes
 from xsc.ledger.forks import Forks
-from xsc.ledger.incarnation import Incarnation, Restart, open_incarnation, open_restart
+from xsc.ledger.incarnation import (
+    Incarnation,
+    Restart,
+    carried_hash,
+    open_incarnation,
+    open_restart,
+)
+from xsc.ledger.index import INDEX, Index
 from xsc.ledger.loop import SignedLoop, open_loop
-from xsc.ledger.state import LedgerState, append
+from xsc.ledger.snapshot import SNAPSHOT_BYTES_MAX, Snapshot, restored, snapshot_of
+from xsc.ledger.state import LedgerState, append, begin
 from xsc.terms.voucher import Voucher
 
 P = ParamSpec("P")
@@ -42,6 +55,7 @@ HALF: Final = _ROOT + b"half/"
 OTHER: Final = _ROOT + b"other/"
 VOUCHER: Final = _ROOT + b"voucher/"
 MARK: Final = _ROOT + b"mark"
+SNAPSHOT: Final = _ROOT + b"snapshot"
 RESTART: Final = _ROOT + b"restart"
 CLAIM: Final = _ROOT + b"claim/"
 FOR: Final = b"ledger-for/"
@@ -51,6 +65,15 @@ LOOP: Final = b"ledger-loop/"
 SIGNED: Final = b"ledger-signed/"
 SEAL: Final = b"ledger-seal/"
 UNSEALED: Final = b"ledger-unsealed/"
+
+SLICE: Final = 64
+"""Entries that are read in one go."""
+STEP: Final = 8
+"""Entries that are replayed in one go: so long, nothing else runs, a millisecond or two."""
+PAGE: Final = 2**14
+"""Rows of the index that are written in one go where all of it is made anew."""
+END: Final = 2**64 - 1
+"""Above every number."""
 
 
 def key_of(prefix: bytes, seq: int) -> bytes:
@@ -77,6 +100,119 @@ def _error(refusal: validation.Refusal) -> errors.XscError:
     return kinds.get(refusal.code, errors.ArgumentInvalid)(refusal.sentence)
 
 
+class Rows:
+    """What the store has of the chain of one node, in slices."""
+
+    def __init__(self, store: KeyValue, me: bytes, network: bytes) -> None:
+        self._store = store
+        self._me = me
+        self._network = network
+
+    def table(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the rows under a prefix, their keys without it."""
+        for key, raw in self._store.scan(prefix, prefix_end(prefix)):
+            yield key[len(prefix) :], raw
+
+    def _numbered(self, prefix: bytes, first: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        for key, raw in self._store.scan(key_of(prefix, first), key_of(prefix, stop)):
+            yield int.from_bytes(key[len(prefix) :], "big"), raw
+
+    def stored(self, first: int = 0, stop: int = END) -> Iterator[audit.Stored]:
+        """Yield what there is under the numbers from one on and before another."""
+        while first < stop:
+            page = [*islice(self._numbered(HALF, first, stop), SLICE)]
+            end = page[-1][0] + 1 if len(page) == SLICE else stop
+            halves = dict(page)
+            others, vouchers = (dict(self._numbered(at, first, end)) for at in (OTHER, VOUCHER))
+            for seq in sorted(halves | others | vouchers):
+                yield audit.Stored(seq, halves.get(seq), others.get(seq), vouchers.get(seq))
+            first = end
+
+    def newest(self, before: int | None) -> Iterator[int]:
+        """Yield the numbers of own halves, the highest first; those below one."""
+        stop = key_of(HALF, END if before is None else before)
+        for key, _ in self._store.scan(HALF, stop, reverse=True):
+            yield int.from_bytes(key[-8:], "big")
+
+    def _one(self, seq: int) -> audit.Stored:
+        get = self._store.get
+        return audit.Stored(seq, *(get(key_of(each, seq)) for each in (HALF, OTHER, VOUCHER)))
+
+    def claims(self) -> dict[int, bytes]:
+        """Return the turn of each claim by its number."""
+        return {int.from_bytes(key, "big"): raw for key, raw in self.table(CLAIM)}
+
+    def restart(self) -> Restart | None:
+        """Return what the present incarnation began with; None in the first one.
+
+        Raises:
+            LedgerDamaged: the row is damaged.
+        """
+        raw = self._store.get(RESTART)
+        if raw is None:
+            return None
+        try:
+            return open_restart(raw, author=self._me, network=self._network)
+        except (errors.PeerError, errors.LimitError) as fault:
+            raise errors.LedgerDamaged(
+                f"the restart of the ledger is damaged: {fault.message}"
+            ) from None
+
+    def begin(self, replay: Replay) -> Iterator[bool]:
+        """Begin the present incarnation with all that it took along; yield now and then.
+
+        Raises:
+            LedgerDamaged: it is not all there.
+        """
+        restart = self.restart()
+        if restart is None:
+            return
+        begin(replay.state, restart)
+        claims, carried = self.claims(), []
+        for row in self.stored(0, replay.state.first_seq):
+            if row.seq not in claims:
+                carried.append(replay.carry(row))
+                if len(carried) % STEP == 0:
+                    yield True
+        if carried_hash(restart.noted, carried) != restart.incarnation.record.carried:
+            raise errors.LedgerDamaged(
+                "the ledger does not hold what its incarnation took along",
+                hint="restore the home from a backup, or recover it: xsc node recover",
+            )
+
+    def walk(self, replay: Replay, stop: int = END, claims: int = END) -> Iterator[bool]:
+        """Take what follows, up to a number and so many claims; yield now and then.
+
+        Raises:
+            LedgerDamaged: names the first entry that breaks a rule.
+        """
+        state = replay.state
+        for seq in sorted(state.open):
+            if seq not in replay.held:
+                replay.answer(self._one(seq))
+        turns = sorted(((turn, seq) for seq, turn in self.claims().items()), reverse=True)
+        turns = turns[max(0, len(turns) - claims) : len(turns) - len(state.claims)]
+
+        def take_claims(before_seq: int) -> None:
+            while turns and int.from_bytes(turns[-1][0][:8], "big") <= before_seq:
+                turn, seq = turns.pop()
+                replay.carry(self._one(seq), turn)
+
+        stray = None
+        for row in self.stored(state.next_seq, stop):
+            if row.half is None:
+                stray = row.seq if stray is None else stray
+                continue
+            take_claims(row.seq)
+            replay.take(row)
+            if row.seq % STEP == 0:
+                yield True
+        take_claims(state.next_seq)
+        if stray is not None:
+            raise audit.stray(stray)
+        yield True
+
+
 class Chain:
     """The chain of one node.
 
@@ -90,17 +226,22 @@ class Chain:
     """
 
     def __init__(self, context: Context, store: KeyValue, *, recovering: bool) -> None:
-        self._me = context.key.node_id
-        self._network = context.network
+        self._key = context.key
+        self.me = context.key.node_id
+        self.network = context.network
         self._executor = context.executor
         self._log = context.log
         self.store = store
+        self.rows = Rows(store, self.me, self.network)
+        self.table = self.rows.table
         self.on_change: Callable[[], None] = lambda: None
         """Called when a balance or a limit has changed."""
         self.recovering = recovering
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[object]] = set()
         self._certain = True
+        self.is_read = False
+        """Whether somebody verifies the ledger: so long, no snapshot is written."""
         self.restart: Restart | None = None
         """What the present incarnation began with; None in the first one."""
         self.state = self.load()
@@ -128,7 +269,7 @@ class Chain:
         """
         raw = self.read(HALF, seq)
         try:
-            return audit.trusted(raw, Half, self._network)
+            return read_claimed(raw, Half, network=self.network)
         except (errors.PeerError, errors.LimitError) as fault:
             raise errors.LedgerDamaged(
                 f"entry {seq} of the ledger is damaged: {fault.message}"
@@ -139,34 +280,14 @@ class Chain:
         raw = self.store.get(PEER + peer)
         if raw is None:
             return None
-        return open_incarnation(raw, author=peer, network=self._network)
+        return open_incarnation(raw, author=peer, network=self.network)
 
     def first_of(self, peer: bytes) -> int:
         """Return the number of the first half in a peer's newest incarnation, as far as told."""
         raw = self.store.get(PEER + peer)
         if raw is None:
             return 0
-        return audit.trusted(raw, Incarnation, self._network).record.first_seq
-
-    def table(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the rows under a prefix, their keys without it."""
-        for key, raw in self.store.scan(prefix, prefix_end(prefix)):
-            yield key[len(prefix) :], raw
-
-    def rows(self) -> audit.StoredRows:
-        """Return everything that the store has of this ledger."""
-
-        def numbered(prefix: bytes) -> dict[int, bytes]:
-            return {int.from_bytes(key, "big"): raw for key, raw in self.table(prefix)}
-
-        return audit.StoredRows(
-            mark=self.store.get(MARK),
-            halves=numbered(HALF),
-            others=numbered(OTHER),
-            vouchers=numbered(VOUCHER),
-            restart=self.store.get(RESTART),
-            claims=numbered(CLAIM),
-        )
+        return read_claimed(raw, Incarnation, network=self.network).record.first_seq
 
     def load(self) -> LedgerState:
         """Return the state that the stored rows give, and take over the restart among them.
@@ -174,19 +295,75 @@ class Chain:
         Raises:
             LedgerDamaged: the stored chain breaks a rule.
         """
-        rows = self.rows()
-        state = audit.replay(rows, me=self._me, network=self._network, signatures=False).state
-        if rows.restart is not None:
-            self.restart = open_restart(rows.restart, author=self._me, network=self._network)
+        self.restart = self.rows.restart()
+        raw = self.store.get(SNAPSHOT)
+        try:
+            state = self._replayed(raw)
+        except errors.LedgerDamaged as fault:
+            if raw is None:
+                raise
+            # All that it says follows from the halves: nothing is lost without it.
+            self._log.warning("ledger.snapshot_wrong", reason=fault.message)
+            self.store.write([(SNAPSHOT, None)], sync=False)
+            state = self._replayed(None)
         try:
             for key, raw in self.table(LOOP):
-                state.loops[key] = open_loop(raw, network=self._network)
+                state.loops[key] = open_loop(raw, network=self.network)
         except (errors.PeerError, errors.LimitError) as fault:
             raise errors.LedgerDamaged(
                 f"the loop {ids.short(key)} is damaged: {fault.message}",
                 hint="restore the home from a backup",
             ) from None
         return state
+
+    def _replayed(self, snapshot: bytes | None) -> LedgerState:
+        """Return what a snapshot and the halves after it give; without one, all halves."""
+        if snapshot is not None:
+            state = restored(self.open_snapshot(snapshot), me=self.me, index=Index(self.store))
+            replay = Replay(state, self.network)
+            deque(self.rows.walk(replay), 0)
+        else:
+            while page := [INDEX + key for key, _ in islice(self.table(INDEX), PAGE)]:
+                self.store.write([(key, None) for key in page], sync=False)
+            state = LedgerState(self.me, index=Index(self.store))
+            replay = Replay(state, self.network)
+            for _ in itertools.chain(self.rows.begin(replay), self.rows.walk(replay)):
+                replay.unverified.clear()
+                if len(state.index.changes) >= PAGE:
+                    self.store.write(state.index.rows(), sync=False)
+                    state.index.changes = {}
+        audit.check_end(state, self.store.get(MARK))
+        return state
+
+    def open_snapshot(self, raw: bytes) -> Snapshot:
+        """Return a snapshot of this node.
+
+        Raises:
+            LedgerDamaged: it is none.
+        """
+        try:
+            found = open_signed(
+                raw,
+                Snapshot,
+                network=self.network,
+                author=self.me,
+                size_max=SNAPSHOT_BYTES_MAX,
+            )
+        except (errors.PeerError, errors.LimitError):
+            raise audit.index_damaged() from None
+        return found.record
+
+    async def snapshot(self) -> None:
+        """Write the state as it is now: the next start reads it, and the halves after it."""
+        await self.exclusive(self._snapshot)
+
+    async def _snapshot(self) -> None:
+        index = self.state.index
+        # Who verifies the ledger reads the rows of the snapshot before.
+        if index.changes and not self.is_read:
+            signed = sign(snapshot_of(self.state), self._key, self.network)
+            await self.write([(SNAPSHOT, signed.raw), *index.rows()])
+            index.changes = {}
 
     async def exclusive(
         self, step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -262,7 +439,7 @@ class Chain:
         loop = None
         if voucher is not None and own.record.clears:
             # Who learns that it is complete by the first of its two edges has the other to book.
-            loop = open_loop(voucher.raw, network=self._network)
+            loop = open_loop(voucher.raw, network=self.network)
             changes.append((LOOP + loop.id, loop.raw))
         await self.write(changes)
         append(self.state, own, initiator)
@@ -274,11 +451,11 @@ class Chain:
 
         It is the account of its seals, too.
         """
-        return cube.history({self._me: self.state.first_seq, peer: self.first_of(peer)})
+        return cube.history({self.me: self.state.first_seq, peer: self.first_of(peer)})
 
     def sealed(self, peer: bytes) -> int:
         """Return how many entries are sealed with a peer."""
-        debtor, creditor = max(self._me, peer), min(self._me, peer)
+        debtor, creditor = max(self.me, peer), min(self.me, peer)
         return self.state.settled_under(self.history(peer), debtor=debtor, creditor=creditor)
 
     def answered(
@@ -320,7 +497,7 @@ class Chain:
 
     def contradicted(self, half: Signed[Half]) -> bytes | None:
         """Return the half of the same author and number that this ledger has, if it is another."""
-        seen = self.state.seen.get(half.author, {}).get(half.record.seq)
+        seen = self.state.seen.get(half.author, half.record.seq)
         return None if seen is None or seen.id == half.id else self.read(OTHER, seen.seq)
 
     async def keep_fork(self, half: Signed[Half]) -> None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from xsc.base import encoding, fields, ids, keyvalue, merkle
 from xsc.base.errors import LedgerDamaged, PeerSilent, ReceiptInvalid, RecordInvalid, XscError
 from xsc.base.limits import PEER_TIMEOUT_MS
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed, sign
-from xsc.ledger.audit import ChainEnd, chain_end_bytes, trusted
+from xsc.identity.envelope import Signed, read_claimed, sign
+from xsc.ledger.audit import ChainEnd, chain_end_bytes
 from xsc.ledger.chain import (
     CLAIM,
     HALF,
@@ -28,6 +29,7 @@ from xsc.ledger.chain import (
     RESTART,
     SEAL,
     SIGNED,
+    SNAPSHOT,
     UNSEALED,
     VOUCHER,
     Chain,
@@ -122,13 +124,13 @@ class HistoryExchange:
         self, shown: Sequence[Old], heard: dict[bytes, int], noted: Noted
     ) -> None:
         def work() -> list[keyvalue.Change]:
-            rows = self._chain.rows()
+            rows = [*self._chain.rows.stored()]
             entries = merged([*known_entries(rows, network=self._network), *shown])
-            known = {seq + 1 for seq in rows.halves} | {self._chain.state.next_seq}
+            known = {row.seq + 1 for row in rows} | {self._chain.state.next_seq}
             known |= {item.half.record.seq + 1 for item in entries} | {*heard.values()}
             record = plan(entries, noted, highest_seq=max(known), now_ms=self._clock.now_ms())
             signed = sign(record, self._key, self._network)
-            changes: list[keyvalue.Change] = []
+            changes: list[keyvalue.Change] = [(SNAPSHOT, None)]
             for prefix in (HALF, OTHER, VOUCHER, CLAIM, HEARD, SEAL, UNSEALED):
                 changes += [(prefix + key, None) for key, _ in self._chain.table(prefix)]
             for item in entries:
@@ -284,7 +286,8 @@ class HistoryExchange:
                 await self._executor.run(self._confirm_checkpoint, peer, own)
             old = fields.take_int(reply.header, "old")
             # Before the first restart there is no incarnation that old halves could be of.
-            if claims and self._chain.restart is not None and old > self._old_with(peer):
+            known = self._chain.state.old.get(peer, 0)
+            if claims and self._chain.restart is not None and old > known:
                 await self._claims_of(peer)
         except LedgerDamaged:
             raise
@@ -292,11 +295,6 @@ class HistoryExchange:
             self._log.info("ledger.head_not_confirmed", peer=ids.short(peer), code=fault.code)
             return False
         return True
-
-    def _old_with(self, peer: bytes) -> int:
-        """Return how many halves of earlier incarnations with a peer are in the ledger."""
-        state = self._chain.state
-        return sum(seq < state.first_seq for seq in state.with_peer.get(peer, ()))
 
     def _confirm(self, peer: bytes, raw: bytes) -> None:
         mine = open_half(raw, network=self._network)
@@ -336,11 +334,10 @@ class HistoryExchange:
     ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         """Return a page of the caller's halves that this ledger has, from a number on."""
         start = fields.take_int(header, "start")
-        seen = self._chain.state.seen.get(caller, {})
-        later = [seq for seq in sorted(seen) if seq >= start and not seen[seq].seals]
+        numbered = self._chain.state.seen.numbered(caller, start)
+        seen = ((theirs, known.seq) for theirs, known in numbered if not known.seals)
         items: list[encoding.Value] = []
-        for theirs in later[:LEDGER_HISTORY_ITEMS_MAX]:
-            seq = seen[theirs].seq
+        for theirs, seq in islice(seen, LEDGER_HISTORY_ITEMS_MAX):
             items.append(
                 {
                     "seq": theirs,
@@ -352,7 +349,7 @@ class HistoryExchange:
         return {
             "v": 1,
             "items": items,
-            "more": len(items) < len(later),
+            "more": next(seen, None) is not None,
             "incarnation": self._chain.store.get(PEER + caller),
         }, ()
 
@@ -365,16 +362,17 @@ class HistoryExchange:
             incarnation = open_incarnation(raw, author=caller, network=self._network)
             await self._chain.exclusive(self._keep_incarnation, incarnation)
         told = self._chain.incarnation_of(caller)
-        seen = self._chain.state.seen.get(caller, {})
-        yours = self._chain.read(OTHER, seen[max(seen)].seq) if seen else None
+        state = self._chain.state
+        newest = next(state.seen.numbered(caller, 0, reverse=True), None)
+        yours = None if newest is None else self._chain.read(OTHER, newest[1].seq)
         first = 0 if told is None else told.record.first_seq
         mark = open_mark(self._chain.store.get(SIGNED + caller), self._network)
         return {
             "v": 1,
-            "next_seq": self._chain.state.next_seq,
-            "head": self._chain.state.head,
+            "next_seq": state.next_seq,
+            "head": state.head,
             "yours": yours,
-            "old": sum(seq < first and not half.seals for seq, half in seen.items()),
+            "old": sum(not known.seals for _, known in state.seen.numbered(caller, 0, first)),
             "incarnation": None if told is None else told.raw,
             "checkpoint": None if mark is None else mark.last.raw,
         }, ()
@@ -387,7 +385,8 @@ class HistoryExchange:
         changes: list[keyvalue.Change] = [(PEER + told.author, told.raw)]
         for entry_id, seq in self._chain.unsealed(told.author):
             # Halves of the new incarnation can be older here than the word of it.
-            other = trusted(self._chain.read(OTHER, seq), Half, self._network).record
+            raw = self._chain.read(OTHER, seq)
+            other = read_claimed(raw, Half, network=self._network).record
             if other.seq < told.record.first_seq:
                 changes.append((UNSEALED + told.author + entry_id, None))
         await self._chain.write(changes)

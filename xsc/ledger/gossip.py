@@ -16,8 +16,7 @@ from typing import Final
 from xsc.base import encoding, fields, ids, merkle, peering
 from xsc.base.errors import LimitError, PeerError, ProofInvalid, RecordInvalid, XscError
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed
-from xsc.ledger.audit import trusted
+from xsc.identity.envelope import Signed, read_claimed
 from xsc.ledger.chain import OTHER, Chain, key_of
 from xsc.ledger.checkpoints import Checkpoints, Circle
 from xsc.ledger.entry import Half, open_half
@@ -122,9 +121,8 @@ class ForkGossip:
         """
         mark = self._checkpoints.mark_of(author)
         signed = 0 if mark is None else mark.last.first_seq + mark.last.size
-        return await self._forks.pardon(
-            author, max(signed, *self._chain.state.seen.get(author, ()), 0)
-        )
+        newest = self._chain.state.seen.numbered(author, 0, reverse=True)
+        return await self._forks.pardon(author, max(signed, next(iter(newest), (0,))[0]))
 
     async def _publish_forks(self) -> None:
         """Write the proofs that count, and take back those that do not any more."""
@@ -162,7 +160,7 @@ class ForkGossip:
     def _heard_from(self, start: int, stop: int) -> list[Signed[Half]]:
         """Return the halves of peers beside the own ones of some numbers."""
         rows = (self._chain.store.get(key_of(OTHER, seq)) for seq in range(start, stop))
-        return [trusted(raw, Half, self._network) for raw in rows if raw is not None]
+        return [read_claimed(raw, Half, network=self._network) for raw in rows if raw is not None]
 
     async def _show(self, peer: bytes, half: Signed[Half]) -> None:
         """Show a half to a peer that has another one of its number, and keep both as a proof."""
@@ -178,7 +176,7 @@ class ForkGossip:
         for place, item in enumerate(fields.take_list(header, "seen", most=COMPARED_MAX)):
             match item:
                 case [bytes(author), int(seq), bytes(entry_id)]:
-                    known = self._chain.state.seen.get(author, {}).get(seq)
+                    known = self._chain.state.seen.get(author, seq)
                     if known is not None and known.id != entry_id and author != caller:
                         differ.append(place)
                 case _:

@@ -137,7 +137,7 @@ class Proposals:
         state, me = self._chain.state, self._key.node_id
         if debtor == me:
             raise ArgumentInvalid("a node has no account with itself")
-        if (known := state.entries.get((me, xid))) is not None:
+        if (known := state.entries.get(me, xid)) is not None:
             written = self._chain.own(known.seq).record
             wanted = ("post", debtor, account, voucher.id)
             if wanted != (written.kind, written.peer, written.account, written.receipt):
@@ -273,7 +273,9 @@ class Proposals:
         )
         if refusal is not None:
             if refusal.code == "exists":
-                return self._chain.read(HALF, state.entries[caller, half.record.xid].seq)
+                known = state.entries.get(caller, half.record.xid)
+                assert known is not None
+                return self._chain.read(HALF, known.seq)
             if refusal.code in {"conflict", "fork"}:
                 await self._chain.keep_fork(half)
             self._log.warning(

@@ -45,19 +45,20 @@ def check_shown(item: Mapping[str, Value], *, peer: bytes, me: bytes, network: b
     return Old(half, other, voucher)
 
 
-def known_entries(rows: audit.StoredRows, *, network: bytes) -> list[Old]:
+def known_entries(rows: Iterable[audit.Stored], *, network: bytes) -> list[Old]:
     """Return the settled entries of the own ledger.
 
     Raises:
         PeerError, LimitError: a row is damaged.
     """
     found = []
-    for seq, raw in rows.others.items():
-        half = entry.open_half(rows.halves[seq], network=network)
-        if half.record.kind == "seal":
-            continue
-        voucher = open_voucher(rows.vouchers[seq], half.record, network=network)
-        found.append(Old(half, entry.open_half(raw, network=network), voucher))
+    for row in rows:
+        if row.half is not None and row.other is not None and row.voucher is not None:
+            half = entry.open_half(row.half, network=network)
+            if half.record.kind == "seal":
+                continue
+            voucher = open_voucher(row.voucher, half.record, network=network)
+            found.append(Old(half, entry.open_half(row.other, network=network), voucher))
     return found
 
 

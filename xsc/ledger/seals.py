@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from xsc.base import encoding, errors, fields, ids, merkle, peering
 from xsc.identity.context import Context
@@ -22,7 +22,6 @@ from xsc.ledger.chain import SEAL, VOUCHER, Chain
 from xsc.ledger.entry import XID_BYTES
 from xsc.ledger.exchange import HistoryExchange
 from xsc.ledger.proposals import Proposals
-from xsc.ledger.state import LedgerState
 
 CUBES: Final = "ledger.cubes"
 
@@ -76,6 +75,14 @@ class Sealing:
             cells = cube.grown(self.read, sealed)
             self._cubes |= {place: cell for place, cell in cells.items() if place[0]}
             self._grown += len(sealed.entry_ids)
+
+
+class Check(NamedTuple):
+    """What was sealed at a moment, and what was not."""
+
+    next_seq: int
+    open: set[int]
+    peers: dict[bytes, tuple[int, list[tuple[bytes, int]]]]
 
 
 class Seals:
@@ -182,28 +189,33 @@ class Seals:
                 return count, end.value
             hashes = fields.take_list(await answer(ask), "hashes", most=cube.FACE)
 
-    def check(self, state: LedgerState) -> None:
-        """Check that every entry that both have signed is sealed, or waits for it.
+    async def begin_check(self) -> Check:
+        """Return what `check` goes by; while nothing is written."""
+        state = self._chain.state
+        peers = {
+            peer: (self._chain.sealed(peer), [*self._chain.unsealed(peer)]) for peer in state.dealt
+        }
+        return Check(state.next_seq, {*state.open}, peers)
 
-        Args:
-            state: what the halves add up to.
+    def check(self, now: Check) -> None:
+        """Check that every entry that both had signed was sealed, or waited for it.
 
         Raises:
             LedgerDamaged: a row is missing or damaged.
         """
-        for peer, seen in state.seen.items():
-            first, made = (
-                self._chain.first_of(peer),
-                Sealing(self._chain, self._chain.history(peer)),
-            )
+        state = self._chain.state
+        for peer, (sealed, unsealed) in now.peers.items():
+            made = Sealing(self._chain, self._chain.history(peer))
             left = sum(
-                not half.seals and half.seq >= state.first_seq and seq >= first
-                for seq, half in seen.items()
+                not half.seals
+                and state.first_seq <= half.seq < now.next_seq
+                and half.seq not in now.open
+                for _, half in state.seen.numbered(peer, self._chain.first_of(peer))
             )
-            at, end = 0, self._chain.sealed(peer)
-            while at < end:
+            at = 0
+            while at < sealed:
                 at += len(made.seal_of(at).entry_ids)
-            for entry_id, seq in self._chain.unsealed(peer):
+            for entry_id, seq in unsealed:
                 own = self._chain.own(seq)
                 left -= entry_id == (own.record.link or own.id)
             if left != at:

@@ -7,20 +7,21 @@ go around, `seals` compares it with peers, `exchange` recovers it from them. The
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Final
 
 from xsc.api.ledger import Entry, Paid, Statement, Verified
 from xsc.base import errors, ids, keyvalue, limits, peering
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.ledger import chain, exchange, incarnation
-from xsc.ledger.audit import replay
 from xsc.ledger.entry import SettledEntry
 from xsc.ledger.limits import REPAID_MS, LimitSettings, LimitTerms, Trust, limit_terms, repaid
 from xsc.ledger.loops import Loops
 from xsc.ledger.proposals import PROPOSE, Proposals
 from xsc.ledger.seals import Seals
-from xsc.ledger.state import digest
 from xsc.ledger.statement import (
     StatementRow,
     credit_left,
@@ -30,6 +31,10 @@ from xsc.ledger.statement import (
     note_accounts,
     paid_row,
 )
+from xsc.ledger.verifying import Checking, verify
+
+SNAPSHOT_ROWS: Final = 1024
+"""Of the index that are in memory alone until a snapshot: those of some 256 entries."""
 
 
 class LedgerService:
@@ -43,6 +48,7 @@ class LedgerService:
         shares_with: returns the peers whose debts count together with a peer's, itself
             among them.
         recovering: sign nothing until `restart`.
+        checking: of many signatures; in threads of the executor where None.
 
     Raises:
         LedgerDamaged: the stored chain breaks a rule.
@@ -57,6 +63,7 @@ class LedgerService:
         trust: Callable[[bytes], Trust] = lambda _: Trust(),
         shares_with: Callable[[bytes], Sequence[bytes]] = lambda peer: [peer],
         recovering: bool = False,
+        checking: Checking | None = None,
     ) -> None:
         self._key = context.key
         self._network = context.network
@@ -65,6 +72,8 @@ class LedgerService:
         self._credit = credit
         self._trust = trust
         self._shares_with = shares_with
+        self._verifying = asyncio.Lock()
+        self._checking = checking
         self.chain = chain.Chain(context, state, recovering=recovering)
         self.exchange = exchange.HistoryExchange(context, self.chain)
         self.proposals = Proposals(context, self.chain, self.exchange, limit_terms=self.limit_terms)
@@ -121,12 +130,11 @@ class LedgerService:
 
     def count(self) -> int:
         """Return how many halves the ledger has, those of earlier incarnations included."""
-        return len(self.chain.state.order)
+        return self.chain.state.halves
 
     def settled_entries(self) -> int:
         """Return how many entries both parties have signed, seals left out."""
-        seen = self.chain.state.seen.values()
-        return sum(not half.seals for halves in seen for half in halves.values())
+        return sum(self.chain.state.dealt.values())
 
     def noted(self) -> incarnation.Noted:
         """Return the account with each peer, for the own directory."""
@@ -137,27 +145,26 @@ class LedgerService:
     ) -> list[Entry]:
         """Return the last entries, newest first; those with one peer where it is given.
 
+        They are listed by number, those with one peer by date.
+
         Args:
             limit: how many at most.
-            before: the number of an entry: those that were taken before it.
+            before: the number of an entry: those that come after it here.
             peer: with whom.
 
         Raises:
             ArgumentInvalid: there is no entry of that number among these.
         """
-        state = self.chain.state
-        seqs = state.order if peer is None else state.with_peer.get(peer, [])
-        end = len(seqs)
+        state, last = self.chain.state, None
         if before is not None:
-            # In the order of taking: what an earlier incarnation left can come later.
-            try:
-                end = seqs.index(before)
-            except ValueError:
+            if self.chain.store.get(chain.key_of(chain.HALF, before)) is not None:
+                last = self.chain.own(before).record
+            if last is None or peer not in (None, last.peer):
                 raise errors.ArgumentInvalid(
                     f"there is no entry {before} in this ledger", hint="`xsc ledger log`"
-                ) from None
-        newest = reversed(seqs[max(0, end - limit) : end])
-        return [entry_row(state, self.chain.own(seq)) for seq in newest]
+                )
+        newest = self.chain.rows.newest(before) if peer is None else state.flows.newest(peer, last)
+        return [entry_row(state, self.chain.own(seq)) for seq in islice(newest, limit)]
 
     def statement(self) -> list[StatementRow]:
         """Return the account with every known peer, in order of id."""
@@ -170,7 +177,7 @@ class LedgerService:
                 credit_left_micro=self.credit_left(peer),
                 open_micro=state.open_micro(peer),
                 unproven_micro=state.unproven_micro(peer),
-                entries=len(state.seen.get(peer, ())),
+                entries=state.dealt.get(peer, 0),
             )
             for peer in known_peers(state)
         ]
@@ -193,16 +200,13 @@ class LedgerService:
         Raises:
             NotFound: no such entry, or it is not settled.
         """
-        for known in self.chain.state.entries.values():
-            if known.entry_id != entry_id:
-                continue
-            other = self.chain.store.get(chain.key_of(chain.OTHER, known.seq))
-            if other is None:
-                break
-            own = self.chain.own(known.seq)
+        place = self.chain.state.by_id.get(entry_id)
+        other = place and self.chain.store.get(chain.key_of(chain.OTHER, place.seq))
+        if place and other:
+            own = self.chain.own(place.seq)
             halves = (own.raw, other) if own.record.link is None else (other, own.raw)
             entry = SettledEntry(
-                half=halves[0], counter=halves[1], voucher=self.chain.read(chain.VOUCHER, known.seq)
+                half=halves[0], counter=halves[1], voucher=self.chain.read(chain.VOUCHER, place.seq)
             )
             return sign(entry, self._key, self._network).raw
         raise errors.NotFound(
@@ -213,41 +217,18 @@ class LedgerService:
     async def verify(self) -> Verified:
         """Read everything back from the store and check all of it.
 
-        Signatures, hashes, links and limits are checked from the first half on,
-        and the replay must come out equal to what this node works with.
+        Signatures, hashes, links and limits are checked from the first half on, and the replay
+        must come out equal to the snapshot, the index and what this node works with. Bookings go
+        on meanwhile.
 
         Raises:
             LedgerDamaged: names the first entry that breaks a rule.
         """
-        return await self.chain.exclusive(self._verify)
-
-    async def _verify(self) -> Verified:
-        def work() -> Verified:
-            audit = replay(
-                self.chain.rows(), me=self._key.node_id, network=self._network, signatures=True
-            )
-            if digest(audit.state) != digest(self.chain.state):
-                raise errors.LedgerDamaged(
-                    "the ledger replays to other balances than this node works with",
-                    hint="restart the node; if it happens again, restore the home from a backup",
-                )
-            state = audit.state
-            self.seals.check(state)
-            peers = len({*state.balances, *state.limits})
-            text = (
-                f"{len(state.order)} entries with {peers} peers verified: {audit.settled} settled, "
-                f"{len(state.open)} open; signatures, chain, counter-halves and replay agree"
-            )
-            return Verified(
-                entries=len(state.order),
-                settled=audit.settled,
-                peers=peers,
-                forks=self.chain.forks.check(),
-                head=state.head,
-                text=text,
-            )
-
-        return await self._executor.run(work)
+        async with self._verifying:
+            sealed = await self.chain.exclusive(self.seals.begin_check)
+            found = await verify(self.chain, self._executor, self._checking)
+            await self._executor.run(self.seals.check, sealed)
+            return found
 
     def handlers(self) -> dict[str, peering.Handler]:
         """Return the methods that peers may call."""
@@ -263,6 +244,8 @@ class LedgerService:
         """Propose open entries again, now and every LEDGER_RETRY_MS; never returns."""
         while True:
             await self.retry_pending()
+            if len(self.chain.state.index.changes) >= SNAPSHOT_ROWS:
+                await self.chain.snapshot()
             await self._clock.sleep_ms(limits.LEDGER_RETRY_MS)
 
     async def close(self) -> None:

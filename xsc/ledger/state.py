@@ -1,9 +1,9 @@
 """The state of a ledger: balances, limits and open entries that follow from its halves.
 
 The state follows from the chain, the counter-halves and what an incarnation carries over
-only: a replay gives the same state (`digest`). It is changed in place, because copying it
-for each of a hundred thousand halves would make a replay quadratic. Nothing is checked
-here; `xsc.ledger.validation` has done so.
+only: a replay gives the same. It is changed in place, because copying it for each of a hundred
+thousand halves would make a replay quadratic. What grows with each entry is in its index.
+Nothing is checked here; `xsc.ledger.validation` has done so.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from xsc.base.encoding import Value, encode, tagged_sha256
+from xsc.base.encoding import tagged_sha256
 from xsc.identity.envelope import Signed
 from xsc.ledger.entry import GENESIS, Half
 from xsc.ledger.flows import Flows
 from xsc.ledger.incarnation import Restart
+from xsc.ledger.index import ENTRY, ID, SEEN, Index, Known, Table
 from xsc.ledger.loop import LOOP_MICRO_MIN, LOOP_SHARE, SignedLoop
 from xsc.terms.voucher import Voucher
 
@@ -27,28 +28,6 @@ class Open:
     debtor: bytes
     account: bytes
     amount_micro: int
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """An entry that has a place in the own chain."""
-
-    entry_id: bytes
-    """Id of the initiator's half: the same at both parties."""
-    seq: int
-    """Of the own half."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A peer's half of an entry in this ledger."""
-
-    id: bytes
-    prev: bytes
-    seq: int
-    """Of the own half."""
-    seals: bool
-    """Of those, the next incarnation takes none along."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +60,6 @@ class LedgerState:
     """Those that were withdrawn, by sequence number."""
     settled: dict[bytes, dict[tuple[bytes, bytes], int]] = field(default_factory=dict)
     """Per account, then debtor and creditor, what was settled in all."""
-    entries: dict[tuple[bytes, bytes], Known] = field(default_factory=dict)
-    """By initiator and xid."""
-    seen: dict[bytes, dict[int, Seen]] = field(default_factory=dict)
-    """Per peer, its halves of entries in this ledger, by its sequence number."""
     first_seq: int = 0
     """Of the present incarnation."""
     noted: dict[bytes, int] = field(default_factory=dict)
@@ -104,12 +79,26 @@ class LedgerState:
     loops: dict[bytes, SignedLoop] = field(default_factory=dict)
     """By id, those that this node has signed and that are not booked with both neighbours. They
     are stored beside the chain, and no replay gives them."""
-    order: list[int] = field(default_factory=list)
-    """The own halves in the order in which they were taken: an index only."""
-    with_peer: dict[bytes, list[int]] = field(default_factory=dict)
-    """The same of each peer."""
-    flows: Flows = field(default_factory=Flows)
-    """The settled ones by date: an index only."""
+    halves: int = 0
+    """The own ones, those of earlier incarnations included."""
+    dealt: dict[bytes, int] = field(default_factory=dict)
+    """Per peer, how many entries both have signed, seals left out."""
+    old: dict[bytes, int] = field(default_factory=dict)
+    """Per peer, how many halves of earlier incarnations there are."""
+    index: Index = field(default_factory=Index)
+    """All that grows with each entry, and is looked up in these tables."""
+    entries: Table = field(init=False)
+    """By initiator and xid."""
+    by_id: Table = field(init=False)
+    """By the entry's id."""
+    seen: Table = field(init=False)
+    """Halves of peers, by peer and its sequence number."""
+    flows: Flows = field(init=False)
+    """The own halves by peer and date."""
+
+    def __post_init__(self) -> None:
+        self.entries, self.by_id = Table(self.index, ENTRY), Table(self.index, ID)
+        self.seen, self.flows = Table(self.index, SEEN), Flows(self.index)
 
     def open_micro(self, peer: bytes) -> int:
         """Return what the peer will owe in addition once it has answered everything."""
@@ -181,6 +170,11 @@ class LedgerState:
         debt = min(self.balances.get(before, 0), -self.balances.get(after, 0))
         return max(LOOP_MICRO_MIN, min(most, debt // LOOP_SHARE)), most
 
+    def near(self, peer: bytes, seq: int) -> dict[int, Known]:
+        """Return the halves of a peer with a number, and with those next to it."""
+        found = {number: self.seen.get(peer, number) for number in range(max(0, seq - 1), seq + 2)}
+        return {number: known for number, known in found.items() if known is not None}
+
     def settled_under(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
         """Return what was settled in an account in all."""
         return self.settled.get(account, {}).get((debtor, creditor), 0)
@@ -204,18 +198,16 @@ def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None
             state.limits[half.peer] = half.amount_micro
     elif half.kind == "void":
         assert half.ref is not None
-        seq = state.entries[state.me, half.ref].seq
-        del state.open[seq]
-        state.voided.add(seq)
-    elif initiator is not None:
-        _settle(state, half, initiator, half.seq)
-        state.entries[half.peer, half.xid] = Known(initiator.id, half.seq)
-    else:
+        known = state.entries.get(state.me, half.ref)
+        assert known is not None
+        del state.open[known.seq]
+        state.voided.add(known.seq)
+    elif initiator is None:
         assert half.account is not None
         state.open[half.seq] = Open(half.peer, half.account, half.moves_micro)
-    if half.link is None:
-        state.entries[state.me, half.xid] = Known(own.id, half.seq)
-    _list(state, half)
+    _list(state, half, initiator or own)
+    if initiator is not None:
+        _settle(state, half, initiator)
     state.next_seq += 1
     state.head = own.id
 
@@ -225,9 +217,12 @@ def next_claim(before: bytes, turn: bytes, own_id: bytes, other_id: bytes) -> by
     return tagged_sha256("ledger_claim", before, turn, own_id, other_id)
 
 
-def _list(state: LedgerState, half: Half) -> None:
-    state.order.append(half.seq)
-    state.with_peer.setdefault(half.peer, []).append(half.seq)
+def _list(state: LedgerState, half: Half, first: Signed[Half]) -> None:
+    known = Known(first.id, first.record.prev, half.kind == "seal", half.seq)
+    state.entries.add(known, first.author, half.xid)
+    state.by_id.add(known, first.id)
+    state.flows.show(half)
+    state.halves += 1
 
 
 def begin(state: LedgerState, restart: Restart) -> None:
@@ -266,8 +261,7 @@ def take_old(
     """
     half = own.record
     assert half.account is not None
-    first = own if half.link is None else other
-    state.entries.setdefault((first.author, half.xid), Known(first.id, half.seq))
+    _list(state, half, own if half.link is None else other)
     if half.seq < state.noted_seq:
         sign = 1 if half.credit == state.me else -1
         state.shown[half.peer] = state.shown.get(half.peer, 0) + sign * half.amount_micro
@@ -279,85 +273,34 @@ def take_old(
     state.promised[place] = promised
     if booked + half.amount_micro > promised:
         state.covered.add(half.seq)
-        _see(state, half.peer, other, half.seq)
+        _see(state, half, other)
     else:
-        _settle(state, half, other, half.seq)
+        _settle(state, half, other)
     if turn is not None:
         state.claims.add(half.seq)
         state.claims_head = next_claim(state.claims_head, turn, own.id, other.id)
-    _list(state, half)
+    state.old[half.peer] = state.old.get(half.peer, 0) + 1
 
 
 def settle(state: LedgerState, own: Half, counter: Signed[Half]) -> None:
     """Take the answer to an own half: from now on it counts."""
     del state.open[own.seq]
-    _settle(state, own, counter, own.seq)
+    _settle(state, own, counter)
 
 
-def _settle(state: LedgerState, own: Half, other: Signed[Half], seq: int) -> None:
+def _settle(state: LedgerState, own: Half, other: Signed[Half]) -> None:
     assert own.account is not None
     sign = 1 if own.credit == state.me else -1
     under = state.settled.setdefault(own.account, {})
     parties = (own.debit, own.credit)
     under[parties] = under.get(parties, 0) + own.amount_micro
     state.balances[own.peer] = state.balances.get(own.peer, 0) + sign * own.moves_micro
-    _see(state, own.peer, other, seq)
+    _see(state, own, other)
     if own.kind == "post":
         state.flows.add(own)
 
 
-def _see(state: LedgerState, peer: bytes, other: Signed[Half], seq: int) -> None:
-    state.seen.setdefault(peer, {}).setdefault(
-        other.record.seq, Seen(other.id, other.record.prev, seq, other.record.kind == "seal")
-    )
-
-
-def digest(state: LedgerState) -> bytes:
-    """Return the 32-byte hash of everything in the state."""
-    balances: list[Value] = [[peer, value] for peer, value in sorted(state.balances.items())]
-    limits: list[Value] = [[peer, value] for peer, value in sorted(state.limits.items())]
-    waiting: list[Value] = [
-        [seq, item.debtor, item.account, item.amount_micro]
-        for seq, item in sorted(state.open.items())
-    ]
-    settled: list[Value] = [
-        [account, *parties, value]
-        for account, under in sorted(state.settled.items())
-        for parties, value in sorted(under.items())
-    ]
-    entries: list[Value] = [
-        [*place, known.entry_id, known.seq] for place, known in sorted(state.entries.items())
-    ]
-    seen: list[Value] = [
-        [peer, seq, half.id, half.prev, half.seq]
-        for peer, halves in sorted(state.seen.items())
-        for seq, half in sorted(halves.items())
-    ]
-    voided: list[Value] = [*sorted(state.voided)]
-    noted: list[Value] = [[peer, value] for peer, value in sorted(state.noted.items())]
-    shown: list[Value] = [[peer, value] for peer, value in sorted(state.shown.items())]
-    promised: list[Value] = [[*place, value] for place, value in sorted(state.promised.items())]
-    claims: list[Value] = [*sorted(state.claims)]
-    covered: list[Value] = [*sorted(state.covered)]
-    value: Value = {
-        "v": 1,
-        "me": state.me,
-        "next_seq": state.next_seq,
-        "head": state.head,
-        "balances": balances,
-        "limits": limits,
-        "open": waiting,
-        "voided": voided,
-        "settled": settled,
-        "entries": entries,
-        "seen": seen,
-        "first_seq": state.first_seq,
-        "noted": noted,
-        "noted_seq": state.noted_seq,
-        "shown": shown,
-        "promised": promised,
-        "claims": claims,
-        "claims_head": state.claims_head,
-        "covered": covered,
-    }
-    return tagged_sha256("ledger_state", encode(value))
+def _see(state: LedgerState, own: Half, other: Signed[Half]) -> None:
+    said = Known(other.id, other.record.prev, own.kind == "seal", own.seq)
+    if state.seen.add(said, own.peer, other.record.seq) and not said.seals:
+        state.dealt[own.peer] = state.dealt.get(own.peer, 0) + 1

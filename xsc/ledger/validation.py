@@ -145,8 +145,8 @@ def check_proposal(
         return Refusal("amount_zero", "an entry moves something")
     if (refusal := check_voucher(said, voucher)) is not None:
         return refusal
-    if (known := state.entries.get((caller, said.xid))) is not None:
-        if known.entry_id == half.id:
+    if (known := state.entries.get(caller, said.xid)) is not None:
+        if known.id == half.id:
             return Refusal("exists", "this entry is booked already")
         return Refusal("conflict", "another entry has the same xid")
     if (refusal := check_chain(state, half)) is not None:
@@ -167,7 +167,7 @@ def check_chain(state: LedgerState, half: Signed[Half]) -> Refusal | None:
     seq = half.record.seq
     if seq == 0 and half.record.prev != GENESIS:
         return Refusal("fork", "a first entry follows on nothing")
-    seen = state.seen.get(half.author, {})
+    seen = state.near(half.author, seq)
     if seq in seen and seen[seq].id != half.id:
         return Refusal("fork", f"its author signed another entry as its number {seq}")
     if seq - 1 in seen and seen[seq - 1].id != half.record.prev:
@@ -248,7 +248,7 @@ def check_own_next(
         return Refusal("fields_wrong", "a half that answers nothing has another beside it")
     if half.credit != state.me:
         return Refusal("fields_wrong", "only the creditor initiates an entry")
-    if (state.me, half.xid) in state.entries:
+    if state.entries.get(state.me, half.xid) is not None:
         return Refusal("conflict", "another entry has the same xid")
     if half.kind == "void":
         return _check_void(state, half)
@@ -259,7 +259,7 @@ def check_own_next(
 
 def _check_void(state: LedgerState, half: Half) -> Refusal | None:
     assert half.ref is not None
-    known = state.entries.get((state.me, half.ref))
+    known = state.entries.get(state.me, half.ref)
     waiting = state.open.get(known.seq) if known is not None else None
     if waiting is None or (waiting.debtor, waiting.account, waiting.amount_micro) != (
         half.peer,

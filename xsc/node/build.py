@@ -51,6 +51,7 @@ from xsc.ledger.gossip import ForkGossip
 from xsc.ledger.limits import LimitSettings, Trust
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
+from xsc.ledger.verifying import Checking
 from xsc.market.auction import Bid, reserve
 from xsc.market.lease_store import used_leases
 from xsc.market.ports import MarketPorts, MarketSettings
@@ -104,6 +105,8 @@ class Parts:
     log: events.CountedLog
     disk_free_bytes: Callable[[], int]
     """What the disk under the bodies has left, less the share that is kept free."""
+    checking: Checking | None = None
+    """Of the ledger's signatures, where more than this process is to do it."""
 
 
 def trust_in(node: Node, peer: bytes) -> Trust:
@@ -305,6 +308,7 @@ class Node:
             trust=partial(trust_in, self),
             recovering=recovering,
             shares_with=self.peers.roster.shares_with,
+            checking=parts.checking,
         )
         self.scores = Scores(
             context,

@@ -30,7 +30,7 @@ from xsc.monitor.events import CountedLog
 from xsc.net.peers.invitation import SCHEME, from_string
 from xsc.net.transport import addresses, bounds, http
 from xsc.net.transport.http import Server as HttpServer
-from xsc.node import system
+from xsc.node import checking, system
 from xsc.node.api import app, serving
 from xsc.node.api.deployments import ServiceListener
 from xsc.node.build import Node, Parts
@@ -112,6 +112,7 @@ def _node(home: homes.Home, config: Config, log: CountedLog, *, recovering: bool
         ),
         log=log,
         disk_free_bytes=partial(homes.free_bytes, home.path, config.disk_reserve_ppm),
+        checking=checking.processes,
     )
     return Node(config, home.key, home.network, parts, recovering=recovering)
 

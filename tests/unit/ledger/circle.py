@@ -13,10 +13,13 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair, network_id
+from xsc.ledger.chain import CLAIM, HALF, MARK, OTHER, RESTART, VOUCHER, key_of
 from xsc.ledger.exchange import Restarted
 from xsc.ledger.incarnation import Noted
 from xsc.ledger.limits import LimitSettings
 from xsc.ledger.service import LedgerService
+from xsc.ledger.snapshot import Snapshot, snapshot_of
+from xsc.ledger.state import LedgerState
 from xsc.terms.voucher import Voucher
 
 NETWORK = network_id("test")
@@ -44,6 +47,39 @@ class Lines:
     @property
     def events(self) -> list[str]:
         return [event for event, _ in self.lines]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The rows of a ledger, by what they are."""
+
+    mark: bytes | None
+    halves: dict[int, bytes]
+    others: dict[int, bytes]
+    vouchers: dict[int, bytes]
+    restart: bytes | None
+    claims: dict[int, bytes]
+
+    def rows(self) -> list[tuple[bytes, bytes]]:
+        one = [(MARK, self.mark), (RESTART, self.restart)]
+        rows = [(key, raw) for key, raw in one if raw is not None]
+        tables = [(HALF, self.halves), (OTHER, self.others)]
+        tables += [(VOUCHER, self.vouchers), (CLAIM, self.claims)]
+        for name, table in tables:
+            rows += [(key_of(name, seq), raw) for seq, raw in table.items()]
+        return rows
+
+
+def digest(state: LedgerState) -> tuple[Snapshot, list[tuple[bytes, bytes]]]:
+    """Return all that follows from the halves."""
+    return snapshot_of(state), [*state.index.scan(b"", b"\xff")]
+
+
+def replayed(member: Member) -> LedgerState:
+    """Return what the halves alone give, without snapshot and index."""
+    store = MemoryKeyValue()
+    store.write(member.rows().rows(), sync=True)
+    return Member(member.circle, member.number, store).ledger.chain.state
 
 
 class Member:
@@ -74,6 +110,25 @@ class Member:
             state=self.store,
             credit=LimitSettings(STARTER),
         )
+
+    def rows(self) -> Stored:
+        """Return the rows of the ledger."""
+
+        def numbered(prefix):
+            return {int.from_bytes(key, "big"): raw for key, raw in self.ledger.chain.table(prefix)}
+
+        return Stored(
+            mark=self.store.get(MARK),
+            halves=numbered(HALF),
+            others=numbered(OTHER),
+            vouchers=numbered(VOUCHER),
+            restart=self.store.get(RESTART),
+            claims=numbered(CLAIM),
+        )
+
+    def beside(self) -> list[tuple[bytes, bytes]]:
+        """Return what the store has beside the chain."""
+        return [*self.store.scan(b"ledger-", b"ledger.")]
 
     def crash(self) -> None:
         self.store.crash()

@@ -565,9 +565,9 @@ class Market(RuleBasedStateMachine):
         # Each is booked by all of its members, or by none.
         booked = {}
         for member in self.circle.members:
-            for known in member.ledger.chain.state.entries.values():
-                half = member.ledger.chain.own(known.seq).record
-                if half.clears and known.seq not in member.ledger.chain.state.voided:
+            for row in member.ledger.entries(limit=1_000):
+                half = member.ledger.chain.own(row.seq).record
+                if half.clears and row.seq not in member.ledger.chain.state.voided:
                     booked.setdefault(half.account, []).append((half.debit, half.credit))
         for edges in booked.values():
             assert len(edges) == 2 * len({*edges}) >= 6

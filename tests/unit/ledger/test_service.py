@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from tests.settle import settle, turns
-from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect, voucher
+from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect, digest, voucher
 from xsc.base.clock import InlineExecutor
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import (
@@ -24,7 +24,6 @@ from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import open_half
 from xsc.ledger.exchange import HEAD
 from xsc.ledger.proposals import PROPOSE
-from xsc.ledger.state import digest
 
 LEASE = bytes([1]) * 32
 

@@ -233,8 +233,8 @@ async def _cubes_with(node: Node, peer: bytes, *, compare: bool) -> api.Cubes:
             how = "silent"
     chain = node.ledger.chain
     entry_id = None if place is None else made.read(0, place)
-    known = (each.seq for each in chain.state.entries.values() if each.entry_id == entry_id)
-    own = None if (seq := next(known, None)) is None else chain.own(seq)
+    known = None if entry_id is None else chain.state.by_id.get(entry_id)
+    own = None if known is None else chain.own(known.seq)
     return api.Cubes(
         peer=peer,
         sealed=sealed,

@@ -1,0 +1,75 @@
+"""The record of a ledger's state at one of its halves, so that a start need not replay all.
+
+It has what is small: balances, limits, what is open. What grows with each entry is in the rows of
+`xsc.ledger.index`, which are written together with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final
+
+from xsc.base.limits import MIB
+from xsc.identity.envelope import Count, Id32, Record
+from xsc.ledger.index import Index
+from xsc.ledger.state import LedgerState, Open
+
+SNAPSHOT_BYTES_MAX = 64 * MIB
+"""Some hundred bytes a peer."""
+
+_NUMBERS: Final = ("next_seq", "head", "first_seq", "noted_seq", "claims_head", "halves")
+_SUMS: Final = ("balances", "limits", "noted", "shown", "dealt", "old", "promised")
+_SETS: Final = ("opened", "voided", "claims", "covered")
+
+
+class Snapshot(Record):
+    """Signed by the node for itself: all that `LedgerState` says of these names, in order."""
+
+    KIND: ClassVar[str] = "ledger_snapshot"
+
+    next_seq: Count
+    head: Id32
+    """The id of the half before `next_seq`: the snapshot is of this chain and no other."""
+    first_seq: Count
+    noted_seq: Count
+    claims_head: Id32
+    halves: Count
+    balances: tuple[tuple[Id32, int], ...]
+    limits: tuple[tuple[Id32, int], ...]
+    noted: tuple[tuple[Id32, int], ...]
+    shown: tuple[tuple[Id32, int], ...]
+    dealt: tuple[tuple[Id32, int], ...]
+    old: tuple[tuple[Id32, int], ...]
+    opened: tuple[Id32, ...]
+    voided: tuple[Count, ...]
+    claims: tuple[Count, ...]
+    covered: tuple[Count, ...]
+    settled: tuple[tuple[Id32, tuple[tuple[tuple[Id32, Id32], int], ...]], ...]
+    """By account, debtor and creditor."""
+    promised: tuple[tuple[tuple[Id32, Id32, Id32], int], ...]
+    open: tuple[tuple[Count, Id32, Id32, Count], ...]
+    """Number, debtor, account and amount."""
+
+
+def snapshot_of(state: LedgerState) -> Snapshot:
+    """Return the snapshot of a state."""
+    said: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
+    said |= {name: tuple(sorted(getattr(state, name).items())) for name in _SUMS}
+    said |= {name: tuple(sorted(getattr(state, name))) for name in _SETS}
+    said["settled"] = tuple(
+        (account, tuple(sorted(under.items()))) for account, under in sorted(state.settled.items())
+    )
+    said["open"] = tuple(
+        (seq, item.debtor, item.account, item.amount_micro)
+        for seq, item in sorted(state.open.items())
+    )
+    return Snapshot(**said)
+
+
+def restored(snapshot: Snapshot, *, me: bytes, index: Index) -> LedgerState:
+    """Return the state that a snapshot is of."""
+    said: dict[str, Any] = {name: getattr(snapshot, name) for name in _NUMBERS}
+    said |= {name: dict(getattr(snapshot, name)) for name in _SUMS}
+    said |= {name: set(getattr(snapshot, name)) for name in _SETS}
+    said["settled"] = {account: dict(under) for account, under in snapshot.settled}
+    said["open"] = {row[0]: Open(*row[1:]) for row in snapshot.open}
+    return LedgerState(me, index=index, **said)

@@ -1,0 +1,149 @@
+"""Verifies a ledger from its first half on, in slices, while bookings go on.
+
+It ends at the half that was the last when it began. What the store had then stays as it was, but
+for answers, which are left out where they came later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Final, TypeAlias
+
+from xsc.api.ledger import Verified
+from xsc.base.clock import Executor
+from xsc.base.errors import LedgerDamaged
+from xsc.identity.keys import Check, Unverified, first_wrong
+from xsc.ledger import audit
+from xsc.ledger.audit import Past, Replay
+from xsc.ledger.chain import MARK, OTHER, SNAPSHOT, Chain, key_of
+from xsc.ledger.index import INDEX, Index
+from xsc.ledger.snapshot import snapshot_of
+from xsc.ledger.state import LedgerState
+
+BATCH: Final = 256
+"""Signatures that are checked in one go."""
+AHEAD: Final = 6
+"""Batches that are being checked while others are read."""
+
+Checking: TypeAlias = Callable[[], AbstractAsyncContextManager[Check]]
+"""Makes ready to check many."""
+
+
+async def verify(chain: Chain, executor: Executor, checking: Checking | None) -> Verified:
+    """Return what was verified.
+
+    Args:
+        chain: the ledger.
+        executor: reads and replays it.
+        checking: of signatures; by the executor where None.
+
+    Raises:
+        LedgerDamaged: names the first entry that breaks a rule.
+    """
+    chain.is_read = True
+    try:
+        replay, steps = await chain.exclusive(_begin, chain)
+        async with (
+            checking()
+            if checking
+            else nullcontext(lambda items: executor.run(first_wrong, items)) as check
+        ):
+            await _verify(executor, replay, steps, check)
+    except LedgerDamaged:
+        # The next start replays it all: where only snapshot or index is wrong, both are made anew.
+        await chain.exclusive(chain.write, [(SNAPSHOT, None)])
+        raise
+    finally:
+        chain.is_read = False
+    state = replay.state
+    settled, peers = sum(state.dealt.values()), len({*state.balances, *state.limits})
+    return Verified(
+        entries=state.halves,
+        settled=settled,
+        peers=peers,
+        forks=chain.forks.check(),
+        head=state.head,
+        text=f"{state.halves} entries with {peers} peers verified: {settled} settled, "
+        f"{len(state.open)} open; signatures, chain, counter-halves and replay agree",
+    )
+
+
+async def _verify(executor: Executor, replay: Replay, steps: Iterator[bool], check: Check) -> None:
+    checks: deque[asyncio.Task[None]] = deque()
+    wrong: LedgerDamaged | None = None
+    more = True
+    try:
+        while more:
+            try:
+                more = await executor.run(next, steps, False)
+            except LedgerDamaged as fault:
+                # Whose signature does not fit is more to the point.
+                wrong, more = fault, False
+            if len(replay.unverified) >= BATCH or not more:
+                read, replay.unverified = replay.unverified, []
+                checks.append(asyncio.create_task(_check(check, read)))
+            if len(checks) == AHEAD:
+                await checks.popleft()
+    finally:
+        await asyncio.gather(*checks, return_exceptions=True)
+    for each in checks:
+        each.result()
+    if wrong is not None:
+        raise wrong
+
+
+async def _check(check: Check, read: Sequence[tuple[int, Unverified]]) -> None:
+    place = await check([unverified for _, unverified in read])
+    if place is not None:
+        raise audit.damaged(read[place][0], "the signature does not fit its author and content")
+
+
+async def _begin(chain: Chain) -> tuple[Replay, Iterator[bool]]:
+    """Begin while nothing is written."""
+    past = Past(chain.state.index, chain.rows.claims())
+    past.replay = replay = Replay(LedgerState(chain.me, index=past), chain.network)
+    steps = _steps(chain, replay, past)
+    next(steps)
+    return replay, steps
+
+
+def _steps(chain: Chain, replay: Replay, past: Past) -> Iterator[bool]:
+    """Replay it all; yield once the present state is known, and after each slice.
+
+    Raises:
+        LedgerDamaged: something does not fit, or is stored that the node does not know of.
+    """
+    state, rows, stored = replay.state, chain.rows, Index(chain.store)
+    now, changes = snapshot_of(chain.state), dict(chain.state.index.changes)
+    mark, raw = chain.store.get(MARK), chain.store.get(SNAPSHOT)
+    for row in rows.stored(now.next_seq):
+        raise audit.stray(row.seq)
+    for seq, *_ in now.open:
+        if chain.store.get(key_of(OTHER, seq)) is not None:
+            raise audit.damaged(seq, "the store has an answer to it that was never taken")
+    yield True
+    count = 0
+    if raw is None:
+        yield from rows.begin(replay)
+    else:
+        said = chain.open_snapshot(raw)
+        replay.held = {seq for seq, *_ in said.open}
+        for _ in itertools.chain(
+            rows.begin(replay), rows.walk(replay, said.next_seq, len(said.claims))
+        ):
+            yield True
+            count += past.compared(stored, last=False)
+        count += past.compared(stored, last=True)
+        if snapshot_of(state) != said:
+            raise audit.index_damaged()
+    if sum(1 for _ in chain.table(INDEX)) != count:
+        raise audit.index_damaged()
+    replay.held = {seq for seq, *_ in now.open}
+    yield from rows.walk(replay, now.next_seq, len(now.claims))
+    audit.check_end(state, mark)
+    if snapshot_of(state) != now or past.changes != changes:
+        raise audit.index_damaged()
