@@ -237,7 +237,7 @@ class Chain:
         self._running: set[asyncio.Task[object]] = set()
         self._certain = True
         self.is_read = False
-        """Whether the ledger is being verified: so long, no snapshot is written."""
+        """Whether somebody verifies the ledger: so long, no snapshot is written."""
         self.restart: Restart | None = None
         """What the present incarnation began with; None in the first one."""
         self.state = self.load()
@@ -323,6 +323,7 @@ class Chain:
             state = LedgerState(self.me, index=Index(self.store))
             replay = Replay(state, self.network)
             for _ in itertools.chain(self.rows.begin(replay), self.rows.walk(replay)):
+                replay.unverified.clear()
                 if len(state.index.changes) >= PAGE:
                     self.store.write(state.index.rows(), sync=False)
                     state.index.changes = {}

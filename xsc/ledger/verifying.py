@@ -44,6 +44,7 @@ async def verify(chain: Chain, executor: Executor, checking: Checking | None) ->
     Raises:
         LedgerDamaged: names the first entry that breaks a rule.
     """
+    chain.is_read = True
     try:
         replay, steps = await chain.exclusive(_begin, chain)
         async with (
@@ -102,8 +103,7 @@ async def _check(check: Check, read: Sequence[tuple[int, Unverified]]) -> None:
 
 
 async def _begin(chain: Chain) -> tuple[Replay, Iterator[bool]]:
-    """Begin while nothing is written; until the end, no snapshot is."""
-    chain.is_read = True
+    """Begin while nothing is written."""
     past = Past(chain.state.index, chain.rows.claims())
     past.replay = replay = Replay(LedgerState(chain.me, index=past), chain.network)
     steps = _steps(chain, replay, past)
