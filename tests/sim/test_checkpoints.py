@@ -1,17 +1,20 @@
 """Checkpoints of whole nodes are co-signed, and a forked ledger is found by who never met it."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.sim.network import run
 from xsc.base.errors import EntryRefused, LedgerDamaged, NotFound
 from xsc.identity.envelope import sign
+from xsc.identity.keys import KeyPair
 from xsc.ledger import tree
 from xsc.ledger.checkpoint import draw, listed, open_checkpoint
 from xsc.ledger.checkpoints import CHECKPOINT_MS, COSIGN, LOOK_MS
 from xsc.ledger.entry import GENESIS, open_half, post_half
 from xsc.ledger.fork import fork_bytes, open_fork
 from xsc.ledger.gossip import COMPARE
-from xsc.ledger.leaves import Leaves
+from xsc.ledger.leaves import TILE_LEAVES, Leaves
 from xsc.ledger.proposals import PROPOSE
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.voucher import Voucher
@@ -242,6 +245,78 @@ def test_who_asks_what_others_hold_learns_nothing_without_a_half_of_its_own():
         assert not any(barred(world))
 
     run(7, 4, play, SETTINGS)
+
+
+def test_a_liar_that_says_to_have_halves_otherwise_is_shown_one_and_no_more():
+    async def play(world):
+        forker, ada, liar, _ = world.nodes
+        shown = []
+
+        async def lies(caller, header, _parts):
+            shown.extend([caller] if header["half"] else [])
+            return {"v": 1, "differ": [*range(len(header["seen"]))], "half": None}, ()
+
+        liar.peers.server.handlers[COMPARE] = lies
+        for number in range(1, 6):
+            await book(ada, forker, number)
+            await ada.forks.compare()
+        await world.clock.sleep_ms(3 * LOOK_MS)
+        assert sorted(shown) == sorted({*shown}), "one by each"
+        assert ada.key.node_id in shown
+        assert not any(barred(world))
+
+    run(9, 4, play, SETTINGS)
+
+
+def test_a_checkpoint_of_another_incarnation_or_with_strange_signatures_changes_nothing():
+    async def play(world):
+        await recognised(world)
+        ada, bea, *others = world.nodes
+        await book(ada, bea, 1)
+        mark = await ada.checkpoints.sign()
+        await world.clock.sleep_ms(1_000)
+        last = mark.last
+        own = [KeyPair(bytes([200 + number]) * 32) for number in range(4)]
+        later = replace(
+            last, first_seq=1, cosigners=listed([key.node_id for key in own]), signatures={}
+        ).signed(ada.key)
+        for key in own:
+            later = later.signed(key, 1)
+        await ada.space.put_all({UserSpacePaths.CHECKPOINT: later.raw})
+        await world.clock.sleep_ms(5_000)
+        for node in others:
+            assert node.checkpoints.mark_of(ada.key.node_id).last.text == last.text
+        # A co-signer's answer adds its own signature and no other.
+        signer = next(node for node in world.nodes if last.names(node.key.node_id))
+
+        async def pads(_caller, header, _parts):
+            said = open_checkpoint(header["checkpoint"], network=last.network)
+            for key in (*own, signer.key):
+                said = said.signed(key, 1)
+            return {"v": 1, "size": said.size, "cosigned": said.raw}, ()
+
+        signer.peers.server.handlers[COSIGN] = pads
+        await ada.ledger.set_limit(bea.key.node_id, 5)
+        done = await ada.checkpoints.sign()
+        assert done.is_complete
+        assert not {key.node_id for key in own} & {*done.last.signatures}
+
+    run(10, 6, play, SETTINGS)
+
+
+def test_a_list_that_changes_where_a_tile_ends_is_signed():
+    async def play(world):
+        ada, bea, *_ = world.nodes
+        while ada.ledger.chain.state.next_seq < TILE_LEAVES:
+            await ada.ledger.set_limit(bea.key.node_id, ada.ledger.chain.state.next_seq)
+        first = await ada.checkpoints.sign()
+        assert not first.last.cosigners
+        await recognised(world)
+        again = await ada.checkpoints.sign()
+        assert again.is_complete
+        assert (again.last.size, again.last.root) == (TILE_LEAVES, first.last.root)
+
+    run(11, 6, play, SETTINGS)
 
 
 def test_a_copy_of_a_home_finds_that_it_signed_more_before_it_signs():

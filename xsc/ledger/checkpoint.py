@@ -95,6 +95,11 @@ class Checkpoint:
         return "".join(f"{line}\n" for line in lines).encode()
 
     @property
+    def bare(self) -> bytes:
+        """The note with its author's signature alone: all that a proof needs."""
+        return replace(self, signatures={self.author: self.signatures[self.author]}).raw
+
+    @property
     def raw(self) -> bytes:
         """The signed note."""
         lines = [f"— {ids.to_text(by)} {_b64(raw)}\n" for by, raw in self.signatures.items()]
@@ -130,10 +135,11 @@ class Checkpoint:
         raw = _key_hash(key.node_id, mark) + stamp + key.sign(message)
         return replace(self, signatures={**self.signatures, key.node_id: raw})
 
-    def with_signatures_of(self, other: Checkpoint) -> Checkpoint:
-        """Return it with those signatures, too, that another of the same text has."""
+    def with_signature(self, node: bytes, other: Checkpoint) -> Checkpoint:
+        """Return it with a node's signature of another of the same text, if that has one."""
         assert self.text == other.text
-        return replace(self, signatures={**other.signatures, **self.signatures})
+        given = {node: other.signatures[node]} if node in other.signatures else {}
+        return replace(self, signatures={**self.signatures, **given})
 
 
 def _b64(raw: bytes) -> str:
@@ -149,12 +155,17 @@ def _cosigned(time_s: int, text: bytes) -> bytes:
     return f"cosignature/v1\ntime {time_s}\n".encode() + text
 
 
-def open_checkpoint(raw: bytes, *, network: bytes | None) -> Checkpoint:
+def open_checkpoint(raw: bytes, *, network: bytes | None, is_checked: bool = False) -> Checkpoint:
     """Return the checkpoint of a note, with its author's signature and those of co-signers checked.
 
+    Args:
+        raw: the note.
+        network: the network that it must be of.
+        is_checked: the co-signatures were checked before.
+
     Raises:
-        TooLarge, RecordInvalid, SignatureInvalid: it is none, of another network, or a signature
-            does not fit or is of none that it names.
+        TooLarge, RecordInvalid, SignatureInvalid: it is none, of another network, has more
+            signatures than two lists of co-signers, or one that does not fit.
     """
     if len(raw) > CHECKPOINT_BYTES_MAX:
         raise TooLarge(f"a checkpoint has at most {CHECKPOINT_BYTES_MAX} bytes")
@@ -168,8 +179,11 @@ def open_checkpoint(raw: bytes, *, network: bytes | None) -> Checkpoint:
         raise RecordInvalid("this checkpoint is of another network")
     if found.author not in found.signatures:
         raise SignatureInvalid("the author has not signed this checkpoint")
+    if len(found.signatures) > 1 + 2 * COSIGNERS_MAX:
+        raise RecordInvalid("this checkpoint has more signatures than it can need")
     for by, signature in found.signatures.items():
-        _verify(found, by, signature)
+        if by == found.author or not is_checked:
+            _verify(found, by, signature)
     return found
 
 
@@ -179,6 +193,8 @@ def _parsed(note: str) -> Checkpoint:
     if match is None or _LINE.sub("", lines):
         raise ValueError(note)
     network, author, first_seq, size, root, named = match.groups()
+    if int(first_seq) + int(size) >= 1 << 63:
+        raise ValueError(size)
     prefixes = base64.b64decode(named or "", validate=True)
     cosigners = [prefixes[at : at + _PREFIX_BYTES] for at in range(0, len(prefixes), _PREFIX_BYTES)]
     if len({*cosigners}) != len(cosigners) or len(cosigners) not in {0, *range(4, 8, 3)}:
@@ -248,7 +264,8 @@ def open_mark(raw: bytes | None, network: bytes) -> Mark | None:
         match encoding.decode(raw):
             case {"v": 1, "last": bytes(last), "before": list(before), **rest} if not rest:
                 prefixes = tuple(each for each in before if isinstance(each, bytes))
-                return Mark(open_checkpoint(last, network=network), prefixes)
+                known = open_checkpoint(last, network=network, is_checked=True)
+                return Mark(known, prefixes)
     except XscError:
         pass
     raise LedgerDamaged("a checkpoint is damaged", hint="restore the home from a backup")
@@ -285,11 +302,16 @@ def why_not_signed(
 
 
 def is_followed(mark: Mark | None, new: Checkpoint) -> bool:
-    """Say whether a published checkpoint, signed by enough, takes the place of what is marked."""
+    """Say whether a published checkpoint, signed by enough, takes the place of what is marked.
+
+    Args:
+        mark: of the same tree; None without one.
+        new: of the present incarnation of its author.
+    """
     if not new.cosigners or not new.has_quorum(new.cosigners):
         return False
-    if mark is None or mark.last.first_seq < new.first_seq:
+    if mark is None:
         return True
-    if not new.is_same_log(mark.last) or new.size <= mark.last.size:
+    if new.size <= mark.last.size:
         return False
     return new.cosigners == mark.last.cosigners or new.has_quorum(mark.last.cosigners)

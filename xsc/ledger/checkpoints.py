@@ -141,8 +141,9 @@ class Checkpoints:
                     and self._circle.is_up(peer)
                 ]
                 given = await asyncio.gather(*(self._ask(peer, mark, leaves) for peer in todo))
-                for each in filter(None, given):
-                    mark = replace(mark, last=mark.last.with_signatures_of(each))
+                for peer, each in zip(todo, given, strict=True):
+                    if each is not None:
+                        mark = replace(mark, last=mark.last.with_signature(peer, each))
             await self._write(OWN, mark_bytes(mark))
             await self._circle.put(UserSpacePaths.CHECKPOINT, mark.last.raw)
             return mark
@@ -208,7 +209,10 @@ class Checkpoints:
 
     def mark_of(self, author: bytes) -> Mark | None:
         """Return the last checkpoint of an author that this node signed or knows of."""
-        return open_mark(self._chain.store.get(SIGNED + author), self._network)
+        mark = open_mark(self._chain.store.get(SIGNED + author), self._network)
+        # Each incarnation begins a tree.
+        known = mark is not None and mark.last.first_seq == self._chain.first_of(author)
+        return mark if known else None
 
     async def _on_cosign(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
@@ -219,15 +223,12 @@ class Checkpoints:
         path = [each for each in listed if isinstance(each, bytes)]
         if new.author != caller or len(path) != len(listed):
             raise RecordInvalid("a checkpoint comes from its author, and a path has hashes")
-        told = self._chain.incarnation_of(caller)
-        if new.first_seq != (0 if told is None else told.record.first_seq):
+        if new.first_seq != self._chain.first_of(caller):
             raise EntryRefused("it is of another incarnation than this node was told of")
         async with self._marking:
             mark = self.mark_of(caller)
-            if mark is not None and not new.is_same_log(mark.last):
-                mark = None  # Each incarnation begins a tree.
             if mark is not None and new.contradicts(mark.last):
-                await self._chain.forks.keep(fork_bytes(mark.last.raw, new.raw))
+                await self._chain.forks.keep(fork_bytes(mark.last.bare, new.bare))
             if mark is not None and old != mark.last.size:
                 return {"v": 1, "size": mark.last.size, "cosigned": None}, ()
             if (reason := rules.why_not_signed(mark, new, path, self._own)) is not None:
@@ -248,10 +249,12 @@ class Checkpoints:
         new = open_checkpoint(raw, network=self._network)
         if new.author != peer:
             raise RecordInvalid("this checkpoint is of another node's ledger")
+        if new.first_seq != self._chain.first_of(peer):
+            return
         async with self._marking:
             mark = self.mark_of(peer)
             if mark is not None and new.contradicts(mark.last):
-                await self._chain.forks.keep(fork_bytes(mark.last.raw, new.raw))
+                await self._chain.forks.keep(fork_bytes(mark.last.bare, new.bare))
             elif rules.is_followed(mark, new):
                 await self._write(
                     SIGNED + peer, mark_bytes(Mark(new) if mark is None else mark.then(new))

@@ -1,7 +1,7 @@
 """Finds forks: compares with peers what others signed, and spreads the proofs through the space.
 
     ledger.compare  seen: author, number and id of halves; half: one that the other has otherwise
-        -> differ: the places of those that this node has otherwise; half: its own one of these
+        -> differ: the place of one that this node has otherwise; half: its own one
 
 Who asks shows no half until it hears that the other has another one of that number, and gets that
 one for its own. Proofs are published at `ledger/forks/<author>` by all that hold them.
@@ -14,13 +14,14 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from xsc.base import encoding, fields, ids, merkle, peering
-from xsc.base.errors import LimitError, PeerError, ProofInvalid, RecordInvalid, XscError
+from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, RecordInvalid, XscError
+from xsc.base.limits import AMOUNT_MAX
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, read_claimed
 from xsc.ledger.chain import OTHER, Chain, key_of
-from xsc.ledger.checkpoints import Checkpoints, Circle
+from xsc.ledger.checkpoints import COSIGN_TIMEOUT_MS, Checkpoints, Circle
 from xsc.ledger.entry import Half, open_half
-from xsc.ledger.fork import fork_bytes, open_fork
+from xsc.ledger.fork import fork_bytes
 from xsc.space.paths import UserSpacePaths, is_under
 from xsc.space.record import Change
 
@@ -62,8 +63,12 @@ class ForkGossip:
         self._space = circle.space
         self._compared: dict[bytes, int] = {}
         """By peer, the own number from which on it was not asked."""
-        self._news: set[bytes] = set()
-        """Peers that may have published something."""
+        self._late: dict[bytes, set[int]] = {}
+        """By peer, the own numbers below that had no answer yet."""
+        self._unbacked: set[bytes] = set()
+        """Peers that said to have a half otherwise, and did not show it: they are shown no more."""
+        self._news: dict[tuple[bytes, str], None] = {}
+        """What may be published, by owner and path."""
         self._woken = asyncio.Event()
         self._forks.on_change = self._changed
         self._space.on_change(self._space_changed)
@@ -78,11 +83,14 @@ class ForkGossip:
 
     def _space_changed(self, change: Change) -> None:
         if change.owner != self._own and is_under(change.path, UserSpacePaths.LEDGER):
-            self.look_at({change.owner})
+            self._news[change.owner, change.path] = None
+            self._woken.set()
 
     def look_at(self, peers: Collection[bytes]) -> None:
         """Take soon what peers have published."""
-        self._news |= {*peers}
+        authors = self._circle.peers.peers()
+        paths = [UserSpacePaths.CHECKPOINT, *map(UserSpacePaths.fork, authors)]
+        self._news |= dict.fromkeys((peer, path) for peer in peers for path in paths)
         self._woken.set()
 
     async def take(self) -> None:
@@ -92,22 +100,29 @@ class ForkGossip:
             await self._woken.wait()
             self._woken.clear()
             while self._news:
-                await self._take_of(self._news.pop())
+                place = next(iter(self._news))
+                del self._news[place]
+                await self._take(*place)
+                await asyncio.sleep(0)
             await self._publish_forks()
 
-    async def _take_of(self, peer: bytes) -> None:
-        if not self._circle.peers.is_peer(peer):
+    async def _take(self, peer: bytes, path: str) -> None:
+        """Take one value of a peer: its checkpoint, or a proof against one that is known."""
+        authors = {UserSpacePaths.fork(author): author for author in self._circle.peers.peers()}
+        author = authors.get(path)
+        is_wanted = author is not None and self._forks.of(author) is None
+        if not self._circle.peers.is_peer(peer) or not (
+            is_wanted or path == UserSpacePaths.CHECKPOINT
+        ):
             return
-        for record in self._space.ls(UserSpacePaths.LEDGER, peer):
-            raw = self._space.get(record.path, peer).value
-            try:
-                if raw is None:
-                    continue
-                if record.path == UserSpacePaths.CHECKPOINT:
-                    await self._checkpoints.see(peer, raw)
-                elif self._circle.peers.is_peer(open_fork(raw, network=self._network).author):
-                    await self._forks.keep(raw)
-            except (PeerError, LimitError, ProofInvalid) as fault:
+        try:
+            raw = self._space.get(path, peer).value
+            if raw is not None and author is None:
+                await self._checkpoints.see(peer, raw)
+            elif raw is not None:
+                await self._forks.keep(raw)
+        except (NotFound, PeerError, LimitError, ProofInvalid) as fault:
+            if not isinstance(fault, NotFound):
                 self._log.warning("ledger.published_wrong", peer=ids.short(peer), code=fault.code)
 
     async def pardon(self, author: bytes) -> int:
@@ -139,35 +154,50 @@ class ForkGossip:
         await asyncio.gather(*map(self._compare_with, peers))
 
     async def _compare_with(self, peer: bytes) -> None:
+        if peer in self._unbacked:
+            return
         state = self._chain.state
-        stop, waits = state.next_seq, min(state.open, default=state.next_seq)
-        start = max(self._compared.get(peer, 0), state.first_seq, stop - COMPARED_MAX)
-        halves = await self._executor.run(self._heard_from, start, stop)
-        halves = [half for half in halves if half.author != peer]
+        begin = max(state.first_seq, state.next_seq - COMPARED_MAX)
+        start = max(self._compared.get(peer, begin), state.first_seq)
+        stop, late = min(start + COMPARED_MAX, state.next_seq), self._late.setdefault(peer, set())
+        answered = sorted(seq for seq in late if seq not in state.open)[:COMPARED_MAX]
+        numbers = [*answered, *range(start, stop)][:COMPARED_MAX]
+        stop = start + len(numbers) - len(answered)
+        waits = {seq for seq in state.open if start <= seq < stop}
+        halves = await self._executor.run(self._heard_from, numbers)
+        # Of whom a fork is known, nothing more is to be found.
+        halves = [h for h in halves if h.author != peer and self._forks.of(h.author) is None]
         try:
             if halves:
                 seen: list[encoding.Value] = [[h.author, h.record.seq, h.id] for h in halves]
-                reply = await self._caller.call(peer, COMPARE, {"v": 1, "seen": seen, "half": None})
-                for place in fields.take_list(reply.header, "differ", most=COMPARED_MAX):
-                    if isinstance(place, int) and place < len(halves):
+                header: dict[str, encoding.Value] = {"v": 1, "seen": seen, "half": None}
+                reply = await self._call(peer, header)
+                # One is shown at a time: who has no other half hears of one at most.
+                for place in fields.take_list(reply.header, "differ", most=COMPARED_MAX)[:1]:
+                    if isinstance(place, int) and 0 <= place < len(halves):
                         await self._show(peer, halves[place])
+                        return  # The others of these are compared the next time.
         except XscError as fault:
             self._log.info("ledger.not_compared", peer=ids.short(peer), code=fault.code)
             return
-        # What has no answer yet is compared once it has.
-        self._compared[peer] = min(waits, stop)
+        self._compared[peer] = stop
+        self._late[peer] = late - {*answered} | waits
 
-    def _heard_from(self, start: int, stop: int) -> list[Signed[Half]]:
+    async def _call(self, peer: bytes, header: dict[str, encoding.Value]) -> peering.Reply:
+        return await self._caller.call(peer, COMPARE, header, timeout_ms=COSIGN_TIMEOUT_MS)
+
+    def _heard_from(self, numbers: Sequence[int]) -> list[Signed[Half]]:
         """Return the halves of peers beside the own ones of some numbers."""
-        rows = (self._chain.store.get(key_of(OTHER, seq)) for seq in range(start, stop))
+        rows = (self._chain.store.get(key_of(OTHER, seq)) for seq in numbers)
         return [read_claimed(raw, Half, network=self._network) for raw in rows if raw is not None]
 
     async def _show(self, peer: bytes, half: Signed[Half]) -> None:
         """Show a half to a peer that has another one of its number, and keep both as a proof."""
-        reply = await self._caller.call(peer, COMPARE, {"v": 1, "seen": [], "half": half.raw})
-        other = fields.take_opt_bytes(reply.header, "half")
-        if other is not None:
-            await self._forks.keep(fork_bytes(half.raw, other))
+        self._unbacked.add(peer)
+        reply = await self._call(peer, {"v": 1, "seen": [], "half": half.raw})
+        other = fields.take_bytes(reply.header, "half")
+        await self._forks.keep(fork_bytes(half.raw, other))
+        self._unbacked.discard(peer)
 
     async def _on_compare(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
@@ -175,10 +205,11 @@ class ForkGossip:
         differ: list[encoding.Value] = []
         for place, item in enumerate(fields.take_list(header, "seen", most=COMPARED_MAX)):
             match item:
-                case [bytes(author), int(seq), bytes(entry_id)]:
+                case [bytes(author), int(seq), bytes(entry_id)] if 0 <= seq <= AMOUNT_MAX:
                     known = self._chain.state.seen.get(author, seq)
                     if known is not None and known.id != entry_id and author != caller:
-                        differ.append(place)
+                        differ = [place]
+                        break
                 case _:
                     raise RecordInvalid("what is compared is author, number and id of a half")
         own: bytes | None = None

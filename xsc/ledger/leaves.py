@@ -57,7 +57,7 @@ class Leaves:
             LedgerDamaged: one does not follow on the one before it, or the last one is not the
                 end of the chain.
         """
-        low = size // TILE_LEAVES * TILE_LEAVES
+        low = max(0, size - 1) // TILE_LEAVES * TILE_LEAVES
         before, hashes, rows = None, [], {}
         for index in range(low, self.size):
             half = self._chain.own(self.first_seq + index)

@@ -193,8 +193,24 @@ def test_a_published_checkpoint_is_noted_if_enough_have_signed_it():
     assert not is_followed(Mark(whole), whole)
     assert is_followed(Mark(whole), checkpoint(6, by=NAMED[:5]))
     assert not is_followed(Mark(whole), checkpoint(4, by=NAMED[:5]))
-    assert is_followed(Mark(whole), checkpoint(1, by=NAMED[:5], first_seq=9))
-    assert not is_followed(Mark(checkpoint(1, first_seq=9)), whole), "an incarnation before"
+
+
+def test_more_signatures_than_two_lists_have_are_refused():
+    nodes = [KeyPair(bytes([100 + number]) * 32) for number in range(15)]
+    assert open_checkpoint(checkpoint(by=nodes[:14]).raw, network=NETWORK)
+    with pytest.raises(RecordInvalid, match="more signatures"):
+        open_checkpoint(checkpoint(by=nodes).raw, network=NETWORK)
+    padded = checkpoint(by=nodes[:14]), checkpoint(by=nodes[:14], root=bytes(32))
+    proof = fork_bytes(*(each.bare for each in padded))
+    assert len(proof) <= 1_024
+    assert open_fork(proof, network=NETWORK).author == AUTHOR.node_id
+
+
+def test_numbers_that_no_chain_has_are_refused():
+    for first_seq, size in ((2**63, 5), (2**63 - 5, 5), (5, 2**63 - 5), (10**18 * 9, 10**18)):
+        said = checkpoint(size, root=bytes(32), first_seq=first_seq)
+        with pytest.raises(RecordInvalid):
+            open_checkpoint(said.raw, network=None)
 
 
 def test_a_mark_is_read_as_it_was_written_and_no_damaged_one_is():

@@ -77,9 +77,9 @@ COSTS: Final[Mapping[str, Cost]] = {
     "ledger.loop": Cost(signatures=6, synced=True, asked=5 * KIB),
     # Of 27 cells that are read, the faces.
     "ledger.cubes": Cost(asked=KIB),
-    "ledger.head": Cost(signatures=1, synced=True),
+    "ledger.head": Cost(signatures=3, synced=True),
     # A checkpoint has the signatures of its co-signers, and a proof may be kept.
-    "ledger.cosign": Cost(signatures=10, synced=True, asked=8 * KIB),
+    "ledger.cosign": Cost(signatures=18, synced=True, asked=8 * KIB),
     "ledger.compare": Cost(base=1_500, signatures=4, synced=True, asked=24 * KIB),
     "ledger.history": Cost(base=1_500, answered=_LARGEST),
     # Arguments and names of files; paths of what the program leaves.

@@ -401,7 +401,7 @@ def _fork(raw: bytes) -> str:
     )
 
 
-_NO_RECORDS: Final[Mapping[bytes, Callable[[bytes], str]]] = {b"xsc/": _checkpoint, b"x\xda": _fork}
+_NO_RECORDS: Final[Mapping[bytes, Callable[[bytes], str]]] = {b"xsc/": _checkpoint, b"x": _fork}
 """What is no signed record begins with bytes that none does."""
 
 
