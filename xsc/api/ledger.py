@@ -378,6 +378,7 @@ STATEMENT = get("/v1/ledger/statement", Month, Statement, "Show what was booked 
 EXPORT = get("/v1/ledger/export", Export, bytes, "Return what was booked as a file.", gives="bytes")
 VERIFY = get("/v1/ledger/verify", Nothing, Verified, "Replay the ledger.")
 ENTRY = get("/v1/ledger/entry/{id}", Id, bytes, "Return one settled entry.", gives="cbor")
+PASSPORT = get("/v1/ledger/passport/{id}", Id, bytes, "Return a passport.", gives="cbor")
 LIMIT = post("/v1/ledger/limit", Limit, LimitSet, "Set what a peer may owe.")
 LIMITS = listing("/v1/ledger/limits", Nothing, PeerLimit, "Show what each limit is made of.")
 SETTLE = post("/v1/ledger/settle", Nothing, Settlement, "Settle now what is owed.")

@@ -396,3 +396,15 @@ def pardon(answer: Document) -> str:
 @options.output_option
 def entry(_: Document) -> None:
     """Write one entry, signed by both sides, to a file that `xsc verify` checks."""
+
+
+@asks(ledger, api.ledger.PASSPORT)
+@argument("id", metavar="LEASE")
+@options.output_option
+def passport(_: Document) -> None:
+    """Write all that is known of a lease to one file that `xsc verify` checks anywhere.
+
+    LEASE is its id, or the beginning of it. The file has what both sides signed of the lease, its
+    slot and need, the last voucher and count, the last proof of storage, and the last entry with
+    its place under a checkpoint, which is signed if there is none yet.
+    """

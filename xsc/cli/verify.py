@@ -21,7 +21,7 @@ def verify(settings: Settings, file: Path, module: Path | None, lease: Path | No
     """Say what a signed file proves, as a receipt, a lease or a ledger entry.
 
     FILE is a receipt, deployment, voucher, lease, clearing, provenance, entry, drain proof,
-    checkpoint or proof of a fork.
+    checkpoint, proof of a fork or passport.
     Needs neither a node nor the network. Exits with 6, and the first thing
     that is wrong, if the file proves nothing.
     """

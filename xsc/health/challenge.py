@@ -283,18 +283,41 @@ class Reveal(Record):
 # The answer
 
 
+def _asked_bytes(asked: Iterable[AskedLeaf]) -> bytes:
+    return encode(
+        [[leaf.extent.name, leaf.body, leaf.leaf, leaf.size_bytes, *leaf.root] for leaf in asked]
+    )
+
+
+def _leaves_bytes(proofs: Iterable[LeafProof]) -> bytes:
+    return encode([[proof.data, *proof.path] for proof in proofs])
+
+
 def asked_id(asked: Iterable[AskedLeaf]) -> bytes:
     """Return what stands for the leaves that were drawn."""
-    items: list[Value] = [
-        [leaf.extent.name, leaf.body, leaf.leaf, leaf.size_bytes, *leaf.root] for leaf in asked
-    ]
-    return tagged_sha256("challenge_asked", encode(items))
+    return tagged_sha256("challenge_asked", _asked_bytes(asked))
 
 
 def leaves_id(proofs: Iterable[LeafProof]) -> bytes:
     """Return what stands for leaves and their paths."""
-    items: list[Value] = [[proof.data, *proof.path] for proof in proofs]
-    return tagged_sha256("challenge_leaves", encode(items))
+    return tagged_sha256("challenge_leaves", _leaves_bytes(proofs))
+
+
+def transcript(
+    reveal: Reveal, asked: Iterable[AskedLeaf], said: bytes, proofs: Iterable[LeafProof]
+) -> bytes:
+    """Return what shows others how a host answered: what it signed, and all that this covers."""
+    commitment = commitment_of(reveal.nonce, reveal.index)
+    return encode(
+        {
+            "v": 1,
+            "epoch": reveal.epoch,
+            "nonces": [reveal.nonce, reveal.host_nonce, commitment],
+            "asked": _asked_bytes(asked),
+            "said": said,
+            "leaves": _leaves_bytes(proofs),
+        }
+    )
 
 
 def possession(

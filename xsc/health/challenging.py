@@ -4,7 +4,8 @@ The rules are in `challenge`. Storage says what should lie where, reads what lie
 repairs what was found lost; nothing is deleted, and nobody is barred.
 
 Keys: "health/challenge/<host><customer>", the last outcome about one customer's data at one
-host. They are written without a sync: a lost one costs a challenge more.
+host; "health/shown/<host>", the last answer about own data, as others check it. They are written
+without a sync: a lost one costs a challenge more.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from xsc.terms.possession import (
 
 CHALLENGE: Final = "health.challenge"
 ROOT: Final = b"health/challenge/"
+SHOWN: Final = b"health/shown/"
 REASONS: Final[Mapping[Outcome, str]] = {
     "ok": "",
     "missing": "the host has not got what it stored",
@@ -156,7 +158,11 @@ class ChallengeService:
         ]
         self._revealed = {at: told for at, told in self._revealed.items() if at[0] != peer}
         self._certified = {at: raw for at, raw in self._certified.items() if at[0] != peer}
-        self._state.write(gone, sync=False)
+        self._state.write([*gone, (SHOWN + peer, None)], sync=False)
+
+    def shown(self, host: bytes) -> bytes | None:
+        """Return the last answer of a host about all own data there, unless that was false."""
+        return self._state.get(SHOWN + host)
 
     # The prober
 
@@ -403,6 +409,10 @@ class ChallengeService:
         except (errors.RecordInvalid, errors.SignatureInvalid) as fault:
             self._health.report(host, "integrity", f"challenge: {fault.message}")
             raise
+        if (round_.customer, round_.scope) == (self._own, rules.EVERYTHING):
+            # After a false answer no earlier one is shown as the last.
+            shown = None if outcome == "bad_proof" else rules.transcript(reveal, asked, raw, proofs)
+            self._state.write([(SHOWN + host, shown)], sync=False)
         reason = REASONS[outcome]
         evidence = signed.id if outcome == "bad_proof" else b""
         return Proved(host, round_.customer, outcome, reason, names, said.said_ms, evidence)

@@ -93,7 +93,7 @@ class Checkpoints:
 
     async def round(self) -> None:
         """Sign a checkpoint if one is due."""
-        last = self._last()
+        last = self.last()
         new = self._leaves().size - (0 if last is None else last.last.size)
         waited_ms = self._clock.monotonic_ms() - self._signed_ms
         if new >= CHECKPOINT_ENTRIES or (waited_ms >= CHECKPOINT_MS and not self._is_whole(last)):
@@ -105,7 +105,7 @@ class Checkpoints:
     def _leaves(self) -> Leaves:
         return Leaves(self._chain)
 
-    def _last(self) -> Mark | None:
+    def last(self) -> Mark | None:
         """Return the last own checkpoint of this incarnation."""
         mark = open_mark(self._chain.store.get(OWN), self._network)
         known = mark is not None and mark.last.first_seq == self._chain.state.first_seq
@@ -129,7 +129,7 @@ class Checkpoints:
             self._signed_ms = self._clock.monotonic_ms()
             leaves = self._leaves()
             if not leaves.size or self._chain.recovering:
-                return self._last()
+                return self.last()
             mark = await self._executor.run(self._next, leaves)
             # Those of the former list first: others ask for their signatures.
             for named in (mark.before, mark.last.cosigners):
@@ -150,7 +150,7 @@ class Checkpoints:
 
     def _next(self, leaves: Leaves) -> Mark:
         """Write the next checkpoint, after all that is new was read from the disk and hashed."""
-        last = self._last()
+        last = self.last()
         named = () if last is None else last.last.cosigners
         known = [
             peer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from xsc.allocation.clearing_record import Clearing, check_clearing
 from xsc.base import errors, limits, units
@@ -17,6 +17,7 @@ from xsc.identity.envelope import R, Signed, kind_of, open_signed
 from xsc.ledger import audit, checkpoint, entry, fork
 from xsc.market.lease import check_grant, run_price
 from xsc.market.pricing import why
+from xsc.node.offline import passport
 from xsc.programs import numbers, provenance
 from xsc.programs.why import check_record, value_in
 from xsc.space.record import SpaceRecord
@@ -401,17 +402,85 @@ def _fork(raw: bytes) -> str:
     )
 
 
-_NO_RECORDS: Final[Mapping[bytes, Callable[[bytes], str]]] = {b"xsc/": _checkpoint, b"x": _fork}
+def _passport(raw: bytes) -> str:
+    return passport.verify_passport(raw, _say_passport)
+
+
+def _say_passport(found: Mapping[str, Any]) -> str:
+    """Return what a passport proves, a line for each part, and which it has not."""
+    asked, level = found["request"].said, found["lease"].said["level"]
+    kind, clearing = asked["kind"], found["lease"].said["clearing"]
+    host, customer = short(asked["provider"]), short(asked["customer"])
+    granted = f"{units.format_level(kind, level)} of {kind} ahead of use" if level else kind
+    said = {
+        "passport": f"{host} serves {customer} {granted} under lease {short(asked['lease_id'])}, "
+        f"which both signed, at {units.format_credits(asked['price'])} credits a "
+        f"{quote.UNITS[kind]}, {units.format_time(asked['start_ms'])} to "
+        f"{units.format_time(asked['end_ms'])}",
+        **dict.fromkeys(("slot", "need", "voucher", "count", "challenge", "entry"), "not shown"),
+        "clearing": "none" if clearing is None else f"{to_text(clearing)}, by the provider's word",
+        "checkpoint": "none covers an entry here",
+    }
+    for name in ("slot", "need"):
+        which = "none, it was leased for now" if asked[name] is None else to_text(asked[name])
+        if (part := found[name]) is not None:
+            at = units.format_time(part.said["written_ms"])
+            which += f", as {short(part.by)} published it on {at}"
+        elif asked[name] is not None:
+            which += ", not shown"
+        said[name] = which
+    if (part := found["voucher"]) is not None:
+        said["voucher"] = (
+            f"{customer} owes {host} {units.format_credits(part.said['amount_micro'])} credits in "
+            f"all for their leases, up to {units.format_time(part.said['until_ms'])}"
+        )
+    if (part := found["count"]) is not None:
+        said["count"] = (
+            f"{host} counted {count_of(len(part.said['leases']), 'lease')}, this one among them, "
+            f"which the voucher pays, at {units.format_time(part.said['counted_ms'])}"
+        )
+    if (part := found["challenge"]) is not None:
+        states = part.said["states"]
+        said["challenge"] = (
+            f"{host} showed {states.count('ok')} of {len(states)} leaves that were asked for, of "
+            f"all its leases with {customer}, {units.format_time(part.said['said_ms'])}; that "
+            "their roots are of what was stored is the word of the customer"
+        )
+    if found["half"] is not None:
+        half, _, is_last = found["half"]
+        said["entry"] = (
+            f"{units.format_credits(half.said['amount_micro'])} credits booked, signed by both, "
+            f"{units.format_time(half.said['created_ms'])}, for "
+            f"{'this voucher' if is_last else 'a voucher before this one'}"
+        )
+    if found["note"] is not None:
+        author, number, size, signed, named = found["note"]
+        needed = checkpoint.quorum(named)
+        cosigned = f"{signed} of {named} co-signers signed, {needed} needed"
+        said["checkpoint"] = (
+            f"the entry is number {number} of {size} in the ledger of {short(author)}; "
+            f"{cosigned if named else 'it names no co-signers'}"
+        )
+        if not named or signed < needed:
+            said["checkpoint"] += ", so that it keeps no other ledger is its word"
+    return "\n".join(f"{name}: {each}" for name, each in said.items())
+
+
+_NO_RECORDS: Final[Mapping[bytes, Callable[[bytes], str]]] = {
+    b"xsc/": _checkpoint,
+    b"x": _fork,
+    b"\xadav\x01": _passport,
+}
 """What is no signed record begins with bytes that none does."""
 
 
 def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = None) -> str:
-    """Return, in one line for people, what a signed record proves.
+    """Return, in words for people, what a file proves: a line, of a passport one for each part.
 
     Args:
         raw: the bytes of an execution, storage or deletion receipt, dissent, deployment,
             lease, lease count, quote, voucher, clearing, provenance, drain proof or exported ledger
-            entry, the proof of a fork or a checkpoint.
+            entry, the proof of a fork, a checkpoint or a passport.
         module: a module that an execution receipt must be about.
         lease: the lease that such a receipt must be under, and billed by.
 

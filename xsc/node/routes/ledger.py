@@ -16,8 +16,10 @@ from xsc.ledger.export import FORMATS
 from xsc.ledger.loop import SignedLoop
 from xsc.ledger.payments import PeerAccount
 from xsc.ledger.statement import say_debt
+from xsc.node import passports
 from xsc.node.api.serving import Download, filled
 from xsc.node.build import Node
+from xsc.node.routes.market import known_lease
 
 PIECE_LINES = 256
 
@@ -145,6 +147,11 @@ async def entry(node: Node, asked: endpoint.Id) -> bytes:
             f"'{asked.id[:80]}' is no id of an entry", hint="`xsc ledger log` shows them"
         ) from None
     return node.ledger.export(entry_id)
+
+
+async def passport(node: Node, asked: endpoint.Id) -> bytes:
+    """Return a passport."""
+    return await passports.passport(node, known_lease(node, asked.id))
 
 
 async def settle(node: Node, _: endpoint.Nothing) -> api.Settlement:

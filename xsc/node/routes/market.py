@@ -347,11 +347,19 @@ def _lease(node: Node, view: LeaseView) -> api.Lease:
     )
 
 
+def known_lease(node: Node, text: str) -> bytes:
+    """Return the id of the one lease that begins so.
+
+    Raises:
+        NotFound: there is none, or more than one.
+    """
+    known = {view.entry.id for view in node.market.leases()}
+    return _begins_with(text, known, "lease", "`xsc market leases` lists them")
+
+
 async def lease(node: Node, asked: api.LeaseId) -> bytes:
     """Return a signed lease or its denial."""
-    known = {view.entry.id for view in node.market.leases()}
-    lease_id = _begins_with(asked.id, known, "lease", "`xsc market leases` lists them")
-    return node.market.lease_record(lease_id, denial=asked.denial)
+    return node.market.lease_record(known_lease(node, asked.id), denial=asked.denial)
 
 
 async def account(node: Node, asked: api.AccountId) -> bytes:
