@@ -48,7 +48,7 @@ TERMINAL = {
         "program why demo/twice",
     ],
     "availability": ["health", "peer ls"],
-    "payments": ["ledger statement", "ledger checkpoint", "ledger verify"],
+    "payments": ["ledger statement", "ledger checkpoint", "ledger cubes", "ledger verify"],
 }
 """What the pictures of the terminal show, by name."""
 PAGES = ("circle", "storage", "market", "allocation", "ledger", "compute", "programs")
@@ -337,12 +337,33 @@ def clear(story: Story, names: list[str], alive: list[str]) -> None:
         story.xsc(f"{first} peer recognise {name} 10%")
     story.xsc(f"{first} ledger checkpoint")
     require(story.ask(f"{first} ledger checkpoint")["complete"], "too few have co-signed")
+    story.xsc(f"{first} ledger cubes --compare")
     story.xsc(f"{first} ledger export --format beancount -o ledger.beancount")
     say("$ bean-check ledger.beancount && echo balances agree")
     checker = Path(sys.executable).with_name("bean-check")
     done = subprocess.run([checker, story.folder / "ledger.beancount"], check=False)
     require(done.returncode == 0, "bean-check found a fault")
     say("balances agree")
+
+
+def prove(story: Story, hosts: list[str]) -> None:
+    """Write down what a host did under a lease, and check it where nobody knows the network."""
+    chapter("A passport of a lease, for a machine that never saw the network")
+    ids = {
+        row["id"] for row in story.ask("devnet status --dir net")["nodes"] if row["name"] in hosts
+    }
+    leases = story.ask("--home net/node-0 market leases")["leases"]
+    lease = next(
+        row["lease_id"]
+        for row in leases
+        if row["kind"] == "storage" and row["role"] == "customer" and row["peer"] in ids
+    )
+    story.xsc("--home net/node-0 health challenge")
+    story.xsc("--home net/node-0 ledger settle")
+    story.xsc(f"--home net/node-0 ledger passport {lease} -o film.passport")
+    with tempfile.TemporaryDirectory() as elsewhere:
+        passport = shutil.copy(story.folder / "film.passport", elsewhere)
+        story.xsc(f"--home {elsewhere}/nowhere verify {passport}")
 
 
 def fork(story: Story, names: list[str]) -> None:
@@ -478,6 +499,7 @@ def play(story: Story, began: float) -> None:
         alive = [f"node-{number}" for number in range(NODES)]
         alive = [name for name in alive if name not in {*lost.values(), reader, "node-0"}]
         clear(story, ["node-0", *alive[:2]], [*alive, reader])
+        prove(story, alive)
         fork(story, [alive[2], reader, *alive[:2]])
         say(f"\nall of it held, in {time.monotonic() - began:.0f} s")
         show(story)

@@ -191,6 +191,7 @@ async def clear(node: Node, _: endpoint.Nothing) -> api.Loops:
 
 async def checkpoint(node: Node, _: endpoint.Nothing) -> api.Checkpoint:
     """Sign how the ledger is, and have that co-signed."""
+    await node.ledger.seals.seal_all()
     mark = await node.checkpoints.sign()
     await node.forks.compare()
     if mark is None:
