@@ -169,7 +169,7 @@ def test_a_put_is_watched_at_a_peer_and_who_was_killed_gets_what_it_missed(small
     wait_for(lambda: len(numbered()) == 20)
     assert bea(f"space get {ada.id}:nodes/7").out == b"7"
     stats = bea("space stats --json").json
-    assert stats["subscriptions"] == 5, "what nodes publish, offer, need and grant"
+    assert stats["subscriptions"] == 6, "what nodes publish, sign, offer, need and grant"
     assert 0 < stats["received_bytes"] < 100_000
 
 

@@ -14,6 +14,7 @@ SETTINGS = {"probe_interval": "60s"}
 FOLLOWED = {
     UserSpacePaths.NODES,
     UserSpacePaths.INTERVAL,
+    UserSpacePaths.LEDGER,
     UserSpacePaths.RECOGNITION,
     UserSpacePaths.COMMITMENT,
     UserSpacePaths.ALLOCATION_STATE,
@@ -57,7 +58,12 @@ def test_recognition_adds_what_is_followed_and_a_block_ends_it():
         await ada.commitments.recognise(bea.key.node_id, 100_000)
         await bea.commitments.recognise(ada.key.node_id, 100_000)
         await world.clock.sleep_ms(2 * FOLLOWING_SETTLE_MS)
-        mutual = {UserSpacePaths.NODES, UserSpacePaths.INTERVAL, UserSpacePaths.ALLOCATION}
+        mutual = {
+            UserSpacePaths.NODES,
+            UserSpacePaths.INTERVAL,
+            UserSpacePaths.LEDGER,
+            UserSpacePaths.ALLOCATION,
+        }
         assert followed(ada, bea) == followed(bea, ada) == mutual
         ada.peers.roster.block(bea.key.node_id)
         await ada.space.put("nodes/x", b"1")

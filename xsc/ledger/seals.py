@@ -191,6 +191,10 @@ class Seals:
 
     async def begin_check(self) -> Check:
         """Return what `check` goes by; while nothing is written."""
+        return self.now()
+
+    def now(self) -> Check:
+        """Return what is sealed at this moment."""
         state = self._chain.state
         peers = {
             peer: (self._chain.sealed(peer), [*self._chain.unsealed(peer)]) for peer in state.dealt

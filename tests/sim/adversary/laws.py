@@ -588,7 +588,7 @@ class Oracle:
         for index in self.up():
             ledger = self.world.nodes[index].ledger
             try:
-                ledger.seals.check(ledger.chain.state)
+                ledger.seals.check(ledger.seals.now())
             except LedgerDamaged as fault:
                 expect(False, "sealed", f"node-{index}: {fault.message}")
 
