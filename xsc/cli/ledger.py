@@ -399,7 +399,7 @@ def entry(_: Document) -> None:
 
 
 @asks(ledger, api.ledger.PASSPORT)
-@argument("id", metavar="LEASE")
+@argument("id", metavar="LEASE", type=options.LEASE)
 @options.output_option
 def passport(_: Document) -> None:
     """Write all that is known of a lease to one file that `xsc verify` checks anywhere.
