@@ -163,7 +163,8 @@ def test_no_other_module_makes_a_path():
     assert [
         (path.name, node.lineno, node.value)
         for path in SOURCES
-        if path.parts[-2:] != ("space", "paths.py")
+        # The check of passports shares no code with what it checks.
+        if path.parts[-2:] not in {("space", "paths.py"), ("offline", "passport.py")}
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
         if "/" in node.value and node.value.split("/")[0] in TOPS
