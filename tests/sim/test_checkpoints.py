@@ -6,6 +6,7 @@ import pytest
 
 from tests.sim.network import run
 from xsc.base.errors import EntryRefused, LedgerDamaged, NotFound
+from xsc.base.keyvalue import prefix_end
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.ledger import tree
@@ -14,7 +15,7 @@ from xsc.ledger.checkpoints import CHECKPOINT_MS, COSIGN, LOOK_MS
 from xsc.ledger.entry import GENESIS, open_half, post_half
 from xsc.ledger.fork import fork_bytes, open_fork
 from xsc.ledger.gossip import COMPARE
-from xsc.ledger.leaves import TILE_LEAVES, Leaves
+from xsc.ledger.leaves import TILE, TILE_LEAVES, Leaves
 from xsc.ledger.proposals import PROPOSE
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.voucher import Voucher
@@ -334,3 +335,57 @@ def test_a_copy_of_a_home_finds_that_it_signed_more_before_it_signs():
             await world.restart(0)
 
     run(8, 6, play, SETTINGS)
+
+
+def test_no_proof_is_kept_against_a_node_that_is_no_peer():
+    async def play(world):
+        ada, bea, *_ = world.nodes
+        stranger = KeyPair(b"s" * 32)
+        halves = [
+            sign(
+                post_half(
+                    creditor=stranger.node_id,
+                    debtor=bea.key.node_id,
+                    seq=0,
+                    prev=GENESIS,
+                    xid=b"x" * 16,
+                    amount_micro=number,
+                    account=b"a" * 32,
+                    receipt=b"r" * 32,
+                    created_ms=0,
+                ),
+                stranger,
+                bea.peers.network,
+            ).raw
+            for number in (1, 2)
+        ]
+        proof = fork_bytes(*halves)
+        for author in (stranger.node_id, bea.key.node_id):
+            await ada.space.put_all({UserSpacePaths.fork(author): proof})
+        await ada.space.put_all({"ledger/forks/none": proof, "ledger/other": proof})
+        await world.clock.sleep_ms(10_000)
+        for node in world.nodes:
+            assert not node.ledger.chain.forks.all()
+        assert not [*bea.parts.stores.state.scan(b"ledger-fork/", b"ledger-fork0")]
+
+    run(12, 4, play, SETTINGS)
+
+
+def test_a_node_whose_disk_is_damaged_signs_no_root_that_contradicts_its_own():
+    async def play(world):
+        ada, bea, *_ = world.nodes
+        while ada.ledger.chain.state.next_seq < TILE_LEAVES + 5:
+            await ada.ledger.set_limit(bea.key.node_id, ada.ledger.chain.state.next_seq)
+        first = await ada.checkpoints.sign()
+        ((key, _),) = ada.parts.stores.state.scan(TILE, prefix_end(TILE))
+        ada.parts.stores.state.write([(key, bytes(32))], sync=True)
+        # Also of the same size, where the list of co-signers has changed.
+        await recognised(world)
+        with pytest.raises(LedgerDamaged):
+            await ada.checkpoints.sign()
+        await ada.ledger.set_limit(bea.key.node_id, 7)
+        with pytest.raises(LedgerDamaged):
+            await ada.checkpoints.sign()
+        assert ada.checkpoints.last().last.text == first.last.text
+
+    run(13, 6, play, SETTINGS)

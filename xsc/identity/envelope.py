@@ -378,7 +378,7 @@ def read_unverified(
     author: bytes | None = None,
     size_max: int = RECORD_BYTES_MAX,
 ) -> tuple[Signed[R], keys.Unverified]:
-    """Do as `read_claimed`, and return what is left to verify, for who has many to verify."""
+    """Do as `read_claimed`, and return the signature, so that many can be checked at once."""
     body, by, net, signature, message = _claimed(raw, kind.KIND, network, author, size_max)
     record = kind.from_bytes(body, size_max=size_max)
     signed = Signed(record, by, net, tagged_sha256(kind.KIND, body), raw)

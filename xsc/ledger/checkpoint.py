@@ -197,7 +197,7 @@ def _parsed(note: str) -> Checkpoint:
         raise ValueError(size)
     prefixes = base64.b64decode(named or "", validate=True)
     cosigners = [prefixes[at : at + _PREFIX_BYTES] for at in range(0, len(prefixes), _PREFIX_BYTES)]
-    if len({*cosigners}) != len(cosigners) or len(cosigners) not in {0, *range(4, 8, 3)}:
+    if len({*cosigners}) != len(cosigners) or len(cosigners) not in {0, 4, COSIGNERS_MAX}:
         raise ValueError(named)
     return Checkpoint(
         ids.from_text(network),
@@ -239,12 +239,9 @@ class Mark:
         return all(map(self.last.has_quorum, (self.last.cosigners, self.before)))
 
     def then(self, new: Checkpoint) -> Mark:
-        """Return what is noted of a later checkpoint."""
-        if not new.is_same_log(self.last):
-            return Mark(new)
-        return Mark(
-            new, self.before if new.cosigners == self.last.cosigners else self.last.cosigners
-        )
+        """Return what is noted of a later checkpoint of the same tree."""
+        is_same_list = new.cosigners == self.last.cosigners
+        return Mark(new, self.before if is_same_list else self.last.cosigners)
 
 
 def mark_bytes(mark: Mark) -> bytes:

@@ -167,13 +167,12 @@ class Checkpoints:
             return last
         rows = leaves.check_from(0 if last is None else last.last.size)
         self._chain.store.write([*rows.items()], sync=False)
+        root = leaves.top(0, leaves.size)
+        if last is not None:
+            # What a damaged disk gives must never be signed: it would prove a fork.
+            leaves.check_continues(last.last.size, last.last.root, root)
         new = Checkpoint(
-            self._network,
-            self._own,
-            leaves.first_seq,
-            leaves.size,
-            leaves.top(0, leaves.size),
-            cosigners,
+            self._network, self._own, leaves.first_seq, leaves.size, root, cosigners
         ).signed(self._key)
         done = last is None or (last.is_complete and last.last.cosigners == cosigners)
         mark = Mark(new) if last is None or done else last.then(new)

@@ -14,14 +14,22 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from xsc.base import encoding, fields, ids, merkle, peering
-from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, RecordInvalid, XscError
+from xsc.base.errors import (
+    ArgumentInvalid,
+    LimitError,
+    NotFound,
+    PeerError,
+    ProofInvalid,
+    RecordInvalid,
+    XscError,
+)
 from xsc.base.limits import AMOUNT_MAX
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, read_claimed
 from xsc.ledger.chain import OTHER, Chain, key_of
 from xsc.ledger.checkpoints import COSIGN_TIMEOUT_MS, Checkpoints, Circle
 from xsc.ledger.entry import Half, open_half
-from xsc.ledger.fork import fork_bytes
+from xsc.ledger.fork import fork_bytes, open_fork
 from xsc.space.paths import UserSpacePaths, is_under
 from xsc.space.record import Change
 
@@ -88,9 +96,9 @@ class ForkGossip:
 
     def look_at(self, peers: Collection[bytes]) -> None:
         """Take soon what peers have published."""
-        authors = self._circle.peers.peers()
-        paths = [UserSpacePaths.CHECKPOINT, *map(UserSpacePaths.fork, authors)]
-        self._news |= dict.fromkeys((peer, path) for peer in peers for path in paths)
+        for peer in peers:
+            there = self._space.ls(UserSpacePaths.LEDGER, peer)
+            self._news |= dict.fromkeys((peer, record.path) for record in there)
         self._woken.set()
 
     async def take(self) -> None:
@@ -107,23 +115,30 @@ class ForkGossip:
             await self._publish_forks()
 
     async def _take(self, peer: bytes, path: str) -> None:
-        """Take one value of a peer: its checkpoint, or a proof against one that is known."""
-        authors = {UserSpacePaths.fork(author): author for author in self._circle.peers.peers()}
-        author = authors.get(path)
-        is_wanted = author is not None and self._forks.of(author) is None
+        """Take one value of a peer: its checkpoint, or a proof against another peer."""
+        author = _author_of(path)
+        is_proof = author is not None and self._circle.peers.is_peer(author)
         if not self._circle.peers.is_peer(peer) or not (
-            is_wanted or path == UserSpacePaths.CHECKPOINT
+            is_proof or path == UserSpacePaths.CHECKPOINT
         ):
             return
         try:
             raw = self._space.get(path, peer).value
+        except NotFound:
+            return
+        try:
             if raw is not None and author is None:
                 await self._checkpoints.see(peer, raw)
-            elif raw is not None:
-                await self._forks.keep(raw)
-        except (NotFound, PeerError, LimitError, ProofInvalid) as fault:
-            if not isinstance(fault, NotFound):
-                self._log.warning("ledger.published_wrong", peer=ids.short(peer), code=fault.code)
+            elif raw is not None and author is not None and self._forks.of(author) is None:
+                await self._take_proof(author, raw)
+        except (PeerError, LimitError, ProofInvalid) as fault:
+            self._log.warning("ledger.published_wrong", peer=ids.short(peer), code=fault.code)
+
+    async def _take_proof(self, author: bytes, raw: bytes) -> None:
+        # One of a node that is no peer would be kept for good, and there are keys without end.
+        if open_fork(raw, network=self._network).author != author:
+            raise RecordInvalid("the proof is against another node than its path says")
+        await self._forks.keep(raw)
 
     async def pardon(self, author: bytes) -> int:
         """Hold no fork against an author any more up to all that it has signed as far as is known.
@@ -172,7 +187,7 @@ class ForkGossip:
                 seen: list[encoding.Value] = [[h.author, h.record.seq, h.id] for h in halves]
                 header: dict[str, encoding.Value] = {"v": 1, "seen": seen, "half": None}
                 reply = await self._call(peer, header)
-                # One is shown at a time: who has no other half hears of one at most.
+                # One half a round: a liar learns no more than one.
                 for place in fields.take_list(reply.header, "differ", most=COMPARED_MAX)[:1]:
                     if isinstance(place, int) and 0 <= place < len(halves):
                         await self._show(peer, halves[place])
@@ -218,3 +233,12 @@ class ForkGossip:
             if (own := self._chain.contradicted(half)) is not None:
                 await self._forks.keep(fork_bytes(own, raw))
         return {"v": 1, "differ": differ, "half": own}, ()
+
+
+def _author_of(path: str) -> bytes | None:
+    """Return against whom a proof at a path is; None where no proof is."""
+    begin, _, author = path.rpartition("/")
+    try:
+        return ids.node_id_from_text(author) if begin == UserSpacePaths.FORKS else None
+    except ArgumentInvalid:
+        return None

@@ -69,8 +69,22 @@ class Leaves:
                 rows[self._key(index // TILE_LEAVES)] = tree.root_of(hashes)
                 hashes.clear()
         if before != self._head:
-            raise LedgerDamaged(
-                "the chain on the disk is not the one that this node works with",
-                hint="restart the node; if it happens again, restore the home from a backup",
-            )
+            raise _damaged()
         return rows
+
+    def check_continues(self, size: int, root: bytes, new_root: bytes) -> None:
+        """Check that the tree of now, of a new root, continues one that was signed before.
+
+        Raises:
+            LedgerDamaged: it does not.
+        """
+        path = tree.prove_consistency(size, self.size, self.top)
+        if not tree.is_consistent(size, root, self.size, new_root, path):
+            raise _damaged()
+
+
+def _damaged() -> LedgerDamaged:
+    return LedgerDamaged(
+        "the chain on the disk is not the one that this node works with",
+        hint="restart the node; if it happens again, restore the home from a backup",
+    )
