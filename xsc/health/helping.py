@@ -164,12 +164,16 @@ class Helping:
         self._carried.count(caller, now_ms, "pings carried")
         self._carried_all.count(_ALL, now_ms, "pings carried for all")
         timeout_ms = self._tester.timeout_ms(ping.node, self._timeout_ms)
-        reply = await self._context.caller.call(
-            ping.node, PING, {"v": 1, "ping": raw}, timeout_ms=timeout_ms
-        )
-        pong = fields.take_bytes(reply.header, "pong")
-        # Nothing is passed on that the target did not sign.
-        open_signed(pong, Pong, network=network, author=ping.node)
+        try:
+            reply = await self._context.caller.call(
+                ping.node, PING, {"v": 1, "ping": raw}, timeout_ms=timeout_ms
+            )
+            pong = fields.take_bytes(reply.header, "pong")
+            # Nothing is passed on that the target did not sign.
+            open_signed(pong, Pong, network=network, author=ping.node)
+        except errors.XscError:
+            # What is wrong with its answer is not said as if this node had refused the caller.
+            raise errors.PeerSilent("the target gave no pong") from None
         return {"v": 1, "pong": pong}, ()
 
     async def _hear(

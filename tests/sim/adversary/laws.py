@@ -452,6 +452,7 @@ class Oracle:
         self.nobody_pays_more_than_was_signed()
         self.nobody_owes_more_than_it_stated()
         self.cubes_are_of_entries()
+        self.nobody_honest_is_barred()
         self.shares_hold()
         self.recognition_is_the_operators()
         self.loops_turn()
@@ -582,6 +583,12 @@ class Oracle:
                 "owed",
                 f"the adversary owes node-{index} more than its limit",
             )
+
+    def nobody_honest_is_barred(self) -> None:
+        """No proof is against a node that signed one ledger; no mark is of more than one."""
+        for index in self.up():
+            barred = self.world.nodes[index].ledger.chain.forks.all().keys() - {self.foe}
+            expect(not barred, "barred", f"node-{index} holds a fork against an honest node")
 
     def cubes_are_of_entries(self) -> None:
         """What is sealed is settled, each entry once; and what is not waits for it."""

@@ -33,6 +33,8 @@ from xsc.base.limits import (
 from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash
 from xsc.health import challenge as rules
 from xsc.identity.envelope import Count, Id32, open_signed
+from xsc.identity.keys import KeyPair
+from xsc.ledger.checkpoint import Checkpoint, listed
 from xsc.ledger.cube import LEVEL_MAX
 from xsc.ledger.cube import Sealed as SealedEntries
 from xsc.ledger.entry import UNIT_CREDIT, UNIT_NONE
@@ -70,6 +72,11 @@ class Unsigned:
     """The bytes of a record that nobody signs."""
 
     kind: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """A checkpoint, signed by the adversary, and now and then by others of its keys."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         "place": Count,
         "face": Annotated[int, Field(ge=0, le=2)] | None,
     },
-    "ledger.cosign": {"checkpoint": bytes, "old": Count, "path": Many(Id32, 64)},
+    "ledger.cosign": {"checkpoint": Note(), "old": Count, "path": Many(Id32, 64)},
     "ledger.compare": {"seen": Many((Id32, Count, Id32), 256), "half": Sealed("entry")},
     "space.next": {
         "cursors": Many(Cursor, CURSORS_MAX),
@@ -193,6 +200,8 @@ HEADERS: dict[str, dict[str, Any]] = {
 def _fill(forge: Forge, schema: Any, name: str) -> Any:
     if isinstance(schema, Sealed):
         return None if forge.chance(0.05) else forge.signed(schema.kind)
+    if isinstance(schema, Note):
+        return _note(forge)
     if isinstance(schema, Unsigned):
         return encode(plain(forge.record(forge.kinds[schema.kind])))
     if isinstance(schema, dict):
@@ -211,6 +220,25 @@ def _fill(forge: Forge, schema: Any, name: str) -> Any:
             return [_fill(forge, schema.item, name)] * count
         return [_fill(forge, schema.item, name) for _ in range(count)]
     return plain(forge.draw(schema, name)) if schema is not None else None
+
+
+def _note(forge: Forge) -> bytes:
+    """Return a checkpoint; some are of one size with another root, and name who is asked."""
+    rng = forge.rng
+    peers = [node for node in forge.seen["peer"] if isinstance(node, bytes) and len(node) == 32]
+    named = [*{*peers}][:3] + [rng.randbytes(32) for _ in range(7)]
+    said = Checkpoint(
+        forge.network,
+        forge.own.node_id,
+        rng.choice((0, 0, 0, 1, 2**62)),
+        rng.choice((0, 1, 2, 2, 5, 300, 2**62)),
+        rng.choice((bytes(32), rng.randbytes(32))),
+        listed(named[: rng.choice((0, 4, 4, 7))]),
+    ).signed(forge.own)
+    for _ in range(rng.choice((0, 0, 3, 20))):
+        said = said.signed(KeyPair(rng.randbytes(32)), rng.randrange(2**40))
+    raw = said.raw
+    return raw if forge.chance(0.9) else raw[: rng.randrange(len(raw))]
 
 
 def _put_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.settle import settle
 from tests.unit.health.test_service import NETWORK, Answer, Node, forged, rounds
-from xsc.base.errors import PeerUnknown, RateLimited, RecordInvalid, SignatureInvalid
+from xsc.base.errors import PeerSilent, PeerUnknown, RateLimited, RecordInvalid, SignatureInvalid
 from xsc.base.ids import short
 from xsc.health.detector import WINDOWS_TO_ABSENT
 from xsc.health.helping import (
@@ -142,10 +142,11 @@ async def test_a_helper_carries_the_ping_of_its_caller_for_another_peer_once():
     pong = open_signed(answer["pong"], Pong, network=NETWORK, author=b.id).record
     assert pong.nonce == b"n" * 16
     assert c.asked == [b.id]
-    # What is no pong of the target goes no further.
-    c.forge = forged(a, b, by=c.key)
-    with pytest.raises(SignatureInvalid):
-        await carry(a.id, ping_of(a, b.id), ())
+    # What is no pong of the target goes no further, and the caller was not refused by the helper.
+    for forge in (forged(a, b, by=c.key), lambda reply: Answer({})):
+        c.forge = forge
+        with pytest.raises(PeerSilent):
+            await carry(a.id, ping_of(a, b.id), ())
 
 
 async def test_pings_carried_are_bounded_for_each_peer_and_for_all():
