@@ -337,7 +337,12 @@ def clear(story: Story, names: list[str], alive: list[str]) -> None:
         story.xsc(f"{first} peer recognise {name} 10%")
     story.xsc(f"{first} ledger checkpoint")
     require(story.ask(f"{first} ledger checkpoint")["complete"], "too few have co-signed")
+    # The node of the lower id seals, so each of them is asked.
+    for name in names[1:]:
+        story.xsc(f"--home net/{name} ledger checkpoint")
     story.xsc(f"{first} ledger cubes --compare")
+    sealed = [row["sealed"] for row in story.ask(f"{first} ledger cubes")["cubes"]]
+    require(any(sealed), "nothing is sealed")
     story.xsc(f"{first} ledger export --format beancount -o ledger.beancount")
     say("$ bean-check ledger.beancount && echo balances agree")
     checker = Path(sys.executable).with_name("bean-check")
@@ -349,16 +354,14 @@ def clear(story: Story, names: list[str], alive: list[str]) -> None:
 def prove(story: Story, hosts: list[str]) -> None:
     """Write down what a host did under a lease, and check it where nobody knows the network."""
     chapter("A passport of a lease, for a machine that never saw the network")
-    ids = {
-        row["id"] for row in story.ask("devnet status --dir net")["nodes"] if row["name"] in hosts
-    }
-    leases = story.ask("--home net/node-0 market leases")["leases"]
-    lease = next(
-        row["lease_id"]
-        for row in leases
-        if row["kind"] == "storage" and row["role"] == "customer" and row["peer"] in ids
+    nodes = story.ask("devnet status --dir net")["nodes"]
+    names = {row["id"]: row["name"] for row in nodes if row["name"] in hosts}
+    lease, host = next(
+        (row["lease_id"], names[row["peer"]])
+        for row in story.ask("--home net/node-0 market leases")["leases"]
+        if row["kind"] == "storage" and row["role"] == "customer" and row["peer"] in names
     )
-    story.xsc("--home net/node-0 health challenge")
+    story.xsc(f"--home net/node-0 health challenge {host}")
     story.xsc("--home net/node-0 ledger settle")
     story.xsc(f"--home net/node-0 ledger passport {lease} -o film.passport")
     with tempfile.TemporaryDirectory() as elsewhere:

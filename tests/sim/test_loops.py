@@ -1,33 +1,14 @@
 """A debt around three whole nodes clears by itself."""
 
 from tests.sim.network import run
-from xsc.identity.envelope import sign
+from tests.sim.test_checkpoints import DEBT, book
 from xsc.ledger.loops import LOOP_FIRST_MS
-from xsc.terms.voucher import Voucher
-
-DEBT = 500_000
 
 
 async def indebted(world):
     """Let each of three nodes owe the next one."""
     for index in range(3):
-        debtor, creditor = world.nodes[index], world.nodes[(index + 1) % 3]
-        said = Voucher(
-            account=bytes([index]) * 32,
-            provider=creditor.key.node_id,
-            customer=debtor.key.node_id,
-            number=1,
-            amount_micro=DEBT,
-            until_ms=0,
-            count=None,
-        )
-        voucher = sign(said, debtor.key, debtor.peers.network)
-        await creditor.ledger.collect(
-            xid=bytes([index]) * 16,
-            debtor=debtor.key.node_id,
-            account=said.account,
-            voucher=voucher.raw,
-        )
+        await book(world.nodes[(index + 1) % 3], world.nodes[index], index)
 
 
 def owed(world):

@@ -11,13 +11,16 @@ from tests.meta.test_sizes import lines_of_code
 from tests.sim.network import content, put, run
 from tests.sim.test_checkpoints import recognised
 from tests.sim.test_proven import PAY
+from tests.unit.compute.programs import wasm
 from xsc.base import encoding
 from xsc.base.errors import NotFound, ProofInvalid
+from xsc.base.jobs import JobSpec
 from xsc.base.limits import EPOCH_MS, MIB
+from xsc.cli.main import main
 from xsc.health.challenge import SLOT_MS
 from xsc.node.offline import passport as checking
 from xsc.node.offline.verify import verify_file
-from xsc.node.passports import passport
+from xsc.node.passports import passport, passport_bytes
 
 
 @functools.cache
@@ -60,6 +63,53 @@ def test_a_passport_proves_a_lease_of_storage_to_who_never_saw_the_network():
     assert lines(early)["entry"] == "not shown"
     assert lines(theirs)["challenge"] == "not shown", "only who asked has the answer"
     assert lines(theirs)["entry"] == said["entry"]
+
+
+def test_a_passport_is_shown_line_by_line(tmp_path, capsys):
+    (tmp_path / "mine").write_bytes(made()[1])
+    assert main(["verify", str(tmp_path / "mine")]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in shown] == [*lines(made()[1])]
+
+
+def test_a_passport_of_compute_has_no_challenge():
+    async def play(world):
+        customer = world.nodes[0]
+        await customer.compute.run(JobSpec.invoke(wasm("add"), "add", ["1", "2"]))
+        await customer.market.settlement.settle_all()
+        (lease,) = customer.market.store.all("customer")
+        return await passport(customer, lease.id)
+
+    said = lines(run(72, 2, play)[0])
+    assert "compute under lease" in said["passport"]
+    assert said["challenge"] == "not shown"
+    assert "signed by both" in said["entry"]
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"",
+        b"\x81" * 100_000,
+        b"\xff" * 10,
+        b"aa\x1c",
+        b"\x9b\x7f" + b"\xff" * 7,
+        bytes(checking.PASSPORT_BYTES_MAX),
+    ],
+)
+def test_what_only_begins_like_a_passport_is_none(rest):
+    with pytest.raises(ProofInvalid):
+        verify_file(made()[1][:4] + rest)
+
+
+def test_what_would_be_too_large_goes_without_its_largest_parts():
+    lease = encoding.decode(made()[1])["lease"]
+    large = b"x" * (100 * 1024)
+    parts = {"slot": [large, b""], "need": [large, b""], "challenge": large}
+    kept = encoding.decode(passport_bytes(lease, parts))
+    assert (kept["challenge"], kept["need"] is None) == (None, False)
+    kept = encoding.decode(passport_bytes(lease, {**parts, "count": large}))
+    assert (kept["challenge"], kept["need"], kept["slot"] is None) == (None, None, False)
 
 
 def test_every_changed_bit_of_a_sample_is_found():

@@ -8,7 +8,7 @@ import click
 from click import argument, option
 
 from xsc.base import errors, limits
-from xsc.cli import options
+from xsc.cli import options, show
 from xsc.cli.options import Command, Settings
 from xsc.client.files import read_file, read_module
 
@@ -36,4 +36,6 @@ def verify(settings: Settings, file: Path, module: Path | None, lease: Path | No
     except (errors.PeerError, errors.LimitError) as fault:
         # A record that a peer would be blamed for is, in a file, simply no proof.
         raise errors.ProofInvalid(fault.message, hint=fault.hint) from None
-    settings.view({"ok": True, "text": proved}, proved)
+    settings.view({"ok": True, "text": proved})
+    for line in [] if settings.json else proved.split("\n"):
+        show.line(line)

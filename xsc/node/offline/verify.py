@@ -498,7 +498,7 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
                 raise
             raise errors.ProofInvalid("this is no signed record, so it proves nothing") from None
         if kind == ExecutionReceipt.KIND:
-            return _execution_receipt(raw, module, lease)
+            return printable(_execution_receipt(raw, module, lease))
         _require(kind in _CHECKS, f"a record of kind '{kind[:40]}' is nothing that can be verified")
         _require(lease is None, "a lease goes with an execution receipt alone")
-        return _CHECKS[kind](raw)
+        return printable(_CHECKS[kind](raw))
