@@ -36,6 +36,7 @@ from xsc.ledger.audit import ChainEnd, chain_end_bytes
 from xsc.ledger.chain import HALF, MARK, VOUCHER, Chain, key_of
 from xsc.ledger.entry import counter_half, post_half
 from xsc.ledger.limits import LimitSettings
+from xsc.ledger.proposals import PROPOSE
 from xsc.ledger.service import LedgerService
 from xsc.ledger.state import append, settle
 from xsc.net.service import PeerNet
@@ -306,6 +307,7 @@ class Party:
             self.net.context, state=LevelDBKeyValue(folder), credit=LimitSettings(10**15)
         )
         self.net.server.register(self.ledger.handlers())
+        self.net.share(PROPOSE)
         self.net.server.register({STOP: self._stop})
         self.stopped = asyncio.Event()
 

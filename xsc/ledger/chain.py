@@ -1,7 +1,8 @@
 """The chain of the own halves: kept in the store, and in memory as the state that they give.
 
-Every change is one synced write. It is made while no other is under way, and after a
-failed write the state is read again from the store.
+A step checks and changes the state, and says which rows change. Steps that come while the disk
+syncs are run together after that: with one signature over all their halves, and one synced write.
+After a failed write the state is read again from the store.
 
 Keys, all under "ledger/": `half/<seq>` own halves, `other/<seq>` the peer's half
 beside it, `voucher/<seq>` what it rests on, `mark` the end of the chain,
@@ -18,17 +19,19 @@ entry that no seal names.
 
 from __future__ import annotations
 
-import asyncio
+import inspect
 import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
-from xsc.base import errors, ids
+from xsc.base import errors, gather, ids
+from xsc.base.encoding import tagged_sha256
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed, open_signed, read_claimed, sign
+from xsc.identity.envelope import Signed, open_signed, read_claimed, seal, sign
 from xsc.ledger import audit, cube, recovery, validation
 from xsc.ledger.audit import Replay
 from xsc.ledger.entry import Half
@@ -74,6 +77,10 @@ PAGE: Final = 2**14
 """Rows of the index that are written in one go where all of it is made anew."""
 END: Final = 2**64 - 1
 """Above every number."""
+STEPS_MAX: Final = 64
+"""Steps whose changes are written together."""
+JOINT_MAX: Final = 16
+"""Halves under one signature: the proof of a fork has the way to it of two."""
 
 
 def key_of(prefix: bytes, seq: int) -> bytes:
@@ -235,17 +242,30 @@ class Chain:
         self.rows = Rows(store, self.me, self.network)
         self.table = self.rows.table
         self.on_change: Callable[[], None] = lambda: None
-        """Called when a balance or a limit has changed."""
+        """Called when something has changed."""
         self.recovering = recovering
-        self._lock = asyncio.Lock()
-        self._running: set[asyncio.Task[object]] = set()
+        self._steps: gather.Gather[None, Callable[[], Any], Any] = gather.Gather(
+            self._run,
+            size_of=lambda step: STEPS_MAX + 1 if inspect.iscoroutinefunction(step) else 1,
+            size_max=STEPS_MAX,
+        )
+        self._unwritten: dict[bytes, bytes | None] = {}
+        """Rows that are on their way to the disk."""
+        self._unsigned: list[tuple[Half, bytes]] = []
+        """Halves of the steps that run, and their canonical bytes."""
         self._certain = True
-        self.is_read = False
-        """Whether somebody verifies the ledger: so long, no snapshot is written."""
+        self.snapshots_wait = False
+        """While somebody verifies the ledger, and after damage was found: the next start replays
+        it all."""
         self.restart: Restart | None = None
         """What the present incarnation began with; None in the first one."""
         self.state = self.load()
         self.forks = Forks(store, context.executor, context.network, context.log)
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return a row, also one that is on its way to the disk."""
+        unwritten = self._unwritten  # Threads read, too, and the rows are replaced.
+        return unwritten[key] if key in unwritten else self.store.get(key)
 
     def read(self, prefix: bytes, seq: int) -> bytes:
         """Return a numbered row.
@@ -253,7 +273,7 @@ class Chain:
         Raises:
             LedgerDamaged: it is missing.
         """
-        raw = self.store.get(key_of(prefix, seq))
+        raw = self.get(key_of(prefix, seq))
         if raw is None:
             raise errors.LedgerDamaged(
                 f"a part of entry {seq} of the ledger is missing",
@@ -275,16 +295,25 @@ class Chain:
                 f"entry {seq} of the ledger is damaged: {fault.message}"
             ) from None
 
+    def content(self, seq: int) -> Half:
+        """Return what an own half says, in a step: it may be new, and not signed yet.
+
+        Raises:
+            LedgerDamaged: it is missing or damaged.
+        """
+        new = (half for half, _ in self._unsigned if half.seq == seq)
+        return next(new, None) or self.own(seq).record
+
     def incarnation_of(self, peer: bytes) -> Signed[Incarnation] | None:
         """Return the newest incarnation of a peer that this node was told of."""
-        raw = self.store.get(PEER + peer)
+        raw = self.get(PEER + peer)
         if raw is None:
             return None
         return open_incarnation(raw, author=peer, network=self.network)
 
     def first_of(self, peer: bytes) -> int:
         """Return the number of the first half in a peer's newest incarnation, as far as told."""
-        raw = self.store.get(PEER + peer)
+        raw = self.get(PEER + peer)
         if raw is None:
             return 0
         return read_claimed(raw, Incarnation, network=self.network).record.first_seq
@@ -360,55 +389,78 @@ class Chain:
     async def _snapshot(self) -> None:
         index = self.state.index
         # Who verifies the ledger reads the rows of the snapshot before.
-        if index.changes and not self.is_read:
+        if index.changes and not self.snapshots_wait:
             signed = sign(snapshot_of(self.state), self._key, self.network)
             await self.write([(SNAPSHOT, signed.raw), *index.rows()])
             index.changes = {}
 
+    async def commit(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a step while no other runs; return once its changes are on the disk.
+
+        It goes to its end even if the caller is cancelled meanwhile. It changes nothing before an
+        error. Where the disk fails, so does everything that was to be written with it.
+        """
+        return cast("T", await self._steps.submit(None, partial(step, *args, **kwargs)))
+
     async def exclusive(
         self, step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run a step while no other runs, and to its end even if the caller is cancelled.
+        """Do as `commit` with a step that awaits, alone: all before it is on the disk."""
 
-        A write that was begun would otherwise reach the disk and not the state, and
-        the next half would fork the chain.
-        """
-        task = asyncio.ensure_future(self._alone(step, *args, **kwargs))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
-
-    async def _alone(self, step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        async with self._lock:
-            if not self._certain:
-                self.state = await self._executor.run(self.load)
-                self._certain = True
+        async def alone() -> T:
             return await step(*args, **kwargs)
+
+        return cast("T", await self._steps.submit(None, alone))
+
+    async def _run(self, _: None, steps: Sequence[Callable[[], Any]]) -> list[Any]:
+        if not self._certain:
+            self._unwritten, self._unsigned = {}, []
+            self.state = await self._executor.run(self.load)
+        self._certain = False
+        found: list[Any] = []
+        for step in steps:
+            try:
+                outcome = step()
+                found.append(await outcome if inspect.isawaitable(outcome) else outcome)
+            except errors.XscError as fault:
+                found.append(fault)
+        await self.write()
+        self._certain = True
+        return found
+
+    async def write(self, changes: Iterable[Change] = ()) -> None:
+        """Write and sync at once, in a step that runs alone."""
+        self.put(changes)
+        while halves := self._unsigned[:JOINT_MAX]:
+            del self._unsigned[:JOINT_MAX]
+            for own in seal(halves, self._key, self.network):
+                self._unwritten[key_of(HALF, own.record.seq)] = own.raw
+        if self._unwritten:
+            await self._executor.run(self.store.write, [*self._unwritten.items()], sync=True)
+            self._unwritten = {}
+            self.on_change()
 
     async def close(self) -> None:
         """Wait until nothing is being written."""
-        while self._running:
-            await asyncio.wait(self._running)
+        await self._steps.idle()
 
-    async def write(self, changes: list[Change]) -> None:
-        """Write and sync. After a failure the state is unknown and is read again."""
-        self._certain = False
-        await self._executor.run(self.store.write, changes, sync=True)
-        self._certain = True
+    def put(self, changes: Iterable[Change]) -> None:
+        """Have rows written with the step that runs."""
+        self._unwritten |= dict(changes)
 
-    async def extend(
+    def extend(
         self,
-        own: Signed[Half],
+        half: Half,
         voucher: Signed[Voucher] | None = None,
         *,
         initiator: Signed[Half] | None = None,
         note: bytes | None = None,
         limit_micro: int | None = None,
     ) -> None:
-        """Append an own half with its voucher and the half that it answers, in one synced write.
+        """Append an own half with its voucher and the half that it answers, in a step.
 
         Args:
-            own: the next half of the own chain.
+            half: the next half of the own chain.
             voucher: what it rests on.
             initiator: the peer's half that it answers.
             note: what people are told of it.
@@ -417,34 +469,33 @@ class Chain:
         Raises:
             Recovering: this node signs nothing before its restart.
             CreditExceeded, ReceiptInvalid, ArgumentInvalid: a rule is broken; nothing
-                is written.
+                is changed.
         """
         if self.recovering:
             raise errors.Recovering("this node is recovering its ledger and signs nothing yet")
+        body = half.to_bytes()
+        own = Signed(half, self.me, self.network, tagged_sha256(Half.KIND, body), b"")
         refusal = validation.check_own_next(
             self.state, own, voucher=voucher, initiator=initiator, limit_micro=limit_micro
         )
         if refusal is not None:
             raise _error(refusal)
-        seq = own.record.seq
+        seq = half.seq
         mark = audit.ChainEnd(seq + 1, own.id, self.state.claims_head)
-        changes: list[Change] = [(key_of(HALF, seq), own.raw), (MARK, audit.chain_end_bytes(mark))]
+        changes: list[Change] = [(MARK, audit.chain_end_bytes(mark))]
         if voucher is not None:
             changes.append((key_of(VOUCHER, seq), voucher.raw))
         if initiator is not None:
             under = b"" if voucher is None else voucher.raw
-            changes += self.answered(own.record, initiator, initiator.id, under)
+            changes += self.answered(half, initiator, initiator.id, under)
         if note is not None:
             changes.append((key_of(FOR, seq), note))
-        loop = None
-        if voucher is not None and own.record.clears:
+        if voucher is not None and half.clears:
             # Who learns that it is complete by the first of its two edges has the other to book.
-            loop = open_loop(voucher.raw, network=self.network)
-            changes.append((LOOP + loop.id, loop.raw))
-        await self.write(changes)
+            self.keep_loop(open_loop(voucher.raw, network=self.network))
+        self._unsigned.append((half, body))
+        self.put(changes)
         append(self.state, own, initiator)
-        if loop is not None:
-            self.state.loops[loop.id] = loop
 
     def history(self, peer: bytes) -> bytes:
         """Return what names the sealed history with a peer, as far as both incarnations are known.
@@ -485,14 +536,14 @@ class Chain:
         for entry_id, row in self.table(UNSEALED + peer):
             yield entry_id, int.from_bytes(row, "big")
 
-    async def keep_loop(self, loop: SignedLoop) -> None:
-        """Keep what members have signed of a loop; from now on, it counts."""
+    def keep_loop(self, loop: SignedLoop) -> None:
+        """Keep what members have signed of a loop, in a step; from now on, it counts."""
         self.state.loops[loop.id] = loop
-        await self.write([(LOOP + loop.id, loop.raw)])
+        self.put([(LOOP + loop.id, loop.raw)])
 
-    async def drop_loop(self, loop_id: bytes) -> None:
-        """Forget a loop that is booked with both neighbours: the entries have it."""
-        await self.write([(LOOP + loop_id, None)])
+    def drop_loop(self, loop_id: bytes) -> None:
+        """Forget a loop that is booked with both neighbours, in a step: the entries have it."""
+        self.put([(LOOP + loop_id, None)])
         self.state.loops.pop(loop_id, None)
 
     def contradicted(self, half: Signed[Half]) -> bytes | None:

@@ -127,7 +127,8 @@ class Checkpoints:
         """
         async with self._signing:
             self._signed_ms = self._clock.monotonic_ms()
-            leaves = self._leaves()
+            # All of it is on the disk: what a crash took back must never have been signed over.
+            leaves = await self._chain.commit(self._leaves)
             if not leaves.size or self._chain.recovering:
                 return self.last()
             mark = await self._executor.run(self._next, leaves)

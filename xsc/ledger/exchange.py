@@ -191,13 +191,11 @@ class HistoryExchange:
         if late:
             end = ChainEnd(state.next_seq, state.head, claims_head)
             changes.append((MARK, chain_end_bytes(end)))
-        if changes:
-            await self._chain.write(changes)
+        self._chain.put(changes)
         for item, turn in zip(late, turns, strict=True):
             take_old(state, item.half, item.other, item.voucher.record, turn)
         if late:
             self._log.warning("ledger.claims", peer=ids.short(peer), entries=len(late))
-            self._chain.on_change()
 
     async def _history(self, peer: bytes, shown: list[Old], *, start: int = 0) -> int:
         """Fetch a peer's entries of the own chain; return the newest own incarnation it knows.

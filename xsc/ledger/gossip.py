@@ -203,7 +203,7 @@ class ForkGossip:
 
     def _heard_from(self, numbers: Sequence[int]) -> list[Signed[Half]]:
         """Return the halves of peers beside the own ones of some numbers."""
-        rows = (self._chain.store.get(key_of(OTHER, seq)) for seq in numbers)
+        rows = (self._chain.get(key_of(OTHER, seq)) for seq in numbers)
         return [read_claimed(raw, Half, network=self._network) for raw in rows if raw is not None]
 
     async def _show(self, peer: bytes, half: Signed[Half]) -> None:

@@ -116,7 +116,7 @@ class Loops:
             # One that is booked already can be shown again.
             if loop is None or not loop.is_complete or self._open_edges(loop) != (True, True):
                 return None
-            return await self._chain.exclusive(self._take, peer, loop)
+            return await self._chain.commit(self._take, peer, loop)
         except XscError as fault:
             self._log.info("ledger.offer_failed", peer=ids.short(peer), code=fault.code)
             return None
@@ -183,7 +183,7 @@ class Loops:
         # One offer ends in one loop: what would not be completed counts for long.
         self._searched = None
         loop = Loop(members=tuple(path), amount_micro=micro, xid=self._entropy.token(XID_BYTES))
-        return await self._chain.exclusive(self._sign, loop, None, None)
+        return await self._chain.commit(self._sign, loop, None, None)
 
     async def _pass_on(
         self,
@@ -207,7 +207,7 @@ class Loops:
                 loop = await self._ask((*path, self._own), micro, peer, left_ms // 2, search)
                 # Nobody would hear of a signature that is late.
                 if loop is not None and self._clock.monotonic_ms() < end_ms:
-                    return await self._chain.exclusive(self._sign, loop.record, loop, promise)
+                    return await self._chain.commit(self._sign, loop.record, loop, promise)
             except XscError as fault:
                 self._log.info("ledger.offer_failed", peer=ids.short(peer), code=fault.code)
             finally:
@@ -220,30 +220,28 @@ class Loops:
         loop = open_loop(fields.take_bytes(header, "loop"), network=self._network)
         if self._own not in loop.record.members:
             raise RecordInvalid("this node is no member of the loop")
-        kept = await self._chain.exclusive(self._take, caller, loop)
+        kept = await self._chain.commit(self._take, caller, loop)
         return {"v": 1, "loop": kept.raw}, ()
 
-    async def _take(self, caller: bytes, loop: SignedLoop) -> SignedLoop:
+    def _take(self, caller: bytes, loop: SignedLoop) -> SignedLoop:
         """Keep what is more than was known of a loop, sign where it is the turn; return it."""
         known = self._chain.state.loops.get(loop.id)
         if known is not None and len(known.envelopes) >= len(loop.envelopes):
             return known
         if loop.is_signed_by(self._own):
             if self._open_edges(loop) != (False, False):
-                await self._chain.keep_loop(loop)
+                self._chain.keep_loop(loop)
                 self._learn(loop.id)
             return loop
         if caller != loop.record.after(self._own):
             raise EntryRefused("the member before this node's turn has not signed the loop")
-        loop = await self._sign(loop.record, loop, None)
+        loop = self._sign(loop.record, loop, None)
         self._learn(loop.id)
         return loop
 
     # Signing
 
-    async def _sign(
-        self, record: Loop, behind: SignedLoop | None, promise: Offered | None
-    ) -> SignedLoop:
+    def _sign(self, record: Loop, behind: SignedLoop | None, promise: Offered | None) -> SignedLoop:
         """Sign a loop over what both neighbours' debts have room for; it counts before it is sent.
 
         Args:
@@ -268,7 +266,7 @@ class Loops:
             raise EntryRefused("this node has not heard its neighbours since it recovered")
         own = sign(record, self._key, self._network)
         loop = rules.begin(own) if behind is None else behind.signed(own)
-        await self._chain.keep_loop(loop)
+        self._chain.keep_loop(loop)
         if loop.is_complete:
             self._learn(loop.id)
         return loop
@@ -309,7 +307,7 @@ class Loops:
                 )
                 told = open_loop(fields.take_bytes(reply.header, "loop"), network=self._network)
                 if told.id == loop_id and told.is_signed_by(self._own):
-                    loop = await self._chain.exclusive(self._take, before, told)
+                    loop = await self._chain.commit(self._take, before, told)
         except XscError as fault:
             self._log.info("ledger.loop_untold", peer=ids.short(before), code=fault.code)
         times, until_ms = self._refused.get(loop_id, (0, 0))
@@ -328,11 +326,11 @@ class Loops:
             self._refused[loop_id] = times + 1, self._clock.monotonic_ms() + pause_ms
         except XscError as fault:
             self._log.info("ledger.loop_unbooked", peer=ids.short(after), code=fault.code)
-        await self._chain.exclusive(self._forget, loop)
+        await self._chain.commit(self._forget, loop)
 
-    async def _forget(self, loop: SignedLoop) -> None:
+    def _forget(self, loop: SignedLoop) -> None:
         if loop.id in self._chain.state.loops and self._open_edges(loop) == (False, False):
-            await self._chain.drop_loop(loop.id)
+            self._chain.drop_loop(loop.id)
             self._refused.pop(loop.id, None)
 
     async def _resume(self) -> None:

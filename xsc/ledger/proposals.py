@@ -17,9 +17,9 @@ from xsc.base import encoding, fields, ids, limits, merkle
 from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, ReceiptInvalid, XscError
 from xsc.base.units import is_near
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.identity.envelope import Signed, open_signed
 from xsc.ledger import entry, validation
-from xsc.ledger.chain import FOR, HALF, UNSEALED, VOUCHER, Chain, key_of
+from xsc.ledger.chain import FOR, UNSEALED, VOUCHER, Chain, key_of
 from xsc.ledger.cube import open_sealed
 from xsc.ledger.exchange import HistoryExchange
 from xsc.ledger.limits import LimitTerms
@@ -84,11 +84,21 @@ class Proposals:
             raise ArgumentInvalid("a node has no account with itself")
         if amount_micro is not None and not 0 <= amount_micro <= limits.AMOUNT_MAX:
             raise ArgumentInvalid("a limit is from 0 to 2^63 - 1 micro-credits")
-        await self._chain.exclusive(self._set_limit, peer, amount_micro)
+        await self._chain.commit(self._set_limit, peer, amount_micro)
 
-    async def _set_limit(self, peer: bytes, amount_micro: int | None) -> None:
-        await self._chain.extend(self._limit(peer, amount_micro))
-        self._chain.on_change()
+    def _set_limit(self, peer: bytes, amount_micro: int | None) -> None:
+        by_rule = self._limit_terms(peer).rule_micro
+        half = entry.limit_half(
+            "open" if amount_micro is None else "limit",
+            author=self._key.node_id,
+            peer=peer,
+            seq=self._chain.state.next_seq,
+            prev=self._chain.state.head,
+            xid=self._entropy.token(entry.XID_BYTES),
+            amount_micro=by_rule if amount_micro is None else amount_micro,
+            created_ms=self._clock.now_ms(),
+        )
+        self._chain.extend(half)
 
     async def collect(self, *, xid: bytes, debtor: bytes, account: bytes, voucher: bytes) -> int:
         """Book what a voucher leaves unsettled, and return what is settled of the account in all.
@@ -121,7 +131,7 @@ class Proposals:
         """Do as `collect`, with a voucher that was opened, or what a loop is worth as one."""
         await self._exchange.hear(debtor)
         while True:
-            seq, mine = await self._chain.exclusive(self._prepare, xid, debtor, account, voucher)
+            seq, mine = await self._chain.commit(self._prepare, xid, debtor, account, voucher)
             refusal = None if seq is None else await self.propose(seq)
             if mine and refusal is not None:
                 raise EntryRefused(f"the peer refused the entry: {refusal}")
@@ -130,7 +140,7 @@ class Proposals:
                     account, debtor=debtor, creditor=self._key.node_id
                 )
 
-    async def _prepare(
+    def _prepare(
         self, xid: bytes, debtor: bytes, account: bytes, voucher: Signed[Voucher]
     ) -> tuple[int | None, bool]:
         """Return the entry to propose, if anything is left, and whether it is the one asked for."""
@@ -138,7 +148,7 @@ class Proposals:
         if debtor == me:
             raise ArgumentInvalid("a node has no account with itself")
         if (known := state.entries.get(me, xid)) is not None:
-            written = self._chain.own(known.seq).record
+            written = self._chain.content(known.seq)
             wanted = ("post", debtor, account, voucher.id)
             if wanted != (written.kind, written.peer, written.account, written.receipt):
                 raise ArgumentInvalid("this xid stands for another entry already")
@@ -150,10 +160,10 @@ class Proposals:
         if amount_micro <= 0:
             return None, True
         if debtor not in state.opened and debtor not in state.limits:
-            await self._chain.extend(self._limit(debtor, None))
-        return await self.begin(xid, debtor, account, voucher, amount_micro), True
+            self._set_limit(debtor, None)
+        return self.begin(xid, debtor, account, voucher, amount_micro), True
 
-    async def begin(
+    def begin(
         self,
         xid: bytes,
         debtor: bytes,
@@ -163,7 +173,7 @@ class Proposals:
         *,
         kind: Literal["post", "seal"] = "post",
     ) -> int:
-        """Write the own half of an entry that rests on a voucher; return its number."""
+        """Extend the chain by an entry that rests on a voucher, in a step; return its number."""
         state = self._chain.state
         half = entry.post_half(
             kind=kind,
@@ -178,10 +188,8 @@ class Proposals:
             created_ms=self._clock.now_ms(),
         )
         note = note_bytes(self.leases_of(debtor, account)) if kind == "post" else None
-        own = sign(half, self._key, self._network)
-        await self._chain.extend(
-            own, voucher, note=note, limit_micro=self._limit_terms(debtor).limit_micro
-        )
+        limit_micro = self._limit_terms(debtor).limit_micro
+        self._chain.extend(half, voucher, note=note, limit_micro=limit_micro)
         return half.seq
 
     async def propose(self, seq: int) -> str | None:
@@ -193,7 +201,7 @@ class Proposals:
         half = self._chain.own(seq)
         seals = half.record.kind == "seal"
         if seals and half.record.account != self._chain.history(half.record.peer):
-            await self._chain.exclusive(self._void, seq)
+            await self._chain.commit(self._void, seq)
             return "the peer has restarted its ledger, and the cubes with it"
         header: dict[str, encoding.Value] = {
             "v": 1,
@@ -209,16 +217,21 @@ class Proposals:
             self._log.warning(
                 "ledger.refused", peer=ids.short(half.record.peer), entry=seq, reason=fault.message
             )
-            await self._chain.exclusive(self._void, seq)
+            await self._chain.commit(self._void, seq)
             return None if self._is_settled(seq) else fault.message
         counter = entry.open_half(fields.take_bytes(reply.header, "counter"), network=self._network)
-        await self._chain.exclusive(self._conclude, half, counter)
+        refusal, is_new = await self._chain.commit(self._conclude, half, counter)
+        if refusal is not None:
+            await self._chain.keep_fork(counter)
+            raise ReceiptInvalid(f"the peer keeps two ledgers: {refusal.sentence}")
+        if is_new:
+            self._say_paid(half.record)
         return None
 
     def _is_settled(self, seq: int) -> bool:
         return seq not in self._chain.state.open and seq not in self._chain.state.voided
 
-    async def _void(self, seq: int) -> None:
+    def _void(self, seq: int) -> None:
         """Withdraw an own entry, unless another answer came in the meantime."""
         state = self._chain.state
         if seq not in state.open:
@@ -230,23 +243,27 @@ class Proposals:
             xid=self._entropy.token(entry.XID_BYTES),
             created_ms=self._clock.now_ms(),
         )
-        await self._chain.extend(sign(void, self._key, self._network))
+        self._chain.extend(void)
 
-    async def _conclude(self, half: Signed[entry.Half], counter: Signed[entry.Half]) -> None:
-        """Write the debtor's answer, unless it is there already."""
+    def _conclude(
+        self, half: Signed[entry.Half], counter: Signed[entry.Half]
+    ) -> tuple[validation.Refusal | None, bool]:
+        """Take the debtor's answer, unless it is there already.
+
+        Returns:
+            What shows that the debtor keeps two ledgers; and whether the answer was taken.
+        """
         state, seq = self._chain.state, half.record.seq
         if seq not in state.open:
-            return
+            return None, False
         if (refusal := validation.check_counter(half, counter)) is not None:
             raise ReceiptInvalid(f"the peer's half does not fit: {refusal.sentence}")
         if (refusal := validation.check_chain(state, counter)) is not None:
-            await self._chain.keep_fork(counter)
-            raise ReceiptInvalid(f"the peer keeps two ledgers: {refusal.sentence}")
+            return refusal, False
         under = self._chain.read(VOUCHER, seq)
-        await self._chain.write(self._chain.answered(half.record, counter, half.id, under))
+        self._chain.put(self._chain.answered(half.record, counter, half.id, under))
         settle(state, half.record, counter)
-        self._say_paid(half.record)
-        self._chain.on_change()
+        return None, True
 
     async def on_propose(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
@@ -256,47 +273,52 @@ class Proposals:
         raw = fields.take_bytes(header, "voucher")
         voucher = open_voucher(raw, half.record, network=self._network)
         await self._exchange.hear(caller)
-        counter = await self._chain.exclusive(self._accept, caller, half, voucher)
-        return {"v": 1, "counter": counter}, ()
+        accepted = await self._chain.commit(self._accept, caller, half, voucher)
+        if isinstance(accepted, validation.Refusal):
+            if accepted.code in {"conflict", "fork"}:
+                await self._chain.keep_fork(half)
+            self._log.warning(
+                "ledger.refusal",
+                peer=ids.short(caller),
+                code=accepted.code,
+                reason=accepted.sentence,
+            )
+            kind = CreditExceeded if accepted.code == "amount_overflow" else EntryRefused
+            raise kind(accepted.sentence)
+        seq, is_new = accepted
+        own = self._chain.own(seq)
+        if is_new:
+            self._say_paid(own.record)
+        return {"v": 1, "counter": own.raw}, ()
 
-    async def _accept(
+    def _accept(
         self, caller: bytes, half: Signed[entry.Half], voucher: Signed[Voucher]
-    ) -> bytes:
-        """Return this node's signed half to a creditor's, writing both unless it is known."""
+    ) -> validation.Refusal | tuple[int, bool]:
+        """Extend the chain by this node's half to a creditor's, unless it is known.
+
+        Returns:
+            Why it is refused; or the number of this node's half, and whether it is new.
+        """
         state = self._chain.state
-        told = self._chain.incarnation_of(caller)
         refusal = (
             validation.check_proposal(state, half, caller, voucher)
-            or validation.check_incarnation(told, half)
+            or validation.check_incarnation(self._chain.incarnation_of(caller), half)
             or self._check_payment(caller, voucher.record)
             or self._check_seal(half.record, voucher.raw)
         )
         if refusal is not None:
-            if refusal.code == "exists":
-                known = state.entries.get(caller, half.record.xid)
-                assert known is not None
-                return self._chain.read(HALF, known.seq)
-            if refusal.code in {"conflict", "fork"}:
-                await self._chain.keep_fork(half)
-            self._log.warning(
-                "ledger.refusal", peer=ids.short(caller), code=refusal.code, reason=refusal.sentence
-            )
-            if refusal.code == "amount_overflow":
-                raise CreditExceeded(refusal.sentence)
-            raise EntryRefused(refusal.sentence)
+            known = state.entries.get(caller, half.record.xid)
+            return (known.seq, False) if known and refusal.code == "exists" else refusal
         answer = entry.counter_half(
             half, seq=state.next_seq, prev=state.head, created_ms=self._clock.now_ms()
         )
-        own = sign(answer, self._key, self._network)
         assert answer.account is not None, "a post names an account"
         seals = answer.kind == "seal"
         note = None if seals else note_bytes(self.leases_of(caller, answer.account))
-        await self._chain.extend(own, voucher, initiator=half, note=note)
+        self._chain.extend(answer, voucher, initiator=half, note=note)
         if answer.clears:
             self.on_loop(voucher.id)
-        self._say_paid(answer)
-        self._chain.on_change()
-        return own.raw
+        return answer.seq, True
 
     def noted(self, seq: int) -> list[PaidLease]:
         """Return the leases that were noted for an own half.
@@ -304,7 +326,7 @@ class Proposals:
         Raises:
             LedgerDamaged: the note cannot be read.
         """
-        return read_note(seq, self._chain.store.get(key_of(FOR, seq)))
+        return read_note(seq, self._chain.get(key_of(FOR, seq)))
 
     def _say_paid(self, own: entry.Half) -> None:
         """Log what was booked, by this node's half of it."""
@@ -354,9 +376,7 @@ class Proposals:
         if half.account != self._chain.history(half.credit):
             return validation.Refusal("seal_wrong", "the seal is of other incarnations")
         waiting = UNSEALED + half.credit
-        if any(
-            self._chain.store.get(waiting + one) is None for one in open_sealed(under).entry_ids
-        ):
+        if any(self._chain.get(waiting + one) is None for one in open_sealed(under).entry_ids):
             return validation.Refusal("seal_wrong", "the seal names what does not wait for one")
         return None
 
@@ -384,17 +404,3 @@ class Proposals:
                 break
             count += refusal is None
         return count
-
-    def _limit(self, peer: bytes, amount_micro: int | None) -> Signed[entry.Half]:
-        by_rule = self._limit_terms(peer).rule_micro
-        half = entry.limit_half(
-            "open" if amount_micro is None else "limit",
-            author=self._key.node_id,
-            peer=peer,
-            seq=self._chain.state.next_seq,
-            prev=self._chain.state.head,
-            xid=self._entropy.token(entry.XID_BYTES),
-            amount_micro=by_rule if amount_micro is None else amount_micro,
-            created_ms=self._clock.now_ms(),
-        )
-        return sign(half, self._key, self._network)

@@ -134,7 +134,7 @@ class Seals:
         under = cube.seal_voucher(sealed, account, debtor=peer, creditor=self._own)
         xid = self._entropy.token(XID_BYTES)
         count = len(entry_ids)
-        return await self._proposals.begin(xid, peer, account, under, count, kind="seal")
+        return self._proposals.begin(xid, peer, account, under, count, kind="seal")
 
     async def with_peer(self, peer: bytes) -> tuple[Sealing, int]:
         """Return the cubes with a peer, and of how many entries they are.

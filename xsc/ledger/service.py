@@ -157,7 +157,7 @@ class LedgerService:
         """
         state, last = self.chain.state, None
         if before is not None:
-            if self.chain.store.get(chain.key_of(chain.HALF, before)) is not None:
+            if self.chain.get(chain.key_of(chain.HALF, before)) is not None:
                 last = self.chain.own(before).record
             if last is None or peer not in (None, last.peer):
                 raise errors.ArgumentInvalid(
@@ -201,7 +201,7 @@ class LedgerService:
             NotFound: no such entry, or it is not settled.
         """
         place = self.chain.state.by_id.get(entry_id)
-        other = place and self.chain.store.get(chain.key_of(chain.OTHER, place.seq))
+        other = place and self.chain.get(chain.key_of(chain.OTHER, place.seq))
         if place and other:
             own = self.chain.own(place.seq)
             halves = (own.raw, other) if own.record.link is None else (other, own.raw)

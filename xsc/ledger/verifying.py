@@ -44,7 +44,7 @@ async def verify(chain: Chain, executor: Executor, checking: Checking | None) ->
     Raises:
         LedgerDamaged: names the first entry that breaks a rule.
     """
-    chain.is_read = True
+    chain.snapshots_wait, is_damaged = True, False
     try:
         replay, steps = await chain.exclusive(_begin, chain)
         async with (
@@ -55,10 +55,11 @@ async def verify(chain: Chain, executor: Executor, checking: Checking | None) ->
             await _verify(executor, replay, steps, check)
     except LedgerDamaged:
         # The next start replays it all: where only snapshot or index is wrong, both are made anew.
+        is_damaged = True
         await chain.exclusive(chain.write, [(SNAPSHOT, None)])
         raise
     finally:
-        chain.is_read = False
+        chain.snapshots_wait = is_damaged
     state = replay.state
     settled, peers = sum(state.dealt.values()), len({*state.balances, *state.limits})
     return Verified(

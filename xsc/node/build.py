@@ -50,6 +50,7 @@ from xsc.ledger.checkpoints import LOOK_MS
 from xsc.ledger.gossip import ForkGossip
 from xsc.ledger.limits import LimitSettings, Trust
 from xsc.ledger.payments import Payments
+from xsc.ledger.proposals import PROPOSE
 from xsc.ledger.service import LedgerService
 from xsc.ledger.verifying import Checking
 from xsc.market.auction import Bid, reserve
@@ -671,6 +672,7 @@ class Node:
         self.peers.share(STAT, FIND, HOLDS, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
         self.peers.share(GET, KEEP)
         self.peers.share(RUN, halves=True)
+        self.peers.share(PROPOSE)
 
     def _custodian_for(self, peer: bytes) -> bool:
         """Say whether this node looks after objects of a peer while that is away."""

@@ -375,7 +375,7 @@ def test_a_refused_loop_is_proposed_again_ever_more_seldom():
         circle = await ring(3)
         a, b, c = circle.members
         loop = signed_by(circle.members, DEBT)
-        await b.ledger.chain.keep_loop(loop)
+        await b.ledger.chain.commit(b.ledger.chain.keep_loop, loop)
 
         async def refuse(*_):
             raise EntryRefused("no")

@@ -1,4 +1,5 @@
 import asyncio
+from collections import Counter
 
 import pytest
 
@@ -21,8 +22,10 @@ from xsc.base.limits import LEDGER_RETRY_MS
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.ledger.audit import verify_settled
+from xsc.ledger.chain import HALF, JOINT_MAX
 from xsc.ledger.entry import open_half
 from xsc.ledger.exchange import HEAD
+from xsc.ledger.fork import fork_bytes
 from xsc.ledger.proposals import PROPOSE
 
 LEASE = bytes([1]) * 32
@@ -409,19 +412,61 @@ async def test_a_cancelled_call_never_parts_disk_and_state(circle, a, b):
     assert a.ledger.balance(b.id) == -b.ledger.balance(a.id)
 
 
+class Failing:
+    """A store that fails at each write, before or after it reached the disk."""
+
+    def __init__(self, store, written):
+        self.store, self.written = store, written
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    def write(self, changes, *, sync):
+        if self.written:
+            self.store.write(changes, sync=sync)
+        raise OSError("the disk is full")
+
+
+async def test_steps_that_wait_for_the_disk_share_a_write_and_a_signature(circle, a, b):
+    for member in (a, b):
+        member.ledger.chain._executor = SlowExecutor()
+    writes = []
+    write = a.ledger.chain.store.write
+    a.ledger.chain.store.write = lambda changes, sync: writes.append(write(changes, sync=sync))
+    numbers = range(1, 41)
+    booked = (collect(a, b, 5, account=number, xid=number) for number in numbers)
+    assert await asyncio.gather(*booked) == [5] * 40
+    assert len(writes) < 20
+    raws = [raw for _, raw in a.ledger.chain.table(HALF)]
+    signatures = Counter(decode(raw)["sig"] for raw in raws)
+    assert len(signatures) < 10
+    assert max(signatures.values()) == JOINT_MAX
+    assert a.ledger.balance(b.id) == -b.ledger.balance(a.id) == 200
+    for member in (a, b):
+        await member.ledger.verify()
+    # Of two that one signature is over, two others make a proof of at most 1 KiB.
+    shared = [raw for raw in raws if len(decode(raw).get("path", ())) == 4]
+    assert len(fork_bytes(*shared[:2])) <= 1_024
+
+
+@pytest.mark.parametrize("written", [False, True])
+async def test_where_the_disk_fails_nothing_of_that_write_counts(circle, a, b, written):
+    assert await collect(a, b, 3, account=1, xid=1) == 3
+    whole = a.ledger.chain.store
+    a.ledger.chain.store = Failing(whole, written)
+    tasks = [collect(a, b, 5, account=number, xid=number) for number in range(2, 9)]
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(one) for one in found} == {OSError}
+    a.ledger.chain.store = whole
+    assert len(b.ledger.chain.state.open) == 0
+    for number in range(2, 9):
+        assert await collect(a, b, 5, account=number, xid=number) == 5
+    assert a.ledger.balance(b.id) == -b.ledger.balance(a.id) == 38
+    for member in (a, b):
+        await member.ledger.verify()
+
+
 async def test_after_a_failed_write_the_disk_is_asked(circle, a, b):
-    class Failing:
-        def __init__(self, store, written):
-            self.store, self.written = store, written
-
-        def __getattr__(self, name):
-            return getattr(self.store, name)
-
-        def write(self, changes, *, sync):
-            if self.written:
-                self.store.write(changes, sync=sync)
-            raise OSError("the disk is full")
-
     whole = a.ledger.chain.store
     for written in (False, True):
         a.ledger.chain.store = Failing(whole, written)
