@@ -34,7 +34,7 @@ from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id, verify
 from xsc.ledger.audit import ChainEnd, chain_end_bytes
 from xsc.ledger.chain import HALF, MARK, VOUCHER, Chain, key_of
-from xsc.ledger.entry import counter_half, post_half
+from xsc.ledger.entry import Half, counter_half
 from xsc.ledger.limits import LimitSettings
 from xsc.ledger.proposals import PROPOSE
 from xsc.ledger.service import LedgerService
@@ -133,9 +133,11 @@ async def write(chain: Chain, count: int, key: KeyPair, peers: Sequence[KeyPair]
             NETWORK,
         )
         own = sign(
-            post_half(
-                creditor=key.node_id,
-                debtor=of,
+            Half(
+                kind="post",
+                credit=key.node_id,
+                debit=of,
+                peer=of,
                 seq=state.next_seq,
                 prev=state.head,
                 xid=number.to_bytes(16, "big"),

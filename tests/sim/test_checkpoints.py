@@ -12,7 +12,7 @@ from xsc.identity.keys import KeyPair
 from xsc.ledger import tree
 from xsc.ledger.checkpoint import draw, listed, open_checkpoint
 from xsc.ledger.checkpoints import CHECKPOINT_MS, COSIGN, LOOK_MS
-from xsc.ledger.entry import GENESIS, open_half, post_half
+from xsc.ledger.entry import GENESIS, Half, open_half
 from xsc.ledger.fork import fork_bytes, open_fork
 from xsc.ledger.gossip import COMPARE
 from xsc.ledger.leaves import TILE, TILE_LEAVES, Leaves
@@ -158,9 +158,11 @@ async def forked(world):
     for number, other in enumerate(others[:2]):
         promise = voucher(other, forker, number)
         half = sign(
-            post_half(
-                creditor=forker.key.node_id,
-                debtor=other.key.node_id,
+            Half(
+                kind="post",
+                credit=forker.key.node_id,
+                debit=other.key.node_id,
+                peer=other.key.node_id,
                 seq=0,
                 prev=GENESIS,
                 xid=bytes([number]) * 16,
@@ -343,9 +345,11 @@ def test_no_proof_is_kept_against_a_node_that_is_no_peer():
         stranger = KeyPair(b"s" * 32)
         halves = [
             sign(
-                post_half(
-                    creditor=stranger.node_id,
-                    debtor=bea.key.node_id,
+                Half(
+                    kind="post",
+                    credit=stranger.node_id,
+                    debit=bea.key.node_id,
+                    peer=bea.key.node_id,
                     seq=0,
                     prev=GENESIS,
                     xid=b"x" * 16,

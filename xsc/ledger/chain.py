@@ -236,6 +236,7 @@ class Chain:
         self._key = context.key
         self.me = context.key.node_id
         self.network = context.network
+        self._clock = context.clock
         self._executor = context.executor
         self._log = context.log
         self.store = store
@@ -450,17 +451,17 @@ class Chain:
 
     def extend(
         self,
-        half: Half,
+        content: Half,
         voucher: Signed[Voucher] | None = None,
         *,
         initiator: Signed[Half] | None = None,
         note: bytes | None = None,
         limit_micro: int | None = None,
-    ) -> None:
+    ) -> Half:
         """Append an own half with its voucher and the half that it answers, in a step.
 
         Args:
-            half: the next half of the own chain.
+            content: what the half says; its place and time are those of now.
             voucher: what it rests on.
             initiator: the peer's half that it answers.
             note: what people are told of it.
@@ -473,6 +474,9 @@ class Chain:
         """
         if self.recovering:
             raise errors.Recovering("this node is recovering its ledger and signs nothing yet")
+        seq = self.state.next_seq
+        place = {"seq": seq, "prev": self.state.head, "created_ms": self._clock.now_ms()}
+        half = content.model_copy(update=place)
         body = half.to_bytes()
         own = Signed(half, self.me, self.network, tagged_sha256(Half.KIND, body), b"")
         refusal = validation.check_own_next(
@@ -480,7 +484,6 @@ class Chain:
         )
         if refusal is not None:
             raise _error(refusal)
-        seq = half.seq
         mark = audit.ChainEnd(seq + 1, own.id, self.state.claims_head)
         changes: list[Change] = [(MARK, audit.chain_end_bytes(mark))]
         if voucher is not None:
@@ -496,6 +499,7 @@ class Chain:
         self._unsigned.append((half, body))
         self.put(changes)
         append(self.state, own, initiator)
+        return half
 
     def history(self, peer: bytes) -> bytes:
         """Return what names the sealed history with a peer, as far as both incarnations are known.

@@ -46,32 +46,33 @@ class Half(Record):
 
     KIND: ClassVar[str] = "entry"
 
-    seq: Count
+    seq: Count = 0
     """Place in the author's chain, from 0 and without gaps."""
-    prev: Id32
+    prev: Id32 = GENESIS
     """Id of the author's half before this one; GENESIS at 0."""
     peer: Id32
     """The other party."""
-    link: Id32 | None
+    link: Id32 | None = None
     """Id of the initiator's half, in the half that answers it."""
     xid: Id16
     """Made by the initiator before the first send: the same one means the same entry."""
     kind: EntryKind
-    unit: Annotated[int, Field(ge=0, lt=2**32)]
+    unit: Annotated[int, Field(ge=0, lt=2**32)] = UNIT_CREDIT
     debit: Id32
-    """The node that comes to owe."""
+    """The node that comes to owe. The peer of the node that starts a seal."""
     credit: Id32
-    """The node that is owed."""
+    """The node that is owed. Of a seal, who starts it."""
     amount_micro: Count
-    ref: Id16 | None
+    """Of a seal, a number of entries."""
+    ref: Id16 | None = None
     """The `xid` of the entry that this one resolves."""
-    expires_ms: Count | None
-    account: Id32 | None
-    receipt: Id32 | None
+    expires_ms: Count | None = None
+    account: Id32 | None = None
+    receipt: Id32 | None = None
     """Record id of the debtor's voucher that the entry rests on, or of a loop; hash of what a seal
     names."""
-    created_ms: Count
-    memo: Id32 | None
+    created_ms: Count = 0
+    memo: Id32 | None = None
     """Hash of a text that the parties keep to themselves."""
 
     @model_validator(mode="after")
@@ -121,98 +122,12 @@ def open_half(raw: bytes, *, network: bytes | None) -> Signed[Half]:
     return signed
 
 
-def limit_half(
-    kind: Literal["open", "limit"],
-    *,
-    author: bytes,
-    peer: bytes,
-    seq: int,
-    prev: bytes,
-    xid: bytes,
-    amount_micro: int,
-    created_ms: int,
-) -> Half:
-    """Return the author's half that sets what the peer may owe it."""
-    return Half(
-        seq=seq,
-        prev=prev,
-        peer=peer,
-        link=None,
-        xid=xid,
-        kind=kind,
-        unit=UNIT_CREDIT,
-        debit=peer,
-        credit=author,
-        amount_micro=amount_micro,
-        ref=None,
-        expires_ms=None,
-        account=None,
-        receipt=None,
-        created_ms=created_ms,
-        memo=None,
-    )
+def counter_half(half: Signed[Half], **place: bytes | int) -> Half:
+    """Return the half with which its peer answers: the same content, at a place of its chain."""
+    return half.record.model_copy(update={"peer": half.author, "link": half.id, **place})
 
 
-def post_half(
-    *,
-    kind: Literal["post", "seal"] = "post",
-    creditor: bytes,
-    debtor: bytes,
-    seq: int,
-    prev: bytes,
-    xid: bytes,
-    amount_micro: int,
-    account: bytes,
-    receipt: bytes,
-    created_ms: int,
-) -> Half:
-    """Return the creditor's half of a debt in an account; only the debtor's makes it count.
-
-    Of a seal, who starts it is in the creditor's place, and the amount is a number of entries.
-    """
-    return Half(
-        seq=seq,
-        prev=prev,
-        peer=debtor,
-        link=None,
-        xid=xid,
-        kind=kind,
-        unit=UNIT_CREDIT if kind == "post" else UNIT_NONE,
-        debit=debtor,
-        credit=creditor,
-        amount_micro=amount_micro,
-        ref=None,
-        expires_ms=None,
-        account=account,
-        receipt=receipt,
-        created_ms=created_ms,
-        memo=None,
-    )
-
-
-def counter_half(half: Signed[Half], *, seq: int, prev: bytes, created_ms: int) -> Half:
-    """Return the half with which its peer answers: the same content, in the peer's chain."""
-    return half.record.model_copy(
-        update={
-            "seq": seq,
-            "prev": prev,
-            "peer": half.author,
-            "link": half.id,
-            "created_ms": created_ms,
-        }
-    )
-
-
-def void_half(post: Half, *, seq: int, prev: bytes, xid: bytes, created_ms: int) -> Half:
+def void_half(post: Half, *, xid: bytes, **place: bytes | int) -> Half:
     """Return the author's half that withdraws its own unanswered `post`."""
-    return post.model_copy(
-        update={
-            "seq": seq,
-            "prev": prev,
-            "xid": xid,
-            "kind": "void",
-            "ref": post.xid,
-            "receipt": None,
-            "created_ms": created_ms,
-        }
-    )
+    said = {"xid": xid, "kind": "void", "ref": post.xid, "receipt": None}
+    return post.model_copy(update=said | place)

@@ -88,15 +88,13 @@ class Proposals:
 
     def _set_limit(self, peer: bytes, amount_micro: int | None) -> None:
         by_rule = self._limit_terms(peer).rule_micro
-        half = entry.limit_half(
-            "open" if amount_micro is None else "limit",
-            author=self._key.node_id,
+        half = entry.Half(
+            kind="open" if amount_micro is None else "limit",
             peer=peer,
-            seq=self._chain.state.next_seq,
-            prev=self._chain.state.head,
+            debit=peer,
+            credit=self._key.node_id,
             xid=self._entropy.token(entry.XID_BYTES),
             amount_micro=by_rule if amount_micro is None else amount_micro,
-            created_ms=self._clock.now_ms(),
         )
         self._chain.extend(half)
 
@@ -174,23 +172,20 @@ class Proposals:
         kind: Literal["post", "seal"] = "post",
     ) -> int:
         """Extend the chain by an entry that rests on a voucher, in a step; return its number."""
-        state = self._chain.state
-        half = entry.post_half(
+        half = entry.Half(
             kind=kind,
-            creditor=self._key.node_id,
-            debtor=debtor,
-            seq=state.next_seq,
-            prev=state.head,
+            unit=entry.UNIT_CREDIT if kind == "post" else entry.UNIT_NONE,
+            peer=debtor,
+            debit=debtor,
+            credit=self._key.node_id,
             xid=xid,
             amount_micro=amount_micro,
             account=account,
             receipt=voucher.id,
-            created_ms=self._clock.now_ms(),
         )
         note = note_bytes(self.leases_of(debtor, account)) if kind == "post" else None
         limit_micro = self._limit_terms(debtor).limit_micro
-        self._chain.extend(half, voucher, note=note, limit_micro=limit_micro)
-        return half.seq
+        return self._chain.extend(half, voucher, note=note, limit_micro=limit_micro).seq
 
     async def propose(self, seq: int) -> str | None:
         """Have the peer answer an own entry; return its refusal, or None where it is settled."""
@@ -233,17 +228,9 @@ class Proposals:
 
     def _void(self, seq: int) -> None:
         """Withdraw an own entry, unless another answer came in the meantime."""
-        state = self._chain.state
-        if seq not in state.open:
-            return
-        void = entry.void_half(
-            self._chain.own(seq).record,
-            seq=state.next_seq,
-            prev=state.head,
-            xid=self._entropy.token(entry.XID_BYTES),
-            created_ms=self._clock.now_ms(),
-        )
-        self._chain.extend(void)
+        if seq in self._chain.state.open:
+            xid = self._entropy.token(entry.XID_BYTES)
+            self._chain.extend(entry.void_half(self._chain.own(seq).record, xid=xid))
 
     def _conclude(
         self, half: Signed[entry.Half], counter: Signed[entry.Half]
@@ -309,13 +296,11 @@ class Proposals:
         if refusal is not None:
             known = state.entries.get(caller, half.record.xid)
             return (known.seq, False) if known and refusal.code == "exists" else refusal
-        answer = entry.counter_half(
-            half, seq=state.next_seq, prev=state.head, created_ms=self._clock.now_ms()
-        )
-        assert answer.account is not None, "a post names an account"
-        seals = answer.kind == "seal"
-        note = None if seals else note_bytes(self.leases_of(caller, answer.account))
-        self._chain.extend(answer, voucher, initiator=half, note=note)
+        account = half.record.account
+        assert account is not None, "a post names an account"
+        seals = half.record.kind == "seal"
+        note = None if seals else note_bytes(self.leases_of(caller, account))
+        answer = self._chain.extend(entry.counter_half(half), voucher, initiator=half, note=note)
         if answer.clears:
             self.on_loop(voucher.id)
         return answer.seq, True

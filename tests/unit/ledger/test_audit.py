@@ -22,9 +22,7 @@ from xsc.ledger.entry import (
     Half,
     SettledEntry,
     counter_half,
-    limit_half,
     open_half,
-    post_half,
 )
 from xsc.ledger.incarnation import carried_hash, open_restart, restart_bytes
 from xsc.ledger.proposals import PROPOSE
@@ -429,9 +427,11 @@ class Export:
             until_ms=0,
         )
         self.voucher = sign(said, self.debtor.key, NETWORK)
-        self.post = post_half(
-            creditor=self.creditor.id,
-            debtor=self.debtor.id,
+        self.post = Half(
+            kind="post",
+            credit=self.creditor.id,
+            debit=self.debtor.id,
+            peer=self.debtor.id,
             seq=3,
             prev=b"p" * 32,
             xid=b"x" * 16,
@@ -510,10 +510,11 @@ def test_no_moment_is_too_late_for_words(circle):
 def test_a_limit_is_no_debt(circle):
     a, b, _ = circle.members
     made = Export(circle)
-    half = limit_half(
-        "limit",
-        author=a.id,
+    half = Half(
+        kind="limit",
+        credit=a.id,
         peer=b.id,
+        debit=b.id,
         seq=0,
         prev=GENESIS,
         xid=b"x" * 16,

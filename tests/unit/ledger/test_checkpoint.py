@@ -37,7 +37,7 @@ from xsc.ledger.checkpoint import (
     quorum,
     why_not_signed,
 )
-from xsc.ledger.entry import GENESIS, post_half
+from xsc.ledger.entry import GENESIS, Half
 from xsc.ledger.fork import fork_bytes, open_fork
 
 NETWORK = network_id("test")
@@ -227,9 +227,11 @@ def test_a_mark_is_read_as_it_was_written_and_no_damaged_one_is():
 
 
 def half(**changes):
-    made = post_half(
-        creditor=AUTHOR.node_id,
-        debtor=PEERS[0].node_id,
+    made = Half(
+        kind="post",
+        credit=AUTHOR.node_id,
+        debit=PEERS[0].node_id,
+        peer=PEERS[0].node_id,
         seq=7,
         prev=GENESIS,
         xid=b"x" * 16,

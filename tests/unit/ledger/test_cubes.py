@@ -27,7 +27,7 @@ from xsc.ledger.cube import (
     open_sealed,
     search,
 )
-from xsc.ledger.entry import open_half, post_half
+from xsc.ledger.entry import UNIT_NONE, Half, open_half
 from xsc.ledger.incarnation import Noted
 from xsc.ledger.proposals import PROPOSE
 from xsc.ledger.seals import CUBES
@@ -420,8 +420,10 @@ async def propose(circle, author, other, sealed, **changes):
     state = author.ledger.chain.state
     said = {
         "kind": "seal",
-        "creditor": author.id,
-        "debtor": other.id,
+        "unit": UNIT_NONE,
+        "credit": author.id,
+        "debit": other.id,
+        "peer": other.id,
         "seq": state.next_seq,
         "prev": state.head,
         "xid": sha(repr(sealed))[:16],
@@ -430,7 +432,7 @@ async def propose(circle, author, other, sealed, **changes):
         "receipt": sealed.id,
         "created_ms": 1,
     } | changes
-    half = sign(post_half(**said), author.key, NETWORK)
+    half = sign(Half(**said), author.key, NETWORK)
     header = {"v": 1, "half": half.raw, "voucher": sealed.raw}
     return await circle.deliver(author.id, other.id, PROPOSE, encode(header))
 

@@ -14,9 +14,7 @@ from xsc.ledger.entry import (
     Half,
     SettledEntry,
     counter_half,
-    limit_half,
     open_half,
-    post_half,
     void_half,
 )
 from xsc.terms.voucher import Voucher
@@ -27,9 +25,11 @@ DEBTOR = KeyPair(bytes.fromhex(VECTOR["debtor_seed"]))
 
 
 def made() -> Half:
-    return post_half(
-        creditor=CREDITOR.node_id,
-        debtor=DEBTOR.node_id,
+    return Half(
+        kind="post",
+        credit=CREDITOR.node_id,
+        debit=DEBTOR.node_id,
+        peer=DEBTOR.node_id,
         seq=VECTOR["half"]["seq"],
         prev=bytes.fromhex(VECTOR["prev"]),
         xid=bytes.fromhex(VECTOR["xid"]),
@@ -113,10 +113,11 @@ def test_a_half_must_be_signed_by_the_party_that_speaks():
 
 
 def test_limits_and_withdrawals_are_halves_without_counterpart():
-    limit = limit_half(
-        "limit",
-        author=CREDITOR.node_id,
+    limit = Half(
+        kind="limit",
+        credit=CREDITOR.node_id,
         peer=DEBTOR.node_id,
+        debit=DEBTOR.node_id,
         seq=0,
         prev=GENESIS,
         xid=b"x" * 16,

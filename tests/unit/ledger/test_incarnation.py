@@ -21,7 +21,7 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.ledger import incarnation
-from xsc.ledger.entry import GENESIS, open_half, post_half
+from xsc.ledger.entry import GENESIS, Half, open_half
 from xsc.ledger.exchange import HEAD, HISTORY, HISTORY_TIMEOUT_MS
 from xsc.ledger.incarnation import (
     NOTED_ACCOUNTS_MAX,
@@ -490,9 +490,11 @@ async def test_a_first_half_follows_on_its_incarnation(circle, a, b, c):
     await a.come_back()
     began = a.ledger.chain.restart.incarnation.record
     paid = voucher(b, a, 7, account=5)
-    post = post_half(
-        creditor=a.id,
-        debtor=b.id,
+    post = Half(
+        kind="post",
+        credit=a.id,
+        debit=b.id,
+        peer=b.id,
         seq=began.first_seq,
         prev=b"?" * 32,
         xid=b"x" * 16,

@@ -17,7 +17,7 @@ from xsc.base.encoding import decode, encode
 from xsc.base.errors import CreditExceeded, EntryRefused, LedgerDamaged, PeerSilent, RecordInvalid
 from xsc.identity.envelope import sign
 from xsc.ledger.audit import verify_settled
-from xsc.ledger.entry import post_half
+from xsc.ledger.entry import Half
 from xsc.ledger.incarnation import Noted
 from xsc.ledger.loop import (
     LOOP_FAN_MAX,
@@ -232,9 +232,11 @@ def test_an_incomplete_loop_or_one_of_others_books_nothing():
 def entry_of(debtor, creditor, loop):
     """Return the half with which who owes proposes to book a loop."""
     state = debtor.ledger.chain.state
-    half = post_half(
-        creditor=debtor.id,
-        debtor=creditor.id,
+    half = Half(
+        kind="post",
+        credit=debtor.id,
+        debit=creditor.id,
+        peer=creditor.id,
         seq=state.next_seq,
         prev=state.head,
         xid=b"z" * 16,

@@ -8,7 +8,7 @@ from tests.unit.ledger.circle import NETWORK
 from xsc.base.limits import AMOUNT_MAX
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
-from xsc.ledger.entry import GENESIS, counter_half, limit_half, post_half
+from xsc.ledger.entry import GENESIS, Half, counter_half
 from xsc.ledger.incarnation import NotedAccount
 from xsc.ledger.state import LedgerState, Open
 from xsc.ledger.statement import credit_left, entry_row, known_peers, note_accounts
@@ -22,9 +22,11 @@ def state(**known):
 
 
 def post():
-    return post_half(
-        creditor=ME.node_id,
-        debtor=PEER.node_id,
+    return Half(
+        kind="post",
+        credit=ME.node_id,
+        debit=PEER.node_id,
+        peer=PEER.node_id,
         seq=5,
         prev=GENESIS,
         xid=b"x" * 16,
@@ -94,10 +96,11 @@ def test_an_answer_is_shown_as_a_debt_under_the_id_of_the_entry():
 
 
 def test_a_limit_has_no_direction_and_needs_no_answer():
-    limit = limit_half(
-        "limit",
-        author=ME.node_id,
+    limit = Half(
+        kind="limit",
+        credit=ME.node_id,
         peer=PEER.node_id,
+        debit=PEER.node_id,
         seq=0,
         prev=GENESIS,
         xid=b"x" * 16,

@@ -2,7 +2,7 @@ from tests.unit.ledger.circle import NETWORK, digest
 from xsc.base.limits import AMOUNT_MAX
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.ledger.entry import GENESIS, counter_half, limit_half, post_half, void_half
+from xsc.ledger.entry import GENESIS, Half, counter_half, void_half
 from xsc.ledger.incarnation import Incarnation
 from xsc.ledger.state import LedgerState, append, settle, take_old
 from xsc.ledger.validation import (
@@ -33,9 +33,11 @@ def voucher(amount=100, *, by=B, customer=None, provider=A, account=LEASE, numbe
 
 
 def post(under, *, by=A, debtor=B, seq=0, prev=GENESIS, xid=b"x" * 16, **other):
-    half = post_half(
-        creditor=by.node_id,
-        debtor=debtor.node_id,
+    half = Half(
+        kind="post",
+        credit=by.node_id,
+        debit=debtor.node_id,
+        peer=debtor.node_id,
         seq=seq,
         prev=prev,
         xid=xid,
@@ -48,10 +50,11 @@ def post(under, *, by=A, debtor=B, seq=0, prev=GENESIS, xid=b"x" * 16, **other):
 
 
 def limit(kind="limit", *, state, amount=1_000, xid=b"l" * 16, peer=B):
-    half = limit_half(
-        kind,
-        author=A.node_id,
+    half = Half(
+        kind=kind,
+        credit=A.node_id,
         peer=peer.node_id,
+        debit=peer.node_id,
         seq=state.next_seq,
         prev=state.head,
         xid=xid,
