@@ -32,7 +32,7 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id, verify
-from xsc.ledger.audit import ChainEnd, chain_end_bytes
+from xsc.ledger.audit import chain_end_bytes
 from xsc.ledger.chain import HALF, MARK, VOUCHER, Chain, key_of
 from xsc.ledger.entry import Half, counter_half
 from xsc.ledger.limits import LimitSettings
@@ -158,8 +158,8 @@ async def write(chain: Chain, count: int, key: KeyPair, peers: Sequence[KeyPair]
         changes += [(key_of(name, own.record.seq), raw) for name, raw in rows]
         changes += chain.answered(own.record, other, own.id, voucher.raw)
         if len(changes) >= PAGE or number == count - 1:
-            end = ChainEnd(state.next_seq, state.head, state.claims_head)
-            chain.store.write([*changes, (MARK, chain_end_bytes(end))], sync=True)
+            end = chain_end_bytes(state.next_seq, state.head, state.claims_head)
+            chain.store.write([*changes, (MARK, end)], sync=True)
             changes.clear()
             if number < count - 1:
                 await chain.snapshot()

@@ -89,12 +89,13 @@ class XscError(Exception):
     exit_code: ClassVar[int] = EXIT_BUG
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    default_hint: ClassVar[str] = ""
     retry_after_s: int = 0
     """When trying again makes sense, as HTTP's Retry-After; 0 where nobody can say."""
 
     def __init__(self, message: str, *, hint: str = "", retry_after_s: int | None = None) -> None:
         self.message = printable(message)
-        self.hint = printable(hint)
+        self.hint = printable(hint or self.default_hint)
         super().__init__(self.message)
         if retry_after_s is not None:
             self.retry_after_s = retry_after_s
@@ -438,6 +439,8 @@ class StoreDamaged(CorruptionError):
 
 class LedgerDamaged(CorruptionError):
     """The ledger does not replay to its state."""
+
+    default_hint = "restore the home from a backup; the peers hold their halves of every entry"
 
 
 class ProofInvalid(CorruptionError):

@@ -22,13 +22,12 @@ from xsc.identity.envelope import (
 )
 from xsc.identity.keys import Unverified
 from xsc.ledger import validation
-from xsc.ledger.entry import BOTH_SIGN, Half, SettledEntry, open_half
+from xsc.ledger.entry import BOTH_SIGN, Half, SettledEntry, intact, open_half
 from xsc.ledger.index import DAY, HALF, Index
 from xsc.ledger.loop import open_voucher
 from xsc.ledger.state import LedgerState, append, settle, take_old
 from xsc.terms.voucher import Voucher, off_books_account
 
-FORMAT = 1
 ROWS_READ = 2**12
 """Rows of an index that a replay remembers."""
 _YEAR_9999_MS = 253_402_300_799_999
@@ -47,21 +46,12 @@ class Stored:
     """The signed voucher under them."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChainEnd:
-    """How far the chain reaches: a lost last row must be noticed too."""
+def chain_end_bytes(next_seq: int, head: bytes, claims_head: bytes) -> bytes:
+    """Return the row that says how far the chain reaches, and the hash over all claims.
 
-    next_seq: int
-    head: bytes
-    claims: bytes
-    """Hash over the claims; GENESIS where there are none."""
-
-
-def chain_end_bytes(mark: ChainEnd) -> bytes:
-    """Return the row that says where the chain ends, and which claims there are."""
-    return encoding.encode(
-        {"v": FORMAT, "next_seq": mark.next_seq, "head": mark.head, "claims": mark.claims}
-    )
+    A lost last row must be noticed, too.
+    """
+    return encoding.encode({"v": 1, "next_seq": next_seq, "head": head, "claims": claims_head})
 
 
 def claim_bytes(at_seq: int, number: int) -> bytes:
@@ -69,31 +59,14 @@ def claim_bytes(at_seq: int, number: int) -> bytes:
     return at_seq.to_bytes(8, "big") + number.to_bytes(8, "big")
 
 
-def _mark(raw: bytes) -> ChainEnd:
-    try:
-        match encoding.decode(raw):
-            case {
-                "v": 1,
-                "next_seq": int(next_seq),
-                "head": bytes(head),
-                "claims": bytes(claims),
-                **rest,
-            } if not rest:
-                return ChainEnd(next_seq, head, claims)
-    except (PeerError, LimitError):
-        pass
-    raise LedgerDamaged(
-        "the ledger's mark is damaged, or of a newer format",
-        hint="restore the home from a backup, or use the xsc that wrote it",
-    )
-
-
 def damaged(seq: int, sentence: str) -> LedgerDamaged:
     """Return the error of an entry that breaks a rule."""
-    return LedgerDamaged(
-        f"entry {seq} of the ledger is damaged: {sentence}",
-        hint="restore the home from a backup; the peers hold their halves of every entry",
-    )
+    return LedgerDamaged(f"{entry_of(seq)} is damaged: {sentence}")
+
+
+def entry_of(seq: int) -> str:
+    """Return how an entry is called by its number."""
+    return f"entry {seq} of the ledger"
 
 
 def stray(seq: int) -> LedgerDamaged:
@@ -125,18 +98,19 @@ class Replay:
         """Return an own half, the peer's and the voucher.
 
         Raises:
-            PeerError, LimitError: one of them is damaged.
+            LedgerDamaged: one of them is damaged.
         """
-        if row.half is None:
-            raise damaged(row.seq, "it is missing")
-        own = self._read(row.seq, row.half, Half)
-        other = None if row.other is None else self._read(row.seq, row.other, Half)
-        voucher: Signed[Voucher] | None = None
-        if row.voucher is not None and (own.record.clears or own.record.kind == "seal"):
-            voucher = open_voucher(row.voucher, own.record, network=self._network)
-        elif row.voucher is not None:
-            voucher = self._read(row.seq, row.voucher, Voucher)
-        return own, other, voucher
+        with intact(entry_of(row.seq)):
+            if row.half is None:
+                raise damaged(row.seq, "it is missing")
+            own = self._read(row.seq, row.half, Half)
+            other = None if row.other is None else self._read(row.seq, row.other, Half)
+            voucher: Signed[Voucher] | None = None
+            if row.voucher is not None and (own.record.clears or own.record.kind == "seal"):
+                voucher = open_voucher(row.voucher, own.record, network=self._network)
+            elif row.voucher is not None:
+                voucher = self._read(row.seq, row.voucher, Voucher)
+            return own, other, voucher
 
     def _read(self, seq: int, raw: bytes, kind: type[R]) -> Signed[R]:
         signed, unverified = read_unverified(
@@ -159,10 +133,7 @@ class Replay:
         """
         seq, state = row.seq, self.state
         self.seq = seq
-        try:
-            own, other, voucher = self._opened(row)
-        except (PeerError, LimitError) as fault:
-            raise damaged(seq, fault.message) from None
+        own, other, voucher = self._opened(row)
         if other is None or voucher is None or seq >= state.first_seq:
             raise damaged(seq, "it is no entry that both parties signed")
         if own.author != state.me or own.record.seq != seq:
@@ -182,10 +153,7 @@ class Replay:
         self.seq = seq
         if seq != state.next_seq:
             raise damaged(state.next_seq, "it is missing")
-        try:
-            own, other, voucher = self._opened(row)
-        except (PeerError, LimitError) as fault:
-            raise damaged(seq, fault.message) from None
+        own, other, voucher = self._opened(row)
         if (voucher is not None) != (own.record.kind in BOTH_SIGN):
             raise damaged(seq, "a voucher is missing, or there is one too many")
         initiator = other if own.record.link is not None else None
@@ -203,10 +171,7 @@ class Replay:
             LedgerDamaged: it breaks a rule.
         """
         self.seq = row.seq
-        try:
-            own, other, _ = self._opened(row)
-        except (PeerError, LimitError) as fault:
-            raise damaged(row.seq, fault.message) from None
+        own, other, _ = self._opened(row)
         if other is not None:
             self._settle(own, other)
 
@@ -290,8 +255,8 @@ def check_end(state: LedgerState, mark: bytes | None) -> None:
     Raises:
         LedgerDamaged: it does not.
     """
-    ends = ChainEnd(state.next_seq, state.head, state.claims_head)
-    if _mark(mark) != ends if mark is not None else state.halves or state.first_seq:
+    end = chain_end_bytes(state.next_seq, state.head, state.claims_head)
+    if mark != end if mark is not None else state.halves or state.first_seq:
         raise damaged(state.next_seq, "the chain does not end where it should")
 
 

@@ -34,7 +34,7 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, read_claimed, seal, sign
 from xsc.ledger import audit, cube, recovery, validation
 from xsc.ledger.audit import Replay
-from xsc.ledger.entry import Half
+from xsc.ledger.entry import Half, intact
 from xsc.ledger.fork import fork_bytes
 from xsc.ledger.forks import Forks
 from xsc.ledger.incarnation import (
@@ -158,12 +158,8 @@ class Rows:
         raw = self._store.get(RESTART)
         if raw is None:
             return None
-        try:
+        with intact("the restart of the ledger"):
             return open_restart(raw, author=self._me, network=self._network)
-        except (errors.PeerError, errors.LimitError) as fault:
-            raise errors.LedgerDamaged(
-                f"the restart of the ledger is damaged: {fault.message}"
-            ) from None
 
     def begin(self, replay: Replay) -> Iterator[bool]:
         """Begin the present incarnation with all that it took along; yield now and then.
@@ -276,10 +272,7 @@ class Chain:
         """
         raw = self.get(key_of(prefix, seq))
         if raw is None:
-            raise errors.LedgerDamaged(
-                f"a part of entry {seq} of the ledger is missing",
-                hint="restore the home from a backup",
-            )
+            raise audit.damaged(seq, "a part of it is missing")
         return raw
 
     def own(self, seq: int) -> Signed[Half]:
@@ -288,13 +281,8 @@ class Chain:
         Raises:
             LedgerDamaged: it is missing or damaged.
         """
-        raw = self.read(HALF, seq)
-        try:
-            return read_claimed(raw, Half, network=self.network)
-        except (errors.PeerError, errors.LimitError) as fault:
-            raise errors.LedgerDamaged(
-                f"entry {seq} of the ledger is damaged: {fault.message}"
-            ) from None
+        with intact(audit.entry_of(seq)):
+            return read_claimed(self.read(HALF, seq), Half, network=self.network)
 
     def content(self, seq: int) -> Half:
         """Return what an own half says, in a step: it may be new, and not signed yet.
@@ -336,14 +324,9 @@ class Chain:
             self._log.warning("ledger.snapshot_wrong", reason=fault.message)
             self.store.write([(SNAPSHOT, None)], sync=False)
             state = self._replayed(None)
-        try:
-            for key, raw in self.table(LOOP):
+        for key, raw in self.table(LOOP):
+            with intact(f"the loop {ids.short(key)}"):
                 state.loops[key] = open_loop(raw, network=self.network)
-        except (errors.PeerError, errors.LimitError) as fault:
-            raise errors.LedgerDamaged(
-                f"the loop {ids.short(key)} is damaged: {fault.message}",
-                hint="restore the home from a backup",
-            ) from None
         return state
 
     def _replayed(self, snapshot: bytes | None) -> LedgerState:
@@ -484,8 +467,8 @@ class Chain:
         )
         if refusal is not None:
             raise _error(refusal)
-        mark = audit.ChainEnd(seq + 1, own.id, self.state.claims_head)
-        changes: list[Change] = [(MARK, audit.chain_end_bytes(mark))]
+        mark = audit.chain_end_bytes(seq + 1, own.id, self.state.claims_head)
+        changes: list[Change] = [(MARK, mark)]
         if voucher is not None:
             changes.append((key_of(VOUCHER, seq), voucher.raw))
         if initiator is not None:

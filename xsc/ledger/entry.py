@@ -12,6 +12,8 @@ tests/vectors/ledger.json.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
@@ -108,6 +110,19 @@ class SettledEntry(Record):
     """The counterparty's signed half."""
     voucher: bytes
     """The debtor's signed voucher, or the loop."""
+
+
+@contextmanager
+def intact(what: str) -> Iterator[None]:
+    """Read something of the own store.
+
+    Raises:
+        LedgerDamaged: what was read is damaged, and not what a peer said.
+    """
+    try:
+        yield
+    except (errors.PeerError, errors.LimitError) as fault:
+        raise errors.LedgerDamaged(f"{what} is damaged: {fault.message}") from None
 
 
 def open_half(raw: bytes, *, network: bytes | None) -> Signed[Half]:

@@ -18,7 +18,7 @@ from xsc.base.errors import LedgerDamaged, PeerSilent, ReceiptInvalid, RecordInv
 from xsc.base.limits import PEER_TIMEOUT_MS
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, read_claimed, sign
-from xsc.ledger.audit import ChainEnd, chain_end_bytes
+from xsc.ledger.audit import chain_end_bytes
 from xsc.ledger.chain import (
     CLAIM,
     HALF,
@@ -137,7 +137,7 @@ class HistoryExchange:
                 changes += rows_of(item)
             changes += [(HEARD + peer, b"") for peer in heard]
             changes.append((RESTART, restart_bytes(Restart(signed, noted))))
-            changes.append((MARK, chain_end_bytes(ChainEnd(record.first_seq, signed.id, GENESIS))))
+            changes.append((MARK, chain_end_bytes(record.first_seq, signed.id, GENESIS)))
             return changes
 
         await self._chain.write(await self._executor.run(work))
@@ -189,8 +189,7 @@ class HistoryExchange:
         for item, turn in zip(late, turns, strict=True):
             changes += [*rows_of(item), (key_of(CLAIM, item.half.record.seq), turn)]
         if late:
-            end = ChainEnd(state.next_seq, state.head, claims_head)
-            changes.append((MARK, chain_end_bytes(end)))
+            changes.append((MARK, chain_end_bytes(state.next_seq, state.head, claims_head)))
         self._chain.put(changes)
         for item, turn in zip(late, turns, strict=True):
             take_old(state, item.half, item.other, item.voucher.record, turn)

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
-from xsc.base import encoding, errors, fields, ids, limits
+from pydantic import Field
+
+from xsc.base import encoding, errors, limits
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 
 NOTED_ACCOUNTS_MAX = 2**14
 """Accounts of which the directory head says how they stand: half a head."""
 
-_VERSION = 1
 _NOTED_BYTES_MAX = limits.DIRECTORY_HEAD_BYTES_MAX
 
 
@@ -39,23 +41,21 @@ class Incarnation(Record):
     created_ms: Count
 
 
-@dataclass(frozen=True, slots=True)
-class NotedAccount:
+class NotedAccount(NamedTuple):
     """The account with one peer, as the author itself noted it."""
 
-    peer: bytes
-    balance_micro: int
+    peer: Id32
+    balance_micro: Annotated[int, Field(ge=-limits.AMOUNT_MAX, le=limits.AMOUNT_MAX)]
     """What the peer owed, less what it was owed."""
-    limit_micro: int | None
+    limit_micro: Count | None
     """What it might owe, where that was noted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
+class Noted(Record):
     """The accounts in a directory head, as of its time: signed by the author alone."""
 
-    next_seq: int = 0
-    accounts: tuple[NotedAccount, ...] = ()
+    next_seq: Count = 0
+    accounts: Annotated[tuple[NotedAccount, ...], Field(max_length=NOTED_ACCOUNTS_MAX)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,36 +83,13 @@ def worth_noting(accounts: Iterable[NotedAccount]) -> tuple[NotedAccount, ...]:
     return tuple(sorted(by_worth[:NOTED_ACCOUNTS_MAX], key=lambda item: item.peer))
 
 
-def noted_bytes(noted: Noted) -> bytes:
-    """Return the canonical bytes of what is noted."""
-    accounts: list[encoding.Value] = [
-        [item.peer, item.balance_micro, item.limit_micro] for item in noted.accounts
-    ]
-    return encoding.encode({"v": _VERSION, "next_seq": noted.next_seq, "accounts": accounts})
-
-
 def open_noted(raw: bytes) -> Noted:
     """Return what was noted.
 
     Raises:
         TooLarge, RecordInvalid: it is of no known form.
     """
-    value = encoding.decode(raw, size_max=_NOTED_BYTES_MAX)
-    if not isinstance(value, dict) or value.get("v") != _VERSION:
-        raise errors.RecordInvalid("what is noted of the ledger is of no known form")
-    rows = fields.take_list(value, "accounts", most=NOTED_ACCOUNTS_MAX)
-    return Noted(fields.take_int(value, "next_seq"), tuple(_account(row) for row in rows))
-
-
-def _account(row: encoding.Value) -> NotedAccount:
-    match row:
-        case [bytes(peer), int(balance), int(limit) | (None as limit)] if (
-            len(peer) == ids.ID_BYTES
-            and -limits.AMOUNT_MAX <= balance <= limits.AMOUNT_MAX
-            and (limit is None or 0 <= limit <= limits.AMOUNT_MAX)
-        ):
-            return NotedAccount(peer, balance, limit)
-    raise errors.RecordInvalid("an account is of no known form")
+    return Noted.from_bytes(raw, size_max=_NOTED_BYTES_MAX)
 
 
 def carried_hash(noted: Noted, old: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -123,13 +100,13 @@ def carried_hash(noted: Noted, old: Iterable[tuple[bytes, bytes]]) -> bytes:
         old: the ids of each old half and of the one beside it, in order of number.
     """
     listed: list[encoding.Value] = [[own, other] for own, other in old]
-    return encoding.tagged_sha256("ledger_carried", encoding.encode([noted_bytes(noted), listed]))
+    return encoding.tagged_sha256("ledger_carried", encoding.encode([noted.to_bytes(), listed]))
 
 
 def restart_bytes(restart: Restart) -> bytes:
     """Return the row that keeps an incarnation with what was noted."""
     return encoding.encode(
-        {"v": _VERSION, "incarnation": restart.incarnation.raw, "noted": noted_bytes(restart.noted)}
+        {"v": 1, "incarnation": restart.incarnation.raw, "noted": restart.noted.to_bytes()}
     )
 
 

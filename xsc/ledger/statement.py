@@ -66,7 +66,7 @@ def note_accounts(state: LedgerState) -> incarnation.Noted:
         )
         for peer in known_peers(state)
     )
-    return incarnation.Noted(state.next_seq, accounts)
+    return incarnation.Noted(next_seq=state.next_seq, accounts=accounts)
 
 
 def entry_row(state: LedgerState, own: Signed[entry.Half]) -> Entry:

@@ -19,7 +19,6 @@ from functools import partial
 from xsc.base import clock, encoding, errors, ids, keyvalue, limits, merkle, units
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
-from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.service import LedgerService
 from xsc.net.service import PeerNet
 from xsc.storage.catalogue import directory, heads, names
@@ -222,7 +221,7 @@ class DirectoryKeeper:
             peers=self._known(),
             directory=packed if kept is None else kept.directory,
             listed=encoding.tagged_sha256("directory", packed),
-            ledger=noted_bytes(self._ledger.noted()),
+            ledger=self._ledger.noted().to_bytes(),
             removed=tuple(self._peers.roster.removed()[: limits.REMOVED_LISTED_MAX]),
         )
         if body == kept or not body.peers:

@@ -29,7 +29,6 @@ from xsc.ledger.incarnation import (
     Noted,
     NotedAccount,
     carried_hash,
-    noted_bytes,
     open_incarnation,
     open_noted,
     worth_noting,
@@ -88,7 +87,7 @@ async def test_debts_stay_and_what_a_dead_peer_held_is_unproven_by_peer_and_amou
     await debts(a, b, c)
     await a.ledger.set_limit(c.id, 777)
     noted = a.ledger.noted()
-    assert open_noted(noted_bytes(noted)) == noted
+    assert open_noted(noted.to_bytes()) == noted
     circle.gone.add(b.id)
     done = await a.come_back(noted)
     assert (done.silent, done.unproven) == ((b.id,), {b.id: -70})
@@ -110,14 +109,14 @@ def test_a_head_notes_so_many_accounts_and_the_largest_where_there_are_more(over
     accounts = [NotedAccount(peer, AMOUNT_MAX - at, AMOUNT_MAX) for at, peer in enumerate(ids)]
     accounts[7] = NotedAccount(ids[7], 0, None)
     kept = worth_noting(accounts)
-    raw = noted_bytes(Noted(9, kept))
+    raw = Noted(next_seq=9, accounts=kept).to_bytes()
     assert len(raw) <= DIRECTORY_HEAD_BYTES_MAX // 2
     assert open_noted(raw).accounts == kept
     left = {*accounts} - {*kept}
     assert left == {*accounts[7 : 7 + over]}
     if over:
         with pytest.raises(RecordInvalid):
-            open_noted(noted_bytes(Noted(9, tuple(accounts))))
+            open_noted(Noted.model_construct(v=1, next_seq=9, accounts=tuple(accounts)).to_bytes())
 
 
 def test_a_small_balance_is_noted_before_a_limit_and_a_limit_before_nothing():
@@ -140,7 +139,7 @@ async def test_a_ledger_notes_no_more_than_a_recovery_reads(monkeypatch, circle,
     monkeypatch.setattr(incarnation, "NOTED_ACCOUNTS_MAX", 1)
     noted = a.ledger.noted()
     assert [item.peer for item in noted.accounts] == [c.id], "the larger balance"
-    assert open_noted(noted_bytes(noted)) == noted
+    assert open_noted(noted.to_bytes()) == noted
 
 
 def other(row):
@@ -478,7 +477,7 @@ async def test_every_flipped_byte_and_every_lost_row_of_a_restarted_book_is_foun
 
 @pytest.mark.parametrize("now_ms", [0, 10**12])
 def test_a_new_number_is_above_all_that_may_have_been_signed(now_ms):
-    noted = Noted(70, (NotedAccount(b"p" * 32, 5, None),))
+    noted = Noted(next_seq=70, accounts=(NotedAccount(b"p" * 32, 5, None),))
     made = plan([], noted, highest_seq=9, now_ms=now_ms)
     assert made.first_seq == max(now_ms, 70 + INCARNATION_GAP)
     assert (made.proven_seq, made.proven) == (0, GENESIS)
@@ -523,8 +522,11 @@ async def test_one_xid_in_two_incarnations_is_no_evidence(circle, a, b, c):
 
 def test_formats_of_version_1_are_read_and_written():
     kept = vectors("ledger")["incarnation"]
-    noted = Noted(70, (NotedAccount(b"p" * 32, -5, None), NotedAccount(b"q" * 32, 2**53, 10)))
-    assert noted_bytes(noted).hex() == kept["said"]
+    noted = Noted(
+        next_seq=70,
+        accounts=(NotedAccount(b"p" * 32, -5, None), NotedAccount(b"q" * 32, 2**53, 10)),
+    )
+    assert noted.to_bytes().hex() == kept["said"]
     assert open_noted(bytes.fromhex(kept["said"])) == noted
     record = Incarnation(
         first_seq=1_700_000_000_000,
@@ -540,7 +542,7 @@ def test_formats_of_version_1_are_read_and_written():
 
 
 def test_the_hash_over_what_is_carried_is_as_its_page_says():
-    noted = noted_bytes(Noted())
+    noted = Noted().to_bytes()
     listed = encode([noted, [[b"h" * 32, b"o" * 32]]])
     expected = hashlib.sha256(b"XSC/1/ledger_carried\0" + listed).digest()
     assert carried_hash(Noted(), [(b"h" * 32, b"o" * 32)]) == expected
