@@ -100,7 +100,7 @@ def rows_of(item: recovery.Old) -> list[Change]:
 
 def _error(refusal: validation.Refusal) -> errors.XscError:
     """Return the error that tells the market why nothing was booked."""
-    kinds: dict[validation.RefusalCode, type[errors.XscError]] = {
+    kinds: dict[str, type[errors.XscError]] = {
         "limit_exceeded": errors.CreditExceeded,
         "voucher_wrong": errors.ReceiptInvalid,
     }

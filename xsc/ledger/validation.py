@@ -21,7 +21,6 @@ but an error after which the creditor tries again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from xsc.base.limits import AMOUNT_MAX
 from xsc.identity.envelope import Signed
@@ -30,37 +29,12 @@ from xsc.ledger.incarnation import Incarnation
 from xsc.ledger.state import LedgerState
 from xsc.terms.voucher import Voucher
 
-RefusalCode: TypeAlias = Literal[
-    "author_wrong",
-    "sequence_wrong",
-    "previous_wrong",
-    "unit_unknown",
-    "kind_unknown",
-    "fields_wrong",
-    "nothing_to_void",
-    "creditor_not_caller",
-    "debtor_not_me",
-    "amount_zero",
-    "voucher_wrong",
-    "exists",
-    "conflict",
-    "fork",
-    "incarnation_over",
-    "account_busy",
-    "amount_wrong",
-    "amount_overflow",
-    "payment_not_said",
-    "limit_exceeded",
-    "answer_wrong",
-    "seal_wrong",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """The first rule broken."""
 
-    code: RefusalCode
+    code: str
     sentence: str
 
 
