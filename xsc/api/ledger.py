@@ -75,7 +75,7 @@ class Page(Model):
     peer: Annotated[str, MaxLen(256)] | None = None
 
 
-EntryState = Literal["settled", "open", "void", "noted", "claim", "covered"]
+EntryState = Literal["settled", "open", "void", "noted", "covered"]
 """`open` has no answer yet, `void` was withdrawn, `noted` needs no answer. `claim` is of an
 incarnation before and was shown late; `covered` likewise, and counts nothing, because what
 its debtor promised is booked already."""

@@ -7,7 +7,7 @@ verified (hashes already bind the chain); who verifies the ledger takes what has
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -23,6 +23,7 @@ from xsc.identity.envelope import (
 from xsc.identity.keys import Unverified
 from xsc.ledger import validation
 from xsc.ledger.entry import BOTH_SIGN, Half, SettledEntry, intact, open_half
+from xsc.ledger.incarnation import CLAIM_BYTES_MAX, Claim, claim_hash
 from xsc.ledger.index import DAY, HALF, Index
 from xsc.ledger.loop import open_voucher
 from xsc.ledger.state import LedgerState, append, settle, take_old
@@ -46,17 +47,9 @@ class Stored:
     """The signed voucher under them."""
 
 
-def chain_end_bytes(next_seq: int, head: bytes, claims_head: bytes) -> bytes:
-    """Return the row that says how far the chain reaches, and the hash over all claims.
-
-    A lost last row must be noticed, too.
-    """
-    return encoding.encode({"v": 1, "next_seq": next_seq, "head": head, "claims": claims_head})
-
-
-def claim_bytes(at_seq: int, number: int) -> bytes:
-    """Return the row that says before which half of the chain a claim was taken, and as which."""
-    return at_seq.to_bytes(8, "big") + number.to_bytes(8, "big")
+def chain_end_bytes(next_seq: int, head: bytes) -> bytes:
+    """Return the row that says how far the chain reaches: a lost last row must be noticed, too."""
+    return encoding.encode({"v": 1, "next_seq": next_seq, "head": head})
 
 
 def damaged(seq: int, sentence: str) -> LedgerDamaged:
@@ -91,6 +84,10 @@ class Replay:
         """The number and signature of each record that was read."""
         self.seq = 0
         """What is taken now, or was taken last."""
+        self.half: Half
+        """Of the present incarnation, the one that was taken last."""
+        self.old: set[int] = set()
+        """The entries of earlier incarnations that were taken."""
 
     def _opened(
         self, row: Stored
@@ -105,10 +102,11 @@ class Replay:
                 raise damaged(row.seq, "it is missing")
             own = self._read(row.seq, row.half, Half)
             other = None if row.other is None else self._read(row.seq, row.other, Half)
-            voucher: Signed[Voucher] | None = None
-            if row.voucher is not None and (own.record.clears or own.record.kind == "seal"):
+            if row.voucher is None or own.record.kind == "claim":
+                return own, other, None
+            if own.record.clears or own.record.kind == "seal":
                 voucher = open_voucher(row.voucher, own.record, network=self._network)
-            elif row.voucher is not None:
+            else:
                 voucher = self._read(row.seq, row.voucher, Voucher)
             return own, other, voucher
 
@@ -121,12 +119,8 @@ class Replay:
         self.unverified.append((seq, unverified))
         return signed
 
-    def carry(self, row: Stored, turn: bytes | None = None) -> tuple[bytes, bytes]:
+    def take_old(self, row: Stored) -> tuple[bytes, bytes]:
         """Take an old entry; return the ids of its two halves.
-
-        Args:
-            row: the entry.
-            turn: of a claim.
 
         Raises:
             LedgerDamaged: it breaks a rule.
@@ -134,17 +128,21 @@ class Replay:
         seq, state = row.seq, self.state
         self.seq = seq
         own, other, voucher = self._opened(row)
-        if other is None or voucher is None or seq >= state.first_seq:
+        if other is None or voucher is None or seq >= state.first_seq or seq in self.old:
             raise damaged(seq, "it is no entry that both parties signed")
         if own.author != state.me or own.record.seq != seq:
             raise damaged(seq, "it is not this node's, or of another number")
         if (refusal := validation.check_old(own, other, voucher)) is not None:
             raise damaged(seq, refusal.sentence)
-        take_old(state, own, other, voucher.record, turn)
+        take_old(state, own, other, voucher.record)
+        self.old.add(seq)
         return own.id, other.id
 
-    def take(self, row: Stored) -> None:
+    def take(self, row: Stored) -> Claim | None:
         """Take the next half of the chain, with the answer that it is or has.
+
+        Returns:
+            The old entries that it claims, which are to be taken next, with `end_claim` after them.
 
         Raises:
             LedgerDamaged: it breaks a rule.
@@ -154,15 +152,32 @@ class Replay:
         if seq != state.next_seq:
             raise damaged(state.next_seq, "it is missing")
         own, other, voucher = self._opened(row)
-        if (voucher is not None) != (own.record.kind in BOTH_SIGN):
+        claims = own.record.kind == "claim"
+        if (row.voucher is not None) != (claims or own.record.kind in BOTH_SIGN):
             raise damaged(seq, "a voucher is missing, or there is one too many")
         initiator = other if own.record.link is not None else None
         refusal = validation.check_own_next(state, own, voucher=voucher, initiator=initiator)
         if refusal is not None:
             raise damaged(seq, refusal.sentence)
         append(state, own, initiator)
+        self.half = own.record
         if other is not None and initiator is None and seq not in self.held:
             self._settle(own, other)
+        if not claims or row.voucher is None:
+            return None
+        with intact(entry_of(seq)):
+            return Claim.from_bytes(row.voucher, size_max=CLAIM_BYTES_MAX)
+
+    def end_claim(self, claim: Claim, taken: Sequence[tuple[bytes, bytes]]) -> None:
+        """Check that the claim taken last is over the old entries that were taken after it.
+
+        Raises:
+            LedgerDamaged: it is over others.
+        """
+        half = self.half
+        if half.receipt != claim_hash(claim, taken) or half.amount_micro != len(taken):
+            raise damaged(half.seq, "it claims other entries than are stored")
+        self.state.heard[half.peer] = claim.start
 
     def answer(self, row: Stored) -> None:
         """Take the answer to an own half that was taken before.
@@ -191,13 +206,11 @@ class Past(Index):
 
     Args:
         live: the index of the book, as it goes on meanwhile.
-        claims: the numbers of all claims of the book.
     """
 
-    def __init__(self, live: Index, claims: Container[int]) -> None:
+    def __init__(self, live: Index) -> None:
         super().__init__()
         self._live = live
-        self._claims = claims
         self._read: dict[bytes, bytes] = {}
         """Rows that were looked up of late: most are needed again soon."""
         self.replay: Replay
@@ -217,9 +230,8 @@ class Past(Index):
 
     def _is_taken(self, seq: int) -> bool:
         state = self.replay.state
-        if seq >= state.first_seq:
-            return seq < state.next_seq and seq != self.replay.seq
-        return (seq in state.claims or seq not in self._claims) and seq != self.replay.seq
+        taken = seq < state.next_seq if seq >= state.first_seq else seq in self.replay.old
+        return taken and seq != self.replay.seq
 
     def compared(self, stored: Index, *, last: bool) -> int:
         """Compare what was made with what is stored, and forget it; return how many rows it was.
@@ -255,7 +267,7 @@ def check_end(state: LedgerState, mark: bytes | None) -> None:
     Raises:
         LedgerDamaged: it does not.
     """
-    end = chain_end_bytes(state.next_seq, state.head, state.claims_head)
+    end = chain_end_bytes(state.next_seq, state.head)
     if mark != end if mark is not None else state.halves or state.first_seq:
         raise damaged(state.next_seq, "the chain does not end where it should")
 

@@ -6,10 +6,9 @@ After a failed write the state is read again from the store.
 
 Keys, all under "ledger/": `half/<seq>` own halves, `other/<seq>` the peer's half
 beside it, `voucher/<seq>` what it rests on, `mark` the end of the chain,
-`restart` the present incarnation, `claim/<seq>` when an
-old half was taken after it had begun; `snapshot` the state at a half, and `index/` what is looked
+`restart` the present incarnation; `snapshot` the state at a half, and `index/` what is looked
 up of all entries before that half (`xsc.ledger.index`). Beside them `ledger-peer/<peer>` is the
-newest incarnation of a peer, `ledger-heard/<peer>` the own one in which it told its history, and
+newest incarnation of a peer, and
 `ledger-for/<seq>` the leases that an entry is for, which only people read; `ledger-loop/<id>` is a
 loop that this node has signed, until both its edges are booked, `ledger-signed/<peer>` the
 last checkpoint of a peer that this node signed or knows of. `ledger-seal/<history><position>`
@@ -20,7 +19,6 @@ entry that no seal names.
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -40,7 +38,6 @@ from xsc.ledger.forks import Forks
 from xsc.ledger.incarnation import (
     Incarnation,
     Restart,
-    carried_hash,
     open_incarnation,
     open_restart,
 )
@@ -60,10 +57,8 @@ VOUCHER: Final = _ROOT + b"voucher/"
 MARK: Final = _ROOT + b"mark"
 SNAPSHOT: Final = _ROOT + b"snapshot"
 RESTART: Final = _ROOT + b"restart"
-CLAIM: Final = _ROOT + b"claim/"
 FOR: Final = b"ledger-for/"
 PEER: Final = b"ledger-peer/"
-HEARD: Final = b"ledger-heard/"
 LOOP: Final = b"ledger-loop/"
 SIGNED: Final = b"ledger-signed/"
 SEAL: Final = b"ledger-seal/"
@@ -145,10 +140,6 @@ class Rows:
         get = self._store.get
         return audit.Stored(seq, *(get(key_of(each, seq)) for each in (HALF, OTHER, VOUCHER)))
 
-    def claims(self) -> dict[int, bytes]:
-        """Return the turn of each claim by its number."""
-        return {int.from_bytes(key, "big"): raw for key, raw in self.table(CLAIM)}
-
     def restart(self) -> Restart | None:
         """Return what the present incarnation began with; None in the first one.
 
@@ -161,56 +152,32 @@ class Rows:
         with intact("the restart of the ledger"):
             return open_restart(raw, author=self._me, network=self._network)
 
-    def begin(self, replay: Replay) -> Iterator[bool]:
-        """Begin the present incarnation with all that it took along; yield now and then.
-
-        Raises:
-            LedgerDamaged: it is not all there.
-        """
-        restart = self.restart()
-        if restart is None:
-            return
-        begin(replay.state, restart)
-        claims, carried = self.claims(), []
-        for row in self.stored(0, replay.state.first_seq):
-            if row.seq not in claims:
-                carried.append(replay.carry(row))
-                if len(carried) % STEP == 0:
-                    yield True
-        if carried_hash(restart.noted, carried) != restart.incarnation.record.carried:
-            raise errors.LedgerDamaged(
-                "the ledger does not hold what its incarnation took along",
-                hint="restore the home from a backup, or recover it: xsc node recover",
-            )
-
-    def walk(self, replay: Replay, stop: int = END, claims: int = END) -> Iterator[bool]:
-        """Take what follows, up to a number and so many claims; yield now and then.
+    def replay(self, replay: Replay, stop: int = END) -> Iterator[bool]:
+        """Take what follows on a state, up to a number; yield now and then.
 
         Raises:
             LedgerDamaged: names the first entry that breaks a rule.
         """
         state = replay.state
+        if not state.next_seq and (restart := self.restart()) is not None:
+            begin(state, restart)
         for seq in sorted(state.open):
             if seq not in replay.held:
                 replay.answer(self._one(seq))
-        turns = sorted(((turn, seq) for seq, turn in self.claims().items()), reverse=True)
-        turns = turns[max(0, len(turns) - claims) : len(turns) - len(state.claims)]
-
-        def take_claims(before_seq: int) -> None:
-            while turns and int.from_bytes(turns[-1][0][:8], "big") <= before_seq:
-                turn, seq = turns.pop()
-                replay.carry(self._one(seq), turn)
-
         stray = None
         for row in self.stored(state.next_seq, stop):
             if row.half is None:
                 stray = row.seq if stray is None else stray
                 continue
-            take_claims(row.seq)
-            replay.take(row)
+            if (claim := replay.take(row)) is not None:
+                taken = []
+                for seq in claim.seqs:
+                    taken.append(replay.take_old(self._one(seq)))
+                    if len(taken) % STEP == 0:
+                        yield True
+                replay.end_claim(claim, taken)
             if row.seq % STEP == 0:
                 yield True
-        take_claims(state.next_seq)
         if stray is not None:
             raise audit.stray(stray)
         yield True
@@ -334,13 +301,13 @@ class Chain:
         if snapshot is not None:
             state = restored(self.open_snapshot(snapshot), me=self.me, index=Index(self.store))
             replay = Replay(state, self.network)
-            deque(self.rows.walk(replay), 0)
+            deque(self.rows.replay(replay), 0)
         else:
             while page := [INDEX + key for key, _ in islice(self.table(INDEX), PAGE)]:
                 self.store.write([(key, None) for key in page], sync=False)
             state = LedgerState(self.me, index=Index(self.store))
             replay = Replay(state, self.network)
-            for _ in itertools.chain(self.rows.begin(replay), self.rows.walk(replay)):
+            for _ in self.rows.replay(replay):
                 replay.unverified.clear()
                 if len(state.index.changes) >= PAGE:
                     self.store.write(state.index.rows(), sync=False)
@@ -467,7 +434,7 @@ class Chain:
         )
         if refusal is not None:
             raise _error(refusal)
-        mark = audit.chain_end_bytes(seq + 1, own.id, self.state.claims_head)
+        mark = audit.chain_end_bytes(seq + 1, own.id)
         changes: list[Change] = [(MARK, mark)]
         if voucher is not None:
             changes.append((key_of(VOUCHER, seq), voucher.raw))

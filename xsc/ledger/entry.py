@@ -22,7 +22,9 @@ from xsc.base import errors, limits
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 
 Id16 = Annotated[bytes, Field(min_length=16, max_length=16)]
-EntryKind = Literal["open", "pend", "post", "void", "expire", "limit", "clear", "correct", "seal"]
+EntryKind = Literal[
+    "open", "pend", "post", "void", "expire", "limit", "clear", "correct", "seal", "claim"
+]
 
 XID_BYTES = 16
 GENESIS = b"\0" * 32
@@ -41,7 +43,7 @@ class Half(Record):
     `open` says that the peer may owe the author what follows from its rule, `limit` how
     much it may owe whatever that says; `post` moves an
     amount; `void` withdraws a `post` of the author's that the peer refused; `seal` puts the
-    entries of both parties in an order.
+    entries of both parties in an order; `claim` takes entries of earlier incarnations.
     The other kinds have their place in the format and are refused until rules
     for them exist.
     """
@@ -65,14 +67,14 @@ class Half(Record):
     credit: Id32
     """The node that is owed. Of a seal, who starts it."""
     amount_micro: Count
-    """Of a seal, a number of entries."""
+    """Of a seal or a claim, a number of entries."""
     ref: Id16 | None = None
     """The `xid` of the entry that this one resolves."""
     expires_ms: Count | None = None
     account: Id32 | None = None
     receipt: Id32 | None = None
     """Record id of the debtor's voucher that the entry rests on, or of a loop; hash of what a seal
-    names."""
+    or a claim names."""
     created_ms: Count = 0
     memo: Id32 | None = None
     """Hash of a text that the parties keep to themselves."""

@@ -8,21 +8,22 @@ peers show. What a peer shows later is taken as a claim. The rules are in `recov
 from __future__ import annotations
 
 import asyncio
+import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from xsc.base import encoding, fields, ids, keyvalue, merkle
+from xsc.base import encoding, fields, ids, keyvalue, merkle, peering
 from xsc.base.errors import LedgerDamaged, PeerSilent, ReceiptInvalid, RecordInvalid, XscError
 from xsc.base.limits import PEER_TIMEOUT_MS
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, read_claimed, sign
 from xsc.ledger.audit import chain_end_bytes
 from xsc.ledger.chain import (
-    CLAIM,
+    FOR,
     HALF,
-    HEARD,
     MARK,
     OTHER,
     PEER,
@@ -37,8 +38,17 @@ from xsc.ledger.chain import (
     rows_of,
 )
 from xsc.ledger.checkpoint import Checkpoint, open_checkpoint, open_mark
-from xsc.ledger.entry import GENESIS, Half, open_half
-from xsc.ledger.incarnation import Incarnation, Noted, Restart, open_incarnation, restart_bytes
+from xsc.ledger.entry import UNIT_NONE, XID_BYTES, Half, open_half
+from xsc.ledger.incarnation import (
+    ALL_TOLD,
+    Claim,
+    Incarnation,
+    Noted,
+    Restart,
+    claim_hash,
+    open_incarnation,
+    restart_bytes,
+)
 from xsc.ledger.leaves import Leaves
 from xsc.ledger.recovery import (
     Old,
@@ -47,7 +57,6 @@ from xsc.ledger.recovery import (
     lacks_incarnation,
     merged,
     plan,
-    turns_of,
 )
 from xsc.ledger.state import take_old
 from xsc.ledger.statement import known_peers, note_accounts
@@ -80,12 +89,11 @@ class HistoryExchange:
         self._key = context.key
         self._network = context.network
         self._clock = context.clock
+        self._entropy = context.entropy
         self._executor = context.executor
         self._caller = context.caller
         self._log = context.log
         self._chain = chain
-        self._shown_to: dict[bytes, int] = {}
-        """By peer, the number from which on it is asked: it did not send all of its claims."""
 
     async def restart(self, peers: Sequence[bytes], noted: Noted) -> Restarted:
         """Begin a new incarnation with the entries that the own store and peers show.
@@ -99,49 +107,77 @@ class HistoryExchange:
         """
         if self._chain.state.next_seq > noted.next_seq:
             noted = note_accounts(self._chain.state)
-        shown: dict[bytes, list[Old]] = {peer: [] for peer in peers}
-        answers = await asyncio.gather(*(self._ask(peer, shown[peer]) for peer in peers))
-        heard = {peer: raw for peer, raw in zip(peers, answers, strict=True) if raw is not None}
-        entries = [item for peer in peers for item in shown[peer]]
-        await self._chain.exclusive(self._begin_anew, entries, heard, noted)
+        known = await asyncio.gather(*map(self._known_to, peers))
+        await self._chain.exclusive(self._begin_anew, known, noted)
         self._chain.recovering = False
-        silent = tuple(peer for peer in peers if peer not in heard)
+        await self._chain.commit(self._claim_own)
+        told = await asyncio.gather(*map(self._told, peers))
         state = self._chain.state
         unproven = {
             peer: micro for peer in known_peers(state) if (micro := state.unproven_micro(peer))
         }
-        return Restarted(silent, unproven)
+        return Restarted(tuple(itertools.compress(peers, map(operator.not_, told))), unproven)
 
-    async def _ask(self, peer: bytes, shown: list[Old]) -> int | None:
-        """Fetch a peer's history; return the number of the newest own incarnation it knows."""
+    async def _known_to(self, peer: bytes) -> tuple[int, Signed[Half] | None]:
+        """Return a number above all that a peer knows of the own chain, and the last half."""
         try:
-            return await self._history(peer, shown)
+            reply = await self._ask_head(peer)
+            told, last = self._told_of_me(reply.header), self._shown_head(peer, reply.header)
+        except XscError as fault:
+            self._log.info("ledger.head_not_confirmed", peer=ids.short(peer), code=fault.code)
+            return 0, None
+        first = 0 if told is None else told.record.first_seq
+        return (first, None) if last is None else (max(first, last.record.seq + 1), last)
+
+    async def _told(self, peer: bytes) -> bool:
+        """Take what a peer shows of earlier incarnations; return whether that was all."""
+        try:
+            await self.hear(peer)
         except XscError as fault:
             self._log.warning("ledger.history_untold", peer=ids.short(peer), code=fault.code)
-            return None
+            return False
+        return True
 
     async def _begin_anew(
-        self, shown: Sequence[Old], heard: dict[bytes, int], noted: Noted
+        self, known: Sequence[tuple[int, Signed[Half] | None]], noted: Noted
     ) -> None:
         def work() -> list[keyvalue.Change]:
             rows = [*self._chain.rows.stored()]
-            entries = merged([*known_entries(rows, network=self._network), *shown])
-            known = {row.seq + 1 for row in rows} | {self._chain.state.next_seq}
-            known |= {item.half.record.seq + 1 for item in entries} | {*heard.values()}
-            record = plan(entries, noted, highest_seq=max(known), now_ms=self._clock.now_ms())
+            kept = known_entries(rows, network=self._network)
+            lasts = [half for _, half in known if half is not None]
+            lasts += [item.half for item in kept[-1:]]
+            record = plan(
+                max(lasts, key=lambda half: half.record.seq, default=None),
+                noted,
+                highest_seq=max(
+                    self._chain.state.next_seq,
+                    *(row.seq + 1 for row in rows[-1:]),
+                    *(seq for seq, _ in known),
+                    0,
+                ),
+                now_ms=self._clock.now_ms(),
+            )
             signed = sign(record, self._key, self._network)
             changes: list[keyvalue.Change] = [(SNAPSHOT, None)]
-            for prefix in (HALF, OTHER, VOUCHER, CLAIM, HEARD, SEAL, UNSEALED):
+            for prefix in (HALF, OTHER, VOUCHER, FOR, SEAL, UNSEALED):
                 changes += [(prefix + key, None) for key, _ in self._chain.table(prefix)]
-            for item in entries:
+            for item in kept:
                 changes += rows_of(item)
-            changes += [(HEARD + peer, b"") for peer in heard]
             changes.append((RESTART, restart_bytes(Restart(signed, noted))))
-            changes.append((MARK, chain_end_bytes(record.first_seq, signed.id, GENESIS)))
+            changes.append((MARK, chain_end_bytes(record.first_seq, signed.id)))
             return changes
 
         await self._chain.write(await self._executor.run(work))
         self._chain.state = await self._executor.run(self._chain.load)
+
+    def _claim_own(self) -> None:
+        """Claim the entries that the own store has, peer by peer."""
+        by_peer: dict[bytes, list[Old]] = {}
+        rows = self._chain.rows.stored(0, self._chain.state.first_seq)
+        for item in known_entries(rows, network=self._network):
+            by_peer.setdefault(item.other.author, []).append(item)
+        for peer, items in sorted(by_peer.items()):
+            self._claim(peer, items, 0)
 
     async def hear(self, peer: bytes) -> None:
         """Ask a peer, once in an incarnation, for the entries of earlier ones.
@@ -156,48 +192,60 @@ class HistoryExchange:
 
     def is_heard(self, peer: bytes) -> bool:
         """Return whether a peer has told what it holds since this incarnation began."""
-        return self._chain.restart is None or self._chain.store.get(HEARD + peer) is not None
+        return self._chain.restart is None or self._chain.state.heard.get(peer) == ALL_TOLD
 
     async def _claims_of(self, peer: bytes) -> None:
-        """Take the claims that a peer shows; where it stops, the next call goes on from there."""
+        """Claim what a peer shows; where it stops, the next call goes on from there."""
         shown: list[Old] = []
+        heard = self._chain.state.heard.get(peer, 0)
         try:
-            await self._history(peer, shown, start=self._shown_to.get(peer, 0))
+            await self._history(peer, shown, start=heard if heard < ALL_TOLD else 0)
         except XscError:
             if shown:
-                self._shown_to[peer] = shown[-1].half.record.seq + 1
-            await self._chain.exclusive(self._take_claims, peer, shown, heard=False)
+                go_on = shown[-1].half.record.seq + 1
+                await self._chain.commit(self._take_claims, peer, shown, go_on)
             raise
-        self._shown_to.pop(peer, None)
-        await self._chain.exclusive(self._take_claims, peer, shown, heard=True)
+        await self._chain.commit(self._take_claims, peer, shown, ALL_TOLD)
 
-    async def _take_claims(self, peer: bytes, shown: Sequence[Old], *, heard: bool) -> None:
-        """Take the entries of earlier incarnations that a peer shows and this ledger lacks."""
-        state = self._chain.state
+    def _take_claims(self, peer: bytes, shown: Sequence[Old], start: int) -> None:
+        """Claim the entries of earlier incarnations that a peer shows and this ledger lacks."""
         late = []
         for item in merged(shown):
             seq = item.half.record.seq
-            if seq >= state.first_seq:
+            if seq >= self._chain.state.first_seq:
                 continue  # `_confirm` checks those
-            known = self._chain.store.get(key_of(HALF, seq))
+            known = self._chain.get(key_of(HALF, seq))
             if known is None:
                 late.append(item)
             elif known != item.half.raw:
                 self._log.warning("ledger.claim_number_taken", peer=ids.short(peer), entry=seq)
-        turns, claims_head = turns_of(state, late)
-        changes: list[keyvalue.Change] = [(HEARD + peer, b"")] if heard else []
-        for item, turn in zip(late, turns, strict=True):
-            changes += [*rows_of(item), (key_of(CLAIM, item.half.record.seq), turn)]
-        if late:
-            changes.append((MARK, chain_end_bytes(state.next_seq, state.head, claims_head)))
-        self._chain.put(changes)
-        for item, turn in zip(late, turns, strict=True):
-            take_old(state, item.half, item.other, item.voucher.record, turn)
         if late:
             self._log.warning("ledger.claims", peer=ids.short(peer), entries=len(late))
+        heard = self._chain.state.heard.get(peer, 0)
+        if late or heard < start == ALL_TOLD:
+            self._claim(peer, late, max(heard, start))
 
-    async def _history(self, peer: bytes, shown: list[Old], *, start: int = 0) -> int:
-        """Fetch a peer's entries of the own chain; return the newest own incarnation it knows.
+    def _claim(self, peer: bytes, items: Sequence[Old], start: int) -> None:
+        claim = Claim(seqs=tuple(item.half.record.seq for item in items), start=start)
+        half = Half(
+            kind="claim",
+            unit=UNIT_NONE,
+            peer=peer,
+            debit=peer,
+            credit=self._key.node_id,
+            xid=self._entropy.token(XID_BYTES),
+            amount_micro=len(items),
+            receipt=claim_hash(claim, ((item.half.id, item.other.id) for item in items)),
+        )
+        seq = self._chain.extend(half).seq
+        self._chain.put([(key_of(VOUCHER, seq), claim.to_bytes())])
+        for item in items:
+            self._chain.put(rows_of(item))
+            take_old(self._chain.state, item.half, item.other, item.voucher.record)
+        self._chain.state.heard[peer] = start
+
+    async def _history(self, peer: bytes, shown: list[Old], *, start: int) -> None:
+        """Fetch a peer's entries of the own chain.
 
         Args:
             peer: the peer to ask.
@@ -205,7 +253,7 @@ class HistoryExchange:
             start: number of the first entry.
         """
         end_ms = self._clock.monotonic_ms() + HISTORY_TIMEOUT_MS
-        wrong, more, newest = 0, True, 0
+        wrong, more = 0, True
         while more:
             left_ms = end_ms - self._clock.monotonic_ms()
             if left_ms <= 0:
@@ -216,8 +264,6 @@ class HistoryExchange:
                 {"v": 1, "start": start},
                 timeout_ms=min(left_ms, PEER_TIMEOUT_MS),
             )
-            if (told := self._told_of_me(reply.header)) is not None:
-                newest = max(newest, told.record.first_seq)
             items = fields.take_list(reply.header, "items", most=LEDGER_HISTORY_ITEMS_MAX)
             for item in items:
                 if not isinstance(item, dict):
@@ -236,7 +282,6 @@ class HistoryExchange:
                 # Valid entries are bounded by the chain, invalid ones are not.
                 raise RecordInvalid("a history shows too much that does not hold")
             more = fields.take_bool(reply.header, "more") and bool(items)
-        return newest
 
     def _told_of_me(self, header: dict[str, encoding.Value]) -> Signed[Incarnation] | None:
         """Return the own incarnation that a peer shows; None where it shows none."""
@@ -264,20 +309,16 @@ class HistoryExchange:
 
     async def _confirm_at(self, peer: bytes, claims: bool) -> bool:
         """Ask one peer; return whether it answered."""
-        restart = None if self._chain.restart is None else self._chain.restart.incarnation.raw
         try:
-            reply = await self._caller.call(
-                peer, HEAD, {"v": 1, "incarnation": restart}, timeout_ms=LEDGER_HEAD_TIMEOUT_MS
-            )
-            fields.take_int(reply.header, "next_seq")
+            reply = await self._ask_head(peer)
             if lacks_incarnation(self._chain.restart, self._told_of_me(reply.header)):
                 raise LedgerDamaged(
                     f"{ids.short(peer)} holds an incarnation of this node that its own ledger "
                     "lacks: this home is an old copy",
                     hint="use the home that was recovered last, or recover it: xsc node recover",
                 )
-            if reply.header.get("yours") is not None:
-                self._confirm(peer, fields.take_bytes(reply.header, "yours"))
+            if (mine := self._shown_head(peer, reply.header)) is not None:
+                self._confirm(peer, mine)
             if (raw := fields.take_opt_bytes(reply.header, "checkpoint")) is not None:
                 own = open_checkpoint(raw, network=self._network)
                 await self._executor.run(self._confirm_checkpoint, peer, own)
@@ -293,10 +334,23 @@ class HistoryExchange:
             return False
         return True
 
-    def _confirm(self, peer: bytes, raw: bytes) -> None:
+    async def _ask_head(self, peer: bytes) -> peering.Reply:
+        """Tell a peer the own incarnation, and ask where it has seen the own chain end."""
+        restart = None if self._chain.restart is None else self._chain.restart.incarnation.raw
+        return await self._caller.call(
+            peer, HEAD, {"v": 1, "incarnation": restart}, timeout_ms=LEDGER_HEAD_TIMEOUT_MS
+        )
+
+    def _shown_head(self, peer: bytes, header: dict[str, encoding.Value]) -> Signed[Half] | None:
+        """Return the newest half of this node that a peer shows in its answer."""
+        if (raw := fields.take_opt_bytes(header, "yours")) is None:
+            return None
         mine = open_half(raw, network=self._network)
         if mine.author != self._key.node_id:
             raise ReceiptInvalid(f"{ids.short(peer)} shows an entry of another node as this node's")
+        return mine
+
+    def _confirm(self, peer: bytes, mine: Signed[Half]) -> None:
         seq = mine.record.seq
         if seq < self._chain.state.first_seq:
             return  # a claim, at most
@@ -347,7 +401,6 @@ class HistoryExchange:
             "v": 1,
             "items": items,
             "more": next(seen, None) is not None,
-            "incarnation": self._chain.store.get(PEER + caller),
         }, ()
 
     async def on_head(

@@ -12,8 +12,10 @@ the chain, and are bounded by the debtor's vouchers. Laws: docs/design/ledger.md
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
@@ -24,6 +26,9 @@ from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 NOTED_ACCOUNTS_MAX = 2**14
 """Accounts of which the directory head says how they stand: half a head."""
 
+ALL_TOLD = 2**63 - 1
+"""Above every number."""
+CLAIM_BYTES_MAX = 64 * limits.MIB
 _NOTED_BYTES_MAX = limits.DIRECTORY_HEAD_BYTES_MAX
 
 
@@ -36,8 +41,8 @@ class Incarnation(Record):
     """Number of the last half before it that was proven; 0 where none was."""
     proven: Id32
     """Its id; GENESIS where none was."""
-    carried: Id32
-    """Hash over all that was taken along."""
+    noted: Id32
+    """Hash of what was noted of the ledger."""
     created_ms: Count
 
 
@@ -92,15 +97,23 @@ def open_noted(raw: bytes) -> Noted:
     return Noted.from_bytes(raw, size_max=_NOTED_BYTES_MAX)
 
 
-def carried_hash(noted: Noted, old: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return the hash over what an incarnation takes along.
+class Claim(Record):
+    """The entries of earlier incarnations that a claim takes: of the own store, or of a peer."""
+
+    seqs: tuple[Count, ...]
+    """The numbers of the own halves."""
+    start: Count
+    """From which number on the peer is asked for more; ALL_TOLD if there is no more."""
+
+
+def claim_hash(claim: Claim, taken: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the hash by which its half names a claim.
 
     Args:
-        noted: what was noted of the ledger.
-        old: the ids of each old half and of the one beside it, in order of number.
+        claim: the claim.
+        taken: the ids of each own half and of the one beside it, in its order.
     """
-    listed: list[encoding.Value] = [[own, other] for own, other in old]
-    return encoding.tagged_sha256("ledger_carried", encoding.encode([noted.to_bytes(), listed]))
+    return encoding.tagged_sha256("ledger_claim", claim.to_bytes(), *chain.from_iterable(taken))
 
 
 def restart_bytes(restart: Restart) -> bytes:
@@ -129,7 +142,7 @@ def open_restart(raw: bytes, *, author: bytes, network: bytes) -> Restart:
     """
     match encoding.decode(raw, size_max=2 * _NOTED_BYTES_MAX):
         case {"v": 1, "incarnation": bytes(inner), "noted": bytes(noted), **rest} if not rest:
-            return Restart(
-                open_incarnation(inner, author=author, network=network), open_noted(noted)
-            )
+            incarnation = open_incarnation(inner, author=author, network=network)
+            if incarnation.record.noted == hashlib.sha256(noted).digest():
+                return Restart(incarnation, open_noted(noted))
     raise errors.RecordInvalid("the restart of the ledger is of no known form")

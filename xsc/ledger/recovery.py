@@ -8,16 +8,16 @@ Laws: docs/design/ledger.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from xsc.base import errors, fields, limits
 from xsc.base.encoding import Value
 from xsc.identity.envelope import Signed
 from xsc.ledger import audit, entry
-from xsc.ledger.incarnation import Incarnation, Noted, Restart, carried_hash
+from xsc.ledger.incarnation import Incarnation, Noted, Restart
 from xsc.ledger.loop import open_voucher
-from xsc.ledger.state import LedgerState, next_claim
 from xsc.ledger.validation import check_old
 from xsc.terms.voucher import Voucher
 
@@ -86,31 +86,23 @@ def lacks_incarnation(known: Restart | None, told: Signed[Incarnation] | None) -
     return first > own_first or (first == own_first and told.raw != own.raw)
 
 
-def turns_of(state: LedgerState, late: Sequence[Old]) -> tuple[list[bytes], bytes]:
-    """Return the row of each claim that is taken now, and the hash over all claims with them."""
-    turns, claims_head = [], state.claims_head
-    for number, item in enumerate(late, len(state.claims)):
-        turns.append(audit.claim_bytes(state.next_seq, number))
-        claims_head = next_claim(claims_head, turns[-1], item.half.id, item.other.id)
-    return turns, claims_head
-
-
-def plan(old: Sequence[Old], noted: Noted, *, highest_seq: int, now_ms: int) -> Incarnation:
+def plan(
+    last: Signed[entry.Half] | None, noted: Noted, *, highest_seq: int, now_ms: int
+) -> Incarnation:
     """Return the incarnation that follows on what is known.
 
     Args:
-        old: what is taken along, in order of number.
+        last: the last half that is proven.
         noted: what the directory says of the ledger.
         highest_seq: above every number that is known to have been used.
         now_ms: the time. It is the number, too: two restarts of which the second does not
             know the first have two numbers all the same.
     """
     known = max(highest_seq, noted.next_seq)
-    last = old[-1].half if old else None
     return Incarnation(
         first_seq=max(now_ms, known + limits.INCARNATION_GAP),
         proven_seq=0 if last is None else last.record.seq,
         proven=entry.GENESIS if last is None else last.id,
-        carried=carried_hash(noted, ((item.half.id, item.other.id) for item in old)),
+        noted=hashlib.sha256(noted.to_bytes()).digest(),
         created_ms=now_ms,
     )

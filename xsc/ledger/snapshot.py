@@ -16,9 +16,9 @@ from xsc.ledger.state import LedgerState, Open
 SNAPSHOT_BYTES_MAX = 64 * MIB
 """Some hundred bytes a peer."""
 
-_NUMBERS: Final = ("next_seq", "head", "first_seq", "noted_seq", "claims_head", "halves")
-_SUMS: Final = ("balances", "limits", "noted", "shown", "dealt", "old", "promised")
-_SETS: Final = ("opened", "voided", "claims", "covered")
+_NUMBERS: Final = ("next_seq", "head", "first_seq", "noted_seq", "halves")
+_SUMS: Final = ("balances", "limits", "noted", "shown", "dealt", "old", "heard", "promised")
+_SETS: Final = ("opened", "voided", "covered")
 
 
 class Snapshot(Record):
@@ -31,7 +31,6 @@ class Snapshot(Record):
     """The id of the half before `next_seq`: the snapshot is of this chain and no other."""
     first_seq: Count
     noted_seq: Count
-    claims_head: Id32
     halves: Count
     balances: tuple[tuple[Id32, int], ...]
     limits: tuple[tuple[Id32, int], ...]
@@ -39,9 +38,9 @@ class Snapshot(Record):
     shown: tuple[tuple[Id32, int], ...]
     dealt: tuple[tuple[Id32, int], ...]
     old: tuple[tuple[Id32, int], ...]
+    heard: tuple[tuple[Id32, int], ...]
     opened: tuple[Id32, ...]
     voided: tuple[Count, ...]
-    claims: tuple[Count, ...]
     covered: tuple[Count, ...]
     settled: tuple[tuple[Id32, tuple[tuple[tuple[Id32, Id32], int], ...]], ...]
     """By account, debtor and creditor."""

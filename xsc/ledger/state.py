@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from xsc.base.encoding import tagged_sha256
 from xsc.identity.envelope import Signed
 from xsc.ledger.entry import GENESIS, Half
 from xsc.ledger.flows import Flows
@@ -70,10 +69,8 @@ class LedgerState:
     """Per peer, what the old halves that are in what was noted add up to."""
     promised: dict[tuple[bytes, bytes, bytes], int] = field(default_factory=dict)
     """Per account, debtor and creditor, the highest voucher under an old half."""
-    claims_head: bytes = GENESIS
-    """Hash over all claims, in the order of taking."""
-    claims: set[int] = field(default_factory=set)
-    """Old halves that came after the incarnation had begun, by sequence number."""
+    heard: dict[bytes, int] = field(default_factory=dict)
+    """Per peer, from which number on it is asked for old entries; ALL_TOLD of who told all."""
     covered: set[int] = field(default_factory=set)
     """Old halves whose voucher was booked in full already: they count nothing."""
     loops: dict[bytes, SignedLoop] = field(default_factory=dict)
@@ -202,7 +199,7 @@ def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None
         assert known is not None
         del state.open[known.seq]
         state.voided.add(known.seq)
-    elif initiator is None:
+    elif initiator is None and half.kind != "claim":
         assert half.account is not None
         state.open[half.seq] = Open(half.peer, half.account, half.moves_micro)
     _list(state, half, initiator or own)
@@ -210,11 +207,6 @@ def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None
         _settle(state, half, initiator)
     state.next_seq += 1
     state.head = own.id
-
-
-def next_claim(before: bytes, turn: bytes, own_id: bytes, other_id: bytes) -> bytes:
-    """Return the hash over all claims where one is added."""
-    return tagged_sha256("ledger_claim", before, turn, own_id, other_id)
 
 
 def _list(state: LedgerState, half: Half, first: Signed[Half]) -> None:
@@ -245,7 +237,6 @@ def take_old(
     own: Signed[Half],
     other: Signed[Half],
     voucher: Voucher,
-    turn: bytes | None = None,
 ) -> None:
     """Take an entry of an incarnation before.
 
@@ -257,7 +248,6 @@ def take_old(
         own: the own half.
         other: the peer's.
         voucher: what it rests on.
-        turn: when it was taken, where that was after the present incarnation had begun.
     """
     half = own.record
     assert half.account is not None
@@ -276,9 +266,6 @@ def take_old(
         _see(state, half, other)
     else:
         _settle(state, half, other)
-    if turn is not None:
-        state.claims.add(half.seq)
-        state.claims_head = next_claim(state.claims_head, turn, own.id, other.id)
     state.old[half.peer] = state.old.get(half.peer, 0) + 1
 
 

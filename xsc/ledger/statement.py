@@ -199,4 +199,4 @@ def _entry_state(state: LedgerState, half: entry.Half) -> EntryState:
         return "void"
     if half.seq in state.covered:
         return "covered"
-    return "claim" if half.seq in state.claims else "settled"
+    return "settled"

@@ -48,10 +48,11 @@ def _same_content(a: Half, b: Half) -> bool:
 
 def _check_form(half: Half) -> Refusal | None:
     """Check what a half of each kind must and must not carry."""
-    if half.kind not in ("open", "limit", "post", "void", "seal"):
+    if half.kind not in ("open", "limit", "post", "void", "seal", "claim"):
         return Refusal("kind_unknown", f"entries of kind '{half.kind}' are not booked here")
-    units = {"seal": (UNIT_NONE,), "void": (UNIT_NONE, UNIT_CREDIT)}.get(half.kind, (UNIT_CREDIT,))
-    if half.unit not in units:
+    none = (UNIT_NONE,)
+    units = {"seal": none, "claim": none, "void": (*none, UNIT_CREDIT)}
+    if half.unit not in units.get(half.kind, (UNIT_CREDIT,)):
         return Refusal("unit_unknown", f"unit {half.unit} is not booked here")
     if half.expires_ms is not None or half.memo is not None:
         return Refusal("fields_wrong", f"a '{half.kind}' neither expires nor carries a memo")
@@ -59,8 +60,10 @@ def _check_form(half: Half) -> Refusal | None:
         return Refusal("fields_wrong", "a 'void' names the entry that it withdraws, no other does")
     if (half.kind in (*BOTH_SIGN, "void")) != (half.account is not None):
         return Refusal("fields_wrong", "a 'post', 'seal' or 'void' names an account, no other does")
-    if (half.kind in BOTH_SIGN) != (half.receipt is not None):
-        return Refusal("fields_wrong", "a 'post' or 'seal' names what it rests on, no other does")
+    if (half.kind in (*BOTH_SIGN, "claim")) != (half.receipt is not None):
+        return Refusal(
+            "fields_wrong", "a 'post', 'seal' or 'claim' names what it rests on, no other does"
+        )
     if half.kind not in BOTH_SIGN and half.link is not None:
         return Refusal("fields_wrong", f"a '{half.kind}' answers nothing")
     # Two that start at once would wait for each other.

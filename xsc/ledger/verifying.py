@@ -7,7 +7,6 @@ for answers, which are left out where they came later.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -105,7 +104,7 @@ async def _check(check: Check, read: Sequence[tuple[int, Unverified]]) -> None:
 
 async def _begin(chain: Chain) -> tuple[Replay, Iterator[bool]]:
     """Begin while nothing is written."""
-    past = Past(chain.state.index, chain.rows.claims())
+    past = Past(chain.state.index)
     past.replay = replay = Replay(LedgerState(chain.me, index=past), chain.network)
     steps = _steps(chain, replay, past)
     next(steps)
@@ -126,16 +125,13 @@ def _steps(chain: Chain, replay: Replay, past: Past) -> Iterator[bool]:
     for seq, *_ in now.open:
         if chain.store.get(key_of(OTHER, seq)) is not None:
             raise audit.damaged(seq, "the store has an answer to it that was never taken")
+    old = {row.seq for row in rows.stored(0, now.first_seq)}
     yield True
     count = 0
-    if raw is None:
-        yield from rows.begin(replay)
-    else:
+    if raw is not None:
         said = chain.open_snapshot(raw)
         replay.held = {seq for seq, *_ in said.open}
-        for _ in itertools.chain(
-            rows.begin(replay), rows.walk(replay, said.next_seq, len(said.claims))
-        ):
+        for _ in rows.replay(replay, said.next_seq):
             yield True
             count += past.compared(stored, last=False)
         count += past.compared(stored, last=True)
@@ -144,7 +140,9 @@ def _steps(chain: Chain, replay: Replay, past: Past) -> Iterator[bool]:
     if sum(1 for _ in chain.table(INDEX)) != count:
         raise audit.index_damaged()
     replay.held = {seq for seq, *_ in now.open}
-    yield from rows.walk(replay, now.next_seq, len(now.claims))
+    yield from rows.replay(replay, now.next_seq)
     audit.check_end(state, mark)
+    for seq in sorted(old - replay.old):
+        raise audit.damaged(seq, "it is of an earlier incarnation, and nothing claims it")
     if snapshot_of(state) != now or past.changes != changes:
         raise audit.index_damaged()

@@ -13,7 +13,7 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.ledger.chain import CLAIM, HALF, MARK, OTHER, RESTART, VOUCHER, key_of
+from xsc.ledger.chain import HALF, MARK, OTHER, RESTART, VOUCHER, key_of
 from xsc.ledger.exchange import Restarted
 from xsc.ledger.incarnation import Noted
 from xsc.ledger.limits import LimitSettings
@@ -58,13 +58,12 @@ class Stored:
     others: dict[int, bytes]
     vouchers: dict[int, bytes]
     restart: bytes | None
-    claims: dict[int, bytes]
 
     def rows(self) -> list[tuple[bytes, bytes]]:
         one = [(MARK, self.mark), (RESTART, self.restart)]
         rows = [(key, raw) for key, raw in one if raw is not None]
         tables = [(HALF, self.halves), (OTHER, self.others)]
-        tables += [(VOUCHER, self.vouchers), (CLAIM, self.claims)]
+        tables += [(VOUCHER, self.vouchers)]
         for name, table in tables:
             rows += [(key_of(name, seq), raw) for seq, raw in table.items()]
         return rows
@@ -123,7 +122,6 @@ class Member:
             others=numbered(OTHER),
             vouchers=numbered(VOUCHER),
             restart=self.store.get(RESTART),
-            claims=numbered(CLAIM),
         )
 
     def beside(self) -> list[tuple[bytes, bytes]]:

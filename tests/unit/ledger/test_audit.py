@@ -13,7 +13,6 @@ from xsc.identity.envelope import read_claimed, sign
 from xsc.identity.keys import network_id
 from xsc.ledger.audit import (
     chain_end_bytes,
-    claim_bytes,
     verify_settled,
 )
 from xsc.ledger.entry import (
@@ -23,7 +22,7 @@ from xsc.ledger.entry import (
     counter_half,
     open_half,
 )
-from xsc.ledger.incarnation import carried_hash, open_restart, restart_bytes
+from xsc.ledger.incarnation import Claim, open_restart, restart_bytes
 from xsc.ledger.proposals import PROPOSE
 from xsc.terms.voucher import Voucher, off_books_account
 
@@ -126,11 +125,10 @@ async def test_a_book_replays_to_the_state_that_the_service_has(a, signatures):
 @pytest.mark.parametrize("signatures", [True, False])
 async def test_a_book_that_began_anew_replays_with_what_it_took_along(restarted, signatures):
     rows = restarted.rows()
-    assert len(rows.claims) == 1
+    assert len(by_kind(rows, "claim")) == 2
     assert min(rows.halves) < restarted.ledger.chain.state.first_seq
     found = await audited(restarted, rows, signatures=signatures)
     assert digest(found.state) == digest(restarted.ledger.chain.state)
-    assert found.state.claims == set(rows.claims)
     assert found.settled == 5
 
 
@@ -146,9 +144,9 @@ async def test_an_empty_store_is_an_empty_book(circle):
         b"",
         b"\xff",
         encode(1),
-        encode({"v": 2, "next_seq": 5, "head": GENESIS, "claims": GENESIS}),
-        encode({"v": 1, "next_seq": 5, "head": GENESIS, "claims": GENESIS, "more": 0}),
-        encode({"v": 1, "next_seq": "5", "head": GENESIS, "claims": GENESIS}),
+        encode({"v": 2, "next_seq": 5, "head": GENESIS}),
+        encode({"v": 1, "next_seq": 5, "head": GENESIS, "more": 0}),
+        encode({"v": 1, "next_seq": "5", "head": GENESIS}),
     ],
 )
 async def test_a_damaged_mark_is_named(a, mark):
@@ -158,14 +156,9 @@ async def test_a_damaged_mark_is_named(a, mark):
 async def test_the_mark_says_where_the_chain_ends(a):
     rows = a.rows()
     state = (await audited(a)).state
-    right = (state.next_seq, state.head, state.claims_head)
+    right = (state.next_seq, state.head)
     assert rows.mark == chain_end_bytes(*right)
-    for wrong in (
-        (3, *right[1:]),
-        (5, *right[1:]),
-        (right[0], GENESIS, right[2]),
-        (*right[:2], b"c" * 32),
-    ):
+    for wrong in ((3, right[1]), (5, right[1]), (right[0], GENESIS)):
         await damaged(a, "entry 4 .* does not end where it should", mark=chain_end_bytes(*wrong))
     await damaged(a, "does not end where it should", mark=None)
     # Only the last half is missing, and its vouchers with it.
@@ -178,7 +171,7 @@ async def test_the_mark_says_where_the_chain_ends(a):
 
 
 async def test_a_mark_in_an_empty_store_is_damage(circle):
-    nothing = chain_end_bytes(1, GENESIS, GENESIS)
+    nothing = chain_end_bytes(1, GENESIS)
     await damaged(circle.members[0], "does not end", mark=nothing)
 
 
@@ -259,23 +252,31 @@ async def test_signatures_are_verified_only_where_that_is_asked(a):
             assert (await audited(a, bad, signatures=False)).settled == 2
 
 
-def test_a_claim_keeps_its_turn():
-    assert claim_bytes(1, 2) == bytes([0] * 7 + [1] + [0] * 7 + [2])
-    assert claim_bytes(2**63, 2**63) == bytes([128] + [0] * 7) * 2
-
-
-async def test_claims_are_taken_at_their_turn_and_in_their_order(restarted):
+async def test_a_claim_is_over_the_entries_that_it_names(restarted):
     rows = restarted.rows()
-    ((seq, turn),) = rows.claims.items()
-    at = int.from_bytes(turn[:8], "big")
-    assert at > restarted.ledger.chain.state.first_seq
-    for other in (at - 1, at + 1, 2**40):
-        moved = {seq: claim_bytes(other, int.from_bytes(turn[8:], "big"))}
-        await damaged(restarted, "does not end where it should|entry", claims=moved)
-    await damaged(restarted, "what its incarnation took along", claims={})
+    numbers = by_kind(rows, "claim")
+    for seq in numbers:
+        said = Claim.from_bytes(rows.vouchers[seq])
+
+        async def wrong(says, raw, seq=seq):
+            await damaged(restarted, f"entry {seq} .*{says}", vouchers={**rows.vouchers, seq: raw})
+
+        for changed in ({"start": said.start - 1}, {"seqs": said.seqs[:-1]}):
+            await wrong("other entries", said.model_copy(update=changed).to_bytes())
+        await wrong("claim is wrong", encode({"v": 1}))
+        missing = without(rows.vouchers, seq)
+        await damaged(restarted, f"entry {seq} .*a voucher is missing", vouchers=missing)
+    first, second = (Claim.from_bytes(rows.vouchers[seq]).model_dump() for seq in numbers)
+    both = Claim(seqs=(*first["seqs"], *second["seqs"]), start=first["start"]).to_bytes()
+    vouchers = {**rows.vouchers, numbers[0]: both}
+    await damaged(restarted, f"entry {numbers[0]} .*other entries", vouchers=vouchers)
+    # One that a claim before has taken.
+    twice = Claim(seqs=(*second["seqs"], first["seqs"][0]), start=second["start"]).to_bytes()
+    vouchers = {**rows.vouchers, numbers[1]: twice}
+    await damaged(restarted, f"entry {first['seqs'][0]} .*both parties signed", vouchers=vouchers)
 
 
-async def test_several_claims_are_taken_in_the_order_of_their_turns(circle):
+async def test_the_entries_of_a_claim_are_taken_in_their_order(circle):
     a, b, _ = circle.members
     for number in range(1, 5):
         await collect(a, b, 10 * number, account=number, xid=number)
@@ -284,18 +285,32 @@ async def test_several_claims_are_taken_in_the_order_of_their_turns(circle):
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
     rows = a.rows()
-    assert len(rows.claims) == 4
-    assert rows.halves.keys() == rows.claims.keys()
+    (seq, *_) = [
+        seq
+        for seq in by_kind(rows, "claim")
+        if open_half(rows.halves[seq], network=NETWORK).record.peer == b.id
+    ]
+    said = Claim.from_bytes(rows.vouchers[seq])
+    assert len(said.seqs) == 4
     for signatures in (True, False):
         found = await audited(a, signatures=signatures)
         assert digest(found.state) == digest(a.ledger.chain.state)
         assert found.settled == 4
-    (first, *_, last) = sorted(rows.claims, key=rows.claims.__getitem__)
-    swapped = {**rows.claims, first: rows.claims[last], last: rows.claims[first]}
-    await damaged(a, "does not end where it should", claims=swapped)
+    turned = said.model_copy(update={"seqs": said.seqs[::-1]}).to_bytes()
+    await damaged(a, "other entries", vouchers={**rows.vouchers, seq: turned})
 
 
-async def test_claims_at_different_turns_are_taken_at_theirs(a, circle):
+async def test_an_old_entry_that_nothing_claims_is_found(restarted):
+    rows = restarted.rows()
+    first_seq = restarted.ledger.chain.state.first_seq
+    old = next(seq for seq in sorted(rows.halves) if seq < first_seq)
+    tables = {name: dict(getattr(rows, name)) for name in ("halves", "others", "vouchers")}
+    more = {name: {**table, old + 500: table[old]} for name, table in tables.items()}
+    with pytest.raises(LedgerDamaged, match=f"entry {old + 500} .*nothing claims it"):
+        await audited(restarted, replace(rows, **more))
+
+
+async def test_claims_are_taken_where_they_stand_in_the_chain(a, circle):
     _, b, c = circle.members
     circle.gone |= {b.id, c.id}
     await a.come_back(a.ledger.noted())
@@ -305,7 +320,7 @@ async def test_claims_at_different_turns_are_taken_at_theirs(a, circle):
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
     rows = a.rows()
-    assert len({turn[:8] for turn in rows.claims.values()}) == len(rows.claims) == 2
+    assert len(by_kind(rows, "claim")) == 2
     for signatures in (True, False):
         assert digest((await audited(a, signatures=signatures)).state) == digest(
             a.ledger.chain.state
@@ -320,10 +335,10 @@ async def test_a_damaged_restart_is_named(restarted, circle):
     of_b = replace(began, incarnation=sign(record, b.key, NETWORK))
     await damaged(restarted, "restart of the ledger is damaged", restart=b"")
     await damaged(restarted, "restart of the ledger is damaged", restart=restart_bytes(of_b))
-    other = sign(record.model_copy(update={"carried": GENESIS}), restarted.key, NETWORK)
+    other = sign(record.model_copy(update={"noted": GENESIS}), restarted.key, NETWORK)
     await damaged(
         restarted,
-        "what its incarnation took along",
+        "restart of the ledger is damaged",
         restart=restart_bytes(replace(began, incarnation=other)),
     )
     await damaged(restarted, " missing", restart=None)
@@ -332,16 +347,16 @@ async def test_a_damaged_restart_is_named(restarted, circle):
 async def test_what_was_taken_along_is_whole(restarted):
     rows = restarted.rows()
     first_seq = (await audited(restarted)).state.first_seq
-    carried = sorted(seq for seq in rows.halves if seq < first_seq and seq not in rows.claims)
-    assert len(carried) == 2
-    (seq, later) = carried
+    carried = sorted(seq for seq in rows.halves if seq < first_seq)
+    assert len(carried) == 3
+    (seq, later, _) = carried
     tables = {name: getattr(rows, name) for name in ("halves", "others", "vouchers")}
     await damaged(
         restarted,
-        "what its incarnation took along",
+        f"entry {seq} .*it is missing",
         **{name: without(table, seq) for name, table in tables.items()},
     )
-    for old in (*carried, *rows.claims):
+    for old in carried:
         for name in ("others", "vouchers"):
             parts = {name: without(tables[name], old)}
             await damaged(restarted, f"entry {old} .* both parties signed", **parts)
@@ -349,52 +364,36 @@ async def test_what_was_taken_along_is_whole(restarted):
         await damaged(restarted, f"entry {old} of", halves=forged)
     for name in ("halves", "others"):
         swapped = {**tables[name], seq: tables[name][later], later: tables[name][seq]}
-        await damaged(restarted, f"entry {seq} ", **{name: swapped})
+        await damaged(restarted, f"entry ({seq}|{later}) ", **{name: swapped})
     swapped = {**rows.vouchers, seq: rows.vouchers[later], later: rows.vouchers[seq]}
-    await damaged(
-        restarted, f"entry {seq} .* is not the one that the entry names", vouchers=swapped
-    )
+    await damaged(restarted, ".* is not the one that the entry names", vouchers=swapped)
 
 
 async def test_an_old_entry_has_its_own_number_and_author(restarted):
-    """With all else in order: what was taken along is hashed anew each time."""
     rows = restarted.rows()
-    began = open_restart(rows.restart, author=restarted.id, network=NETWORK)
-    first_seq = began.incarnation.record.first_seq
-    old = sorted(seq for seq in rows.halves if seq < first_seq and seq not in rows.claims)
+    first_seq = restarted.ledger.chain.state.first_seq
     tables = {name: dict(getattr(rows, name)) for name in ("halves", "others", "vouchers")}
-    seq = old[0]
-
-    def begun(listed):
-        ids = [
-            tuple(open_half(raw, network=NETWORK).id for raw in (half, other))
-            for half, other in listed
-        ]
-        record = began.incarnation.record.model_copy(
-            update={"carried": carried_hash(began.noted, ids)}
-        )
-        return restart_bytes(replace(began, incarnation=sign(record, restarted.key, NETWORK)))
-
+    claim = by_kind(rows, "claim")[0]
+    said = Claim.from_bytes(rows.vouchers[claim])
+    seq = said.seqs[0]
     # The two halves are swapped: each is in the other's table.
     turned = {
         "halves": {**tables["halves"], seq: tables["others"][seq]},
         "others": {**tables["others"], seq: tables["halves"][seq]},
     }
-    listed = [(turned["halves"][n], turned["others"][n]) for n in old]
-    await damaged(restarted, f"entry {seq} .* not this node's", **turned, restart=begun(listed))
+    await damaged(restarted, f"entry {seq} .* not this node's", **turned)
     # The same entry under another number.
     moved = {
         name: {**without(table, seq), seq + 1_000: table[seq]} for name, table in tables.items()
     }
+    named = said.model_copy(update={"seqs": (seq + 1_000, *said.seqs[1:])}).to_bytes()
+    moved["vouchers"][claim] = named
     await damaged(restarted, f"entry {seq + 1_000} .* of another number", **moved)
-
-
-async def test_a_claim_is_of_an_incarnation_before(restarted):
-    rows = restarted.rows()
-    first_seq = (await audited(restarted)).state.first_seq
-    (seq, *_) = [s for s in by_kind(rows, "post", answers=True) if s >= first_seq]
-    claims = {**rows.claims, seq: claim_bytes(first_seq, 9)}
-    await damaged(restarted, f"entry {seq} .* both parties signed", claims=claims)
+    # One of the present incarnation.
+    new = next(s for s in by_kind(rows, "post", answers=True) if s >= first_seq)
+    named = said.model_copy(update={"seqs": (new, *said.seqs[1:])}).to_bytes()
+    vouchers = {**rows.vouchers, claim: named}
+    await damaged(restarted, f"entry {new} .* both parties signed", vouchers=vouchers)
 
 
 async def test_a_record_of_the_own_store_is_read_without_its_signature(a):

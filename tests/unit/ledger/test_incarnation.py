@@ -25,10 +25,11 @@ from xsc.ledger.entry import GENESIS, Half, open_half
 from xsc.ledger.exchange import HEAD, HISTORY, HISTORY_TIMEOUT_MS
 from xsc.ledger.incarnation import (
     NOTED_ACCOUNTS_MAX,
+    Claim,
     Incarnation,
     Noted,
     NotedAccount,
-    carried_hash,
+    claim_hash,
     open_incarnation,
     open_noted,
     worth_noting,
@@ -153,10 +154,10 @@ async def test_a_late_half_becomes_a_claim_and_both_books_agree_again(circle, a,
     await collect(a, c, 20, account=4, xid=4)
     circle.gone.clear()
     assert await a.ledger.confirm_head([b.id]) == 1
-    rows = {row.seq: row for row in a.ledger.entries(peer=b.id)}
+    rows = {row.seq: row for row in a.ledger.entries(peer=b.id) if row.kind == "post"}
     assert [(rows[seq].state, rows[seq].amount_micro) for seq in sorted(rows)] == [
-        ("claim", 100),
-        ("claim", 30),
+        ("settled", 100),
+        ("settled", 30),
     ]
     assert a.ledger.balance(b.id) == -70
     assert {row.peer: row.unproven_micro for row in a.ledger.statement()}[b.id] == 0
@@ -166,7 +167,8 @@ async def test_a_late_half_becomes_a_claim_and_both_books_agree_again(circle, a,
     # And a second time, with all that was taken late.
     await a.come_back(a.ledger.noted())
     await sound(circle)
-    assert not [row for row in a.ledger.entries() if row.state != "settled"]
+    posts = [row for row in a.ledger.entries() if row.kind == "post"]
+    assert {row.state for row in posts} == {"settled"}
 
 
 async def test_nothing_is_booked_with_a_peer_that_was_not_heard(circle, a, b, c):
@@ -227,7 +229,7 @@ async def test_who_crawls_counts_as_silent_and_what_it_has_shown_is_kept(circle,
         heard = await a.ledger.confirm_head([b.id])
         assert circle.clock.now_ms() - before_ms < HISTORY_TIMEOUT_MS + PEER_TIMEOUT_MS
         balances.append((heard, a.ledger.balance(b.id)))
-    assert balances == [(0, -50), (0, -50), (0, -100), (1, -120), (1, -120)]
+    assert balances == [(0, -100), (0, -100), (1, -120), (1, -120), (1, -120)]
     assert await collect(b, a, 10, of=130, xid=13) == 130
     await sound(circle)
 
@@ -331,7 +333,8 @@ async def test_what_was_hidden_and_booked_anew_counts_once(circle, a, b, order):
         circle.deliver = one
         await a.ledger.exchange._claims_of(b.id)
     assert a.ledger.balance(b.id) == -350
-    assert [row.state for row in a.ledger.entries()] == ["settled"] + ["covered"] * 3
+    posts = [row for row in a.ledger.entries() if row.kind == "post"]
+    assert [row.state for row in posts] == ["settled"] + ["covered"] * 3
     assert digest(a.start().chain.state) == digest(a.ledger.chain.state)
     await a.ledger.verify()
 
@@ -460,7 +463,6 @@ async def test_every_flipped_byte_and_every_lost_row_of_a_restarted_book_is_foun
         b"voucher",
         b"mark",
         b"restart",
-        b"claim",
     }
     for key, raw in rows:
         for place in range(0, len(raw), 3):
@@ -478,10 +480,12 @@ async def test_every_flipped_byte_and_every_lost_row_of_a_restarted_book_is_foun
 @pytest.mark.parametrize("now_ms", [0, 10**12])
 def test_a_new_number_is_above_all_that_may_have_been_signed(now_ms):
     noted = Noted(next_seq=70, accounts=(NotedAccount(b"p" * 32, 5, None),))
-    made = plan([], noted, highest_seq=9, now_ms=now_ms)
+    made = plan(None, noted, highest_seq=9, now_ms=now_ms)
     assert made.first_seq == max(now_ms, 70 + INCARNATION_GAP)
     assert (made.proven_seq, made.proven) == (0, GENESIS)
-    assert plan([], Noted(), highest_seq=2**40, now_ms=now_ms).first_seq >= 2**40 + INCARNATION_GAP
+    assert (
+        plan(None, Noted(), highest_seq=2**40, now_ms=now_ms).first_seq >= 2**40 + INCARNATION_GAP
+    )
     assert merged([]) == []
 
 
@@ -505,7 +509,8 @@ async def test_a_first_half_follows_on_its_incarnation(circle, a, b, c):
     header = {"v": 1, "half": sign(post, a.key, NETWORK).raw, "voucher": paid.raw}
     with pytest.raises(EntryRefused, match="follows on its record"):
         await circle.deliver(a.id, b.id, PROPOSE, encode(header))
-    good = sign(post.model_copy(update={"prev": a.ledger.head()[1]}), a.key, NETWORK)
+    seq, prev = a.ledger.head()
+    good = sign(post.model_copy(update={"seq": seq, "prev": prev}), a.key, NETWORK)
     await circle.deliver(a.id, b.id, PROPOSE, encode(header | {"half": good.raw}))
     assert b.ledger.balance(a.id) == -7
 
@@ -532,7 +537,7 @@ def test_formats_of_version_1_are_read_and_written():
         first_seq=1_700_000_000_000,
         proven_seq=69,
         proven=b"h" * 32,
-        carried=carried_hash(noted, [(b"h" * 32, b"o" * 32)]),
+        noted=hashlib.sha256(noted.to_bytes()).digest(),
         created_ms=1_700_000_000_000,
     )
     raw = bytes.fromhex(kept["signed"])
@@ -541,11 +546,14 @@ def test_formats_of_version_1_are_read_and_written():
     assert open_incarnation(raw, author=key.node_id, network=NETWORK).record == record
 
 
-def test_the_hash_over_what_is_carried_is_as_its_page_says():
-    noted = Noted().to_bytes()
-    listed = encode([noted, [[b"h" * 32, b"o" * 32]]])
-    expected = hashlib.sha256(b"XSC/1/ledger_carried\0" + listed).digest()
-    assert carried_hash(Noted(), [(b"h" * 32, b"o" * 32)]) == expected
+def test_the_hash_of_a_claim_is_as_its_page_says():
+    claim = Claim(seqs=(4, 9), start=10)
+    taken = [(b"h" * 32, b"o" * 32), (b"i" * 32, b"p" * 32)]
+    listed = encode({"v": 1, "seqs": [4, 9], "start": 10})
+    ids = b"".join(one for pair in taken for one in pair)
+    assert (
+        claim_hash(claim, taken) == hashlib.sha256(b"XSC/1/ledger_claim\0" + listed + ids).digest()
+    )
 
 
 @pytest.mark.parametrize(

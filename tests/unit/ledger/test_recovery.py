@@ -10,7 +10,7 @@ KEY = KeyPair(b"\1" * 32)
 
 
 def incarnation(now_ms, **noted):
-    return sign(plan([], Noted(**noted), highest_seq=0, now_ms=now_ms), KEY, NETWORK)
+    return sign(plan(None, Noted(**noted), highest_seq=0, now_ms=now_ms), KEY, NETWORK)
 
 
 def test_an_older_or_the_same_incarnation_is_not_lacked():

@@ -76,9 +76,8 @@ def test_what_is_noted_includes_what_is_unproven_and_fits_an_amount():
         ({}, "settled"),
         ({"open": {5: Open(PEER.node_id, b"l" * 32, 70)}}, "open"),
         ({"voided": {5}}, "void"),
-        ({"claims": {5}}, "claim"),
-        ({"claims": {5}, "covered": {5}}, "covered"),
-        ({"voided": {4}, "claims": {6}}, "settled"),
+        ({"covered": {5}}, "covered"),
+        ({"voided": {4}, "covered": {6}}, "settled"),
     ],
 )
 def test_an_entry_is_shown_with_its_direction_and_state(known, shown):

@@ -186,7 +186,7 @@ def test_an_old_entry_is_one_that_both_signed_whoever_shows_it():
 
 
 def test_a_new_half_is_of_its_authors_present_incarnation():
-    record = Incarnation(first_seq=50, proven_seq=3, proven=GENESIS, carried=GENESIS, created_ms=0)
+    record = Incarnation(first_seq=50, proven_seq=3, proven=GENESIS, noted=GENESIS, created_ms=0)
     told = sign(record, A, NETWORK)
 
     def checked(seq, prev=b"p" * 32, known=told):
