@@ -328,9 +328,9 @@ async def begin_signing(node: Node, found: Found) -> Returned:
     return Returned(
         found,
         peers=len(node.peers.peers()),
-        entries=node.ledger.count(),
+        entries=node.ledger.settled_entries(),
         newer_entries=node.ledger.settled_entries() - before,
-        incarnation=node.ledger.head()[0],
+        incarnation=node.ledger.chain.state.first_seq,
         silent=tuple(sorted({*found.silent, *begun.silent})),
         unproven=begun.unproven,
     )
