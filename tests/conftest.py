@@ -79,7 +79,7 @@ LONG = (
     "test_where_a_third_of_all_packets_is_lost_nobody_is_absent",
     "test_who_was_cut_off_is_absent_comes_back_and_blames_nobody",
     "test_three_friends_behind_routers_meet_by_the_recipe",
-    "test_every_game_keeps_the_laws_and_pays_one_lie_only",
+    "test_every_game_keeps_the_laws_and_pays_no_lie",
     "test_a_put_that_takes_more_than_an_hour_keeps_its_hosts",
     "test_repair_heals_where_the_contract_cannot_be_kept_and_moves_back_when_a_peer_joins",
     "test_a_node_that_was_cut_off_has_changed_no_score_and_repaired_nothing[60]",

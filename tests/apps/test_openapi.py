@@ -11,7 +11,7 @@ import pytest
 
 from xsc.client.core import find_place
 
-CASES = os.environ.get("TEST_API_CASES", "20")
+CASES = os.environ.get("TEST_API_CASES", "8")
 """Of each endpoint."""
 
 

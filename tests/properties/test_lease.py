@@ -366,6 +366,8 @@ def test_who_counts_more_than_follows_is_never_paid_for_it(steps, skew, lie, mor
     pair.hear_all()
     honest = pair.count()
     most = honest.amount_micro
+    # Room that was given up and not heard of: by the customer's own count it is still owed.
+    unheard = any(each.use.level > pair.theirs[key].use.level for key, each in pair.mine.items())
     lines, change = list(honest.leases), {}
     place = data.draw(st.integers(0, len(lines) - 1))
     line = lines[place]
@@ -402,11 +404,50 @@ def test_who_counts_more_than_follows_is_never_paid_for_it(steps, skew, lie, mor
         assert (line.lease_id in agreed.disputed) == has_time(entry.terms)
     elif lie != "end":  # A term that the customer has not heard of is not paid before it has.
         assert agreed.amount_micro == most
-    # Whatever it said, the honest count pays what is due.
+    # Whatever it said, the honest count pays what is due; what was paid before is of that.
     pair.now_ms += EPOCH_MS
     again = pair.count()
     pair.take(again)
-    assert pair.own.signed_micro == again.amount_micro
+    before = agreed.amount_micro if unheard else 0
+    assert pair.own.signed_micro == max(before, again.amount_micro)
+
+
+def used_of(pair, terms):
+    """Return what a lease came to by the customer's own count."""
+    mine = pair.mine[terms.lease_id]
+    return advance(mine.terms, mine.use, pair.now_ms).used
+
+
+def counted(pair, terms, used):
+    """Return a count that says so much of a lease, and that all of it is due."""
+    honest = pair.count()
+    lines = [
+        line.model_copy(update={"used": wide(used)}) if line.lease_id == terms.lease_id else line
+        for line in honest.leases
+    ]
+    return honest.model_copy(update={"leases": tuple(lines), "amount_micro": 2**60})
+
+
+@given(st.integers(0, 899), st.integers(1, 2**70))
+def test_a_lie_over_room_given_up_is_paid_no_more_than_the_own_count(level, more):
+    """Not even what a provider gets that says, within the rule, that it has just heard of it."""
+    lied, late = Pair(), Pair()
+    for pair in (lied, late):
+        pair.lower(RATE, level * MFUEL)
+        pair.now_ms += EPOCH_MS
+    wrong = lied.take(counted(lied, RATE, used_of(lied, RATE) + more))
+    believed = late.take(counted(late, RATE, used_of(late, RATE)))
+    assert RATE.lease_id in wrong.disputed
+    assert not believed.disputed
+    assert wrong.amount_micro == believed.amount_micro
+    # Once the customer has heard of it, a lie brings nothing at all.
+    heard = Pair()
+    heard.lower(RATE, level * MFUEL)
+    heard.take(heard.count())
+    heard.now_ms += EPOCH_MS
+    if RATE.lease_id in heard.mine:
+        heard.take(counted(heard, RATE, used_of(heard, RATE) + more))
+        assert heard.own.signed_micro == heard.count().amount_micro
 
 
 events = st.lists(

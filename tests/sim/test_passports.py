@@ -22,6 +22,9 @@ from xsc.node.offline import passport as checking
 from xsc.node.offline.verify import verify_file
 from xsc.node.passports import passport, passport_bytes
 
+# One worker plays all of them on one network.
+pytestmark = pytest.mark.xdist_group("passports")
+
 
 @functools.cache
 def made():
