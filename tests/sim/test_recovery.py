@@ -190,7 +190,9 @@ def test_any_dead_peer_stops_no_recovery(gone):
         )
         states = {row.state for row in owner.ledger.entries(peer=dead.key.node_id)}
         assert states == {"claim"}
-        assert not any(row.unproven_micro for row in owner.ledger.statement())
+        assert not any(
+            map(owner.ledger.chain.state.unproven_micro, owner.ledger.chain.state.balances)
+        )
         await put_named(owner, "c", content(20 * MIB))
         await debts(world)
         await agreed(world)

@@ -19,17 +19,19 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from xsc.base import encoding, errors, limits, merkle, peering
 from xsc.base.fields import take_bool, take_int, take_opt_bytes
 from xsc.base.ids import short
-from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.keyvalue import prefix_end
 from xsc.base.units import is_near
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.ledger import off_books
+from xsc.ledger.chain import Chain
 from xsc.ledger.off_books import Payment
+from xsc.ledger.proposals import Proposals
 from xsc.terms.voucher import Voucher, off_books_account
 
 ACCOUNT_TIMEOUT_MS = 2_000
@@ -55,37 +57,23 @@ class PeerAccount:
         return is_near(self.limit_micro - self.left_micro, self.limit_micro)
 
 
-class Accounts(Protocol):
-    """What payments need of the ledger."""
-
-    def balance(self, peer: bytes) -> int:
-        """Return what the peer owes this node, less what this node owes it."""
-
-    def clearing(self, peer: bytes) -> int:
-        """Return by how much complete loops will change the balance once they are booked."""
-
-    def limit(self, peer: bytes) -> int:
-        """Return what the peer may owe this node."""
-
-    def settled_between(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
-        """Return what was settled in an account in all that one party owes the other for."""
-
-    async def collect(self, *, xid: bytes, debtor: bytes, account: bytes, voucher: bytes) -> int:
-        """Book what a voucher leaves unsettled."""
-
-
 class Payments:
     """Asks peers for accounts, and answers them; compares what operators report as paid.
 
     Args:
         context: whose payments they are.
-        ledger: the accounts.
-        left: returns what a peer may still come to owe this node, its leases counted.
-        state: the store; other tables may be in it.
+        chain: the ledger; reports are beside it.
+        proposals: books what both operators say.
+        limit: returns what a peer may owe this node.
     """
 
     def __init__(
-        self, context: Context, *, ledger: Accounts, left: Callable[[bytes], int], state: KeyValue
+        self,
+        context: Context,
+        chain: Chain,
+        proposals: Proposals,
+        *,
+        limit: Callable[[bytes], int],
     ) -> None:
         self._key = context.key
         self._own = context.key.node_id
@@ -94,17 +82,20 @@ class Payments:
         self._executor = context.executor
         self._caller = context.caller
         self._log = context.log
-        self._ledger = ledger
-        self._left = left
-        self._state = state
+        self._chain = chain
+        self._proposals = proposals
+        self._limit = limit
+        self.left = limit
+        """Returns what a peer may still come to owe this node, its leases counted."""
         self._theirs: dict[bytes, tuple[int, bool]] = {}
         """What operators of peers say was paid between us, and whether by them, as heard last."""
         self._to_ask: set[bytes] = set()
         """Peers of which `run` is to hear how this node's account stands there."""
-        self.ask_soon = self._to_ask.add
         self._lock = asyncio.Lock()
         self.accounts: dict[bytes, PeerAccount] = {}
         """The state of this node's account at peers, as they said it last."""
+        proposals.check_consent = self.check_consent
+        proposals.on_owed = self._to_ask.add
 
     def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers peers, by method."""
@@ -114,7 +105,7 @@ class Payments:
 
     def waiting(self, peer: bytes) -> Payment | None:
         """Return what this node's operator said of a payment that is not booked yet."""
-        raw = self._state.get(PAID + peer)
+        raw = self._chain.store.get(PAID + peer)
         if raw is None:
             return None
         try:
@@ -147,7 +138,7 @@ class Payments:
         book a payment by the other party.
         """
         amount, by_peer = self._theirs.get(peer, (0, False))
-        balance = self._ledger.balance(peer)
+        balance = self._chain.state.balances.get(peer, 0)
         if balance == 0 or by_peer != (balance > 0):
             return 0
         own = self.waiting(peer)
@@ -166,13 +157,13 @@ class Payments:
 
     def _booked(self, peer: bytes, *, is_payer: bool) -> int:
         payer, payee = (self._own, peer) if is_payer else (peer, self._own)
-        return self._ledger.settled_between(
+        return self._chain.state.settled_under(
             off_books_account(payer, payee), debtor=payee, creditor=payer
         )
 
     async def _keep(self, peer: bytes, payment: Payment | None) -> None:
         raw = None if payment is None else encoding.encode({"v": _VERSION, **asdict(payment)})
-        await self._executor.run(self._state.write, [(PAID + peer, raw)], sync=True)
+        await self._executor.run(self._chain.store.write, [(PAID + peer, raw)], sync=True)
 
     # The operator's side
 
@@ -187,8 +178,9 @@ class Payments:
         """
         if not 0 <= amount_micro <= limits.AMOUNT_MAX:
             raise errors.ArgumentInvalid("an amount is from 0 to 2^63 - 1 micro-credits")
-        balance, clearing = self._ledger.balance(peer), self._ledger.clearing(peer)
         async with self._lock:
+            state = self._chain.state
+            balance, clearing = state.balances.get(peer, 0), state.clearing(peer)
             if amount_micro == 0:
                 await self._keep(peer, None)
                 return False
@@ -242,7 +234,7 @@ class Payments:
         wrong = off_books.check_voucher(voucher, payment, payer=self._own, payee=peer)
         if wrong is not None:
             raise errors.ReceiptInvalid(wrong)
-        await self._ledger.collect(
+        await self._proposals.collect(
             xid=off_books.xid_of(voucher, payment),
             debtor=peer,
             account=voucher.account,
@@ -267,8 +259,8 @@ class Payments:
                 voucher = sign(made, self._key, self._network).raw
         return {
             "v": 1,
-            "limit_micro": self._ledger.limit(caller),
-            "left_micro": min(self._left(caller), limits.AMOUNT_MAX),
+            "limit_micro": self._limit(caller),
+            "left_micro": min(self.left(caller), limits.AMOUNT_MAX),
             "paid_micro": self._told(caller, payment),
             "is_payer": payment is not None and payment.is_payer,
             "voucher": voucher,
@@ -286,13 +278,15 @@ class Payments:
     async def run(self) -> None:
         """Tell again what waits for a peer, every LEDGER_RETRY_MS; never returns."""
         while True:
-            peers = [key.removeprefix(PAID) for key, _ in self._state.scan(PAID, prefix_end(PAID))]
-            for peer in peers:
+            rows = self._chain.store.scan(PAID, prefix_end(PAID))
+            for peer in [key.removeprefix(PAID) for key, _ in rows]:
                 async with self._lock:
                     if self.waiting(peer) is None:
                         await self._keep(peer, None)
                     else:
                         self._to_ask.add(peer)
-            while self._to_ask:
-                await self.standing(self._to_ask.pop())
+            while peers := [*self._to_ask]:
+                self._to_ask.clear()
+                # Side by side: one that is silent holds up none of the others.
+                await asyncio.gather(*map(self.standing, peers))
             await self._clock.sleep_ms(limits.LEDGER_RETRY_MS)

@@ -38,11 +38,6 @@ LeasesOf: TypeAlias = Callable[[bytes, bytes], Sequence[PaidLease]]
 """Returns the leases of a peer that were used and count in an account."""
 
 
-def no_payments(_payer: bytes, _voucher: Voucher) -> str | None:
-    """Refuse everything that was paid off the books."""
-    return "nothing that was paid off the books is booked here"
-
-
 class Proposals:
     """Proposes entries to peers, and answers their proposals within this node's limits."""
 
@@ -63,7 +58,7 @@ class Proposals:
         self._chain = chain
         self._exchange = exchange
         self._limit_terms = limit_terms
-        self.check_consent: CheckConsent = no_payments
+        self.check_consent: CheckConsent
         """Asked before anything that was paid off the books is booked."""
         self.leases_of: LeasesOf = lambda _peer, _account: ()
         """Asked what an entry is for when it is written."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from xsc.api.ledger import Entry, EntryState, Paid, PaidLease, Standing, Statement
 from xsc.base import encoding, ids, units
@@ -16,22 +15,6 @@ from xsc.terms.voucher import off_books_account
 
 LEASES_NOTED_MAX = 64
 """Of one entry: a note is for people, and must not grow with the leases of a pair."""
-
-
-@dataclass(frozen=True, slots=True)
-class StatementRow:
-    """The account with one peer."""
-
-    peer: bytes
-    balance_micro: int
-    limit_micro: int
-    credit_left_micro: int
-    open_micro: int
-    unproven_micro: int
-    """What the directory noted beyond what halves show, since a recovery; the sign as in
-    `balance_micro`."""
-    entries: int
-    """Settled ones."""
 
 
 def known_peers(state: LedgerState) -> list[bytes]:

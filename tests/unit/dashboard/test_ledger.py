@@ -35,8 +35,8 @@ def test_what_a_friend_owes_is_said_in_words_and_nobody_is_asked():
         await world.until(lambda: provider.ledger.balance(customer.key.node_id) > 0)
         browser = Browser(provider)
         asked = []
-        monkey = provider.payments.standing
-        provider.payments.standing = lambda peer: asked.append(peer) or monkey(peer)
+        monkey = provider.ledger.payments.standing
+        provider.ledger.payments.standing = lambda peer: asked.append(peer) or monkey(peer)
         text = await browser.shown("/ledger")
         assert asked == []
         assert text.count("<data") > 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
+from xsc.base.clock import Executor, InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import PeerSilent, PeerUnknown
 from xsc.base.keyvalue import KeyValue
@@ -85,6 +85,8 @@ def replayed(member: Member) -> LedgerState:
 class Member:
     """One node: key, store, and the service on it."""
 
+    executor: Executor = InlineExecutor()
+
     def __init__(self, circle: Circle, number: int, store: KeyValue | None = None) -> None:
         self.circle = circle
         self.number = number
@@ -103,7 +105,7 @@ class Member:
                 NETWORK,
                 self.circle.clock,
                 SeededEntropy(b"%d/%d" % (self.number, self.starts)),
-                InlineExecutor(),
+                self.executor,
                 Wire(self.circle, self.id),
                 self.log,
             ),

@@ -160,7 +160,7 @@ async def test_a_late_half_becomes_a_claim_and_both_books_agree_again(circle, a,
         ("claim", 30),
     ]
     assert a.ledger.balance(b.id) == -70
-    assert {row.peer: row.unproven_micro for row in a.ledger.statement()}[b.id] == 0
+    assert a.ledger.chain.state.unproven_micro(b.id) == 0
     await collect(b, a, 50, of=150, account=1, xid=5)
     await collect(a, b, 1, of=31, account=2, xid=6)
     await sound(circle)
@@ -442,7 +442,7 @@ async def test_what_is_unproven_is_not_forgotten_by_the_next_restart(circle, a, 
         await collect(a, c, 1, account=9, xid=9)
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
-    assert [row.unproven_micro for row in a.ledger.statement()] == [0, 0]
+    assert [a.ledger.chain.state.unproven_micro(peer.id) for peer in (b, c)] == [0, 0]
     await sound(circle)
 
 

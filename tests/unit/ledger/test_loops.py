@@ -14,7 +14,14 @@ from pydantic import ValidationError
 from tests.strategies import VECTORS
 from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect
 from xsc.base.encoding import decode, encode
-from xsc.base.errors import CreditExceeded, EntryRefused, LedgerDamaged, PeerSilent, RecordInvalid
+from xsc.base.errors import (
+    ArgumentInvalid,
+    CreditExceeded,
+    EntryRefused,
+    LedgerDamaged,
+    PeerSilent,
+    RecordInvalid,
+)
 from xsc.identity.envelope import sign
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import post_half
@@ -389,8 +396,27 @@ def test_a_refused_loop_is_proposed_again_ever_more_seldom():
             circle.clock.advance_to(circle.clock.now_ms() + LOOP_EVERY_MS)
         assert len({*counts}) == 6, "after 1, 2, 4, 8 and 16 days"
         assert b.ledger.loops.waits_for(loop) == [a.id, c.id]
-        assert b.ledger.clearing(c.id) == DEBT
-        assert b.ledger.clearing(a.id) == -DEBT
+        assert b.ledger.chain.state.clearing(c.id) == DEBT
+        assert b.ledger.chain.state.clearing(a.id) == -DEBT
+
+    run(play())
+
+
+def test_what_a_complete_loop_takes_off_is_not_paid_in_money():
+    """It would be paid twice, once the loop is booked."""
+
+    async def play():
+        a, b, c = (await ring(3)).members
+        chain = b.ledger.chain
+        await chain.commit(chain.keep_loop, signed_by([a, b, c], DEBT - 4_000))
+        assert (chain.state.clearing(a.id), chain.state.clearing(c.id)) == (
+            4_000 - DEBT,
+            DEBT - 4_000,
+        )
+        for peer in (a.id, c.id):
+            with pytest.raises(ArgumentInvalid, match="are taken off by a loop"):
+                await b.ledger.payments.say(peer, 4_001)
+            assert not await b.ledger.payments.say(peer, 4_000)
 
     run(play())
 
