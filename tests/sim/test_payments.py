@@ -65,8 +65,7 @@ def test_what_both_operators_say_was_paid_is_taken_off_and_signed_by_both(first)
             peer = creditor if node is debtor else debtor
             assert node.ledger.payments.waiting(peer.key.node_id) is None
             (row,) = node.ledger.entries(limit=1)
-            assert node.ledger.payments.is_payment(peer.key.node_id, row.account)
-            assert (row.amount_micro, row.state) == (60, "settled")
+            assert (row.kind, row.amount_micro, row.state) == ("paid", 60, "settled")
             await node.ledger.verify()
             text = verify_settled(node.ledger.export(row.entry_id))
             assert "signed by both" in text

@@ -18,9 +18,11 @@ from pydantic import Field, model_validator
 
 from xsc.base import errors, limits
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
+from xsc.terms.voucher import off_books_account
 
 Id16 = Annotated[bytes, Field(min_length=16, max_length=16)]
 EntryKind = Literal["open", "pend", "post", "void", "expire", "limit", "clear", "correct", "seal"]
+Purpose = Literal["leases", "off_books", "loop", "seal"]
 
 XID_BYTES = 16
 GENESIS = b"\0" * 32
@@ -96,6 +98,17 @@ class Half(Record):
     def clears(self) -> bool:
         """Whether it rests on a loop, whose id is its account, too, and not on a voucher."""
         return self.receipt is not None and self.receipt == self.account
+
+    @property
+    def purpose(self) -> Purpose:
+        """What an entry that both sign is for."""
+        if self.kind == "seal":
+            return "seal"
+        if self.clears:
+            return "loop"
+        # Who paid off the books is owed that.
+        paid = self.account == off_books_account(self.credit, self.debit)
+        return "off_books" if paid else "leases"
 
 
 class SettledEntry(Record):

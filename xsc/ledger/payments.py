@@ -127,10 +127,6 @@ class Payments:
         """Return why this node's operator does not agree now to what its voucher is over."""
         return off_books.check_consent(voucher, self.waiting(payer), payer=payer, payee=self._own)
 
-    def is_payment(self, peer: bytes, account: bytes | None) -> bool:
-        """Return whether what was booked with a peer in that account was paid off the books."""
-        return account in (off_books_account(self._own, peer), off_books_account(peer, self._own))
-
     def heard(self, peer: bytes) -> int:
         """Return what a peer's operator reports as paid, and this node's has not; 0: nothing.
 

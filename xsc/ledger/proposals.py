@@ -334,11 +334,9 @@ class Proposals:
             creditor=ids.short(own.credit),
             amount_micro=own.amount_micro,
             role="creditor" if own.credit == self._key.node_id else "debtor",
-            # Who paid off the books is owed that.
-            off_books=own.account == off_books_account(own.credit, own.debit),
+            off_books=own.purpose == "off_books",
             leases="; ".join(map(lease_text, self.noted(own.seq))),
-            # So is who owed what a loop took off.
-            loop=own.clears,
+            loop=own.purpose == "loop",
         )
         self._say_near(own)
 

@@ -11,7 +11,6 @@ from xsc.base.limits import AMOUNT_MAX
 from xsc.identity.envelope import Signed
 from xsc.ledger import entry, incarnation
 from xsc.ledger.state import LedgerState
-from xsc.terms.voucher import off_books_account
 
 LEASES_NOTED_MAX = 64
 """Of one entry: a note is for people, and must not grow with the leases of a pair."""
@@ -57,7 +56,7 @@ def entry_row(state: LedgerState, own: Signed[entry.Half]) -> Entry:
     half = own.record
     return Entry(
         seq=half.seq,
-        kind=half.kind,
+        kind="paid" if half.kind == "post" and half.purpose == "off_books" else half.kind,
         peer=half.peer,
         amount_micro=half.moves_micro,
         direction="-" if half.kind != "post" else "in" if half.credit == state.me else "out",
@@ -74,6 +73,21 @@ def say_debt(name: str, balance_micro: int) -> str:
         return f"you and {name} owe each other nothing"
     amount = units.say_credits(abs(balance_micro))
     return f"{name} owes you {amount}" if balance_micro > 0 else f"you owe {name} {amount}"
+
+
+def say_entry(half: entry.Half, name_of: Callable[[bytes], str]) -> str:
+    """Return in words what both parties of an entry say."""
+    debtor, creditor = name_of(half.debit), name_of(half.credit)
+    amount = units.say_credits(half.amount_micro)
+    match half.purpose:
+        case "loop":
+            return f"a loop took {amount} off what {creditor} owed {debtor}"
+        case "off_books":
+            return f"{creditor} paid {debtor} {amount} off the books"
+        case "seal":
+            return f"{creditor} and {debtor} sealed {half.amount_micro} of their entries"
+        case "leases":
+            return f"{debtor} owes {creditor} {amount} for leases"
 
 
 def note_bytes(leases: Sequence[PaidLease]) -> bytes:
@@ -114,29 +128,20 @@ def paid_row(
     own: Signed[entry.Half], leases: list[PaidLease], name_of: Callable[[bytes], str]
 ) -> Paid:
     """Return how a settled entry is shown, by its own half."""
-    half = own.record
-    debtor, creditor = name_of(half.debit), name_of(half.credit)
-    amount = units.say_credits(half.amount_micro)
-    off_books = half.account == off_books_account(half.credit, half.debit)
-    if half.clears:
-        says = f"a loop took {amount} off what {creditor} owed {debtor}"
-    elif off_books:
-        says = f"{creditor} paid {debtor} {amount} off the books"
-    else:
-        says = f"{debtor} owes {creditor} {amount} for leases"
-        if leases:
-            says += ": " + "; ".join(map(lease_text, leases))
+    half, says = own.record, say_entry(own.record, name_of)
+    if half.purpose == "leases" and leases:
+        says += ": " + "; ".join(map(lease_text, leases))
     return Paid(
         seq=half.seq,
         entry_id=half.link or own.id,
         created_ms=half.created_ms,
         debtor=half.debit,
-        debtor_name=debtor,
+        debtor_name=name_of(half.debit),
         creditor=half.credit,
-        creditor_name=creditor,
+        creditor_name=name_of(half.credit),
         amount_micro=half.amount_micro,
-        off_books=off_books,
-        loop=half.clears,
+        off_books=half.purpose == "off_books",
+        loop=half.purpose == "loop",
         leases=leases,
         says=says,
     )

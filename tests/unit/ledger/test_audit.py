@@ -461,9 +461,9 @@ def test_an_export_says_what_it_proves(circle):
     for by in (made.creditor, made.debtor):
         text = verify_settled(made.raw(by=by))
         assert "owes" in text
-        assert "0.000100 credits in account" in text
+        assert "0.0001 credits for leases, in account" in text
         assert text.endswith("signed by both, answered 2023-11-14 22:13:20 UTC")
-    assert "0.000099 credits" in verify_settled(made.raw(amount_micro=AMOUNT - 1))
+    assert "0.000099 credits for" in verify_settled(made.raw(amount_micro=AMOUNT - 1))
 
 
 def test_an_export_that_does_not_hold_is_refused(circle):

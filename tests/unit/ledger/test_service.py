@@ -257,7 +257,7 @@ async def test_an_exported_entry_proves_itself(a, b):
     entry_id = a.ledger.entries(limit=1)[0].entry_id
     from_a, from_b = a.ledger.export(entry_id), b.ledger.export(entry_id)
     assert verify_settled(from_a) == verify_settled(from_b)
-    assert "0.250000 credits" in verify_settled(from_a)
+    assert "0.25 credits" in verify_settled(from_a)
     for unknown in (b"?" * 32, a.ledger.entries()[1].entry_id):
         with pytest.raises(NotFound):
             a.ledger.export(unknown)

@@ -100,11 +100,7 @@ async def log(node: Node, asked: api.Page) -> api.Entries:
     peer = None if asked.peer is None else node.find(asked.peer)
     # One more says whether there is more.
     found = node.ledger.entries(limit=asked.limit + 1, before=asked.before, peer=peer)
-    rows = [
-        replace(row, kind="paid") if node.ledger.payments.is_payment(row.peer, row.account) else row
-        for row in found[: asked.limit]
-    ]
-    return api.Entries(entries=rows, more=len(found) > asked.limit)
+    return api.Entries(entries=found[: asked.limit], more=len(found) > asked.limit)
 
 
 async def flows(node: Node, asked: api.Booked) -> list[api.Flow]:
