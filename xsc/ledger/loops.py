@@ -114,7 +114,7 @@ class Loops:
         try:
             loop = await self._ask((self._own,), micro, peer, OFFER_TIMEOUT_MS, search)
             # One that is booked already can be shown again.
-            if loop is None or not loop.is_complete or self._open_edges(loop) != (True, True):
+            if loop is None or not loop.is_complete or loop.id in self._chain.state.settled:
                 return None
             return await self._chain.commit(self._take, peer, loop)
         except XscError as fault:
@@ -229,9 +229,8 @@ class Loops:
         if known is not None and len(known.envelopes) >= len(loop.envelopes):
             return known
         if loop.is_signed_by(self._own):
-            if self._open_edges(loop) != (False, False):
-                self._chain.keep_loop(loop)
-                self._learn(loop.id)
+            self._chain.keep_loop(loop)
+            self._learn(loop.id)
             return loop
         if caller != loop.record.after(self._own):
             raise EntryRefused("the member before this node's turn has not signed the loop")
@@ -277,22 +276,15 @@ class Loops:
         self._due[loop_id] = None
         self._wake.set()
 
-    def _open_edges(self, loop: SignedLoop) -> tuple[bool, bool]:
-        """Return whether a loop is to be booked still with who owes this node, and whom it owes."""
-        before, after = loop.record.before(self._own), loop.record.after(self._own)
-        settled = self._chain.state.settled_under
-        return (
-            not settled(loop.id, debtor=self._own, creditor=before),
-            not settled(loop.id, debtor=after, creditor=self._own),
-        )
-
     def waits_for(self, loop: SignedLoop) -> list[bytes]:
         """Return whose turn it is to sign, or else the neighbours that have not booked the loop."""
         if not loop.is_complete:
             return [loop.record.signers[len(loop.envelopes)]]
-        around = (loop.record.before(self._own), loop.record.after(self._own))
-        edges = zip(around, self._open_edges(loop), strict=True)
-        return [peer for peer, is_open in edges if is_open]
+        around = loop.record.before(self._own), loop.record.after(self._own)
+        return [peer for peer in around if self._is_unbooked(loop.id, peer)]
+
+    def _is_unbooked(self, loop_id: bytes, peer: bytes) -> bool:
+        return loop_id in self._chain.state.unbooked.get(peer, {})
 
     async def _go_on(self, loop_id: bytes) -> None:
         """Show a loop to the neighbours where they may not know it, and book its own debt."""
@@ -301,7 +293,7 @@ class Loops:
             return
         before, after = loop.record.before(self._own), loop.record.after(self._own)
         try:
-            if self._open_edges(loop)[0]:
+            if self._is_unbooked(loop_id, before):
                 reply = await self._caller.call(
                     before, LOOP, {"v": 1, "loop": loop.raw}, timeout_ms=TOLD_TIMEOUT_MS
                 )
@@ -314,7 +306,7 @@ class Loops:
         try:
             if (
                 loop.is_complete
-                and self._open_edges(loop)[1]
+                and self._is_unbooked(loop_id, after)
                 and until_ms <= self._clock.monotonic_ms()
             ):
                 worth = rules.voucher_of(loop, debtor=after, creditor=self._own)
@@ -326,12 +318,6 @@ class Loops:
             self._refused[loop_id] = times + 1, self._clock.monotonic_ms() + pause_ms
         except XscError as fault:
             self._log.info("ledger.loop_unbooked", peer=ids.short(after), code=fault.code)
-        await self._chain.commit(self._forget, loop)
-
-    def _forget(self, loop: SignedLoop) -> None:
-        if loop.id in self._chain.state.loops and self._open_edges(loop) == (False, False):
-            self._chain.drop_loop(loop.id)
-            self._refused.pop(loop.id, None)
 
     async def _resume(self) -> None:
         """Go on with all loops that are not booked with both neighbours."""

@@ -23,7 +23,7 @@ from xsc.ledger.chain import FOR, UNSEALED, VOUCHER, Chain, key_of
 from xsc.ledger.cube import open_sealed
 from xsc.ledger.exchange import HistoryExchange
 from xsc.ledger.limits import LimitTerms
-from xsc.ledger.loop import open_voucher
+from xsc.ledger.loop import open_loop, open_voucher
 from xsc.ledger.state import settle
 from xsc.ledger.statement import lease_text, note_bytes, read_note
 from xsc.terms.voucher import Voucher, off_books_account
@@ -258,6 +258,8 @@ class Proposals:
         under = self._chain.read(VOUCHER, seq)
         self._chain.put(self._chain.answered(half.record, counter, half.id, under))
         settle(state, half.record, counter)
+        if half.record.clears:
+            self._chain.keep_loop(open_loop(under, network=self._network))
         return None, True
 
     async def on_propose(

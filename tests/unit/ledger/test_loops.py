@@ -611,6 +611,22 @@ class Market(RuleBasedStateMachine):
             for other in self.circle.members:
                 assert member.ledger.chain.state.exposure(other.id) <= STARTER
 
+    @invariant()
+    def what_is_unbooked_follows_from_loops_and_entries(self):
+        if not hasattr(self, "circle"):
+            return
+        for member in self.circle.members:
+            state, expected = member.ledger.chain.state, {}
+            for loop in state.loops.values():
+                before, after = loop.record.before(member.id), loop.record.after(member.id)
+                micro = loop.record.amount_micro
+                if not state.settled_under(loop.id, debtor=member.id, creditor=before):
+                    expected.setdefault(before, {})[loop.id] = -micro
+                if not state.settled_under(loop.id, debtor=after, creditor=member.id):
+                    expected.setdefault(after, {})[loop.id] = micro
+                assert loop.id in expected.get(before, {}) | expected.get(after, {})
+            assert {peer: found for peer, found in state.unbooked.items() if found} == expected
+
     def teardown(self):
         if hasattr(self, "circle"):
             self.circle.gone.clear()
