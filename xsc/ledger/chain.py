@@ -543,8 +543,11 @@ class Chain:
 
         After that, the entries have it.
         """
-        is_kept = self.state.keep_loop(loop)
-        self.put([(LOOP + loop.id, loop.raw if is_kept else None)])
+        known = self.state.loops.get(loop.id)
+        if self.state.keep_loop(loop):
+            self.put([(LOOP + loop.id, loop.raw)])
+        elif known is not None:
+            self.put([(LOOP + loop.id, None)])
 
     def contradicted(self, half: Signed[Half]) -> bytes | None:
         """Return the half of the same author and number that this ledger has, if it is another."""

@@ -109,7 +109,8 @@ class Proposals:
 
         Raises:
             PeerSilent: the entry is written and will be proposed again by itself.
-            EntryRefused: the debtor refused; the entry is withdrawn, its xid is spent.
+            EntryRefused: the debtor refused; the entry is withdrawn, its xid is spent. That of a
+                loop stays, and is proposed again by itself.
             CreditExceeded: the limit would be passed; nothing is written.
             ReceiptInvalid: the voucher is another's, or the debtor's answer does not fit.
             ArgumentInvalid: another entry has this xid.
@@ -206,8 +207,8 @@ class Proposals:
         try:
             reply = await self._caller.call(half.record.peer, PROPOSE, header)
         except EntryRefused as fault:
-            if seals:
-                # It costs nothing to ask again, and the refusal need not be final.
+            if seals or half.record.clears:
+                # What all members signed is not undone by one; the refusal need not be final.
                 raise
             self._log.warning(
                 "ledger.refused", peer=ids.short(half.record.peer), entry=seq, reason=fault.message
@@ -382,10 +383,14 @@ class Proposals:
         others wait for the next time.
         """
         by_peer: dict[bytes, list[int]] = {}
-        # Seals come last: nothing waits for them.
-        waiting = self._chain.state.open.items()
-        for seq, item in sorted(waiting, key=lambda each: (not each[1].amount_micro, each[0])):
-            by_peer.setdefault(item.debtor, []).append(seq)
+        state = self._chain.state
+
+        def turn(seq: int) -> tuple[bool, bool, int]:
+            """What stays open where it is refused comes last: it holds up nothing else."""
+            return not state.open[seq].amount_micro, state.open[seq].account in state.loops, seq
+
+        for seq in sorted(state.open, key=turn):
+            by_peer.setdefault(state.open[seq].debtor, []).append(seq)
         counts = await asyncio.gather(*(self._retry(seqs) for seqs in by_peer.values()))
         return sum(counts)
 
