@@ -3,17 +3,12 @@
 import pytest
 
 from tests.sim.network import content, put, run
-from xsc.base.errors import (
-    ArgumentInvalid,
-    EntryRefused,
-    PeerSilent,
-    ReceiptInvalid,
-)
+from xsc.base.errors import ArgumentInvalid, EntryRefused
 from xsc.base.limits import EPOCH_MS, LEDGER_RETRY_MS, MIB
-from xsc.identity.envelope import sign
+from xsc.identity.envelope import Signed
 from xsc.ledger.audit import verify_settled
+from xsc.ledger.off_books import Payment, worth
 from xsc.ledger.payments import ACCOUNT
-from xsc.terms.voucher import Voucher, off_books_account
 
 DEBTOR, CREDITOR = 0, 1
 SETTINGS = {
@@ -42,6 +37,25 @@ def books(debtor, creditor):
         -debtor.ledger.balance(creditor.key.node_id),
         creditor.ledger.balance(debtor.key.node_id),
     )
+
+
+def report(amount_micro, *, is_payer=True, before_micro=0, said_ms=1):
+    """Return what an operator reports, as a peer sends it."""
+    return Payment(
+        amount_micro=amount_micro, is_payer=is_payer, before_micro=before_micro, said_ms=said_ms
+    ).to_value()
+
+
+async def ask(node, peer, paid):
+    """Return what a peer answers to a report."""
+    return (await node.peers.call(peer, ACCOUNT, {"v": 1, "paid": paid})).header
+
+
+async def book_it(payer, payee, paid, xid):
+    """Have a payer book what it says its payee reported."""
+    said = worth(Payment.from_value(paid), payer=payer.key.node_id, payee=payee)
+    under = Signed(said, payee, payer.peers.network, said.id, said.to_bytes())
+    await payer.ledger.proposals.book(xid, payee, said.account, under)
 
 
 def story(play, seed=61, settings=None):
@@ -88,26 +102,13 @@ def test_nobody_wipes_its_own_debt_by_a_word():
         me, peer = debtor.key.node_id, creditor.key.node_id
         for amount in (1, owed):
             assert not await debtor.ledger.payments.say(peer, amount)
-        # A voucher of its own making, or none of the creditor's operator.
-        fields = {"number": owed, "amount_micro": owed, "until_ms": 1, "count": None}
-        own = sign(
-            Voucher(account=off_books_account(me, peer), provider=me, customer=peer, **fields),
-            debtor.key,
-            debtor.peers.network,
-        )
+        # A report of its own making, or none of the creditor's operator.
         for xid in (b"a" * 16, b"b" * 16):
-            with pytest.raises(ReceiptInvalid, match="voucher"):
-                await debtor.ledger.collect(
-                    xid=xid,
-                    debtor=peer,
-                    account=own.record.account,
-                    voucher=own.raw,
-                )
+            with pytest.raises(EntryRefused, match="does not say now that this was paid"):
+                await book_it(debtor, peer, report(owed), xid)
         for is_payer in (True, False):
-            reply = await debtor.peers.call(
-                peer, ACCOUNT, {"v": 1, "paid_micro": owed, "is_payer": is_payer}
-            )
-            assert reply.header["voucher"] is None
+            told = await ask(debtor, peer, report(owed, is_payer=is_payer))
+            assert told["paid"] is None
         await world.clock.sleep_ms(3 * LEDGER_RETRY_MS)
         assert books(debtor, creditor) == (owed, owed)
         # What the creditor's operator says of another amount is another payment.
@@ -138,36 +139,26 @@ def test_a_creditor_alone_books_no_payment_and_no_more_than_is_owed():
 
 @pytest.mark.parametrize("then", [0, 5])
 def test_what_the_creditors_operator_took_back_or_corrected_is_not_booked(then):
-    """Its voucher is not enough: the operator must say the amount when it is booked, too."""
+    """To have said it is not enough: the operator must say the amount when it is booked, too."""
 
     async def play(world):
         debtor, creditor, owed = await indebted(world)
         me, peer = debtor.key.node_id, creditor.key.node_id
         await creditor.ledger.payments.say(me, owed)
-        reply = await debtor.peers.call(
-            peer, ACCOUNT, {"v": 1, "paid_micro": owed, "is_payer": True}
-        )
-        raw = reply.header["voucher"]
+        told = (await ask(debtor, peer, report(owed)))["paid"]
+        assert told["amount_micro"] == owed
         assert not await creditor.ledger.payments.say(me, then)
 
-        async def book_it(xid, amount_micro):
-            account = off_books_account(me, peer)
-            with pytest.raises(EntryRefused, match="does not say now that this was paid"):
-                await debtor.ledger.collect(
-                    xid=xid,
-                    debtor=peer,
-                    account=account,
-                    voucher=raw,
-                )
-
-        await book_it(b"a" * 16, owed)
+        with pytest.raises(EntryRefused, match="does not say now that this was paid"):
+            await book_it(debtor, peer, told, b"a" * 16)
         assert books(debtor, creditor) == (owed, owed)
-        # What was corrected is booked, and nothing more under the voucher of before.
+        # What was corrected is booked, and nothing more under the report of before.
         assert await debtor.ledger.payments.say(peer, 5) is (then == 5)
-        await book_it(b"b" * 16, owed - then)
+        with pytest.raises(EntryRefused, match="does not say now that this was paid"):
+            await book_it(debtor, peer, told, b"b" * 16)
         await world.clock.sleep_ms(3 * LEDGER_RETRY_MS)
         assert books(debtor, creditor) == (owed - then, owed - then)
-        # The same amount again is another word: another voucher, which is booked.
+        # The same amount again is another report, which is booked.
         assert await debtor.ledger.payments.say(peer, owed - then) is False
         assert await creditor.ledger.payments.say(me, owed - then)
         assert books(debtor, creditor) == (0, 0)
@@ -180,12 +171,17 @@ def test_a_debtor_cannot_read_what_its_creditor_said_and_echo_it():
         debtor, creditor, owed = await indebted(world)
         me, peer = debtor.key.node_id, creditor.key.node_id
         assert not await creditor.ledger.payments.say(me, owed)
-        for paid, told in ((0, 0), (owed - 1, 0), (owed, owed), (1, 0)):
-            reply = await debtor.peers.call(
-                peer, ACCOUNT, {"v": 1, "paid_micro": paid, "is_payer": True}
-            )
-            assert reply.header["paid_micro"] == told
-            assert (reply.header["voucher"] is not None) is (told > 0)
+        echoed = report(owed)
+        for paid in (
+            None,
+            report(owed - 1),
+            report(owed, before_micro=1),
+            report(owed, is_payer=False),
+            echoed,
+            report(1),
+        ):
+            told = (await ask(debtor, peer, paid))["paid"]
+            assert (told is not None) is (paid is echoed)
             await world.clock.sleep_ms(2 * LEDGER_RETRY_MS)
             assert debtor.ledger.payments.heard(peer) == 0
 
@@ -193,20 +189,17 @@ def test_a_debtor_cannot_read_what_its_creditor_said_and_echo_it():
 
 
 def test_a_payment_that_its_creditor_says_twice_is_booked_once():
-    """The first word's voucher was taken up while the creditor could not be asked."""
+    """The first report was taken up while the creditor could not be asked."""
 
     async def play(world):
         debtor, creditor, owed = await indebted(world)
         me, peer = debtor.key.node_id, creditor.key.node_id
         await creditor.ledger.payments.say(me, 7)
-        reply = await debtor.peers.call(peer, ACCOUNT, {"v": 1, "paid_micro": 7, "is_payer": True})
+        told = await ask(debtor, peer, report(7))
         await world.clock.sleep_ms(1)
         world.net.partition(world.name(DEBTOR), world.name(CREDITOR))
         await debtor.ledger.payments.say(peer, 7)
-        with pytest.raises(PeerSilent):
-            await debtor.ledger.payments._book(
-                peer, debtor.ledger.payments.waiting(peer), reply.header["voucher"]
-            )
+        await debtor.ledger.payments._hear(peer, told)
         assert len(debtor.ledger.chain.state.open) == 1
         await creditor.ledger.payments.say(me, 7)
         world.net.heal()

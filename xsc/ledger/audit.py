@@ -133,7 +133,7 @@ class Replay:
         own = self._read(row.seq, row.half, Half)
         other = None if row.other is None else self._read(row.seq, row.other, Half)
         voucher: Signed[Voucher] | None = None
-        if row.voucher is not None and (own.record.clears or own.record.kind == "seal"):
+        if row.voucher is not None and own.record.purpose != "leases":
             voucher = open_voucher(row.voucher, own.record, network=self._network)
         elif row.voucher is not None:
             voucher = self._read(row.seq, row.voucher, Voucher)

@@ -70,8 +70,8 @@ class Half(Record):
     expires_ms: Count | None
     account: Id32 | None
     receipt: Id32 | None
-    """Record id of the debtor's voucher that the entry rests on, or of a loop; hash of what a seal
-    names."""
+    """Record id of the debtor's voucher that the entry rests on, of a report that was paid off the
+    books, or of a loop; hash of what a seal names."""
     created_ms: Count
     memo: Id32 | None
     """Hash of a text that the parties keep to themselves."""
@@ -119,7 +119,7 @@ class SettledEntry(Record):
     counter: bytes
     """The counterparty's signed half."""
     voucher: bytes
-    """The debtor's signed voucher, or the loop."""
+    """The debtor's signed voucher, the loop, or what the halves alone sign."""
 
 
 def open_half(raw: bytes, *, network: bytes | None) -> Signed[Half]:

@@ -26,12 +26,12 @@ from xsc.ledger.limits import LimitTerms
 from xsc.ledger.loop import open_loop, open_voucher
 from xsc.ledger.state import settle
 from xsc.ledger.statement import lease_text, note_bytes, read_note
-from xsc.terms.voucher import Voucher, off_books_account
+from xsc.terms.voucher import Voucher
 
 PROPOSE: Final = "ledger.propose"
 
 CheckConsent: TypeAlias = Callable[[bytes, Voucher], str | None]
-"""Returns why this node's operator does not agree now that a payer paid what its voucher says."""
+"""Returns why this node's operator does not agree now to what a payer says that it paid."""
 
 
 LeasesOf: TypeAlias = Callable[[bytes, bytes], Sequence[PaidLease]]
@@ -301,7 +301,7 @@ class Proposals:
         refusal = (
             validation.check_proposal(state, half, caller, voucher)
             or validation.check_incarnation(self._chain.incarnation_of(caller), half)
-            or self._check_payment(caller, voucher.record)
+            or self._check_payment(half.record, voucher.record)
             or self._check_seal(half.record, voucher.raw)
         )
         if refusal is not None:
@@ -358,11 +358,11 @@ class Proposals:
                 limit_micro=limit,
             )
 
-    def _check_payment(self, payer: bytes, voucher: Voucher) -> validation.Refusal | None:
+    def _check_payment(self, half: entry.Half, voucher: Voucher) -> validation.Refusal | None:
         """Return why what was paid off the books is not booked at this moment."""
-        if voucher.account != off_books_account(payer, self._key.node_id):
+        if half.purpose != "off_books":
             return None
-        wrong = self.check_consent(payer, voucher)
+        wrong = self.check_consent(half.credit, voucher)
         return None if wrong is None else validation.Refusal("payment_not_said", wrong)
 
     def _check_seal(self, half: entry.Half, under: bytes) -> validation.Refusal | None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from xsc.api.ledger import Entry, EntryState, Paid, PaidLease, Standing, Statement
-from xsc.base import encoding, ids, units
+from xsc.base import ids, units
 from xsc.base.errors import LedgerDamaged, RecordInvalid
 from xsc.base.limits import AMOUNT_MAX
-from xsc.identity.envelope import Signed
+from xsc.identity.envelope import Count, Id32, Record, Signed
 from xsc.ledger import entry, incarnation
 from xsc.ledger.state import LedgerState
 
 LEASES_NOTED_MAX = 64
 """Of one entry: a note is for people, and must not grow with the leases of a pair."""
+
+
+class LeasesNote(Record):
+    """For which leases an entry is: id, kind and price of each."""
+
+    leases: tuple[tuple[Id32, str, Count], ...]
 
 
 def known_peers(state: LedgerState) -> list[bytes]:
@@ -93,8 +99,8 @@ def say_entry(half: entry.Half, name_of: Callable[[bytes], str]) -> str:
 def note_bytes(leases: Sequence[PaidLease]) -> bytes:
     """Return the row of the leases for which an entry is."""
     noted = leases[:LEASES_NOTED_MAX]
-    rows: list[encoding.Value] = [[each.lease_id, each.kind, each.price_micro] for each in noted]
-    return encoding.encode({"v": 1, "leases": rows})
+    rows = ((each.lease_id, each.kind, each.price_micro) for each in noted)
+    return LeasesNote(leases=tuple(rows)).to_bytes()
 
 
 def read_note(seq: int, raw: bytes | None) -> list[PaidLease]:
@@ -106,22 +112,13 @@ def read_note(seq: int, raw: bytes | None) -> list[PaidLease]:
     if raw is None:
         return []
     try:
-        match encoding.decode(raw):
-            case {"v": 1, "leases": [*rows]}:
-                return [_noted(row) for row in rows]
+        leases = LeasesNote.from_bytes(raw).leases
     except RecordInvalid:
-        pass
-    raise LedgerDamaged(
-        f"what was noted of entry {seq} of the ledger is damaged",
-        hint="restore the home from a backup",
-    )
-
-
-def _noted(row: encoding.Value) -> PaidLease:
-    match row:
-        case [bytes(lease_id), str(kind), int(price_micro)]:
-            return PaidLease(lease_id=lease_id, kind=kind, price_micro=price_micro)
-    raise RecordInvalid("a noted lease is none")
+        raise LedgerDamaged(
+            f"what was noted of entry {seq} of the ledger is damaged",
+            hint="restore the home from a backup",
+        ) from None
+    return [PaidLease(lease_id=i, kind=kind, price_micro=micro) for i, kind, micro in leases]
 
 
 def paid_row(

@@ -8,6 +8,7 @@ from tests.settle import settle, turns
 from tests.unit.ledger.circle import Circle, collect
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import ArgumentInvalid
+from xsc.ledger.off_books import Payment
 from xsc.ledger.payments import ACCOUNT, PAID
 
 
@@ -42,7 +43,8 @@ async def owing(owed_micro, executor=None):
 async def test_a_word_is_shown_only_while_who_owes_is_who_it_says_has_paid(owed_micro, by_peer):
     """To say the same after it has turned would book that the other one paid."""
     a, b = await owing(owed_micro)
-    header = {"v": 1, "paid_micro": 7, "is_payer": by_peer}
+    paid = Payment(amount_micro=7, is_payer=by_peer, before_micro=0, said_ms=1)
+    header = {"v": 1, "paid": paid.to_value()}
     await a.ledger.handlers()[ACCOUNT](b.id, header, ())
     fits = owed_micro > 0 if by_peer else owed_micro < 0
     assert a.ledger.payments.heard(b.id) == (7 if fits else 0)
