@@ -158,7 +158,7 @@ async def write(chain: Chain, count: int, key: KeyPair, peers: Sequence[KeyPair]
         changes += [(key_of(name, own.record.seq), raw) for name, raw in rows]
         changes += chain.answered(own.record, other, own.id, voucher.raw)
         if len(changes) >= PAGE or number == count - 1:
-            end = chain_end_bytes(state.next_seq, state.head, state.claims_head)
+            end = chain_end_bytes(state.next_seq, state.head)
             chain.store.write([*changes, (MARK, end)], sync=True)
             changes.clear()
             if number < count - 1:

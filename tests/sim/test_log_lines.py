@@ -115,8 +115,8 @@ def test_a_payment_off_the_books_is_one_line_at_either_side():
         await world.until(lambda: said(world.logs[0], "ledger.paid"), within_ms=7_200_000)
         for log in world.logs.values():
             log.events.clear()
-        await creditor.payments.say(debtor.key.node_id, 3)
-        await debtor.payments.say(creditor.key.node_id, 3)
+        await creditor.ledger.payments.say(debtor.key.node_id, 3)
+        await debtor.ledger.payments.say(creditor.key.node_id, 3)
         lines = [said(log, "ledger.paid") for log in world.logs.values()]
         assert [(line["amount_micro"], line["role"], line["off_books"]) for (line,) in lines] == [
             (3, "creditor", True),

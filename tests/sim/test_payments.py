@@ -3,17 +3,12 @@
 import pytest
 
 from tests.sim.network import content, put, run
-from xsc.base.errors import (
-    ArgumentInvalid,
-    EntryRefused,
-    PeerSilent,
-    ReceiptInvalid,
-)
+from xsc.base.errors import ArgumentInvalid, EntryRefused
 from xsc.base.limits import EPOCH_MS, LEDGER_RETRY_MS, MIB
-from xsc.identity.envelope import sign
+from xsc.identity.envelope import Signed
 from xsc.ledger.audit import verify_settled
+from xsc.ledger.off_books import Payment, worth
 from xsc.ledger.payments import ACCOUNT
-from xsc.terms.voucher import Voucher, off_books_account
 
 DEBTOR, CREDITOR = 0, 1
 SETTINGS = {
@@ -44,6 +39,25 @@ def books(debtor, creditor):
     )
 
 
+def report(amount_micro, *, is_payer=True, before_micro=0, said_ms=1):
+    """Return what an operator reports, as a peer sends it."""
+    return Payment(
+        amount_micro=amount_micro, is_payer=is_payer, before_micro=before_micro, said_ms=said_ms
+    ).to_value()
+
+
+async def ask(node, peer, paid):
+    """Return what a peer answers to a report."""
+    return (await node.peers.call(peer, ACCOUNT, {"v": 1, "paid": paid})).header
+
+
+async def book_it(payer, payee, paid, xid):
+    """Have a payer book what it says its payee reported."""
+    said = worth(Payment.from_value(paid), payer=payer.key.node_id, payee=payee)
+    under = Signed(said, payee, payer.peers.network, said.id, said.to_bytes())
+    await payer.ledger.proposals.book(xid, payee, said.account, under)
+
+
 def story(play, seed=61, settings=None):
     run(seed, 3, play, {**SETTINGS, **(settings or {})})
 
@@ -54,19 +68,18 @@ def test_what_both_operators_say_was_paid_is_taken_off_and_signed_by_both(first)
         debtor, creditor, owed = await indebted(world)
         sides = [(debtor, creditor), (creditor, debtor)]
         (one, other) = sides if first == "debtor" else sides[::-1]
-        assert not await one[0].payments.say(one[1].key.node_id, 60)
+        assert not await one[0].ledger.payments.say(one[1].key.node_id, 60)
         assert books(debtor, creditor) == (owed, owed)
         # The debtor's word is shown to the creditor; the creditor's is not there to be echoed.
         heard = 60 if first == "debtor" else 0
-        assert other[0].payments.heard(other[1].key.node_id) == heard
-        assert await other[0].payments.say(other[1].key.node_id, 60)
+        assert other[0].ledger.payments.heard(other[1].key.node_id) == heard
+        assert await other[0].ledger.payments.say(other[1].key.node_id, 60)
         assert books(debtor, creditor) == (owed - 60, owed - 60)
         for node in (debtor, creditor):
             peer = creditor if node is debtor else debtor
-            assert node.payments.waiting(peer.key.node_id) is None
+            assert node.ledger.payments.waiting(peer.key.node_id) is None
             (row,) = node.ledger.entries(limit=1)
-            assert node.payments.is_payment(peer.key.node_id, row.account)
-            assert (row.amount_micro, row.state) == (60, "settled")
+            assert (row.kind, row.amount_micro, row.state) == ("paid", 60, "settled")
             await node.ledger.verify()
             text = verify_settled(node.ledger.export(row.entry_id))
             assert "signed by both" in text
@@ -74,8 +87,8 @@ def test_what_both_operators_say_was_paid_is_taken_off_and_signed_by_both(first)
         # The same again is another payment, which both must speak of again.
         await world.clock.sleep_ms(2 * LEDGER_RETRY_MS)
         assert books(debtor, creditor) == (owed - 60, owed - 60)
-        assert not await one[0].payments.say(one[1].key.node_id, 60)
-        assert await other[0].payments.say(other[1].key.node_id, owed - 60) is False
+        assert not await one[0].ledger.payments.say(one[1].key.node_id, 60)
+        assert await other[0].ledger.payments.say(other[1].key.node_id, owed - 60) is False
         assert books(debtor, creditor) == (owed - 60, owed - 60)
 
     story(play)
@@ -88,31 +101,18 @@ def test_nobody_wipes_its_own_debt_by_a_word():
         debtor, creditor, owed = await indebted(world)
         me, peer = debtor.key.node_id, creditor.key.node_id
         for amount in (1, owed):
-            assert not await debtor.payments.say(peer, amount)
-        # A voucher of its own making, or none of the creditor's operator.
-        fields = {"number": owed, "amount_micro": owed, "until_ms": 1, "count": None}
-        own = sign(
-            Voucher(account=off_books_account(me, peer), provider=me, customer=peer, **fields),
-            debtor.key,
-            debtor.peers.network,
-        )
+            assert not await debtor.ledger.payments.say(peer, amount)
+        # A report of its own making, or none of the creditor's operator.
         for xid in (b"a" * 16, b"b" * 16):
-            with pytest.raises(ReceiptInvalid, match="voucher"):
-                await debtor.ledger.collect(
-                    xid=xid,
-                    debtor=peer,
-                    account=own.record.account,
-                    voucher=own.raw,
-                )
+            with pytest.raises(EntryRefused, match="does not say now that this was paid"):
+                await book_it(debtor, peer, report(owed), xid)
         for is_payer in (True, False):
-            reply = await debtor.peers.call(
-                peer, ACCOUNT, {"v": 1, "paid_micro": owed, "is_payer": is_payer}
-            )
-            assert reply.header["voucher"] is None
+            told = await ask(debtor, peer, report(owed, is_payer=is_payer))
+            assert told["paid"] is None
         await world.clock.sleep_ms(3 * LEDGER_RETRY_MS)
         assert books(debtor, creditor) == (owed, owed)
         # What the creditor's operator says of another amount is another payment.
-        assert not await creditor.payments.say(me, owed - 1)
+        assert not await creditor.ledger.payments.say(me, owed - 1)
         assert books(debtor, creditor) == (owed, owed)
 
     story(play)
@@ -121,17 +121,17 @@ def test_nobody_wipes_its_own_debt_by_a_word():
 def test_a_creditor_alone_books_no_payment_and_no_more_than_is_owed():
     async def play(world):
         debtor, creditor, owed = await indebted(world)
-        assert not await creditor.payments.say(debtor.key.node_id, 5)
+        assert not await creditor.ledger.payments.say(debtor.key.node_id, 5)
         await world.clock.sleep_ms(2 * LEDGER_RETRY_MS)
         assert books(debtor, creditor) == (owed, owed)
         for node, peer in ((debtor, creditor), (creditor, debtor)):
             with pytest.raises(ArgumentInvalid, match="less than"):
-                await node.payments.say(peer.key.node_id, owed + 1)
+                await node.ledger.payments.say(peer.key.node_id, owed + 1)
         with pytest.raises(ArgumentInvalid, match="neither"):
-            await creditor.payments.say(world.nodes[2].key.node_id, 1)
+            await creditor.ledger.payments.say(world.nodes[2].key.node_id, 1)
         # Taken back, it does not count, whoever agrees later.
-        assert not await creditor.payments.say(debtor.key.node_id, 0)
-        assert not await debtor.payments.say(creditor.key.node_id, 5)
+        assert not await creditor.ledger.payments.say(debtor.key.node_id, 0)
+        assert not await debtor.ledger.payments.say(creditor.key.node_id, 5)
         assert books(debtor, creditor) == (owed, owed)
 
     story(play)
@@ -139,38 +139,28 @@ def test_a_creditor_alone_books_no_payment_and_no_more_than_is_owed():
 
 @pytest.mark.parametrize("then", [0, 5])
 def test_what_the_creditors_operator_took_back_or_corrected_is_not_booked(then):
-    """Its voucher is not enough: the operator must say the amount when it is booked, too."""
+    """To have said it is not enough: the operator must say the amount when it is booked, too."""
 
     async def play(world):
         debtor, creditor, owed = await indebted(world)
         me, peer = debtor.key.node_id, creditor.key.node_id
-        await creditor.payments.say(me, owed)
-        reply = await debtor.peers.call(
-            peer, ACCOUNT, {"v": 1, "paid_micro": owed, "is_payer": True}
-        )
-        raw = reply.header["voucher"]
-        assert not await creditor.payments.say(me, then)
+        await creditor.ledger.payments.say(me, owed)
+        told = (await ask(debtor, peer, report(owed)))["paid"]
+        assert told["amount_micro"] == owed
+        assert not await creditor.ledger.payments.say(me, then)
 
-        async def book_it(xid, amount_micro):
-            account = off_books_account(me, peer)
-            with pytest.raises(EntryRefused, match="does not say now that this was paid"):
-                await debtor.ledger.collect(
-                    xid=xid,
-                    debtor=peer,
-                    account=account,
-                    voucher=raw,
-                )
-
-        await book_it(b"a" * 16, owed)
+        with pytest.raises(EntryRefused, match="does not say now that this was paid"):
+            await book_it(debtor, peer, told, b"a" * 16)
         assert books(debtor, creditor) == (owed, owed)
-        # What was corrected is booked, and nothing more under the voucher of before.
-        assert await debtor.payments.say(peer, 5) is (then == 5)
-        await book_it(b"b" * 16, owed - then)
+        # What was corrected is booked, and nothing more under the report of before.
+        assert await debtor.ledger.payments.say(peer, 5) is (then == 5)
+        with pytest.raises(EntryRefused, match="does not say now that this was paid"):
+            await book_it(debtor, peer, told, b"b" * 16)
         await world.clock.sleep_ms(3 * LEDGER_RETRY_MS)
         assert books(debtor, creditor) == (owed - then, owed - then)
-        # The same amount again is another word: another voucher, which is booked.
-        assert await debtor.payments.say(peer, owed - then) is False
-        assert await creditor.payments.say(me, owed - then)
+        # The same amount again is another report, which is booked.
+        assert await debtor.ledger.payments.say(peer, owed - then) is False
+        assert await creditor.ledger.payments.say(me, owed - then)
         assert books(debtor, creditor) == (0, 0)
 
     story(play)
@@ -180,36 +170,38 @@ def test_a_debtor_cannot_read_what_its_creditor_said_and_echo_it():
     async def play(world):
         debtor, creditor, owed = await indebted(world)
         me, peer = debtor.key.node_id, creditor.key.node_id
-        assert not await creditor.payments.say(me, owed)
-        for paid, told in ((0, 0), (owed - 1, 0), (owed, owed), (1, 0)):
-            reply = await debtor.peers.call(
-                peer, ACCOUNT, {"v": 1, "paid_micro": paid, "is_payer": True}
-            )
-            assert reply.header["paid_micro"] == told
-            assert (reply.header["voucher"] is not None) is (told > 0)
+        assert not await creditor.ledger.payments.say(me, owed)
+        echoed = report(owed)
+        for paid in (
+            None,
+            report(owed - 1),
+            report(owed, before_micro=1),
+            report(owed, is_payer=False),
+            echoed,
+            report(1),
+        ):
+            told = (await ask(debtor, peer, paid))["paid"]
+            assert (told is not None) is (paid is echoed)
             await world.clock.sleep_ms(2 * LEDGER_RETRY_MS)
-            assert debtor.payments.heard(peer) == 0
+            assert debtor.ledger.payments.heard(peer) == 0
 
     story(play)
 
 
 def test_a_payment_that_its_creditor_says_twice_is_booked_once():
-    """The first word's voucher was taken up while the creditor could not be asked."""
+    """The first report was taken up while the creditor could not be asked."""
 
     async def play(world):
         debtor, creditor, owed = await indebted(world)
         me, peer = debtor.key.node_id, creditor.key.node_id
-        await creditor.payments.say(me, 7)
-        reply = await debtor.peers.call(peer, ACCOUNT, {"v": 1, "paid_micro": 7, "is_payer": True})
+        await creditor.ledger.payments.say(me, 7)
+        told = await ask(debtor, peer, report(7))
         await world.clock.sleep_ms(1)
         world.net.partition(world.name(DEBTOR), world.name(CREDITOR))
-        await debtor.payments.say(peer, 7)
-        with pytest.raises(PeerSilent):
-            await debtor.payments._book(
-                peer, debtor.payments.waiting(peer), reply.header["voucher"]
-            )
+        await debtor.ledger.payments.say(peer, 7)
+        await debtor.ledger.payments._hear(peer, told)
         assert len(debtor.ledger.chain.state.open) == 1
-        await creditor.payments.say(me, 7)
+        await creditor.ledger.payments.say(me, 7)
         world.net.heal()
         await world.until(lambda: books(debtor, creditor) == (owed - 7, owed - 7))
         await world.clock.sleep_ms(3 * LEDGER_RETRY_MS)
@@ -222,9 +214,9 @@ def test_a_payment_that_its_creditor_says_twice_is_booked_once():
 def test_a_payment_that_was_said_while_the_other_was_away_is_booked_by_itself():
     async def play(world):
         debtor, creditor, owed = await indebted(world)
-        assert not await debtor.payments.say(creditor.key.node_id, 7)
+        assert not await debtor.ledger.payments.say(creditor.key.node_id, 7)
         world.net.partition(world.name(DEBTOR), world.name(CREDITOR))
-        assert not await creditor.payments.say(debtor.key.node_id, 7)
+        assert not await creditor.ledger.payments.say(debtor.key.node_id, 7)
         await world.crash(DEBTOR)
         debtor = await world.restart(DEBTOR)
         assert books(debtor, creditor) == (owed, owed)
@@ -239,16 +231,16 @@ def test_a_payment_that_was_said_while_the_other_was_away_is_booked_by_itself():
 def test_a_payment_gives_room_up_to_the_limit_again():
     async def play(world):
         debtor, creditor, owed = await indebted(world)
-        before = await debtor.payments.standing(creditor.key.node_id)
+        before = await debtor.ledger.payments.standing(creditor.key.node_id)
         assert before.limit_micro == creditor.ledger.limit(debtor.key.node_id)
         me = debtor.key.node_id
         assert before.left_micro == creditor.market.headroom.credit_left(me)
-        await debtor.payments.say(creditor.key.node_id, owed)
-        assert await creditor.payments.say(me, owed)
-        after = await debtor.payments.standing(creditor.key.node_id)
+        await debtor.ledger.payments.say(creditor.key.node_id, owed)
+        assert await creditor.ledger.payments.say(me, owed)
+        after = await debtor.ledger.payments.standing(creditor.key.node_id)
         assert after.left_micro == before.left_micro + owed + owed // 2, "half of it is credit"
         await creditor.ledger.set_limit(me, 0)
-        below = await debtor.payments.standing(creditor.key.node_id)
+        below = await debtor.ledger.payments.standing(creditor.key.node_id)
         assert below.limit_micro == 0
         assert below.left_micro < 0
 

@@ -193,7 +193,9 @@ def test_any_dead_peer_stops_no_recovery(gone):
         rows = owner.ledger.entries(peer=dead.key.node_id)
         assert {row.state for row in rows if row.kind == "post"} == {"settled"}
         assert "claim" in {row.kind for row in rows}
-        assert not any(row.unproven_micro for row in owner.ledger.statement())
+        assert not any(
+            map(owner.ledger.chain.state.unproven_micro, owner.ledger.chain.state.balances)
+        )
         await put_named(owner, "c", content(20 * MIB))
         await debts(world)
         await agreed(world)

@@ -104,7 +104,7 @@ class Entries(Model):
 
 
 class Booked(Model):
-    """What was booked within the last so long."""
+    """What was booked within the last so long, from the beginning of a day (UTC)."""
 
     within_ms: Annotated[int, Ge(1), Le(2**53)] = MONTH_MS
 

@@ -138,7 +138,9 @@ _FLOWS: Final = ("earned", "spent", "received", "paid", "cleared", "cleared_own"
 
 
 @asks(ledger, api.ledger.FLOWS)
-@option("--since", "within_ms", type=options.DURATION, help="Those of the last so long.  [30d]")
+@option(
+    "--since", "within_ms", type=options.DURATION, help="Those of the last so long, by days.  [30d]"
+)
 def flows(answer: Document) -> None:
     """Sum up what this node earned of each peer and spent there.
 

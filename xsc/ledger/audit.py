@@ -11,7 +11,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from xsc.base import encoding, limits, units
+from xsc.base import encoding, limits
 from xsc.base.errors import LedgerDamaged, LimitError, PeerError, ProofInvalid, RecordInvalid
 from xsc.base.ids import short
 from xsc.identity.envelope import (
@@ -27,7 +27,8 @@ from xsc.ledger.incarnation import CLAIM_BYTES_MAX, Claim, claim_hash
 from xsc.ledger.index import DAY, HALF, Index
 from xsc.ledger.loop import open_voucher
 from xsc.ledger.state import LedgerState, append, settle, take_old
-from xsc.terms.voucher import Voucher, off_books_account
+from xsc.ledger.statement import say_entry
+from xsc.terms.voucher import Voucher
 
 ROWS_READ = 2**12
 """Rows of an index that a replay remembers."""
@@ -104,7 +105,7 @@ class Replay:
             other = None if row.other is None else self._read(row.seq, row.other, Half)
             if row.voucher is None or own.record.kind == "claim":
                 return own, other, None
-            if own.record.clears or own.record.kind == "seal":
+            if own.record.purpose != "leases":
                 voucher = open_voucher(row.voucher, own.record, network=self._network)
             else:
                 voucher = self._read(row.seq, row.voucher, Voucher)
@@ -302,22 +303,7 @@ def verify_settled(raw: bytes) -> str:
     at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
         milliseconds=min(counter.record.created_ms, _YEAR_9999_MS)
     )
-    amount = units.format_credits(said.amount_micro)
-    if said.clears:
-        what = (
-            f"a loop that all its members signed took {amount} credits off what "
-            f"{short(said.credit)} owed {short(said.debit)}"
-        )
-    elif said.kind == "seal":
-        what = (
-            f"{short(said.credit)} and {short(said.debit)} sealed {said.amount_micro} of their "
-            "entries"
-        )
-    elif said.account == off_books_account(said.credit, said.debit):
-        what = f"{short(said.credit)} paid {short(said.debit)} {amount} credits off the books"
-    else:
-        what = (
-            f"{short(said.debit)} owes {short(said.credit)} "
-            f"{amount} credits in account {short(said.account)}"
-        )
-    return f"entry {short(half.id)}: {what}, signed by both, answered {at:%Y-%m-%d %H:%M:%S} UTC"
+    return (
+        f"entry {short(half.id)}: {say_entry(said, short)}, in account {short(said.account)}, "
+        f"signed by both, answered {at:%Y-%m-%d %H:%M:%S} UTC"
+    )

@@ -291,9 +291,12 @@ class Chain:
             self._log.warning("ledger.snapshot_wrong", reason=fault.message)
             self.store.write([(SNAPSHOT, None)], sync=False)
             state = self._replayed(None)
-        for key, raw in self.table(LOOP):
+        for key, raw in [*self.table(LOOP)]:
             with intact(f"the loop {ids.short(key)}"):
-                state.loops[key] = open_loop(raw, network=self.network)
+                loop = open_loop(raw, network=self.network)
+            if not state.keep_loop(loop):
+                # What booked its last edge here came by a claim.
+                self.store.write([(LOOP + key, None)], sync=False)
         return state
 
     def _replayed(self, snapshot: bytes | None) -> LedgerState:
@@ -443,12 +446,12 @@ class Chain:
             changes += self.answered(half, initiator, initiator.id, under)
         if note is not None:
             changes.append((key_of(FOR, seq), note))
-        if voucher is not None and half.clears:
-            # Who learns that it is complete by the first of its two edges has the other to book.
-            self.keep_loop(open_loop(voucher.raw, network=self.network))
         self._unsigned.append((half, body))
         self.put(changes)
         append(self.state, own, initiator)
+        if voucher is not None and half.clears:
+            # Who learns that it is complete by the first of its two edges has the other to book.
+            self.keep_loop(open_loop(voucher.raw, network=self.network))
         return half
 
     def history(self, peer: bytes) -> bytes:
@@ -491,14 +494,15 @@ class Chain:
             yield entry_id, int.from_bytes(row, "big")
 
     def keep_loop(self, loop: SignedLoop) -> None:
-        """Keep what members have signed of a loop, in a step; from now on, it counts."""
-        self.state.loops[loop.id] = loop
-        self.put([(LOOP + loop.id, loop.raw)])
+        """Keep what members have signed of a loop until both its edges here are booked, in a step.
 
-    def drop_loop(self, loop_id: bytes) -> None:
-        """Forget a loop that is booked with both neighbours, in a step: the entries have it."""
-        self.put([(LOOP + loop_id, None)])
-        self.state.loops.pop(loop_id, None)
+        After that, the entries have it.
+        """
+        known = self.state.loops.get(loop.id)
+        if self.state.keep_loop(loop):
+            self.put([(LOOP + loop.id, loop.raw)])
+        elif known is not None:
+            self.put([(LOOP + loop.id, None)])
 
     def contradicted(self, half: Signed[Half]) -> bytes | None:
         """Return the half of the same author and number that this ledger has, if it is another."""

@@ -20,11 +20,13 @@ from pydantic import Field, model_validator
 
 from xsc.base import errors, limits
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
+from xsc.terms.voucher import off_books_account
 
 Id16 = Annotated[bytes, Field(min_length=16, max_length=16)]
 EntryKind = Literal[
     "open", "pend", "post", "void", "expire", "limit", "clear", "correct", "seal", "claim"
 ]
+Purpose = Literal["leases", "off_books", "loop", "seal"]
 
 XID_BYTES = 16
 GENESIS = b"\0" * 32
@@ -73,8 +75,8 @@ class Half(Record):
     expires_ms: Count | None = None
     account: Id32 | None = None
     receipt: Id32 | None = None
-    """Record id of the debtor's voucher that the entry rests on, or of a loop; hash of what a seal
-    or a claim names."""
+    """Record id of the debtor's voucher that the entry rests on, of a report that was paid off the
+    books, or of a loop; hash of what a seal or a claim names."""
     created_ms: Count = 0
     memo: Id32 | None = None
     """Hash of a text that the parties keep to themselves."""
@@ -102,6 +104,17 @@ class Half(Record):
         """Whether it rests on a loop, whose id is its account, too, and not on a voucher."""
         return self.receipt is not None and self.receipt == self.account
 
+    @property
+    def purpose(self) -> Purpose:
+        """What an entry that both sign is for."""
+        if self.kind == "seal":
+            return "seal"
+        if self.clears:
+            return "loop"
+        # Who paid off the books is owed that.
+        paid = self.account == off_books_account(self.credit, self.debit)
+        return "off_books" if paid else "leases"
+
 
 class SettledEntry(Record):
     """Both halves of an entry and what is under it: all that a third party needs."""
@@ -111,7 +124,7 @@ class SettledEntry(Record):
     counter: bytes
     """The counterparty's signed half."""
     voucher: bytes
-    """The debtor's signed voucher, or the loop."""
+    """The debtor's signed voucher, the loop, or what the halves alone sign."""
 
 
 @contextmanager

@@ -31,24 +31,26 @@ _LAST: Final = date(9999, 12, 30)
 _PEER_CHARS: Final = 16
 """Of an id in the name of an account: nobody finds a second node whose id begins so."""
 _FORMULA: Final = frozenset("=+-@")
-_COLUMNS: Final = (
-    "time",
-    "debtor",
-    "debtor_id",
-    "creditor",
-    "creditor_id",
-    "amount",
-    "unit",
-    "off_books",
-    "loop",
-    "leases",
-    "entry",
-    "says",
-)
 
 
 def _leases(paid: Paid) -> str:
     return "; ".join(map(lease_text, paid.leases))
+
+
+_COLUMNS: Final[Mapping[str, Callable[[Paid], str]]] = {
+    "time": lambda paid: units.format_time(paid.created_ms),
+    "debtor": lambda paid: paid.debtor_name,
+    "debtor_id": lambda paid: ids.to_text(paid.debtor),
+    "creditor": lambda paid: paid.creditor_name,
+    "creditor_id": lambda paid: ids.to_text(paid.creditor),
+    "amount": lambda paid: units.format_credits(paid.amount_micro),
+    "unit": lambda _: UNIT,
+    "off_books": lambda paid: "yes" if paid.off_books else "no",
+    "loop": lambda paid: "yes" if paid.loop else "no",
+    "leases": _leases,
+    "entry": lambda paid: ids.to_text(paid.entry_id),
+    "says": lambda paid: paid.says,
+}
 
 
 # Beancount
@@ -146,22 +148,7 @@ def _row(cells: Iterable[str]) -> str:
 def _csv(_: Statement, rows: Iterable[Paid]) -> Iterator[str]:
     yield _row(_COLUMNS)
     for paid in rows:
-        yield _row(
-            (
-                units.format_time(paid.created_ms),
-                paid.debtor_name,
-                ids.to_text(paid.debtor),
-                paid.creditor_name,
-                ids.to_text(paid.creditor),
-                units.format_credits(paid.amount_micro),
-                UNIT,
-                "yes" if paid.off_books else "no",
-                "yes" if paid.loop else "no",
-                _leases(paid),
-                ids.to_text(paid.entry_id),
-                paid.says,
-            )
-        )
+        yield _row(column(paid) for column in _COLUMNS.values())
 
 
 def _json(head: Statement, rows: Iterable[Paid]) -> Iterator[str]:

@@ -147,17 +147,20 @@ def voucher_of(loop: SignedLoop, *, debtor: bytes, creditor: bytes) -> Signed[Vo
 def open_voucher(raw: bytes, half: Half, *, network: bytes | None) -> Signed[Voucher]:
     """Return what a half rests on, its signatures verified: a voucher, or the loop that it names.
 
-    What a seal names is not signed but by its two halves.
+    What a seal names, and a report of a payment, is not signed but by the two halves.
 
     Raises:
         TooLarge, RecordInvalid, SignatureInvalid: it is none of these.
     """
-    if half.kind == "seal":
+    if half.purpose == "seal":
         sealed = open_sealed(raw)
         if half.account is None or half.amount_micro != len(sealed.entry_ids):
             raise errors.RecordInvalid("a seal is over another number of entries than it names")
         return seal_voucher(sealed, half.account, debtor=half.debit, creditor=half.credit)
-    if half.clears:
+    if half.purpose == "off_books":
+        voucher = Voucher.from_bytes(raw)
+        return Signed(voucher, half.debit, network or b"", voucher.id, raw)
+    if half.purpose == "loop":
         loop = open_loop(raw, network=network)
         return voucher_of(loop, debtor=half.debit, creditor=half.credit)
     return open_signed(raw, Voucher, network=network, size_max=limits.LEDGER_RECORD_BYTES_MAX)

@@ -60,17 +60,15 @@ class Loops:
         self._chain = chain
         self._exchange = exchange
         self._proposals = proposals
-        proposals.on_loop = self._learn
         self._lock = asyncio.Lock()
         self._searched: tuple[bytes, bytes] | None = None
         """The creditor to which an offer of this node is under way, and what was drawn for it."""
         self._offered: list[Offered] = []
         self._asking: set[tuple[bytes, bool]] = set()
         """Peers whose offer is being passed on: one of its own, and one of others."""
-        self._due: dict[bytes, None] = {}
-        self._refused: dict[bytes, tuple[int, int]] = {}
-        """By loop, how often its debt was refused, and when it is booked again at the earliest."""
-        self._wake = asyncio.Event()
+        self._news: asyncio.Queue[bytes] = asyncio.Queue()
+        """Loops of which something was learned."""
+        self._learn = proposals.on_loop = self._news.put_nowait
 
     def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers peers, by method."""
@@ -91,7 +89,7 @@ class Loops:
                     if (one := await self._search(peer)) is None:
                         break
                     found.append(one)
-            await self._resume()
+            await asyncio.gather(*map(self._go_on, [*self._chain.state.loops]))
             return found
 
     def _debts(self) -> dict[bytes, int]:
@@ -114,7 +112,7 @@ class Loops:
         try:
             loop = await self._ask((self._own,), micro, peer, OFFER_TIMEOUT_MS, search)
             # One that is booked already can be shown again.
-            if loop is None or not loop.is_complete or self._open_edges(loop) != (True, True):
+            if loop is None or not loop.is_complete or loop.id in self._chain.state.settled:
                 return None
             return await self._chain.commit(self._take, peer, loop)
         except XscError as fault:
@@ -229,9 +227,8 @@ class Loops:
         if known is not None and len(known.envelopes) >= len(loop.envelopes):
             return known
         if loop.is_signed_by(self._own):
-            if self._open_edges(loop) != (False, False):
-                self._chain.keep_loop(loop)
-                self._learn(loop.id)
+            self._chain.keep_loop(loop)
+            self._learn(loop.id)
             return loop
         if caller != loop.record.after(self._own):
             raise EntryRefused("the member before this node's turn has not signed the loop")
@@ -273,26 +270,15 @@ class Loops:
 
     # Booking
 
-    def _learn(self, loop_id: bytes) -> None:
-        self._due[loop_id] = None
-        self._wake.set()
-
-    def _open_edges(self, loop: SignedLoop) -> tuple[bool, bool]:
-        """Return whether a loop is to be booked still with who owes this node, and whom it owes."""
-        before, after = loop.record.before(self._own), loop.record.after(self._own)
-        settled = self._chain.state.settled_under
-        return (
-            not settled(loop.id, debtor=self._own, creditor=before),
-            not settled(loop.id, debtor=after, creditor=self._own),
-        )
-
     def waits_for(self, loop: SignedLoop) -> list[bytes]:
         """Return whose turn it is to sign, or else the neighbours that have not booked the loop."""
         if not loop.is_complete:
             return [loop.record.signers[len(loop.envelopes)]]
-        around = (loop.record.before(self._own), loop.record.after(self._own))
-        edges = zip(around, self._open_edges(loop), strict=True)
-        return [peer for peer, is_open in edges if is_open]
+        around = loop.record.before(self._own), loop.record.after(self._own)
+        return [peer for peer in around if self._is_unbooked(loop.id, peer)]
+
+    def _is_unbooked(self, loop_id: bytes, peer: bytes) -> bool:
+        return loop_id in self._chain.state.unbooked.get(peer, {})
 
     async def _go_on(self, loop_id: bytes) -> None:
         """Show a loop to the neighbours where they may not know it, and book its own debt."""
@@ -301,7 +287,7 @@ class Loops:
             return
         before, after = loop.record.before(self._own), loop.record.after(self._own)
         try:
-            if self._open_edges(loop)[0]:
+            if self._is_unbooked(loop_id, before):
                 reply = await self._caller.call(
                     before, LOOP, {"v": 1, "loop": loop.raw}, timeout_ms=TOLD_TIMEOUT_MS
                 )
@@ -310,47 +296,23 @@ class Loops:
                     loop = await self._chain.commit(self._take, before, told)
         except XscError as fault:
             self._log.info("ledger.loop_untold", peer=ids.short(before), code=fault.code)
-        times, until_ms = self._refused.get(loop_id, (0, 0))
         try:
-            if (
-                loop.is_complete
-                and self._open_edges(loop)[1]
-                and until_ms <= self._clock.monotonic_ms()
-            ):
+            if loop.is_complete and self._is_unbooked(loop_id, after):
                 worth = rules.voucher_of(loop, debtor=after, creditor=self._own)
                 xid = self._entropy.token(XID_BYTES)
+                # Where it is not answered, the entry stays, and is proposed again.
                 await self._proposals.book(xid, after, loop.id, worth)
-        except EntryRefused:
-            # Each time is two entries.
-            pause_ms = LOOP_EVERY_MS << min(times, 10)
-            self._refused[loop_id] = times + 1, self._clock.monotonic_ms() + pause_ms
         except XscError as fault:
             self._log.info("ledger.loop_unbooked", peer=ids.short(after), code=fault.code)
-        await self._chain.commit(self._forget, loop)
-
-    def _forget(self, loop: SignedLoop) -> None:
-        if loop.id in self._chain.state.loops and self._open_edges(loop) == (False, False):
-            self._chain.drop_loop(loop.id)
-            self._refused.pop(loop.id, None)
-
-    async def _resume(self) -> None:
-        """Go on with all loops that are not booked with both neighbours."""
-        self._due |= dict.fromkeys(self._chain.state.loops)
-        await self._work()
-
-    async def _work(self) -> None:
-        while self._due:
-            due, self._due = [*self._due], {}
-            # Side by side: a neighbour that is silent holds up none of the others.
-            await asyncio.gather(*map(self._go_on, due))
 
     async def run(self) -> None:
         """Go on with loops, at once after a start and when something is learned; never returns."""
-        await self._resume()
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            await self._work()
+        for loop_id in self._chain.state.loops:
+            self._learn(loop_id)
+        # Side by side: a neighbour that is silent holds up none of the others.
+        async with asyncio.TaskGroup() as group:
+            while True:
+                group.create_task(self._go_on(await self._news.get()))
 
     async def run_daily(self) -> None:
         """Look for loops once a day; never returns."""

@@ -1,29 +1,25 @@
 """Payments off the books: how the reports of two operators become one entry.
 
-The payee, which is owed something, signs a voucher to the payer in an account that is
-used for their payments only. The payer books it like any voucher, which reduces its debt.
-So no debt falls without the creditor's signature, and the chain, recovery and proofs need
-nothing new. docs/design/ledger.md, "Off the books".
+The payer books what both reported, in an account that is used for its payments to the payee only,
+and the payee answers with its half only while its own report stands. So no debt falls without the
+creditor's signature. docs/design/ledger.md, "Off the books".
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from xsc.base import encoding, units
-from xsc.ledger.entry import XID_BYTES
+from xsc.base import units
+from xsc.identity.envelope import Count, Record
 from xsc.terms.voucher import Voucher, off_books_account
 
 
-@dataclass(frozen=True, slots=True)
-class Payment:
-    """What the operator of this node has said of a payment, until it is booked."""
+class Payment(Record):
+    """What the operator of a node has said of a payment, until it is booked."""
 
-    amount_micro: int
+    amount_micro: Count
     is_payer: bool
-    before_micro: int
+    before_micro: Count
     """What was booked of such payments between the two by then, in all."""
-    said_ms: int
+    said_ms: Count
 
 
 def check_amount(amount_micro: int, balance_micro: int, clearing_micro: int) -> str | None:
@@ -51,59 +47,35 @@ def is_over(payment: Payment, booked_micro: int) -> bool:
     return booked_micro > payment.before_micro
 
 
-def agree(payment: Payment, amount_micro: int, *, is_payer: bool) -> bool:
+def agree(payment: Payment, other: Payment) -> bool:
     """Return whether the other operator said the same, from the other side."""
-    return payment.amount_micro == amount_micro and payment.is_payer != is_payer
+    return payment.is_payer != other.is_payer and (payment.amount_micro, payment.before_micro) == (
+        other.amount_micro,
+        other.before_micro,
+    )
 
 
-def make_voucher(payment: Payment, *, payer: bytes, payee: bytes) -> Voucher:
-    """Return what the payee signs: the same for the same word, whenever it is made."""
-    assert not payment.is_payer, "only the payee signs"
-    amount = payment.before_micro + payment.amount_micro
+def worth(payment: Payment, *, payer: bytes, payee: bytes) -> Voucher:
+    """Return what the payee's report is worth as a voucher: only the two halves sign it."""
     return Voucher(
         account=off_books_account(payer, payee),
         provider=payer,
         customer=payee,
-        number=amount,
-        amount_micro=amount,
+        number=1,
+        amount_micro=payment.before_micro + payment.amount_micro,
         until_ms=payment.said_ms,
         count=None,
     )
 
 
-def check_voucher(voucher: Voucher, payment: Payment, *, payer: bytes, payee: bytes) -> str | None:
-    """Return why a payee's voucher is not what the payer's operator spoke of."""
-    if (voucher.provider, voucher.customer) != (payer, payee):
-        return "the voucher is between other nodes"
-    if voucher.account != off_books_account(payer, payee):
-        return "the voucher is for an account"
-    if voucher.amount_micro != payment.before_micro + payment.amount_micro:
-        return "the voucher is over another amount"
-    return None
-
-
 def check_consent(
     voucher: Voucher, payment: Payment | None, *, payer: bytes, payee: bytes
 ) -> str | None:
-    """Return why the payee does not book what its own voucher is over.
+    """Return why the payee does not book what a payer shows as its report.
 
-    Its operator may have taken back or corrected what was signed. A voucher refused so is
-    refused for ever: the operator's next word has another time, and so another voucher.
+    Its operator may have taken back or corrected it. What is refused so is refused for ever: the
+    operator's next report has another time.
     """
-    if (
-        payment is None
-        or payment.is_payer
-        or voucher != make_voucher(payment, payer=payer, payee=payee)
-    ):
+    if payment is None or payment.is_payer or voucher != worth(payment, payer=payer, payee=payee):
         return "the operator does not say now that this was paid"
     return None
-
-
-def xid_of(voucher: Voucher, payment: Payment) -> bytes:
-    """Return the id of the entry that books a payment: the same for the same two words.
-
-    One that the payee refused is spent; the next word of either operator goes under another.
-    """
-    numbers = (voucher.amount_micro, voucher.until_ms, payment.said_ms)
-    words = (number.to_bytes(8, "big") for number in numbers)
-    return encoding.tagged_sha256("off-books/xid", voucher.account, *words)[:XID_BYTES]

@@ -1,14 +1,12 @@
 """Tells peers the state of their account here, and books payments off the books with them.
 
-    ledger.account  paid_micro, is_payer: what the caller's operator says was paid, 0 for nothing
+    ledger.account  paid: what the caller's operator reports as paid, None for nothing
         -> limit_micro, left_micro: what the caller may owe here, and what is left of it, signed
-           paid_micro, is_payer: what this node's operator says; the payee's word is told
-             only to a payer that has said the same
-           voucher: where both say the same and this node was paid
+           paid: what this node's operator reports; the payee's report is told only to a payer
+             that has reported the same
 
-What a peer says of limits is only shown to people. What it says of a payment is compared:
-if both operators reported the same, the payee signs, and the payer books what was signed.
-The rules are in `off_books`.
+What a peer says of limits is only shown to people. What it says of a payment is compared: if both
+operators reported the same, the payer books it. The rules are in `off_books`.
 
 `ledger-paid/<peer>`, synced: the report of this node's operator, until it is booked.
 """
@@ -19,17 +17,20 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from xsc.base import encoding, errors, limits, merkle, peering
-from xsc.base.fields import take_bool, take_int, take_opt_bytes
+from xsc.base.fields import take_int
 from xsc.base.ids import short
-from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.keyvalue import prefix_end
 from xsc.base.units import is_near
 from xsc.identity.context import Context
-from xsc.identity.envelope import open_signed, sign
+from xsc.identity.envelope import Signed
 from xsc.ledger import off_books
+from xsc.ledger.chain import Chain
+from xsc.ledger.entry import XID_BYTES
 from xsc.ledger.off_books import Payment
+from xsc.ledger.proposals import Proposals
 from xsc.terms.voucher import Voucher, off_books_account
 
 ACCOUNT_TIMEOUT_MS = 2_000
@@ -37,7 +38,6 @@ ACCOUNT_TIMEOUT_MS = 2_000
 
 ACCOUNT: Final = "ledger.account"
 PAID: Final = b"ledger-paid/"
-_VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,56 +55,45 @@ class PeerAccount:
         return is_near(self.limit_micro - self.left_micro, self.limit_micro)
 
 
-class Accounts(Protocol):
-    """What payments need of the ledger."""
-
-    def balance(self, peer: bytes) -> int:
-        """Return what the peer owes this node, less what this node owes it."""
-
-    def clearing(self, peer: bytes) -> int:
-        """Return by how much complete loops will change the balance once they are booked."""
-
-    def limit(self, peer: bytes) -> int:
-        """Return what the peer may owe this node."""
-
-    def settled_between(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
-        """Return what was settled in an account in all that one party owes the other for."""
-
-    async def collect(self, *, xid: bytes, debtor: bytes, account: bytes, voucher: bytes) -> int:
-        """Book what a voucher leaves unsettled."""
-
-
 class Payments:
     """Asks peers for accounts, and answers them; compares what operators report as paid.
 
     Args:
         context: whose payments they are.
-        ledger: the accounts.
-        left: returns what a peer may still come to owe this node, its leases counted.
-        state: the store; other tables may be in it.
+        chain: the ledger; reports are beside it.
+        proposals: books what both operators say.
+        limit: returns what a peer may owe this node.
     """
 
     def __init__(
-        self, context: Context, *, ledger: Accounts, left: Callable[[bytes], int], state: KeyValue
+        self,
+        context: Context,
+        chain: Chain,
+        proposals: Proposals,
+        *,
+        limit: Callable[[bytes], int],
     ) -> None:
-        self._key = context.key
         self._own = context.key.node_id
         self._network = context.network
         self._clock = context.clock
+        self._entropy = context.entropy
         self._executor = context.executor
         self._caller = context.caller
         self._log = context.log
-        self._ledger = ledger
-        self._left = left
-        self._state = state
-        self._theirs: dict[bytes, tuple[int, bool]] = {}
-        """What operators of peers say was paid between us, and whether by them, as heard last."""
+        self._chain = chain
+        self._proposals = proposals
+        self._limit = limit
+        self.left = limit
+        """Returns what a peer may still come to owe this node, its leases counted."""
+        self._theirs: dict[bytes, Payment] = {}
+        """What operators of peers say was paid between us, as heard last."""
         self._to_ask: set[bytes] = set()
         """Peers of which `run` is to hear how this node's account stands there."""
-        self.ask_soon = self._to_ask.add
         self._lock = asyncio.Lock()
         self.accounts: dict[bytes, PeerAccount] = {}
         """The state of this node's account at peers, as they said it last."""
+        proposals.check_consent = self.check_consent
+        proposals.on_owed = self._to_ask.add
 
     def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers peers, by method."""
@@ -114,31 +103,19 @@ class Payments:
 
     def waiting(self, peer: bytes) -> Payment | None:
         """Return what this node's operator said of a payment that is not booked yet."""
-        raw = self._state.get(PAID + peer)
+        raw = self._chain.store.get(PAID + peer)
         if raw is None:
             return None
         try:
-            value = encoding.decode(raw)
-            if not isinstance(value, dict) or value.get("v") != _VERSION:
-                raise errors.RecordInvalid("it is of an unknown version")
-            found = Payment(
-                take_int(value, "amount_micro"),
-                take_bool(value, "is_payer"),
-                take_int(value, "before_micro"),
-                take_int(value, "said_ms"),
-            )
+            found = Payment.from_bytes(raw)
         except errors.RecordInvalid as fault:
             raise errors.StoreDamaged(f"a payment cannot be read: {fault.message}") from fault
         booked = self._booked(peer, is_payer=found.is_payer)
         return None if off_books.is_over(found, booked) else found
 
     def check_consent(self, payer: bytes, voucher: Voucher) -> str | None:
-        """Return why this node's operator does not agree now to what its voucher is over."""
+        """Return why this node's operator does not agree now to what a payer books."""
         return off_books.check_consent(voucher, self.waiting(payer), payer=payer, payee=self._own)
-
-    def is_payment(self, peer: bytes, account: bytes | None) -> bool:
-        """Return whether what was booked with a peer in that account was paid off the books."""
-        return account in (off_books_account(self._own, peer), off_books_account(peer, self._own))
 
     def heard(self, peer: bytes) -> int:
         """Return what a peer's operator reports as paid, and this node's has not; 0: nothing.
@@ -146,33 +123,31 @@ class Payments:
         Also 0 if debtor and creditor have changed places since: the same report now would
         book a payment by the other party.
         """
-        amount, by_peer = self._theirs.get(peer, (0, False))
-        balance = self._ledger.balance(peer)
-        if balance == 0 or by_peer != (balance > 0):
+        theirs, balance = self._theirs.get(peer), self._chain.state.balances.get(peer, 0)
+        if theirs is None or balance == 0 or theirs.is_payer != (balance > 0):
             return 0
         own = self.waiting(peer)
-        return 0 if own is not None and own.amount_micro == amount else amount
+        return 0 if own and own.amount_micro == theirs.amount_micro else theirs.amount_micro
 
-    def _told(self, peer: bytes, payment: Payment | None) -> int:
-        """Return which amount a peer is told: of the payee's word, only what the payer said too.
+    def _told(self, peer: bytes) -> encoding.Value:
+        """Return what a peer is told: of the payee's report, only what the payer reported too.
 
         The payer could echo any other, and have booked what the payee's operator mistyped.
         """
-        if payment is None or not (
-            payment.is_payer or self._theirs.get(peer, (0, False))[0] == payment.amount_micro
-        ):
-            return 0
-        return payment.amount_micro
+        own, theirs = self.waiting(peer), self._theirs.get(peer)
+        if own and (own.is_payer or (theirs and off_books.agree(own, theirs))):
+            return own.to_value()
+        return None
 
     def _booked(self, peer: bytes, *, is_payer: bool) -> int:
         payer, payee = (self._own, peer) if is_payer else (peer, self._own)
-        return self._ledger.settled_between(
+        return self._chain.state.settled_under(
             off_books_account(payer, payee), debtor=payee, creditor=payer
         )
 
     async def _keep(self, peer: bytes, payment: Payment | None) -> None:
-        raw = None if payment is None else encoding.encode({"v": _VERSION, **asdict(payment)})
-        await self._executor.run(self._state.write, [(PAID + peer, raw)], sync=True)
+        raw = None if payment is None else payment.to_bytes()
+        await self._executor.run(self._chain.store.write, [(PAID + peer, raw)], sync=True)
 
     # The operator's side
 
@@ -187,8 +162,9 @@ class Payments:
         """
         if not 0 <= amount_micro <= limits.AMOUNT_MAX:
             raise errors.ArgumentInvalid("an amount is from 0 to 2^63 - 1 micro-credits")
-        balance, clearing = self._ledger.balance(peer), self._ledger.clearing(peer)
         async with self._lock:
+            state = self._chain.state
+            balance, clearing = state.balances.get(peer, 0), state.clearing(peer)
             if amount_micro == 0:
                 await self._keep(peer, None)
                 return False
@@ -196,7 +172,12 @@ class Payments:
                 raise errors.ArgumentInvalid(wrong, hint="`xsc ledger balance` shows who owes what")
             is_payer = balance < 0
             booked = self._booked(peer, is_payer=is_payer)
-            payment = Payment(amount_micro, is_payer, booked, self._clock.now_ms())
+            payment = Payment(
+                amount_micro=amount_micro,
+                is_payer=is_payer,
+                before_micro=booked,
+                said_ms=self._clock.now_ms(),
+            )
             await self._keep(peer, payment)
         with suppress(errors.XscError):
             await self._meet(peer)
@@ -212,21 +193,9 @@ class Payments:
 
     async def _meet(self, peer: bytes) -> PeerAccount:
         """Tell a peer what this node's operator says, and book where both say the same."""
-        payment = self.waiting(peer)
-        reply = await self._caller.call(
-            peer,
-            ACCOUNT,
-            {
-                "v": 1,
-                "paid_micro": self._told(peer, payment),
-                "is_payer": payment is not None and payment.is_payer,
-            },
-            timeout_ms=ACCOUNT_TIMEOUT_MS,
-        )
-        self._hear(peer, reply.header)
-        raw = take_opt_bytes(reply.header, "voucher")
-        if payment is not None and payment.is_payer and raw is not None:
-            await self._book(peer, payment, raw)
+        header: dict[str, encoding.Value] = {"v": 1, "paid": self._told(peer)}
+        reply = await self._caller.call(peer, ACCOUNT, header, timeout_ms=ACCOUNT_TIMEOUT_MS)
+        await self._hear(peer, reply.header)
         found = PeerAccount(
             take_int(reply.header, "limit_micro"),
             take_int(reply.header, "left_micro", least=-limits.AMOUNT_MAX),
@@ -236,63 +205,49 @@ class Payments:
             self._log.warning("ledger.near_limit", peer=short(peer), role="debtor", **asdict(found))
         return found
 
-    async def _book(self, peer: bytes, payment: Payment, raw: bytes) -> None:
-        """Have a payee's voucher booked: what this node is owed by it is taken off its debt."""
-        voucher = open_signed(raw, Voucher, network=self._network, author=peer).record
-        wrong = off_books.check_voucher(voucher, payment, payer=self._own, payee=peer)
-        if wrong is not None:
-            raise errors.ReceiptInvalid(wrong)
-        await self._ledger.collect(
-            xid=off_books.xid_of(voucher, payment),
-            debtor=peer,
-            account=voucher.account,
-            voucher=raw,
-        )
+    async def _hear(self, peer: bytes, header: dict[str, encoding.Value]) -> None:
+        """Take what a peer's operator reports; book it where this node's, the payer's, agrees."""
+        self._theirs.pop(peer, None)
+        if (paid := header.get("paid")) is None:
+            return
+        theirs = self._theirs[peer] = Payment.from_value(paid)
+        own = self.waiting(peer)
+        if own and own.is_payer and off_books.agree(own, theirs):
+            worth = off_books.worth(theirs, payer=self._own, payee=peer)
+            under = Signed(worth, peer, self._network, worth.id, worth.to_bytes())
+            # Where it is not answered, the entry stays, and is proposed again.
+            with suppress(errors.XscError):
+                await self._proposals.book(
+                    self._entropy.token(XID_BYTES), peer, worth.account, under
+                )
 
     # What peers ask
 
     async def _on_account(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
     ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
-        amount, is_payer = take_int(header, "paid_micro"), take_bool(header, "is_payer")
-        self._hear(caller, header)
-        payment = self.waiting(caller)
-        voucher: bytes | None = None
-        if payment is not None and off_books.agree(payment, amount, is_payer=is_payer):
-            if payment.is_payer:
-                with suppress(errors.XscError):
-                    await self._meet(caller)
-            else:
-                made = off_books.make_voucher(payment, payer=caller, payee=self._own)
-                voucher = sign(made, self._key, self._network).raw
+        await self._hear(caller, header)
         return {
             "v": 1,
-            "limit_micro": self._ledger.limit(caller),
-            "left_micro": min(self._left(caller), limits.AMOUNT_MAX),
-            "paid_micro": self._told(caller, payment),
-            "is_payer": payment is not None and payment.is_payer,
-            "voucher": voucher,
+            "limit_micro": self._limit(caller),
+            "left_micro": min(self.left(caller), limits.AMOUNT_MAX),
+            "paid": self._told(caller),
         }, ()
-
-    def _hear(self, peer: bytes, header: dict[str, encoding.Value]) -> None:
-        amount = take_int(header, "paid_micro", most=limits.AMOUNT_MAX)
-        if amount:
-            self._theirs[peer] = amount, take_bool(header, "is_payer")
-        else:
-            self._theirs.pop(peer, None)
 
     # What runs by itself
 
     async def run(self) -> None:
         """Tell again what waits for a peer, every LEDGER_RETRY_MS; never returns."""
         while True:
-            peers = [key.removeprefix(PAID) for key, _ in self._state.scan(PAID, prefix_end(PAID))]
-            for peer in peers:
+            rows = self._chain.store.scan(PAID, prefix_end(PAID))
+            for peer in [key.removeprefix(PAID) for key, _ in rows]:
                 async with self._lock:
                     if self.waiting(peer) is None:
                         await self._keep(peer, None)
                     else:
                         self._to_ask.add(peer)
-            while self._to_ask:
-                await self.standing(self._to_ask.pop())
+            while peers := [*self._to_ask]:
+                self._to_ask.clear()
+                # Side by side: one that is silent holds up none of the others.
+                await asyncio.gather(*map(self.standing, peers))
             await self._clock.sleep_ms(limits.LEDGER_RETRY_MS)

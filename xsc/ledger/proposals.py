@@ -23,24 +23,19 @@ from xsc.ledger.chain import FOR, UNSEALED, VOUCHER, Chain, key_of
 from xsc.ledger.cube import open_sealed
 from xsc.ledger.exchange import HistoryExchange
 from xsc.ledger.limits import LimitTerms
-from xsc.ledger.loop import open_voucher
+from xsc.ledger.loop import open_loop, open_voucher
 from xsc.ledger.state import settle
 from xsc.ledger.statement import lease_text, note_bytes, read_note
-from xsc.terms.voucher import Voucher, off_books_account
+from xsc.terms.voucher import Voucher
 
 PROPOSE: Final = "ledger.propose"
 
 CheckConsent: TypeAlias = Callable[[bytes, Voucher], str | None]
-"""Returns why this node's operator does not agree now that a payer paid what its voucher says."""
+"""Returns why this node's operator does not agree now to what a payer says that it paid."""
 
 
 LeasesOf: TypeAlias = Callable[[bytes, bytes], Sequence[PaidLease]]
 """Returns the leases of a peer that were used and count in an account."""
-
-
-def no_payments(_payer: bytes, _voucher: Voucher) -> str | None:
-    """Refuse everything that was paid off the books."""
-    return "nothing that was paid off the books is booked here"
 
 
 class Proposals:
@@ -63,7 +58,7 @@ class Proposals:
         self._chain = chain
         self._exchange = exchange
         self._limit_terms = limit_terms
-        self.check_consent: CheckConsent = no_payments
+        self.check_consent: CheckConsent
         """Asked before anything that was paid off the books is booked."""
         self.leases_of: LeasesOf = lambda _peer, _account: ()
         """Asked what an entry is for when it is written."""
@@ -112,7 +107,8 @@ class Proposals:
 
         Raises:
             PeerSilent: the entry is written and will be proposed again by itself.
-            EntryRefused: the debtor refused; the entry is withdrawn, its xid is spent.
+            EntryRefused: the debtor refused; the entry is withdrawn, its xid is spent. That of a
+                loop stays, and is proposed again by itself.
             CreditExceeded: the limit would be passed; nothing is written.
             ReceiptInvalid: the voucher is another's, or the debtor's answer does not fit.
             ArgumentInvalid: another entry has this xid.
@@ -206,8 +202,8 @@ class Proposals:
         try:
             reply = await self._caller.call(half.record.peer, PROPOSE, header)
         except EntryRefused as fault:
-            if seals:
-                # It costs nothing to ask again, and the refusal need not be final.
+            if seals or half.record.clears:
+                # What all members signed is not undone by one; the refusal need not be final.
                 raise
             self._log.warning(
                 "ledger.refused", peer=ids.short(half.record.peer), entry=seq, reason=fault.message
@@ -250,6 +246,8 @@ class Proposals:
         under = self._chain.read(VOUCHER, seq)
         self._chain.put(self._chain.answered(half.record, counter, half.id, under))
         settle(state, half.record, counter)
+        if half.record.clears:
+            self._chain.keep_loop(open_loop(under, network=self._network))
         return None, True
 
     async def on_propose(
@@ -290,7 +288,7 @@ class Proposals:
         refusal = (
             validation.check_proposal(state, half, caller, voucher)
             or validation.check_incarnation(self._chain.incarnation_of(caller), half)
-            or self._check_payment(caller, voucher.record)
+            or self._check_payment(half.record, voucher.record)
             or self._check_seal(half.record, voucher.raw)
         )
         if refusal is not None:
@@ -324,11 +322,9 @@ class Proposals:
             creditor=ids.short(own.credit),
             amount_micro=own.amount_micro,
             role="creditor" if own.credit == self._key.node_id else "debtor",
-            # Who paid off the books is owed that.
-            off_books=own.account == off_books_account(own.credit, own.debit),
+            off_books=own.purpose == "off_books",
             leases="; ".join(map(lease_text, self.noted(own.seq))),
-            # So is who owed what a loop took off.
-            loop=own.clears,
+            loop=own.purpose == "loop",
         )
         self._say_near(own)
 
@@ -347,11 +343,11 @@ class Proposals:
                 limit_micro=limit,
             )
 
-    def _check_payment(self, payer: bytes, voucher: Voucher) -> validation.Refusal | None:
+    def _check_payment(self, half: entry.Half, voucher: Voucher) -> validation.Refusal | None:
         """Return why what was paid off the books is not booked at this moment."""
-        if voucher.account != off_books_account(payer, self._key.node_id):
+        if half.purpose != "off_books":
             return None
-        wrong = self.check_consent(payer, voucher)
+        wrong = self.check_consent(half.credit, voucher)
         return None if wrong is None else validation.Refusal("payment_not_said", wrong)
 
     def _check_seal(self, half: entry.Half, under: bytes) -> validation.Refusal | None:
@@ -372,10 +368,14 @@ class Proposals:
         others wait for the next time.
         """
         by_peer: dict[bytes, list[int]] = {}
-        # Seals come last: nothing waits for them.
-        waiting = self._chain.state.open.items()
-        for seq, item in sorted(waiting, key=lambda each: (not each[1].amount_micro, each[0])):
-            by_peer.setdefault(item.debtor, []).append(seq)
+        state = self._chain.state
+
+        def turn(seq: int) -> tuple[bool, bool, int]:
+            """What stays open where it is refused comes last: it holds up nothing else."""
+            return not state.open[seq].amount_micro, state.open[seq].account in state.loops, seq
+
+        for seq in sorted(state.open, key=turn):
+            by_peer.setdefault(state.open[seq].debtor, []).append(seq)
         counts = await asyncio.gather(*(self._retry(seqs) for seqs in by_peer.values()))
         return sum(counts)
 

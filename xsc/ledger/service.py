@@ -1,7 +1,8 @@
 """The ledger of one node: what it says, and the parts that change it.
 
 `chain` keeps it, `proposals` books debts together with peers, `loops` takes them off where they
-go around, `seals` compares it with peers, `exchange` recovers it from them. The sums are in
+go around, `payments` where they are paid in money, `seals` compares it with peers, `exchange`
+recovers it from them. The sums are in
 `state`, the replay in `audit`, what people see in `statement`.
 """
 
@@ -20,14 +21,13 @@ from xsc.ledger import chain, exchange, incarnation
 from xsc.ledger.entry import SettledEntry
 from xsc.ledger.limits import REPAID_MS, LimitSettings, LimitTerms, Trust, limit_terms, repaid
 from xsc.ledger.loops import Loops
+from xsc.ledger.payments import Payments
 from xsc.ledger.proposals import PROPOSE, Proposals
 from xsc.ledger.seals import Seals
 from xsc.ledger.statement import (
-    StatementRow,
     credit_left,
     entry_row,
     head_of,
-    known_peers,
     note_accounts,
     paid_row,
 )
@@ -71,7 +71,7 @@ class LedgerService:
         self._executor = context.executor
         self._credit = credit
         self._trust = trust
-        self._shares_with = shares_with
+        self.shares_with = shares_with
         self._verifying = asyncio.Lock()
         self._checking = checking
         self.chain = chain.Chain(context, state, recovering=recovering)
@@ -79,6 +79,7 @@ class LedgerService:
         self.proposals = Proposals(context, self.chain, self.exchange, limit_terms=self.limit_terms)
         self.loops = Loops(context, self.chain, self.exchange, self.proposals)
         self.seals = Seals(context, self.chain, self.exchange, self.proposals)
+        self.payments = Payments(context, self.chain, self.proposals, limit=self.limit)
         self.set_limit = self.proposals.set_limit
         self.collect = self.proposals.collect
         self.retry_pending = self.proposals.retry_pending
@@ -88,10 +89,6 @@ class LedgerService:
     def balance(self, peer: bytes) -> int:
         """Return what the peer owes this node, less what this node owes it, in micro-credits."""
         return self.chain.state.balances.get(peer, 0)
-
-    def clearing(self, peer: bytes) -> int:
-        """Return by how much complete loops will change the balance once they are booked."""
-        return self.chain.state.clearing(peer)
 
     def limit(self, peer: bytes) -> int:
         """Return the micro-credits that the peer may owe this node."""
@@ -110,19 +107,11 @@ class LedgerService:
 
     def credit_left(self, peer: bytes) -> int:
         """Return the micro-credits that the peer may still come to owe; can be negative."""
-        return credit_left(self.chain.state, peer, self.limit(peer), self._shares_with(peer))
-
-    def shares_with(self, peer: bytes) -> Sequence[bytes]:
-        """Return the peers whose debts count together with one's, itself among them."""
-        return self._shares_with(peer)
+        return credit_left(self.chain.state, peer, self.limit(peer), self.shares_with(peer))
 
     def settled(self, account: bytes) -> int:
         """Return what both parties have signed for in an account in all."""
         return sum(self.chain.state.settled.get(account, {}).values())
-
-    def settled_between(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
-        """Return what was settled in an account in all that one party owes the other for."""
-        return self.chain.state.settled_under(account, debtor=debtor, creditor=creditor)
 
     def head(self) -> tuple[int, bytes]:
         """Return the length of the own chain and the id of its last half."""
@@ -165,22 +154,6 @@ class LedgerService:
                 )
         newest = self.chain.rows.newest(before) if peer is None else state.flows.newest(peer, last)
         return [entry_row(state, self.chain.own(seq)) for seq in islice(newest, limit)]
-
-    def statement(self) -> list[StatementRow]:
-        """Return the account with every known peer, in order of id."""
-        state = self.chain.state
-        return [
-            StatementRow(
-                peer=peer,
-                balance_micro=self.balance(peer),
-                limit_micro=self.limit(peer),
-                credit_left_micro=self.credit_left(peer),
-                open_micro=state.open_micro(peer),
-                unproven_micro=state.unproven_micro(peer),
-                entries=state.dealt.get(peer, 0),
-            )
-            for peer in known_peers(state)
-        ]
 
     def booked(
         self, from_ms: int, until_ms: int, name_of: Callable[[bytes], str]
@@ -238,6 +211,7 @@ class LedgerService:
             exchange.HISTORY: self.exchange.on_history,
             **self.loops.handlers(),
             **self.seals.handlers(),
+            **self.payments.handlers(),
         }
 
     async def run(self) -> None:

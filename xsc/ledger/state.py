@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from xsc.identity.envelope import Signed
 from xsc.ledger.entry import GENESIS, Half
@@ -76,6 +77,8 @@ class LedgerState:
     loops: dict[bytes, SignedLoop] = field(default_factory=dict)
     """By id, those that this node has signed and that are not booked with both neighbours. They
     are stored beside the chain, and no replay gives them."""
+    unbooked: dict[bytes, dict[bytes, int]] = field(default_factory=dict)
+    """Of these, per neighbour and id, by how much the booking will change its balance."""
     halves: int = 0
     """The own ones, those of earlier incarnations included."""
     dealt: dict[bytes, int] = field(default_factory=dict)
@@ -97,10 +100,6 @@ class LedgerState:
         self.entries, self.by_id = Table(self.index, ENTRY), Table(self.index, ID)
         self.seen, self.flows = Table(self.index, SEEN), Flows(self.index)
 
-    def open_micro(self, peer: bytes) -> int:
-        """Return what the peer will owe in addition once it has answered everything."""
-        return sum(item.amount_micro for item in self.open.values() if item.debtor == peer)
-
     def open_under(self, peer: bytes, account: bytes) -> int | None:
         """Return the sequence number of the unanswered `post` in an account, if there is one."""
         for seq, item in self.open.items():
@@ -120,27 +119,19 @@ class LedgerState:
         That is the sum of what is settled, unanswered, unproven and in loops: hiding a debt
         gains no credit.
         """
-        unproven = max(0, self.unproven_micro(peer))
-        held = sum(
-            loop.record.amount_micro
-            for loop in self.loops.values()
-            if loop.record.after(self.me) == peer
-            and not self.settled_under(loop.id, debtor=peer, creditor=self.me)
-            and self.open_under(peer, loop.id) is None
+        loops = self.unbooked.get(peer, {})
+        waiting = sum(
+            item.amount_micro
+            for item in self.open.values()
+            if item.debtor == peer and item.account not in loops
         )
-        return self.balances.get(peer, 0) + self.open_micro(peer) + unproven + held
+        held = sum(max(0, micro) for micro in loops.values())
+        return self.balances.get(peer, 0) + waiting + max(0, self.unproven_micro(peer)) + held
 
     def clearing(self, peer: bytes) -> int:
         """Return by how much complete loops will change a balance once they are booked."""
-        total = 0
-        for loop in self.loops.values():
-            before, after = loop.record.before(self.me), loop.record.after(self.me)
-            amount = loop.record.amount_micro if loop.is_complete else 0
-            if after == peer and not self.settled_under(loop.id, debtor=peer, creditor=self.me):
-                total += amount
-            if before == peer and not self.settled_under(loop.id, debtor=self.me, creditor=peer):
-                total -= amount
-        return total
+        loops = self.unbooked.get(peer, {})
+        return sum(micro for each, micro in loops.items() if self.loops[each].is_complete)
 
     def clearable(
         self, before: bytes, after: bytes, offered: Iterable[Offered] = ()
@@ -154,18 +145,27 @@ class LedgerState:
             after: whom it owes.
             offered: what is promised to offers under way.
         """
-        owed, owing = self.balances.get(before, 0), -self.exposure(after)
-        for loop in self.loops.values():
-            if loop.record.before(self.me) == before and not self.settled_under(
-                loop.id, debtor=self.me, creditor=before
-            ):
-                owed -= loop.record.amount_micro
+        held = sum(min(0, micro) for micro in self.unbooked.get(before, {}).values())
+        owed, owing = self.balances.get(before, 0) + held, -self.exposure(after)
         for other in offered:
             owed -= other.amount_micro if other.before == before else 0
             owing -= other.amount_micro if other.after == after else 0
         most = max(0, min(owed, owing))
         debt = min(self.balances.get(before, 0), -self.balances.get(after, 0))
         return max(LOOP_MICRO_MIN, min(most, debt // LOOP_SHARE)), most
+
+    def keep_loop(self, loop: SignedLoop) -> bool:
+        """Count what members have signed of a loop; return whether any of it is to be booked."""
+        amount = loop.record.amount_micro
+        edges = {loop.record.before(self.me): -amount, loop.record.after(self.me): amount}
+        left = edges.keys() - set(chain.from_iterable(self.settled.get(loop.id, ())))
+        for peer in left:
+            self.unbooked.setdefault(peer, {})[loop.id] = edges[peer]
+        if left:
+            self.loops[loop.id] = loop
+        else:
+            self.loops.pop(loop.id, None)
+        return bool(left)
 
     def near(self, peer: bytes, seq: int) -> dict[int, Known]:
         """Return the halves of a peer with a number, and with those next to it."""
@@ -282,6 +282,7 @@ def _settle(state: LedgerState, own: Half, other: Signed[Half]) -> None:
     parties = (own.debit, own.credit)
     under[parties] = under.get(parties, 0) + own.amount_micro
     state.balances[own.peer] = state.balances.get(own.peer, 0) + sign * own.moves_micro
+    state.unbooked.get(own.peer, {}).pop(own.account, None)
     _see(state, own, other)
     if own.kind == "post":
         state.flows.add(own)

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from xsc.api.ledger import Entry, EntryState, Paid, PaidLease, Standing, Statement
-from xsc.base import encoding, ids, units
+from xsc.base import ids, units
 from xsc.base.errors import LedgerDamaged, RecordInvalid
 from xsc.base.limits import AMOUNT_MAX
-from xsc.identity.envelope import Signed
+from xsc.identity.envelope import Count, Id32, Record, Signed
 from xsc.ledger import entry, incarnation
 from xsc.ledger.state import LedgerState
-from xsc.terms.voucher import off_books_account
 
 LEASES_NOTED_MAX = 64
 """Of one entry: a note is for people, and must not grow with the leases of a pair."""
 
 
-@dataclass(frozen=True, slots=True)
-class StatementRow:
-    """The account with one peer."""
+class LeasesNote(Record):
+    """For which leases an entry is: id, kind and price of each."""
 
-    peer: bytes
-    balance_micro: int
-    limit_micro: int
-    credit_left_micro: int
-    open_micro: int
-    unproven_micro: int
-    """What the directory noted beyond what halves show, since a recovery; the sign as in
-    `balance_micro`."""
-    entries: int
-    """Settled ones."""
+    leases: tuple[tuple[Id32, str, Count], ...]
 
 
 def known_peers(state: LedgerState) -> list[bytes]:
@@ -74,7 +62,7 @@ def entry_row(state: LedgerState, own: Signed[entry.Half]) -> Entry:
     half = own.record
     return Entry(
         seq=half.seq,
-        kind=half.kind,
+        kind="paid" if half.kind == "post" and half.purpose == "off_books" else half.kind,
         peer=half.peer,
         amount_micro=half.moves_micro,
         direction="-" if half.kind != "post" else "in" if half.credit == state.me else "out",
@@ -93,11 +81,26 @@ def say_debt(name: str, balance_micro: int) -> str:
     return f"{name} owes you {amount}" if balance_micro > 0 else f"you owe {name} {amount}"
 
 
+def say_entry(half: entry.Half, name_of: Callable[[bytes], str]) -> str:
+    """Return in words what both parties of an entry say."""
+    debtor, creditor = name_of(half.debit), name_of(half.credit)
+    amount = units.say_credits(half.amount_micro)
+    match half.purpose:
+        case "loop":
+            return f"a loop took {amount} off what {creditor} owed {debtor}"
+        case "off_books":
+            return f"{creditor} paid {debtor} {amount} off the books"
+        case "seal":
+            return f"{creditor} and {debtor} sealed {half.amount_micro} of their entries"
+        case "leases":
+            return f"{debtor} owes {creditor} {amount} for leases"
+
+
 def note_bytes(leases: Sequence[PaidLease]) -> bytes:
     """Return the row of the leases for which an entry is."""
     noted = leases[:LEASES_NOTED_MAX]
-    rows: list[encoding.Value] = [[each.lease_id, each.kind, each.price_micro] for each in noted]
-    return encoding.encode({"v": 1, "leases": rows})
+    rows = ((each.lease_id, each.kind, each.price_micro) for each in noted)
+    return LeasesNote(leases=tuple(rows)).to_bytes()
 
 
 def read_note(seq: int, raw: bytes | None) -> list[PaidLease]:
@@ -109,51 +112,33 @@ def read_note(seq: int, raw: bytes | None) -> list[PaidLease]:
     if raw is None:
         return []
     try:
-        match encoding.decode(raw):
-            case {"v": 1, "leases": [*rows]}:
-                return [_noted(row) for row in rows]
+        leases = LeasesNote.from_bytes(raw).leases
     except RecordInvalid:
-        pass
-    raise LedgerDamaged(
-        f"what was noted of entry {seq} of the ledger is damaged",
-        hint="restore the home from a backup",
-    )
-
-
-def _noted(row: encoding.Value) -> PaidLease:
-    match row:
-        case [bytes(lease_id), str(kind), int(price_micro)]:
-            return PaidLease(lease_id=lease_id, kind=kind, price_micro=price_micro)
-    raise RecordInvalid("a noted lease is none")
+        raise LedgerDamaged(
+            f"what was noted of entry {seq} of the ledger is damaged",
+            hint="restore the home from a backup",
+        ) from None
+    return [PaidLease(lease_id=i, kind=kind, price_micro=micro) for i, kind, micro in leases]
 
 
 def paid_row(
     own: Signed[entry.Half], leases: list[PaidLease], name_of: Callable[[bytes], str]
 ) -> Paid:
     """Return how a settled entry is shown, by its own half."""
-    half = own.record
-    debtor, creditor = name_of(half.debit), name_of(half.credit)
-    amount = units.say_credits(half.amount_micro)
-    off_books = half.account == off_books_account(half.credit, half.debit)
-    if half.clears:
-        says = f"a loop took {amount} off what {creditor} owed {debtor}"
-    elif off_books:
-        says = f"{creditor} paid {debtor} {amount} off the books"
-    else:
-        says = f"{debtor} owes {creditor} {amount} for leases"
-        if leases:
-            says += ": " + "; ".join(map(lease_text, leases))
+    half, says = own.record, say_entry(own.record, name_of)
+    if half.purpose == "leases" and leases:
+        says += ": " + "; ".join(map(lease_text, leases))
     return Paid(
         seq=half.seq,
         entry_id=half.link or own.id,
         created_ms=half.created_ms,
         debtor=half.debit,
-        debtor_name=debtor,
+        debtor_name=name_of(half.debit),
         creditor=half.credit,
-        creditor_name=creditor,
+        creditor_name=name_of(half.credit),
         amount_micro=half.amount_micro,
-        off_books=off_books,
-        loop=half.clears,
+        off_books=half.purpose == "off_books",
+        loop=half.purpose == "loop",
         leases=leases,
         says=says,
     )

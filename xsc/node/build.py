@@ -49,7 +49,6 @@ from xsc.ledger import checkpoints
 from xsc.ledger.checkpoints import LOOK_MS
 from xsc.ledger.gossip import ForkGossip
 from xsc.ledger.limits import LimitSettings, Trust
-from xsc.ledger.payments import Payments
 from xsc.ledger.proposals import PROPOSE
 from xsc.ledger.service import LedgerService
 from xsc.ledger.verifying import Checking
@@ -573,14 +572,7 @@ class Node:
             background=self.tasks.once,
             on_old_copy=self.end,
         )
-        self.payments = Payments(
-            context,
-            ledger=self.ledger,
-            left=self.market.headroom.credit_left,
-            state=parts.stores.state,
-        )
-        self.ledger.proposals.check_consent = self.payments.check_consent
-        self.ledger.proposals.on_owed = self.payments.ask_soon
+        self.ledger.payments.left = self.market.headroom.credit_left
         self.ledger.proposals.leases_of = partial(used_leases, self.market.store)
 
     def _make_compute(self) -> None:
@@ -653,7 +645,6 @@ class Node:
             self.ledger,
             self.checkpoints,
             self.forks,
-            self.payments,
             self.health,
             self.challenges,
             self.market,
@@ -777,7 +768,7 @@ class Node:
         start("forks", self.forks.take)
         start("loops", self.ledger.loops.run)
         start("loops_daily", self.ledger.loops.run_daily)
-        start("payments", self.payments.run)
+        start("payments", self.ledger.payments.run)
         start("directory", self.directory.run)
         start("repair", self.storage.repairer.run)
         start("custodians", self.storage.assignment.run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Final
 
 from pydantic import Field
@@ -59,6 +60,7 @@ def leases_account(provider: bytes, customer: bytes) -> bytes:
     return encoding.tagged_sha256("leases", provider, customer)
 
 
+@lru_cache(maxsize=1024)
 def off_books_account(payer: bytes, payee: bytes) -> bytes:
     """Return the account under which the payee signs what the payer paid off the books."""
     return encoding.tagged_sha256("off-books", payer, payee)

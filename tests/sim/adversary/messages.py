@@ -38,6 +38,7 @@ from xsc.ledger.checkpoint import Checkpoint, listed
 from xsc.ledger.cube import LEVEL_MAX
 from xsc.ledger.cube import Sealed as SealedEntries
 from xsc.ledger.entry import UNIT_CREDIT, UNIT_NONE
+from xsc.ledger.off_books import Payment
 from xsc.space.itc import event_bytes
 from xsc.space.limits import ASKED_RECORDS_MAX, CURSORS_MAX
 from xsc.space.paths import UserSpacePaths, section_of
@@ -46,7 +47,7 @@ from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import GET_MAX
 from xsc.terms.possession import LEAVES_ASKED, MANIFEST_COLUMN, Extent, extent_name
-from xsc.terms.voucher import Voucher
+from xsc.terms.voucher import Voucher, off_books_account
 
 Column = Annotated[int, Field(ge=0, le=COLUMN_MAX)]
 Segment = Annotated[int, Field(ge=0, le=SEGMENT_MAX)]
@@ -125,7 +126,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     "ledger.propose": {"half": Sealed("entry"), "voucher": Sealed("voucher")},
     "ledger.head": {"incarnation": Sealed("incarnation")},
-    "ledger.account": {"paid_micro": Count, "is_payer": bool},
+    "ledger.account": {"paid": Payment | None},
     "ledger.history": {"start": Count},
     "ledger.offer": {
         "path": Many(Id32, 5),
@@ -319,6 +320,9 @@ def _proposal(forge: Forge, header: dict[str, Any]) -> list[bytes]:
     if forge.chance(0.3):
         header["voucher"] = _seal(forge, header)
         return []
+    if forge.chance(0.2):
+        header["voucher"] = _paid(forge, header)
+        return []
     due = [raw for raw in forge.raws["voucher"] if raw[1] == forge.focus.get("debit")]
     if due:
         raw, debtor, said = forge.rng.choice(due)
@@ -339,6 +343,36 @@ def _proposal(forge: Forge, header: dict[str, Any]) -> list[bytes]:
         }
         header["half"] = forge.fitting("entry", values)
     return []
+
+
+def _paid(forge: Forge, header: dict[str, Any]) -> bytes:
+    """Claim to have paid who is asked, which is owed that then less, or owes it."""
+    debtor, amount_micro = forge.focus["debit"], forge.rng.choice((1, 1_000, 10**9))
+    said = Voucher(
+        account=off_books_account(forge.own.node_id, debtor),
+        provider=forge.own.node_id,
+        customer=debtor,
+        number=1,
+        amount_micro=amount_micro,
+        until_ms=forge.now_ms(),
+        count=None,
+    )
+    values = {
+        "peer": debtor,
+        "link": None,
+        "kind": "post",
+        "unit": UNIT_CREDIT,
+        "debit": debtor,
+        "amount_micro": amount_micro,
+        "ref": None,
+        "expires_ms": None,
+        "account": said.account,
+        "receipt": said.id,
+        "created_ms": forge.now_ms(),
+        "memo": None,
+    }
+    header["half"] = forge.fitting("entry", values)
+    return said.to_bytes()
 
 
 def _seal(forge: Forge, header: dict[str, Any]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
+from xsc.base.clock import Executor, InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import PeerSilent, PeerUnknown
 from xsc.base.keyvalue import KeyValue
@@ -13,10 +13,12 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair, network_id
+from xsc.ledger import off_books
 from xsc.ledger.chain import HALF, MARK, OTHER, RESTART, VOUCHER, key_of
 from xsc.ledger.exchange import Restarted
 from xsc.ledger.incarnation import Noted
 from xsc.ledger.limits import LimitSettings
+from xsc.ledger.off_books import Payment
 from xsc.ledger.service import LedgerService
 from xsc.ledger.snapshot import Snapshot, snapshot_of
 from xsc.ledger.state import LedgerState
@@ -84,6 +86,8 @@ def replayed(member: Member) -> LedgerState:
 class Member:
     """One node: key, store, and the service on it."""
 
+    executor: Executor = InlineExecutor()
+
     def __init__(self, circle: Circle, number: int, store: KeyValue | None = None) -> None:
         self.circle = circle
         self.number = number
@@ -102,7 +106,7 @@ class Member:
                 NETWORK,
                 self.circle.clock,
                 SeededEntropy(b"%d/%d" % (self.number, self.starts)),
-                InlineExecutor(),
+                self.executor,
                 Wire(self.circle, self.id),
                 self.log,
             ),
@@ -203,6 +207,19 @@ def voucher(
         until_ms=0,
     )
     return sign(said, debtor.key, NETWORK)
+
+
+async def pay(
+    payer: Member, payee: Member, amount_micro: int, *, before_micro: int = 0, xid: int = 1
+) -> int:
+    """Book what a payer paid off the books; its payee agrees to whatever is shown."""
+    payee.ledger.proposals.check_consent = lambda _payer, _voucher: None
+    report = Payment(
+        amount_micro=amount_micro, is_payer=False, before_micro=before_micro, said_ms=0
+    )
+    said = off_books.worth(report, payer=payer.id, payee=payee.id)
+    under = Signed(said, payee.id, NETWORK, said.id, said.to_bytes())
+    return await payer.ledger.proposals.book(xid.to_bytes(16, "big"), payee.id, said.account, under)
 
 
 async def collect(

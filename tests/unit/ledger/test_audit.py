@@ -459,9 +459,9 @@ def test_an_export_says_what_it_proves(circle):
     for by in (made.creditor, made.debtor):
         text = verify_settled(made.raw(by=by))
         assert "owes" in text
-        assert "0.000100 credits in account" in text
+        assert "0.0001 credits for leases, in account" in text
         assert text.endswith("signed by both, answered 2023-11-14 22:13:20 UTC")
-    assert "0.000099 credits" in verify_settled(made.raw(amount_micro=AMOUNT - 1))
+    assert "0.000099 credits for" in verify_settled(made.raw(amount_micro=AMOUNT - 1))
 
 
 def test_an_export_that_does_not_hold_is_refused(circle):
@@ -492,8 +492,17 @@ def test_an_answer_to_an_answer_is_no_debt(circle):
 def test_a_payment_off_the_books_says_the_payer_paid(circle):
     a, b, _ = circle.members
     made = Export(circle, account=off_books_account(a.id, b.id))
-    assert "paid" in verify_settled(made.raw())
-    assert "off the books" in verify_settled(made.raw())
+    said = made.voucher.record
+
+    def under(report):  # Nobody signs it but the two, who name it in their halves.
+        return replace(made.voucher, raw=report.to_bytes())
+
+    assert "paid" in verify_settled(made.raw(under=under(said)))
+    assert "off the books" in verify_settled(made.raw(under=under(said)))
+    other = said.model_copy(update={"amount_micro": AMOUNT + 1})
+    made.refused("not the one that the entry names", under=under(other))
+    made.refused("over more than the voucher", under=under(said), amount_micro=AMOUNT + 1)
+    made.refused("this voucher is wrong")
     other = Export(circle, account=off_books_account(b.id, a.id))
     assert "owes" in verify_settled(other.raw())
 

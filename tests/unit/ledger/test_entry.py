@@ -70,7 +70,7 @@ def test_the_pinned_bytes_read_back():
         DEBTOR.node_id
     )
     text = verify_settled(bytes.fromhex(VECTOR["settled"]["signed"]))
-    assert "0.250000 credits" in text
+    assert "0.25 credits" in text
     assert "2023-11-14 22:13:20 UTC" in text
 
 

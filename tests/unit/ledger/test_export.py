@@ -15,7 +15,7 @@ from beancount.core import data, realization
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.ledger.circle import NETWORK, Circle
+from tests.unit.ledger.circle import NETWORK, Circle, pay
 from xsc.api.ledger import EXPORT_FORMATS, Paid, PaidLease, Standing, Statement
 from xsc.api.serial import document
 from xsc.base import ids
@@ -40,7 +40,6 @@ class Book:
         self.circle = Circle(3)
         for member in self.circle.members:
             member.ledger.proposals.leases_of = lambda _peer, _account: [LEASE]
-            member.ledger.proposals.check_consent = lambda _payer, _voucher: None
         self.paid: dict[tuple[int, int, bytes], int] = {}
 
     def name_of(self, node):
@@ -50,8 +49,12 @@ class Book:
         one, other = self.circle.members[creditor], self.circle.members[debtor]
         self.circle.clock.advance_to(max(self.circle.clock.now_ms(), parse_month(month)[0]) + 1)
         account = (off_books_account if off_books else leases_account)(one.id, other.id)
-        place = creditor, debtor, account
-        self.paid[place] = self.paid.get(place, 0) + amount_micro
+        place, xid = (creditor, debtor, account), self.circle.clock.now_ms()
+        before_micro = self.paid.get(place, 0)
+        self.paid[place] = before_micro + amount_micro
+        if off_books:
+            await pay(one, other, amount_micro, before_micro=before_micro, xid=xid)
+            return
         said = Voucher(
             account=account,
             provider=one.id,
@@ -62,7 +65,7 @@ class Book:
             until_ms=0,
         )
         await one.ledger.collect(
-            xid=self.circle.clock.now_ms().to_bytes(16, "big"),
+            xid=xid.to_bytes(16, "big"),
             debtor=other.id,
             account=account,
             voucher=sign(said, other.key, NETWORK).raw,

@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from tests.strategies import vectors
-from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect, digest, voucher
+from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect, digest, pay, voucher
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import (
     CreditExceeded,
@@ -36,7 +36,7 @@ from xsc.ledger.incarnation import (
 )
 from xsc.ledger.proposals import PROPOSE
 from xsc.ledger.recovery import merged, plan
-from xsc.terms.voucher import Voucher, off_books_account
+from xsc.terms.voucher import off_books_account
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ async def test_a_late_half_becomes_a_claim_and_both_books_agree_again(circle, a,
         ("settled", 30),
     ]
     assert a.ledger.balance(b.id) == -70
-    assert {row.peer: row.unproven_micro for row in a.ledger.statement()}[b.id] == 0
+    assert a.ledger.chain.state.unproven_micro(b.id) == 0
     await collect(b, a, 50, of=150, account=1, xid=5)
     await collect(a, b, 1, of=31, account=2, xid=6)
     await sound(circle)
@@ -267,23 +267,10 @@ async def test_who_hides_a_debt_gains_no_credit_by_it(circle, a, b, c):
 
 async def test_who_hides_that_it_was_paid_in_money_gains_no_credit_by_it(circle, a, b):
     await collect(b, a, STARTER, account=1, xid=1)
-    account = off_books_account(a.id, b.id)
-    b.ledger.proposals.check_consent = lambda *_: None
-    paid = Voucher(
-        account=account,
-        provider=a.id,
-        customer=b.id,
-        number=1,
-        amount_micro=STARTER,
-        until_ms=0,
-        count=None,
-    )
-    await a.ledger.collect(
-        xid=b"p" * 16, debtor=b.id, account=account, voucher=sign(paid, b.key, NETWORK).raw
-    )
+    await pay(a, b, STARTER, xid=9)
     await collect(a, b, STARTER, account=2, xid=2)
     assert a.ledger.credit_left(b.id) == 0
-    hide(circle, b, account)
+    hide(circle, b, off_books_account(a.id, b.id))
     await a.come_back(a.ledger.noted())
     assert a.ledger.chain.state.unproven_micro(b.id) == STARTER
     assert a.ledger.credit_left(b.id) == 0
@@ -444,7 +431,7 @@ async def test_what_is_unproven_is_not_forgotten_by_the_next_restart(circle, a, 
         await collect(a, c, 1, account=9, xid=9)
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
-    assert [row.unproven_micro for row in a.ledger.statement()] == [0, 0]
+    assert [a.ledger.chain.state.unproven_micro(peer.id) for peer in (b, c)] == [0, 0]
     await sound(circle)
 
 

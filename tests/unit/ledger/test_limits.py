@@ -24,6 +24,7 @@ from xsc.ledger.limits import (
 amounts = st.integers(0, 10**15)
 shares = st.integers(0, PPM)
 settings = st.builds(LimitSettings, amounts, shares, shares, st.integers(1, 1000))
+DAY_MS = 24 * 3_600_000
 flows = st.builds(
     lambda a, b, c, d: Flow(
         peer=b"p", earned_micro=a, spent_micro=b, received_micro=c, paid_micro=d
@@ -134,9 +135,10 @@ async def test_what_was_repaid_counts_for_90_days(circle):
     await collect(b, a, 200, account=2, xid=2)
     assert a.ledger.limit_terms(b.id).repaid_micro == 200
     start_ms = circle.clock.now_ms()
-    circle.clock.advance_to(start_ms + REPAID_MS - 60_000)
+    end_ms = start_ms - start_ms % DAY_MS + DAY_MS + REPAID_MS
+    circle.clock.advance_to(end_ms - 1)
     assert a.ledger.limit(b.id) == STARTER + 100
-    circle.clock.advance_to(start_ms + REPAID_MS + 60_001)
+    circle.clock.advance_to(end_ms)
     assert a.ledger.limit(b.id) == STARTER
 
 

@@ -11,13 +11,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from pydantic import ValidationError
 
+from tests.settle import settle
 from tests.strategies import VECTORS
 from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect
 from xsc.base.encoding import decode, encode
-from xsc.base.errors import CreditExceeded, EntryRefused, LedgerDamaged, PeerSilent, RecordInvalid
+from xsc.base.errors import (
+    ArgumentInvalid,
+    CreditExceeded,
+    EntryRefused,
+    LedgerDamaged,
+    PeerSilent,
+    RecordInvalid,
+)
 from xsc.identity.envelope import sign
 from xsc.ledger.audit import verify_settled
-from xsc.ledger.entry import Half
+from xsc.ledger.chain import LOOP as STORED
+from xsc.ledger.entry import Half, open_half
 from xsc.ledger.incarnation import Noted
 from xsc.ledger.loop import (
     LOOP_FAN_MAX,
@@ -30,7 +39,7 @@ from xsc.ledger.loop import (
     next_members,
     open_loop,
 )
-from xsc.ledger.loops import LOOP, LOOP_EVERY_MS, OFFER
+from xsc.ledger.loops import LOOP, OFFER
 from xsc.ledger.proposals import PROPOSE
 
 DEBT = 500_000
@@ -62,12 +71,18 @@ def debts(circle):
     return [(-a.ledger.balance(b.id), b.ledger.balance(a.id)) for a, b in pairwise(around)]
 
 
+async def go_on(member):
+    """Let a member go on with its loops, as after a start."""
+    loops = member.ledger.loops
+    await asyncio.gather(*map(loops._go_on, [*member.ledger.chain.state.loops]))
+
+
 async def work(circle):
-    """Let all go on with what they have learned, until nobody has anything to do."""
+    """Let all go on with their loops, until nobody has anything to do."""
     for _ in range(12):
         for member in circle.members:
             if member.id not in circle.gone:
-                await member.ledger.loops._work()
+                await go_on(member)
                 await member.ledger.retry_pending()
 
 
@@ -119,7 +134,7 @@ def test_an_entry_of_a_loop_is_exported_and_proves_itself():
         await work(circle)
         (row,) = circle.members[0].ledger.entries(limit=1)
         text = verify_settled(circle.members[0].ledger.export(row.entry_id))
-        assert "a loop that all its members signed took 0.500000 credits off" in text
+        assert "a loop took 0.5 credits off" in text
 
     run(play())
 
@@ -152,7 +167,7 @@ def test_a_member_that_dies_at_any_message_and_returns_after_a_month(silent_afte
         circle.gone.clear()
         for _ in range(2):
             for member in circle.members:
-                await member.ledger.loops._resume()
+                await go_on(member)
                 await member.ledger.retry_pending()
             await work(circle)
         books = debts(circle)
@@ -372,27 +387,87 @@ def test_a_loop_that_is_booked_is_not_found_again():
     run(play())
 
 
-def test_a_refused_loop_is_proposed_again_ever_more_seldom():
+def test_refused_loops_stay_open_and_cost_a_message_at_each_turn():
+    """Nothing can undo them; whoever refuses holds up nothing else, and each counts once."""
+
     async def play():
         circle = await ring(3)
         a, b, c = circle.members
-        loop = signed_by(circle.members, DEBT)
-        await b.ledger.chain.commit(b.ledger.chain.keep_loop, loop)
+        chain = b.ledger.chain
+        loops = [signed_by(circle.members, DEBT // 4, xid=bytes([n]) * 16) for n in range(3)]
+        for loop in loops:
+            await chain.commit(chain.keep_loop, loop)
+        await collect(b, c, 7, account=70, xid=70)
+        usual = c.ledger.handlers()
+        refuses = [True]
 
-        async def refuse(*_):
-            raise EntryRefused("no")
+        async def refuse(caller, header, parts):
+            half = open_half(header["half"], network=NETWORK).record
+            if refuses[0] and half.clears:
+                raise EntryRefused("no")
+            return await usual[PROPOSE](caller, header, parts)
 
-        handlers = c.ledger.handlers()
-        c.ledger.handlers = lambda: {**handlers, PROPOSE: refuse}
-        counts = []
-        for _ in range(40):
-            await b.ledger.loops.clear()
-            counts.append(b.ledger.count())
-            circle.clock.advance_to(circle.clock.now_ms() + LOOP_EVERY_MS)
-        assert len({*counts}) == 6, "after 1, 2, 4, 8 and 16 days"
-        assert b.ledger.loops.waits_for(loop) == [a.id, c.id]
-        assert b.ledger.clearing(c.id) == DEBT
-        assert b.ledger.clearing(a.id) == -DEBT
+        c.ledger.handlers = lambda: {**usual, PROPOSE: refuse}
+        await go_on(b)
+        circle.gone.add(c.id)
+        with pytest.raises(PeerSilent):
+            await collect(b, c, 9, account=71, xid=71)
+        circle.gone.clear()
+        count = b.ledger.count()
+        for turn in range(5):
+            circle.sent.clear()
+            await b.ledger.retry_pending()
+            proposed = [method for _, _, method, _ in circle.sent]
+            assert proposed == [PROPOSE] * (2 if turn == 0 else 1), "what is not refused is first"
+        assert b.ledger.count() == count
+        assert [b.ledger.loops.waits_for(loop) for loop in loops] == [[a.id, c.id]] * 3
+        assert chain.state.clearing(c.id) == 3 * (DEBT // 4) == -chain.state.clearing(a.id)
+        assert chain.state.exposure(c.id) == 16 - DEBT + 3 * (DEBT // 4)
+        refuses[0] = False
+        assert await b.ledger.retry_pending() == 3
+        await work(circle)
+        assert debts(circle)[2] == (DEBT // 4, DEBT // 4)
+
+    run(play())
+
+
+def test_members_go_on_by_themselves_at_a_start_and_at_news():
+    async def play(learned):
+        circle = await ring(4)
+        a = circle.members[0]
+        if not learned:
+            done = signed_by(circle.members, DEBT)
+            await a.ledger.chain.commit(a.ledger.chain.keep_loop, done)
+        running = [asyncio.create_task(each.ledger.loops.run()) for each in circle.members]
+        if learned:
+            assert await a.ledger.loops.clear()
+        await settle()
+        assert debts(circle) == [(0, 0)] * 4
+        for member in circle.members:
+            assert not member.ledger.chain.state.loops
+            assert not [*member.ledger.chain.table(STORED)]
+        for each in running:
+            each.cancel()
+
+    run(play(learned=False))
+    run(play(learned=True))
+
+
+def test_what_a_complete_loop_takes_off_is_not_paid_in_money():
+    """It would be paid twice, once the loop is booked."""
+
+    async def play():
+        a, b, c = (await ring(3)).members
+        chain = b.ledger.chain
+        await chain.commit(chain.keep_loop, signed_by([a, b, c], DEBT - 4_000))
+        assert (chain.state.clearing(a.id), chain.state.clearing(c.id)) == (
+            4_000 - DEBT,
+            DEBT - 4_000,
+        )
+        for peer in (a.id, c.id):
+            with pytest.raises(ArgumentInvalid, match="are taken off by a loop"):
+                await b.ledger.payments.say(peer, 4_001)
+            assert not await b.ledger.payments.say(peer, 4_000)
 
     run(play())
 
@@ -439,9 +514,7 @@ def test_a_refused_loop_stays_and_is_booked_by_who_comes_to_reason():
         await work(circle)
         assert debts(circle) == [(DEBT, DEBT), (0, 0), (0, 0)]
         b.ledger.proposals.on_propose = usual
-        circle.clock.advance_to(circle.clock.now_ms() + LOOP_EVERY_MS)
-        for member in circle.members:
-            await member.ledger.loops._resume()
+        await a.ledger.retry_pending()
         await work(circle)
         assert debts(circle) == [(0, 0)] * 3
         for member in circle.members:
@@ -459,7 +532,7 @@ def test_who_lost_its_disk_books_what_it_had_signed():
         await b.come_back(Noted())
         await work(circle)
         for member in circle.members:
-            await member.ledger.loops._resume()
+            await go_on(member)
         await work(circle)
         assert debts(circle) == [(0, 0)] * 3
         await b.ledger.verify()
@@ -554,7 +627,7 @@ class Market(RuleBasedStateMachine):
         async def story():
             for _ in range(3):
                 for member in self.circle.members:
-                    await member.ledger.loops._resume()
+                    await go_on(member)
                 await work(self.circle)
 
         self.do(story())
@@ -586,6 +659,22 @@ class Market(RuleBasedStateMachine):
         for member in self.circle.members:
             for other in self.circle.members:
                 assert member.ledger.chain.state.exposure(other.id) <= STARTER
+
+    @invariant()
+    def what_is_unbooked_follows_from_loops_and_entries(self):
+        if not hasattr(self, "circle"):
+            return
+        for member in self.circle.members:
+            state, expected = member.ledger.chain.state, {}
+            for loop in state.loops.values():
+                before, after = loop.record.before(member.id), loop.record.after(member.id)
+                micro = loop.record.amount_micro
+                if not state.settled_under(loop.id, debtor=member.id, creditor=before):
+                    expected.setdefault(before, {})[loop.id] = -micro
+                if not state.settled_under(loop.id, debtor=after, creditor=member.id):
+                    expected.setdefault(after, {})[loop.id] = micro
+                assert loop.id in expected.get(before, {}) | expected.get(after, {})
+            assert {peer: found for peer, found in state.unbooked.items() if found} == expected
 
     def teardown(self):
         if hasattr(self, "circle"):

@@ -5,93 +5,96 @@ import asyncio
 import pytest
 
 from tests.settle import settle, turns
-from tests.unit.ledger.circle import NETWORK, Lines
-from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
-from xsc.base.errors import ArgumentInvalid, PeerSilent
-from xsc.db.memory import MemoryKeyValue
-from xsc.identity.context import Context
-from xsc.identity.keys import KeyPair
-from xsc.ledger.payments import ACCOUNT, Payments
-
-PEER = KeyPair(b"p" * 32).node_id
+from tests.unit.ledger.circle import Circle, collect
+from xsc.base.clock import InlineExecutor
+from xsc.base.errors import ArgumentInvalid
+from xsc.ledger.off_books import Payment
+from xsc.ledger.payments import ACCOUNT, PAID
 
 
 class Threads(InlineExecutor):
-    """Ends what it was given later, in order, as a thread does."""
+    """Ends what it was given later, in order, as a thread does; reports after so many turns."""
+
+    def __init__(self, report_turns=5):
+        self.report_turns = report_turns
 
     async def run(self, function, *args, **kwargs):
-        await turns(5)
+        is_report = bool(args) and any(key.startswith(PAID) for key, _ in args[0])
+        await turns(self.report_turns if is_report else 5)
         return function(*args, **kwargs)
 
 
-class Books:
-    """A ledger in which the peer owes 1000, and so much was paid."""
-
-    def __init__(self):
-        self.paid_micro = 0
-        self.owed_micro = 1_000
-        self.clearing_micro = 0
-
-    def balance(self, _peer):
-        return self.owed_micro
-
-    def clearing(self, _peer):
-        return self.clearing_micro
-
-    def limit(self, _peer):
-        return 10_000
-
-    def settled_between(self, _lease_id, *, debtor, creditor):
-        assert PEER in (debtor, creditor)
-        return self.paid_micro
-
-
-class Silence:
-    """Peers that do not answer."""
-
-    async def call(self, *_args, **_options):
-        raise PeerSilent("silent")
-
-
-def payments_of(books):
-    key, clock = KeyPair(b"k" * 32), ManualClock()
-    context = Context(key, NETWORK, clock, SeededEntropy(b"k"), Threads(), Silence(), Lines())
-    return Payments(context, ledger=books, left=lambda _: 0, state=MemoryKeyValue())
+async def owing(owed_micro, executor=None):
+    """Return two members of which the second owes the first; below zero, is owed."""
+    circle = Circle(2)
+    a, b = circle.members
+    if executor is not None:
+        a.executor = executor
+        a.crash()
+    if owed_micro > 0:
+        await collect(a, b, owed_micro)
+    if owed_micro < 0:
+        await collect(b, a, -owed_micro)
+    return a, b
 
 
 @pytest.mark.parametrize("owed_micro", [1_000, 0, -1_000])
 @pytest.mark.parametrize("by_peer", [True, False])
 async def test_a_word_is_shown_only_while_who_owes_is_who_it_says_has_paid(owed_micro, by_peer):
     """To say the same after it has turned would book that the other one paid."""
-    books = Books()
-    books.owed_micro = owed_micro
-    payments = payments_of(books)
-    await payments.handlers()[ACCOUNT](PEER, {"v": 1, "paid_micro": 7, "is_payer": by_peer}, ())
+    a, b = await owing(owed_micro)
+    paid = Payment(amount_micro=7, is_payer=by_peer, before_micro=0, said_ms=1)
+    header = {"v": 1, "paid": paid.to_value()}
+    await a.ledger.handlers()[ACCOUNT](b.id, header, ())
     fits = owed_micro > 0 if by_peer else owed_micro < 0
-    assert payments.heard(PEER) == (7 if fits else 0)
-
-
-async def test_what_a_complete_loop_takes_off_is_not_paid_in_money():
-    """It would be paid twice, once the loop is booked."""
-    books = Books()
-    payments = payments_of(books)
-    for books.owed_micro, books.clearing_micro in ((1_000, -600), (-1_000, 600)):
-        with pytest.raises(ArgumentInvalid, match="are taken off by a loop"):
-            await payments.say(PEER, 401)
-        assert not await payments.say(PEER, 400)
+    assert a.ledger.payments.heard(b.id) == (7 if fits else 0)
 
 
 @pytest.mark.parametrize("steps", range(20))
 async def test_what_is_said_while_the_payment_before_is_cleared_away_is_kept(steps):
     """Whatever number of turns of the event loop comes between both."""
-    books = Books()
-    payments = payments_of(books)
-    await payments.say(PEER, 5)
-    books.paid_micro = 5  # booked: what was said is over
-    saying = asyncio.create_task(payments.say(PEER, 7))
+    a, b = await owing(1_000, Threads())
+    payments = a.ledger.payments
+    assert not await b.ledger.payments.say(a.id, 5)
+    assert await payments.say(b.id, 5)
+    saying = asyncio.create_task(payments.say(b.id, 7))
     await turns(steps)
     clearing = asyncio.create_task(payments.run())
     await saying
     await settle()
     clearing.cancel()
-    assert payments.waiting(PEER).amount_micro == 7
+    assert payments.waiting(b.id).amount_micro == 7
+
+
+async def test_a_report_is_of_what_is_owed_when_its_turn_comes():
+    """What is booked while it waits for the one before counts."""
+    a, b = await owing(1_000, Threads(report_turns=200))
+    payments = a.ledger.payments
+    before = asyncio.create_task(payments.say(b.id, 0))
+    saying = asyncio.create_task(payments.say(b.id, 1_000))
+    await turns(1)
+    await collect(b, a, 400, account=2)
+    assert not before.done()
+    with pytest.raises(ArgumentInvalid, match="less than"):
+        await saying
+    await before
+
+
+async def test_a_silent_peer_holds_up_no_report_to_another():
+    """Else fifteen of them would be more than the time within which each is to hear."""
+    circle = Circle(5)
+    a, *others = circle.members
+    for number, peer in enumerate(others, 1):
+        await collect(a, peer, 1_000, account=number, xid=number)
+        await a.ledger.payments.say(peer.id, 7)
+    circle.sent.clear()
+
+    async def silence(*_):
+        await asyncio.Event().wait()
+
+    circle.deliver = silence
+    running = asyncio.create_task(a.ledger.payments.run())
+    await settle()
+    asked = {peer for _, peer, method, _ in circle.sent if method == ACCOUNT}
+    assert asked == {peer.id for peer in others}
+    running.cancel()

@@ -15,7 +15,7 @@ from xsc.ledger.checkpoint import quorum
 from xsc.ledger.export import FORMATS
 from xsc.ledger.loop import SignedLoop
 from xsc.ledger.payments import PeerAccount
-from xsc.ledger.statement import say_debt
+from xsc.ledger.statement import known_peers, say_debt
 from xsc.node import passports
 from xsc.node.api.serving import Download, filled
 from xsc.node.build import Node
@@ -36,10 +36,9 @@ def shared_through(node: Node, peer: bytes) -> str | None:
 def _shared_credits(node: Node) -> list[api.SharedCredit]:
     """Return each credit that several peers share, once."""
     groups: dict[str, bytes] = {}
-    for row in node.ledger.statement():
-        through = shared_through(node, row.peer)
-        if through is not None:
-            groups.setdefault(through, row.peer)
+    for peer in known_peers(node.ledger.chain.state):
+        if (through := shared_through(node, peer)) is not None:
+            groups.setdefault(through, peer)
     found = []
     for through, one in sorted(groups.items()):
         sharing = node.ledger.shares_with(one)
@@ -58,7 +57,7 @@ def _shared_credits(node: Node) -> list[api.SharedCredit]:
 
 
 def _paid(node: Node, peer: bytes) -> int:
-    payment = node.payments.waiting(peer)
+    payment = node.ledger.payments.waiting(peer)
     return 0 if payment is None else payment.amount_micro
 
 
@@ -68,25 +67,29 @@ async def balance(node: Node, asked: api.Accounts) -> api.Balances:
     async def standing(peer: bytes) -> PeerAccount | None:
         """Ask a peer that is up how this node's account stands there."""
         if asked.heard:
-            return node.payments.accounts.get(peer)
-        return await node.payments.standing(peer) if node.health.is_up(peer) else None
+            return node.ledger.payments.accounts.get(peer)
+        return await node.ledger.payments.standing(peer) if node.health.is_up(peer) else None
 
-    statement = node.ledger.statement()
-    standings = await asyncio.gather(*(standing(row.peer) for row in statement))
+    ledger, known = node.ledger, known_peers(node.ledger.chain.state)
+    standings = await asyncio.gather(*map(standing, known))
     rows = [
-        filled(
-            api.Balance,
-            row,
-            clearing_micro=node.ledger.clearing(row.peer),
-            left_micro=node.market.headroom.credit_left(row.peer),
-            shared_through=shared_through(node, row.peer),
+        api.Balance(
+            peer=peer,
+            balance_micro=ledger.balance(peer),
+            unproven_micro=ledger.chain.state.unproven_micro(peer),
+            clearing_micro=ledger.chain.state.clearing(peer),
+            limit_micro=ledger.limit(peer),
+            credit_left_micro=ledger.credit_left(peer),
+            left_micro=node.market.headroom.credit_left(peer),
+            shared_through=shared_through(node, peer),
             own_limit_micro=None if own is None else own.limit_micro,
             own_left_micro=None if own is None else own.left_micro,
-            paid_micro=_paid(node, row.peer),
-            heard_paid_micro=node.payments.heard(row.peer),
-            says=say_debt(node.name_of(row.peer), row.balance_micro),
+            paid_micro=_paid(node, peer),
+            heard_paid_micro=ledger.payments.heard(peer),
+            entries=ledger.chain.state.dealt.get(peer, 0),
+            says=say_debt(node.name_of(peer), ledger.balance(peer)),
         )
-        for row, own in zip(statement, standings, strict=True)
+        for peer, own in zip(known, standings, strict=True)
     ]
     total = sum(row.balance_micro for row in rows)
     return api.Balances(balances=rows, shared=_shared_credits(node), total_micro=total)
@@ -97,11 +100,7 @@ async def log(node: Node, asked: api.Page) -> api.Entries:
     peer = None if asked.peer is None else node.find(asked.peer)
     # One more says whether there is more.
     found = node.ledger.entries(limit=asked.limit + 1, before=asked.before, peer=peer)
-    rows = [
-        replace(row, kind="paid") if node.payments.is_payment(row.peer, row.account) else row
-        for row in found[: asked.limit]
-    ]
-    return api.Entries(entries=rows, more=len(found) > asked.limit)
+    return api.Entries(entries=found[: asked.limit], more=len(found) > asked.limit)
 
 
 async def flows(node: Node, asked: api.Booked) -> list[api.Flow]:
@@ -281,19 +280,19 @@ async def pardon(node: Node, asked: api.Pardon) -> api.Pardoned:
 async def off_books(node: Node, asked: api.Payment) -> api.PaymentHeard:
     """Report a payment outside of XSC."""
     peer = node.peers.roster.find(asked.peer)
-    booked = await node.payments.say(peer, asked.amount_micro)
+    booked = await node.ledger.payments.say(peer, asked.amount_micro)
     return api.PaymentHeard(
         peer=peer,
         amount_micro=asked.amount_micro,
         state="booked" if booked else "waits" if asked.amount_micro else "withdrawn",
-        heard_paid_micro=node.payments.heard(peer),
+        heard_paid_micro=node.ledger.payments.heard(peer),
         balance_micro=node.ledger.balance(peer),
     )
 
 
 async def limits(node: Node, _: endpoint.Nothing) -> list[api.PeerLimit]:
     """Show what each limit is made of."""
-    known = {*node.peers.roster.all_peers(), *(row.peer for row in node.ledger.statement())}
+    known = {*node.peers.roster.all_peers(), *known_peers(node.ledger.chain.state)}
     return [
         filled(
             api.PeerLimit,

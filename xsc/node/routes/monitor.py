@@ -119,7 +119,7 @@ def _age_ms(at_ms: int | None, now_ms: int) -> int | None:
 def _peers(node: Node, rows: Sequence[HealthRow]) -> list[api.PeerMeasures]:
     now_ms = node.clock.now_ms()
     ages = {peer: max(0, now_ms - seen) for peer, seen in node.sync.asking.seen_ms.items()}
-    accounts = node.payments.accounts
+    accounts = node.ledger.payments.accounts
     proven = {row.node: node.challenges.summary(row.node) for row in rows}
     return [
         filled(
