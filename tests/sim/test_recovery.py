@@ -114,8 +114,9 @@ async def story(world):
         [row for row in log if row.state == "settled" and row.kind == "post"]
     )
     assert owner.ledger.chain.state.first_seq > chain[0]
-    new = [row for row in owner.ledger.entries() if row.seq >= owner.ledger.chain.state.first_seq]
-    assert {row.kind for row in new} == {"claim"}, "nothing else is signed yet"
+    first_seq = owner.ledger.chain.state.first_seq
+    signed = [row for row in owner.ledger.entries() if row.seq >= first_seq]
+    assert {row.kind for row in signed} == {"claim"}, "nothing else is signed yet"
     assert {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()} == balances
     assert owner.ledger.limit(friend) == 123_456_789
     assert owner.commitments.weight_ppm(friend) == 250_000

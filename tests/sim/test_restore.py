@@ -105,8 +105,9 @@ async def story(world):
     assert (done.found.newer, done.found.gone, done.silent, done.found.lost) == (1, 1, (), ())
     assert done.newer_entries == chain - before
     assert owner.ledger.settled_entries() == chain
-    new = [row for row in owner.ledger.entries() if row.seq >= owner.ledger.chain.state.first_seq]
-    assert {row.kind for row in new} == {"claim"}, "nothing else is signed yet"
+    first_seq = owner.ledger.chain.state.first_seq
+    signed = [row for row in owner.ledger.entries() if row.seq >= first_seq]
+    assert {row.kind for row in signed} == {"claim"}, "nothing else is signed yet"
     assert {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()} == balances
     # Of two of one millisecond either may be the first.
     listed = sorted((row.name, row.version) for row in owner.storage.catalogue.directory())
