@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from tests.sim.network import run
-from xsc.base.errors import EntryRefused, LedgerDamaged, NotFound
+from xsc.base.errors import EntryRefused, LedgerDamaged, NotFound, PeerSilent
 from xsc.base.keyvalue import prefix_end
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.ledger import tree
+from xsc.ledger.chain import SNAPSHOT
 from xsc.ledger.checkpoint import draw, listed, open_checkpoint
 from xsc.ledger.checkpoints import CHECKPOINT_MS, COSIGN, LOOK_MS
 from xsc.ledger.entry import GENESIS, open_half, post_half
@@ -93,6 +94,22 @@ def test_with_fewer_than_four_recognised_peers_nobody_co_signs_and_payments_go_o
         assert (await ada.checkpoints.sign()).last.size == mark.last.size + 1
 
     run(2, 3, play, SETTINGS)
+
+
+def test_a_snapshot_is_written_with_each_checkpoint():
+    async def play(world):
+        ada, bea = world.nodes
+        await book(ada, bea, 1)
+        chain = ada.ledger.chain
+        assert chain.store.get(SNAPSHOT) is None
+        await world.clock.sleep_ms(CHECKPOINT_MS + 2 * LOOK_MS)
+        first = chain.open_snapshot(chain.store.get(SNAPSHOT))
+        assert first.next_seq >= ada.checkpoints.last().last.size > 0
+        await book(ada, bea, 2)
+        await ada.checkpoints.sign()
+        assert chain.open_snapshot(chain.store.get(SNAPSHOT)).next_seq > first.next_seq
+
+    run(14, 2, play, SETTINGS)
 
 
 def test_silent_co_signers_hold_up_nothing_and_sign_when_they_are_back():
@@ -207,6 +224,25 @@ def test_a_forked_ledger_is_found_and_barred_by_nodes_that_never_met_its_author(
         assert barred(world) == [True, True, False]
 
     run(5, 4, play, SETTINGS)
+
+
+def test_a_message_that_is_lost_as_a_fork_is_found_only_delays_its_proof():
+    async def play(world):
+        lost = []
+        for node in world.nodes[1:]:
+
+            async def loses(caller, header, parts, on=node.peers.server.handlers[COMPARE]):
+                if header["half"] and len(lost) < 2:
+                    lost.append(header)
+                    raise PeerSilent("it was lost")
+                return await on(caller, header, parts)
+
+            node.peers.server.handlers[COMPARE] = loses
+        await forked(world)
+        await world.until(lambda: all(barred(world)), 4 * LOOK_MS)
+        assert len(lost) == 2, "one by each that has seen the forked ledger"
+
+    run(15, 4, play, SETTINGS)
 
 
 def test_what_was_pardoned_is_barred_again_by_a_later_fork():

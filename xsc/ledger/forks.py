@@ -6,6 +6,7 @@ which the operator pardoned. The rules are in `fork`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -54,10 +55,12 @@ class Forks:
         self._log = log
         self.on_change: Callable[[bytes], None] = lambda _: None
         """Called with an author of whom a proof begins or ends to count."""
-        self._kept = {
-            key[len(FORK) :]: self._read(key[len(FORK) :], raw)
-            for key, raw in store.scan(FORK, prefix_end(FORK))
-        }
+        self._writing = asyncio.Lock()
+        self._kept = {author: self._read(author, raw) for author, raw in self._stored().items()}
+
+    def _stored(self) -> dict[bytes, bytes]:
+        rows = self._store.scan(FORK, prefix_end(FORK))
+        return {key[len(FORK) :]: raw for key, raw in rows}
 
     def _read(self, author: bytes, raw: bytes) -> Kept:
         try:
@@ -73,21 +76,19 @@ class Forks:
                         return Kept(proof, fork, pardoned_seq)
         except (RecordInvalid, ProofInvalid):
             pass
-        raise LedgerDamaged(
-            f"the proof that {ids.short(author)} forked its ledger is damaged",
-            hint="restore the home from a backup",
-        )
+        raise _damaged(author)
 
-    def check(self) -> int:
+    async def check(self) -> int:
         """Read all proofs again, and return how many there are.
 
         Raises:
-            LedgerDamaged: one does not hold, or is not what this node works with.
+            LedgerDamaged: they are not what this node works with.
         """
-        for author, kept in self._kept.items():
-            if self._store.get(FORK + author) != kept.raw:
-                self._read(author, b"")
-        return len(self._kept)
+        async with self._writing:
+            known = {author: kept.raw for author, kept in self._kept.items()}
+            if wrong := self._stored().items() ^ known.items():
+                raise _damaged(min(wrong)[0])
+            return len(known)
 
     def of(self, author: bytes) -> bytes | None:
         """Return the hash of the proof that an author forked its ledger; None where none counts."""
@@ -132,6 +133,14 @@ class Forks:
         return seq
 
     async def _write(self, author: bytes, kept: Kept) -> None:
-        await self._executor.run(self._store.write, [(FORK + author, kept.raw)], sync=True)
-        self._kept[author] = kept
+        async with self._writing:
+            await self._executor.run(self._store.write, [(FORK + author, kept.raw)], sync=True)
+            self._kept[author] = kept
         self.on_change(author)
+
+
+def _damaged(author: bytes) -> LedgerDamaged:
+    return LedgerDamaged(
+        f"the proof that {ids.short(author)} forked its ledger is damaged",
+        hint="restore the home from a backup",
+    )

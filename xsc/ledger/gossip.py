@@ -73,8 +73,9 @@ class ForkGossip:
         """By peer, the own number from which on it was not asked."""
         self._late: dict[bytes, set[int]] = {}
         """By peer, the own numbers below that had no answer yet."""
-        self._unbacked: set[bytes] = set()
-        """Peers that said to have a half otherwise, and did not show it: they are shown no more."""
+        self._shown: dict[bytes, Signed[Half] | None] = {}
+        """By peer, the half that it is being shown; None once it did not show its own one: such a
+        peer is shown no more."""
         self._news: dict[tuple[bytes, str], None] = {}
         """What may be published, by owner and path."""
         self._woken = asyncio.Event()
@@ -169,8 +170,6 @@ class ForkGossip:
         await asyncio.gather(*map(self._compare_with, peers))
 
     async def _compare_with(self, peer: bytes) -> None:
-        if peer in self._unbacked:
-            return
         state = self._chain.state
         begin = max(state.first_seq, state.next_seq - COMPARED_MAX)
         start = max(self._compared.get(peer, begin), state.first_seq)
@@ -183,6 +182,10 @@ class ForkGossip:
         # Of whom a fork is known, nothing more is to be found.
         halves = [h for h in halves if h.author != peer and self._forks.of(h.author) is None]
         try:
+            if peer in self._shown:
+                # It is asked again for what it left unanswered, and shown nothing else.
+                await self._show(peer, self._shown[peer])
+                return
             if halves:
                 seen: list[encoding.Value] = [[h.author, h.record.seq, h.id] for h in halves]
                 header: dict[str, encoding.Value] = {"v": 1, "seen": seen, "half": None}
@@ -206,13 +209,15 @@ class ForkGossip:
         rows = (self._chain.get(key_of(OTHER, seq)) for seq in numbers)
         return [read_claimed(raw, Half, network=self._network) for raw in rows if raw is not None]
 
-    async def _show(self, peer: bytes, half: Signed[Half]) -> None:
+    async def _show(self, peer: bytes, half: Signed[Half] | None) -> None:
         """Show a half to a peer that has another one of its number, and keep both as a proof."""
-        self._unbacked.add(peer)
+        if half is None:
+            return
+        self._shown[peer] = half
         reply = await self._call(peer, {"v": 1, "seen": [], "half": half.raw})
-        other = fields.take_bytes(reply.header, "half")
-        await self._forks.keep(fork_bytes(half.raw, other))
-        self._unbacked.discard(peer)
+        self._shown[peer] = None
+        await self._forks.keep(fork_bytes(half.raw, fields.take_bytes(reply.header, "half")))
+        del self._shown[peer]
 
     async def _on_compare(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
