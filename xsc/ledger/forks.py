@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from xsc.base import encoding, ids
-from xsc.base.clock import Executor
 from xsc.base.errors import LedgerDamaged, NotFound, ProofInvalid, RecordInvalid
 from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.log import Log
+from xsc.identity.context import Context
 from xsc.ledger.fork import Fork, open_fork
 
 FORK: Final = b"ledger-fork/"
@@ -48,11 +47,9 @@ class Forks:
         LedgerDamaged: a kept proof does not hold.
     """
 
-    def __init__(self, store: KeyValue, executor: Executor, network: bytes, log: Log) -> None:
+    def __init__(self, context: Context, store: KeyValue) -> None:
+        self._context = context
         self._store = store
-        self._executor = executor
-        self._network = network
-        self._log = log
         self.on_change: Callable[[bytes], None] = lambda _: None
         """Called with an author of whom a proof begins or ends to count."""
         self._writing = asyncio.Lock()
@@ -71,7 +68,7 @@ class Forks:
                     "pardoned_seq": (int() | None) as pardoned_seq,
                     **rest,
                 } if not rest:
-                    fork = open_fork(proof, network=self._network)
+                    fork = open_fork(proof, network=self._context.network)
                     if fork.author == author:
                         return Kept(proof, fork, pardoned_seq)
         except (RecordInvalid, ProofInvalid):
@@ -101,20 +98,20 @@ class Forks:
         """Return the proofs that count, by author."""
         return {author: kept.proof for author, kept in self._kept.items() if kept.counts}
 
-    async def keep(self, proof: bytes) -> bool:
-        """Keep a proof, unless what is kept counts already; return whether it is news.
+    async def keep(self, proof: bytes, author: bytes | None = None) -> None:
+        """Keep a proof against an author, if it is given, unless what is kept counts already.
 
         Raises:
-            ProofInvalid: it shows nothing.
+            ProofInvalid: it shows nothing, or something of another node.
         """
-        fork = open_fork(proof, network=self._network)
+        fork = open_fork(proof, network=self._context.network)
+        if author not in {None, fork.author}:
+            raise ProofInvalid("the proof is against another node than its path says")
         before = self._kept.get(fork.author)
         kept = Kept(proof, fork, None if before is None else before.pardoned_seq)
-        if not kept.counts or (before is not None and before.counts):
-            return False
-        await self._write(fork.author, kept)
-        self._log.error("ledger.fork", peer=ids.short(fork.author), entry=fork.seq)
-        return True
+        if kept.counts and (before is None or not before.counts):
+            await self._write(fork.author, kept)
+            self._context.log.error("ledger.fork", peer=ids.short(fork.author), entry=fork.seq)
 
     async def pardon(self, author: bytes, seq: int) -> int:
         """Hold no fork up to a number against its author any more; return the number.
@@ -134,7 +131,8 @@ class Forks:
 
     async def _write(self, author: bytes, kept: Kept) -> None:
         async with self._writing:
-            await self._executor.run(self._store.write, [(FORK + author, kept.raw)], sync=True)
+            row = (FORK + author, kept.raw)
+            await self._context.executor.run(self._store.write, [row], sync=True)
             self._kept[author] = kept
         self.on_change(author)
 
