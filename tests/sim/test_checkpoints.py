@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from tests.sim.network import run
-from xsc.base.errors import EntryRefused, LedgerDamaged, NotFound
+from xsc.base.errors import EntryRefused, LedgerDamaged, NotFound, PeerSilent
 from xsc.base.keyvalue import prefix_end
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.ledger import tree
+from xsc.ledger.chain import SNAPSHOT
 from xsc.ledger.checkpoint import draw, listed, open_checkpoint
 from xsc.ledger.checkpoints import CHECKPOINT_MS, COSIGN, LOOK_MS
 from xsc.ledger.entry import GENESIS, Half, open_half
@@ -93,6 +94,22 @@ def test_with_fewer_than_four_recognised_peers_nobody_co_signs_and_payments_go_o
         assert (await ada.checkpoints.sign()).last.size == mark.last.size + 1
 
     run(2, 3, play, SETTINGS)
+
+
+def test_a_snapshot_is_written_with_each_checkpoint():
+    async def play(world):
+        ada, bea = world.nodes
+        await book(ada, bea, 1)
+        chain = ada.ledger.chain
+        assert chain.store.get(SNAPSHOT) is None
+        await world.clock.sleep_ms(CHECKPOINT_MS + 2 * LOOK_MS)
+        first = chain.open_snapshot(chain.store.get(SNAPSHOT))
+        assert first.next_seq >= ada.checkpoints.last().last.size > 0
+        await book(ada, bea, 2)
+        await ada.checkpoints.sign()
+        assert chain.open_snapshot(chain.store.get(SNAPSHOT)).next_seq > first.next_seq
+
+    run(14, 2, play, SETTINGS)
 
 
 def test_silent_co_signers_hold_up_nothing_and_sign_when_they_are_back():
@@ -211,6 +228,25 @@ def test_a_forked_ledger_is_found_and_barred_by_nodes_that_never_met_its_author(
     run(5, 4, play, SETTINGS)
 
 
+def test_a_message_that_is_lost_as_a_fork_is_found_only_delays_its_proof():
+    async def play(world):
+        lost = []
+        for node in world.nodes[1:]:
+
+            async def loses(caller, header, parts, on=node.peers.server.handlers[COMPARE]):
+                if header["half"] and len(lost) < 2:
+                    lost.append(header)
+                    raise PeerSilent("it was lost")
+                return await on(caller, header, parts)
+
+            node.peers.server.handlers[COMPARE] = loses
+        await forked(world)
+        await world.until(lambda: all(barred(world)), 4 * LOOK_MS)
+        assert len(lost) == 2, "one by each that has seen the forked ledger"
+
+    run(15, 4, play, SETTINGS)
+
+
 def test_what_was_pardoned_is_barred_again_by_a_later_fork():
     async def play(world):
         _, second = await forked(world)
@@ -228,8 +264,7 @@ def test_what_was_pardoned_is_barred_again_by_a_later_fork():
             for at in (1, 2)
         ]
         await world.nodes[1].ledger.chain.forks.keep(fork_bytes(*later))
-        await world.clock.sleep_ms(LOOK_MS)
-        assert all(barred(world))
+        await world.until(lambda: all(barred(world)), 2 * LOOK_MS)
 
     run(6, 4, play, SETTINGS)
 
@@ -262,7 +297,7 @@ def test_a_liar_that_says_to_have_halves_otherwise_is_shown_one_and_no_more():
         liar.peers.server.handlers[COMPARE] = lies
         for number in range(1, 6):
             await book(ada, forker, number)
-            await ada.forks.compare()
+            await ada.forks.round()
         await world.clock.sleep_ms(3 * LOOK_MS)
         assert sorted(shown) == sorted({*shown}), "one by each"
         assert ada.key.node_id in shown
@@ -277,7 +312,7 @@ def test_a_checkpoint_of_another_incarnation_or_with_strange_signatures_changes_
         ada, bea, *others = world.nodes
         await book(ada, bea, 1)
         mark = await ada.checkpoints.sign()
-        await world.clock.sleep_ms(1_000)
+        await world.clock.sleep_ms(2 * LOOK_MS)
         last = mark.last
         own = [KeyPair(bytes([200 + number]) * 32) for number in range(4)]
         later = replace(
@@ -286,7 +321,7 @@ def test_a_checkpoint_of_another_incarnation_or_with_strange_signatures_changes_
         for key in own:
             later = later.signed(key, 1)
         await ada.space.put_all({UserSpacePaths.CHECKPOINT: later.raw})
-        await world.clock.sleep_ms(5_000)
+        await world.clock.sleep_ms(2 * LOOK_MS)
         for node in others:
             assert node.checkpoints.mark_of(ada.key.node_id).last.text == last.text
         # A co-signer's answer adds its own signature and no other.
@@ -367,7 +402,7 @@ def test_no_proof_is_kept_against_a_node_that_is_no_peer():
         for author in (stranger.node_id, bea.key.node_id):
             await ada.space.put_all({UserSpacePaths.fork(author): proof})
         await ada.space.put_all({"ledger/forks/none": proof, "ledger/other": proof})
-        await world.clock.sleep_ms(10_000)
+        await world.clock.sleep_ms(2 * LOOK_MS)
         for node in world.nodes:
             assert not node.ledger.chain.forks.all()
         assert not [*bea.parts.stores.state.scan(b"ledger-fork/", b"ledger-fork0")]

@@ -224,7 +224,7 @@ class Chain:
         self.restart: Restart | None = None
         """What the present incarnation began with; None in the first one."""
         self.state = self.load()
-        self.forks = Forks(store, context.executor, context.network, context.log)
+        self.forks = Forks(context, store)
 
     def get(self, key: bytes) -> bytes | None:
         """Return a row, also one that is on its way to the disk."""

@@ -132,6 +132,7 @@ class Checkpoints:
             if not leaves.size or self._chain.recovering:
                 return self.last()
             mark = await self._executor.run(self._next, leaves)
+            await self._chain.snapshot()
             # Those of the former list first: others ask for their signatures.
             for named in (mark.before, mark.last.cosigners):
                 todo = [

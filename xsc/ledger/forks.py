@@ -6,15 +6,15 @@ which the operator pardoned. The rules are in `fork`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from xsc.base import encoding, ids
-from xsc.base.clock import Executor
 from xsc.base.errors import LedgerDamaged, NotFound, ProofInvalid, RecordInvalid
 from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.log import Log
+from xsc.identity.context import Context
 from xsc.ledger.fork import Fork, open_fork
 
 FORK: Final = b"ledger-fork/"
@@ -47,17 +47,17 @@ class Forks:
         LedgerDamaged: a kept proof does not hold.
     """
 
-    def __init__(self, store: KeyValue, executor: Executor, network: bytes, log: Log) -> None:
+    def __init__(self, context: Context, store: KeyValue) -> None:
+        self._context = context
         self._store = store
-        self._executor = executor
-        self._network = network
-        self._log = log
         self.on_change: Callable[[bytes], None] = lambda _: None
         """Called with an author of whom a proof begins or ends to count."""
-        self._kept = {
-            key[len(FORK) :]: self._read(key[len(FORK) :], raw)
-            for key, raw in store.scan(FORK, prefix_end(FORK))
-        }
+        self._writing = asyncio.Lock()
+        self._kept = {author: self._read(author, raw) for author, raw in self._stored().items()}
+
+    def _stored(self) -> dict[bytes, bytes]:
+        rows = self._store.scan(FORK, prefix_end(FORK))
+        return {key[len(FORK) :]: raw for key, raw in rows}
 
     def _read(self, author: bytes, raw: bytes) -> Kept:
         try:
@@ -68,26 +68,24 @@ class Forks:
                     "pardoned_seq": (int() | None) as pardoned_seq,
                     **rest,
                 } if not rest:
-                    fork = open_fork(proof, network=self._network)
+                    fork = open_fork(proof, network=self._context.network)
                     if fork.author == author:
                         return Kept(proof, fork, pardoned_seq)
         except (RecordInvalid, ProofInvalid):
             pass
-        raise LedgerDamaged(
-            f"the proof that {ids.short(author)} forked its ledger is damaged",
-            hint="restore the home from a backup",
-        )
+        raise _damaged(author)
 
-    def check(self) -> int:
+    async def check(self) -> int:
         """Read all proofs again, and return how many there are.
 
         Raises:
-            LedgerDamaged: one does not hold, or is not what this node works with.
+            LedgerDamaged: they are not what this node works with.
         """
-        for author, kept in self._kept.items():
-            if self._store.get(FORK + author) != kept.raw:
-                self._read(author, b"")
-        return len(self._kept)
+        async with self._writing:
+            known = {author: kept.raw for author, kept in self._kept.items()}
+            if wrong := self._stored().items() ^ known.items():
+                raise _damaged(min(wrong)[0])
+            return len(known)
 
     def of(self, author: bytes) -> bytes | None:
         """Return the hash of the proof that an author forked its ledger; None where none counts."""
@@ -100,20 +98,20 @@ class Forks:
         """Return the proofs that count, by author."""
         return {author: kept.proof for author, kept in self._kept.items() if kept.counts}
 
-    async def keep(self, proof: bytes) -> bool:
-        """Keep a proof, unless what is kept counts already; return whether it is news.
+    async def keep(self, proof: bytes, author: bytes | None = None) -> None:
+        """Keep a proof against an author, if it is given, unless what is kept counts already.
 
         Raises:
-            ProofInvalid: it shows nothing.
+            ProofInvalid: it shows nothing, or something of another node.
         """
-        fork = open_fork(proof, network=self._network)
+        fork = open_fork(proof, network=self._context.network)
+        if author not in {None, fork.author}:
+            raise ProofInvalid("the proof is against another node than its path says")
         before = self._kept.get(fork.author)
         kept = Kept(proof, fork, None if before is None else before.pardoned_seq)
-        if not kept.counts or (before is not None and before.counts):
-            return False
-        await self._write(fork.author, kept)
-        self._log.error("ledger.fork", peer=ids.short(fork.author), entry=fork.seq)
-        return True
+        if kept.counts and (before is None or not before.counts):
+            await self._write(fork.author, kept)
+            self._context.log.error("ledger.fork", peer=ids.short(fork.author), entry=fork.seq)
 
     async def pardon(self, author: bytes, seq: int) -> int:
         """Hold no fork up to a number against its author any more; return the number.
@@ -132,6 +130,15 @@ class Forks:
         return seq
 
     async def _write(self, author: bytes, kept: Kept) -> None:
-        await self._executor.run(self._store.write, [(FORK + author, kept.raw)], sync=True)
-        self._kept[author] = kept
+        async with self._writing:
+            row = (FORK + author, kept.raw)
+            await self._context.executor.run(self._store.write, [row], sync=True)
+            self._kept[author] = kept
         self.on_change(author)
+
+
+def _damaged(author: bytes) -> LedgerDamaged:
+    return LedgerDamaged(
+        f"the proof that {ids.short(author)} forked its ledger is damaged",
+        hint="restore the home from a backup",
+    )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Final
 
 from xsc.api.ledger import Entry, Paid, Statement, Verified
 from xsc.base import errors, ids, keyvalue, limits, peering
@@ -32,9 +31,6 @@ from xsc.ledger.statement import (
     paid_row,
 )
 from xsc.ledger.verifying import Checking, verify
-
-SNAPSHOT_ROWS: Final = 1024
-"""Of the index that are in memory alone until a snapshot: those of some 256 entries."""
 
 
 class LedgerService:
@@ -218,8 +214,6 @@ class LedgerService:
         """Propose open entries again, now and every LEDGER_RETRY_MS; never returns."""
         while True:
             await self.retry_pending()
-            if len(self.chain.state.index.changes) >= SNAPSHOT_ROWS:
-                await self.chain.snapshot()
             await self._clock.sleep_ms(limits.LEDGER_RETRY_MS)
 
     async def close(self) -> None:

@@ -65,7 +65,7 @@ async def verify(chain: Chain, executor: Executor, checking: Checking | None) ->
         entries=state.halves,
         settled=settled,
         peers=peers,
-        forks=chain.forks.check(),
+        forks=await chain.forks.check(),
         head=state.head,
         text=f"{state.halves} entries with {peers} peers verified: {settled} settled, "
         f"{len(state.open)} open; signatures, chain, counter-halves and replay agree",

@@ -401,9 +401,8 @@ class Node:
             self.ledger.seals.seal_all,
         )
         self.checkpoints = checkpoints.Checkpoints(context, self.ledger.chain, known)
-        self.forks = ForkGossip(
-            context, self.ledger.chain, self.checkpoints, known, told=self.scores.forked
-        )
+        self.forks = ForkGossip(context, self.ledger.chain, self.checkpoints, known)
+        self.ledger.chain.forks.on_change = self.scores.forked
 
     def _make_market(self) -> None:
         """Make what offers the capacity of this node, and leases that of others."""
@@ -765,7 +764,6 @@ class Node:
         start("signing", self.market.signing.run)
         start("market", self.market.run)
         start("ledger", self.ledger.run)
-        start("forks", self.forks.take)
         start("loops", self.ledger.loops.run)
         start("loops_daily", self.ledger.loops.run_daily)
         start("payments", self.ledger.payments.run)
@@ -786,7 +784,7 @@ class Node:
         self.tasks.every("challenges", SLOT_MS, self.challenges.round)
         self.tasks.every("scores", LEARN_MS, self.health.learn)
         self.tasks.every("checkpoints", LOOK_MS, self.checkpoints.round)
-        self.tasks.every("forks_compared", LOOK_MS, self.forks.compare)
+        self.tasks.every("forks", LOOK_MS, self.forks.round)
         self.log.info("node.started", node=self.key.node_id, name=self.config.name)
 
     async def _reclaim(self, *, everything: bool = False) -> None:
@@ -847,8 +845,6 @@ class Node:
         self.following.update()
         self.allocator.wake()
         if what == "added":
-            # Others may have published that it forked its ledger.
-            self.forks.look_at(self.peers.peers())
             self.departures.look_at(peer)
             self.health.watch(peer)
             self.commitments.stir()

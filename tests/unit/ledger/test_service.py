@@ -190,6 +190,17 @@ async def test_a_forked_chain_is_kept_as_a_proof(a, b, circle):
     assert (await b.ledger.verify()).forks == 1
 
 
+async def test_a_stored_proof_that_the_node_does_not_work_with_is_found(a, b, circle):
+    await collect(a, b, 100)
+    half = open_half(decode(circle.sent[-1][3])["half"], network=NETWORK)
+    other = sign(half.record.model_copy(update={"created_ms": 5}), a.key, NETWORK)
+    await b.ledger.chain.forks.keep(fork_bytes(half.raw, other.raw))
+    ((key, raw),) = b.store.scan(b"ledger-fork/", b"ledger-fork0")
+    b.store.write([(key[:-1] + bytes([key[-1] ^ 1]), raw)], sync=True)
+    with pytest.raises(LedgerDamaged, match="the proof that"):
+        await b.ledger.verify()
+
+
 async def test_nobody_proposes_for_another(a, b, circle):
     await collect(a, b, 100)
     stolen = circle.sent[-1][3]

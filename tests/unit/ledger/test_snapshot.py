@@ -24,7 +24,6 @@ from xsc.ledger.chain import HALF, SLICE, SNAPSHOT
 from xsc.ledger.entry import GENESIS, open_half
 from xsc.ledger.index import INDEX
 from xsc.ledger.proposals import PROPOSE
-from xsc.ledger.service import SNAPSHOT_ROWS
 from xsc.ledger.snapshot import Snapshot, snapshot_of
 
 VECTOR = json.loads((Path(__file__).parents[2] / "vectors" / "ledger.json").read_text())
@@ -313,19 +312,6 @@ async def test_bookings_go_on_beside_a_verification(circle):
     await a.ledger.chain.snapshot()
     assert (await a.ledger.verify()).entries == a.ledger.count() > before
     assert digest(a.start().chain.state) == digest(a.ledger.chain.state) == digest(replayed(a))
-
-
-async def test_a_snapshot_is_written_by_itself(circle):
-    a, b, _ = circle.members
-    number = 0
-    while len(a.ledger.chain.state.index.changes) < SNAPSHOT_ROWS:
-        number += 1
-        await collect(b, a, 1, of=number, xid=number)
-    ledger, circle.clock.sleep_ms = a.ledger, lambda _: 1 / 0
-    with pytest.raises(ZeroDivisionError):
-        await ledger.run()
-    assert SNAPSHOT in rows_of(a)
-    assert not ledger.chain.state.index.changes
 
 
 async def test_a_database_cut_at_any_byte_is_a_book_of_before(circle, tmp_path):

@@ -192,7 +192,7 @@ async def checkpoint(node: Node, _: endpoint.Nothing) -> api.Checkpoint:
     """Sign how the ledger is, and have that co-signed."""
     await node.ledger.seals.seal_all()
     mark = await node.checkpoints.sign()
-    await node.forks.compare()
+    await node.forks.round()
     if mark is None:
         return api.Checkpoint(size=0, root=None, cosigners=[], needed=0, complete=True, text="")
     last, known = mark.last, {peer[:16]: peer for peer in node.peers.roster.all_peers()}
