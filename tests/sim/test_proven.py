@@ -81,9 +81,9 @@ def test_a_host_that_was_thinned_loses_pay_back_to_its_last_ok_each_time(seed):
         victim = world.index_of(columns(world)[0][1])
         host = world.nodes[victim].key.node_id
         account, _ = account_of(owner, "customer", host)
-        assert thin(world, victim, 0.1 if SEEDS > 1 else 0.4, seed + 3)  # The more, the sooner.
+        assert thin(world, victim, 0.1, seed + 3)
         caught, seen = 0, owner.challenges.rows[host][owner.key.node_id].at_ms
-        for _ in range(12 * (12 if SEEDS > 1 else 3)):
+        for _ in range(12 * 12):
             before = account.proven, account.void
             await world.skip(SLOT_MS, SLOT_MS)
             row = owner.challenges.rows.get(host, {}).get(owner.key.node_id)
