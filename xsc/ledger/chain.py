@@ -182,6 +182,24 @@ class Rows:
             raise audit.stray(stray)
         yield True
 
+    def open_snapshot(self, raw: bytes) -> Snapshot:
+        """Return a snapshot of this node.
+
+        Raises:
+            LedgerDamaged: it is none.
+        """
+        try:
+            found = open_signed(
+                raw,
+                Snapshot,
+                network=self._network,
+                author=self._me,
+                size_max=SNAPSHOT_BYTES_MAX,
+            )
+        except (errors.PeerError, errors.LimitError):
+            raise audit.index_damaged() from None
+        return found.record
+
 
 class Chain:
     """The chain of one node.
@@ -302,7 +320,7 @@ class Chain:
     def _replayed(self, snapshot: bytes | None) -> LedgerState:
         """Return what a snapshot and the halves after it give; without one, all halves."""
         if snapshot is not None:
-            state = restored(self.open_snapshot(snapshot), me=self.me, index=Index(self.store))
+            state = restored(self.rows.open_snapshot(snapshot), me=self.me, index=Index(self.store))
             replay = Replay(state, self.network)
             deque(self.rows.replay(replay), 0)
         else:
@@ -317,24 +335,6 @@ class Chain:
                     state.index.changes = {}
         audit.check_end(state, self.store.get(MARK))
         return state
-
-    def open_snapshot(self, raw: bytes) -> Snapshot:
-        """Return a snapshot of this node.
-
-        Raises:
-            LedgerDamaged: it is none.
-        """
-        try:
-            found = open_signed(
-                raw,
-                Snapshot,
-                network=self.network,
-                author=self.me,
-                size_max=SNAPSHOT_BYTES_MAX,
-            )
-        except (errors.PeerError, errors.LimitError):
-            raise audit.index_damaged() from None
-        return found.record
 
     async def snapshot(self) -> None:
         """Write the state as it is now: the next start reads it, and the halves after it."""

@@ -129,7 +129,7 @@ def _steps(chain: Chain, replay: Replay, past: Past) -> Iterator[bool]:
     yield True
     count = 0
     if raw is not None:
-        said = chain.open_snapshot(raw)
+        said = rows.open_snapshot(raw)
         replay.held = {seq for seq, *_ in said.open}
         for _ in rows.replay(replay, said.next_seq):
             yield True
