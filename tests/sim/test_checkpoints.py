@@ -103,11 +103,11 @@ def test_a_snapshot_is_written_with_each_checkpoint():
         chain = ada.ledger.chain
         assert chain.store.get(SNAPSHOT) is None
         await world.clock.sleep_ms(CHECKPOINT_MS + 2 * LOOK_MS)
-        first = chain.open_snapshot(chain.store.get(SNAPSHOT))
+        first = chain.rows.open_snapshot(chain.store.get(SNAPSHOT))
         assert first.next_seq >= ada.checkpoints.last().last.size > 0
         await book(ada, bea, 2)
         await ada.checkpoints.sign()
-        assert chain.open_snapshot(chain.store.get(SNAPSHOT)).next_seq > first.next_seq
+        assert chain.rows.open_snapshot(chain.store.get(SNAPSHOT)).next_seq > first.next_seq
 
     run(14, 2, play, SETTINGS)
 
