@@ -368,6 +368,7 @@ async def transfer(folder: Path, count: int, flight: int) -> float:
         await party.net.stop()
         party.ledger.chain.store.close()
         executor.close()
+        debtor.terminate()
         debtor.wait()
 
 
