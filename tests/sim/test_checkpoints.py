@@ -89,9 +89,9 @@ def test_with_fewer_than_four_recognised_peers_nobody_co_signs_and_payments_go_o
         ada, bea, _ = world.nodes
         await book(ada, bea, 1)
         mark = await ada.checkpoints.sign()
-        assert not mark.last.cosigners
+        assert not mark.cosigners
         await book(ada, bea, 2)
-        assert (await ada.checkpoints.sign()).last.size == mark.last.size + 1
+        assert (await ada.checkpoints.sign()).size == mark.size + 1
 
     run(2, 3, play, SETTINGS)
 
@@ -104,7 +104,7 @@ def test_a_snapshot_is_written_with_each_checkpoint():
         assert chain.store.get(SNAPSHOT) is None
         await world.clock.sleep_ms(CHECKPOINT_MS + 2 * LOOK_MS)
         first = chain.rows.open_snapshot(chain.store.get(SNAPSHOT))
-        assert first.next_seq >= ada.checkpoints.last().last.size > 0
+        assert first.next_seq >= ada.checkpoints.last().size > 0
         await book(ada, bea, 2)
         await ada.checkpoints.sign()
         assert chain.rows.open_snapshot(chain.store.get(SNAPSHOT)).next_seq > first.next_seq
@@ -130,13 +130,13 @@ def test_silent_co_signers_hold_up_nothing_and_sign_when_they_are_back():
         await ada.ledger.set_limit(bea.key.node_id, 5)
         mark = await ada.checkpoints.sign()
         assert not mark.is_complete
-        assert mark.last.signed_by(mark.last.cosigners) == 2
+        assert mark.signed_by(mark.cosigners) == 2
         for index in named[:2]:
             await world.restart(index)
         await world.until(lambda: world.sees_all(ada))
         done = await ada.checkpoints.sign()
         assert done.is_complete
-        assert done.last.text == mark.last.text
+        assert done.text == mark.text
 
     run(3, 6, play, SETTINGS)
 
@@ -147,22 +147,22 @@ def test_a_co_signer_signs_no_second_root_and_no_smaller_tree():
         ada, bea, *_ = world.nodes
         await book(ada, bea, 1)
         mark = await ada.checkpoints.sign()
-        signer = next(node for node in world.nodes if mark.last.names(node.key.node_id))
+        signer = next(node for node in world.nodes if mark.names(node.key.node_id))
 
         async def ask(size, root):
-            said = type(mark.last)(
-                mark.last.network, mark.last.author, 0, size, root, mark.last.cosigners
-            ).signed(ada.key)
-            header = {"v": 1, "checkpoint": said.raw, "old": mark.last.size, "path": []}
+            said = type(mark)(mark.network, mark.author, 0, size, root, mark.cosigners).signed(
+                ada.key
+            )
+            header = {"v": 1, "checkpoint": said.raw, "old": mark.size, "path": []}
             return await ada.peers.call(signer.key.node_id, COSIGN, header)
 
-        assert (await ask(mark.last.size, mark.last.root)).header["cosigned"]
+        assert (await ask(mark.size, mark.root)).header["cosigned"]
         for size, words in ((1, "entries, and had"), (5, "not shown to continue")):
             with pytest.raises(EntryRefused, match=words):
                 await ask(size, bytes(32))
         assert signer.ledger.chain.forks.of(ada.key.node_id) is None
         with pytest.raises(EntryRefused):
-            await ask(mark.last.size, bytes(32))
+            await ask(mark.size, bytes(32))
         assert signer.ledger.chain.forks.of(ada.key.node_id) is not None
 
     run(4, 6, play, SETTINGS)
@@ -313,7 +313,7 @@ def test_a_checkpoint_of_another_incarnation_or_with_strange_signatures_changes_
         await book(ada, bea, 1)
         mark = await ada.checkpoints.sign()
         await world.clock.sleep_ms(2 * LOOK_MS)
-        last = mark.last
+        last = mark
         own = [KeyPair(bytes([200 + number]) * 32) for number in range(4)]
         later = replace(
             last, first_seq=1, cosigners=listed([key.node_id for key in own]), signatures={}
@@ -323,7 +323,7 @@ def test_a_checkpoint_of_another_incarnation_or_with_strange_signatures_changes_
         await ada.space.put_all({UserSpacePaths.CHECKPOINT: later.raw})
         await world.clock.sleep_ms(2 * LOOK_MS)
         for node in others:
-            assert node.checkpoints.mark_of(ada.key.node_id).last.text == last.text
+            assert node.checkpoints.last_of(ada.key.node_id).text == last.text
         # A co-signer's answer adds its own signature and no other.
         signer = next(node for node in world.nodes if last.names(node.key.node_id))
 
@@ -337,7 +337,7 @@ def test_a_checkpoint_of_another_incarnation_or_with_strange_signatures_changes_
         await ada.ledger.set_limit(bea.key.node_id, 5)
         done = await ada.checkpoints.sign()
         assert done.is_complete
-        assert not {key.node_id for key in own} & {*done.last.signatures}
+        assert not {key.node_id for key in own} & {*done.signatures}
 
     run(10, 6, play, SETTINGS)
 
@@ -348,11 +348,11 @@ def test_a_list_that_changes_where_a_tile_ends_is_signed():
         while ada.ledger.chain.state.next_seq < TILE_LEAVES:
             await ada.ledger.set_limit(bea.key.node_id, ada.ledger.chain.state.next_seq)
         first = await ada.checkpoints.sign()
-        assert not first.last.cosigners
+        assert not first.cosigners
         await recognised(world)
         again = await ada.checkpoints.sign()
         assert again.is_complete
-        assert (again.last.size, again.last.root) == (TILE_LEAVES, first.last.root)
+        assert (again.size, again.root) == (TILE_LEAVES, first.root)
 
     run(11, 6, play, SETTINGS)
 
@@ -425,6 +425,6 @@ def test_a_node_whose_disk_is_damaged_signs_no_root_that_contradicts_its_own():
         await ada.ledger.set_limit(bea.key.node_id, 7)
         with pytest.raises(LedgerDamaged):
             await ada.checkpoints.sign()
-        assert ada.checkpoints.last().last.text == first.last.text
+        assert ada.checkpoints.last().text == first.text
 
     run(13, 6, play, SETTINGS)

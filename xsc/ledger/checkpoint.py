@@ -39,7 +39,7 @@ _TIME_BYTES = 8
 _NUMBER = r"(0|[1-9][0-9]{0,18})"
 _TEXT = re.compile(
     rf"xsc/([a-z2-7]{{52}})/([a-z2-7]{{52}})/{_NUMBER}\n{_NUMBER}\n([A-Za-z0-9+/]{{43}}=)\n"
-    r"(?:cosigners ([A-Za-z0-9+/]+=*)\n)?"
+    r"(?:cosigners ([A-Za-z0-9+/]+=*)\n)?(?:former ([A-Za-z0-9+/]+=*)\n)?"
 )
 _LINE = re.compile(r"— ([a-z2-7]{52}) ([A-Za-z0-9+/]+=*)\n")
 
@@ -82,6 +82,8 @@ class Checkpoint:
     root: bytes
     cosigners: tuple[bytes, ...] = ()
     """Who is to co-sign, as `listed`."""
+    former: tuple[bytes, ...] = ()
+    """Who must sign, too: the list before, until enough of it have signed the present one."""
     signatures: Mapping[bytes, bytes] = field(default_factory=dict)
     """By node id, the author's and those of co-signers, as they stand in the note."""
 
@@ -90,8 +92,9 @@ class Checkpoint:
         """What is signed."""
         network, author = ids.to_text(self.network), ids.to_text(self.author)
         lines = [f"xsc/{network}/{author}/{self.first_seq}", str(self.size), _b64(self.root)]
-        if self.cosigners:
-            lines.append(f"cosigners {_b64(b''.join(self.cosigners))}")
+        for name, nodes in (("cosigners", self.cosigners), ("former", self.former)):
+            if nodes:
+                lines.append(f"{name} {_b64(b''.join(nodes))}")
         return "".join(f"{line}\n" for line in lines).encode()
 
     @property
@@ -112,6 +115,11 @@ class Checkpoint:
     def has_quorum(self, named: Collection[bytes]) -> bool:
         """Say whether enough of those that are `listed` have signed."""
         return self.signed_by(named) >= quorum(len(named))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether enough have signed it, of its list and of the former one."""
+        return all(map(self.has_quorum, (self.cosigners, self.former)))
 
     def names(self, node: bytes) -> bool:
         """Say whether a node is among the co-signers."""
@@ -192,25 +200,30 @@ def _parsed(note: str) -> Checkpoint:
     match = _TEXT.fullmatch(text + "\n")
     if match is None or _LINE.sub("", lines):
         raise ValueError(note)
-    network, author, first_seq, size, root, named = match.groups()
+    network, author, first_seq, size, root, named, former = match.groups()
     if int(first_seq) + int(size) >= 1 << 63:
         raise ValueError(size)
-    prefixes = base64.b64decode(named or "", validate=True)
-    cosigners = [prefixes[at : at + _PREFIX_BYTES] for at in range(0, len(prefixes), _PREFIX_BYTES)]
-    if len({*cosigners}) != len(cosigners) or len(cosigners) not in {0, 4, COSIGNERS_MAX}:
-        raise ValueError(named)
     return Checkpoint(
         ids.from_text(network),
         ids.node_id_from_text(author),
         int(first_seq),
         int(size),
         base64.b64decode(root, validate=True),
-        tuple(cosigners),
+        _listed(named),
+        _listed(former),
         {
             ids.node_id_from_text(by): base64.b64decode(signature, validate=True)
             for by, signature in _LINE.findall(lines)
         },
     )
+
+
+def _listed(text: str | None) -> tuple[bytes, ...]:
+    raw = base64.b64decode(text or "", validate=True)
+    nodes = tuple(raw[at : at + _PREFIX_BYTES] for at in range(0, len(raw), _PREFIX_BYTES))
+    if len({*nodes}) != len(nodes) or len(nodes) not in {0, 4, COSIGNERS_MAX}:
+        raise ValueError(text)
+    return nodes
 
 
 def _verify(found: Checkpoint, by: bytes, raw: bytes) -> None:
@@ -225,51 +238,22 @@ def _verify(found: Checkpoint, by: bytes, raw: bytes) -> None:
     keys.verify(by, signature, message)
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """The last checkpoint of an author that a node has signed, or knows to be signed by enough."""
-
-    last: Checkpoint
-    before: tuple[bytes, ...] = ()
-    """The co-signers whose signatures the present list needs, too; empty of the first one."""
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether enough have signed it, and enough of those before them."""
-        return all(map(self.last.has_quorum, (self.last.cosigners, self.before)))
-
-    def then(self, new: Checkpoint) -> Mark:
-        """Return what is noted of a later checkpoint of the same tree."""
-        is_same_list = new.cosigners == self.last.cosigners
-        return Mark(new, self.before if is_same_list else self.last.cosigners)
-
-
-def mark_bytes(mark: Mark) -> bytes:
-    """Return the row of a mark."""
-    return encoding.encode({"v": 1, "last": mark.last.raw, "before": [*mark.before]})
-
-
-def open_mark(raw: bytes | None, network: bytes) -> Mark | None:
-    """Return the mark of a row; None without one.
+def open_stored(raw: bytes | None, network: bytes) -> Checkpoint | None:
+    """Return the checkpoint of a row; None without one.
 
     Raises:
         LedgerDamaged: it cannot be read.
     """
-    if raw is None:
-        return None
     try:
-        match encoding.decode(raw):
-            case {"v": 1, "last": bytes(last), "before": list(before), **rest} if not rest:
-                prefixes = tuple(each for each in before if isinstance(each, bytes))
-                known = open_checkpoint(last, network=network, is_checked=True)
-                return Mark(known, prefixes)
+        return None if raw is None else open_checkpoint(raw, network=network, is_checked=True)
     except XscError:
-        pass
-    raise LedgerDamaged("a checkpoint is damaged", hint="restore the home from a backup")
+        raise LedgerDamaged(
+            "a checkpoint is damaged", hint="restore the home from a backup"
+        ) from None
 
 
 def why_not_signed(
-    mark: Mark | None, new: Checkpoint, path: Sequence[bytes], me: bytes
+    last: Checkpoint | None, new: Checkpoint, path: Sequence[bytes], me: bytes
 ) -> str | None:
     """Return why a co-signer does not sign a checkpoint; None where it does.
 
@@ -277,38 +261,37 @@ def why_not_signed(
     named by the former has its word in this by signing, and then signs for the new list alone.
 
     Args:
-        mark: the last one of the same tree that it knows of; None where it knows of none.
+        last: the last one of the same tree that it knows of; None where it knows of none.
         new: by the same author.
-        path: proves that `new` continues the one of the mark.
+        path: proves that `new` continues the last one.
         me: the co-signer.
     """
     if not new.size:
         return "an empty tree needs no checkpoint"
-    if mark is None:
+    if last is None:
         return None if new.names(me) else "it names other co-signers"
-    last = mark.last
     if new.size < last.size:
         return f"its tree has {new.size} entries, and had {last.size} before"
     if not tree.is_consistent(last.size, last.root, new.size, new.root, path):
         return "its tree is not shown to continue the one before"
     if new.cosigners == last.cosigners:
-        may = new.names(me) or is_listed(me, mark.before)
+        may = new.names(me) or is_listed(me, last.former)
     else:
         may = last.names(me) or (new.names(me) and new.has_quorum(last.cosigners))
     return None if may else "its co-signers are others, without enough of those before"
 
 
-def is_followed(mark: Mark | None, new: Checkpoint) -> bool:
-    """Say whether a published checkpoint, signed by enough, takes the place of what is marked.
+def is_followed(last: Checkpoint | None, new: Checkpoint) -> bool:
+    """Say whether a published checkpoint, signed by enough, takes the place of the last one.
 
     Args:
-        mark: of the same tree; None without one.
+        last: that is known of the same tree; None where none is.
         new: of the present incarnation of its author.
     """
     if not new.cosigners or not new.has_quorum(new.cosigners):
         return False
-    if mark is None:
+    if last is None:
         return True
-    if new.size <= mark.last.size:
+    if new.size <= last.size:
         return False
-    return new.cosigners == mark.last.cosigners or new.has_quorum(mark.last.cosigners)
+    return new.cosigners == last.cosigners or new.has_quorum(last.cosigners)

@@ -7,15 +7,15 @@
 Payments never wait for a checkpoint. It is published in the space, at `ledger/checkpoint`. The
 rules are in `checkpoint`.
 
-`ledger-checkpoint` is the last own one, `ledger-signed/<author>` that of a peer (`Mark`); both are
-synced.
+`ledger-checkpoint` is the last own one, `ledger-signed/<author>` that of a peer: the note; both
+are synced.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from xsc.base import encoding, fields, ids, merkle, peering
@@ -29,7 +29,7 @@ from xsc.identity.context import Context
 from xsc.ledger import checkpoint as rules
 from xsc.ledger import tree
 from xsc.ledger.chain import SIGNED, Chain
-from xsc.ledger.checkpoint import Checkpoint, Mark, mark_bytes, open_checkpoint, open_mark
+from xsc.ledger.checkpoint import Checkpoint, open_checkpoint, open_stored
 from xsc.ledger.fork import fork_bytes
 from xsc.ledger.leaves import Leaves
 from xsc.space.paths import UserSpacePaths
@@ -94,7 +94,7 @@ class Checkpoints:
     async def round(self) -> None:
         """Sign a checkpoint if one is due."""
         last = self.last()
-        new = self._leaves().size - (0 if last is None else last.last.size)
+        new = self._leaves().size - (0 if last is None else last.size)
         waited_ms = self._clock.monotonic_ms() - self._signed_ms
         if new >= CHECKPOINT_ENTRIES or (waited_ms >= CHECKPOINT_MS and not self._is_whole(last)):
             await self._circle.seal()
@@ -105,18 +105,25 @@ class Checkpoints:
     def _leaves(self) -> Leaves:
         return Leaves(self._chain)
 
-    def last(self) -> Mark | None:
+    def last(self) -> Checkpoint | None:
         """Return the last own checkpoint of this incarnation."""
-        mark = open_mark(self._chain.store.get(OWN), self._network)
-        known = mark is not None and mark.last.first_seq == self._chain.state.first_seq
-        return mark if known else None
+        return self._stored(OWN, self._chain.state.first_seq)
 
-    def _is_whole(self, mark: Mark | None) -> bool:
+    def last_of(self, author: bytes) -> Checkpoint | None:
+        """Return the last checkpoint of an author that this node signed or knows of."""
+        return self._stored(SIGNED + author, self._chain.first_of(author))
+
+    def _stored(self, key: bytes, first_seq: int) -> Checkpoint | None:
+        found = open_stored(self._chain.store.get(key), self._network)
+        # Each incarnation begins a tree.
+        return found if found is not None and found.first_seq == first_seq else None
+
+    def _is_whole(self, last: Checkpoint | None) -> bool:
         """Return whether a checkpoint covers the chain, and enough have signed it."""
         size = self._leaves().size
-        return not size if mark is None else mark.last.size == size and mark.is_complete
+        return not size if last is None else last.size == size and last.is_complete
 
-    async def sign(self) -> Mark | None:
+    async def sign(self) -> Checkpoint | None:
         """Sign how the chain is now, have that co-signed by those that answer, and publish it.
 
         Returns:
@@ -131,29 +138,29 @@ class Checkpoints:
             leaves = await self._chain.commit(self._leaves)
             if not leaves.size or self._chain.recovering:
                 return self.last()
-            mark = await self._executor.run(self._next, leaves)
+            new = await self._executor.run(self._next, leaves)
             await self._chain.snapshot()
             # Those of the former list first: others ask for their signatures.
-            for named in (mark.before, mark.last.cosigners):
+            for named in (new.former, new.cosigners):
                 todo = [
                     peer
                     for peer in self._circle.peers.peers()
                     if rules.is_listed(peer, named)
-                    and peer not in mark.last.signatures
+                    and peer not in new.signatures
                     and self._circle.is_up(peer)
                 ]
-                given = await asyncio.gather(*(self._ask(peer, mark, leaves) for peer in todo))
+                given = await asyncio.gather(*(self._ask(peer, new, leaves) for peer in todo))
                 for peer, each in zip(todo, given, strict=True):
                     if each is not None:
-                        mark = replace(mark, last=mark.last.with_signature(peer, each))
-            await self._write(OWN, mark_bytes(mark))
-            await self._circle.put(UserSpacePaths.CHECKPOINT, mark.last.raw)
-            return mark
+                        new = new.with_signature(peer, each)
+            await self._write(OWN, new.raw)
+            await self._circle.put(UserSpacePaths.CHECKPOINT, new.raw)
+            return new
 
-    def _next(self, leaves: Leaves) -> Mark:
+    def _next(self, leaves: Leaves) -> Checkpoint:
         """Write the next checkpoint, after all that is new was read from the disk and hashed."""
         last = self.last()
-        named = () if last is None else last.last.cosigners
+        named = () if last is None else last.cosigners
         known = [
             peer
             for peer in self._circle.peers.peers()
@@ -164,25 +171,26 @@ class Checkpoints:
         drawn = rules.draw(self._own, known)
         cosigners = rules.listed(drawn)
         if last is not None and not last.is_complete:
-            cosigners = last.last.cosigners  # The list changes once enough have signed this one.
-        if last is not None and (last.last.size, last.last.cosigners) == (leaves.size, cosigners):
+            cosigners = named  # The list changes once enough have signed this one.
+        if last is not None and (last.size, named) == (leaves.size, cosigners):
             return last
-        rows = leaves.check_from(0 if last is None else last.last.size)
+        rows = leaves.check_from(0 if last is None else last.size)
         self._chain.store.write([*rows.items()], sync=False)
         root = leaves.top(0, leaves.size)
         if last is not None:
             # What a damaged disk gives must never be signed: it would prove a fork.
-            leaves.check_continues(last.last.size, last.last.root, root)
+            leaves.check_continues(last.size, last.root, root)
+        former = named if named != cosigners else ()
+        if last is not None and not last.is_complete:
+            former = last.former
         new = Checkpoint(
-            self._network, self._own, leaves.first_seq, leaves.size, root, cosigners
+            self._network, self._own, leaves.first_seq, leaves.size, root, cosigners, former
         ).signed(self._key)
-        done = last is None or (last.is_complete and last.last.cosigners == cosigners)
-        mark = Mark(new) if last is None or done else last.then(new)
         # It is on the disk before anybody sees it: there is no other of this size, ever.
-        self._chain.store.write([(OWN, mark_bytes(mark))], sync=True)
-        return mark
+        self._chain.store.write([(OWN, new.raw)], sync=True)
+        return new
 
-    async def _ask(self, peer: bytes, mark: Mark, leaves: Leaves) -> Checkpoint | None:
+    async def _ask(self, peer: bytes, new: Checkpoint, leaves: Leaves) -> Checkpoint | None:
         """Have a peer co-sign; return what it signed."""
         old, path = 0, list[bytes]()
         try:
@@ -190,30 +198,21 @@ class Checkpoints:
                 reply = await self._caller.call(
                     peer,
                     COSIGN,
-                    {"v": 1, "checkpoint": mark.last.raw, "old": old, "path": [*path]},
+                    {"v": 1, "checkpoint": new.raw, "old": old, "path": [*path]},
                     timeout_ms=COSIGN_TIMEOUT_MS,
                 )
                 if (raw := fields.take_opt_bytes(reply.header, "cosigned")) is not None:
                     given = open_checkpoint(raw, network=self._network)
-                    return given if given.text == mark.last.text else None
-                old = fields.take_int(reply.header, "size", most=mark.last.size)
+                    return given if given.text == new.text else None
+                old = fields.take_int(reply.header, "size", most=new.size)
                 if not old:
                     return None
-                path = await self._executor.run(
-                    tree.prove_consistency, old, mark.last.size, leaves.top
-                )
+                path = await self._executor.run(tree.prove_consistency, old, new.size, leaves.top)
         except XscError as fault:
             self._log.info("ledger.not_cosigned", peer=ids.short(peer), reason=fault.message)
         return None
 
     # Those of peers
-
-    def mark_of(self, author: bytes) -> Mark | None:
-        """Return the last checkpoint of an author that this node signed or knows of."""
-        mark = open_mark(self._chain.store.get(SIGNED + author), self._network)
-        # Each incarnation begins a tree.
-        known = mark is not None and mark.last.first_seq == self._chain.first_of(author)
-        return mark if known else None
 
     async def _on_cosign(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
@@ -227,18 +226,16 @@ class Checkpoints:
         if new.first_seq != self._chain.first_of(caller):
             raise EntryRefused("it is of another incarnation than this node was told of")
         async with self._marking:
-            mark = self.mark_of(caller)
-            if mark is not None and new.contradicts(mark.last):
-                await self._chain.forks.keep(fork_bytes(mark.last.bare, new.bare))
-            if mark is not None and old != mark.last.size:
-                return {"v": 1, "size": mark.last.size, "cosigned": None}, ()
-            if (reason := rules.why_not_signed(mark, new, path, self._own)) is not None:
+            last = self.last_of(caller)
+            if last is not None and new.contradicts(last):
+                await self._chain.forks.keep(fork_bytes(last.bare, new.bare))
+            if last is not None and old != last.size:
+                return {"v": 1, "size": last.size, "cosigned": None}, ()
+            if (reason := rules.why_not_signed(last, new, path, self._own)) is not None:
                 raise EntryRefused(f"the checkpoint is not signed: {reason}")
             given = new.signed(self._key, self._clock.now_ms() // 1_000)
             # What it has of others stays: they may be those before it.
-            await self._write(
-                SIGNED + caller, mark_bytes(Mark(new) if mark is None else mark.then(new))
-            )
+            await self._write(SIGNED + caller, new.raw)
         return {"v": 1, "size": new.size, "cosigned": given.raw}, ()
 
     async def see(self, peer: bytes, raw: bytes) -> None:
@@ -253,13 +250,11 @@ class Checkpoints:
         if new.first_seq != self._chain.first_of(peer):
             return
         async with self._marking:
-            mark = self.mark_of(peer)
-            if mark is not None and new.contradicts(mark.last):
-                await self._chain.forks.keep(fork_bytes(mark.last.bare, new.bare))
-            elif rules.is_followed(mark, new):
-                await self._write(
-                    SIGNED + peer, mark_bytes(Mark(new) if mark is None else mark.then(new))
-                )
+            last = self.last_of(peer)
+            if last is not None and new.contradicts(last):
+                await self._chain.forks.keep(fork_bytes(last.bare, new.bare))
+            elif rules.is_followed(last, new):
+                await self._write(SIGNED + peer, new.raw)
 
     async def _write(self, key: bytes, raw: bytes) -> None:
         await self._executor.run(self._chain.store.write, [(key, raw)], sync=True)

@@ -37,7 +37,7 @@ from xsc.ledger.chain import (
     key_of,
     rows_of,
 )
-from xsc.ledger.checkpoint import Checkpoint, open_checkpoint, open_mark
+from xsc.ledger.checkpoint import Checkpoint, open_checkpoint, open_stored
 from xsc.ledger.entry import UNIT_NONE, XID_BYTES, Half, open_half
 from xsc.ledger.incarnation import (
     ALL_TOLD,
@@ -416,7 +416,7 @@ class HistoryExchange:
         newest = next(state.seen.numbered(caller, 0, reverse=True), None)
         yours = None if newest is None else self._chain.read(OTHER, newest[1].seq)
         first = 0 if told is None else told.record.first_seq
-        mark = open_mark(self._chain.store.get(SIGNED + caller), self._network)
+        signed = open_stored(self._chain.store.get(SIGNED + caller), self._network)
         return {
             "v": 1,
             "next_seq": state.next_seq,
@@ -424,7 +424,7 @@ class HistoryExchange:
             "yours": yours,
             "old": sum(not known.seals for _, known in state.seen.numbered(caller, 0, first)),
             "incarnation": None if told is None else told.raw,
-            "checkpoint": None if mark is None else mark.last.raw,
+            "checkpoint": None if signed is None else signed.raw,
         }, ()
 
     async def _keep_incarnation(self, told: Signed[Incarnation]) -> None:

@@ -125,8 +125,8 @@ class ForkGossip:
         Raises:
             NotFound: none is held against it.
         """
-        mark = self._checkpoints.mark_of(author)
-        signed = 0 if mark is None else mark.last.first_seq + mark.last.size
+        last = self._checkpoints.last_of(author)
+        signed = 0 if last is None else last.first_seq + last.size
         newest = self._chain.state.seen.numbered(author, 0, reverse=True)
         return await self._forks.pardon(author, max(signed, next(iter(newest), (0,))[0]))
 

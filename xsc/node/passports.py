@@ -102,11 +102,11 @@ async def _entry_parts(node: Node, own: Signed[Half]) -> Parts:
     half, counter = (other, own.raw) if is_answer else (own.raw, other)
     parts = {"half": half, "counter": counter, "paid": book.read(chain.VOUCHER, seq)}
     at = seq - book.state.first_seq
-    mark = node.checkpoints.last()
-    if mark is None or mark.last.size <= at:
-        mark = await node.checkpoints.sign()
-    if at < 0 or mark is None or mark.last.size <= at:
+    last = node.checkpoints.last()
+    if last is None or last.size <= at:
+        last = await node.checkpoints.sign()
+    if at < 0 or last is None or last.size <= at:
         return parts  # It is of an earlier incarnation, which no checkpoint covers.
-    size, top = mark.last.size, Leaves(book).top
-    path = await node.parts.executor.run(tree.prove_inclusion, at, size, top)
-    return {**parts, "note": mark.last.raw, "path": [*path]}
+    top = Leaves(book).top
+    path = await node.parts.executor.run(tree.prove_inclusion, at, last.size, top)
+    return {**parts, "note": last.raw, "path": [*path]}

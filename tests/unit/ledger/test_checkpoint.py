@@ -27,13 +27,11 @@ from xsc.ledger import tree
 from xsc.ledger.checkpoint import (
     CHECKPOINT_BYTES_MAX,
     Checkpoint,
-    Mark,
     draw,
     is_followed,
     listed,
-    mark_bytes,
     open_checkpoint,
-    open_mark,
+    open_stored,
     quorum,
     why_not_signed,
 )
@@ -134,14 +132,14 @@ def test_so_many_co_sign_that_two_quorums_share_an_honest_one():
 
 def test_a_co_signer_signs_only_what_continues_the_last_one():
     me = NAMED[0].node_id
-    mark = Mark(checkpoint(5))
+    last = checkpoint(5)
     for size in range(5, 12):
         path = tree.prove_consistency(5, size, top)
-        assert why_not_signed(mark, checkpoint(size), path, me) is None
-        assert "not shown" in why_not_signed(mark, checkpoint(size, root=bytes(32)), path, me)
-        assert "not shown" in why_not_signed(mark, checkpoint(size), [*path, me], me)
+        assert why_not_signed(last, checkpoint(size), path, me) is None
+        assert "not shown" in why_not_signed(last, checkpoint(size, root=bytes(32)), path, me)
+        assert "not shown" in why_not_signed(last, checkpoint(size), [*path, me], me)
     for size in range(1, 5):
-        assert "had 5" in why_not_signed(mark, checkpoint(size), [], me)
+        assert "had 5" in why_not_signed(last, checkpoint(size), [], me)
     assert "empty" in why_not_signed(None, checkpoint(0), [], me)
     assert why_not_signed(None, checkpoint(), [], me) is None
     assert "other co-signers" in why_not_signed(None, checkpoint(), [], PEERS[8].node_id)
@@ -149,18 +147,18 @@ def test_a_co_signer_signs_only_what_continues_the_last_one():
 
 def test_the_list_of_co_signers_changes_only_with_a_quorum_of_the_one_before():
     old, new = PEERS[:7], PEERS[5:12]
-    mark, path = Mark(checkpoint(5, old)), tree.prove_consistency(5, 6, top)
+    last, path = checkpoint(5, old), tree.prove_consistency(5, 6, top)
     for count in range(8):
         following = checkpoint(6, new, by=old[:count])
         enough = count >= quorum(7)
         for key in new[2:]:  # who was not named before
-            reason = why_not_signed(mark, following, path, key.node_id)
+            reason = why_not_signed(last, following, path, key.node_id)
             assert (reason is None) == enough, count
         published = checkpoint(6, new, by=[*old[:count], *new[2:]])
-        assert is_followed(mark, published) == enough, "none of the old list is taken for new"
+        assert is_followed(last, published) == enough, "none of the old list is taken for new"
     # The old ones have their word by signing, once: then the list is the new one for them.
-    assert why_not_signed(mark, checkpoint(6, new), path, old[0].node_id) is None
-    later = mark.then(checkpoint(6, new))
+    assert why_not_signed(last, checkpoint(6, new), path, old[0].node_id) is None
+    later = replace(checkpoint(6, new), former=last.cosigners)
     again = tree.prove_consistency(6, 7, top)
     assert why_not_signed(later, checkpoint(7, new), again, old[0].node_id) is None
     third = checkpoint(7, PEERS[2:9])
@@ -180,7 +178,7 @@ def test_no_two_forked_trees_both_get_a_quorum():
                 path = [] if mark is None else tree.prove_consistency(6, 6, top)
                 if key in faulty or why_not_signed(mark, said, path, PEERS[key].node_id) is None:
                     signed[name].add(key)
-                    marks.setdefault(key, Mark(said))
+                    marks.setdefault(key, said)
             assert sum(len(who) >= quorum(4) for who in signed.values()) <= 1
 
 
@@ -190,9 +188,9 @@ def test_a_published_checkpoint_is_noted_if_enough_have_signed_it():
     assert not is_followed(None, checkpoint(5, by=NAMED[:4]))
     assert not is_followed(None, checkpoint(5, by=PEERS[5:12])), "only who is named counts"
     assert not is_followed(None, checkpoint(5, named=()))
-    assert not is_followed(Mark(whole), whole)
-    assert is_followed(Mark(whole), checkpoint(6, by=NAMED[:5]))
-    assert not is_followed(Mark(whole), checkpoint(4, by=NAMED[:5]))
+    assert not is_followed(whole, whole)
+    assert is_followed(whole, checkpoint(6, by=NAMED[:5]))
+    assert not is_followed(whole, checkpoint(4, by=NAMED[:5]))
 
 
 def test_more_signatures_than_two_lists_have_are_refused():
@@ -213,14 +211,28 @@ def test_numbers_that_no_chain_has_are_refused():
             open_checkpoint(said.raw, network=None)
 
 
-def test_a_mark_is_read_as_it_was_written_and_no_damaged_one_is():
-    mark = Mark(checkpoint(), listed([key.node_id for key in PEERS[8:12]]))
-    raw = mark_bytes(mark)
-    assert mark_bytes(open_mark(raw, NETWORK)) == raw
-    assert open_mark(None, NETWORK) is None
-    for damaged in (b"", raw[:-1], encode({"v": 2, "last": mark.last.raw, "before": []})):
+def test_a_list_that_follows_another_names_it_and_needs_both():
+    old, new = PEERS[:7], PEERS[7:11]
+    said = replace(checkpoint(named=new), former=listed([key.node_id for key in old]))
+    said = replace(said, signatures={}).signed(AUTHOR)
+    assert open_checkpoint(said.raw, network=NETWORK) == said
+    for count in range(8):
+        signed = said
+        for key in [*new, *old[:count]]:
+            signed = signed.signed(key, 1)
+        assert signed.is_complete == (count >= quorum(7))
+    for key in old:
+        said = said.signed(key, 1)
+    assert not said.is_complete
+
+
+def test_a_stored_checkpoint_that_is_damaged_is_said_to_be():
+    raw = checkpoint().raw
+    assert open_stored(raw, NETWORK).raw == raw
+    assert open_stored(None, NETWORK) is None
+    for damaged in (b"", raw[:-1], encode({"v": 1, "last": raw})):
         with pytest.raises(LedgerDamaged):
-            open_mark(damaged, NETWORK)
+            open_stored(damaged, NETWORK)
 
 
 # Forks

@@ -170,7 +170,7 @@ def _checkpoint(raw: bytes, net: bytes, halves: Iterable[_Signed], path: list[by
     origin, count, root, *named = text.split("\n")
     begin, *ids, first = origin.split("/")
     origin_net, author = map(_id_of, ids)
-    prefixes = b"".join(base64.b64decode(each.removeprefix("cosigners ")) for each in named)
+    prefixes = base64.b64decode(dict(each.split(" ") for each in named).get("cosigners", ""))
     listed, signers = {prefixes[at : at + 16] for at in range(0, len(prefixes), 16)}, set[bytes]()
     whole = (begin, origin_net) == ("xsc", net) and 16 * len(listed) == len(prefixes)
     _need(whole and len(listed) in {0, 4, 7}, "the checkpoint is no ledger's of this network")

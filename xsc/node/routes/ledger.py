@@ -191,11 +191,11 @@ async def clear(node: Node, _: endpoint.Nothing) -> api.Loops:
 async def checkpoint(node: Node, _: endpoint.Nothing) -> api.Checkpoint:
     """Sign how the ledger is, and have that co-signed."""
     await node.ledger.seals.seal_all()
-    mark = await node.checkpoints.sign()
+    last = await node.checkpoints.sign()
     await node.forks.round()
-    if mark is None:
+    if last is None:
         return api.Checkpoint(size=0, root=None, cosigners=[], needed=0, complete=True, text="")
-    last, known = mark.last, {peer[:16]: peer for peer in node.peers.roster.all_peers()}
+    known = {peer[:16]: peer for peer in node.peers.roster.all_peers()}
     signed = {by[:16] for by in last.signatures}
     return api.Checkpoint(
         size=last.size,
@@ -209,7 +209,7 @@ async def checkpoint(node: Node, _: endpoint.Nothing) -> api.Checkpoint:
             for prefix in last.cosigners
         ],
         needed=quorum(len(last.cosigners)),
-        complete=mark.is_complete,
+        complete=last.is_complete,
         text=last.raw.decode(),
     )
 
