@@ -34,6 +34,8 @@ def test_what_both_have_signed_is_sealed_by_itself_and_drawn():
         prefix = INDEX + SHARED + world.nodes[0].key.node_id
         ((key, raw),) = state.scan(prefix, prefix_end(prefix))
         state.write([(key, bytes(32) + raw[32:])], sync=True)
+        await world.crash(1)
+        await world.restart(1)
         (row,) = (await browser.api(f"/v1/ledger/cubes?compare=1&peer={peer.config.name}"))["cubes"]
         assert row["compared"] == "differs"
         assert row["levels"][0]["differs"] == 0

@@ -35,8 +35,7 @@ from xsc.health import challenge as rules
 from xsc.identity.envelope import Count, Id32, open_signed
 from xsc.identity.keys import KeyPair
 from xsc.ledger.checkpoint import Checkpoint, listed
-from xsc.ledger.cube import LEVEL_MAX
-from xsc.ledger.cube import seal_hash
+from xsc.ledger.cube import LEVEL_MAX, seal_hash
 from xsc.ledger.entry import UNIT_CREDIT, UNIT_NONE
 from xsc.ledger.off_books import Payment
 from xsc.space.itc import event_bytes
