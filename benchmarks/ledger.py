@@ -33,7 +33,7 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id, verify
 from xsc.ledger.audit import chain_end_bytes
-from xsc.ledger.chain import HALF, MARK, VOUCHER, Chain, key_of
+from xsc.ledger.chain import HALF, MARK, OTHER, VOUCHER, Chain, key_of
 from xsc.ledger.entry import Half, counter_half
 from xsc.ledger.limits import LimitSettings
 from xsc.ledger.proposals import PROPOSE
@@ -154,9 +154,8 @@ async def write(chain: Chain, count: int, key: KeyPair, peers: Sequence[KeyPair]
         heads[of] = seq + 1, other.id
         append(state, own)
         settle(state, own.record, other)
-        rows = ((HALF, own.raw), (VOUCHER, voucher.raw))
+        rows = ((HALF, own.raw), (OTHER, other.raw), (VOUCHER, voucher.raw))
         changes += [(key_of(name, own.record.seq), raw) for name, raw in rows]
-        changes += chain.answered(own.record, other, own.id, voucher.raw)
         if len(changes) >= PAGE or number == count - 1:
             end = chain_end_bytes(state.next_seq, state.head)
             chain.store.write([*changes, (MARK, end)], sync=True)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.sim.network import run
+from tests.unit.ledger.test_tree import is_included
 from xsc.base.errors import EntryRefused, LedgerDamaged, NotFound, PeerSilent
 from xsc.base.keyvalue import prefix_end
 from xsc.identity.envelope import sign
@@ -79,7 +80,7 @@ def test_a_checkpoint_is_signed_by_itself_and_co_signed_by_those_that_it_names()
             last = found.size - 1
             path = tree.prove_inclusion(last, found.size, leaves.top)
             half = author.ledger.chain.own(last)
-            assert tree.is_included(half.id, last, found.size, found.root, path)
+            assert is_included(half.id, last, found.size, found.root, path)
 
     run(1, 6, play, SETTINGS)
 

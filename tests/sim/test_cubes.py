@@ -5,8 +5,9 @@ import re
 from tests.sim.network import run
 from tests.sim.test_loops import indebted
 from tests.unit.dashboard.browser import Browser
+from xsc.base.keyvalue import prefix_end
 from xsc.ledger.checkpoints import CHECKPOINT_MS, LOOK_MS
-from xsc.ledger.cube import Sealed
+from xsc.ledger.index import INDEX, SHARED
 
 
 def test_what_both_have_signed_is_sealed_by_itself_and_drawn():
@@ -30,9 +31,11 @@ def test_what_both_have_signed_is_sealed_by_itself_and_drawn():
             assert ">sealed</td>" in text
         # One of both has another entry on its disk.
         peer, state = world.nodes[1], world.nodes[1].parts.stores.state
-        for key, raw in state.scan(b"ledger/voucher/", b"ledger/voucher0"):
-            if b"before" in raw:
-                state.write([(key, Sealed(0, (bytes(32),)).raw)], sync=True)
+        prefix = INDEX + SHARED + world.nodes[0].key.node_id
+        ((key, raw),) = state.scan(prefix, prefix_end(prefix))
+        state.write([(key, bytes(32) + raw[32:])], sync=True)
+        await world.crash(1)
+        await world.restart(1)
         (row,) = (await browser.api(f"/v1/ledger/cubes?compare=1&peer={peer.config.name}"))["cubes"]
         assert row["compared"] == "differs"
         assert row["levels"][0]["differs"] == 0

@@ -11,9 +11,7 @@ up of all entries before that half (`xsc.ledger.index`). Beside them `ledger-pee
 newest incarnation of a peer, and
 `ledger-for/<seq>` the leases that an entry is for, which only people read; `ledger-loop/<id>` is a
 loop that this node has signed, until both its edges are booked, `ledger-signed/<peer>` the
-last checkpoint of a peer that this node signed or knows of. `ledger-seal/<history><position>`
-is the own half of the seal that begins there, `ledger-unsealed/<peer><entry>` the own half of an
-entry that no seal names.
+last checkpoint of a peer that this node signed or knows of.
 """
 
 from __future__ import annotations
@@ -61,8 +59,6 @@ FOR: Final = b"ledger-for/"
 PEER: Final = b"ledger-peer/"
 LOOP: Final = b"ledger-loop/"
 SIGNED: Final = b"ledger-signed/"
-SEAL: Final = b"ledger-seal/"
-UNSEALED: Final = b"ledger-unsealed/"
 
 SLICE: Final = 64
 """Entries that are read in one go."""
@@ -442,8 +438,7 @@ class Chain:
         if voucher is not None:
             changes.append((key_of(VOUCHER, seq), voucher.raw))
         if initiator is not None:
-            under = b"" if voucher is None else voucher.raw
-            changes += self.answered(half, initiator, initiator.id, under)
+            changes.append((key_of(OTHER, seq), initiator.raw))
         if note is not None:
             changes.append((key_of(FOR, seq), note))
         self._unsigned.append((half, body))
@@ -454,44 +449,32 @@ class Chain:
             self.keep_loop(open_loop(voucher.raw, network=self.network))
         return half
 
+    def _firsts(self, peer: bytes) -> dict[bytes, int]:
+        return {self.me: self.state.first_seq, peer: self.first_of(peer)}
+
     def history(self, peer: bytes) -> bytes:
         """Return what names the sealed history with a peer, as far as both incarnations are known.
 
         It is the account of its seals, too.
         """
-        return cube.history({self.me: self.state.first_seq, peer: self.first_of(peer)})
+        return cube.history(self._firsts(peer))
 
-    def sealed(self, peer: bytes) -> int:
-        """Return how many entries are sealed with a peer."""
-        debtor, creditor = max(self.me, peer), min(self.me, peer)
-        return self.state.settled_under(self.history(peer), debtor=debtor, creditor=creditor)
-
-    def answered(
-        self, own: Half, other: Signed[Half], entry_id: bytes, under: bytes
-    ) -> list[Change]:
-        """Return the rows that change where an entry comes to have both halves.
+    def shared(self, peer: bytes, first: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the entries of that history, by the number of the half of the lower id.
 
         Args:
-            own: the own half.
-            other: the peer's.
-            entry_id: of the one that came first.
-            under: the row of its voucher, or of what it seals.
+            peer: with whom.
+            first: the least of these numbers.
+            stop: above the highest.
         """
-        changes: list[Change] = [(key_of(OTHER, own.seq), other.raw)]
-        row, unsealed = own.seq.to_bytes(8, "big"), UNSEALED + own.peer
-        if own.kind == "seal":
-            assert own.account is not None
-            sealed = cube.open_sealed(under)
-            changes.append((key_of(SEAL + own.account, sealed.before), row))
-            changes += [(unsealed + named, None) for named in sealed.entry_ids]
-        elif other.record.seq >= self.first_of(own.peer):
-            changes.append((unsealed + entry_id, row))
-        return changes
+        (_, low), (_, high) = sorted(self._firsts(peer).items())
+        for number, second, entry_id in self.state.shared(peer, max(first, low), stop):
+            if second >= high:
+                yield number, entry_id
 
-    def unsealed(self, peer: bytes) -> Iterator[tuple[bytes, int]]:
-        """Yield the entries that wait for a seal, in order of id, and the numbers of own halves."""
-        for entry_id, row in self.table(UNSEALED + peer):
-            yield entry_id, int.from_bytes(row, "big")
+    def unsealed(self, peer: bytes, stop: int = END) -> Iterator[tuple[int, bytes]]:
+        """Yield those that wait for a seal, up to a number."""
+        return self.shared(peer, self.state.sealed.get(peer, 0), stop)
 
     def keep_loop(self, loop: SignedLoop) -> None:
         """Keep what members have signed of a loop until both its edges here are booked, in a step.

@@ -8,10 +8,10 @@ tests/vectors/ledger.json.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
 
-from xsc.base import encoding, ids, limits
+from xsc.base import encoding, ids
 from xsc.base.errors import RecordInvalid
 from xsc.identity.envelope import Signed
 from xsc.terms.voucher import Voucher, voucher_in_all
@@ -24,26 +24,6 @@ SEALED_MAX: Final = 3 * CUBE
 """Entries of one seal."""
 LEVEL_MAX: Final = 13
 """Of cubes: 2^63 entries have no more."""
-
-ReadCell: TypeAlias = Callable[[int, int], bytes]
-"""Returns the hash of a full cell, by level and index."""
-
-
-class Sealed(NamedTuple):
-    """What a seal names: entries in order of id, and how many were sealed before them."""
-
-    before: int
-    entry_ids: tuple[bytes, ...]
-
-    @property
-    def raw(self) -> bytes:
-        """The bytes that are sent and stored where a `post` has its voucher."""
-        return encoding.encode({"v": 1, "before": self.before, "ids": [*self.entry_ids]})
-
-    @property
-    def id(self) -> bytes:
-        """The hash by which the halves name it."""
-        return encoding.tagged_sha256("seal", self.raw)
 
 
 class Ask(NamedTuple):
@@ -65,27 +45,17 @@ def history(first: Mapping[bytes, int]) -> bytes:
     return encoding.tagged_sha256("cube_history", encoding.encode(listed))
 
 
-def open_sealed(raw: bytes) -> Sealed:
-    """Return what a seal names.
-
-    Raises:
-        TooLarge, RecordInvalid: it is of no known form, or not in order of id.
-    """
-    match encoding.decode(raw, size_max=limits.LEDGER_RECORD_BYTES_MAX):
-        case {"v": 1, "before": int(before), "ids": [*listed], **rest} if not rest and before >= 0:
-            named = {one for one in listed if isinstance(one, bytes) and len(one) == ids.ID_BYTES}
-            if 0 < len(listed) <= SEALED_MAX and sorted(named) == listed:
-                return Sealed(before, tuple(sorted(named)))
-    raise RecordInvalid("a seal names entries, each once and in order of id")
+def seal_hash(entry_ids: Iterable[bytes]) -> bytes:
+    """Return the hash by which a seal names entries, given in order of id."""
+    return encoding.tagged_sha256("seal", *entry_ids)
 
 
 def seal_voucher(
-    sealed: Sealed, account: bytes, *, debtor: bytes, creditor: bytes
+    account: bytes, receipt: bytes, below: int, *, debtor: bytes, creditor: bytes
 ) -> Signed[Voucher]:
-    """Return what is sealed as if it were a voucher: over all entries up to its last one."""
-    total = sealed.before + len(sealed.entry_ids)
-    voucher = voucher_in_all(account, debtor, creditor, total)
-    return Signed(voucher, debtor, b"", sealed.id, sealed.raw)
+    """Return what a seal is as if it rested on a voucher: its half says all of it."""
+    voucher = voucher_in_all(account, debtor, creditor, below)
+    return Signed(voucher, debtor, b"", receipt, b"")
 
 
 def face_hash(cells: Sequence[bytes]) -> bytes:
@@ -101,32 +71,44 @@ def cube_hash(level: int, index: int, faces: Sequence[bytes]) -> bytes:
     return encoding.tagged_sha256("cube", place, *faces)
 
 
-def grown(read: ReadCell, sealed: Sealed) -> dict[tuple[int, int], bytes]:
-    """Return the cells that a seal adds: its entries, and every cube that they fill."""
-    added: dict[tuple[int, int], bytes] = {}
+class Cells:
+    """The cells of one history, as far as they were added.
 
-    def cell(level: int, index: int) -> bytes:
-        return added.get((level, index)) or read(level, index)
+    Args:
+        history: names it.
+    """
 
-    for position, entry_id in enumerate(sealed.entry_ids, sealed.before):
-        level, index = 0, position
-        added[level, index] = entry_id
-        while index % CUBE == CUBE - 1:
-            level, index = level + 1, index // CUBE
-            faces = hashes(cell, position + 1, Ask(level, index))
-            added[level, index] = cube_hash(level, index, faces)
-    return added
+    def __init__(self, history: bytes) -> None:
+        self.history = history
+        self.below = 0
+        """The number of the starter's half up to which the seals that were added go."""
+        self._levels = [bytearray() for _ in range(LEVEL_MAX + 1)]
 
+    def count(self, level: int = 0) -> int:
+        """Return how many full cells a level has; of level 0, entries."""
+        return len(self._levels[level]) // ids.ID_BYTES
 
-def hashes(read: ReadCell, count: int, ask: Ask) -> list[bytes]:
-    """Return what is asked for of a history of so many entries; what is not full is left out."""
-    below, first = ask.level - 1, ask.place * CUBE
-    full = min(CUBE, count // CUBE**below - first)
-    if ask.face is not None:
-        start = ask.face * FACE
-        return [read(below, first + at) for at in range(start, min(start + FACE, full))]
-    faces = range(full // FACE)
-    return [face_hash(hashes(read, count, ask._replace(face=face))) for face in faces]
+    def read(self, level: int, index: int) -> bytes:
+        """Return a full cell."""
+        return bytes(self._levels[level][index * ids.ID_BYTES : (index + 1) * ids.ID_BYTES])
+
+    def add(self, entry_ids: Iterable[bytes]) -> None:
+        """Add the entries of the next seal, and every cube that they fill."""
+        self._levels[0] += b"".join(entry_ids)
+        for level in range(1, LEVEL_MAX + 1):
+            for index in range(self.count(level), self.count(level - 1) // CUBE):
+                faces = self.hashes(self.count(), Ask(level, index))
+                self._levels[level] += cube_hash(level, index, faces)
+
+    def hashes(self, count: int, ask: Ask) -> list[bytes]:
+        """Return what is asked for of so many entries; what is not full is left out."""
+        below, first = ask.level - 1, ask.place * CUBE
+        full = min(CUBE, count // CUBE**below - first)
+        if ask.face is not None:
+            start = ask.face * FACE
+            return [self.read(below, first + at) for at in range(start, min(start + FACE, full))]
+        faces = range(full // FACE)
+        return [face_hash(self.hashes(count, ask._replace(face=face))) for face in faces]
 
 
 def top_level(count: int) -> int:
@@ -134,15 +116,13 @@ def top_level(count: int) -> int:
     return next(level for level in range(1, LEVEL_MAX + 2) if CUBE**level >= count)
 
 
-def search(
-    read: ReadCell, count: int
-) -> Generator[Ask, Sequence[encoding.Value] | None, int | None]:
+def search(own: Cells, count: int) -> Generator[Ask, Sequence[encoding.Value] | None, int | None]:
     """Find the first entry that differs from a peer's history; None where both agree.
 
     Yields what to ask the peer, and is sent its answers: at most 12 hashes a level.
 
     Args:
-        read: reads the own cells.
+        own: the own cells.
         count: entries that both have sealed.
 
     Raises:
@@ -151,15 +131,15 @@ def search(
     index, differs = 0, False
     for level in range(top_level(count), 0, -1):
         cell = 0
-        own = hashes(read, count, Ask(level, index))
-        face = _first_other(own, (yield Ask(level, index)))
-        differs |= face < len(own)
+        mine = own.hashes(count, Ask(level, index))
+        face = _first_other(mine, (yield Ask(level, index)))
+        differs |= face < len(mine)
         # Behind the last face of a full cube there are no cells.
-        if own := hashes(read, count, Ask(level, index, face)):
-            cell = _first_other(own, (yield Ask(level, index, face)))
-        if differs and cell == len(own):
+        if mine := own.hashes(count, Ask(level, index, face)):
+            cell = _first_other(mine, (yield Ask(level, index, face)))
+        if differs and cell == len(mine):
             raise RecordInvalid("the peer's cubes do not have the hashes that it says")
-        differs |= cell < len(own)
+        differs |= cell < len(mine)
         index = index * CUBE + face * FACE + cell
         if index * CUBE ** (level - 1) >= count:
             return None

@@ -34,7 +34,7 @@ GENESIS = b"\0" * 32
 UNIT_CREDIT = 1
 """Micro-credits. Units of capacity are to follow."""
 UNIT_NONE = 0
-"""Of what moves nothing: a seal counts entries."""
+"""Of what moves nothing: a seal names a number."""
 BOTH_SIGN: Final = ("post", "seal")
 """The kinds that a peer answers."""
 
@@ -69,14 +69,14 @@ class Half(Record):
     credit: Id32
     """The node that is owed. Of a seal, who starts it."""
     amount_micro: Count
-    """Of a seal or a claim, a number of entries."""
+    """Of a claim, a number of entries; of a seal, below which number its starter's are sealed."""
     ref: Id16 | None = None
     """The `xid` of the entry that this one resolves."""
     expires_ms: Count | None = None
     account: Id32 | None = None
     receipt: Id32 | None = None
     """Record id of the debtor's voucher that the entry rests on, of a report that was paid off the
-    books, or of a loop; hash of what a seal or a claim names."""
+    books, or of a loop; hash of what a seal or a claim is over."""
     created_ms: Count = 0
     memo: Id32 | None = None
     """Hash of a text that the parties keep to themselves."""
@@ -124,7 +124,7 @@ class SettledEntry(Record):
     counter: bytes
     """The counterparty's signed half."""
     voucher: bytes
-    """The debtor's signed voucher, the loop, or what the halves alone sign."""
+    """The debtor's signed voucher, the loop, or what the halves alone sign; empty of a seal."""
 
 
 @contextmanager

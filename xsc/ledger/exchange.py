@@ -19,7 +19,7 @@ from xsc.base import encoding, fields, ids, keyvalue, merkle, peering
 from xsc.base.errors import LedgerDamaged, PeerSilent, ReceiptInvalid, RecordInvalid, XscError
 from xsc.base.limits import PEER_TIMEOUT_MS
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed, read_claimed, sign
+from xsc.identity.envelope import Signed, sign
 from xsc.ledger.audit import chain_end_bytes
 from xsc.ledger.chain import (
     FOR,
@@ -28,10 +28,8 @@ from xsc.ledger.chain import (
     OTHER,
     PEER,
     RESTART,
-    SEAL,
     SIGNED,
     SNAPSHOT,
-    UNSEALED,
     VOUCHER,
     Chain,
     key_of,
@@ -159,7 +157,7 @@ class HistoryExchange:
             )
             signed = sign(record, self._key, self._network)
             changes: list[keyvalue.Change] = [(SNAPSHOT, None)]
-            for prefix in (HALF, OTHER, VOUCHER, FOR, SEAL, UNSEALED):
+            for prefix in (HALF, OTHER, VOUCHER, FOR):
                 changes += [(prefix + key, None) for key, _ in self._chain.table(prefix)]
             for item in kept:
                 changes += rows_of(item)
@@ -432,14 +430,7 @@ class HistoryExchange:
         known = self._chain.incarnation_of(told.author)
         if known is not None and told.record.first_seq <= known.record.first_seq:
             return
-        changes: list[keyvalue.Change] = [(PEER + told.author, told.raw)]
-        for entry_id, seq in self._chain.unsealed(told.author):
-            # Halves of the new incarnation can be older here than the word of it.
-            raw = self._chain.read(OTHER, seq)
-            other = read_claimed(raw, Half, network=self._network).record
-            if other.seq < told.record.first_seq:
-                changes.append((UNSEALED + told.author + entry_id, None))
-        await self._chain.write(changes)
+        await self._chain.write([(PEER + told.author, told.raw)])
         self._log.warning(
             "ledger.restarted", peer=ids.short(told.author), first_seq=told.record.first_seq
         )

@@ -21,6 +21,10 @@ ID: Final = b"i"
 """The same by id."""
 SEEN: Final = b"s"
 """Rows of halves of peers, by peer and its number."""
+SHARED: Final = b"c"
+"""Ids of entries by peer and the number of the half of the lower id, beside the other's number."""
+SEAL: Final = b"q"
+"""Where each seal begins, by history and where it ends."""
 HALF: Final = b"h"
 """Rows of own halves, by peer, date and number: what counts of each (`xsc.ledger.flows`)."""
 DAY: Final = b"d"
@@ -55,7 +59,8 @@ class Index:
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yield rows with start <= key < stop, in order of keys."""
         changes = self.changes
-        new = sorted((item for item in changes.items() if start <= item[0] < stop), reverse=reverse)
+        found = [item for item in [*changes.items()] if start <= item[0] < stop]
+        new = sorted(found, reverse=reverse)
         if self._base is None:
             return iter(new)
         stored = self._base.scan(INDEX + start, INDEX + stop, reverse=reverse)

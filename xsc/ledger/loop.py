@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from xsc.base import encoding, errors, limits
 from xsc.identity.envelope import Id32, Record, Signed, open_signed
-from xsc.ledger.cube import open_sealed, seal_voucher
+from xsc.ledger.cube import seal_voucher
 from xsc.ledger.entry import Half, Id16
 from xsc.terms.voucher import Voucher, voucher_in_all
 
@@ -147,16 +147,16 @@ def voucher_of(loop: SignedLoop, *, debtor: bytes, creditor: bytes) -> Signed[Vo
 def open_voucher(raw: bytes, half: Half, *, network: bytes | None) -> Signed[Voucher]:
     """Return what a half rests on, its signatures verified: a voucher, or the loop that it names.
 
-    What a seal names, and a report of a payment, is not signed but by the two halves.
+    A seal, and a report of a payment, is not signed but by the two halves.
 
     Raises:
         TooLarge, RecordInvalid, SignatureInvalid: it is none of these.
     """
     if half.purpose == "seal":
-        sealed = open_sealed(raw)
-        if half.account is None or half.amount_micro != len(sealed.entry_ids):
-            raise errors.RecordInvalid("a seal is over another number of entries than it names")
-        return seal_voucher(sealed, half.account, debtor=half.debit, creditor=half.credit)
+        if raw or half.account is None or half.receipt is None:
+            raise errors.RecordInvalid("a seal is not of its form")
+        below, parties = half.amount_micro, {"debtor": half.debit, "creditor": half.credit}
+        return seal_voucher(half.account, half.receipt, below, **parties)
     if half.purpose == "off_books":
         voucher = Voucher.from_bytes(raw)
         return Signed(voucher, half.debit, network or b"", voucher.id, raw)

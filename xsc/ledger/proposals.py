@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Final, Literal, TypeAlias
 
 from xsc.api.ledger import PaidLease
@@ -19,8 +20,8 @@ from xsc.base.units import is_near
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed
 from xsc.ledger import entry, validation
-from xsc.ledger.chain import FOR, UNSEALED, VOUCHER, Chain, key_of
-from xsc.ledger.cube import open_sealed
+from xsc.ledger.chain import FOR, OTHER, VOUCHER, Chain, key_of
+from xsc.ledger.cube import SEALED_MAX, seal_hash
 from xsc.ledger.exchange import HistoryExchange
 from xsc.ledger.limits import LimitTerms
 from xsc.ledger.loop import open_loop, open_voucher
@@ -243,10 +244,10 @@ class Proposals:
             raise ReceiptInvalid(f"the peer's half does not fit: {refusal.sentence}")
         if (refusal := validation.check_chain(state, counter)) is not None:
             return refusal, False
-        under = self._chain.read(VOUCHER, seq)
-        self._chain.put(self._chain.answered(half.record, counter, half.id, under))
+        self._chain.put([(key_of(OTHER, seq), counter.raw)])
         settle(state, half.record, counter)
         if half.record.clears:
+            under = self._chain.read(VOUCHER, seq)
             self._chain.keep_loop(open_loop(under, network=self._network))
         return None, True
 
@@ -289,7 +290,7 @@ class Proposals:
             validation.check_proposal(state, half, caller, voucher)
             or validation.check_incarnation(self._chain.incarnation_of(caller), half)
             or self._check_payment(half.record, voucher.record)
-            or self._check_seal(half.record, voucher.raw)
+            or self._check_seal(half.record)
         )
         if refusal is not None:
             known = state.entries.get(caller, half.record.xid)
@@ -350,15 +351,18 @@ class Proposals:
         wrong = self.check_consent(half.credit, voucher)
         return None if wrong is None else validation.Refusal("payment_not_said", wrong)
 
-    def _check_seal(self, half: entry.Half, under: bytes) -> validation.Refusal | None:
-        """Return why this node does not seal what a peer names at this moment."""
+    def _check_seal(self, half: entry.Half) -> validation.Refusal | None:
+        """Return why this node does not seal what a peer says at this moment."""
         if half.kind != "seal":
             return None
         if half.account != self._chain.history(half.credit):
             return validation.Refusal("seal_wrong", "the seal is of other incarnations")
-        waiting = UNSEALED + half.credit
-        if any(self._chain.get(waiting + one) is None for one in open_sealed(under).entry_ids):
-            return validation.Refusal("seal_wrong", "the seal names what does not wait for one")
+        waiting = islice(self._chain.unsealed(half.credit, half.amount_micro), SEALED_MAX + 1)
+        entry_ids = sorted(entry_id for _, entry_id in waiting)
+        if not 0 < len(entry_ids) <= SEALED_MAX or half.receipt != seal_hash(entry_ids):
+            return validation.Refusal("seal_wrong", "the seal is not over what waits for one here")
+        if half.amount_micro > half.seq:
+            return validation.Refusal("seal_wrong", "the seal is over numbers to come")
         return None
 
     async def retry_pending(self) -> int:

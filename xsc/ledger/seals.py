@@ -13,76 +13,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final
 
 from xsc.base import encoding, errors, fields, ids, merkle, peering
 from xsc.identity.context import Context
 from xsc.ledger import cube
-from xsc.ledger.chain import SEAL, VOUCHER, Chain
+from xsc.ledger.chain import END, Chain
 from xsc.ledger.entry import XID_BYTES
 from xsc.ledger.exchange import HistoryExchange
+from xsc.ledger.index import SEAL
 from xsc.ledger.proposals import Proposals
 
 CUBES: Final = "ledger.cubes"
-
-
-class Sealing:
-    """What is sealed with one peer, and its cubes, as far as they were asked for.
-
-    Args:
-        chain: the own one.
-        account: names the history.
-    """
-
-    def __init__(self, chain: Chain, account: bytes) -> None:
-        self.account = account
-        self._chain = chain
-        self._cubes: dict[tuple[int, int], bytes] = {}
-        self._grown = 0
-
-    def seal_of(self, position: int) -> cube.Sealed:
-        """Return the seal of an entry by its position.
-
-        Raises:
-            LedgerDamaged: a row is missing or damaged.
-        """
-        first, last = (SEAL + self.account + at.to_bytes(8, "big") for at in (0, position + 1))
-        for _, row in self._chain.store.scan(first, last, reverse=True):
-            try:
-                under = self._chain.read(VOUCHER, int.from_bytes(row, "big"))
-                sealed = cube.open_sealed(under)
-            except errors.RecordInvalid:
-                break
-            if 0 <= position - sealed.before < len(sealed.entry_ids):
-                return sealed
-            break
-        raise errors.LedgerDamaged(
-            f"the row of the seal of entry {position} with a peer is missing or damaged",
-            hint="restore the home from a backup",
-        )
-
-    def read(self, level: int, index: int) -> bytes:
-        """Return a full cell; of cubes, one that `grow` has made."""
-        if level:
-            return self._cubes[level, index]
-        sealed = self.seal_of(index)
-        return sealed.entry_ids[index - sealed.before]
-
-    def grow(self, count: int) -> None:
-        """Make the cubes of so many entries."""
-        while self._grown < count:
-            sealed = self.seal_of(self._grown)
-            cells = cube.grown(self.read, sealed)
-            self._cubes |= {place: cell for place, cell in cells.items() if place[0]}
-            self._grown += len(sealed.entry_ids)
-
-
-class Check(NamedTuple):
-    """What was sealed at a moment, and what was not."""
-
-    next_seq: int
-    open: set[int]
-    peers: dict[bytes, tuple[int, list[tuple[bytes, int]]]]
 
 
 class Seals:
@@ -99,7 +41,7 @@ class Seals:
         self._chain = chain
         self._exchange = exchange
         self._proposals = proposals
-        self._made: dict[bytes, Sealing] = {}
+        self._made: dict[bytes, cube.Cells] = {}
         self._making = asyncio.Lock()
 
     def handlers(self) -> dict[str, peering.Handler]:
@@ -114,40 +56,49 @@ class Seals:
     async def _seal(self, peer: bytes) -> None:
         try:
             while self._exchange.is_heard(peer):
-                seq = await self._chain.exclusive(self._begin, peer)
+                seq = await self._chain.commit(self._begin, peer)
                 if seq is None:
                     return
                 await self._proposals.propose(seq)
         except errors.XscError as fault:
             self._log.info("ledger.unsealed", peer=ids.short(peer), code=fault.code)
 
-    async def _begin(self, peer: bytes) -> int | None:
+    def _begin(self, peer: bytes) -> int | None:
         """Return the number of the own half of the next seal; None where nothing waits."""
-        account = self._chain.history(peer)
-        if (open_seq := self._chain.state.open_under(peer, account)) is not None:
-            return open_seq
-        waiting = islice(self._chain.unsealed(peer), cube.SEALED_MAX)
-        entry_ids = tuple(entry_id for entry_id, _ in waiting)
-        if not entry_ids:
+        state, stop = self._chain.state, END
+        for seq, item in state.open.items():
+            if item.debtor == peer and not item.amount_micro:
+                return seq  # a seal, of an earlier history perhaps
+            if item.debtor == peer:
+                # What may be settled below a seal later would be in none.
+                stop = min(stop, seq)
+        waiting = [*islice(self._chain.unsealed(peer, stop), cube.SEALED_MAX)]
+        if not waiting:
             return None
-        sealed = cube.Sealed(self._chain.sealed(peer), entry_ids)
-        under = cube.seal_voucher(sealed, account, debtor=peer, creditor=self._own)
+        account, below = self._chain.history(peer), waiting[-1][0] + 1
+        receipt = cube.seal_hash(sorted(entry_id for _, entry_id in waiting))
+        under = cube.seal_voucher(account, receipt, below, debtor=peer, creditor=self._own)
         xid = self._entropy.token(XID_BYTES)
-        count = len(entry_ids)
-        return self._proposals.begin(xid, peer, account, under, count, kind="seal")
+        return self._proposals.begin(xid, peer, account, under, below, kind="seal")
 
-    async def with_peer(self, peer: bytes) -> tuple[Sealing, int]:
-        """Return the cubes with a peer, and of how many entries they are.
-
-        Raises:
-            LedgerDamaged: a row is missing or damaged.
-        """
-        account, count = self._chain.history(peer), self._chain.sealed(peer)
+    async def with_peer(self, peer: bytes) -> tuple[cube.Cells, int]:
+        """Return the cells of what is sealed with a peer, and of how many entries they are."""
         async with self._making:
-            if (made := self._made.get(peer)) is None or made.account != account:
-                self._made[peer] = made = Sealing(self._chain, account)
-            await self._executor.run(made.grow, count)
-        return made, count
+            history = self._chain.history(peer)
+            if (made := self._made.get(peer)) is None or made.history != history:
+                self._made[peer] = made = cube.Cells(history)
+            await self._executor.run(self._grow, peer, made)
+            return made, made.count()
+
+    def _grow(self, peer: bytes, made: cube.Cells) -> None:
+        """Add the cells of the seals that came since."""
+        key = SEAL + made.history
+        ends = (key + number.to_bytes(8, "big") for number in (made.below + 1, END))
+        for at, begins in self._chain.state.index.scan(*ends):
+            below = int.from_bytes(at[-8:], "big")
+            entries = self._chain.shared(peer, int.from_bytes(begins, "big"), below)
+            made.add(sorted(entry_id for _, entry_id in entries))
+            made.below = below
 
     async def _on_cubes(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
@@ -158,9 +109,9 @@ class Seals:
         theirs, most = fields.take_bytes(header, "history"), fields.take_int(header, "count")
         made, count = await self.with_peer(caller)
         found: list[encoding.Value] = []
-        if level and theirs == made.account:
-            found += cube.hashes(made.read, min(count, most), ask)
-        return {"v": 1, "history": made.account, "count": count, "hashes": found}, ()
+        if level and theirs == made.history:
+            found += made.hashes(min(count, most), ask)
+        return {"v": 1, "history": made.history, "count": count, "hashes": found}, ()
 
     async def compare(self, peer: bytes) -> tuple[int, int | None] | None:
         """Return how many entries were compared with a peer, and the place of the first other one.
@@ -174,56 +125,17 @@ class Seals:
         made, count = await self.with_peer(peer)
 
         async def answer(ask: cube.Ask) -> dict[str, encoding.Value]:
-            header = {"v": 1, "history": made.account, "count": count, **ask._asdict()}
+            header = {"v": 1, "history": made.history, "count": count, **ask._asdict()}
             return (await self._caller.call(peer, CUBES, header)).header
 
         first = await answer(cube.Ask(0, 0))
-        if fields.take_bytes(first, "history") != made.account:
+        if fields.take_bytes(first, "history") != made.history:
             return None
         count = min(count, fields.take_int(first, "count"))
-        search, hashes = cube.search(made.read, count), None
+        search, hashes = cube.search(made, count), None
         while True:
             try:
                 ask = search.send(hashes)
             except StopIteration as end:
                 return count, end.value
             hashes = fields.take_list(await answer(ask), "hashes", most=cube.FACE)
-
-    async def begin_check(self) -> Check:
-        """Return what `check` goes by; while nothing is written."""
-        return self.now()
-
-    def now(self) -> Check:
-        """Return what is sealed at this moment."""
-        state = self._chain.state
-        peers = {
-            peer: (self._chain.sealed(peer), [*self._chain.unsealed(peer)]) for peer in state.dealt
-        }
-        return Check(state.next_seq, {*state.open}, peers)
-
-    def check(self, now: Check) -> None:
-        """Check that every entry that both had signed was sealed, or waited for it.
-
-        Raises:
-            LedgerDamaged: a row is missing or damaged.
-        """
-        state = self._chain.state
-        for peer, (sealed, unsealed) in now.peers.items():
-            made = Sealing(self._chain, self._chain.history(peer))
-            left = sum(
-                not half.seals
-                and state.first_seq <= half.seq < now.next_seq
-                and half.seq not in now.open
-                for _, half in state.seen.numbered(peer, self._chain.first_of(peer))
-            )
-            at = 0
-            while at < sealed:
-                at += len(made.seal_of(at).entry_ids)
-            for entry_id, seq in unsealed:
-                own = self._chain.own(seq)
-                left -= entry_id == (own.record.link or own.id)
-            if left != at:
-                raise errors.LedgerDamaged(
-                    f"the rows of what is not sealed with {ids.short(peer)} are damaged",
-                    hint="restore the home from a backup",
-                )

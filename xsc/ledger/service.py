@@ -194,10 +194,7 @@ class LedgerService:
             LedgerDamaged: names the first entry that breaks a rule.
         """
         async with self._verifying:
-            sealed = await self.chain.exclusive(self.seals.begin_check)
-            found = await verify(self.chain, self._executor, self._checking)
-            await self._executor.run(self.seals.check, sealed)
-            return found
+            return await verify(self.chain, self._executor, self._checking)
 
     def handlers(self) -> dict[str, peering.Handler]:
         """Return the methods that peers may call."""

@@ -17,7 +17,8 @@ SNAPSHOT_BYTES_MAX = 64 * MIB
 """Some hundred bytes a peer."""
 
 _NUMBERS: Final = ("next_seq", "head", "first_seq", "noted_seq", "halves")
-_SUMS: Final = ("balances", "limits", "noted", "shown", "dealt", "old", "heard", "promised")
+_SUMS: Final = ("balances", "limits", "noted", "shown", "dealt", "sealed", "old", "heard",
+                "promised")  # fmt: skip
 _SETS: Final = ("opened", "voided", "covered")
 
 
@@ -37,6 +38,7 @@ class Snapshot(Record):
     noted: tuple[tuple[Id32, int], ...]
     shown: tuple[tuple[Id32, int], ...]
     dealt: tuple[tuple[Id32, int], ...]
+    sealed: tuple[tuple[Id32, int], ...]
     old: tuple[tuple[Id32, int], ...]
     heard: tuple[tuple[Id32, int], ...]
     opened: tuple[Id32, ...]

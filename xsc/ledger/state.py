@@ -8,7 +8,7 @@ Nothing is checked here; `xsc.ledger.validation` has done so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -16,7 +16,7 @@ from xsc.identity.envelope import Signed
 from xsc.ledger.entry import GENESIS, Half
 from xsc.ledger.flows import Flows
 from xsc.ledger.incarnation import Restart
-from xsc.ledger.index import ENTRY, ID, SEEN, Index, Known, Table
+from xsc.ledger.index import ENTRY, ID, SEAL, SEEN, SHARED, Index, Known, Table
 from xsc.ledger.loop import LOOP_MICRO_MIN, LOOP_SHARE, SignedLoop
 from xsc.terms.voucher import Voucher
 
@@ -83,6 +83,8 @@ class LedgerState:
     """The own ones, those of earlier incarnations included."""
     dealt: dict[bytes, int] = field(default_factory=dict)
     """Per peer, how many entries both have signed, seals left out."""
+    sealed: dict[bytes, int] = field(default_factory=dict)
+    """Per peer, the number below which the halves of the lower id are sealed, of all histories."""
     old: dict[bytes, int] = field(default_factory=dict)
     """Per peer, how many halves of earlier incarnations there are."""
     index: Index = field(default_factory=Index)
@@ -175,6 +177,21 @@ class LedgerState:
     def settled_under(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
         """Return what was settled in an account in all."""
         return self.settled.get(account, {}).get((debtor, creditor), 0)
+
+    def shared(self, peer: bytes, first: int, stop: int) -> Iterator[tuple[int, int, bytes]]:
+        """Yield entries of this incarnation that both have signed, in the order of the lower id.
+
+        That is its number, the other one's, and the id; seals are left out.
+
+        Args:
+            peer: with whom.
+            first: the least number of the half of the lower id.
+            stop: above the highest.
+        """
+        key = SHARED + peer
+        ends = (key + number.to_bytes(8, "big") for number in (first, max(first, stop)))
+        for at, row in self.index.scan(*ends):
+            yield int.from_bytes(at[-8:], "big"), int.from_bytes(row[-8:], "big"), row[:-8]
 
 
 def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None = None) -> None:
@@ -278,9 +295,14 @@ def settle(state: LedgerState, own: Half, counter: Signed[Half]) -> None:
 def _settle(state: LedgerState, own: Half, other: Signed[Half]) -> None:
     assert own.account is not None
     sign = 1 if own.credit == state.me else -1
-    under = state.settled.setdefault(own.account, {})
-    parties = (own.debit, own.credit)
-    under[parties] = under.get(parties, 0) + own.amount_micro
+    if own.kind == "seal":
+        begins = state.sealed.get(own.peer, 0).to_bytes(8, "big")
+        state.index.changes[SEAL + own.account + own.amount_micro.to_bytes(8, "big")] = begins
+        state.sealed[own.peer] = own.amount_micro
+    else:
+        under = state.settled.setdefault(own.account, {})
+        parties = (own.debit, own.credit)
+        under[parties] = under.get(parties, 0) + own.amount_micro
     state.balances[own.peer] = state.balances.get(own.peer, 0) + sign * own.moves_micro
     state.unbooked.get(own.peer, {}).pop(own.account, None)
     _see(state, own, other)
@@ -292,3 +314,9 @@ def _see(state: LedgerState, own: Half, other: Signed[Half]) -> None:
     said = Known(other.id, other.record.prev, own.kind == "seal", own.seq)
     if state.seen.add(said, own.peer, other.record.seq) and not said.seals:
         state.dealt[own.peer] = state.dealt.get(own.peer, 0) + 1
+        if own.seq >= state.first_seq:
+            seqs = own.seq, other.record.seq
+            first, second = seqs if state.me < own.peer else seqs[::-1]
+            entry_id = other.record.link or other.id
+            key = SHARED + own.peer + first.to_bytes(8, "big")
+            state.index.changes[key] = entry_id + second.to_bytes(8, "big")

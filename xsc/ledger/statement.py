@@ -91,7 +91,8 @@ def say_entry(half: entry.Half, name_of: Callable[[bytes], str]) -> str:
         case "off_books":
             return f"{creditor} paid {debtor} {amount} off the books"
         case "seal":
-            return f"{creditor} and {debtor} sealed {half.amount_micro} of their entries"
+            below = half.amount_micro
+            return f"{creditor} and {debtor} sealed what they signed before {creditor}'s {below}"
         case "leases":
             return f"{debtor} owes {creditor} {amount} for leases"
 

@@ -61,24 +61,6 @@ def prove_inclusion(index: int, size: int, top: Top) -> list[bytes]:
     return path[::-1]
 
 
-def is_included(leaf: bytes, index: int, size: int, root: bytes, path: Sequence[bytes]) -> bool:
-    """Say whether a path proves that a leaf is in the tree of a size and root, at an index."""
-    if not 0 <= index < size:
-        return False
-    found, last = leaf_hash(leaf), size - 1
-    for each in path:
-        if not last or len(each) != HASH_BYTES:
-            return False
-        if index & 1 or index == last:
-            found = _joined(each, found)
-            while not index & 1 and index:
-                index, last = index >> 1, last >> 1
-        else:
-            found = _joined(found, each)
-        index, last = index >> 1, last >> 1
-    return not last and found == root
-
-
 def prove_consistency(old: int, new: int, top: Top) -> list[bytes]:
     """Return what proves that the tree of one size, above 0, is the beginning of a later one."""
     assert 0 < old <= new

@@ -144,6 +144,9 @@ def check_chain(state: LedgerState, half: Signed[Half]) -> Refusal | None:
     seq = half.record.seq
     if seq == 0 and half.record.prev != GENESIS:
         return Refusal("fork", "a first entry follows on nothing")
+    # A lower number would change what both have put in an order.
+    if half.author < state.me and seq < state.sealed.get(half.author, 0):
+        return Refusal("sealed", f"its author has sealed all that it signed before number {seq}")
     seen = state.near(half.author, seq)
     if seq in seen and seen[seq].id != half.id:
         return Refusal("fork", f"its author signed another entry as its number {seq}")

@@ -35,8 +35,7 @@ from xsc.health import challenge as rules
 from xsc.identity.envelope import Count, Id32, open_signed
 from xsc.identity.keys import KeyPair
 from xsc.ledger.checkpoint import Checkpoint, listed
-from xsc.ledger.cube import LEVEL_MAX
-from xsc.ledger.cube import Sealed as SealedEntries
+from xsc.ledger.cube import LEVEL_MAX, seal_hash
 from xsc.ledger.entry import UNIT_CREDIT, UNIT_NONE
 from xsc.ledger.off_books import Payment
 from xsc.space.itc import event_bytes
@@ -376,27 +375,28 @@ def _paid(forge: Forge, header: dict[str, Any]) -> bytes:
 
 
 def _seal(forge: Forge, header: dict[str, Any]) -> bytes:
-    """Return what a seal names: entries that wait for one, and now and then others."""
-    account, before, waiting = forge.focus["cubes"]
-    named = {entry_id for entry_id in waiting if forge.chance(0.8)}
-    if not named or forge.chance(0.2):
-        named.add(forge.rng.randbytes(32))
-    sealed = SealedEntries(before + forge.rng.choice((0, 0, 0, 1)), tuple(sorted(named)))
+    """Seal the first entries that wait for it, and now and then others; return no bytes."""
+    account, waiting = forge.focus["cubes"]
+    named = waiting[: forge.rng.randint(0, len(waiting))]
+    below = named[-1][0] + 1 if named else forge.rng.randint(0, 100)
+    entry_ids = {entry_id for _, entry_id in named}
+    if forge.chance(0.2):
+        entry_ids.add(forge.rng.randbytes(32))
     values = {
         "peer": forge.focus["debit"],
         "link": None,
         "kind": "seal",
         "unit": UNIT_NONE,
-        "amount_micro": len(named),
+        "amount_micro": below + forge.rng.choice((0, 0, 0, 1)),
         "ref": None,
         "expires_ms": None,
         "account": account,
-        "receipt": sealed.id,
+        "receipt": seal_hash(sorted(entry_ids)),
         "created_ms": forge.now_ms(),
         "memo": None,
     }
     header["half"] = forge.fitting("entry", values)
-    return sealed.raw
+    return b""
 
 
 def _head_parts(forge: Forge, _header: dict[str, Any]) -> list[bytes]:

@@ -449,8 +449,7 @@ class Play:
                 forge.learn(lease.terms.lease_id, "lease")
         forge.focus["seq"], forge.focus["prev"] = node.ledger.head()
         chain = self.node(target).ledger.chain
-        waiting = [entry_id for entry_id, _ in chain.unsealed(me)]
-        forge.focus["cubes"] = chain.history(me), chain.sealed(me), waiting
+        forge.focus["cubes"] = chain.history(me), [*chain.unsealed(me)]
         if chosen is not None and chosen.manifest_hash in known:
             # Who may find and check an object knows the roots of its shards, and can ask for them.
             manifest = known[chosen.manifest_hash].manifest

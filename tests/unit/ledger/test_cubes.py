@@ -10,6 +10,7 @@ from tests.strategies import vectors
 from tests.unit.ledger.circle import NETWORK, Circle, voucher
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import EntryRefused, LedgerDamaged, PeerSilent, RecordInvalid
+from xsc.base.keyvalue import prefix_end
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.ledger.audit import verify_settled
@@ -18,17 +19,16 @@ from xsc.ledger.cube import (
     LEVEL_MAX,
     SEALED_MAX,
     Ask,
-    Sealed,
+    Cells,
     cube_hash,
     face_hash,
-    grown,
-    hashes,
     history,
-    open_sealed,
+    seal_hash,
     search,
 )
 from xsc.ledger.entry import UNIT_NONE, Half, open_half
 from xsc.ledger.incarnation import Noted
+from xsc.ledger.index import INDEX, SEAL, SHARED
 from xsc.ledger.proposals import PROPOSE
 from xsc.ledger.seals import CUBES
 
@@ -40,33 +40,38 @@ def sha(text):
 # The rule
 
 
-def reader(cells):
-    return lambda *at: cells[at]
-
-
 def cells_of(entry_ids, step=SEALED_MAX):
     """The cells of a history that was sealed by so many entries at once."""
-    cells = {}
+    cells = Cells(b"history")
     for before in range(0, len(entry_ids), step):
-        sealed = Sealed(before, tuple(entry_ids[before : before + step]))
-        added = grown(reader(cells), sealed)
-        assert not added.keys() & cells.keys(), "what is sealed never changes"
-        cells |= added
+        cells.add(entry_ids[before : before + step])
     return cells
 
 
-def changed(cells, count, position):
+def full(cells):
+    """All full cells, by level and index."""
+    return {
+        (level, index): cells.read(level, index)
+        for level in range(LEVEL_MAX + 1)
+        for index in range(cells.count(level))
+    }
+
+
+class Changed(Cells):
     """A view of the same cells with one entry changed, and the cubes above it."""
-    over = {(0, position): sha(f"other {position}")}
 
-    def read(*at):
-        return over.get(at, cells[at])
+    def __init__(self, cells, position):
+        super().__init__(cells.history)
+        self.cells = cells
+        self.over = {(0, position): sha(f"other {position}")}
+        level, index = 1, position // CUBE
+        while index < cells.count(level):
+            faces = self.hashes(cells.count(), Ask(level, index))
+            self.over[level, index] = cube_hash(level, index, faces)
+            level, index = level + 1, index // CUBE
 
-    level, index = 1, position // CUBE
-    while (index + 1) * CUBE**level <= count:
-        over[level, index] = cube_hash(level, index, hashes(read, count, Ask(level, index, None)))
-        level, index = level + 1, index // CUBE
-    return read
+    def read(self, level, index):
+        return self.over.get((level, index)) or self.cells.read(level, index)
 
 
 def find(own, theirs, count, lie=lambda right: right):
@@ -79,7 +84,7 @@ def find(own, theirs, count, lie=lambda right: right):
     try:
         ask = next(running)
         while True:
-            answer = hashes(theirs, count, ask)
+            answer = theirs.hashes(count, ask)
             if ask.face is None:
                 answer = lie(answer)
             sent[ask.level] += len(answer)
@@ -98,10 +103,7 @@ def test_the_vectors_of_cubes_hold():
     faces = [face_hash(cells[at : at + 9]) for at in (0, 9, 18)]
     upper = cube_hash(vector["upper_level"], vector["upper_index"], faces)
     assert upper.hex() == vector["upper_cube"]
-    sealed = Sealed(300, tuple(entries[:3]))
-    assert sealed.raw.hex() == vector["sealed"]
-    assert sealed.id.hex() == vector["sealed_id"]
-    assert open_sealed(sealed.raw) == sealed
+    assert seal_hash(entries[:3]).hex() == vector["seal_of_the_first_three"]
     both = vectors("ledger")
     first = {bytes.fromhex(both[who]): vector[f"{who}_first"] for who in ("creditor", "debtor")}
     assert history(first).hex() == vector["history"]
@@ -112,11 +114,11 @@ def test_the_first_difference_is_found_at_every_place_by_12_hashes_a_level():
     ids = [sha(f"entry {number}") for number in range(2_000)]
     for count in [*range(120), 728, 729, 730, 2_000]:
         cells = cells_of(ids[:count])
-        place, sent = find(reader(cells), reader(cells), count)
+        place, sent = find(cells, cells, count)
         assert place is None
         assert all(number <= 12 for number in sent.values())
         for position in range(count):
-            place, sent = find(reader(cells), changed(cells, count, position), count)
+            place, sent = find(cells, Changed(cells, position), count)
             assert place == position
             assert max(sent.values()) <= 12
 
@@ -131,7 +133,7 @@ def test_of_many_differences_the_first_is_found():
         for place in places:
             others[place] = sha(f"other {place}")
         theirs = cells_of(others)
-        assert find(reader(own), reader(theirs), 800)[0] == min(places)
+        assert find(own, theirs, 800)[0] == min(places)
 
 
 def test_half_a_million_entries_take_48_hashes():
@@ -139,10 +141,10 @@ def test_half_a_million_entries_take_48_hashes():
     assert count == 531_441
     cells = cells_of([number.to_bytes(32, "big") for number in range(count)])
     for position in (0, 8, 9, 26, 27, 364_500, count - 28, count - 1):
-        place, sent = find(reader(cells), changed(cells, count, position), count)
+        place, sent = find(cells, Changed(cells, position), count)
         assert place == position
         assert sum(sent.values()) == 48
-    same = find(reader(cells), reader(cells), count)
+    same = find(cells, cells, count)
     assert same == (None, {4: 3})
 
 
@@ -151,26 +153,7 @@ def test_a_peer_whose_hashes_contradict_each_other_is_found_out():
     own = cells_of(ids)
     for lie in (lambda _: [b"?" * 32] * 3, lambda _: [], lambda right: [*right, b"?" * 32]):
         with pytest.raises(RecordInvalid):
-            find(reader(own), reader(own), 800, lie)
-
-
-def test_what_a_seal_names_is_checked():
-    ids = sorted(sha(f"entry {number}") for number in range(SEALED_MAX + 1))
-    good = {"v": 1, "before": 0, "ids": ids[:3]}
-    assert open_sealed(encode(good)).entry_ids == tuple(ids[:3])
-    for bad in (
-        good | {"v": 2},
-        good | {"more": 1},
-        good | {"before": -1},
-        good | {"ids": []},
-        good | {"ids": ids[2::-1]},
-        good | {"ids": [ids[0], ids[0]]},
-        good | {"ids": [b"short"]},
-        good | {"ids": ids},
-        [1],
-    ):
-        with pytest.raises(RecordInvalid):
-            open_sealed(encode(bad))
+            find(own, own, 800, lie)
 
 
 # What the seed's cubes did wrong
@@ -183,12 +166,12 @@ def test_the_seeds_fork_by_order_of_arrival_cannot_happen():
     seen = set()
     for _ in range(10):
         arrived = rng.sample(ids, len(ids))
-        waiting, cells = set(arrived), {}
-        for before in range(0, 200, 50):
+        waiting, cells = set(arrived), Cells(b"history")
+        for _ in range(4):
             named = sorted(waiting)[:50]
             waiting -= {*named}
-            cells |= grown(lambda *at, cells=cells: cells[at], Sealed(before, tuple(named)))
-        seen.add(tuple(sorted(cells.items())))
+            cells.add(named)
+        seen.add(tuple(full(cells).items()))
     assert len(seen) == 1
 
 
@@ -207,20 +190,21 @@ def test_the_seeds_duplicated_last_leaf_is_no_longer_a_second_list_of_one_root()
     assert len({cube_hash(level, at, faces) for level in (1, 2) for at in (0, 1)}) == 4
     assert face_hash(faces * 3) not in {cube_hash(level, 0, faces) for level in range(4)}
     twice = cells_of([*ids, ids[26]])
-    assert find(lambda *at: twice[at], lambda *at: cells_of(ids)[at], 27)[0] is None
-    with pytest.raises(RecordInvalid):
-        open_sealed(Sealed(0, (*sorted(ids), max(ids))).raw)
+    assert find(twice, cells_of(ids), 27)[0] is None
+    assert (twice.count(), cells_of(ids).count()) == (28, 27)
 
 
 def test_the_seeds_open_partial_cubes_have_no_hash():
     """There, a cube that was not full had a root, which changed with each entry."""
     ids = [sha(f"entry {number}") for number in range(CUBE**2 + 40)]
     for count in range(len(ids)):
-        full = {at for at in cells_of(ids[:count]) if at[0]}
-        assert full == {(level, index) for level in (1, 2) for index in range(count // CUBE**level)}
-    cells = cells_of(ids)
+        found = {at for at in full(cells_of(ids[:count])) if at[0]}
+        assert found == {
+            (level, index) for level in (1, 2) for index in range(count // CUBE**level)
+        }
+    cells = full(cells_of(ids))
     for step in (1, 7, 27, 80):
-        assert cells_of(ids, step) == cells, "how much was sealed at once is no matter"
+        assert full(cells_of(ids, step)) == cells, "how much was sealed at once is no matter"
 
 
 # At the door of two nodes
@@ -263,10 +247,8 @@ async def book(creditor, debtor, number):
 async def rows(member, other):
     """All full cells that a node has with another."""
     made, count = await member.ledger.seals.with_peer(other.id)
-    found = {(0, place): made.read(0, place) for place in range(count)}
-    for level in (1, 2):
-        found |= {(level, at): made.read(level, at) for at in range(count // CUBE**level)}
-    return found
+    assert count == made.count()
+    return full(made)
 
 
 async def compared(member, other):
@@ -296,7 +278,7 @@ async def test_both_nodes_have_the_same_cubes_and_sealing_moves_nothing(low, hig
     )
     newest = low.ledger.entries(limit=1)[0]
     assert (newest.kind, newest.state, newest.amount_micro) == ("seal", "settled", 0)
-    assert "sealed 19 of their entries" in verify_settled(low.ledger.export(newest.entry_id))
+    assert "sealed what they signed before" in verify_settled(low.ledger.export(newest.entry_id))
     assert low.log.events.count("ledger.paid") == 100
 
 
@@ -374,34 +356,38 @@ async def test_the_same_seal_again_gets_the_same_answer(circle, low, high):
 async def test_the_first_entry_that_differs_is_named(low, high):
     await trade(low, high, range(200))
     await low.ledger.seals.seal_all()
-    # Two entries of the last of three seals are others on the disk of one node.
-    seals = [(key, raw) for key, raw in vouchers(high) if b"before" in raw]
-    sealed = open_sealed(seals[1][1])
-    others = sorted([*sealed.entry_ids[:40], *(sha(f"other {number}") for number in range(41))])
-    high.store.write([(seals[1][0], Sealed(81, tuple(others)).raw)], sync=True)
-    first = next(at for at, named in enumerate(sealed.entry_ids) if named != others[at])
-    assert await compared(low, high) == (200, 81 + first)
-    assert await compared(high, low) == (200, 81 + first)
+    # An entry of the last of three seals is another on the disk of one node.
+    await high.ledger.chain.snapshot()
+    key, raw = shared(high)[170]
+    high.store.write([(key, bytes([raw[0] ^ 1]) + raw[1:])], sync=True)
+    place = await compared(low, high)
+    assert place is not None
+    assert place == await compared(high, low)
+    assert place[0] == 200
+    assert place[1] is not None
+    assert 162 <= place[1] < 200
+    made, _ = await high.ledger.seals.with_peer(low.id)
+    others, _ = await low.ledger.seals.with_peer(high.id)
+    own, theirs = ([each.read(0, at) for at in range(200)] for each in (made, others))
+    assert place[1] == next(at for at in range(200) if own[at] != theirs[at])
     with pytest.raises(LedgerDamaged):
         await high.ledger.verify()
 
 
-def vouchers(member):
-    return [*member.store.scan(b"ledger/voucher/", b"ledger/voucher0")]
+def shared(member):
+    prefix = INDEX + SHARED
+    return [*member.store.scan(prefix, prefix_end(prefix))]
 
 
 async def test_every_flipped_byte_of_the_cubes_is_found(low, high):
     await trade(low, high, range(28))
     await low.ledger.seals.seal_all()
     await book(low, high, 28)
-    kept = [
-        row
-        for prefix in (b"ledger-seal/", b"ledger-unsealed/")
-        for row in low.store.scan(prefix, prefix[:-1] + b"0")
-    ]
-    assert len(kept) == 2
-    for key, raw in [*kept, next(row for row in vouchers(low) if b"before" in row[1])]:
-        for place in range(0, len(raw), 7 if len(raw) > 100 else 1):
+    await low.ledger.chain.snapshot()
+    seals = [*low.store.scan(INDEX + SEAL, prefix_end(INDEX + SEAL))]
+    assert (len(shared(low)), len(seals)) == (29, 1)
+    for key, raw in [*shared(low)[:2], *shared(low)[-1:], *seals]:
+        for place in range(len(raw)):
             flipped = raw[:place] + bytes([raw[place] ^ 1 << place % 8]) + raw[place + 1 :]
             low.store.write([(key, flipped)], sync=True)
             with pytest.raises(LedgerDamaged):
@@ -412,12 +398,12 @@ async def test_every_flipped_byte_of_the_cubes_is_found(low, high):
             with pytest.raises(LedgerDamaged):
                 await low.ledger.verify()
             low.store.write([(key, raw), (other, None)], sync=True)
-    await low.ledger.verify()
 
 
-async def propose(circle, author, other, sealed, **changes):
+async def propose(circle, author, other, entry_ids, below, **changes):
     """Send a seal that its author signed, whatever its own ledger says."""
     state = author.ledger.chain.state
+    voucher = changes.pop("voucher", b"")
     said = {
         "kind": "seal",
         "unit": UNIT_NONE,
@@ -426,14 +412,14 @@ async def propose(circle, author, other, sealed, **changes):
         "peer": other.id,
         "seq": state.next_seq,
         "prev": state.head,
-        "xid": sha(repr(sealed))[:16],
-        "amount_micro": len(sealed.entry_ids),
+        "xid": sha(repr((entry_ids, below, changes)))[:16],
+        "amount_micro": below,
         "account": author.ledger.chain.history(other.id),
-        "receipt": sealed.id,
+        "receipt": seal_hash(entry_ids),
         "created_ms": 1,
     } | changes
     half = sign(Half(**said), author.key, NETWORK)
-    header = {"v": 1, "half": half.raw, "voucher": sealed.raw}
+    header = {"v": 1, "half": half.raw, "voucher": voucher}
     return await circle.deliver(author.id, other.id, PROPOSE, encode(header))
 
 
@@ -443,39 +429,108 @@ async def test_a_seal_that_lies_is_refused_and_leaves_nothing(circle, low, high)
     await trade(low, high, range(6, 12))
     third = circle.members[2]
     await book(third, high, 50)
-    waiting = [entry_id for entry_id, _ in low.ledger.chain.unsealed(high.id)]
+    waiting = [*low.ledger.chain.unsealed(high.id)]
+    below, ids = waiting[-1][0] + 1, sorted(entry_id for _, entry_id in waiting)
     sealed = [row for key, row in sorted((await rows(low, high)).items()) if key[0] == 0]
-    foreign = [entry_id for entry_id, _ in high.ledger.chain.unsealed(third.id)]
+    foreign = [entry_id for _, entry_id in high.ledger.chain.unsealed(third.id)]
     count, before = high.ledger.count(), await rows(high, low)
+    start = low.ledger.chain.state.sealed[high.id]
     lies = [
-        (Sealed(6, (sha("no entry"),)), {}),
-        (Sealed(6, (*sorted([*waiting, sealed[0]]),)), {}),
-        (Sealed(6, (*sorted([*waiting, *foreign]),)), {}),
-        (Sealed(5, tuple(waiting)), {}),
-        (Sealed(7, tuple(waiting)), {}),
-        (Sealed(6, tuple(waiting)), {"amount_micro": 5}),
-        (Sealed(6, tuple(reversed(waiting))), {}),
-        (Sealed(6, tuple(waiting)), {"receipt": sha("another")}),
-        (Sealed(6, tuple(waiting)), {"account": sha("another")}),
-        (Sealed(0, tuple(waiting)), {"account": history({low.id: 1, high.id: 0})}),
-        (Sealed(6, tuple(waiting)), {"kind": "post"}),
+        ([sha("no entry")], below, {}),
+        (ids[:-1], below, {}),
+        (sorted([*ids, sealed[0]]), below, {}),
+        (sorted([*ids, *foreign]), below, {}),
+        (ids, below - 1, {}),
+        (ids, 1, {}),
+        (sorted(sealed), start, {}),
+        ([], start, {}),
+        ([], 0, {}),
+        (ids, low.ledger.chain.state.next_seq + 1, {}),
+        (ids, 2**63 - 1, {}),
+        (ids[::-1], below, {}),
+        (ids, below, {"receipt": sha("another")}),
+        (ids, below, {"account": sha("another")}),
+        (ids, below, {"account": history({low.id: 1, high.id: 0})}),
+        (ids, below, {"kind": "post"}),
+        (ids, below, {"voucher": b"x"}),
     ]
-    for lie, changes in lies:
+    for lie, number, changes in lies:
         with pytest.raises((EntryRefused, RecordInvalid)):
-            await propose(circle, low, high, lie, **changes)
+            await propose(circle, low, high, lie, number, **changes)
     with pytest.raises(EntryRefused, match="lower id"):
-        await propose(circle, high, low, Sealed(6, tuple(waiting)))
+        await propose(circle, high, low, ids, below)
     assert (high.ledger.count(), await rows(high, low)) == (count, before)
     await high.ledger.verify()
-    await propose(circle, low, high, Sealed(6, tuple(waiting[:2])))
+    await propose(circle, low, high, sorted(one for _, one in waiting[:2]), waiting[1][0] + 1)
     assert len(await rows(high, low)) == 8
+
+
+async def test_nothing_comes_among_what_is_sealed(circle, low, high):
+    """Who starts seals signs numbers below them only with a lie: as proposal or as answer."""
+    await trade(low, high, range(6))
+    circle.fate = lambda: "request lost"
+    with pytest.raises(PeerSilent):
+        await book(high, low, 7)
+    circle.fate = lambda: "pass"
+    await low.ledger.seals.seal_all()
+    kept = await rows(high, low)
+    assert len(kept) == 6
+    account = sha("account 8")
+    said = voucher(high, low, 9).record.model_copy(update={"account": account})
+    under = sign(said, high.key, NETWORK)
+    half = Half(
+        kind="post",
+        peer=high.id,
+        debit=high.id,
+        credit=low.id,
+        seq=low.ledger.chain.state.sealed[high.id] - 1,
+        prev=sha("before"),
+        xid=account[:16],
+        amount_micro=9,
+        account=account,
+        receipt=under.id,
+    )
+    header = {"v": 1, "half": sign(half, low.key, NETWORK).raw, "voucher": under.raw}
+    with pytest.raises(EntryRefused, match="sealed"):
+        await circle.deliver(low.id, high.id, PROPOSE, encode(header))
+
+    def lie(reply):
+        if "counter" in reply.header:
+            right = open_half(reply.header["counter"], network=NETWORK).record
+            wrong = right.model_copy(update={"seq": half.seq, "prev": half.prev})
+            reply.header["counter"] = sign(wrong, low.key, NETWORK).raw
+
+    circle.change = lie
+    assert await high.ledger.retry_pending() == 0
+    circle.change = lambda _: None
+    assert await rows(high, low) == kept
+    await high.ledger.verify()
+    assert await high.ledger.retry_pending() == 1
+    await low.ledger.seals.seal_all()
+    assert await rows(low, high) == await rows(high, low)
+    assert len(await rows(low, high)) == 7
+
+
+async def test_what_waits_for_an_answer_and_what_comes_after_it_is_sealed_later(circle, low, high):
+    await book(low, high, 1)
+    circle.fate = lambda: "answer lost"
+    with pytest.raises(PeerSilent):
+        await book(low, high, 2)
+    circle.fate = lambda: "pass"
+    await book(low, high, 4)
+    await low.ledger.seals.seal_all()
+    assert await rows(low, high) == await rows(high, low)
+    assert len(await rows(low, high)) == 1
+    await low.ledger.retry_pending()
+    await low.ledger.seals.seal_all()
+    assert await rows(low, high) == await rows(high, low)
+    assert len(await rows(low, high)) == 3
 
 
 async def test_a_refusal_of_a_seal_costs_its_author_nothing_more(circle, low, high):
     """A peer that refuses for ever has this node sign one seal, and not one at each attempt."""
     await trade(low, high, range(3))
-    rows_of_high = [*high.ledger.chain.unsealed(low.id)]
-    high.store.write([(b"ledger-unsealed/" + low.id + rows_of_high[0][0], None)], sync=True)
+    high.ledger.chain.state.sealed[low.id] = 100
     for _ in range(5):
         await low.ledger.seals.seal_all()
         await low.ledger.retry_pending()

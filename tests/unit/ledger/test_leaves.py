@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from tests.unit.ledger.circle import Circle
+from tests.unit.ledger.test_tree import is_included
 from xsc.base.errors import LedgerDamaged
 from xsc.ledger import tree
 from xsc.ledger.chain import HALF, key_of
@@ -57,7 +58,7 @@ def test_roots_and_proofs_of_tiles_are_those_of_all_leaves(member, store, is_sto
         for index in {0, size // 2, size - 1, min(size - 1, 256), min(size - 1, 511)}:
             path = tree.prove_inclusion(index, size, leaves.top)
             leaf = member.ledger.chain.own(index).id
-            assert tree.is_included(leaf, index, size, root, path)
+            assert is_included(leaf, index, size, root, path)
         for old in (each for each in sizes if each <= size):
             leaves.check_continues(old, whole(member, old), root)
             with pytest.raises(LedgerDamaged):

@@ -5,14 +5,15 @@ from functools import cache
 
 import pytest
 
+from xsc.base.errors import ProofInvalid
 from xsc.ledger.tree import (
     is_consistent,
-    is_included,
     leaf_hash,
     prove_consistency,
     prove_inclusion,
     root_of,
 )
+from xsc.node.offline.passport import _top
 
 SIZE = 66
 LEAVES = [bytes([number]) * 32 for number in range(SIZE)]
@@ -38,6 +39,20 @@ def top(low, high):
         return leaf_hash(LEAVES[low]) if high > low else hashlib.sha256().digest()
     middle = low + (1 << (high - low - 1).bit_length() - 1)
     return hashlib.sha256(b"\1" + top(low, middle) + top(middle, high)).digest()
+
+
+def is_included(leaf, index, size, root, path):
+    """What `xsc verify` says of a path in a passport."""
+    left = [*path]
+    try:
+        found = _top(leaf_hash(leaf), index, size, lambda _: left.pop(), node)
+    except (ProofInvalid, IndexError, ValueError):
+        return False
+    return found == root and not left
+
+
+def node(left, right):
+    return hashlib.sha256(b"\1" + left + right).digest()
 
 
 def broken(path):
