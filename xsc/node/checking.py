@@ -77,4 +77,5 @@ async def processes() -> AsyncIterator[Check]:
 
 
 if __name__ == "__main__":
+    os.nice(5)  # The node itself does not wait for them.
     serve(sys.stdin.buffer, sys.stdout.buffer)
