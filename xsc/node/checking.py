@@ -70,10 +70,7 @@ async def processes() -> AsyncIterator[Check]:
     try:
         yield check
     finally:
-        for process in made:
-            assert process.stdin is not None
-            process.stdin.close()
-        await asyncio.gather(*(process.wait() for process in made))
+        await asyncio.gather(*(process.communicate(b"") for process in made))
 
 
 if __name__ == "__main__":
