@@ -91,21 +91,20 @@ class Table:
         self._index = index
         self._name = name
 
-    def _at(self, key: tuple[bytes | int, ...]) -> bytes:
-        parts = (part if isinstance(part, bytes) else part.to_bytes(8, "big") for part in key)
-        return self._name + b"".join(parts)
+    def _at(self, owner: bytes, at: bytes | int) -> bytes:
+        return self._name + owner + (at if isinstance(at, bytes) else at.to_bytes(8, "big"))
 
-    def get(self, *key: bytes | int) -> Known | None:
+    def get(self, owner: bytes, at: bytes | int = b"") -> Known | None:
         """Return a half by the parts of its key."""
-        raw = self._index.get(self._at(key))
+        raw = self._index.get(self._at(owner, at))
         return None if raw is None else _known(raw)
 
-    def add(self, half: Known, *key: bytes | int) -> bool:
+    def add(self, half: Known, owner: bytes, at: bytes | int = b"") -> bool:
         """Add a half where there is none; return whether there was none."""
-        at = self._at(key)
-        if self._index.get(at) is not None:
+        key = self._at(owner, at)
+        if self._index.get(key) is not None:
             return False
-        self._index.changes[at] = (
+        self._index.changes[key] = (
             half.id + half.prev + bytes([half.seals]) + half.seq.to_bytes(8, "big")
         )
         return True
@@ -114,7 +113,7 @@ class Table:
         self, owner: bytes, first: int, stop: int = 2**64 - 1, *, reverse: bool = False
     ) -> Iterator[tuple[int, Known]]:
         """Yield those of one owner by number, from one on and before another."""
-        start, end = self._at((owner, first)), self._at((owner, stop))
+        start, end = self._at(owner, first), self._at(owner, stop)
         for key, raw in self._index.scan(start, end, reverse=reverse):
             yield int.from_bytes(key[-8:], "big"), _known(raw)
 

@@ -16,11 +16,6 @@ from xsc.ledger.state import LedgerState, Open
 SNAPSHOT_BYTES_MAX = 64 * MIB
 """Some hundred bytes a peer."""
 
-_NUMBERS: Final = ("next_seq", "head", "first_seq", "noted_seq", "halves")
-_SUMS: Final = ("balances", "limits", "noted", "shown", "dealt", "sealed", "old", "heard",
-                "promised")  # fmt: skip
-_SETS: Final = ("opened", "voided", "covered")
-
 
 class Snapshot(Record):
     """Signed by the node for itself: all that `LedgerState` says of these names, in order."""
@@ -47,30 +42,30 @@ class Snapshot(Record):
     settled: tuple[tuple[Id32, tuple[tuple[tuple[Id32, Id32], int], ...]], ...]
     """By account, debtor and creditor."""
     promised: tuple[tuple[tuple[Id32, Id32, Id32], int], ...]
-    open: tuple[tuple[Count, Id32, Id32, Count], ...]
-    """Number, debtor, account and amount."""
+    open: tuple[tuple[Count, tuple[Id32, Id32, Count]], ...]
+    """By number, debtor, account and amount."""
+
+
+_NAMES: Final = Snapshot.model_fields.keys() - {"v"}
+
+
+def _in_order(value: object) -> object:
+    if isinstance(value, dict):
+        return tuple((key, _in_order(item)) for key, item in sorted(value.items()))
+    return tuple(sorted(value)) if isinstance(value, set) else value
 
 
 def snapshot_of(state: LedgerState) -> Snapshot:
     """Return the snapshot of a state."""
-    said: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
-    said |= {name: tuple(sorted(getattr(state, name).items())) for name in _SUMS}
-    said |= {name: tuple(sorted(getattr(state, name))) for name in _SETS}
-    said["settled"] = tuple(
-        (account, tuple(sorted(under.items()))) for account, under in sorted(state.settled.items())
-    )
-    said["open"] = tuple(
-        (seq, item.debtor, item.account, item.amount_micro)
-        for seq, item in sorted(state.open.items())
-    )
+    said: dict[str, Any] = {name: _in_order(getattr(state, name)) for name in _NAMES}
     return Snapshot(**said)
 
 
 def restored(snapshot: Snapshot, *, me: bytes, index: Index) -> LedgerState:
     """Return the state that a snapshot is of."""
-    said: dict[str, Any] = {name: getattr(snapshot, name) for name in _NUMBERS}
-    said |= {name: dict(getattr(snapshot, name)) for name in _SUMS}
-    said |= {name: set(getattr(snapshot, name)) for name in _SETS}
-    said["settled"] = {account: dict(under) for account, under in snapshot.settled}
-    said["open"] = {row[0]: Open(*row[1:]) for row in snapshot.open}
-    return LedgerState(me, index=index, **said)
+    state = LedgerState(me, index=index)
+    for name in _NAMES:
+        setattr(state, name, type(getattr(state, name))(getattr(snapshot, name)))
+    state.settled = {account: dict(under) for account, under in snapshot.settled}
+    state.open = {seq: Open(*item) for seq, item in snapshot.open}
+    return state

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 from xsc.identity.envelope import Signed
 from xsc.ledger.entry import GENESIS, Half
@@ -21,8 +22,7 @@ from xsc.ledger.loop import LOOP_MICRO_MIN, LOOP_SHARE, SignedLoop
 from xsc.terms.voucher import Voucher
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
+class Open(NamedTuple):
     """An own `post` that its debtor has not answered, or a seal, which moves nothing."""
 
     debtor: bytes

@@ -21,6 +21,7 @@ but an error after which the creditor tries again.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 from xsc.base.limits import AMOUNT_MAX
 from xsc.identity.envelope import Signed
@@ -40,10 +41,7 @@ class Refusal:
 
 SAME = ("xid", "kind", "unit", "debit", "credit", "amount_micro", "ref", "expires_ms")
 SAME_TOO = ("account", "receipt", "memo")
-
-
-def _same_content(a: Half, b: Half) -> bool:
-    return all(getattr(a, name) == getattr(b, name) for name in SAME + SAME_TOO)
+_content = attrgetter(*SAME, *SAME_TOO)
 
 
 def _check_form(half: Half) -> Refusal | None:
@@ -166,7 +164,7 @@ def check_counter(half: Signed[Half], counter: Signed[Half]) -> Refusal | None:
         return Refusal("answer_wrong", "the answer is to another entry")
     if half.network != counter.network:
         return Refusal("answer_wrong", "the answer is of another network")
-    if not _same_content(half.record, said):
+    if _content(half.record) != _content(said):
         return Refusal("answer_wrong", "the answer does not say what was proposed")
     return None
 
@@ -264,11 +262,11 @@ def _check_own_post(
         return Refusal("account_busy", "another entry in this account has no answer yet")
     if (refusal := _check_amount(state, half, voucher.record)) is not None:
         return refusal
-    exposure = state.exposure(half.peer)
     # A complete loop is booked whatever has changed: it counted against the limit until now.
     # A seal moves nothing.
-    most = None if half.clears or half.kind == "seal" else limit_micro
-    if most is not None and exposure + half.amount_micro > most:
+    if limit_micro is None or half.clears or half.kind == "seal":
+        return None
+    if (exposure := state.exposure(half.peer)) + half.amount_micro > limit_micro:
         return Refusal(
             "limit_exceeded",
             f"{half.amount_micro} micro-credits more would pass the limit of {limit_micro} "

@@ -70,11 +70,9 @@ async def processes() -> AsyncIterator[Check]:
     try:
         yield check
     finally:
-        for process in made:
-            assert process.stdin is not None
-            process.stdin.close()
-        await asyncio.gather(*(process.wait() for process in made))
+        await asyncio.gather(*(process.communicate(b"") for process in made))
 
 
 if __name__ == "__main__":
+    os.nice(5)  # The node itself does not wait for them.
     serve(sys.stdin.buffer, sys.stdout.buffer)
