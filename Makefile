@@ -49,7 +49,7 @@ LONG := tests/sim/test_laws.py tests/sim/test_renewal.py tests/sim/test_stopped_
 	tests/sim/test_circle.py tests/sim/test_faults.py tests/sim/test_recovery.py tests/sim/test_resume.py tests/sim/test_story.py \
 	tests/unit/space/test_growth.py tests/unit/space/test_itc.py tests/sim/test_programs.py tests/e2e/test_recovery.py \
 	tests/e2e/test_resume.py tests/e2e/test_friends.py tests/e2e/test_repair.py tests/sim/test_killed_puts.py tests/sim/test_denials.py \
-	tests/sim/test_quiet.py tests/sim/test_proven.py \
+	tests/sim/test_quiet.py tests/sim/test_proven.py tests/sim/test_default_needs.py tests/sim/test_possession.py \
 	tests/e2e/test_programs.py tests/properties tests/apps
 SIZES := TEST_LONG=1 TEST_APPS=1 TEST_API_CASES=2000 TEST_LAWS_EXAMPLES=200 TEST_LAWS_STEPS=40 TEST_STOPPED_ROUNDS=10 TEST_ADVERSARY_SEEDS=2000 \
 	TEST_ADVERSARY_CANARIES=1 TEST_KILLS=60 TEST_FUZZ_CASES=20000 TEST_SPACE_SEEDS=2000 TEST_CLEARING_GAMES=4000 \

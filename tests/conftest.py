@@ -137,6 +137,8 @@ LONG = (
     "test_the_first_put_after_a_host_lost_its_disk_lies_on_as_many_nodes_as_ever",
     "test_an_owner_killed_in_the_middle_of_a_repair_finishes_it_and_leaves_nothing[110]",
     "test_an_owner_waits_with_deleting_until_it_has_read_all_that_remains",
+    "test_a_host_that_was_thinned_loses_pay_back_to_its_last_ok_each_time",
+    "test_at_half_life_what_a_put_leased_for_now_is_cleared_against_the_needs_of_friends",
 )
 
 

@@ -87,9 +87,9 @@ def test_a_host_that_only_others_hear_is_left():
             index = world.index_of(host)
             world.net.partition("node-0", f"node-{index}")
             assert thin(world, index, 1.0)
-        await world.skip(20 * EPOCH_MS, 4 * SLOT_MS, 10_000)
+        await world.skip(20 * EPOCH_MS, 8 * SLOT_MS, 10_000)
         assert columns(world) == [before], "a day has to pass"
-        await world.skip(9 * EPOCH_MS, 4 * SLOT_MS, 10_000)
+        await world.skip(9 * EPOCH_MS, 8 * SLOT_MS, 10_000)
         assert not set(hosts) & set(columns(world)[0])
         assert not any(map(owner.health.is_absent, hosts))
         assert await get(owner, capability) == data

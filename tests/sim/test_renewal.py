@@ -450,7 +450,7 @@ RENEWING = [(who, n, before) for who in (0, 1) for n in range(1, 9) for before i
 
 @pytest.mark.parametrize(
     ("who", "sync", "before"),
-    RENEWING if EVERYWHERE else [(0, 2, False), (0, 3, True), (1, 1, False), (1, 2, True)],
+    RENEWING if EVERYWHERE else [(0, 2, False), (1, 2, True)],
 )
 def test_a_power_loss_at_any_write_of_a_renewal_loses_nothing_and_is_paid_once(who, sync, before):
     async def play(world):

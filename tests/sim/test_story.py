@@ -126,6 +126,6 @@ def test_a_put_goes_the_same_way_whatever_the_order_of_sets():
             capture_output=True,
             check=True,
         ).stdout
-        for seed in ("1", "2", "3")
+        for seed in ("1", "2", "3")[: 3 if SEEDS > 1 else 2]
     }
     assert len(traces) == 1
