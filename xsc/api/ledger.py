@@ -220,10 +220,12 @@ class Settled(OfPeer):
 
 
 class Settlement(Model):
-    """What was booked, and with how many peers something is still owed."""
+    """What was booked, with how many peers something is still owed, and how much in all."""
 
     settled: list[Settled]
     pending: int
+    pending_micro: int
+    """Not due yet: no count that both have signed covers it. Storage is paid once it is proven."""
 
 
 class Limit(Model):
@@ -289,6 +291,8 @@ class Loops(Model):
     """The loops that were found now, and those that wait."""
 
     loops: list[Loop]
+    silent: list[NamedPeer]
+    """Peers with debts that do not answer: no loop through them could be looked for."""
 
 
 class CubesAsked(Model):

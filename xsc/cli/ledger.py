@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -180,7 +179,8 @@ def statement(answer: Document) -> None:
     "--format",
     "form",
     type=click.Choice(api.ledger.EXPORT_FORMATS),
-    required=True,
+    default="csv",
+    show_default=True,
     help="Of the file.",
 )
 @option("--month", metavar="YYYY-MM", help="Only that month, in UTC.  [all]")
@@ -192,17 +192,7 @@ def export(settings: Settings, form: str, month: str | None, output: Path) -> No
 
     Each payment is in it once. Beancount checks the balances at its end: bean-check FILE.
     """
-    if output != options.STREAM:
-        settings.save(api.ledger.EXPORT, output, format=form, month=month)
-        return
-    if settings.json:
-        raise ArgumentInvalid(
-            "--json and a file on standard output do not go together", hint="name one: -o FILE"
-        )
-    with settings.calls().download(api.ledger.EXPORT, format=form, month=month) as download:
-        for block in download.blocks():
-            sys.stdout.buffer.write(block)
-    sys.stdout.buffer.flush()
+    settings.save(api.ledger.EXPORT, output, format=form, month=month)
 
 
 @asks(ledger, api.ledger.VERIFY)
@@ -313,7 +303,9 @@ def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
             settled="amount_micro",
         )
         if answer["pending"]:
-            show.line(f"with {answer['pending']} peers something is still owed")
+            who = "a peer" if answer["pending"] == 1 else f"{answer['pending']} peers"
+            amount = say_credits(answer["pending_micro"])
+            show.line(f"not due yet: {amount} with {who}; storage is paid once it is proven")
         return 0
     answer = settings.ask(api.ledger.OFF_BOOKS, peer=peer, amount_micro=off_books)
     settings.view(answer)
@@ -328,7 +320,7 @@ def _show_payment(amount_micro: int, answer: Document) -> None:
         if answer["heard_paid_micro"]:
             show.line(f"{who} says {format_credits(answer['heard_paid_micro'])}")
     elif not amount_micro:
-        show.line("taken back, unless it was booked before")
+        show.line(f"nothing is said to be paid to or by {who}; what was booked stays")
     else:
         balance = answer["balance_micro"]
         owes = f"{who} owes this node" if balance >= 0 else f"this node owes {who}"
@@ -354,6 +346,8 @@ def clear(answer: Document) -> None:
         waits_for=lambda row: " ".join(show.named(each, "id") for each in row["waits_for"]) or "-",
         loop=_around,
     )
+    for peer in answer["silent"]:
+        show.warn(f"{show.named(peer, 'id')} does not answer: no loop through it was looked for")
 
 
 @asks(ledger, api.ledger.CHECKPOINT)

@@ -90,8 +90,16 @@ class Settings:
             show.line(text)
 
     def save(self, endpoint: Asked, path: Path, /, **said: Any) -> None:  # noqa: ANN401
-        """Write what the node answers to a file, and print as JSON what was written."""
+        """Write what the node answers to a file, and print as JSON what was written; or show it."""
+        if path == STREAM and self.json:
+            raise ArgumentInvalid(
+                "--json and a file on standard output do not go together", hint="name one: -o FILE"
+            )
         with self.calls().download(endpoint, **said) as download:
+            if path == STREAM:
+                sys.stdout.buffer.writelines(download.blocks())
+                sys.stdout.buffer.flush()
+                return
             size = write_whole(path, download.blocks())
         self.view({"file": str(path), "size_bytes": size})
 
@@ -332,7 +340,8 @@ def _path(text: str) -> Path:
 
 def _target(text: str) -> Path:
     path = _path(text)
-    check_target(path)
+    if path != STREAM:
+        check_target(path)
     return path
 
 
@@ -512,5 +521,5 @@ def table(what: str, *declared: str, **how: Any) -> Callable[[F], F]:  # noqa: A
     return option(*declared, multiple=True, callback=read, **how)
 
 
-output_option = option("-o", "--output", type=TARGET, required=True, help="File to write.")
+output_option = option("-o", "--output", type=TARGET, required=True, help="File to write, or -.")
 """Of commands that write one file."""

@@ -218,7 +218,7 @@ class HistoryExchange:
             elif known != item.half.raw:
                 self._log.warning("ledger.claim_number_taken", peer=ids.short(peer), entry=seq)
         if late:
-            self._log.warning("ledger.claims", peer=ids.short(peer), entries=len(late))
+            self._log.info("ledger.claims", peer=ids.short(peer), entries=len(late))
         heard = self._chain.state.heard.get(peer, 0)
         if late or heard < start == ALL_TOLD:
             self._claim(peer, late, max(heard, start))

@@ -60,9 +60,10 @@ def note_accounts(state: LedgerState) -> incarnation.Noted:
 def entry_row(state: LedgerState, own: Signed[entry.Half]) -> Entry:
     """Return how an own half is shown."""
     half = own.record
+    kinds = {"off_books": "paid", "loop": "loop"} if half.kind == "post" else {}
     return Entry(
         seq=half.seq,
-        kind="paid" if half.kind == "post" and half.purpose == "off_books" else half.kind,
+        kind=kinds.get(half.purpose, half.kind),
         peer=half.peer,
         amount_micro=half.moves_micro,
         direction="-" if half.kind != "post" else "in" if half.credit == state.me else "out",

@@ -50,7 +50,11 @@ class LeasedHosts:
 def _given(found: LeasedHosts) -> list[LeaseHandle]:
     """Return the leases of compute that were found; raise why there are none."""
     if not found.leases:
-        raise refusals.refusal(found.refused, "no node offers the fuel that is needed")
+        raise refusals.refusal(
+            found.refused,
+            "no node offers the fuel that is needed",
+            also="a run that is allowed less fuel may cost less: --fuel",
+        )
     return found.leases
 
 

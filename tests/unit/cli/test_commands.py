@@ -951,10 +951,12 @@ def test_hosts_are_challenged(xsc, stand_in, outcome, code):
 
 def test_settle(xsc, stand_in):
     row = {"lease_id": NODE, "role": "customer", "peer": NODE, "amount_micro": 40}
-    stand_in.answers("POST", "/v1/ledger/settle", {"settled": [row], "pending": 2})
+    stand_in.answers(
+        "POST", "/v1/ledger/settle", {"settled": [row], "pending": 2, "pending_micro": 190_000}
+    )
     text = xsc("ledger", "settle").text
     assert "0.000040" in text
-    assert "with 2 peers something is still owed" in text
+    assert "not due yet: 0.19 credits with 2 peers" in text
 
 
 def test_clear(xsc, stand_in):
@@ -964,12 +966,14 @@ def test_clear(xsc, stand_in):
         "state": "unsigned",
         "waits_for": [{"id": NODE, "name": "cid"}],
     }
-    stand_in.answers("POST", "/v1/ledger/clear", {"loops": [row]})
+    stand_in.answers("POST", "/v1/ledger/clear", {"loops": [row], "silent": []})
     text = xsc("ledger", "clear").text
     assert "0.000040" in text
     assert "waits" in text
-    stand_in.answers("POST", "/v1/ledger/clear", {"loops": []})
-    assert "no debts go around" in xsc("ledger", "clear").err
+    stand_in.answers("POST", "/v1/ledger/clear", {"loops": [], "silent": [row["members"][0]]})
+    text = xsc("ledger", "clear").err
+    assert "no debts go around" in text
+    assert "bob does not answer" in text
 
 
 def test_cubes_are_drawn_and_compared(xsc, stand_in):

@@ -270,7 +270,9 @@ class Roster:
         if len(text) == TEXT_CHARS:
             found = [info for info in found if node_text(info.node_id) == text] or found
         if not found:
-            raise PeerUnknown("no such peer is known here", hint="`xsc peer ls` lists them")
+            raise PeerUnknown(
+                f"no peer is called '{text[:80]}' here", hint="`xsc peer ls` lists them"
+            )
         if len(found) > 1:
             raise ArgumentInvalid(
                 f"that could mean {len(found)} peers", hint="give more of the id, or the name"

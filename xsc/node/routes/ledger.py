@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import replace
 from itertools import islice
 
@@ -162,30 +162,38 @@ async def settle(node: Node, _: endpoint.Nothing) -> api.Settlement:
         amount_micro = row.settled_micro - before.get((row.role, row.peer), 0)
         if amount_micro > 0:
             settled.append(api.Settled(role=row.role, peer=row.peer, amount_micro=amount_micro))
+    owed = {(row.role, row.peer): node.market.owed_micro(row) for row in after}
+    left = {party: micro for party, micro in owed.items() if micro > 0}
     return api.Settlement(
         settled=settled,
-        pending=len({row.peer for row in after if node.market.owed_micro(row) > 0}),
+        pending=len({peer for _, peer in left}),
+        pending_micro=sum(left.values()),
     )
 
 
-def _loop(node: Node, loop: SignedLoop) -> api.Loop:
-    def named(member: bytes) -> peers.NamedPeer:
-        return peers.NamedPeer(id=member, name=node.name_of(member))
+def _named(node: Node, nodes: Iterable[bytes]) -> list[peers.NamedPeer]:
+    return [peers.NamedPeer(id=each, name=node.name_of(each)) for each in nodes]
 
+
+def _loop(node: Node, loop: SignedLoop) -> api.Loop:
     waits = node.ledger.loops.waits_for(loop)
     return api.Loop(
-        members=[*map(named, loop.record.members)],
+        members=_named(node, loop.record.members),
         amount_micro=loop.record.amount_micro,
         state="unsigned" if not loop.is_complete else "unbooked" if waits else "booked",
-        waits_for=[*map(named, waits)],
+        waits_for=_named(node, waits),
     )
 
 
 async def clear(node: Node, _: endpoint.Nothing) -> api.Loops:
     """Take off debts that go around."""
     found = {loop.id: loop for loop in await node.ledger.loops.clear()}
-    known = found | node.ledger.chain.state.loops
-    return api.Loops(loops=[_loop(node, loop) for loop in known.values()])
+    state = node.ledger.chain.state
+    with_debts = (peer for peer, micro in sorted(state.balances.items()) if micro)
+    return api.Loops(
+        loops=[_loop(node, loop) for loop in (found | state.loops).values()],
+        silent=_named(node, (peer for peer in with_debts if not node.health.is_up(peer))),
+    )
 
 
 async def checkpoint(node: Node, _: endpoint.Nothing) -> api.Checkpoint:
