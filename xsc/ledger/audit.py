@@ -299,6 +299,8 @@ def verify_settled(raw: bytes) -> str:
         raise ProofInvalid("this entry does not hold: a stranger exported it")
     if said.amount_micro > voucher.record.amount_micro:
         raise ProofInvalid("this entry does not hold: it is over more than the voucher")
+    if (refusal := validation.check_form(said)) is not None:
+        raise ProofInvalid(f"this entry does not hold: {refusal.sentence}")
     assert said.account is not None
     at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
         milliseconds=min(counter.record.created_ms, _YEAR_9999_MS)

@@ -242,7 +242,10 @@ class Chain:
         self.forks = Forks(context, store)
 
     def get(self, key: bytes) -> bytes | None:
-        """Return a row, also one that is on its way to the disk."""
+        """Return a row, also one that is on its way to the disk.
+
+        What is sent must be on it: who sends finds out in a step what there is (`commit`).
+        """
         unwritten = self._unwritten  # Threads read, too, and the rows are replaced.
         return unwritten[key] if key in unwritten else self.store.get(key)
 
@@ -295,6 +298,7 @@ class Chain:
         Raises:
             LedgerDamaged: the stored chain breaks a rule.
         """
+        self._unwritten, self._unsigned = {}, []
         self.restart = self.rows.restart()
         raw = self.store.get(SNAPSHOT)
         try:
@@ -365,7 +369,6 @@ class Chain:
 
     async def _run(self, _: None, steps: Sequence[Callable[[], Any]]) -> list[Any]:
         if not self._certain:
-            self._unwritten, self._unsigned = {}, []
             self.state = await self._executor.run(self.load)
         self._certain = False
         found: list[Any] = []
@@ -375,7 +378,12 @@ class Chain:
                 found.append(await outcome if inspect.isawaitable(outcome) else outcome)
             except errors.XscError as fault:
                 found.append(fault)
-        await self.write()
+        try:
+            await self.write()
+        except Exception:
+            # At once: an entry that the disk does not have must not be proposed again.
+            self.state = await self._executor.run(self.load)
+            raise
         self._certain = True
         return found
 

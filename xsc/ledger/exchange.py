@@ -383,23 +383,24 @@ class HistoryExchange:
     ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
         """Return a page of the caller's halves that this ledger has, from a number on."""
         start = fields.take_int(header, "start")
-        numbered = self._chain.state.seen.numbered(caller, start)
-        seen = ((theirs, known.seq) for theirs, known in numbered if not known.seals)
-        items: list[encoding.Value] = []
-        for theirs, seq in islice(seen, LEDGER_HISTORY_ITEMS_MAX):
-            items.append(
-                {
-                    "seq": theirs,
-                    "half": self._chain.read(OTHER, seq),
-                    "other": self._chain.read(HALF, seq),
-                    "voucher": self._chain.read(VOUCHER, seq),
-                }
-            )
-        return {
-            "v": 1,
-            "items": items,
-            "more": next(seen, None) is not None,
-        }, ()
+
+        def known() -> list[tuple[int, int]]:
+            """Return one more than a page, in a step: they are on the disk before they are sent."""
+            numbered = self._chain.state.seen.numbered(caller, start)
+            seen = ((theirs, known.seq) for theirs, known in numbered if not known.seals)
+            return [*islice(seen, LEDGER_HISTORY_ITEMS_MAX + 1)]
+
+        seen = await self._chain.commit(known)
+        items: list[encoding.Value] = [
+            {
+                "seq": theirs,
+                "half": self._chain.read(OTHER, seq),
+                "other": self._chain.read(HALF, seq),
+                "voucher": self._chain.read(VOUCHER, seq),
+            }
+            for theirs, seq in seen[:LEDGER_HISTORY_ITEMS_MAX]
+        ]
+        return {"v": 1, "items": items, "more": len(seen) > len(items)}, ()
 
     async def on_head(
         self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]

@@ -282,7 +282,8 @@ class Loops:
 
     async def _go_on(self, loop_id: bytes) -> None:
         """Show a loop to the neighbours where they may not know it, and book its own debt."""
-        loop = self._chain.state.loops.get(loop_id)
+        # In a step: what this node has signed counts on its disk before it is shown.
+        loop = await self._chain.commit(lambda: self._chain.state.loops.get(loop_id))
         if loop is None:
             return
         before, after = loop.record.before(self._own), loop.record.after(self._own)

@@ -34,6 +34,8 @@ from xsc.ledger.proposals import Proposals
 from xsc.terms.voucher import Voucher, off_books_account
 
 ACCOUNT_TIMEOUT_MS = 2_000
+REFUSED_MS = 3_600_000
+"""How long a payment that the payee refused is not booked again, unless it is said anew."""
 """How long a peer has to answer what an account holds: a person waits for it."""
 
 ACCOUNT: Final = "ledger.account"
@@ -87,6 +89,8 @@ class Payments:
         """Returns what a peer may still come to owe this node, its leases counted."""
         self._theirs: dict[bytes, Payment] = {}
         """What operators of peers say was paid between us, as heard last."""
+        self._refused: dict[bytes, tuple[Payment, int]] = {}
+        """Own reports whose entry the payee refused last, and until when it is not booked again."""
         self._to_ask: set[bytes] = set()
         """Peers of which `run` is to hear how this node's account stands there."""
         self._lock = asyncio.Lock()
@@ -212,14 +216,22 @@ class Payments:
             return
         theirs = self._theirs[peer] = Payment.from_value(paid)
         own = self.waiting(peer)
+        now_ms = self._clock.monotonic_ms()
+        refused, until_ms = self._refused.get(peer, (None, 0))
+        if refused == own and now_ms < until_ms:
+            return  # A payee that agrees and then refuses would have the chain grow.
         if own and own.is_payer and off_books.agree(own, theirs):
             worth = off_books.worth(theirs, payer=self._own, payee=peer)
             under = Signed(worth, peer, self._network, worth.id, worth.to_bytes())
             # Where it is not answered, the entry stays, and is proposed again.
-            with suppress(errors.XscError):
+            try:
                 await self._proposals.book(
                     self._entropy.token(XID_BYTES), peer, worth.account, under
                 )
+            except errors.EntryRefused:
+                self._refused[peer] = own, now_ms + REFUSED_MS
+            except errors.XscError as fault:
+                self._log.info("ledger.payment_unanswered", peer=short(peer), code=fault.code)
 
     # What peers ask
 

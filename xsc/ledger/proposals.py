@@ -371,6 +371,11 @@ class Proposals:
         Peers are asked side by side; at the first error with a peer, its
         others wait for the next time.
         """
+        counts = await asyncio.gather(*map(self._retry, await self._chain.commit(self._pending)))
+        return sum(counts)
+
+    def _pending(self) -> list[list[int]]:
+        """Return the open entries, by peer; in a step, so that they are on the disk."""
         by_peer: dict[bytes, list[int]] = {}
         state = self._chain.state
 
@@ -380,8 +385,7 @@ class Proposals:
 
         for seq in sorted(state.open, key=turn):
             by_peer.setdefault(state.open[seq].debtor, []).append(seq)
-        counts = await asyncio.gather(*(self._retry(seqs) for seqs in by_peer.values()))
-        return sum(counts)
+        return [*by_peer.values()]
 
     async def _retry(self, seqs: list[int]) -> int:
         count = 0

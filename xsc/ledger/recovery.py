@@ -36,13 +36,12 @@ def check_shown(item: Mapping[str, Value], *, peer: bytes, me: bytes, network: b
     try:
         half = entry.open_half(fields.take_bytes(item, "half"), network=network)
         other = entry.open_half(fields.take_bytes(item, "other"), network=network)
-        raw = fields.take_bytes(item, "voucher")
-        voucher = open_voucher(raw, half.record, network=network)
+        if half.author != me or other.author != peer:
+            return None
+        voucher = open_voucher(fields.take_bytes(item, "voucher"), half.record, network=network)
     except errors.XscError:
         return None
-    if half.author != me or other.author != peer or check_old(half, other, voucher) is not None:
-        return None
-    return Old(half, other, voucher)
+    return Old(half, other, voucher) if check_old(half, other, voucher) is None else None
 
 
 def known_entries(rows: Iterable[audit.Stored], *, network: bytes) -> list[Old]:

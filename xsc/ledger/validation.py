@@ -44,7 +44,7 @@ SAME_TOO = ("account", "receipt", "memo")
 _content = attrgetter(*SAME, *SAME_TOO)
 
 
-def _check_form(half: Half) -> Refusal | None:
+def check_form(half: Half) -> Refusal | None:
     """Check what a half of each kind must and must not carry."""
     if half.kind not in ("open", "limit", "post", "void", "seal", "claim"):
         return Refusal("kind_unknown", f"entries of kind '{half.kind}' are not booked here")
@@ -110,7 +110,7 @@ def check_proposal(
         return Refusal("creditor_not_caller", "only the creditor itself proposes an entry")
     if said.debit != state.me:
         return Refusal("debtor_not_me", "the debtor of this entry is another node")
-    if (refusal := _check_form(said)) is not None:
+    if (refusal := check_form(said)) is not None:
         return refusal
     if said.kind not in BOTH_SIGN:
         return Refusal("kind_unknown", f"a '{said.kind}' is not proposed to anybody")
@@ -218,7 +218,7 @@ def check_own_next(
         return Refusal("sequence_wrong", f"number {half.seq} stands where {state.next_seq} must")
     if half.prev != state.head:
         return Refusal("previous_wrong", "the half does not follow on the one before it")
-    if (refusal := _check_form(half)) is not None:
+    if (refusal := check_form(half)) is not None:
         return refusal
     if half.link is not None:
         return _check_own_answer(state, own, voucher, initiator)

@@ -7,7 +7,7 @@ import pytest
 from tests.settle import settle, turns
 from tests.unit.ledger.circle import Circle, collect
 from xsc.base.clock import InlineExecutor
-from xsc.base.errors import ArgumentInvalid
+from xsc.base.errors import ArgumentInvalid, EntryRefused
 from xsc.ledger.off_books import Payment
 from xsc.ledger.payments import ACCOUNT, PAID
 
@@ -98,3 +98,18 @@ async def test_a_silent_peer_holds_up_no_report_to_another():
     asked = {peer for _, peer, method, _ in circle.sent if method == ACCOUNT}
     assert asked == {peer.id for peer in others}
     running.cancel()
+
+
+async def test_a_payee_that_agrees_and_refuses_does_not_have_the_chain_grow():
+    a, b = await owing(-1_000)
+
+    async def refuse(*_):
+        raise EntryRefused("no")
+
+    b.ledger.proposals.on_propose = refuse
+    await a.ledger.payments.say(b.id, 10)
+    theirs = a.ledger.payments.waiting(b.id).model_copy(update={"is_payer": False})
+    before = a.ledger.chain.state.halves
+    for _ in range(20):
+        await a.ledger.handlers()[ACCOUNT](b.id, {"v": 1, "paid": theirs.to_value()}, ())
+    assert a.ledger.chain.state.halves <= before + 3

@@ -24,7 +24,7 @@ from xsc.identity.envelope import sign
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.chain import HALF, JOINT_MAX
 from xsc.ledger.entry import open_half
-from xsc.ledger.exchange import HEAD
+from xsc.ledger.exchange import HEAD, HISTORY
 from xsc.ledger.fork import fork_bytes
 from xsc.ledger.proposals import PROPOSE
 from xsc.ledger.statement import known_peers
@@ -423,6 +423,17 @@ async def test_a_cancelled_call_never_parts_disk_and_state(circle, a, b):
     assert a.ledger.balance(b.id) == -b.ledger.balance(a.id)
 
 
+class Held(InlineExecutor):
+    """Has each write wait for a gate."""
+
+    gate = None
+
+    async def run(self, function, *args, **named):
+        if self.gate is not None and function.__name__ == "write":
+            await self.gate.wait()
+        return await super().run(function, *args, **named)
+
+
 class Failing:
     """A store that fails at each write, before or after it reached the disk."""
 
@@ -473,6 +484,34 @@ async def test_where_the_disk_fails_nothing_of_that_write_counts(circle, a, b, w
     for number in range(2, 9):
         assert await collect(a, b, 5, account=number, xid=number) == 5
     assert a.ledger.balance(b.id) == -b.ledger.balance(a.id) == 38
+    for member in (a, b):
+        await member.ledger.verify()
+
+
+async def test_an_entry_that_the_disk_does_not_have_is_never_sent(circle, a, b):
+    """Not while it is written, and not after that failed: its number is used again."""
+    assert await collect(a, b, 3, account=1, xid=1) == 3
+    held, written = Held(), a.ledger.chain.store
+    a.executor = held
+    a.ledger = a.start()
+    a.ledger.chain.store = Failing(written, written=False)
+    held.gate, sent = asyncio.Event(), len(circle.sent)
+    task = asyncio.create_task(collect(a, b, 5, account=2, xid=2))
+    await turns(20)
+    asked = asyncio.create_task(a.ledger.retry_pending())
+    shown = asyncio.create_task(a.ledger.handlers()[HISTORY](b.id, {"v": 1, "start": 0}, ()))
+    await turns(20)
+    held.gate.set()
+    with pytest.raises(OSError, match="full"):
+        await task
+    a.ledger.chain.store = written
+    await asyncio.gather(asked, shown, return_exceptions=True)
+    await a.ledger.retry_pending()
+    assert PROPOSE not in [method for _, _, method, _ in circle.sent[sent:]]
+    assert (
+        len((await a.ledger.handlers()[HISTORY](b.id, {"v": 1, "start": 0}, ()))[0]["items"]) == 1
+    )
+    assert await collect(a, b, 7, account=3, xid=3) == 7
     for member in (a, b):
         await member.ledger.verify()
 

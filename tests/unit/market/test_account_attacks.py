@@ -289,3 +289,31 @@ async def test_a_restart_of_the_customer_explains_no_minute_more(world, pair):
         provider.prove_to(customer)
         await customer.market.settlement.agree(provider.id)
     assert signed_of(customer, provider) == 5 * 4_000
+
+
+@pytest.mark.parametrize("leased", [True, False])
+async def test_who_wants_little_and_then_all_after_a_lost_disk_gets_what_was_signed(
+    world, pair, leased
+):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    world.later(10 * DAY_MS)
+    await customer.market.settlement.settle_all()
+    paid = signed_of(customer, provider)
+    customer.state = Memory()
+    await customer.restart()
+    lost = {host.lease_id: 100 * MIB} if leased else {}
+    await customer.market.settlement.lost({provider.id: lost})
+    honest = world.wire.handlers[provider.id]
+    for amount_micro in (0, 10**12):
+        world.wire.handlers[provider.id] = honest
+
+        def lie(count, amount_micro=amount_micro):
+            leases = count.leases if leased else ()
+            said = {"closed": wide(10**15 * WORTH), "leases": leases}
+            return said | {"amount_micro": amount_micro}
+
+        lying(world, provider, lie, None if leased else [])
+        world.later(1_000)
+        await customer.market.settlement.agree(provider.id)
+        assert signed_of(customer, provider) <= paid + 1_000
