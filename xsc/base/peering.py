@@ -13,13 +13,17 @@ from xsc.base.encoding import Value
 from xsc.base.errors import XscError
 from xsc.base.merkle import Part
 
-Answered: TypeAlias = "tuple[dict[str, Value], Sequence[bytes | memoryview]]"
+Header: TypeAlias = dict[str, Value]
+"""Of a call or an answer, decoded."""
+Parts: TypeAlias = Sequence[Part]
+"""What came with a call, verified."""
+Answered: TypeAlias = "tuple[Header, Sequence[bytes | memoryview]]"
 """Header and bodies of an answer."""
-Handler: TypeAlias = Callable[[bytes, dict[str, Value], Sequence[Part]], Awaitable[Answered]]
+Handler: TypeAlias = Callable[[bytes, Header, Parts], Awaitable[Answered]]
 """Takes the authenticated caller's id, the header and verified parts.
 
 A handler that waits clears the header before: decoded, it takes many times its bytes."""
-Asked: TypeAlias = "tuple[dict[str, Value], Sequence[Part]]"
+Asked: TypeAlias = tuple[Header, Parts]
 """Header and verified parts of a call."""
 Outcome: TypeAlias = "Answered | XscError"
 """What came of one call of several."""

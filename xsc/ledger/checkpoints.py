@@ -14,17 +14,18 @@ are synced.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from xsc.base import encoding, fields, ids, merkle, peering
+from xsc.base import fields, ids, peering
 from xsc.base.errors import (
     EntryRefused,
     NotFound,
     RecordInvalid,
     XscError,
 )
+from xsc.base.peering import Answered, Header, Parts
 from xsc.identity.context import Context
 from xsc.ledger import checkpoint as rules
 from xsc.ledger import tree
@@ -214,9 +215,7 @@ class Checkpoints:
 
     # Those of peers
 
-    async def _on_cosign(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def _on_cosign(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         new = open_checkpoint(fields.take_bytes(header, "checkpoint"), network=self._network)
         old = fields.take_int(header, "old")
         listed = fields.take_list(header, "path", most=tree.PATH_MAX + 1)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from xsc.base import encoding, fields, ids, keyvalue, merkle, peering
+from xsc.base import encoding, fields, ids, keyvalue, peering
 from xsc.base.errors import LedgerDamaged, PeerSilent, ReceiptInvalid, RecordInvalid, XscError
 from xsc.base.limits import PEER_TIMEOUT_MS
+from xsc.base.peering import Answered, Header, Parts
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.ledger.audit import chain_end_bytes
@@ -378,9 +379,7 @@ class HistoryExchange:
 
     # What peers ask
 
-    async def on_history(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def on_history(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         """Return a page of the caller's halves that this ledger has, from a number on."""
         start = fields.take_int(header, "start")
 
@@ -402,9 +401,7 @@ class HistoryExchange:
         ]
         return {"v": 1, "items": items, "more": len(seen) > len(items)}, ()
 
-    async def on_head(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def on_head(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         """Keep the caller's incarnation; return the known ends of its chain and of the own one."""
         raw = fields.take_opt_bytes(header, "incarnation")
         if raw is not None:

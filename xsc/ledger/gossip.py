@@ -15,9 +15,10 @@ from array import array
 from collections.abc import Sequence
 from typing import Final
 
-from xsc.base import encoding, fields, ids, merkle, peering
+from xsc.base import encoding, fields, ids, peering
 from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, RecordInvalid, XscError
 from xsc.base.limits import AMOUNT_MAX
+from xsc.base.peering import Answered, Header, Parts
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, read_claimed
 from xsc.ledger.chain import OTHER, Chain, key_of
@@ -181,9 +182,7 @@ class ForkGossip:
 
     # What peers ask
 
-    async def _on_compare(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def _on_compare(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         differ: list[encoding.Value] = []
         for place, item in enumerate(fields.take_list(header, "seen", most=COMPARED_MAX)):
             match item:

@@ -18,8 +18,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from xsc.base import encoding, fields, ids, limits, merkle, peering
+from xsc.base import fields, ids, limits, peering
 from xsc.base.errors import EntryRefused, RecordInvalid, Recovering, XscError
+from xsc.base.peering import Answered, Header, Parts
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.ledger import loop as rules
@@ -147,9 +148,7 @@ class Loops:
 
     # What peers ask
 
-    async def _on_offer(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def _on_offer(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         listed = fields.take_list(header, "path", most=LOOP_MEMBERS_MAX)
         path = [each for each in listed if isinstance(each, bytes) and len(each) == ids.ID_BYTES]
         if path[-1:] != [caller] or len({*path}) != len(listed):
@@ -212,9 +211,7 @@ class Loops:
                 self._offered.remove(promise)
         return None
 
-    async def _on_loop(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def _on_loop(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         loop = open_loop(fields.take_bytes(header, "loop"), network=self._network)
         if self._own not in loop.record.members:
             raise RecordInvalid("this node is no member of the loop")

@@ -14,15 +14,16 @@ operators reported the same, the payer books it. The rules are in `off_books`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from xsc.base import encoding, errors, limits, merkle, peering
+from xsc.base import encoding, errors, limits, peering
 from xsc.base.fields import take_int
 from xsc.base.ids import short
 from xsc.base.keyvalue import prefix_end
+from xsc.base.peering import Answered, Header, Parts
 from xsc.base.units import is_near
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
@@ -235,9 +236,7 @@ class Payments:
 
     # What peers ask
 
-    async def _on_account(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def _on_account(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         await self._hear(caller, header)
         return {
             "v": 1,

@@ -14,8 +14,9 @@ from itertools import islice
 from typing import Final, Literal, TypeAlias
 
 from xsc.api.ledger import PaidLease
-from xsc.base import encoding, fields, ids, limits, merkle
+from xsc.base import encoding, fields, ids, limits
 from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, ReceiptInvalid, XscError
+from xsc.base.peering import Answered, Header, Parts
 from xsc.base.units import is_near
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed
@@ -251,9 +252,7 @@ class Proposals:
             self._chain.keep_loop(open_loop(under, network=self._network))
         return None, True
 
-    async def on_propose(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def on_propose(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         """Answer a creditor's half with this node's half."""
         half = entry.open_half(fields.take_bytes(header, "half"), network=self._network)
         raw = fields.take_bytes(header, "voucher")

@@ -11,11 +11,11 @@ and answered as every entry is (`proposals`), and moves nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from itertools import islice
 from typing import Final
 
-from xsc.base import encoding, errors, fields, ids, merkle, peering
+from xsc.base import encoding, errors, fields, ids, peering
+from xsc.base.peering import Answered, Header, Parts
 from xsc.identity.context import Context
 from xsc.ledger import cube
 from xsc.ledger.chain import END, Chain
@@ -100,9 +100,7 @@ class Seals:
             made.add(sorted(entry_id for _, entry_id in entries))
             made.below = below
 
-    async def _on_cubes(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def _on_cubes(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         face = None if header.get("face") is None else fields.take_int(header, "face", most=2)
         level = fields.take_int(header, "level", most=cube.LEVEL_MAX)
         ask = cube.Ask(level, fields.take_int(header, "place"), face)

@@ -9,11 +9,12 @@ Use is kept unsynced; after a power loss the shard store says what is held.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from xsc.base import encoding, fields, limits, merkle, units
+from xsc.base import fields, limits, units
 from xsc.base.errors import LeaseExhausted, NoOffers, NotAllowed, RateLimited, RecordInvalid
 from xsc.base.ids import short
+from xsc.base.peering import Answered, Header, Parts
 from xsc.identity.envelope import open_signed, sign
 from xsc.market import lease as rules
 from xsc.market import lease_store, proof, waiting
@@ -39,9 +40,7 @@ class LeaseGranter(lease_store.MarketPart):
             node.clock, most=limits.JOBS_QUEUED_MAX, each=limits.JOBS_QUEUED_A_PEER_MAX
         )
 
-    async def on_lease(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def on_lease(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         """Grant a request; the same request gets the same lease.
 
         A request with the id of a lease renews that. Before it is time to, the answer is the

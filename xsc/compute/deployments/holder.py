@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from xsc.base import encoding, errors, fields, ids, limits, merkle, peering
 from xsc.base.clock import run_sized
+from xsc.base.peering import Answered, Header, Parts
 from xsc.compute.deployments import pages, rules, wagi
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
 from xsc.compute.deployments.rules import fault_answer
@@ -284,9 +285,7 @@ class ServiceHolder:
                 )
                 await self._registry.drop(service)
 
-    async def _on_deploy(
-        self, caller: bytes, header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def _on_deploy(self, caller: bytes, header: Header, parts: Parts) -> Answered:
         if not self._serving:
             raise errors.NotAllowed(
                 f"{ids.short(self._own)} serves no requests",
@@ -358,17 +357,13 @@ class ServiceHolder:
             )
         return service
 
-    async def _on_undeploy(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def _on_undeploy(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         service = self._held(caller, header)
         async with self._registry.changing.of(service.key):
             await self._registry.drop(service)
         return {}, ()
 
-    async def _on_collect(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def _on_collect(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         service = self._held(caller, header)
         lease_id = fields.take_bytes(header, "lease_id", size=32)
         rates = tuple(

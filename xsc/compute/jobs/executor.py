@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from xsc.base import encoding, errors, fields, limits, merkle, peering, room
 from xsc.base.clock import Clock, run_sized
+from xsc.base.peering import Answered, Header, Parts
 from xsc.compute.jobs import orders, receipts
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.jobs.runner import GrantedOrder, JobRunner
@@ -100,9 +101,7 @@ class JobExecutor:
         known = self._orders.find((customer, nonce))
         return None if known is None or known.run is None else known.run.output
 
-    async def _serve(
-        self, caller: bytes, header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def _serve(self, caller: bytes, header: Header, parts: Parts) -> Answered:
         order = open_signed(
             fields.take_bytes(header, "order"), Order, network=self._network, author=caller
         )

@@ -12,14 +12,14 @@ with what was shown.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from xsc.base import encoding, merkle
+from xsc.base import encoding
 from xsc.base.clock import Clock, event_within
 from xsc.base.errors import ReceiptInvalid, XscError
 from xsc.base.fields import take_bool, take_bytes, take_int
 from xsc.base.limits import OUTPUT_BYTES_MAX, PEER_TIMEOUT_MS, STREAM_PIECE_BYTES
-from xsc.base.peering import Caller, Handler
+from xsc.base.peering import Answered, Caller, Handler, Header, Parts
 from xsc.compute.jobs.output_buffer import OutputBuffer
 
 STREAM_WAIT_MS = 2_000
@@ -48,9 +48,7 @@ class RemoteOutput:
         """Return what peers may call."""
         return {OUTPUT: self._on_output, CANCEL: self._on_cancel}
 
-    async def _on_output(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def _on_output(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         output = self._find(caller, take_bytes(header, "nonce", size=_NONCE_BYTES))
         stdout = take_int(header, "stdout", most=OUTPUT_BYTES_MAX)
         stderr = take_int(header, "stderr", most=OUTPUT_BYTES_MAX)
@@ -67,9 +65,7 @@ class RemoteOutput:
         done = output.done and output.size_bytes == stdout + stderr + sum(map(len, pieces))
         return {"known": True, "done": done}, pieces
 
-    async def _on_cancel(
-        self, caller: bytes, header: dict[str, encoding.Value], _parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, encoding.Value], Sequence[bytes | memoryview]]:
+    async def _on_cancel(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         output = self._find(caller, take_bytes(header, "nonce", size=_NONCE_BYTES))
         if output is not None:
             output.cancel()

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from xsc.base import errors, fields, keyvalue, limits, merkle, turns
 from xsc.base.encoding import Value, decode
-from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
+from xsc.base.peering import Answered, Asked, GroupHandler, Handler, Header, Outcome, Parts
 from xsc.base.work import ENTERED, Measured
 from xsc.identity.context import Context
 from xsc.net.calls import batch, costs, problems, sender, signing
@@ -336,9 +336,7 @@ class RequestServer:
         answer = self._join(caller, header | {"secret": secret})
         return self._framed(answer, (), costs.OTHER.answered)
 
-    async def _batch(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[merkle.Part]
-    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+    async def _batch(self, caller: bytes, header: Header, parts: Parts) -> Answered:
         """Carry out several calls at once, each with an answer and a count of its own."""
         calls = batch.unpack_calls(header, parts)
         answers: dict[int, batch.Answer] = {}
