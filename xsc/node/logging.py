@@ -127,6 +127,11 @@ class SentenceLog(JsonLog):
     def __init__(self, clock: Clock, stream: TextIO | None = None) -> None:
         super().__init__(clock, "warning", stream)
 
+    def warning(self, event: str, **fields: object) -> None:
+        """Report something, but not that a peer is silent: a command names those at its end."""
+        if fields.get("code") != "peer_silent":
+            super().warning(event, **fields)
+
     def _text(self, now_ms: int, level: str, event: str, fields: dict[str, object]) -> str:  # noqa: ARG002
         return sentence(level, event, fields)
 

@@ -36,11 +36,12 @@ def test_a_command_tells_warnings_and_errors_as_sentences():
     stream = io.StringIO()
     log = SentenceLog(ManualClock(), stream)
     log.info("leases_recalled", peer="alice", leases=3)
-    log.warning("recovery.leases_not_recalled", peer="alice", code="peer_silent")
+    log.warning("recovery.leases_not_recalled", peer="alice", code="busy")
+    log.warning("market.not_settled", peer="carol", code="peer_silent")  # named at the end
     log.error("ledger.conflict", peer="bob\x1b[2J", entry=7, secret="s")
     log.warning("ledger.unanswered")
     assert stream.getvalue().splitlines() == [
-        "warning: recovery leases not recalled (peer alice): peer_silent",
+        "warning: recovery leases not recalled (peer alice): busy",
         "error: ledger conflict (peer bob?[2J): entry 7",
         "warning: ledger unanswered",
     ]
