@@ -315,7 +315,7 @@ class CubeLevel(Model):
     """The cell in which the entry is that differs."""
 
 
-Compared = Literal["same", "differs", "apart", "silent", "-"]
+Compared = Literal["same", "differs", "apart", "silent", "wrong", "-"]
 
 
 class Cubes(OfPeer):
@@ -328,8 +328,8 @@ class Cubes(OfPeer):
     """The cubes that are being filled, or those of the entry that differs; the highest first."""
     compared: Compared
     """differs: the peer has another entry in the place of `entry_id`. apart: one of both has begun
-    a new incarnation, of which the other was not told. silent: it did not answer, or not so that
-    it made sense. -: it was not asked."""
+    a new incarnation, of which the other was not told. silent: it did not answer. wrong: its
+    answers contradict each other, or it refused. -: it was not asked."""
     shared: int | None
     """Entries that were compared."""
     entry_id: Key | None

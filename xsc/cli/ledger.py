@@ -205,7 +205,8 @@ _COMPARED: Final = {
     "same": "{who} has the same {shared}",
     "differs": "{who} has another entry than {entry_id} of {when} (×), the first of all",
     "apart": "{who} has not heard of a restart of this ledger, or this node of one of its",
-    "silent": "{who} does not answer, or what it says makes no sense",
+    "silent": "{who} does not answer",
+    "wrong": "{who} refuses to compare, or contradicts itself",
 }
 
 
@@ -251,7 +252,9 @@ def limits(answer: Document) -> None:
         if row["mutual_ppm"]:
             show.line(f"{who}: recognised both ways with {format_share(row['mutual_ppm'])}")
         if row["repaid_micro"]:
-            show.line(f"{who}: repaid {say_credits(row['repaid_micro'])} in 90 days")
+            show.line(
+                f"{who}: repaid {say_credits(row['repaid_micro'])} in 90 days, of which a half counts"
+            )
         if row["shared_through"]:
             show.line(f"{who}: shares its starter with all that came by the same peer")
         if is_near(row["owed_micro"], row["limit_micro"]):
@@ -268,9 +271,11 @@ def limit(answer: Document) -> str:
     new debt and takes nothing back.
     """
     shared = ", shared with all that came by the same peer" if answer["shared_through"] else ""
+    more_micro = answer["credit_left_micro"]
+    left = f"{format_credits(abs(more_micro))} {'more' if more_micro >= 0 else 'less'} than now"
     return (
         f"{show.named(answer, 'peer')} may owe up to {format_credits(answer['limit_micro'])} "
-        f"credits, {format_credits(answer['credit_left_micro'])} more than now{shared}"
+        f"credits, {left}{shared}"
     )
 
 

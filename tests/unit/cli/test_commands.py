@@ -1010,6 +1010,7 @@ def test_cubes_are_drawn_and_compared(xsc, stand_in):
         (other, 6, "■■■ ■■■ ■■■\n  ■■■ ■×■ ■■■\n"),
         (row | {"compared": "apart"}, 0, "has not heard of a restart"),
         (row | {"compared": "silent"}, 0, "bob does not answer"),
+        (row | {"compared": "wrong"}, 0, "bob refuses to compare"),
     ):
         stand_in.answers("GET", "/v1/ledger/cubes?peer=bob&compare=1", {"cubes": [answer]})
         told = xsc("ledger", "cubes", "bob", "--compare")
@@ -1075,7 +1076,7 @@ def test_limits_are_explained(xsc, stand_in):
     for text in (
         "introduced  300.000000   75.000000  4.000000  1200.000000    -  379.000000",
         "bob: recognised both ways with 25.0%",
-        "bob: repaid 8 credits in 90 days",
+        "bob: repaid 8 credits in 90 days, of which a half counts",
         "bob: shares its starter with all that came by the same peer",
         "bob: has used more than 80 % of its limit",
     ):

@@ -244,8 +244,10 @@ async def _cubes_with(node: Node, peer: bytes, *, compare: bool) -> api.Cubes:
                 how = "same" if place is None else "differs"
         except errors.LedgerDamaged:
             raise
-        except errors.XscError:
+        except errors.PeerSilent:
             how = "silent"
+        except errors.XscError:
+            how = "wrong"
     chain = node.ledger.chain
     entry_id = None if place is None else made.read(0, place)
     known = None if entry_id is None else chain.state.by_id.get(entry_id)
