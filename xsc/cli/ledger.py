@@ -252,9 +252,8 @@ def limits(answer: Document) -> None:
         if row["mutual_ppm"]:
             show.line(f"{who}: recognised both ways with {format_share(row['mutual_ppm'])}")
         if row["repaid_micro"]:
-            show.line(
-                f"{who}: repaid {say_credits(row['repaid_micro'])} in 90 days, of which a half counts"
-            )
+            repaid = say_credits(row["repaid_micro"])
+            show.line(f"{who}: repaid {repaid} in 90 days, of which a half counts")
         if row["shared_through"]:
             show.line(f"{who}: shares its starter with all that came by the same peer")
         if is_near(row["owed_micro"], row["limit_micro"]):
