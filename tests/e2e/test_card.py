@@ -171,7 +171,9 @@ def check(net, folder) -> None:
             for node, rows in spaces.items()
         }
         assert faults(less, said, accounts), path
-    assert len(accounts) >= 2
+    # What came after the hour's challenge is paid in the next one (P9): how many accounts have a
+    # voucher by now depends on the minute. The terms of all leases are looked at anyway.
+    assert len(said) >= 2
     counts = [opened(count, "lease_count")[1] for count, _ in accounts]
     for lease_id in {line["lease_id"] for count in counts for line in count["leases"]}:
         # Of one that was renewed, no term may stand for another.
