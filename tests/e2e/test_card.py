@@ -5,6 +5,7 @@ What came of it is checked from what the nodes published and signed alone.
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -179,5 +180,5 @@ def check(net, folder) -> None:
         # Of one that was renewed, no term may stand for another.
         rest = [raw for raw in said if lease_of(raw).id != lease_id]
         assert faults(spaces, rest, accounts)
-    (first, one), (second, other) = accounts[:2]
-    assert faults(spaces, said, [(first, other), (second, one)])
+    for (first, one), (second, other) in itertools.pairwise(accounts):
+        assert faults(spaces, said, [(first, other), (second, one)])
