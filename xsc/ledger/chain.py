@@ -244,7 +244,8 @@ class Chain:
     def get(self, key: bytes) -> bytes | None:
         """Return a row, also one that is on its way to the disk.
 
-        What is sent must be on it: who sends finds out in a step what there is (`commit`).
+        Only what is on the disk is sent: `commit` a step that finds out what there is, and send it
+        then.
         """
         unwritten = self._unwritten  # Threads read, too, and the rows are replaced.
         return unwritten[key] if key in unwritten else self.store.get(key)
@@ -378,12 +379,7 @@ class Chain:
                 found.append(await outcome if inspect.isawaitable(outcome) else outcome)
             except errors.XscError as fault:
                 found.append(fault)
-        try:
-            await self.write()
-        except Exception:
-            # At once: an entry that the disk does not have must not be proposed again.
-            self.state = await self._executor.run(self.load)
-            raise
+        await self.write()
         self._certain = True
         return found
 
@@ -395,7 +391,12 @@ class Chain:
             for own in seal(halves, self._key, self.network):
                 self._unwritten[key_of(HALF, own.record.seq)] = own.raw
         if self._unwritten:
-            await self._executor.run(self.store.write, [*self._unwritten.items()], sync=True)
+            try:
+                await self._executor.run(self.store.write, [*self._unwritten.items()], sync=True)
+            except Exception:
+                # At once: nothing of it is written later, and no entry of it proposed again.
+                self.state = await self._executor.run(self.load)
+                raise
             self._unwritten = {}
             self.on_change()
 

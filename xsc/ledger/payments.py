@@ -35,9 +35,9 @@ from xsc.ledger.proposals import Proposals
 from xsc.terms.voucher import Voucher, off_books_account
 
 ACCOUNT_TIMEOUT_MS = 2_000
+"""How long a peer has to answer what an account holds: a person waits for it."""
 REFUSED_MS = 3_600_000
 """How long a payment that the payee refused is not booked again, unless it is said anew."""
-"""How long a peer has to answer what an account holds: a person waits for it."""
 
 ACCOUNT: Final = "ledger.account"
 PAID: Final = b"ledger-paid/"

@@ -252,8 +252,7 @@ def restore(account: Account, entries: Iterable[LeaseEntry], count: LeaseCount) 
     """
     assert account.lost is not None, "the customer has lost its disk"
     lines = {line.lease_id: line for line in count.leases}
-    # What it counts and does not want to be paid is not proven, or void; it is no more than what
-    # lies at it can have come to, or a provider that wants little now would want it all later.
+    # Not what it counts and does not want to be paid: it could ask for that later.
     signed = account.signed_micro * WORTH
     for entry in entries:
         line, size = lines[entry.id], account.lost.get(entry.id.hex(), 0)

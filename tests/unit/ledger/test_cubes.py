@@ -466,7 +466,7 @@ async def test_a_seal_that_lies_is_refused_and_leaves_nothing(circle, low, high)
 
 
 async def test_nothing_comes_among_what_is_sealed(circle, low, high):
-    """Who starts seals signs numbers below them only with a lie: as proposal or as answer."""
+    """A number below a seal of its author is refused, in a proposal and in an answer."""
     await trade(low, high, range(6))
     circle.fate = lambda: "request lost"
     with pytest.raises(PeerSilent):

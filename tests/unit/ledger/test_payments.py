@@ -113,3 +113,8 @@ async def test_a_payee_that_agrees_and_refuses_does_not_have_the_chain_grow():
     for _ in range(20):
         await a.ledger.handlers()[ACCOUNT](b.id, {"v": 1, "paid": theirs.to_value()}, ())
     assert a.ledger.chain.state.halves <= before + 3
+    before = a.ledger.chain.state.halves
+    await a.ledger.payments.say(b.id, 11)  # said anew, it is tried anew
+    again = {"v": 1, "paid": theirs.model_copy(update={"amount_micro": 11}).to_value()}
+    await a.ledger.handlers()[ACCOUNT](b.id, again, ())
+    assert a.ledger.chain.state.halves == before + 2

@@ -17,6 +17,7 @@ from xsc.base.errors import (
     ProofInvalid,
     ReceiptInvalid,
     SignatureInvalid,
+    StoreDamaged,
 )
 from xsc.base.limits import LEDGER_RETRY_MS
 from xsc.db.memory import MemoryKeyValue
@@ -514,6 +515,21 @@ async def test_an_entry_that_the_disk_does_not_have_is_never_sent(circle, a, b):
     assert await collect(a, b, 7, account=3, xid=3) == 7
     for member in (a, b):
         await member.ledger.verify()
+
+
+async def test_what_a_step_that_runs_alone_could_not_write_is_not_written_after_it(circle, a):
+    chain, whole = a.ledger.chain, a.ledger.chain.store
+
+    class Once(Failing):
+        def write(self, changes, *, sync):
+            chain.store = whole
+            raise StoreDamaged("the disk is full")
+
+    chain.store = Once(whole, written=False)
+    with pytest.raises(StoreDamaged):
+        await chain.exclusive(chain.write, [(b"a row", b"of it")])
+    assert whole.get(b"a row") is None
+    await a.ledger.verify()
 
 
 async def test_after_a_failed_write_the_disk_is_asked(circle, a, b):

@@ -385,12 +385,17 @@ _CHECKS: Final[Mapping[str, Callable[[bytes], str]]] = {
 
 def _checkpoint(raw: bytes) -> str:
     found = checkpoint.open_checkpoint(raw, network=None)
-    signed, needed = found.signed_by(found.cosigners), checkpoint.quorum(len(found.cosigners))
-    cosigned = f"{signed} of {len(found.cosigners)} co-signers signed, {needed} needed"
+    lists = {"co-signers": found.cosigners, "former co-signers": found.former}
+    cosigned = ", and ".join(
+        f"{found.signed_by(nodes)} of {len(nodes)} {name} signed, "
+        f"{checkpoint.quorum(len(nodes))} needed"
+        for name, nodes in lists.items()
+        if nodes
+    )
     return (
         f"checkpoint: the ledger of {short(found.author)} has {found.size} entries from "
         f"{found.first_seq} on under the root {found.root.hex()[:16]}; "
-        f"{cosigned if found.cosigners else 'it names no co-signers'}"
+        f"{cosigned or 'it names no co-signers'}"
     )
 
 
