@@ -293,7 +293,8 @@ def verify_settled(raw: bytes) -> str:
     refusal = validation.check_counter(half, counter) or validation.check_voucher(said, voucher)
     if refusal is not None:
         raise ProofInvalid(f"this entry does not hold: {refusal.sentence}")
-    if said.kind not in BOTH_SIGN or said.link is not None or said.credit != half.author:
+    is_debt = said.kind in BOTH_SIGN and said.link is None and said.amount_micro > 0
+    if not is_debt or said.credit != half.author:
         raise ProofInvalid("this entry does not hold: it is no debt that its creditor booked")
     if exported.author not in (half.author, counter.author):
         raise ProofInvalid("this entry does not hold: a stranger exported it")

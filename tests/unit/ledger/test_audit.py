@@ -474,6 +474,10 @@ def test_an_export_that_does_not_hold_is_refused(circle):
     made.refused("a stranger exported it", by=c)
     made.refused("over more than the voucher", amount_micro=AMOUNT + 1)
     made.refused("no debt that its creditor booked", kind="void")
+    made.refused("no debt that its creditor booked", amount_micro=0)
+    made.refused("unit 7 is not booked", unit=7)
+    made.refused("neither expires nor carries a memo", memo=b"m" * 32)
+    made.refused("neither expires nor carries a memo", expires_ms=1)
     # The creditor signs that it owes, under a voucher of its own.
     said = made.voucher.record.model_copy(update={"provider": b.id, "customer": a.id})
     under = sign(said, a.key, NETWORK)

@@ -37,6 +37,7 @@ from xsc.ledger.checkpoint import (
 )
 from xsc.ledger.entry import GENESIS, Half
 from xsc.ledger.fork import fork_bytes, open_fork
+from xsc.node.offline.verify import verify_file
 
 NETWORK = network_id("test")
 AUTHOR = KeyPair(b"a" * 32)
@@ -224,6 +225,8 @@ def test_a_list_that_follows_another_names_it_and_needs_both():
     for key in old:
         said = said.signed(key, 1)
     assert not said.is_complete
+    told = verify_file(said.raw)
+    assert "0 of 4 co-signers signed, 3 needed, and 7 of 7 former co-signers signed, 5" in told
 
 
 def test_a_stored_checkpoint_that_is_damaged_is_said_to_be():

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from pydantic import ValidationError
 
-from tests.settle import settle
+from tests.settle import settle, turns
 from tests.strategies import VECTORS
 from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect
+from xsc.base.clock import InlineExecutor
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -22,6 +23,7 @@ from xsc.base.errors import (
     LedgerDamaged,
     PeerSilent,
     RecordInvalid,
+    StoreDamaged,
 )
 from xsc.identity.envelope import sign
 from xsc.ledger.audit import verify_settled
@@ -221,6 +223,40 @@ def test_nobody_signs_or_books_what_does_not_follow():
         assert (await told(loop, c))[0] == answer
         with pytest.raises(EntryRefused, match="debts"):
             await told(signed_by([a, b, c], DEBT, xid=b"y" * 16, signers=2), c)
+
+    run(play())
+
+
+def test_what_is_signed_is_on_the_disk_before_it_is_shown():
+    class Held(InlineExecutor):
+        gate = None
+
+        async def run(self, function, *args, **named):
+            if self.gate is not None and function.__name__ == "write":
+                await self.gate.wait()
+                raise StoreDamaged("the disk is full")
+            return await super().run(function, *args, **named)
+
+    async def play():
+        circle = await ring(3)
+        a, b, c = circle.members
+        c.executor = held = Held()
+        c.ledger = c.start()
+        going = asyncio.create_task(c.ledger.loops.run())
+        await turns(20)
+        held.gate, sent = asyncio.Event(), len(circle.sent)
+        loop = signed_by([a, b, c], DEBT, signers=1)
+        header = {"v": 1, "loop": loop.raw}
+        told = asyncio.create_task(c.ledger.handlers()[LOOP](a.id, header, ()))
+        await turns(60)
+        held.gate.set()
+        with pytest.raises(StoreDamaged):
+            await told
+        held.gate = None
+        await turns(60)
+        assert not [method for by, _, method, _ in circle.sent[sent:] if by == c.id]
+        assert loop.id not in c.ledger.chain.state.loops
+        going.cancel()
 
     run(play())
 
