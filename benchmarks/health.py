@@ -14,6 +14,7 @@ from benchmarks import possession
 from benchmarks.size import least
 from xsc.base.limits import PROBE_TIMEOUT_MS
 from xsc.base.log import SilentLog
+from xsc.db.group import GroupCommit
 from xsc.db.memory import MemoryKeyValue
 from xsc.health.scoring import Scores
 from xsc.health.service import HealthService
@@ -33,7 +34,7 @@ class Node:
 
     def __init__(self, executor: ThreadExecutor) -> None:
         key, clock, log = KeyPair(os.urandom(32)), SystemClock(), SilentLog()
-        self.tasks = Tasks(clock, log)
+        self.tasks, state = Tasks(clock, log), MemoryKeyValue()
         self.peers = PeerNet(
             key=key,
             network_name="bench",
@@ -41,8 +42,9 @@ class Node:
             entropy=SystemEntropy(),
             executor=executor,
             transport=HttpTransport(listen="127.0.0.1:0", key=key),
-            store=MemoryKeyValue(),
             log=log,
+            state=state,
+            commit=GroupCommit(state, executor).commit,
             name="bench",
             advertise=(),
             accepts=False,
@@ -52,7 +54,6 @@ class Node:
             self.peers.context,
             scores=Scores(
                 self.peers.context,
-                MemoryKeyValue(),
                 self.peers.roster,
                 recognition_ppm=lambda _: 0,
                 fork=lambda _: None,

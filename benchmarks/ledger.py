@@ -27,14 +27,15 @@ from benchmarks.size import least
 from xsc.base.clock import Executor
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.log import SilentLog
+from xsc.base.tally import Rate
+from xsc.db.group import GroupCommit
 from xsc.db.leveldb import LevelDBKeyValue
-from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id, verify
 from xsc.ledger.audit import chain_end_bytes
-from xsc.ledger.chain import HALF, MARK, OTHER, VOUCHER, Chain, key_of
-from xsc.ledger.entry import Half, counter_half
+from xsc.ledger.chain import ENTRY, MARK, Chain, key_of
+from xsc.ledger.entry import EntryRow, Half, counter_half
 from xsc.ledger.limits import LimitSettings
 from xsc.ledger.proposals import PROPOSE
 from xsc.ledger.service import LedgerService
@@ -54,6 +55,7 @@ BEGUN_MS = 1_600_000_000_000
 PAGE = 4_096
 BESIDE_S = 0.05
 FLIGHT = 64
+UNITS_MAX = 10**9
 STOP = "bench.stop"
 
 
@@ -88,10 +90,10 @@ class Wire:
 
 
 def ledger(key: KeyPair, path: Path, executor: Executor, wire: Any) -> LedgerService:
-    context = Context(key, NETWORK, SystemClock(), SystemEntropy(), executor, wire, SilentLog())
+    state = LevelDBKeyValue(path)
+    ports = (SystemClock(), SystemEntropy(), executor, wire, SilentLog())
     return LedgerService(
-        context,
-        state=LevelDBKeyValue(path),
+        Context(key, NETWORK, *ports, state, GroupCommit(state, executor).commit),
         credit=LimitSettings(10**15),
         checking=checking.processes,
     )
@@ -140,7 +142,6 @@ async def write(chain: Chain, count: int, key: KeyPair, peers: Sequence[KeyPair]
                 peer=of,
                 seq=state.next_seq,
                 prev=state.head,
-                xid=number.to_bytes(16, "big"),
                 amount_micro=100,
                 account=of,
                 receipt=voucher.id,
@@ -154,8 +155,8 @@ async def write(chain: Chain, count: int, key: KeyPair, peers: Sequence[KeyPair]
         heads[of] = seq + 1, other.id
         append(state, own)
         settle(state, own.record, other)
-        rows = ((HALF, own.raw), (OTHER, other.raw), (VOUCHER, voucher.raw))
-        changes += [(key_of(name, own.record.seq), raw) for name, raw in rows]
+        row = EntryRow(half=own.raw, other=other.raw, voucher=voucher.raw)
+        changes.append((key_of(ENTRY, own.record.seq), row.to_bytes()))
         if len(changes) >= PAGE or number == count - 1:
             end = chain_end_bytes(state.next_seq, state.head)
             chain.store.write([*changes, (MARK, end)], sync=True)
@@ -227,9 +228,9 @@ async def booked(theirs: LedgerService, account: bytes, owed: int) -> float:
         until_ms=0,
         count=None,
     )
-    voucher, xid = sign(said, KEY, NETWORK).raw, os.urandom(16)
+    voucher = sign(said, KEY, NETWORK).raw
     begun = time.perf_counter()
-    await theirs.collect(xid=xid, debtor=KEY.node_id, account=account, voucher=voucher)
+    await theirs.collect(voucher)
     return time.perf_counter() - begun
 
 
@@ -289,7 +290,7 @@ class Party:
     """A node that only books, with its database."""
 
     def __init__(self, key: KeyPair, folder: Path, executor: Executor) -> None:
-        clock, log = SystemClock(), SilentLog()
+        clock, log, state = SystemClock(), SilentLog(), LevelDBKeyValue(folder)
         self.net = PeerNet(
             key=key,
             network_name="bench",
@@ -297,17 +298,18 @@ class Party:
             entropy=SystemEntropy(),
             executor=executor,
             transport=HttpTransport(listen="127.0.0.1:0", key=key),
-            store=MemoryKeyValue(),
             log=log,
+            state=state,
+            commit=GroupCommit(state, executor).commit,
             name="bench",
             advertise=(),
             accepts=False,
         )
         self.network = self.net.context.network
-        self.ledger = LedgerService(
-            self.net.context, state=LevelDBKeyValue(folder), credit=LimitSettings(10**15)
-        )
+        self.ledger = LedgerService(self.net.context, credit=LimitSettings(10**15))
         self.net.server.register(self.ledger.handlers())
+        # A node takes some 540 proposals a second of one peer. This is how many it could.
+        self.net.server.quota.units = Rate(UNITS_MAX, 1_000)
         self.net.share(PROPOSE)
         self.net.server.register({STOP: self._stop})
         self.stopped = asyncio.Event()
@@ -350,13 +352,11 @@ async def transfer(folder: Path, count: int, flight: int) -> float:
             )
             for _ in range(count)
         ]
-        left = [(each.account, sign(each, PEERS[0], party.network).raw) for each in said]
+        left = [sign(each, PEERS[0], party.network).raw for each in said]
 
         async def book() -> None:
             while left:
-                account, voucher = left.pop()
-                xid = os.urandom(16)
-                await party.ledger.collect(xid=xid, debtor=peer, account=account, voucher=voucher)
+                await party.ledger.collect(left.pop())
 
         begun = time.perf_counter()
         await asyncio.gather(*(book() for _ in range(flight)))

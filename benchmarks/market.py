@@ -216,9 +216,8 @@ async def leased(count: int) -> tuple[float, float]:
     It is at a provider with LEASES open leases.
     """
     clock = ManualClock(NOW_MS)
-    context = Context(
-        KeyPair(b"k" * 32), bytes(32), clock, SystemEntropy(), NOBODY, NOBODY, SilentLog()
-    )
+    given = (clock, SystemEntropy(), NOBODY, NOBODY, SilentLog(), NOBODY, NOBODY)
+    context = Context(KeyPair(b"k" * 32), bytes(32), *given)
     own = context.key.node_id
     many = [number.to_bytes(32, "little") for number in range(LEASES // LEASES_A_CUSTOMER_MAX + 1)]
     keys = [KeyPair(number.to_bytes(32, "big")) for number in range(1, count + 1)]

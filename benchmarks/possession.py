@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks.size import least
 from xsc.base.clock import InlineExecutor, SeededEntropy
@@ -86,17 +87,14 @@ class _Unpaid:
 
 def _service(number: int, link: _Link, server: ShardServer | None) -> ChallengeService:
     key = KeyPair(bytes([number]) * 32)
-    context = Context(
-        key, NETWORK, SystemClock(), SeededEntropy(key.node_id), InlineExecutor(), link, SilentLog()
-    )
-    nothing: object = None
+    nothing: Any = None
+    ports = (SystemClock(), SeededEntropy(key.node_id), InlineExecutor(), link, SilentLog())
     leaf = nothing if server is None else server.leaf
     return ChallengeService(
-        context,
-        MemoryKeyValue(),
-        nothing,  # type: ignore[arg-type]
-        nothing,  # type: ignore[arg-type]
-        leaf=leaf,  # type: ignore[arg-type]
+        Context(key, NETWORK, *ports, MemoryKeyValue(), nothing),
+        nothing,
+        nothing,
+        leaf=leaf,
         payments=_Unpaid(),
     )
 
@@ -131,15 +129,14 @@ async def _measure(folder: Path) -> tuple[list[float], list[float], int]:
     roots = await _stored(node)
     link = _Link()
     key = KeyPair(b"\1" * 32)
-    nothing: object = None
+    nothing: Any = None
+    ports = (SystemClock(), SeededEntropy(b""), InlineExecutor(), link, SilentLog())
     server = ShardServer(
-        Context(
-            key, NETWORK, SystemClock(), SeededEntropy(b""), InlineExecutor(), link, SilentLog()
-        ),
+        Context(key, NETWORK, *ports, index, nothing),
         leases=_NoLeases(),  # type: ignore[arg-type]
         node=node,
         check_room=lambda: None,
-        released=nothing,  # type: ignore[arg-type]
+        released=nothing,
         charge_read=_free,
     )
     link.host = _service(1, link, server)

@@ -32,6 +32,7 @@ from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
 from xsc.node.programs import Exports
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
@@ -126,17 +127,15 @@ class Host:
 
     def __init__(self, folder: Path, executor: ThreadExecutor) -> None:
         self.db, clock = LevelDBKeyValue(folder / "space"), SystemClock()
-        self.store = SpaceStore(self.db, executor, clock, KEY, NETWORK)
+        nothing: Any = None
+        given = (clock, nothing, executor, nothing, SilentLog(), MemoryKeyValue(), nothing)
+        context = Context(KEY, NETWORK, *given)
+        self.store = SpaceStore(self.db, context)
         self.space = self.store
         self.recorder = Recorder(self.space, KEY, NETWORK)
         self.tasks: list[asyncio.Task[None]] = []
-        self.manager = ComputeRuntimeManager(
-            Ports(self.space, self, self.find, self, self.recorder, clock, SilentLog()),
-            state=MemoryKeyValue(),
-            executor=executor,
-            start=self.start,
-            functions=Functions(),
-        )
+        ports = Ports(context, self.space, self, self.find, self, self.recorder)
+        self.manager = ComputeRuntimeManager(ports, start=self.start, functions=Functions())
 
     def start(self, name: str, loop: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         self.tasks.append(asyncio.create_task(loop(), name=name))  # type: ignore[arg-type]
@@ -243,15 +242,9 @@ async def exported(rounds: int) -> float:
     """Return ms from a call of a module's export to its results and signed receipt."""
     executor, clock, log = ThreadExecutor(1), SystemClock(), SilentLog()
     pool = PoolSandbox(1, clock, log)
-    runner = JobRunner(
-        key=KEY,
-        network=NETWORK,
-        clock=clock,
-        entropy=SystemEntropy(),
-        executor=executor,
-        sandbox=pool,
-        log=log,
-    )
+    nothing: Any = None
+    ports = (clock, SystemEntropy(), executor, nothing, log, nothing, nothing)
+    runner = JobRunner(Context(KEY, NETWORK, *ports), pool)
     module, sandbox, found = (WASM / "add.wasm").read_bytes(), Exports(runner), []
     call = ModuleCall(hashlib.sha256(module).digest(), "add")
     await pool.start()

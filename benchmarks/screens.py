@@ -22,8 +22,8 @@ from typing import Final
 from playwright.sync_api import sync_playwright
 
 from benchmarks.size import least
-from xsc.api import dashboard, peers
 from xsc.api import monitor as api_monitor
+from xsc.api import peers, status
 from xsc.api.endpoint import Nothing
 from xsc.base.clock import InlineExecutor
 from xsc.base.keyvalue import Stores
@@ -162,7 +162,7 @@ def browser(home: Path, pid: int, seconds: float) -> str:
         for first in (True, False):
             chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
             page = chromium.new_page()
-            page.goto(calls.ask(dashboard.LOGIN)["url"])
+            page.goto(calls.ask(status.LOGIN)["url"])
             page.wait_for_url("**/circle")
             paint = page.evaluate(PAINT)
             if first:

@@ -33,9 +33,10 @@ from xsc.base.merkle import Part
 from xsc.base.peering import Reply
 from xsc.client.core import Core
 from xsc.db.leveldb import LevelDBKeyValue
+from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair, network_id, verify
-from xsc.node.system import SystemClock, ThreadExecutor
+from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
 from xsc.space import itc
 from xsc.space.itc import Clock
 from xsc.space.limits import RECORD_UNITS
@@ -160,6 +161,13 @@ class Wire:
         return Answer(said, [memoryview(body) for body in bodies])
 
 
+def _context(key: KeyPair, clock: Any, executor: Any, wire: Any = None) -> Context:
+    nothing: Any = None
+    return Context(
+        key, NETWORK, clock, SystemEntropy(), executor, wire, SilentLog(), nothing, nothing
+    )
+
+
 class Replica:
     """A store on LevelDB with its subscriptions."""
 
@@ -167,18 +175,11 @@ class Replica:
         self.key = KeyPair(os.urandom(32))
         self.db = LevelDBKeyValue(folder / self.key.node_id.hex()[:8])
         clock = Hurried()
-        self.store = SpaceStore(self.db, executor, clock, self.key, NETWORK)
-        self.space = self.store
         self.wire = Wire(self.key.node_id)
-        self.sync = SpaceSync(
-            self.store,
-            self.wire,
-            clock,
-            NETWORK,
-            spend=lambda *_: 0,
-            blame=lambda *_: None,
-            log=SilentLog(),
-        )
+        context = _context(self.key, clock, executor, self.wire)
+        self.store = SpaceStore(self.db, context)
+        self.space = self.store
+        self.sync = SpaceSync(self.store, context, spend=lambda *_: 0, blame=lambda *_: None)
 
 
 def one_by_one(values: dict[str, bytes]) -> list[dict[str, bytes | None]]:
@@ -335,7 +336,7 @@ async def commitments(count: int) -> int:
     executor, clock = ThreadExecutor(2), SystemClock()
     folder = Path(tempfile.mkdtemp(prefix="xsc-space-"))
     db = LevelDBKeyValue(folder / "space")
-    store = SpaceStore(db, executor, clock, KeyPair(os.urandom(32)), NETWORK)
+    store = SpaceStore(db, _context(KeyPair(os.urandom(32)), clock, executor))
     stamp = itc.event_bytes(holders(count)[0].event)
     try:
         await store.put_all({"bench/first": b"1"})
@@ -374,7 +375,7 @@ async def updates(count: int) -> tuple[float, int, int, int, int]:
     try:
         for name, first in (("old", 0), ("fresh", turns - 1)):
             db = LevelDBKeyValue(folder / name)
-            store = SpaceStore(db, executor, clock, key, NETWORK)
+            store = SpaceStore(db, _context(key, clock, executor))
             begun = time.perf_counter()
             for turn in range(first, turns):
                 value = b"%064d" % turn

@@ -371,15 +371,21 @@ def prove(story: Story, hosts: list[str]) -> None:
 
 def fork(story: Story, names: list[str]) -> None:
     """Let a node go on from an old copy of its home, and be found by one that never used it."""
-    forker, before, after, stranger = names
+    forker, before, *others = names
+    after, stranger, *_ = others
     chapter("A ledger that is shown in two ways")
     kill(story, forker)
     say(f"$ cp -r net/{forker} copy")
     shutil.copytree(story.folder / "net" / forker, story.folder / "copy")
+    # Else the others would be told of the later directory, and the copy would not start.
+    for name in others:
+        kill(story, name)
     await_start(story, forker)
     use(story, before, forker)
     kill(story, forker)
     kill(story, before)
+    for name in others:
+        await_start(story, name)
     say(f"$ rm -r net/{forker} && mv copy net/{forker}")
     shutil.rmtree(story.folder / "net" / forker)
     (story.folder / "copy").rename(story.folder / "net" / forker)
@@ -503,7 +509,7 @@ def play(story: Story, began: float) -> None:
         alive = [name for name in alive if name not in {*lost.values(), reader, "node-0"}]
         clear(story, ["node-0", *alive[:2]], [*alive, reader])
         prove(story, alive)
-        fork(story, [alive[2], reader, *alive[:2]])
+        fork(story, [alive[2], reader, *alive[:2], "node-0"])
         say(f"\nall of it held, in {time.monotonic() - began:.0f} s")
         show(story)
     except Broken:

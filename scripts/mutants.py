@@ -6,9 +6,10 @@
 A mutant is a copy of the package with one change: a comparison, `and`, `or`, `+`, `min` or
 `any` swapped for its twin, an integer one larger or smaller, a `not` or a statement dropped,
 a returned bool negated. Messages and assertions are not changed. The module's own tests run
-on it: the mirror in tests/unit (without one: the tests of that folder that import the module)
-and the property tests that import it. If they pass, the mutant survives: a test is missing,
-or the change makes no difference. A mutant whose tests take too long counts as noticed.
+on it: the mirror in tests/unit, and the tests of that folder and of properties that import it. If
+they pass, the rest of the folder runs, too, which knocks at a door. If that passes, the mutant
+survives: a test is missing, or the change makes no difference. A mutant whose tests take too
+long counts as noticed.
 Exit code 0: all were noticed; 1: some survived, and are listed.
 """
 
@@ -119,18 +120,20 @@ def mutated(path: Path, number: int) -> tuple[int, str, str, str]:
     return line, before, after, source
 
 
-def own_tests(path: Path) -> list[Path]:
-    """Return the tests of a module, its mirror first, as paths in the checkout."""
+def own_tests(path: Path) -> list[list[Path]]:
+    """Return the tests of a module and those beside them, as paths in the checkout."""
     *parents, name = path.relative_to(ROOT).with_suffix("").parts
     package = ".".join(parents)
     imported = re.compile(rf"from {package}(\.{name} import| import .*\b{name}\b)")
-    folder = ROOT.joinpath("tests", "unit", *parents[1:])
-    mirror = folder / f"test_{name}.py"
+    beside = sorted(ROOT.joinpath("tests", "unit", *parents[1:]).glob("test_*.py"))
     laws = sorted((ROOT / "tests" / "properties").rglob("test_*.py"))
-    others = laws if mirror.exists() else [*sorted(folder.glob("test_*.py")), *laws]
-    tests = [mirror] if mirror.exists() else []
-    tests += [test for test in others if imported.search(test.read_text())]
-    return [test.relative_to(ROOT) for test in tests]
+    own = [
+        test
+        for test in (*beside, *laws)
+        if test.name == f"test_{name}.py" or imported.search(test.read_text())
+    ]
+    rest = [test for test in beside if test not in own]
+    return [[test.relative_to(ROOT) for test in group] for group in (own, rest) if group]
 
 
 def run_tests(copy: Path, tests: list[Path]) -> None:
@@ -138,6 +141,7 @@ def run_tests(copy: Path, tests: list[Path]) -> None:
     os.setsid()
     os.chdir(copy)
     os.environ["PYTHONPATH"] = str(copy)
+    os.environ["HYPOTHESIS_PROFILE"] = "first"
     sys.path.insert(0, str(copy))
     sys.dont_write_bytecode = True
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -161,17 +165,22 @@ def passes(copy: Path, tests: list[Path], timeout_s: int) -> bool:
 
 def survivors(copy: Path, path: Path, numbers: list[int], timeout_s: int) -> Iterator[str]:
     """Yield the mutants of a module that its tests pass, each as one line of text."""
-    here, tests = path.relative_to(ROOT), own_tests(path)
-    began = time.monotonic()
-    if not tests or not passes(copy, tests, timeout_s):
-        print(f"{here}: {'its own tests fail, or are too slow' if tests else 'has no tests'}")
+    here, groups = path.relative_to(ROOT), own_tests(path)
+    known: list[tuple[list[Path], int]] = []
+    for tests in groups:
+        began = time.monotonic()
+        if not passes(copy, tests, timeout_s):
+            known.clear()
+            break
+        known.append((tests, min(timeout_s, 20 + round(5 * (time.monotonic() - began)))))
+    if not known:
+        print(f"{here}: {'its own tests fail, or are too slow' if groups else 'has no tests'}")
         yield from map(str, numbers)
         return
-    timeout_s = min(timeout_s, 20 + round(5 * (time.monotonic() - began)))
     for number in numbers:
         line, before, after, source = mutated(path, number)
         (copy / here).write_text(source)
-        if passes(copy, tests, timeout_s):
+        if all(passes(copy, tests, most_s) for tests, most_s in known):
             yield f"{here}:{line}: {before}  →  {after}"
     shutil.copyfile(path, copy / here)
 

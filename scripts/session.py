@@ -23,7 +23,8 @@ from xsc.base.errors import RecordInvalid, SandboxFailed, TooLarge
 from xsc.base.fields import take_int, take_list, take_str
 from xsc.base.limits import COMPILE_MS_MAX, KILL_GRACE_MS, MODULE_BYTES_MAX
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.sandbox import Bits, trap_error
+from xsc.compute.wasm.sandbox import trap_error
+from xsc.compute.wasm.values import Bits
 from xsc.compute.worker import frames
 from xsc.compute.worker.process import ProcessLost, SandboxProcess, spawn
 

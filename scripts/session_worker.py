@@ -35,8 +35,8 @@ from xsc.compute.wasm.engine import (
     translate,
 )
 from xsc.compute.wasm.program import Program
-from xsc.compute.wasm.sandbox import Bits
 from xsc.compute.wasm.signature import NUMBERS
+from xsc.compute.wasm.values import Bits
 from xsc.compute.worker import frames
 from xsc.compute.worker.confine import confine, no_more_threads
 from xsc.compute.worker.main import WARM_UP

@@ -27,7 +27,7 @@ from wast import Command, Source, Unreadable, Value, commands
 from xsc.base.errors import ModuleInvalid, SandboxFailed, StackExhausted, XscError
 from xsc.base.limits import FUEL_MAX, MEMORY_BYTES_MAX
 from xsc.compute.wasm.limits import Limits
-from xsc.compute.wasm.sandbox import Bits
+from xsc.compute.wasm.values import Bits
 
 SPECTEST = """(module
   (global (export "global_i32") i32 (i32.const 666))

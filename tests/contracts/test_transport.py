@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -34,6 +35,7 @@ class Pair:
     there: Transport
     seen: list[Arrival] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    forgotten: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def ask(self, path: str, *body: bytes, timeout_ms: int = 10_000) -> RawResponse:
         request = RawRequest("POST", path, {"X-Kind": "a"}, body)
@@ -62,6 +64,10 @@ async def pair(request) -> AsyncIterator[Pair]:
             return RawResponse(200, {"x-answer": "b"}, [b"<", await arrival.read(take_all), b">"])
         if arrival.path == "/unread":
             return RawResponse(401)
+        if arrival.path == "/once":
+            body = memoryview(bytes(2_000_000))
+            weakref.finalize(body, pair.forgotten.set)
+            return RawResponse(200, {}, [body])
         if arrival.path == "/large":
             return RawResponse(200, {}, [bytes(PEER_BODY_BYTES_MAX), b"1"])
         if arrival.path == "/never":
@@ -93,6 +99,13 @@ async def test_carries_megabytes_in_many_buffers(pair):
 async def test_an_empty_answer_has_no_body(pair):
     response = await pair.ask("/nowhere")
     assert (response.status, response.body) == (404, [])
+
+
+async def test_nothing_keeps_an_answer_that_was_sent(pair):
+    """A connection that waits for its next request kept it: a megabyte each, at every host."""
+    await pair.ask("/once")
+    async with asyncio.timeout(10):
+        await pair.forgotten.wait()
 
 
 async def test_a_request_can_be_refused_before_its_body_is_read(pair):

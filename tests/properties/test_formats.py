@@ -48,7 +48,9 @@ def records() -> dict[str, type[Record]]:
                 yield sub
             yield from below(sub)
 
-    return {kind.KIND: kind for kind in below(Record)}
+    found = list(below(Record))
+    assert len({kind.KIND for kind in found}) == len(found)
+    return {kind.KIND: kind for kind in found}
 
 
 RECORDS = records()

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from tests.sim.signatures import remembered
+from tests.sim.signatures import simulated
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +14,6 @@ def _quick():
     usual = gc.get_threshold()
     # A world is some hundred thousand objects that live as long as it does.
     gc.set_threshold(50_000, 20, 20)
-    with remembered():
+    with simulated():
         yield
     gc.set_threshold(*usual)

@@ -60,12 +60,13 @@ class Member:
             InlineExecutor(),
             self,
             SilentLog(),
+            MemoryKeyValue(),
+            None,
         )
         self.health = HealthService(
             context,
             scores=Scores(
                 context,
-                MemoryKeyValue(),
                 self,
                 recognition_ppm=lambda _: 0,
                 fork=lambda _: None,

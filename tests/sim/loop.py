@@ -26,8 +26,10 @@ class _JumpingSelector(selectors.SelectSelector):
         self._clock = clock
 
     def select(self, timeout=None):
+        if timeout is not None and timeout <= 0:
+            return []  # somebody is ready to run, and nothing comes from outside
         ready = super().select(0)
-        if ready or (timeout is not None and timeout <= 0):
+        if ready:
             return ready
         moments = [] if timeout is None else [self._clock.now_ms() + max(1, round(timeout * 1000))]
         sleeper = self._clock.next_ms()

@@ -186,6 +186,15 @@ class World:
             self.clock.advance_to(min(end_ms, self.clock.now_ms() + step_ms))
             await self.clock.sleep_ms(awake_ms)
 
+    async def skip_until(
+        self, holds: Callable[[], bool], within_ms: int, step_ms: int, awake_ms: int = 3_000
+    ) -> None:
+        """Let a long time pass in jumps until something holds."""
+        end_ms = self.clock.now_ms() + within_ms
+        while not holds():
+            assert self.clock.now_ms() < end_ms, "it did not come to hold in time"
+            await self.skip(step_ms, step_ms, awake_ms)
+
     async def crash(self, index: int) -> None:
         """Kill a node where it stands; what it had not synced is lost."""
         self.net.kill(self.place(index))

@@ -36,7 +36,7 @@ def test_a_need_that_is_held_for_an_hour_is_booked_once_and_promised_all_the_tim
         assert view.due_micro - account.signed_micro <= HOURLY_MICRO * 30_000 // EPOCH_MS
         assert view.due_micro >= HOURLY_MICRO // 2 - 100
         assert booked(provider, customer) == []
-        await world.clock.sleep_ms(EPOCH_MS // 2 + 60_000)
+        await world.skip(EPOCH_MS // 2 + 60_000, 30_000)
         assert len(booked(provider, customer)) == 1, "360 before"
         assert sum(booked(provider, customer)) >= HOURLY_MICRO - 100
         assert sum(booked(provider, customer)) == -customer.ledger.balance(provider.key.node_id)
@@ -74,7 +74,7 @@ def test_both_sides_say_that_a_limit_is_near_before_it_is_reached():
         at_limit_ms = None
         heard_ms = {}
         for _ in range(3 * EPOCH_MS // 60_000):
-            await world.clock.sleep_ms(60_000)
+            await world.skip(60_000, 60_000)
             for role, log in lines.items():
                 told = said(log, "ledger.near_limit")
                 if told and role not in heard_ms:

@@ -12,12 +12,11 @@ from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.ledger import tree
 from xsc.ledger.chain import SNAPSHOT
-from xsc.ledger.checkpoint import draw, listed, open_checkpoint
-from xsc.ledger.checkpoints import CHECKPOINT_MS, COSIGN, LOOK_MS
+from xsc.ledger.checkpoint import draw, is_listed, listed, open_checkpoint
+from xsc.ledger.checkpoints import CHECKPOINT_MS, COSIGN, LOOK_MS, TILE, TILE_LEAVES, Leaves
 from xsc.ledger.entry import GENESIS, Half, open_half
 from xsc.ledger.fork import fork_bytes, open_fork
 from xsc.ledger.gossip import COMPARE
-from xsc.ledger.leaves import TILE, TILE_LEAVES, Leaves
 from xsc.ledger.proposals import PROPOSE
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.voucher import Voucher
@@ -40,12 +39,7 @@ def voucher(debtor, creditor, number):
 
 
 async def book(creditor, debtor, number):
-    await creditor.ledger.collect(
-        xid=bytes([number]) * 16,
-        debtor=debtor.key.node_id,
-        account=bytes([number]) * 32,
-        voucher=voucher(debtor, creditor, number).raw,
-    )
+    await creditor.ledger.collect(voucher(debtor, creditor, number).raw)
 
 
 async def recognised(world):
@@ -66,7 +60,7 @@ def test_a_checkpoint_is_signed_by_itself_and_co_signed_by_those_that_it_names()
         ada, bea, *others = world.nodes
         await book(ada, bea, 1)
         # The first of both to sign seals what both have booked: the next one is over that, too.
-        await world.clock.sleep_ms(2 * CHECKPOINT_MS + 2 * LOOK_MS)
+        await world.skip(2 * CHECKPOINT_MS + 2 * LOOK_MS, LOOK_MS)
         for author in (ada, bea):
             peers = [node.key.node_id for node in world.nodes if node is not author]
             found = published(others[0], author)
@@ -74,7 +68,7 @@ def test_a_checkpoint_is_signed_by_itself_and_co_signed_by_those_that_it_names()
             assert len(found.cosigners) == 4
             assert found.size == author.ledger.chain.state.next_seq
             assert {*found.signatures} - {author.key.node_id} == {
-                peer for peer in peers if found.names(peer)
+                peer for peer in peers if is_listed(peer, found.cosigners)
             }
             leaves = Leaves(author.ledger.chain)
             last = found.size - 1
@@ -103,12 +97,12 @@ def test_a_snapshot_is_written_with_each_checkpoint():
         await book(ada, bea, 1)
         chain = ada.ledger.chain
         assert chain.store.get(SNAPSHOT) is None
-        await world.clock.sleep_ms(CHECKPOINT_MS + 2 * LOOK_MS)
-        first = chain.rows.open_snapshot(chain.store.get(SNAPSHOT))
+        await world.skip(CHECKPOINT_MS + 2 * LOOK_MS, LOOK_MS)
+        first = chain.open_snapshot(chain.store.get(SNAPSHOT))
         assert first.next_seq >= ada.checkpoints.last().size > 0
         await book(ada, bea, 2)
         await ada.checkpoints.sign()
-        assert chain.rows.open_snapshot(chain.store.get(SNAPSHOT)).next_seq > first.next_seq
+        assert chain.open_snapshot(chain.store.get(SNAPSHOT)).next_seq > first.next_seq
 
     run(14, 2, play, SETTINGS)
 
@@ -127,7 +121,7 @@ def test_silent_co_signers_hold_up_nothing_and_sign_when_they_are_back():
         assert (await ada.checkpoints.sign()).is_complete
         for index in named[:2]:
             await world.crash(index)
-        await world.clock.sleep_ms(300_000)
+        await world.skip(300_000, 30_000)
         await ada.ledger.set_limit(bea.key.node_id, 5)
         mark = await ada.checkpoints.sign()
         assert not mark.is_complete
@@ -146,9 +140,10 @@ def test_a_co_signer_signs_no_second_root_and_no_smaller_tree():
     async def play(world):
         await recognised(world)
         ada, bea, *_ = world.nodes
-        await book(ada, bea, 1)
+        for number in (1, 2):
+            await book(ada, bea, number)
         mark = await ada.checkpoints.sign()
-        signer = next(node for node in world.nodes if mark.names(node.key.node_id))
+        signer = next(node for node in world.nodes if is_listed(node.key.node_id, mark.cosigners))
 
         async def ask(size, root):
             said = type(mark)(mark.network, mark.author, 0, size, root, mark.cosigners).signed(
@@ -183,7 +178,6 @@ async def forked(world):
                 peer=other.key.node_id,
                 seq=0,
                 prev=GENESIS,
-                xid=bytes([number]) * 16,
                 amount_micro=DEBT,
                 account=bytes([number]) * 32,
                 receipt=promise.id,
@@ -277,7 +271,7 @@ def test_who_asks_what_others_hold_learns_nothing_without_a_half_of_its_own():
         asked = {"v": 1, "seen": [[forker.key.node_id, 0, bytes(32)]], "half": None}
         reply = await bea.peers.call(ada.key.node_id, COMPARE, asked)
         assert reply.header["half"] is None
-        theirs = open_half(ada.ledger.chain.read(b"ledger/other/", 1), network=None)
+        theirs = open_half(ada.ledger.chain.other(0), network=None)
         asked = {"v": 1, "seen": [], "half": theirs.raw}
         reply = await bea.peers.call(ada.key.node_id, COMPARE, asked)
         assert reply.header["half"] is None
@@ -326,7 +320,7 @@ def test_a_checkpoint_of_another_incarnation_or_with_strange_signatures_changes_
         for node in others:
             assert node.checkpoints.last_of(ada.key.node_id).text == last.text
         # A co-signer's answer adds its own signature and no other.
-        signer = next(node for node in world.nodes if last.names(node.key.node_id))
+        signer = next(node for node in world.nodes if is_listed(node.key.node_id, last.cosigners))
 
         async def pads(_caller, header, _parts):
             said = open_checkpoint(header["checkpoint"], network=last.network)
@@ -388,7 +382,6 @@ def test_no_proof_is_kept_against_a_node_that_is_no_peer():
                     peer=bea.key.node_id,
                     seq=0,
                     prev=GENESIS,
-                    xid=b"x" * 16,
                     amount_micro=number,
                     account=b"a" * 32,
                     receipt=b"r" * 32,

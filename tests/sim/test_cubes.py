@@ -16,7 +16,7 @@ def test_what_both_have_signed_is_sealed_by_itself_and_drawn():
         browser = Browser(world.nodes[0])
         before = await browser.api("/v1/ledger/cubes")
         assert [(row["sealed"], row["unsealed"]) for row in before["cubes"]] == [(0, 1)] * 2
-        await world.clock.sleep_ms(CHECKPOINT_MS + 2 * LOOK_MS)
+        await world.skip(CHECKPOINT_MS + 2 * LOOK_MS, LOOK_MS)
         for node in world.nodes:
             rows = (await Browser(node).api("/v1/ledger/cubes?compare=1"))["cubes"]
             assert [(row["sealed"], row["unsealed"]) for row in rows] == [(1, 0)] * 2

@@ -36,7 +36,7 @@ def test_a_put_states_a_need_and_is_what_fills_it():
         tiers = {each.provider: each.tier for each in customer.allocator.received()}
         assert tiers.pop(providers[0].key.node_id) == "mutual"
         assert set(tiers.values()) == {"open"}
-        await world.clock.sleep_ms(10 * 60_000)
+        await world.skip(10 * 60_000, 60_000)
         assert len(customer.market.leases()) == 6, "the put's own leases are what the need gets"
         assert not cleared(customer)
         assert customer.commitments.own.needs == (stated,)
@@ -64,7 +64,7 @@ def test_room_that_falls_free_goes_to_a_friend_before_a_stranger_that_asked_firs
         for node in (stranger, friend):
             assert not (await ask(node, whole)).leases
             node.market.default_need.refused(whole * SLOT_STEP_BYTES, 1)
-            await world.clock.sleep_ms(120_000)
+            await world.skip(120_000, 30_000)
             assert standing_need(node.commitments.own).open_steps >= whole
         await filler.commitments.withdraw(filled)
         await world.until(lambda: leased(friend) == whole)
@@ -141,7 +141,7 @@ def test_a_put_that_was_refused_needs_a_column_at_each_host_and_succeeds_once_it
         assert standing_need(customer.commitments.own).open_steps == steps * providers
         await world.until(has_columns)
         world.full = set()
-        await world.clock.sleep_ms(120_000)
+        await world.skip(120_000, 30_000)
         assert len(cleared(customer)) == providers, "room that falls free is not needed any more"
         await put(customer, data)
         assert customer.market.default_need.short() == (0, 1)

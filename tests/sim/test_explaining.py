@@ -232,7 +232,7 @@ def test_a_need_that_got_half_learns_what_took_the_rest():
                 await offer(each, 30)
         wanted = await need(customer, 100)
         await world.until(lambda: sum(customer.drawn_steps().values()) == 100)
-        await world.clock.sleep_ms(120_000)
+        await world.skip(120_000, 30_000)
         for each in (provider, other):
             await heard(world, customer, each)
         said = [row.because for row in (await why(customer, wanted))[0]]

@@ -26,6 +26,11 @@ from xsc.node.passports import passport, passport_bytes
 pytestmark = pytest.mark.xdist_group("passports")
 
 
+@pytest.fixture(autouse=True)
+def _quick():
+    """Sign for real, other than all simulations do: the check here has code of its own."""
+
+
 @functools.cache
 def made():
     """Return passports of two storage leases of a customer, and one of a provider's."""

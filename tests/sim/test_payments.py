@@ -6,9 +6,10 @@ from tests.sim.network import content, put, run
 from xsc.base.errors import ArgumentInvalid, EntryRefused
 from xsc.base.limits import EPOCH_MS, LEDGER_RETRY_MS, MIB
 from xsc.identity.envelope import Signed
+from xsc.ledger import payments
 from xsc.ledger.audit import verify_settled
-from xsc.ledger.off_books import Payment, worth
 from xsc.ledger.payments import ACCOUNT
+from xsc.terms.voucher import Voucher
 
 DEBTOR, CREDITOR = 0, 1
 SETTINGS = {
@@ -40,22 +41,26 @@ def books(debtor, creditor):
 
 
 def report(amount_micro, *, is_payer=True, before_micro=0, said_ms=1):
-    """Return what an operator reports, as a peer sends it."""
-    return Payment(
-        amount_micro=amount_micro, is_payer=is_payer, before_micro=before_micro, said_ms=said_ms
-    ).to_value()
+    """Return what makes of a node and a peer what the node's operator reports, as it is sent."""
+
+    def of(own, peer):
+        around = (own, peer) if is_payer else (peer, own)
+        return payments.report(*around, before_micro + amount_micro, said_ms).to_value()
+
+    return of
 
 
 async def ask(node, peer, paid):
     """Return what a peer answers to a report."""
-    return (await node.peers.call(peer, ACCOUNT, {"v": 1, "paid": paid})).header
+    said = paid and paid(node.key.node_id, peer)
+    return (await node.peers.call(peer, ACCOUNT, {"v": 1, "paid": said})).header
 
 
-async def book_it(payer, payee, paid, xid):
+async def book_it(payer, payee, paid):
     """Have a payer book what it says its payee reported."""
-    said = worth(Payment.from_value(paid), payer=payer.key.node_id, payee=payee)
+    said = Voucher.from_value(paid)
     under = Signed(said, payee, payer.peers.network, said.id, said.to_bytes())
-    await payer.ledger.proposals.book(xid, payee, said.account, under)
+    await payer.ledger.proposals.book(under)
 
 
 def story(play, seed=61, settings=None):
@@ -103,9 +108,9 @@ def test_nobody_wipes_its_own_debt_by_a_word():
         for amount in (1, owed):
             assert not await debtor.ledger.payments.say(peer, amount)
         # A report of its own making, or none of the creditor's operator.
-        for xid in (b"a" * 16, b"b" * 16):
+        for _ in range(2):
             with pytest.raises(EntryRefused, match="does not say now that this was paid"):
-                await book_it(debtor, peer, report(owed), xid)
+                await book_it(debtor, peer, report(owed)(me, peer))
         for is_payer in (True, False):
             told = await ask(debtor, peer, report(owed, is_payer=is_payer))
             assert told["paid"] is None
@@ -150,12 +155,12 @@ def test_what_the_creditors_operator_took_back_or_corrected_is_not_booked(then):
         assert not await creditor.ledger.payments.say(me, then)
 
         with pytest.raises(EntryRefused, match="does not say now that this was paid"):
-            await book_it(debtor, peer, told, b"a" * 16)
+            await book_it(debtor, peer, told)
         assert books(debtor, creditor) == (owed, owed)
         # What was corrected is booked, and nothing more under the report of before.
         assert await debtor.ledger.payments.say(peer, 5) is (then == 5)
         with pytest.raises(EntryRefused, match="does not say now that this was paid"):
-            await book_it(debtor, peer, told, b"b" * 16)
+            await book_it(debtor, peer, told)
         await world.clock.sleep_ms(3 * LEDGER_RETRY_MS)
         assert books(debtor, creditor) == (owed - then, owed - then)
         # The same amount again is another report, which is booked.

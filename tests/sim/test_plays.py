@@ -1,7 +1,7 @@
 """What a model of this market showed before it was built, played again with the rules of nodes.
 
-Each play asserts the law behind a figure, and the figure where a seed gives it. The table with all
-of them is in docs/design/allocation-laws.md. No play has services, messages or disks: others in
+Each play asserts the law behind a figure, and the figure where a seed gives it. What bounds an
+attacker is in docs/design/allocation-laws.md. No play has services, messages or disks: others in
 this folder are of whole nodes.
 """
 

@@ -36,7 +36,7 @@ def test_honest_nodes_that_challenge_every_hour_agree_to_the_micro(seed):
         owner = world.nodes[0]
         for number in range(4 if SEEDS > 1 else 2):
             await put(owner, content(8 * MIB, number))
-            await world.skip(3 * EPOCH_MS, SLOT_MS)
+            await world.skip((3 if SEEDS > 1 else 2) * EPOCH_MS, SLOT_MS)
         await owner.market.settlement.settle_all()
         for host, peer in pairs(world):
             ours, due = account_of(owner, "customer", peer)
@@ -53,7 +53,7 @@ def test_a_host_whose_bodies_are_gone_loses_its_pay_at_the_next_challenge(seed):
     async def play(world):
         owner = world.nodes[0]
         await put(owner, content(8 * MIB))
-        await world.skip(3 * EPOCH_MS, SLOT_MS)
+        await world.skip(2 * EPOCH_MS, SLOT_MS)
         await owner.market.settlement.settle_all()
         victim = world.index_of(columns(world)[0][1])
         host = world.nodes[victim].key.node_id
@@ -68,7 +68,7 @@ def test_a_host_whose_bodies_are_gone_loses_its_pay_at_the_next_challenge(seed):
         theirs, _ = account_of(world.nodes[victim], "provider", owner.key.node_id)
         assert theirs.void, "and it says so itself"
 
-    run(61 + seed, 8, play, PAY)
+    run(61 + seed, 7, play, PAY)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
@@ -108,7 +108,9 @@ def test_an_absent_customer_pays_on_return_and_a_custodians_record_pays_what_it_
     async def play(world):
         owner = world.nodes[0]
         await put(owner, content(8 * MIB))
-        await world.until(lambda: bool(owner.storage.assignment.custodians()), 30 * 60_000)
+        await world.skip_until(
+            lambda: bool(owner.storage.assignment.custodians()), 30 * 60_000, 60_000
+        )
         await world.skip(2 * EPOCH_MS, SLOT_MS)
         await owner.market.settlement.settle_all()
         own = owner.key.node_id
@@ -116,7 +118,7 @@ def test_an_absent_customer_pays_on_return_and_a_custodians_record_pays_what_it_
         hosts = [host for host in hosts if host is not owner]
         paid = {h.key.node_id: account_of(h, "provider", own)[0].signed_micro for h in hosts}
         await world.crash(0)
-        await world.skip((8 if SEEDS > 1 else 3) * EPOCH_MS, SLOT_MS)
+        await world.skip((8 if SEEDS > 1 else 2) * EPOCH_MS, SLOT_MS)
         certified = [h for h in hosts if account_of(h, "provider", own)[0].certified]
         assert certified, "a custodian proves it meanwhile"
         for host in hosts:
@@ -130,14 +132,10 @@ def test_an_absent_customer_pays_on_return_and_a_custodians_record_pays_what_it_
                 micro > paid[h.key.node_id] for micro, h in zip(signed, certified, strict=True)
             )
 
-        for _ in range(30):
-            if are_paid():
-                break
-            await world.skip(60_000, 60_000)
-        assert are_paid()
+        await world.skip_until(are_paid, 2 * EPOCH_MS, SLOT_MS)
         await back.market.settlement.settle_all()
         for host in hosts:
             theirs, _ = account_of(host, "provider", own)
             assert host.market.owed_micro(theirs) <= 1
 
-    run(81, 9, play, PAY)
+    run(81, 8, play, PAY)

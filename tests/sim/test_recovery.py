@@ -108,8 +108,8 @@ async def story(world):
     await world.lose(OWNER)
     done = await back(world, OWNER, place_of(world, 2))
     owner = world.nodes[OWNER]
-    assert (done.found.objects, done.found.lost) == (3, ())
-    assert (done.peers, done.silent, done.unproven) == (6, (), {})
+    assert (done.objects, done.lost) == (3, [])
+    assert (done.peers, done.silent, done.unproven) == (6, [], [])
     assert done.entries == len(
         [row for row in log if row.state == "settled" and row.kind == "post"]
     )
@@ -168,8 +168,10 @@ def test_any_dead_peer_stops_no_recovery(gone):
 
         done = await back(world, OWNER, friend)
         owner = world.nodes[OWNER]
-        assert done.silent == (dead.key.node_id,)
-        assert done.unproven == {dead.key.node_id: balances[dead.key.node_id]}
+        assert done.silent == [dead.key.node_id]
+        assert [(each.peer, each.amount_micro) for each in done.unproven] == [
+            (dead.key.node_id, balances[dead.key.node_id])
+        ]
         for peer, balance in balances.items():
             assert owner.ledger.balance(peer) == (0 if peer == dead.key.node_id else balance)
         assert await get(owner, first) == content(20 * MIB)
@@ -241,7 +243,7 @@ def test_a_peer_that_crawls_holds_up_no_recovery_and_no_start():
         before_ms = world.clock.now_ms()
         begun = await begin_signing(node, found)
         assert world.clock.now_ms() - before_ms < HISTORY_TIMEOUT_MS + 2_000
-        assert begun.silent == (world.nodes[1].key.node_id,)
+        assert begun.silent == [world.nodes[1].key.node_id]
         await node.peers.stop()
         asked_ms.clear()
         before_ms = world.clock.now_ms()
@@ -279,7 +281,7 @@ def test_a_peer_that_holds_back_the_newest_stops_nobody_and_makes_no_forger():
         hidden[HEAD_GET] = hidden["ledger.history"] = hide
         await world.lose(OWNER)
         done = await back(world, OWNER, place_of(world, 2))
-        assert done.found.objects == 1
+        assert done.objects == 1
         hidden.update(shown)
         owner = world.nodes[OWNER]
         await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
@@ -308,7 +310,7 @@ def test_what_nobody_has_now_stays_in_the_directory_and_comes_back():
         await world.lose(OWNER)
         done = await back(world, OWNER, place_of(world, late))
         owner = world.nodes[OWNER]
-        assert (done.found.objects, done.found.lost) == (0, ("a",))
+        assert (done.objects, done.lost) == (0, ["a"])
         assert owner.storage.catalogue.directory() == before
         assert [(row.name, row.margin) for row in owner.storage.ls()] == [("a", -1)]
         assert owner.storage.catalogue.named("a") == [capability]
@@ -346,7 +348,7 @@ def test_a_directory_too_large_for_its_head_is_an_object(monkeypatch):
         assert len(hidden) == 1, "the ones before it are deleted"
         await world.lose(OWNER)
         done = await back(world, OWNER, place_of(world, 1))
-        assert done.found.objects == 40
+        assert done.objects == 40
         owner = world.nodes[OWNER]
         for number in range(40):
             assert await get(
@@ -518,7 +520,7 @@ def test_names_that_are_waited_for_together_share_their_heads():
         assert owner.directory.generation - before <= 8
         await world.lose(OWNER)
         done = await back(world, OWNER, place_of(world, 1))
-        assert done.found.objects == 64
+        assert done.objects == 64
 
     run(20, 7, play)
 

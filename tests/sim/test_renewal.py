@@ -391,7 +391,7 @@ async def power_is_lost(world, index, lost, kept):
 async def pays_for_all(world, payer):
     """Hold what a node counts against what hosts hold for it, and what it paid."""
     await world.until(lambda: bool(held_by(world, payer)), 300_000)
-    await world.clock.sleep_ms(90_000)
+    await world.skip(90_000, 30_000)
     await settle(world)
     counted_exactly(world, range(1, 4))
     assert settled_in_full(world, payer) > 0
@@ -439,7 +439,7 @@ def test_an_owner_that_loses_its_power_while_it_takes_back_pays_for_all_that_it_
         assert kept or sync > 7
         await pays_for_all(world, owner)
         # The custodian gives all of it back, a column at a time.
-        await world.until(lambda: not held_by(world, world.nodes[1]), 900_000)
+        await world.skip_until(lambda: not held_by(world, world.nodes[1]), 900_000, 30_000)
 
     run(17, 4, play, POWER, without_custodians(1))
 

@@ -28,15 +28,11 @@ OWNER = 0
 MONEY = {"starter_credit": "1000", "storage_capacity": "2GiB"}
 
 
-def letters(disk):
-    return letters_of(disk.state, disk.space, disk.bodies)
-
-
 def back_up(world, index=OWNER):
     """Return the bytes of a backup of a node as it is now."""
     node = world.nodes[index]
     head = new_head(node.key.node_id, "simulation", "identity", 0)
-    rows = rows_of(letters(world.disks[index]))
+    rows = rows_of(letters_of(world.disks[index]))
     return b"".join(frames(head, rows, seal_of(head, key=node.key)))
 
 
@@ -46,7 +42,7 @@ async def lose_and_restore(world, raw, index=OWNER):
     await world.lose(index)
     disk = world.disks[index] = empty_disk()
     reader = Reader([raw])
-    return read_into(reader, seal_of(reader.head, key=key), letters(disk), from_line)
+    return read_into(reader, seal_of(reader.head, key=key), letters_of(disk), from_line)
 
 
 async def caught_up(world, index=OWNER, *, without_silent=False):
@@ -102,7 +98,7 @@ async def story(world):
     assert found.counts["entries"] >= before
     done = await caught_up(world)
     owner = world.nodes[OWNER]
-    assert (done.found.newer, done.found.gone, done.silent, done.found.lost) == (1, 1, (), ())
+    assert (done.newer_objects, done.deleted_objects, done.silent, done.lost) == (1, 1, [], [])
     assert done.newer_entries == chain - before
     assert owner.ledger.settled_entries() == chain
     first_seq = owner.ledger.chain.state.first_seq
@@ -149,7 +145,7 @@ def test_nothing_is_signed_while_a_peer_is_silent():
         await node.peers.stop()
         await world.restart(4)
         done = await caught_up(world)
-        assert (done.found.newer, done.newer_entries > 0) == (1, True)
+        assert (done.newer_objects, done.newer_entries > 0) == (1, True)
 
     run(21, 7, play, MONEY)
 
@@ -297,7 +293,7 @@ def test_what_nobody_has_at_a_restore_stays_in_the_directory_and_comes_back():
         await lose_and_restore(world, raw)
         done = await caught_up(world, without_silent=True)
         owner = world.nodes[OWNER]
-        assert (done.found.newer, done.found.lost) == (0, ("a",))
+        assert (done.newer_objects, done.lost) == (0, ["a"])
         assert [row.name for row in owner.storage.catalogue.unfound()] == ["a"]
         await told(world)
         await world.restart(1)
@@ -332,7 +328,7 @@ def test_a_lone_node_comes_back_with_all_that_lies_on_it():
         assert (found.counts["objects"], found.counts["peers"]) == (1, 0)
         assert found.counts["bodies"] > 6
         done = await caught_up(world)
-        assert (done.peers, done.found.newer, done.found.gone) == (0, 0, 0)
+        assert (done.peers, done.newer_objects, done.deleted_objects) == (0, 0, 0)
         assert await get(world.nodes[OWNER], capability) == content(5 * MIB)
 
     run(26, 1, play)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.limits import MIB
+from xsc.base.log import SilentLog
+from xsc.identity.context import Context
 
 MEMORY = Path("/dev/shm")
 ROOM_BYTES = 1024 * MIB
@@ -23,3 +26,9 @@ def tmp_path(tmp_path):
         return
     with tempfile.TemporaryDirectory(dir=MEMORY, prefix="xsc-test-") as folder:
         yield Path(folder)
+
+
+def made_for(key, network, clock=None, executor=None):
+    """Return what a service of a node is made with that reaches nobody and keeps nothing."""
+    ports = (clock or ManualClock(), None, executor or InlineExecutor(), None, SilentLog())
+    return Context(key, network, *ports, None, None)

@@ -63,7 +63,6 @@ class Records:
     Args:
         context: of the node.
         space: keeps the own ones.
-        state: keeps the evidence against others.
         read: returns the record at a path of another node's space, fetched if it is not here.
         heard: has what nodes have published, as far as that is here.
         once: runs something in the background.
@@ -76,7 +75,6 @@ class Records:
         context: Context,
         *,
         space: Space,
-        state: keyvalue.KeyValue,
         read: Callable[[bytes, str], Awaitable[Entry]],
         heard: commitments.Heard,
         once: Callable[[str, Callable[[], Awaitable[None]]], None],
@@ -85,7 +83,7 @@ class Records:
     ) -> None:
         self._context = context
         self._space = space
-        self._rows = state
+        self._rows = context.state
         self._read = read
         self._heard = heard
         self._once = once

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xsc.api import (
-        dashboard,
         health,
         home,
         jobs,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 __all__ = ["status", "monitor", "peers", "objects", "home", "jobs"]  # noqa: RUF022 - as shown
-__all__ += ["services", "space", "programs", "market", "ledger", "dashboard", "health"]  # noqa: RUF022 - as shown
+__all__ += ["services", "space", "programs", "market", "ledger", "health"]  # noqa: RUF022 - as shown
 
 
 def __getattr__(name: str) -> ModuleType:

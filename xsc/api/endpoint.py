@@ -103,6 +103,13 @@ class Id(Model):
     id: str
 
 
+class NamedPeer(Model):
+    """A peer, and how this node calls it."""
+
+    id: Key
+    name: str = named("id")
+
+
 class OfNode(Model):
     """What is said of a node, and how that is called here."""
 
@@ -115,6 +122,15 @@ class OfPeer(Model):
 
     peer: Key
     name: str = named("peer")
+
+
+def filled(kind: type[T], /, *values: object, **given: Any) -> T:  # noqa: ANN401 (its fields)
+    """Return a dataclass: each field as given, else what the first value has that has its name."""
+    for each in fields(kind):  # type: ignore[arg-type]
+        for value in values:
+            if each.name not in given and hasattr(value, each.name):
+                given[each.name] = getattr(value, each.name)
+    return kind(**given)
 
 
 @dataclass(frozen=True, slots=True)

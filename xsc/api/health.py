@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xsc.api.endpoint import Endpoint, Key, Model, Nothing, get, named, post
+from xsc.api.endpoint import Endpoint, Key, Model, NamedPeer, Nothing, get, named, post
 from xsc.api.peers import Who
 from xsc.base.grade import Dimension, Grade
 
@@ -13,11 +13,9 @@ class Challenge(Model):
     who: str | None = None
 
 
-class Challenged(Model):
+class Challenged(NamedPeer):
     """What a challenge came to."""
 
-    id: Key
-    name: str = named("id")
     customer: Key
     """Whose data it was about."""
     customer_name: str = named("customer")
@@ -52,12 +50,9 @@ class Event(Model):
     """The hash of a signed record that shows it; null where only the judge saw it."""
 
 
-class Judgement(Model):
-    """How one node judges another."""
+class Judgement(NamedPeer):
+    """How one node judges another: who is judged, or who judges this node."""
 
-    id: Key
-    """Who is judged, or who judges this node."""
-    name: str = named("id")
     grade: Grade
     next_step: str
     """What it takes to another grade."""
@@ -68,11 +63,9 @@ class Judgement(Model):
     """The last ones, the oldest first."""
 
 
-class Report(Model):
+class Report(NamedPeer):
     """A peer whose observations count."""
 
-    id: Key
-    name: str = named("id")
     recognition_ppm: int
     """Mutual recognition, by which they are weighed."""
 
@@ -86,11 +79,9 @@ class Why(Judgement):
     """Whose observations count in that, and in nothing else."""
 
 
-class Unheard(Model):
+class Unheard(NamedPeer):
     """A peer that does not say how it judges this node."""
 
-    id: Key
-    name: str = named("id")
     reason: str
 
 

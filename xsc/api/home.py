@@ -37,12 +37,12 @@ class Audit(Model):
     bodies: int
     bytes_held: int
     bytes_counted: int
-    index_faults: list[str]
+    index_faults: tuple[str, ...]
     damaged: list[Damaged]
-    unreadable: list[tuple[int, int]]
+    unreadable: tuple[tuple[int, int], ...]
     whole: bool
     space_records: int
-    space_faults: list[str]
+    space_faults: tuple[str, ...]
     index: Literal["ok", "wrong", "rebuilt"]
     kept: str | None
     """Where the directory is that was salvaged."""

@@ -6,9 +6,8 @@ from typing import Annotated, Final, Literal, get_args
 
 from annotated_types import Ge, Le, MaxLen
 
-from xsc.api.endpoint import Id, Key, Model, Nothing, OfPeer, get, listing, post
+from xsc.api.endpoint import Id, Key, Model, NamedPeer, Nothing, OfPeer, get, listing, post
 from xsc.api.market import MONTH_MS
-from xsc.api.peers import NamedPeer
 
 ENTRIES_MAX = 1_000
 """Entries of one answer, which is some 400 KB then."""

@@ -94,7 +94,7 @@ class Slot(Priced):
     """What micro-credits are for: a GiB and hour, or a Gfuel."""
     parts: dict[Key, int]
     """Of a need, what of its quantity is of one provider alone, by node."""
-    windows: list[Window]
+    windows: tuple[Window, ...]
     """A need without any is there until it is withdrawn, and so is a window without an end."""
 
 

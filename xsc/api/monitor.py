@@ -8,8 +8,8 @@ from annotated_types import Ge, Le
 
 from xsc.api.endpoint import Endpoint, Key, Model, Nothing, OfPeer, get, listing, named, post
 from xsc.api.market import Kind
+from xsc.api.peers import Found
 from xsc.api.status import Status
-from xsc.base.grade import Grade
 
 POINTS_MAX = 2_000
 
@@ -53,32 +53,22 @@ class LeaseMeasures(Model):
     """Mean price of open leases, weighed by what is held, in micro-credits; 0 without any."""
 
 
-class PeerMeasures(OfPeer):
+class PeerMeasures(Found, OfPeer):
     """What this node knows of a peer."""
 
-    state: str
     up: bool
-    grade: Grade
     grade_level: int
     """Its grade as a number: 0 new, 1 vetted, 2 watch, 3 suspended, 4 barred."""
     quality_ppm: int
     """What its price is divided by."""
-    availability_ppm: int
-    response_ms: int
     balance_micro: int
     """Positive where the peer owes."""
     limit_micro: int
     """What it may owe."""
     own_limit_micro: int | None
     """What this node may owe it, as it said last; null before it has."""
-    outcome: str | None
-    """Of the last challenge, the worst where there are several; null before the first."""
     proven_age_ms: int | None
     """Since it had proven all that it was challenged for; null before it has."""
-    unproven_micro: int
-    """What this node pays it for bytes once it proves that it holds them."""
-    owed_unproven_micro: int
-    """What it pays this node once this one proves what it holds."""
     head_age_ms: int | None
     """Since the date of its newest head in the space that came here; null without any."""
 

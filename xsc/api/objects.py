@@ -16,12 +16,12 @@ from xsc.api.endpoint import (
     Id,
     Key,
     Model,
+    NamedPeer,
     Nothing,
     OfNode,
     get,
     header,
     listing,
-    named,
     post,
 )
 
@@ -231,11 +231,9 @@ class Proof(OfNode):
     """Columns that the host did not prove."""
 
 
-class Introducer(Model):
+class Introducer(NamedPeer):
     """Who introduced how many of an object's hosts."""
 
-    id: Key
-    name: str = named("id")
     hosts: int
     """With the introducer itself, if it is one of them."""
     brought: int

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le, MaxLen
 
-from xsc.api.endpoint import Endpoint, Key, Model, Nothing, listing, named, post
+from xsc.api.endpoint import Endpoint, Key, Model, NamedPeer, Nothing, listing, named, post
 from xsc.base.grade import Grade
 from xsc.base.limits import PPM
 
@@ -26,29 +26,32 @@ class Spent(Model):
     """What was measured, in threads and jails as well."""
 
 
-class Probed(Model):
-    """What probes and challenges say of one peer."""
+class Found(Model):
+    """What probes and challenges come to."""
 
-    id: Key
-    name: str = named("id")
     state: str
     grade: Grade
     """How it is judged."""
     availability_ppm: int
     response_ms: int
-    last_seen_ms: int | None
     outcome: str | None
     """Of the last challenge, the worst where there are several; null before the first."""
+    unproven_micro: int
+    """What this node pays it for bytes once it proves that it holds them."""
+    owed_unproven_micro: int
+    """What it pays this node once this one proves what it holds."""
+
+
+class Probed(Found, NamedPeer):
+    """What probes and challenges say of one peer."""
+
+    last_seen_ms: int | None
     challenged_ms: int | None
     """When that was."""
     proven_ms: int | None
     """The last time at which it had proven all that it was challenged for; null: not yet."""
-    unproven_micro: int
-    """What this node pays it for bytes once it proves that it holds them."""
     unproven_since_ms: int | None
     """Since when it has not; null where all is decided."""
-    owed_unproven_micro: int
-    """What it pays this node once this one proves what it holds."""
     owed_unproven_since_ms: int | None
 
 
@@ -81,17 +84,17 @@ class Peer(Probed):
     """The same, of what is written for it and synced, and not paid."""
 
 
-class NamedPeer(Model):
-    """A peer, and how this node calls it."""
-
-    id: Key
-    name: str
-
-
 class RecognisedPeer(NamedPeer):
     """A peer, and how much this node recognises it."""
 
     weight_ppm: int
+
+
+class Forgotten(Model):
+    """A peer that is none any more, and how this node called it."""
+
+    id: Key
+    name: str
 
 
 class Invitation(Model):
@@ -139,4 +142,4 @@ RECOGNISE = post("/v1/peers/{who}/recognise", Recognise, RecognisedPeer, "Weigh 
 RENAME = post("/v1/peers/{who}/rename", Rename, NamedPeer, "Name a peer.")
 CONFIRM = post("/v1/peers/{who}/confirm", Who, NamedPeer, "Answer for a peer.")
 BLOCK = post("/v1/peers/{who}/block", Who, NamedPeer, "Refuse a peer everything.")
-REMOVE = Endpoint("DELETE", "/v1/peers/{who}", Who, NamedPeer, "Forget a peer.")
+REMOVE = Endpoint("DELETE", "/v1/peers/{who}", Who, Forgotten, "Forget a peer.")

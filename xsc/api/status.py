@@ -1,10 +1,10 @@
-"""What the node is and does."""
+"""What the node is and does, and the link to its pages for a browser."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from xsc.api.endpoint import Key, Model, Nothing, get, listing
+from xsc.api.endpoint import Key, Model, Nothing, get, listing, post
 from xsc.api.peers import Probed
 
 
@@ -101,6 +101,15 @@ class PeerHealth(Probed):
     """A clearing that it signed and that does not recompute."""
 
 
+class Link(Model):
+    """What logs one browser in, once."""
+
+    url: str
+    good_ms: int
+    """For how long."""
+
+
 VERSION = get("/v1/version", Nothing, Version, "Say which XSC the node runs.")
 STATUS = get("/v1/status", Nothing, Status, "Say what the node is and does.")
 HEALTH = listing("/v1/health", Nothing, PeerHealth, "Say what probes found.", rows="peers")
+LOGIN = post("/v1/dashboard/login", Nothing, Link, "Make a link to the dashboard.", status=201)

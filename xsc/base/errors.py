@@ -61,7 +61,7 @@
         ├── LedgerDamaged              the ledger does not replay
         └── ProofInvalid               a file given to `xsc verify` is wrong
 
-Exit 0 is done, 1 a bug in XSC, 7 partly done, 130 interrupted (docs/errors.md).
+Exit 0 is done, 1 a bug in XSC, 7 partly done, 130 interrupted (docs/cli.md).
 A leaf's name in snake case is its `code`: the same word on the command line,
 in problem documents and in logs.
 """

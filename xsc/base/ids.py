@@ -56,7 +56,7 @@ def from_text(text: str) -> bytes:
 
 def short(raw: bytes) -> str:
     """Return the form for people: the first ten characters of the text."""
-    return to_text(raw)[:SHORT_CHARS]
+    return node_text(raw)[:SHORT_CHARS]
 
 
 def is_strong(node_id: bytes) -> bool:

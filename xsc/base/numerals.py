@@ -19,6 +19,8 @@ _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,5})
 _HEX_FLOAT = re.compile(
     r"([+-]?)0[xX]([0-9a-fA-F]*)(?:\.([0-9a-fA-F]*))?(?:[pP]([+-]?[0-9]{1,5}))?"
 )
+WIDTHS = {"i32": 4, "i64": 8, "f32": 4, "f64": 8}
+"""In bytes, by type."""
 CHARS_MAX = 512
 """Of a text that is read as a number."""
 

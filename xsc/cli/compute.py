@@ -366,11 +366,9 @@ def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -
     settings.view(answer)
     show.rows(
         answer["evidence"],
-        "id found believed against function module differ_in",
+        "id found believed=first_name against=second_name function module differ_in",
         "no provider has contradicted another",
         id=("id", show.short),
-        believed="first_name",
-        against="second_name",
         module=lambda row: row["module"][:16],
         differ_in=("differs", ", ".join),
     )
@@ -401,11 +399,10 @@ def services(answer: core.Document) -> None:
     """List services: one's own, and those that are held for peers."""
     show.rows(
         answer["services"],
-        "name owner version at state <requests <failed <refused url",
+        "name owner version at state <requests <failed=failures <refused url",
         "there are no services",
         owner=lambda row: row["owner_name"] or show.short(row["owner"]),
         at=lambda row: row["node_name"] or show.short(row["node"]),
-        failed="failures",
     )
     for row in answer["services"]:
         if row["fault"]:

@@ -262,7 +262,7 @@ def status(settings: Settings, directory: Path) -> None:
     """Show the nodes and which of them run."""
     rows = [_row(home) for home in _there(directory)]
     settings.view({"nodes": rows})
-    show.rows(rows, "name id state <pid API home", id=("id", show.short), API="api_url")
+    show.rows(rows, "name id state <pid API=api_url home", id=("id", show.short))
 
 
 def _row(home: Path) -> Document:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 import click
@@ -61,10 +60,9 @@ def balance(answer: Document) -> None:
     """
     show.rows(
         answer["balances"],
-        "peer id <owes_us <may_owe_us <left <we_may_owe <left_",
+        "peer id <owes_us=balance <may_owe_us <left <we_may_owe <left_",
         "nobody owes anything",
         id=("peer", show.short),
-        owes_us="balance_micro",
         may_owe_us=_alone("limit_micro"),
         left=_alone("left_micro"),
         we_may_owe=("own_limit_micro", _told),
@@ -123,17 +121,12 @@ def log(answer: Document) -> None:
     """List the entries of this node's ledger, newest first."""
     show.rows(
         answer["entries"],
-        "<seq time kind peer <amount state entry",
+        "<seq time=created kind peer <amount state entry=entry_id",
         "there are no such entries",
-        time="created_ms",
         amount=_signed,
-        entry="entry_id",
     )
     if answer["more"]:
         show.line(f"older ones: xsc ledger log --before {answer['entries'][-1]['seq']}")
-
-
-_FLOWS: Final = ("earned", "spent", "received", "paid", "cleared", "cleared_own")
 
 
 @asks(ledger, api.ledger.FLOWS)
@@ -151,7 +144,6 @@ def flows(answer: Document) -> None:
         "peer id <earned <spent <received <paid <cleared <cleared_own",
         "nothing was booked in that time",
         id=("peer", show.short),
-        **{name: f"{name}_micro" for name in _FLOWS},
     )
 
 
@@ -164,20 +156,16 @@ def statement(answer: Document) -> None:
     )
     show.rows(
         answer["payments"],
-        "time what entry",
+        "time=created what=says entry=entry_id",
         "nothing was booked in that month",
-        time="created_ms",
-        what="says",
-        entry="entry_id",
     )
     for row in answer["balances"]:
         show.line(f"{row['says']}; before: {format_credits(row['opening_micro'])}")
 
 
-@ledger.command()
+@asks(ledger, api.ledger.EXPORT)
 @option(
     "--format",
-    "form",
     type=click.Choice(api.ledger.EXPORT_FORMATS),
     default="csv",
     show_default=True,
@@ -187,12 +175,11 @@ def statement(answer: Document) -> None:
 @option(
     "-o", "--output", type=options.PATH, default=options.STREAM, help="File to write.  [-: shown]"
 )
-def export(settings: Settings, form: str, month: str | None, output: Path) -> None:
+def export(_: Document) -> None:
     """Write what was booked as a file for other programs.
 
     Each payment is in it once. Beancount checks the balances at its end: bean-check FILE.
     """
-    settings.save(api.ledger.EXPORT, output, format=form, month=month)
 
 
 @asks(ledger, api.ledger.VERIFY)
@@ -242,9 +229,8 @@ def limits(answer: Document) -> None:
     """
     show.rows(
         answer["limits"],
-        "peer known <starter <recognised <repaid <max <set <limit <owed",
+        "peer known <starter <recognised <repaid=repaid_credit <max <set <limit <owed",
         "no peer is known",
-        repaid="repaid_credit_micro",
         set=("set_micro", lambda micro: "-" if micro is None else format_credits(micro)),
     )
     for row in answer["limits"]:
@@ -302,9 +288,8 @@ def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
         settings.view(answer)
         show.rows(
             answer["settled"],
-            "role peer <settled",
+            "role peer <settled=amount",
             "nothing was left to settle",
-            settled="amount_micro",
         )
         if answer["pending"]:
             who = "a peer" if answer["pending"] == 1 else f"{answer['pending']} peers"
@@ -346,7 +331,6 @@ def clear(answer: Document) -> None:
         answer["loops"],
         "<amount state waits_for loop",
         "no debts go around",
-        amount="amount_micro",
         waits_for=lambda row: " ".join(show.named(each, "id") for each in row["waits_for"]) or "-",
         loop=_around,
     )

@@ -44,7 +44,7 @@ _COMMANDS = {
 """The commands, and what each says of itself: none is read to list them all."""
 
 
-_ELSEWHERE = {"health": "peer", "allocation": "market"}
+_ELSEWHERE = {"health": "peer", "allocation": "market", "dashboard": "top"}
 """The modules of those that have none of their own."""
 
 

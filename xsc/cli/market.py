@@ -19,7 +19,7 @@ from xsc.client.core import Document
 KINDS = ("storage", "compute")
 
 
-SLOT = options.Parsed("ID", str, lambda: [(api.market.SLOTS, "id")])
+SLOT = options.Parsed("ID", str, options.known(lambda: [(api.market.SLOTS, "id")]))
 _slot = argument("id", metavar="ID", type=SLOT)
 
 
@@ -283,13 +283,11 @@ def leases(answer: Document) -> None:
     """List the leases that this node has given and taken."""
     show.rows(
         answer["leases"],
-        "lease role peer kind origin <used <of <price <owed <settled state until",
+        "lease role peer kind origin <used <of <price <owed=billed <settled state until=end",
         "this node has no leases",
         lease=("lease_id", show.short),
         used=_lease_use,
         of=_lease_level,
-        owed="billed_micro",
-        until="end_ms",
     )
 
 
@@ -319,12 +317,17 @@ _TIERS = {
 }
 
 
-def _explained() -> options.Offers:
-    return [*SLOT.offers(), *options.LEASE.offers(), *options.PEER.offers()]
+_EXPLAINED: Final = options.known(
+    lambda: [
+        (api.market.SLOTS, "id"),
+        (api.market.LEASES, "lease_id"),
+        (api.peers.LIST, "name"),
+    ]
+)
 
 
 @market.command()
-@argument("some_id", metavar="ID|NODE", type=options.Parsed("ID|NODE", str, _explained))
+@argument("some_id", metavar="ID|NODE", type=options.Parsed("ID|NODE", str, _EXPLAINED))
 def why(settings: Settings, some_id: str) -> None:
     """Explain a lease, a need, an offer or a clearing, and what would change it.
 
@@ -377,10 +380,9 @@ def clearings(answer: Document) -> None:
     """List the clearings of this node's slots that are kept."""
     show.rows(
         answer["clearings"],
-        "clearing slot kind when rule",
+        "clearing slot kind when=at rule",
         "nothing was cleared here",
         clearing=("id", show.short),
-        when="at_ms",
     )
 
 
@@ -539,9 +541,8 @@ def consistent(answer: Document) -> None:
 
     show.rows(
         answer["commitments"],
-        "node written <offers <needs of_the_cut heard_more_of",
+        "node written <offers <needs of_the_cut=consistent heard_more_of",
         "no commitment is known here",
-        of_the_cut="consistent",
         heard_more_of=unheard,
     )
 
@@ -549,11 +550,9 @@ def consistent(answer: Document) -> None:
 def _show_entitled(answer: Document, empty: str) -> None:
     show.rows(
         answer["allocations"],
-        "need node kind tier <granted <leased <price window lapses",
+        "need node kind tier <granted=quantity <leased=drawn <price window lapses",
         empty,
         tier=lambda row: row["tier"] or "pinned",
-        granted="quantity",
-        leased="drawn",
         window=("window", _time),
         lapses=_lapses,
     )

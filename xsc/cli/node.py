@@ -17,7 +17,7 @@ from click import argument, option
 from xsc import api
 from xsc.base import errors, ids, units
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
-from xsc.base.progress import Progress, ignore_progress
+from xsc.base.progress import Progress
 from xsc.base.text import count_of
 from xsc.cli import options, show
 from xsc.cli.options import Command, Group, Settings, asks
@@ -87,19 +87,15 @@ def recover(
     answers. A recovery that broke off goes on without IDENTITY, or with the next
     start of the node.
     """
-    from xsc.node.daemon import recover_home
+    from xsc.node.daemon import begin_recovery, bring_back
 
     text = None if identity is None else _read_key_file(identity)
     passphrase = _key_passphrase(settings.home)
-    node_id, done = recover_home(
-        settings.home,
-        text,
-        peers,
-        network=network,
-        name=name,
-        passphrase=passphrase,
-        watch=_RECOVERING,
-    )
+    if text is not None:
+        begin_recovery(
+            settings.home, text, peers, network=network, name=name, passphrase=passphrase
+        )
+    node_id, done = bring_back(settings.home, "recovering", passphrase, peers, watch=_RECOVERING)
     came_back = _came_back(done)
     answer = {"id": node_id, "home": str(settings.home), "state": "signing", **came_back}
     settings.view(answer, node_id)
@@ -111,33 +107,24 @@ def recover(
 
 def _came_back(done: Returned) -> Document:
     """Return with what a node came back, and warn of what its peers have not shown."""
-    found, silent = done.found, [ids.to_text(peer) for peer in done.silent]
-    unproven = {ids.to_text(peer): amount for peer, amount in sorted(done.unproven.items())}
-    for name in found.lost:
+    from xsc.api import serial
+
+    told = serial.document(done)
+    for name in told["lost"]:
         show.warn(
             f"the object {name or 'without a name'} is at no host that answers; "
             "it is looked for again"
         )
-    for peer in silent:
+    for peer in told["silent"]:
         show.warn(f"{show.short(peer)} does not answer, and is heard when it does")
-    for peer, due in unproven.items():
+    for row in told["unproven"]:
+        due = row["amount_micro"]
         who = "it owed" if due > 0 else "it was owed"
         show.warn(
-            f"unproven with {show.short(peer)}: {who} {units.format_credits(abs(due))} credits "
-            "more than any entry that was shown"
+            f"unproven with {show.short(row['peer'])}: {who} {units.format_credits(abs(due))} "
+            "credits more than any entry that was shown"
         )
-    return {
-        "peers": done.peers,
-        "objects": found.objects,
-        "newer_objects": found.newer,
-        "deleted_objects": found.gone,
-        "entries": done.entries,
-        "newer_entries": done.newer_entries,
-        "incarnation": done.incarnation,
-        "silent": silent,
-        "unproven": [{"peer": peer, "amount_micro": due} for peer, due in unproven.items()],
-        "lost": list(found.lost),
-    }
+    return told
 
 
 class _StartCommand(Command):
@@ -218,7 +205,7 @@ _TRAFFIC: Final = "{} sent to peers and {} received, since the start"
 @asks(node, api.status.VERSION)
 def version(answer: Document) -> None:
     """Say which XSC the node runs."""
-    show.fields(answer, "node runs network", node="name", runs="version")
+    show.fields(answer, "node=name runs=version network")
 
 
 @asks(node, api.status.STATUS)
@@ -226,9 +213,8 @@ def status(answer: Document) -> None:
     """Show what the node is, holds and does."""
     show.fields(
         answer,
-        "id name network version home API peers_at up_for peers storage traffic compute "
+        "id name network version home API=api_url peers_at up_for peers storage traffic compute "
         "storage_slots compute_slots",
-        API="api_url",
         peers_at=lambda answer: ", ".join(answer["addresses"]) or answer["peer_url"],
         up_for=lambda answer: units.format_duration(answer["uptime_s"] * 1000),
         peers=("peers", "{healthy} of {known} answer".format_map),
@@ -265,18 +251,14 @@ def alerts(settings: Settings, *, test: bool) -> int:
     answer = settings.ask(api.monitor.TEST if test else api.monitor.ALERTS)
     settings.view(answer)
     if test:
-        show.rows(answer["targets"], "target taken why", why="reason")
+        show.rows(answer["targets"], "target taken why=reason")
         failed = not all(row["taken"] for row in answer["targets"])
         return errors.UnavailableError.exit_code if failed else 0
     show.rows(
         answer["alerts"],
-        "alert about since over what",
+        "alert=id about=name since over what=says",
         "nothing needs you that you have not acknowledged",
-        alert="id",
-        about=("name", show.or_dash),
-        since=("since_ms", show.moment),
         over=lambda row: "-" if row["over_ms"] is None else show.moment(row["over_ms"]),
-        what="says",
     )
     return 0
 
@@ -297,7 +279,6 @@ def history(answer: Document) -> None:
         answer["samples"],
         "at <used <granted <margin <price <answering <balance",
         "no sample yet",
-        at=("at_ms", show.moment),
         answering=lambda row: _mean_share(row["peers"]),
         balance=lambda row: units.format_credits(sum(p["balance_micro"] for p in row["peers"])),
     )
@@ -563,7 +544,7 @@ def backup(
             opened_by = _key_passphrase(settings.home)
             blocks = stream_stopped(settings.home, opened_by, identity=identity, bodies=bodies)
         progress = stack.enter_context(show.progress("backing up", None))
-        reader = Reader(_Told(blocks, progress))
+        reader = Reader(_told(blocks, [progress]))
         passed = reader.whole()
         if secret:
             told = reader.head
@@ -585,17 +566,12 @@ def backup(
         show.warn(f"{file} is not locked: whoever can read it can act as this node")
 
 
-class _Told:
-    """Blocks, of each of which is told that it was taken."""
-
-    def __init__(self, blocks: Iterable[bytes], progress: Progress = ignore_progress) -> None:
-        self._blocks = blocks
-        self.progress = progress
-
-    def __iter__(self) -> Iterator[bytes]:
-        for block in self._blocks:
-            yield block
-            self.progress(len(block))
+def _told(blocks: Iterable[bytes], progress: Sequence[Progress]) -> Iterator[bytes]:
+    """Yield blocks; who watches by then is told of each that was taken."""
+    for block in blocks:
+        yield block
+        for each in progress:
+            each(len(block))
 
 
 @node.command()
@@ -627,7 +603,7 @@ def restore(
     goes on under a new incarnation. While peers are silent the restore is not
     finished; it goes on without FILE, and at each `xsc node start`.
     """
-    from xsc.node.daemon import catch_up_home
+    from xsc.node.daemon import bring_back
     from xsc.node.home.backup import Reader, read_into, restore_home, seal_of
 
     def unlock(line: str) -> KeyPair:
@@ -637,14 +613,15 @@ def restore(
 
     brought: Brought | None = None
     if file is not None:
-        told = _Told(blocks_of(file, "backup"))
-        reader = Reader(told)
+        watching: list[Progress] = []
+        reader = Reader(_told(blocks_of(file, "backup"), watching))
         line = None if identity is None else _read_key_file(identity)
         key = None if line is None else unlock(line)
         secret = _passphrase_of(passphrase_file, needed=reader.head.seal == "passphrase")
         seal = seal_of(reader.head, passphrase=secret, key=key)
         size_bytes = file.stat().st_size if file.is_file() else None
-        with show.progress("checking" if check else "restoring", size_bytes) as told.progress:
+        with show.progress("checking" if check else "restoring", size_bytes) as progress:
+            watching.append(progress)
             if check:
                 brought = read_into(reader, seal, {}, unlock)
             else:
@@ -656,8 +633,8 @@ def restore(
         return
     try:
         opened_by = _key_passphrase(settings.home)
-        done = catch_up_home(
-            settings.home, passphrase=opened_by, without_silent=without_silent, watch=_RECOVERING
+        _, done = bring_back(
+            settings.home, "restored", opened_by, without_silent=without_silent, watch=_RECOVERING
         )
     except errors.UnavailableError as fault:
         if brought is not None:
@@ -677,8 +654,7 @@ def _tell(settings: Settings, found: Brought | None, since: Document | None) -> 
         }
         show.fields(
             kept,
-            "id of objects peers ledger space shards key",
-            of="created_ms",
+            "id of=created objects peers ledger space shards key",
             ledger=("entries", "{} entries".format),
             space=("space_records", "{} records".format),
             shards=lambda kept: f"{kept['bodies']} ({units.format_size(kept['bodies_bytes'])})",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from xsc.client.core import Asked, Document
 
     Offers = Sequence[tuple[Asked, str]]
+    Complete = Callable[[click.Context, str], list[CompletionItem]]
 
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V", bound="Callable[[Document], str | int | None]")
@@ -96,12 +97,18 @@ class Settings:
                 "--json and a file on standard output do not go together", hint="name one: -o FILE"
             )
         with self.calls().download(endpoint, **said) as download:
-            if path == STREAM:
-                sys.stdout.buffer.writelines(download.blocks())
-                sys.stdout.buffer.flush()
-                return
-            size = write_whole(path, download.blocks())
-        self.view({"file": str(path), "size_bytes": size})
+            size = write_to(path, download.blocks())
+        if path != STREAM:
+            self.view({"file": str(path), "size_bytes": size})
+
+
+def write_to(path: Path, blocks: Iterable[bytes]) -> int:
+    """Write a file, whole or not at all, or standard output as it comes; return a file's size."""
+    if path != STREAM:
+        return write_whole(path, blocks)
+    sys.stdout.buffer.writelines(blocks)
+    sys.stdout.buffer.flush()
+    return 0
 
 
 def _kept(name: str, *declared: str, **how: Any) -> click.Option:  # noqa: ANN401 - click's own
@@ -231,18 +238,15 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
     Args:
         name: what stands for it in help.
         read: returns the value that a text stands for.
-        offers: lists of the node, and the fields of their rows, which a shell completes it to.
+        complete: returns what a shell completes it to.
     """
 
     def __init__(
-        self,
-        name: str,
-        read: Callable[[str], Any],
-        offers: Callable[[], Offers] = list,
+        self, name: str, read: Callable[[str], Any], complete: Complete = lambda *_: []
     ) -> None:
         self.name = name
         self._read = read
-        self.offers = offers
+        self._complete = complete
 
     def convert(
         self,
@@ -264,72 +268,66 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
             raise ArgumentInvalid(f"{place}: {fault.message}", hint=fault.hint) from None
 
     def shell_complete(
-        self,
-        ctx: click.Context,
-        param: click.Parameter,  # noqa: ARG002 - click's own
-        incomplete: str,
+        self, ctx: click.Context, _: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Return what the node knows that begins so; nothing where it does not answer.
+        """Return what begins so."""
+        return self._complete(ctx, incomplete)
 
-        Only plain words: a shell puts them onto the command line as they are, and names of
-        peers are made by these.
-        """
-        from click.shell_completion import CompletionItem
 
+def known(offers: Callable[[], Offers]) -> Complete:
+    """Return what completes to what the node knows; to nothing where it does not answer.
+
+    Only plain words: a shell puts them onto the command line as they are, and names of peers are
+    made by these.
+
+    Args:
+        offers: returns lists of the node, and the fields of their rows.
+    """
+
+    def complete(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         try:
             calls = ctx.ensure_object(Settings).calls()
-            known = {
+            found = {
                 row[field]
-                for endpoint, field in self.offers()
+                for endpoint, field in offers()
                 for row in calls.ask(endpoint)[endpoint.rows]
             }
         except XscError:
             return []
-        words = sorted(word for word in known if _PLAIN_WORD.fullmatch(word))
-        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+        return _plain(sorted(word for word in found if word.startswith(incomplete)))
+
+    return complete
 
 
-class _File(Parsed):
-    """A file or directory, which the shell completes."""
+def _plain(words: Iterable[str]) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
 
-    def __init__(self, read: Callable[[str], Path]) -> None:
-        super().__init__("FILE", read)
-
-    def shell_complete(
-        self,
-        ctx: click.Context,  # noqa: ARG002 - click's own
-        param: click.Parameter,  # noqa: ARG002 - click's own
-        incomplete: str,
-    ) -> list[CompletionItem]:
-        """Leave it to the shell."""
-        from click.shell_completion import CompletionItem
-
-        return [CompletionItem(incomplete, type="file")]
+    return [CompletionItem(word) for word in words if _PLAIN_WORD.fullmatch(word)]
 
 
-class _Module(_File):
-    """A file with a WebAssembly module: a shell offers those that end so, and directories."""
+def _files(_: click.Context, incomplete: str) -> list[CompletionItem]:
+    """Leave files and directories to the shell."""
+    from click.shell_completion import CompletionItem
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Return the modules and directories that begin so."""
-        from click.shell_completion import CompletionItem
+    return [CompletionItem(incomplete, type="file")]
 
-        folder, slash, name = incomplete.rpartition("/")
-        try:
-            found = sorted(Path(folder + slash or ".").iterdir())
-        except OSError:
-            return []
-        words = [
-            folder + slash + path.name + "/" * path.is_dir()
-            for path in found
-            if path.name.startswith(name) and (path.is_dir() or path.suffix == ".wasm")
-        ]
-        if len(words) == 1 and words[0].endswith("/"):
-            # The shell goes on with what is in it, instead of beginning the next word.
-            return self.shell_complete(ctx, param, words[0]) or [CompletionItem(words[0])]
-        return [CompletionItem(word) for word in words if _PLAIN_WORD.fullmatch(word)]
+
+def _modules(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """Return the WebAssembly modules and directories that begin so."""
+    folder, slash, name = incomplete.rpartition("/")
+    try:
+        found = sorted(Path(folder + slash or ".").iterdir())
+    except OSError:
+        return []
+    words = [
+        folder + slash + path.name + "/" * path.is_dir()
+        for path in found
+        if path.name.startswith(name) and (path.is_dir() or path.suffix == ".wasm")
+    ]
+    if len(words) == 1 and words[0].endswith("/"):
+        # The shell goes on with what is in it, instead of beginning the next word.
+        return _modules(ctx, words[0]) or _plain(words)
+    return _plain(words)
 
 
 def _path(text: str) -> Path:
@@ -343,10 +341,6 @@ def _target(text: str) -> Path:
     if path != STREAM:
         check_target(path)
     return path
-
-
-def _objects() -> Offers:
-    return [(api.objects.LIST, "name")]
 
 
 def _directory(text: str) -> Path:
@@ -471,11 +465,12 @@ def _input(text: str) -> tuple[str, str]:
     return name, object_of(value)
 
 
-OBJECT = Parsed("CAP", object_of, _objects)
-NAME = Parsed("NAME", str, _objects)
-PEER = Parsed("PEER", str, lambda: [(api.peers.LIST, "name")])
-SERVICE = Parsed("NAME", str, lambda: [(api.services.LIST, "name")])
-LEASE = Parsed("LEASE", str, lambda: [(api.market.LEASES, "lease_id")])
+_OBJECTS = known(lambda: [(api.objects.LIST, "name")])
+OBJECT = Parsed("CAP", object_of, _OBJECTS)
+NAME = Parsed("NAME", str, _OBJECTS)
+PEER = Parsed("PEER", str, known(lambda: [(api.peers.LIST, "name")]))
+SERVICE = Parsed("NAME", str, known(lambda: [(api.services.LIST, "name")]))
+LEASE = Parsed("LEASE", str, known(lambda: [(api.market.LEASES, "lease_id")]))
 INVITATION = Parsed("INVITATION", _capability)
 WHOLE = Parsed("N", _whole)
 SIZE = _sizes()
@@ -493,10 +488,10 @@ RANGE = Parsed("FIRST-LAST", check_range)
 PAIR = Parsed("NAME=VALUE", _pair)
 INPUT = Parsed("NAME=CAP", _input)
 DIRECTORY = Parsed("DIR", _directory)
-PATH = _File(_path)
-TARGET = _File(_target)
+PATH = Parsed("FILE", _path, _files)
+TARGET = Parsed("FILE", _target, _files)
 """A file that is written."""
-MODULE = _Module(_path)
+MODULE = Parsed("FILE", _path, _modules)
 
 
 def table(what: str, *declared: str, **how: Any) -> Callable[[F], F]:  # noqa: ANN401 - click's own

@@ -11,7 +11,7 @@ from click import argument, option
 from xsc import api
 from xsc.base.errors import CorruptionError, UnavailableError
 from xsc.base.limits import PPM
-from xsc.base.units import format_credits, format_share, format_size
+from xsc.base.units import format_share, format_size
 from xsc.cli import options, show
 from xsc.cli.devnet import poll
 from xsc.cli.options import Group, Settings, asks
@@ -128,13 +128,12 @@ def ls(settings: Settings, costs: bool) -> None:
     else:
         show.rows(
             answer["peers"],
-            "name id state reaches_us came_by tier <recognised <recognises_us <owes_us",
+            "name id state reaches_us came_by tier <recognised <recognises_us=recognises "
+            "<owes_us=balance",
             NO_PEERS,
             id=("id", show.short),
             reaches_us=_reaches,
             came_by=_came_by,
-            recognises_us="recognises_ppm",
-            owes_us="balance_micro",
         )
 
 
@@ -194,20 +193,15 @@ def health(ctx: click.Context) -> None:
     settings.view(answer)
     show.rows(
         answer["peers"],
-        "peer state grade <availability <quality <response seen challenge proven "
-        "unproven since owed_unproven false_clearing",
+        "peer state grade <availability <quality <response seen=last_seen challenge=outcome "
+        "proven unproven since owed_unproven false_clearing",
         NO_PEERS,
         peer=lambda row: show.named(row, "id"),
         response=("response_ms", "{}ms".format),
-        seen="last_seen_ms",
-        challenge="outcome",
-        proven="proven_ms",
-        unproven=("unproven_micro", format_credits),
         since=(
             "unproven_since_ms",
             lambda at_ms: show.or_dash(None if at_ms is None else show.moment(at_ms)),
         ),
-        owed_unproven=("owed_unproven_micro", format_credits),
         false_clearing=("false_clearing", lambda found: found[:10] if found else ""),
     )
 
@@ -240,16 +234,12 @@ def _judgement(answer: Document) -> None:
         "dimension <good <bad <rank <upper",
         good=("good_ppm", _hours),
         bad=("bad_ppm", _hours),
-        rank=("rank_ppm", format_share),
-        upper=("upper_ppm", format_share),
     )
     show.rows(
         answer["events"],
-        "when before after dimension cause evidence",
+        "when=at before after dimension cause evidence",
         "nothing was ever held against it",
-        when="at_ms",
         cause=lambda row: _CAUSES.get(row["cause"], str(row["cause"])),
-        evidence=("evidence", lambda found: found[:10] if found else "-"),
     )
 
 
@@ -315,10 +305,9 @@ def challenge(answer: Document) -> int:
     rows = answer["challenged"]
     show.rows(
         rows,
-        "peer customer outcome reason",
+        "peer customer=customer_name outcome reason",
         "this node has nothing at them",
         peer=lambda row: show.named(row, "id"),
-        customer="customer_name",
     )
     outcomes = {row["outcome"] for row in rows}
     if outcomes & {"bad_proof", "missing"}:

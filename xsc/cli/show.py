@@ -124,48 +124,53 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> 
             click.echo(click.style(line, bold=True) if on_terminal and number == 0 else line)
 
 
-Cell: TypeAlias = "str | tuple[str, Callable[[Any], str]] | Callable[[Document], str]"
-"""The key of a field, that key with what makes a text of it, or what makes a text of the row."""
+Cell: TypeAlias = "tuple[str, Callable[[Any], str]] | Callable[[Document], str]"
+"""What makes a text of a row, or the key of a field and what makes a text of that."""
 
 
-def rows(found: Iterable[Document], heads: str, empty: str = "", **cells: Cell) -> None:
+def rows(found: Iterable[Document], columns: str, empty: str = "", **cells: Cell) -> None:
     """Print the rows of an answer as a table.
 
     Args:
         found: the rows.
-        heads: of the columns, `_` for a blank, or behind one that is there twice; `<` before one
-            puts its numbers to the right.
+        columns: each as HEAD=FIELD, or as FIELD where that is the head, too; the last word of a
+            field, its unit, may be left out. Of heads `_` is a blank, or stands behind one that is
+            there twice; `<` before one puts its numbers to the right.
         empty: said on standard error where there are no rows.
-        cells: what stands under a head that is not the name of a field, its unit left out.
+        cells: what stands under a head that is more than the field.
     """
     if for_people():
-        names = heads.replace("<", "").split()
+        heads = [column.partition("=")[0] for column in columns.split()]
+        names = columns.replace("<", "").split()
         texts = [[_text_of(row, name, cells) for name in names] for row in found]
-        table([head.replace("_", " ").rstrip() for head in heads.split()], texts, empty)
+        table([head.replace("_", " ").rstrip() for head in heads], texts, empty)
 
 
-def fields(answer: Document, names: str, **cells: Cell) -> None:
+def fields(answer: Document, columns: str, **cells: Cell) -> None:
     """Print fields of an answer, one a line, by their names for people (`rows`)."""
     if for_people():
-        pairs([(name.replace("_", " "), _text_of(answer, name, cells)) for name in names.split()])
+        names = [(column.partition("=")[0], column) for column in columns.split()]
+        pairs([(head.replace("_", " "), _text_of(answer, it, cells)) for head, it in names])
 
 
-def _text_of(row: Document, name: str, cells: Mapping[str, Cell]) -> str:
-    with_units = (f"{name}_{unit}" for unit in _FORMS)
-    cell = cells.get(name) or next((key for key in with_units if key in row), name)
+def _text_of(row: Document, column: str, cells: Mapping[str, Cell]) -> str:
+    head, _, name = column.partition("=")
+    cell = cells.get(head)
     if callable(cell):
         return cell(row)
-    if isinstance(cell, tuple):
+    if cell is not None:
         key, form = cell
         return form(row[key])
-    value = row[cell]
+    name = name or head
+    key = next((whole for unit in _FORMS if (whole := f"{name}_{unit}") in row), name)
+    value = row[key]
     if isinstance(value, bool):
         return yes_or_no(value)
-    if cell in {"node", "peer"}:
-        return named(row, cell)
-    if cell in _LEVELS and "kind" in row:
+    if key in {"node", "peer"}:
+        return named(row, key)
+    if key in _LEVELS and "kind" in row:
         return "?" if value is None else units.format_level(row["kind"], value)
-    return _FORMS.get(cell.rpartition("_")[2], or_dash)(value)
+    return _FORMS.get(key.rpartition("_")[2], or_dash)(value)
 
 
 def table_lines(
@@ -363,7 +368,7 @@ def moment(at_ms: int | None) -> str:
 _LEVELS = {"available", "capacity", "drawn", "granted", "quantity", "used"}
 """Fields of what is traded: how much it is depends on the kind of the row, and may be unknown."""
 _FORMS: Mapping[str, Callable[[Any], str]] = {
-    **dict.fromkeys(("clearing", "customer", "need", "provider", "slot"), short),
+    **dict.fromkeys(("clearing", "customer", "evidence", "need", "provider", "slot"), short),
     "bytes": units.format_size,
     "micro": units.format_credits,
     "price": units.format_credits,

@@ -18,7 +18,7 @@ from xsc.client.core import Document
 from xsc.client.files import read_bounded
 from xsc.space.limits import VALUE_BYTES_MAX
 
-ADDRESS = options.Parsed("PATH", str, lambda: [(api.space.LIST, "path")])
+ADDRESS = options.Parsed("PATH", str, options.known(lambda: [(api.space.LIST, "path")]))
 
 
 _RECORDS: Final = "path <sequence <size"
@@ -117,7 +117,7 @@ def _shown(value: str | dict[str, str] | None) -> str:
 @asks(space, api.space.STATS)
 def stats(answer: Document) -> None:
     """Show how much the space of this node holds."""
-    show.fields(answer, "records live on_disk subscriptions received sent", on_disk="disk_bytes")
+    show.fields(answer, "records live on_disk=disk subscriptions received sent")
 
 
 def _age(age_ms: int | None) -> str:
@@ -129,8 +129,8 @@ def diagnostics(answer: Document) -> None:
     """Show what this node lists and follows, who is active, and its place in causality."""
     names = {row["node"]: row["name"] for row in answer["nodes"]}
 
-    show.rows(answer["programs"], "program <size", "no programs", program="path")
-    show.rows(answer["running"], "runs id state <frame", "no program is registered", runs="hash")
+    show.rows(answer["programs"], "program=path <size", "no programs")
+    show.rows(answer["running"], "runs=hash id state <frame", "no program is registered")
     show.rows(
         answer["subscriptions"],
         "follows prefix <cursor",
@@ -139,9 +139,8 @@ def diagnostics(answer: Document) -> None:
     )
     show.rows(
         answer["nodes"],
-        "node active <last_head",
+        "node=name active <last_head",
         "no peers",
-        node="name",
         last_head=("head_age_ms", _age),
     )
     show.pairs(

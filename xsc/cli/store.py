@@ -7,7 +7,7 @@ import sys
 import time
 from base64 import b64decode, b64encode
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
@@ -210,7 +210,7 @@ def get(
             f"{found.name} is a directory", hint="get -r fetches all of it, NAME/PATH one file"
         )
     if found.kind == "empty file":
-        size = _write(output, ())
+        size = options.write_to(output, ())
     elif output != options.STREAM and part is None:
         size = calls.get(found.capability, output, _FETCHING)
     else:
@@ -218,20 +218,10 @@ def get(
             calls.open(found.capability, part) as download,
             _FETCHING(download.size_bytes) as progress,
         ):
-            size = _write(output, download.blocks(progress))
+            size = options.write_to(output, download.blocks(progress))
     if output != options.STREAM:
         settings.view({"file": str(output), "size_bytes": size})
         show.detail(f"fetched {units.format_size(size)} to {output}")
-
-
-def _write(output: Path, blocks: Iterable[bytes]) -> int:
-    """Write a file or standard output; return the size of a file."""
-    if output != options.STREAM:
-        return write_whole(output, blocks)
-    for block in blocks:
-        sys.stdout.buffer.write(block)
-    sys.stdout.buffer.flush()
-    return 0
 
 
 def _directory(calls: Calls, target: str, version: int | None) -> targets.Target:
@@ -295,10 +285,9 @@ def listing(
     empty = "this node has stored nothing" + (" under such names" if prefix else "")
     show.rows(
         answer["objects"],
-        "name <version <size stored <margin capability",
+        "name <version <size stored=created <margin capability",
         empty,
         version=_version,
-        stored="created_ms",
     )
 
 
@@ -328,7 +317,7 @@ def _show_placement(answer: Document, *, deep: bool = False) -> None:
     """
     about, names = answer.get("tree"), "size readable margin healable"
     if about is not None:
-        names = "files size_of_all the_worst readable margin healable"
+        names = "files size_of_all=size the_worst readable margin healable"
     if "survives" not in answer:
         names += " code"
     else:
@@ -338,7 +327,6 @@ def _show_placement(answer: Document, *, deep: bool = False) -> None:
         answer,
         f"{names} leases_until",
         files=("tree", _files),
-        size_of_all="size_bytes",
         the_worst=("tree", lambda about: about["path"] or "the list of the directory"),
         margin=_margin,
         code=("code", lambda code: f"any {code['k']} of {code['k'] + code['m']} shards"),
@@ -641,9 +629,7 @@ def gc(answer: Document) -> int:
     """
     show.fields(
         answer,
-        "leases_over uploads_given_up deletions room_returned",
-        leases_over="expired_bytes",
-        uploads_given_up="leftover_bytes",
+        "leases_over=expired uploads_given_up=leftover deletions room_returned",
         deletions=("deletions_confirmed", "{} completed".format),
         room_returned=lambda answer: f"about {units.format_size(answer['reclaimed_bytes'])}",
     )

@@ -1,4 +1,4 @@
-"""xsc top: one picture that follows the node."""
+"""xsc top and xsc dashboard: the node in one picture, here or in a browser."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import click
 from click import option
 
 from xsc import api
-from xsc.base.errors import UnavailableError
-from xsc.base.units import format_time
+from xsc.base import errors, units
+from xsc.cli import show
 from xsc.cli.options import Command, Settings
 from xsc.cli.picture import Heard, picture
 
@@ -37,6 +37,7 @@ ANSWER_S: Final = 5.0
 _FOOT: Final = "q ends; times are UTC"
 _ENDS: Final = (b"q", b"Q", b"")
 """Keys that end it; nothing comes of a terminal that is gone."""
+_LEADS: Final = '<!doctype html><meta http-equiv="refresh" content="0; url={}"><title>XSC</title>\n'
 
 
 @click.command(cls=Command)
@@ -80,7 +81,7 @@ def _follow(console: Console, calls: Calls, heard: Heard) -> None:
     Raises:
         UnavailableError: the node did not answer when it was ended.
     """
-    fault: UnavailableError | None = None
+    fault: errors.UnavailableError | None = None
     foot = _FOOT
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _keys() as ended, console.screen(), suppress(KeyboardInterrupt):
@@ -89,9 +90,9 @@ def _follow(console: Console, calls: Calls, heard: Heard) -> None:
         while not ended():
             try:
                 heard, fault, foot = _ask(calls), None, _FOOT
-            except UnavailableError as silent:
+            except errors.UnavailableError as silent:
                 if fault is None:
-                    foot = f"no answer since {format_time(int(time.time() * 1000))}: {silent}"
+                    foot = f"no answer since {units.format_time(int(time.time() * 1000))}: {silent}"
                 fault = silent
             screen.draw(picture(heard, foot, away=fault is not None))
     if fault is not None:
@@ -141,3 +142,26 @@ def _keys() -> Iterator[Callable[[], bool]]:
     finally:
         for each, state in zip(keyboard, before, strict=True):
             termios.tcsetattr(each, termios.TCSADRAIN, state)
+
+
+@click.command(cls=Command)
+@option("--open", "opens", is_flag=True, help="Open it in this machine's browser.")
+def dashboard(settings: Settings, *, opens: bool) -> None:
+    """Print a link that shows the node in a browser on this machine.
+
+    The link is good once, for a minute. From another machine, forward the port of the API first:
+    ssh -L PORT:127.0.0.1:PORT HOST.
+    """
+    link = settings.calls().ask(api.status.LOGIN)
+    settings.view(link, link["url"])
+    show.note(f"good once, for {units.format_duration(link['good_ms'])}")
+    if opens:
+        import webbrowser
+
+        from xsc.node.home.folder import write_file
+
+        # The link is no argument of the browser: every user of a machine can list those.
+        page = settings.home / "dashboard.html"
+        write_file(page, _LEADS.format(link["url"]))
+        if not webbrowser.open(page.resolve().as_uri()):
+            raise errors.NotFound("no browser was found", hint="open the link yourself")

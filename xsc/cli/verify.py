@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from click import argument, option
 
-from xsc.base import errors, limits
+from xsc.base import limits
 from xsc.cli import options, show
 from xsc.cli.options import Command, Settings
 from xsc.client.files import read_file, read_module
@@ -25,17 +25,13 @@ def verify(settings: Settings, file: Path, module: Path | None, lease: Path | No
     Needs neither a node nor the network. Exits with 6, and the first thing
     that is wrong, if the file proves nothing.
     """
-    from xsc.node.offline.verify import verify_file
+    from xsc.node.offline.verify import proving, verify_file
     from xsc.storage.repair.drain_proof import DRAIN_PROOF_BYTES_MAX
 
     code = None if module is None else read_module(module)
     agreed = None if lease is None else read_file(lease, "lease", limits.PEER_BODY_BYTES_MAX)
-    try:
-        raw = options.read_given(file, "file", DRAIN_PROOF_BYTES_MAX)
-        proved = verify_file(raw, code, agreed)
-    except (errors.PeerError, errors.LimitError) as fault:
-        # A record that a peer would be blamed for is, in a file, simply no proof.
-        raise errors.ProofInvalid(fault.message, hint=fault.hint) from None
+    with proving():
+        proved = verify_file(options.read_given(file, "file", DRAIN_PROOF_BYTES_MAX), code, agreed)
     settings.view({"ok": True, "text": proved})
     for line in [] if settings.json else proved.split("\n"):
         show.line(line)

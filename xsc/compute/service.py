@@ -34,15 +34,7 @@ class ComputeService:
     ) -> None:
         """Put it together; `compile_ms` is how long others may compile a module for this node."""
         self._sandbox = sandbox
-        self.runner = runner.JobRunner(
-            key=context.key,
-            network=context.network,
-            clock=context.clock,
-            entropy=context.entropy,
-            executor=context.executor,
-            sandbox=sandbox,
-            log=context.log,
-        )
+        self.runner = runner.JobRunner(context, sandbox)
         self._job_executor = JobExecutor(context, book=book, inputs=inputs, runner=self.runner)
         self._streams = RemoteOutput(context.caller, context.clock, self._job_executor.output_of)
         self._customer = customer.JobCustomer(

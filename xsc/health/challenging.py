@@ -87,7 +87,6 @@ class ChallengeService:
     def __init__(
         self,
         context: Context,
-        state: keyvalue.KeyValue,
         health: Probes,
         possessions: Possessions,
         *,
@@ -98,7 +97,6 @@ class ChallengeService:
 
         Args:
             context: signs, and sends to peers.
-            state: the store; other tables may be in it.
             health: how peers are.
             possessions: what should lie at hosts.
             leaf: reads for a caller what lies here; else says whether that was lost here.
@@ -110,7 +108,7 @@ class ChallengeService:
         self._context = context
         self._own = context.key.node_id
         self._secret = context.key.derive("challenge")
-        self._state = state
+        self._state = context.state
         self._health = health
         self._possessions = possessions
         self._leaf = leaf
@@ -125,7 +123,7 @@ class ChallengeService:
         self._turns: turns.Turns[bytes] = turns.Turns()
         self.rows: dict[bytes, dict[bytes, Challenged]] = {}
         """By host and customer."""
-        for key, raw in state.scan(ROOT, keyvalue.prefix_end(ROOT)):
+        for key, raw in self._state.scan(ROOT, keyvalue.prefix_end(ROOT)):
             host, customer = key[len(ROOT) :][:ID_BYTES], key[len(ROOT) + ID_BYTES :]
             try:
                 row = Challenged.from_bytes(raw, size_max=ROW_BYTES_MAX)

@@ -61,7 +61,6 @@ class Scores:
 
     Args:
         context: reaches peers.
-        state: the store; other tables may be in it.
         peers: who is known.
         recognition_ppm: returns the mutual recognition of a peer and this node.
         fork: returns the hash of two entries that prove that a peer keeps two ledgers, or None.
@@ -73,20 +72,19 @@ class Scores:
     def __init__(
         self,
         context: Context,
-        state: keyvalue.KeyValue,
         peers: peering.Peers,
         *,
         recognition_ppm: Callable[[bytes], int],
         fork: Callable[[bytes], bytes | None],
     ) -> None:
         self._context = context
-        self._state = state
+        self._state = context.state
         self._peers = peers
         self._recognition_ppm = recognition_ppm
         self._fork = fork
         self._rows: dict[bytes, Score] = {}
         self._reports: dict[bytes, Report] = {}
-        for key, raw in state.scan(_ROOT, keyvalue.prefix_end(_ROOT)):
+        for key, raw in self._state.scan(_ROOT, keyvalue.prefix_end(_ROOT)):
             try:
                 self._rows[key[len(_ROOT) :]] = Score.from_bytes(raw, size_max=SCORE_BYTES_MAX)
             except errors.XscError as fault:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xsc.base.clock import Clock, Entropy, Executor
+from xsc.base.keyvalue import Commit, KeyValue
 from xsc.base.log import Log
 from xsc.base.peering import Caller
 from xsc.identity.keys import KeyPair
@@ -22,3 +23,7 @@ class Context:
     executor: Executor
     caller: Caller
     log: Log
+    state: KeyValue
+    """Keeps what outlives the process; each service has tables of its own in it."""
+    commit: Commit
+    """Writes to it, synced, together with whatever else is to be written."""

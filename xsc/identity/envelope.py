@@ -215,16 +215,21 @@ def sign(record: R, key: keys.KeyPair, network: bytes) -> Signed[R]:
 
 
 def _seal_one(record: R, body: bytes, key: keys.KeyPair, network: bytes) -> Signed[R]:
-    raw = encode(
-        {
-            "v": ENVELOPE_VERSION,
-            "kind": record.KIND,
-            "net": network,
-            "by": key.node_id,
-            "body": body,
-            "sig": key.sign(_message(record.KIND, network, body)),
-        }
-    )
+    signature = key.sign(_message(record.KIND, network, body))
+    return _enveloped(record, body, key, network, signature, {"v": ENVELOPE_VERSION})
+
+
+def _enveloped(  # noqa: PLR0917 - what an envelope has
+    record: R,
+    body: bytes,
+    key: keys.KeyPair,
+    network: bytes,
+    signature: bytes,
+    rest: dict[str, Value],
+) -> Signed[R]:
+    """Return a record with the signature that it is under; `rest` has the other fields."""
+    fields: dict[str, Value] = {"kind": record.KIND, "net": network, "by": key.node_id}
+    raw = encode({**fields, "body": body, "sig": signature, **rest})
     return Signed(record, key.node_id, network, tagged_sha256(record.KIND, body), raw)
 
 
@@ -243,22 +248,12 @@ def seal(encoded: Sequence[tuple[R, bytes]], key: keys.KeyPair, network: bytes) 
         return [_seal_one(*encoded[0], key, network)]
     root, paths = joint.plant([_message(record.KIND, network, body) for record, body in encoded])
     signature = key.sign(joint.message_of(network, root))
-    signed = []
-    for place, ((record, body), path) in enumerate(zip(encoded, paths, strict=True)):
-        raw = encode(
-            {
-                "v": JOINT_VERSION,
-                "kind": record.KIND,
-                "net": network,
-                "by": key.node_id,
-                "body": body,
-                "sig": signature,
-                "place": place,
-                "path": [*path],
-            }
+    return [
+        _enveloped(
+            *each, key, network, signature, {"v": JOINT_VERSION, "place": place, "path": [*path]}
         )
-        signed.append(Signed(record, key.node_id, network, tagged_sha256(record.KIND, body), raw))
-    return signed
+        for place, (each, path) in enumerate(zip(encoded, paths, strict=True))
+    ]
 
 
 def _way(value: dict[str, Value]) -> tuple[int, list[bytes]]:

@@ -7,24 +7,27 @@ verified (hashes already bind the chain); who verifies the ledger takes what has
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache, partial
 
-from xsc.base import encoding, limits
-from xsc.base.errors import LedgerDamaged, LimitError, PeerError, ProofInvalid, RecordInvalid
-from xsc.base.ids import short
-from xsc.identity.envelope import (
-    R,
-    Signed,
-    open_signed,
-    read_unverified,
+from xsc.base import encoding, fields, limits
+from xsc.base.errors import (
+    LedgerDamaged,
+    LimitError,
+    PeerError,
+    ProofInvalid,
+    RecordInvalid,
+    XscError,
 )
+from xsc.base.ids import short
+from xsc.identity.envelope import R, Signed, open_signed, read_unverified
 from xsc.identity.keys import Unverified
 from xsc.ledger import validation
-from xsc.ledger.entry import BOTH_SIGN, Half, SettledEntry, intact, open_half
+from xsc.ledger.entry import BOTH_SIGN, EntryRow, Half, SettledEntry, intact, open_half
 from xsc.ledger.incarnation import CLAIM_BYTES_MAX, Claim, claim_hash
-from xsc.ledger.index import DAY, HALF, Index
+from xsc.ledger.index import DAY, Index
 from xsc.ledger.loop import open_voucher
 from xsc.ledger.state import LedgerState, append, settle, take_old
 from xsc.ledger.statement import say_entry
@@ -33,19 +36,6 @@ from xsc.terms.voucher import Voucher
 ROWS_READ = 2**12
 """Rows of an index that a replay remembers."""
 _YEAR_9999_MS = 253_402_300_799_999
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What the store holds under one number."""
-
-    seq: int
-    half: bytes | None
-    """The own signed half."""
-    other: bytes | None
-    """The signed half of the peer beside it."""
-    voucher: bytes | None
-    """The signed voucher under them."""
 
 
 def chain_end_bytes(next_seq: int, head: bytes) -> bytes:
@@ -58,14 +48,56 @@ def damaged(seq: int, sentence: str) -> LedgerDamaged:
     return LedgerDamaged(f"{entry_of(seq)} is damaged: {sentence}")
 
 
+def missing(seq: int) -> LedgerDamaged:
+    """Return the error of an entry that is not there."""
+    return damaged(seq, "it is missing")
+
+
 def entry_of(seq: int) -> str:
     """Return how an entry is called by its number."""
     return f"entry {seq} of the ledger"
 
 
-def stray(seq: int) -> LedgerDamaged:
-    """Return the error of parts without their entry."""
-    return damaged(seq, "its parts are there, the entry itself is not")
+@dataclass(frozen=True, slots=True)
+class Old:
+    """A half of an earlier incarnation, the other party's half, and their voucher."""
+
+    half: Signed[Half]
+    other: Signed[Half]
+    voucher: Signed[Voucher]
+
+
+def _opened(half: bytes, other: bytes, voucher: bytes, network: bytes) -> Old:
+    own = open_half(half, network=network)
+    under = open_voucher(voucher, own.record, network=network)
+    return Old(own, open_half(other, network=network), under)
+
+
+def check_shown(
+    item: Mapping[str, encoding.Value], *, peer: bytes, me: bytes, network: bytes
+) -> Old | None:
+    """Return an item of a peer's history where it holds by itself, else None."""
+    try:
+        take = partial(fields.take_bytes, item)
+        old = _opened(take("half"), take("other"), take("voucher"), network)
+    except XscError:
+        return None
+    holds = validation.check_old(old.half, old.other, old.voucher) is None
+    return old if holds and (old.half.author, old.other.author) == (me, peer) else None
+
+
+def known_entries(rows: Iterable[EntryRow], *, network: bytes) -> list[Old]:
+    """Return the settled entries of the own ledger.
+
+    Raises:
+        PeerError, LimitError: a row is damaged.
+    """
+    # Nothing is under a seal.
+    return [
+        _opened(row.half, row.other, row.voucher, network)
+        for row in rows
+        if row.other and row.voucher
+    ]
 
 
 class Replay:
@@ -91,24 +123,22 @@ class Replay:
         """The entries of earlier incarnations that were taken."""
 
     def _opened(
-        self, row: Stored
+        self, seq: int, row: EntryRow
     ) -> tuple[Signed[Half], Signed[Half] | None, Signed[Voucher] | None]:
         """Return an own half, the peer's and the voucher.
 
         Raises:
             LedgerDamaged: one of them is damaged.
         """
-        with intact(entry_of(row.seq)):
-            if row.half is None:
-                raise damaged(row.seq, "it is missing")
-            own = self._read(row.seq, row.half, Half)
-            other = None if row.other is None else self._read(row.seq, row.other, Half)
+        with intact(entry_of(seq)):
+            own = self._read(seq, row.half, Half)
+            other = None if row.other is None else self._read(seq, row.other, Half)
             if row.voucher is None or own.record.kind == "claim":
                 return own, other, None
             if own.record.purpose != "leases":
                 voucher = open_voucher(row.voucher, own.record, network=self._network)
             else:
-                voucher = self._read(row.seq, row.voucher, Voucher)
+                voucher = self._read(seq, row.voucher, Voucher)
             return own, other, voucher
 
     def _read(self, seq: int, raw: bytes, kind: type[R]) -> Signed[R]:
@@ -120,15 +150,14 @@ class Replay:
         self.unverified.append((seq, unverified))
         return signed
 
-    def take_old(self, row: Stored) -> tuple[bytes, bytes]:
+    def take_old(self, seq: int, row: EntryRow) -> tuple[bytes, bytes]:
         """Take an old entry; return the ids of its two halves.
 
         Raises:
             LedgerDamaged: it breaks a rule.
         """
-        seq, state = row.seq, self.state
-        self.seq = seq
-        own, other, voucher = self._opened(row)
+        state, self.seq = self.state, seq
+        own, other, voucher = self._opened(seq, row)
         if other is None or voucher is None or seq >= state.first_seq or seq in self.old:
             raise damaged(seq, "it is no entry that both parties signed")
         if own.author != state.me or own.record.seq != seq:
@@ -139,7 +168,7 @@ class Replay:
         self.old.add(seq)
         return own.id, other.id
 
-    def take(self, row: Stored) -> Claim | None:
+    def take(self, seq: int, row: EntryRow) -> Claim | None:
         """Take the next half of the chain, with the answer that it is or has.
 
         Returns:
@@ -148,11 +177,10 @@ class Replay:
         Raises:
             LedgerDamaged: it breaks a rule.
         """
-        seq, state = row.seq, self.state
-        self.seq = seq
+        state, self.seq = self.state, seq
         if seq != state.next_seq:
-            raise damaged(state.next_seq, "it is missing")
-        own, other, voucher = self._opened(row)
+            raise missing(state.next_seq)
+        own, other, voucher = self._opened(seq, row)
         claims = own.record.kind == "claim"
         if (row.voucher is not None) != (claims or own.record.kind in BOTH_SIGN):
             raise damaged(seq, "a voucher is missing, or there is one too many")
@@ -180,14 +208,14 @@ class Replay:
             raise damaged(half.seq, "it claims other entries than are stored")
         self.state.heard[half.peer] = claim.start
 
-    def answer(self, row: Stored) -> None:
+    def answer(self, seq: int, row: EntryRow) -> None:
         """Take the answer to an own half that was taken before.
 
         Raises:
             LedgerDamaged: it breaks a rule.
         """
-        self.seq = row.seq
-        own, other, _ = self._opened(row)
+        self.seq = seq
+        own, other, _ = self._opened(seq, row)
         if other is not None:
             self._settle(own, other)
 
@@ -203,55 +231,38 @@ class Replay:
 class Past(Index):
     """The index as a replay from the first half on makes it, without holding it in memory.
 
-    Look-ups go to the book that is replayed, and see what the replay has taken.
+    Look-ups go to what must come out, and see what the replay has taken.
 
     Args:
-        live: the index of the book, as it goes on meanwhile.
+        there: the rows that must come out.
     """
 
-    def __init__(self, live: Index) -> None:
+    def __init__(self, there: Index) -> None:
         super().__init__()
-        self._live = live
-        self._read: dict[bytes, bytes] = {}
-        """Rows that were looked up of late: most are needed again soon."""
+        self.there = there
+        # Most are needed again soon.
+        self._there = lru_cache(ROWS_READ)(there.get)
+        self._forgotten = 0
         self.replay: Replay
 
     def get(self, key: bytes) -> bytes | None:
         """Return a row of a half, if that was taken."""
-        raw = self._look_up(key)
+        raw = self._there(key)
         return raw if raw is not None and self._is_taken(int.from_bytes(raw[-8:], "big")) else None
-
-    def _look_up(self, key: bytes) -> bytes | None:
-        raw = self._read.get(key) or self._live.get(key)
-        if raw is not None:
-            if len(self._read) == ROWS_READ:
-                self._read.clear()
-            self._read[key] = raw
-        return raw
 
     def _is_taken(self, seq: int) -> bool:
         state = self.replay.state
         taken = seq < state.next_seq if seq >= state.first_seq else seq in self.replay.old
         return taken and seq != self.replay.seq
 
-    def compared(self, stored: Index, *, last: bool) -> int:
-        """Compare what was made with what is stored, and forget it; return how many rows it was.
+    def forget(self) -> None:
+        """Forget all rows but sums of days, which go on: one hash is over what they were."""
+        for key in [key for key in self.changes if key[:1] != DAY]:
+            self._forgotten += hash((key, self.changes.pop(key)))
 
-        Args:
-            stored: the rows as the snapshot left them.
-            last: sums are as they were then, too.
-
-        Raises:
-            LedgerDamaged: a row is missing or another.
-        """
-        made = {key: row for key, row in self.changes.items() if last or key[:1] != DAY}
-        for key, row in made.items():
-            # Rows of halves never change; what counts of them and sums do.
-            there = stored.get(key) if key[:1] in (HALF, DAY) else self._look_up(key)
-            if there != row:
-                raise index_damaged()
-            del self.changes[key]
-        return len(made)
+    def made(self) -> int:
+        """Return the sum of the hashes of all rows."""
+        return self._forgotten + sum(map(hash, self.changes.items()))
 
 
 def index_damaged() -> LedgerDamaged:
@@ -300,8 +311,6 @@ def verify_settled(raw: bytes) -> str:
         raise ProofInvalid("this entry does not hold: a stranger exported it")
     if said.amount_micro > voucher.record.amount_micro:
         raise ProofInvalid("this entry does not hold: it is over more than the voucher")
-    if (refusal := validation.check_form(said)) is not None:
-        raise ProofInvalid(f"this entry does not hold: {refusal.sentence}")
     assert said.account is not None
     at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
         milliseconds=min(counter.record.created_ms, _YEAR_9999_MS)

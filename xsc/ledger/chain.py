@@ -4,14 +4,13 @@ A step checks and changes the state, and says which rows change. Steps that come
 syncs are run together after that: with one signature over all their halves, and one synced write.
 After a failed write the state is read again from the store.
 
-Keys, all under "ledger/": `half/<seq>` own halves, `other/<seq>` the peer's half
-beside it, `voucher/<seq>` what it rests on, `mark` the end of the chain,
-`restart` the present incarnation; `snapshot` the state at a half, and `index/` what is looked
-up of all entries before that half (`xsc.ledger.index`). Beside them `ledger-peer/<peer>` is the
-newest incarnation of a peer, and
-`ledger-for/<seq>` the leases that an entry is for, which only people read; `ledger-loop/<id>` is a
-loop that this node has signed, until both its edges are booked, `ledger-signed/<peer>` the
-last checkpoint of a peer that this node signed or knows of.
+Keys, all under "ledger/": `entry/<seq>` the own half with what is beside it (`EntryRow`), `mark`
+the end of the chain, `restart` the present incarnation; `snapshot` the state at a half, and
+`index/` what is looked up of all entries before that half (`xsc.ledger.index`). Beside them
+`ledger-peer/<peer>` is the newest incarnation of a peer, `ledger-for/<seq>` the leases that an
+entry is for, which only people read; `ledger-loop/<id>` a loop that this node has signed, until
+both its edges are booked, `ledger-signed/<peer>` the last checkpoint of a peer that this node
+signed or knows of.
 """
 
 from __future__ import annotations
@@ -28,30 +27,37 @@ from xsc.base.encoding import tagged_sha256
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, read_claimed, seal, sign
-from xsc.ledger import audit, cube, recovery, validation
+from xsc.ledger import audit, validation
 from xsc.ledger.audit import Replay
-from xsc.ledger.entry import Half, intact
+from xsc.ledger.entry import EntryRow, Half, intact
 from xsc.ledger.fork import fork_bytes
 from xsc.ledger.forks import Forks
 from xsc.ledger.incarnation import (
+    CLAIM_BYTES_MAX,
     Incarnation,
     Restart,
     open_incarnation,
     open_restart,
+    restart_bytes,
 )
 from xsc.ledger.index import INDEX, Index
 from xsc.ledger.loop import SignedLoop, open_loop
-from xsc.ledger.snapshot import SNAPSHOT_BYTES_MAX, Snapshot, restored, snapshot_of
-from xsc.ledger.state import LedgerState, append, begin
+from xsc.ledger.state import (
+    SNAPSHOT_BYTES_MAX,
+    LedgerState,
+    Snapshot,
+    append,
+    begin,
+    restored,
+    snapshot_of,
+)
 from xsc.terms.voucher import Voucher
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _ROOT: Final = b"ledger/"
-HALF: Final = _ROOT + b"half/"
-OTHER: Final = _ROOT + b"other/"
-VOUCHER: Final = _ROOT + b"voucher/"
+ENTRY: Final = _ROOT + b"entry/"
 MARK: Final = _ROOT + b"mark"
 SNAPSHOT: Final = _ROOT + b"snapshot"
 RESTART: Final = _ROOT + b"restart"
@@ -80,14 +86,15 @@ def key_of(prefix: bytes, seq: int) -> bytes:
     return prefix + seq.to_bytes(8, "big")
 
 
-def rows_of(item: recovery.Old) -> list[Change]:
-    """Return the rows of a settled entry."""
-    seq = item.half.record.seq
-    return [
-        (key_of(HALF, seq), item.half.raw),
-        (key_of(OTHER, seq), item.other.raw),
-        (key_of(VOUCHER, seq), item.voucher.raw),
-    ]
+def row_of(item: audit.Old) -> Change:
+    """Return the row of a settled entry."""
+    row = EntryRow(half=item.half.raw, other=item.other.raw, voucher=item.voucher.raw)
+    return key_of(ENTRY, item.half.record.seq), row.to_bytes()
+
+
+def _opened(seq: int, raw: bytes) -> EntryRow:
+    with intact(audit.entry_of(seq)):
+        return EntryRow.from_bytes(raw, size_max=CLAIM_BYTES_MAX)
 
 
 def _error(refusal: validation.Refusal) -> errors.XscError:
@@ -100,54 +107,97 @@ def _error(refusal: validation.Refusal) -> errors.XscError:
 
 
 class Rows:
-    """What the store has of the chain of one node, in slices."""
+    """What the store has of the chain of one node."""
 
     def __init__(self, store: KeyValue, me: bytes, network: bytes) -> None:
-        self._store = store
-        self._me = me
-        self._network = network
+        self.store = store
+        self.me = me
+        self.network = network
+        self._unwritten: dict[bytes, bytes | None] = {}
+        """Rows that are on their way to the disk."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return a row, also one that is on its way to the disk.
+
+        Only what is on the disk is sent: `commit` a step that finds out what there is, and send it
+        then.
+        """
+        unwritten = self._unwritten  # Threads read, too, and the rows are replaced.
+        return unwritten[key] if key in unwritten else self.store.get(key)
 
     def table(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the rows under a prefix, their keys without it."""
-        for key, raw in self._store.scan(prefix, prefix_end(prefix)):
+        for key, raw in self.store.scan(prefix, prefix_end(prefix)):
             yield key[len(prefix) :], raw
 
-    def _numbered(self, prefix: bytes, first: int, stop: int) -> Iterator[tuple[int, bytes]]:
-        for key, raw in self._store.scan(key_of(prefix, first), key_of(prefix, stop)):
-            yield int.from_bytes(key[len(prefix) :], "big"), raw
+    def stored(self, first: int = 0, stop: int = END) -> Iterator[tuple[int, EntryRow]]:
+        """Yield the rows of the numbers from one on and before another.
 
-    def stored(self, first: int = 0, stop: int = END) -> Iterator[audit.Stored]:
-        """Yield what there is under the numbers from one on and before another."""
+        Raises:
+            LedgerDamaged: a row cannot be read.
+        """
         while first < stop:
-            page = [*islice(self._numbered(HALF, first, stop), SLICE)]
-            end = page[-1][0] + 1 if len(page) == SLICE else stop
-            halves = dict(page)
-            others, vouchers = (dict(self._numbered(at, first, end)) for at in (OTHER, VOUCHER))
-            for seq in sorted(halves | others | vouchers):
-                yield audit.Stored(seq, halves.get(seq), others.get(seq), vouchers.get(seq))
-            first = end
+            rows = self.store.scan(key_of(ENTRY, first), key_of(ENTRY, stop))
+            page = [(int.from_bytes(key[-8:], "big"), raw) for key, raw in islice(rows, SLICE)]
+            for seq, raw in page:
+                yield seq, _opened(seq, raw)
+            first = page[-1][0] + 1 if len(page) == SLICE else stop
 
     def newest(self, before: int | None) -> Iterator[int]:
         """Yield the numbers of own halves, the highest first; those below one."""
-        stop = key_of(HALF, END if before is None else before)
-        for key, _ in self._store.scan(HALF, stop, reverse=True):
+        stop = key_of(ENTRY, END if before is None else before)
+        for key, _ in self.store.scan(ENTRY, stop, reverse=True):
             yield int.from_bytes(key[-8:], "big")
 
-    def _one(self, seq: int) -> audit.Stored:
-        get = self._store.get
-        return audit.Stored(seq, *(get(key_of(each, seq)) for each in (HALF, OTHER, VOUCHER)))
+    def find(self, seq: int) -> EntryRow | None:
+        """Return the row of a number; None where there is none.
 
-    def restart(self) -> Restart | None:
+        Raises:
+            LedgerDamaged: it cannot be read.
+        """
+        raw = self.get(key_of(ENTRY, seq))
+        return None if raw is None else _opened(seq, raw)
+
+    def row(self, seq: int) -> EntryRow:
+        """Return the row of a number.
+
+        Raises:
+            LedgerDamaged: it is missing, or cannot be read.
+        """
+        if (row := self.find(seq)) is None:
+            raise audit.missing(seq)
+        return row
+
+    def other(self, seq: int) -> bytes:
+        """Return the peer's half beside an own one.
+
+        Raises:
+            LedgerDamaged: it is missing.
+        """
+        if (other := self.row(seq).other) is None:
+            raise audit.damaged(seq, "a part of it is missing")
+        return other
+
+    def own(self, seq: int, row: EntryRow | None = None) -> Signed[Half]:
+        """Return an own half; from its row, where that was read.
+
+        Raises:
+            LedgerDamaged: it is missing or damaged.
+        """
+        with intact(audit.entry_of(seq)):
+            return read_claimed((row or self.row(seq)).half, Half, network=self.network)
+
+    def read_restart(self) -> Restart | None:
         """Return what the present incarnation began with; None in the first one.
 
         Raises:
             LedgerDamaged: the row is damaged.
         """
-        raw = self._store.get(RESTART)
+        raw = self.store.get(RESTART)
         if raw is None:
             return None
         with intact("the restart of the ledger"):
-            return open_restart(raw, author=self._me, network=self._network)
+            return open_restart(raw, author=self.me, network=self.network)
 
     def replay(self, replay: Replay, stop: int = END) -> Iterator[bool]:
         """Take what follows on a state, up to a number; yield now and then.
@@ -156,27 +206,21 @@ class Rows:
             LedgerDamaged: names the first entry that breaks a rule.
         """
         state = replay.state
-        if not state.next_seq and (restart := self.restart()) is not None:
+        if not state.next_seq and (restart := self.read_restart()) is not None:
             begin(state, restart)
         for seq in sorted(state.open):
             if seq not in replay.held:
-                replay.answer(self._one(seq))
-        stray = None
-        for row in self.stored(state.next_seq, stop):
-            if row.half is None:
-                stray = row.seq if stray is None else stray
-                continue
-            if (claim := replay.take(row)) is not None:
+                replay.answer(seq, self.row(seq))
+        for seq, row in self.stored(state.next_seq, stop):
+            if (claim := replay.take(seq, row)) is not None:
                 taken = []
-                for seq in claim.seqs:
-                    taken.append(replay.take_old(self._one(seq)))
+                for old in claim.seqs:
+                    taken.append(replay.take_old(old, self.row(old)))
                     if len(taken) % STEP == 0:
                         yield True
                 replay.end_claim(claim, taken)
-            if row.seq % STEP == 0:
+            if seq % STEP == 0:
                 yield True
-        if stray is not None:
-            raise audit.stray(stray)
         yield True
 
     def open_snapshot(self, raw: bytes) -> Snapshot:
@@ -189,8 +233,8 @@ class Rows:
             found = open_signed(
                 raw,
                 Snapshot,
-                network=self._network,
-                author=self._me,
+                network=self.network,
+                author=self.me,
                 size_max=SNAPSHOT_BYTES_MAX,
             )
         except (errors.PeerError, errors.LimitError):
@@ -198,7 +242,7 @@ class Rows:
         return found.record
 
 
-class Chain:
+class Chain(Rows):
     """The chain of one node.
 
     Args:
@@ -211,15 +255,11 @@ class Chain:
     """
 
     def __init__(self, context: Context, store: KeyValue, *, recovering: bool) -> None:
+        super().__init__(store, context.key.node_id, context.network)
         self._key = context.key
-        self.me = context.key.node_id
-        self.network = context.network
         self._clock = context.clock
         self._executor = context.executor
         self._log = context.log
-        self.store = store
-        self.rows = Rows(store, self.me, self.network)
-        self.table = self.rows.table
         self.on_change: Callable[[], None] = lambda: None
         """Called when something has changed."""
         self.recovering = recovering
@@ -228,10 +268,8 @@ class Chain:
             size_of=lambda step: STEPS_MAX + 1 if inspect.iscoroutinefunction(step) else 1,
             size_max=STEPS_MAX,
         )
-        self._unwritten: dict[bytes, bytes | None] = {}
-        """Rows that are on their way to the disk."""
-        self._unsigned: list[tuple[Half, bytes]] = []
-        """Halves of the steps that run, and their canonical bytes."""
+        self._unsigned: list[tuple[Half, bytes, bytes | None, bytes | None]] = []
+        """Halves of the steps that run, their canonical bytes, what is beside and under each."""
         self._certain = True
         self.snapshots_wait = False
         """While somebody verifies the ledger, and after damage was found: the next start replays
@@ -241,44 +279,6 @@ class Chain:
         self.state = self.load()
         self.forks = Forks(context, store)
 
-    def get(self, key: bytes) -> bytes | None:
-        """Return a row, also one that is on its way to the disk.
-
-        Only what is on the disk is sent: `commit` a step that finds out what there is, and send it
-        then.
-        """
-        unwritten = self._unwritten  # Threads read, too, and the rows are replaced.
-        return unwritten[key] if key in unwritten else self.store.get(key)
-
-    def read(self, prefix: bytes, seq: int) -> bytes:
-        """Return a numbered row.
-
-        Raises:
-            LedgerDamaged: it is missing.
-        """
-        raw = self.get(key_of(prefix, seq))
-        if raw is None:
-            raise audit.damaged(seq, "a part of it is missing")
-        return raw
-
-    def own(self, seq: int) -> Signed[Half]:
-        """Return an own half.
-
-        Raises:
-            LedgerDamaged: it is missing or damaged.
-        """
-        with intact(audit.entry_of(seq)):
-            return read_claimed(self.read(HALF, seq), Half, network=self.network)
-
-    def content(self, seq: int) -> Half:
-        """Return what an own half says, in a step: it may be new, and not signed yet.
-
-        Raises:
-            LedgerDamaged: it is missing or damaged.
-        """
-        new = (half for half, _ in self._unsigned if half.seq == seq)
-        return next(new, None) or self.own(seq).record
-
     def incarnation_of(self, peer: bytes) -> Signed[Incarnation] | None:
         """Return the newest incarnation of a peer that this node was told of."""
         raw = self.get(PEER + peer)
@@ -286,12 +286,20 @@ class Chain:
             return None
         return open_incarnation(raw, author=peer, network=self.network)
 
+    def keep_incarnation(self, told: Signed[Incarnation]) -> None:
+        """Keep a peer's incarnation if its number is the highest so far, in a step."""
+        known = self.incarnation_of(told.author)
+        if known is not None and told.record.first_seq <= known.record.first_seq:
+            return
+        self.put([(PEER + told.author, told.raw)])
+        self._log.warning(
+            "ledger.restarted", peer=ids.short(told.author), first_seq=told.record.first_seq
+        )
+
     def first_of(self, peer: bytes) -> int:
         """Return the number of the first half in a peer's newest incarnation, as far as told."""
-        raw = self.get(PEER + peer)
-        if raw is None:
-            return 0
-        return read_claimed(raw, Incarnation, network=self.network).record.first_seq
+        told = self.incarnation_of(peer)
+        return 0 if told is None else told.record.first_seq
 
     def load(self) -> LedgerState:
         """Return the state that the stored rows give, and take over the restart among them.
@@ -300,7 +308,7 @@ class Chain:
             LedgerDamaged: the stored chain breaks a rule.
         """
         self._unwritten, self._unsigned = {}, []
-        self.restart = self.rows.restart()
+        self.restart = self.read_restart()
         raw = self.store.get(SNAPSHOT)
         try:
             state = self._replayed(raw)
@@ -322,15 +330,15 @@ class Chain:
     def _replayed(self, snapshot: bytes | None) -> LedgerState:
         """Return what a snapshot and the halves after it give; without one, all halves."""
         if snapshot is not None:
-            state = restored(self.rows.open_snapshot(snapshot), me=self.me, index=Index(self.store))
+            state = restored(self.open_snapshot(snapshot), me=self.me, index=Index(self.store))
             replay = Replay(state, self.network)
-            deque(self.rows.replay(replay), 0)
+            deque(self.replay(replay), 0)
         else:
             while page := [INDEX + key for key, _ in islice(self.table(INDEX), PAGE)]:
                 self.store.write([(key, None) for key in page], sync=False)
             state = LedgerState(self.me, index=Index(self.store))
             replay = Replay(state, self.network)
-            for _ in self.rows.replay(replay):
+            for _ in self.replay(replay):
                 replay.unverified.clear()
                 if len(state.index.changes) >= PAGE:
                     self.store.write(state.index.rows(), sync=False)
@@ -338,11 +346,22 @@ class Chain:
         audit.check_end(state, self.store.get(MARK))
         return state
 
+    async def begin_anew(self, restart: Restart, kept: Iterable[audit.Old]) -> None:
+        """Begin an incarnation with these entries alone, in a step that runs alone."""
+        signed = restart.incarnation
+        changes: list[Change] = [(SNAPSHOT, None), (RESTART, restart_bytes(restart))]
+        changes.append((MARK, audit.chain_end_bytes(signed.record.first_seq, signed.id)))
+        for prefix in (ENTRY, FOR):
+            changes += [(prefix + key, None) for key, _ in self.table(prefix)]
+        await self.write([*changes, *map(row_of, kept)])
+        self.state = await self._executor.run(self.load)
+
     async def snapshot(self) -> None:
         """Write the state as it is now: the next start reads it, and the halves after it."""
-        await self.exclusive(self._snapshot)
+        await self.exclusive(self.write_snapshot)
 
-    async def _snapshot(self) -> None:
+    async def write_snapshot(self) -> None:
+        """Do so, in a step that runs alone."""
         index = self.state.index
         # Who verifies the ledger reads the rows of the snapshot before.
         if index.changes and not self.snapshots_wait:
@@ -362,11 +381,7 @@ class Chain:
         self, step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Do as `commit` with a step that awaits, alone: all before it is on the disk."""
-
-        async def alone() -> T:
-            return await step(*args, **kwargs)
-
-        return cast("T", await self._steps.submit(None, alone))
+        return cast("T", await self.commit(step, *args, **kwargs))
 
     async def _run(self, _: None, steps: Sequence[Callable[[], Any]]) -> list[Any]:
         if not self._certain:
@@ -386,10 +401,12 @@ class Chain:
     async def write(self, changes: Iterable[Change] = ()) -> None:
         """Write and sync at once, in a step that runs alone."""
         self.put(changes)
-        while halves := self._unsigned[:JOINT_MAX]:
+        while new := self._unsigned[:JOINT_MAX]:
             del self._unsigned[:JOINT_MAX]
-            for own in seal(halves, self._key, self.network):
-                self._unwritten[key_of(HALF, own.record.seq)] = own.raw
+            sealed = seal([(half, body) for half, body, *_ in new], self._key, self.network)
+            for own, (*_, other, voucher) in zip(sealed, new, strict=True):
+                row = EntryRow(half=own.raw, other=other, voucher=voucher)
+                self._unwritten[key_of(ENTRY, own.record.seq)] = row.to_bytes()
         if self._unwritten:
             try:
                 await self._executor.run(self.store.write, [*self._unwritten.items()], sync=True)
@@ -414,6 +431,7 @@ class Chain:
         voucher: Signed[Voucher] | None = None,
         *,
         initiator: Signed[Half] | None = None,
+        claim: bytes | None = None,
         note: bytes | None = None,
         limit_micro: int | None = None,
     ) -> Half:
@@ -422,7 +440,8 @@ class Chain:
         Args:
             content: what the half says; its place and time are those of now.
             voucher: what it rests on.
-            initiator: the peer's half that it answers.
+            initiator: the peer's half that it answers; the step has checked it.
+            claim: what a claim takes.
             note: what people are told of it.
             limit_micro: what its peer may owe; None of what adds no debt to this node.
 
@@ -438,53 +457,24 @@ class Chain:
         half = content.model_copy(update=place)
         body = half.to_bytes()
         own = Signed(half, self.me, self.network, tagged_sha256(Half.KIND, body), b"")
-        refusal = validation.check_own_next(
-            self.state, own, voucher=voucher, initiator=initiator, limit_micro=limit_micro
-        )
-        if refusal is not None:
-            raise _error(refusal)
-        mark = audit.chain_end_bytes(seq + 1, own.id)
-        changes: list[Change] = [(MARK, mark)]
+        if initiator is None:
+            refusal = validation.check_own_next(
+                self.state, own, voucher=voucher, limit_micro=limit_micro
+            )
+            if refusal is not None:
+                raise _error(refusal)
+        other, under = None if initiator is None else initiator.raw, claim
         if voucher is not None:
-            changes.append((key_of(VOUCHER, seq), voucher.raw))
-        if initiator is not None:
-            changes.append((key_of(OTHER, seq), initiator.raw))
+            under = voucher.raw
+        self._unsigned.append((half, body, other, under))
+        self.put([(MARK, audit.chain_end_bytes(seq + 1, own.id))])
         if note is not None:
-            changes.append((key_of(FOR, seq), note))
-        self._unsigned.append((half, body))
-        self.put(changes)
+            self.put([(key_of(FOR, seq), note)])
         append(self.state, own, initiator)
         if voucher is not None and half.clears:
             # Who learns that it is complete by the first of its two edges has the other to book.
             self.keep_loop(open_loop(voucher.raw, network=self.network))
         return half
-
-    def _firsts(self, peer: bytes) -> dict[bytes, int]:
-        return {self.me: self.state.first_seq, peer: self.first_of(peer)}
-
-    def history(self, peer: bytes) -> bytes:
-        """Return what names the sealed history with a peer, as far as both incarnations are known.
-
-        It is the account of its seals, too.
-        """
-        return cube.history(self._firsts(peer))
-
-    def shared(self, peer: bytes, first: int, stop: int) -> Iterator[tuple[int, bytes]]:
-        """Yield the entries of that history, by the number of the half of the lower id.
-
-        Args:
-            peer: with whom.
-            first: the least of these numbers.
-            stop: above the highest.
-        """
-        (_, low), (_, high) = sorted(self._firsts(peer).items())
-        for number, second, entry_id in self.state.shared(peer, max(first, low), stop):
-            if second >= high:
-                yield number, entry_id
-
-    def unsealed(self, peer: bytes, stop: int = END) -> Iterator[tuple[int, bytes]]:
-        """Yield those that wait for a seal, up to a number."""
-        return self.shared(peer, self.state.sealed.get(peer, 0), stop)
 
     def keep_loop(self, loop: SignedLoop) -> None:
         """Keep what members have signed of a loop until both its edges here are booked, in a step.
@@ -500,7 +490,7 @@ class Chain:
     def contradicted(self, half: Signed[Half]) -> bytes | None:
         """Return the half of the same author and number that this ledger has, if it is another."""
         seen = self.state.seen.get(half.author, half.record.seq)
-        return None if seen is None or seen.id == half.id else self.read(OTHER, seen.seq)
+        return None if seen is None or seen.id == half.id else self.other(seen.seq)
 
     async def keep_fork(self, half: Signed[Half]) -> None:
         """Keep a half that was refused as a proof, if it is one with what its author signed before.
@@ -510,3 +500,18 @@ class Chain:
         self._log.error("ledger.conflict", peer=ids.short(half.author), entry=half.record.seq)
         if (known := self.contradicted(half)) is not None:
             await self.forks.keep(fork_bytes(known, half.raw))
+
+
+class Part:
+    """What works on the chain of one node, with its peers."""
+
+    def __init__(self, context: Context, chain: Chain) -> None:
+        self._key = context.key
+        self._own = context.key.node_id
+        self._network = context.network
+        self._clock = context.clock
+        self._entropy = context.entropy
+        self._executor = context.executor
+        self._caller = context.caller
+        self._log = context.log
+        self._chain = chain

@@ -121,17 +121,10 @@ class Checkpoint:
         """Whether enough have signed it, of its list and of the former one."""
         return all(map(self.has_quorum, (self.cosigners, self.former)))
 
-    def names(self, node: bytes) -> bool:
-        """Say whether a node is among the co-signers."""
-        return is_listed(node, self.cosigners)
-
-    def is_same_log(self, other: Checkpoint) -> bool:
-        """Say whether another is of the same tree."""
-        return self.text.split(b"\n", 1)[0] == other.text.split(b"\n", 1)[0]
-
     def contradicts(self, other: Checkpoint) -> bool:
         """Say whether both cannot be true: of one tree and size, with two roots."""
-        return self.is_same_log(other) and self.size == other.size and self.root != other.root
+        tree_and_size = self.text.split(b"\n")[:2]
+        return tree_and_size == other.text.split(b"\n")[:2] and self.root != other.root
 
     def signed(self, key: keys.KeyPair, time_s: int | None = None) -> Checkpoint:
         """Return it with one more signature: the author's, or a co-signature of a time."""
@@ -142,12 +135,6 @@ class Checkpoint:
             message = _cosigned(time_s, self.text)
         raw = _key_hash(key.node_id, mark) + stamp + key.sign(message)
         return replace(self, signatures={**self.signatures, key.node_id: raw})
-
-    def with_signature(self, node: bytes, other: Checkpoint) -> Checkpoint:
-        """Return it with a node's signature of another of the same text, if that has one."""
-        assert self.text == other.text
-        given = {node: other.signatures[node]} if node in other.signatures else {}
-        return replace(self, signatures={**self.signatures, **given})
 
 
 def _b64(raw: bytes) -> str:
@@ -268,16 +255,17 @@ def why_not_signed(
     """
     if not new.size:
         return "an empty tree needs no checkpoint"
+    is_named = is_listed(me, new.cosigners)
     if last is None:
-        return None if new.names(me) else "it names other co-signers"
+        return None if is_named else "it names other co-signers"
     if new.size < last.size:
         return f"its tree has {new.size} entries, and had {last.size} before"
     if not tree.is_consistent(last.size, last.root, new.size, new.root, path):
         return "its tree is not shown to continue the one before"
     if new.cosigners == last.cosigners:
-        may = new.names(me) or is_listed(me, last.former)
+        may = is_named or is_listed(me, last.former)
     else:
-        may = last.names(me) or (new.names(me) and new.has_quorum(last.cosigners))
+        may = is_listed(me, last.cosigners) or (is_named and new.has_quorum(last.cosigners))
     return None if may else "its co-signers are others, without enough of those before"
 
 

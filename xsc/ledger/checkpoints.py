@@ -7,32 +7,28 @@
 Payments never wait for a checkpoint. It is published in the space, at `ledger/checkpoint`. The
 rules are in `checkpoint`.
 
-`ledger-checkpoint` is the last own one, `ledger-signed/<author>` that of a peer: the note; both
-are synced.
+`ledger-tile/<first><number>`: the root of 256 leaves of an incarnation, which nothing changes any
+more, so that a root or a proof does not read all halves. It is written with the first checkpoint
+over it. `ledger-checkpoint` is the last own one, `ledger-signed/<author>` that of a peer: the note;
+both are synced.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from xsc.base import fields, ids, peering
-from xsc.base.errors import (
-    EntryRefused,
-    NotFound,
-    RecordInvalid,
-    XscError,
-)
+from xsc.base.errors import EntryRefused, LedgerDamaged, NotFound, RecordInvalid, XscError
 from xsc.base.peering import Answered, Header, Parts
 from xsc.identity.context import Context
 from xsc.ledger import checkpoint as rules
 from xsc.ledger import tree
-from xsc.ledger.chain import SIGNED, Chain
+from xsc.ledger.chain import SIGNED, Chain, Part, key_of
 from xsc.ledger.checkpoint import Checkpoint, open_checkpoint, open_stored
 from xsc.ledger.fork import fork_bytes
-from xsc.ledger.leaves import Leaves
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 
@@ -44,6 +40,8 @@ CHECKPOINT_ENTRIES = 256
 """As many new halves do not wait so long."""
 COSIGN_TIMEOUT_MS = 5_000
 OWN: Final = b"ledger-checkpoint"
+TILE_LEAVES = 256
+TILE: Final = b"ledger-tile/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +69,73 @@ class Circle:
             await self.space.put_all({path: value})
 
 
-class Checkpoints:
+class Leaves:
+    """The tree over a chain as it is at this moment.
+
+    Its methods read the store. They raise LedgerDamaged where a half is missing or damaged.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        self.first_seq = chain.state.first_seq
+        self.size = chain.state.next_seq - self.first_seq
+        """Halves."""
+        self._head = chain.state.head
+
+    def _key(self, number: int) -> bytes:
+        return key_of(key_of(TILE, self.first_seq), number)
+
+    def _tile(self, number: int) -> bytes:
+        stored = self._chain.store.get(self._key(number))
+        return stored or self._hashed(number * TILE_LEAVES, (number + 1) * TILE_LEAVES)
+
+    def _hashed(self, low: int, high: int) -> bytes:
+        own, first = self._chain.own, self.first_seq
+        return tree.root_of([tree.leaf_hash(own(first + at).id) for at in range(low, high)])
+
+    def top(self, low: int, high: int) -> bytes:
+        """Return the root of the leaves from one number, which begins a subtree, to another."""
+        if high - low < TILE_LEAVES:
+            return self._hashed(low, high)
+        tiles = [self._tile(number) for number in range(low // TILE_LEAVES, high // TILE_LEAVES)]
+        rest = high // TILE_LEAVES * TILE_LEAVES
+        return tree.root_of([*tiles, self._hashed(rest, high)] if rest < high else tiles)
+
+    def check_from(self, size: int) -> Mapping[bytes, bytes]:
+        """Read all halves again from a number on; return the rows of the tiles that are full now.
+
+        Raises:
+            LedgerDamaged: one does not follow on the one before it, or the last one is not the
+                end of the chain.
+        """
+        low = max(0, size - 1) // TILE_LEAVES * TILE_LEAVES
+        before, hashes, rows = None, [], {}
+        for index in range(low, self.size):
+            half = self._chain.own(self.first_seq + index)
+            if before not in {None, half.record.prev}:
+                break
+            before = half.id
+            hashes.append(tree.leaf_hash(before))
+            if len(hashes) == TILE_LEAVES:
+                rows[self._key(index // TILE_LEAVES)] = tree.root_of(hashes)
+                hashes.clear()
+        if before != self._head:
+            raise _damaged()
+        return rows
+
+
+def _damaged() -> LedgerDamaged:
+    return LedgerDamaged(
+        "the chain on the disk is not the one that this node works with",
+        hint="restart the node; if it happens again, restore the home from a backup",
+    )
+
+
+class Checkpoints(Part):
     """The checkpoints of one node."""
 
     def __init__(self, context: Context, chain: Chain, circle: Circle) -> None:
-        self._key = context.key
-        self._own = context.key.node_id
-        self._network = context.network
-        self._clock = context.clock
-        self._executor = context.executor
-        self._caller = context.caller
-        self._log = context.log
-        self._chain = chain
+        super().__init__(context, chain)
         self._circle = circle
         self._signing = asyncio.Lock()
         self._marking = asyncio.Lock()
@@ -95,16 +148,13 @@ class Checkpoints:
     async def round(self) -> None:
         """Sign a checkpoint if one is due."""
         last = self.last()
-        new = self._leaves().size - (0 if last is None else last.size)
+        new = Leaves(self._chain).size - (0 if last is None else last.size)
         waited_ms = self._clock.monotonic_ms() - self._signed_ms
         if new >= CHECKPOINT_ENTRIES or (waited_ms >= CHECKPOINT_MS and not self._is_whole(last)):
             await self._circle.seal()
             await self.sign()
 
     # The own checkpoint
-
-    def _leaves(self) -> Leaves:
-        return Leaves(self._chain)
 
     def last(self) -> Checkpoint | None:
         """Return the last own checkpoint of this incarnation."""
@@ -121,7 +171,7 @@ class Checkpoints:
 
     def _is_whole(self, last: Checkpoint | None) -> bool:
         """Return whether a checkpoint covers the chain, and enough have signed it."""
-        size = self._leaves().size
+        size = Leaves(self._chain).size
         return not size if last is None else last.size == size and last.is_complete
 
     async def sign(self) -> Checkpoint | None:
@@ -136,7 +186,7 @@ class Checkpoints:
         async with self._signing:
             self._signed_ms = self._clock.monotonic_ms()
             # All of it is on the disk: what a crash took back must never have been signed over.
-            leaves = await self._chain.commit(self._leaves)
+            leaves = await self._chain.commit(Leaves, self._chain)
             if not leaves.size or self._chain.recovering:
                 return self.last()
             new = await self._executor.run(self._next, leaves)
@@ -151,9 +201,8 @@ class Checkpoints:
                     and self._circle.is_up(peer)
                 ]
                 given = await asyncio.gather(*(self._ask(peer, new, leaves) for peer in todo))
-                for peer, each in zip(todo, given, strict=True):
-                    if each is not None:
-                        new = new.with_signature(peer, each)
+                more = {by: raw for by, raw in zip(todo, given, strict=True) if raw is not None}
+                new = replace(new, signatures={**new.signatures, **more})
             await self._write(OWN, new.raw)
             await self._circle.put(UserSpacePaths.CHECKPOINT, new.raw)
             return new
@@ -178,9 +227,9 @@ class Checkpoints:
         rows = leaves.check_from(0 if last is None else last.size)
         self._chain.store.write([*rows.items()], sync=False)
         root = leaves.top(0, leaves.size)
-        if last is not None:
-            # What a damaged disk gives must never be signed: it would prove a fork.
-            leaves.check_continues(last.size, last.root, root)
+        # What a damaged disk gives must never be signed: it would prove a fork.
+        if last is not None and leaves.top(0, last.size) != last.root:
+            raise _damaged()
         former = named if named != cosigners else ()
         if last is not None and not last.is_complete:
             former = last.former
@@ -191,8 +240,8 @@ class Checkpoints:
         self._chain.store.write([(OWN, new.raw)], sync=True)
         return new
 
-    async def _ask(self, peer: bytes, new: Checkpoint, leaves: Leaves) -> Checkpoint | None:
-        """Have a peer co-sign; return what it signed."""
+    async def _ask(self, peer: bytes, new: Checkpoint, leaves: Leaves) -> bytes | None:
+        """Have a peer co-sign; return its signature."""
         old, path = 0, list[bytes]()
         try:
             for _ in range(2):
@@ -204,7 +253,7 @@ class Checkpoints:
                 )
                 if (raw := fields.take_opt_bytes(reply.header, "cosigned")) is not None:
                     given = open_checkpoint(raw, network=self._network)
-                    return given if given.text == new.text else None
+                    return given.signatures.get(peer) if given.text == new.text else None
                 old = fields.take_int(reply.header, "size", most=new.size)
                 if not old:
                     return None

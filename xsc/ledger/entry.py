@@ -22,19 +22,17 @@ from xsc.base import errors, limits
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 from xsc.terms.voucher import off_books_account
 
-Id16 = Annotated[bytes, Field(min_length=16, max_length=16)]
-EntryKind = Literal[
-    "open", "pend", "post", "void", "expire", "limit", "clear", "correct", "seal", "claim"
-]
+EntryKind = Literal["open", "limit", "post", "void", "seal", "claim"]
 Purpose = Literal["leases", "off_books", "loop", "seal"]
 
-XID_BYTES = 16
 GENESIS = b"\0" * 32
 """The `prev` of an author's first half."""
 UNIT_CREDIT = 1
 """Micro-credits. Units of capacity are to follow."""
 UNIT_NONE = 0
 """Of what moves nothing: a seal names a number."""
+UNITS: Final = {"seal": (UNIT_NONE,), "claim": (UNIT_NONE,), "void": (UNIT_NONE, UNIT_CREDIT)}
+"""Of the kinds that are not of micro-credits alone."""
 BOTH_SIGN: Final = ("post", "seal")
 """The kinds that a peer answers."""
 
@@ -42,12 +40,10 @@ BOTH_SIGN: Final = ("post", "seal")
 class Half(Record):
     """One party's signed word on an entry.
 
-    `open` says that the peer may owe the author what follows from its rule, `limit` how
-    much it may owe whatever that says; `post` moves an
-    amount; `void` withdraws a `post` of the author's that the peer refused; `seal` puts the
+    `limit` says how much the peer may owe the author whatever the rule says, `open` that it may
+    owe again what follows from the rule; `post` moves an amount; `void` withdraws the author's
+    entry of that account that has no answer; `seal` puts the
     entries of both parties in an order; `claim` takes entries of earlier incarnations.
-    The other kinds have their place in the format and are refused until rules
-    for them exist.
     """
 
     KIND: ClassVar[str] = "entry"
@@ -60,8 +56,6 @@ class Half(Record):
     """The other party."""
     link: Id32 | None = None
     """Id of the initiator's half, in the half that answers it."""
-    xid: Id16
-    """Made by the initiator before the first send: the same one means the same entry."""
     kind: EntryKind
     unit: Annotated[int, Field(ge=0, lt=2**32)] = UNIT_CREDIT
     debit: Id32
@@ -70,23 +64,30 @@ class Half(Record):
     """The node that is owed. Of a seal, who starts it."""
     amount_micro: Count
     """Of a claim, a number of entries; of a seal, below which number its starter's are sealed."""
-    ref: Id16 | None = None
-    """The `xid` of the entry that this one resolves."""
-    expires_ms: Count | None = None
     account: Id32 | None = None
     receipt: Id32 | None = None
     """Record id of the debtor's voucher that the entry rests on, of a report that was paid off the
     books, or of a loop; hash of what a seal or a claim is over."""
     created_ms: Count = 0
-    memo: Id32 | None = None
-    """Hash of a text that the parties keep to themselves."""
 
     @model_validator(mode="after")
-    def _parties(self) -> Half:
+    def _form(self) -> Half:
+        both = self.kind in BOTH_SIGN
         if self.debit == self.credit:
             raise ValueError("debtor and creditor are the same node")
         if self.peer not in (self.debit, self.credit):
             raise ValueError("the peer is neither debtor nor creditor")
+        if self.unit not in UNITS.get(self.kind, (UNIT_CREDIT,)):
+            raise ValueError(f"unit {self.unit} is not that of a '{self.kind}'")
+        if (self.account is not None) != (both or self.kind == "void"):
+            raise ValueError("a 'post', 'seal' or 'void' names an account, no other does")
+        if (self.receipt is not None) != (both or self.kind == "claim"):
+            raise ValueError("a 'post', 'seal' or 'claim' names what it rests on, no other does")
+        if self.link is not None and not both:
+            raise ValueError(f"a '{self.kind}' answers nothing")
+        # Two that start at once would wait for each other.
+        if self.kind == "seal" and self.credit > self.debit:
+            raise ValueError("the node of the lower id starts a seal")
         return self
 
     @property
@@ -114,6 +115,17 @@ class Half(Record):
         # Who paid off the books is owed that.
         paid = self.account == off_books_account(self.credit, self.debit)
         return "off_books" if paid else "leases"
+
+
+class EntryRow(Record):
+    """What is stored of an entry under the number of the own half."""
+
+    half: bytes
+    """The own signed half."""
+    other: bytes | None = None
+    """The signed half of the peer beside it."""
+    voucher: bytes | None = None
+    """What is under them; of a claim, which entries it takes."""
 
 
 class SettledEntry(Record):
@@ -157,7 +169,6 @@ def counter_half(half: Signed[Half], **place: bytes | int) -> Half:
     return half.record.model_copy(update={"peer": half.author, "link": half.id, **place})
 
 
-def void_half(post: Half, *, xid: bytes, **place: bytes | int) -> Half:
+def void_half(post: Half, **place: bytes | int) -> Half:
     """Return the author's half that withdraws its own unanswered `post`."""
-    said = {"xid": xid, "kind": "void", "ref": post.xid, "receipt": None}
-    return post.model_copy(update=said | place)
+    return post.model_copy(update={"kind": "void", "receipt": None, **place})

@@ -15,29 +15,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from xsc.base import encoding, fields, ids, keyvalue, peering
+from xsc.base import encoding, fields, ids
 from xsc.base.errors import LedgerDamaged, PeerSilent, ReceiptInvalid, RecordInvalid, XscError
 from xsc.base.limits import PEER_TIMEOUT_MS
 from xsc.base.peering import Answered, Header, Parts
-from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
-from xsc.ledger.audit import chain_end_bytes
-from xsc.ledger.chain import (
-    FOR,
-    HALF,
-    MARK,
-    OTHER,
-    PEER,
-    RESTART,
-    SIGNED,
-    SNAPSHOT,
-    VOUCHER,
-    Chain,
-    key_of,
-    rows_of,
-)
+from xsc.ledger.audit import Old, check_shown, known_entries
+from xsc.ledger.chain import SIGNED, Part, row_of
 from xsc.ledger.checkpoint import Checkpoint, open_checkpoint, open_stored
-from xsc.ledger.entry import UNIT_NONE, XID_BYTES, Half, open_half
+from xsc.ledger.checkpoints import Leaves
+from xsc.ledger.entry import UNIT_NONE, Half, open_half
 from xsc.ledger.incarnation import (
     ALL_TOLD,
     Claim,
@@ -45,16 +32,8 @@ from xsc.ledger.incarnation import (
     Noted,
     Restart,
     claim_hash,
-    open_incarnation,
-    restart_bytes,
-)
-from xsc.ledger.leaves import Leaves
-from xsc.ledger.recovery import (
-    Old,
-    check_shown,
-    known_entries,
     lacks_incarnation,
-    merged,
+    open_incarnation,
     plan,
 )
 from xsc.ledger.state import take_old
@@ -81,18 +60,8 @@ class Restarted:
     """Per peer, the noted part of its debt that no entry shows; negative for this node's debt."""
 
 
-class HistoryExchange:
+class HistoryExchange(Part):
     """Asks peers for ledger heads and histories, and answers them."""
-
-    def __init__(self, context: Context, chain: Chain) -> None:
-        self._key = context.key
-        self._network = context.network
-        self._clock = context.clock
-        self._entropy = context.entropy
-        self._executor = context.executor
-        self._caller = context.caller
-        self._log = context.log
-        self._chain = chain
 
     async def restart(self, peers: Sequence[bytes], noted: Noted) -> Restarted:
         """Begin a new incarnation with the entries that the own store and peers show.
@@ -107,9 +76,9 @@ class HistoryExchange:
         if self._chain.state.next_seq > noted.next_seq:
             noted = note_accounts(self._chain.state)
         known = await asyncio.gather(*map(self._known_to, peers))
-        await self._chain.exclusive(self._begin_anew, known, noted)
+        kept = await self._chain.exclusive(self._begin_anew, known, noted)
         self._chain.recovering = False
-        await self._chain.commit(self._claim_own)
+        await self._chain.commit(self._claim_own, kept)
         told = await asyncio.gather(*map(self._told, peers))
         state = self._chain.state
         unproven = {
@@ -117,16 +86,15 @@ class HistoryExchange:
         }
         return Restarted(tuple(itertools.compress(peers, map(operator.not_, told))), unproven)
 
-    async def _known_to(self, peer: bytes) -> tuple[int, Signed[Half] | None]:
-        """Return a number above all that a peer knows of the own chain, and the last half."""
+    async def _known_to(self, peer: bytes) -> int:
+        """Return a number above all that a peer knows of the own chain."""
         try:
-            reply = await self._ask_head(peer)
-            told, last = self._told_of_me(reply.header), self._shown_head(peer, reply.header)
+            _, told, last = await self._ask_head(peer)
         except XscError as fault:
             self._log.info("ledger.head_not_confirmed", peer=ids.short(peer), code=fault.code)
-            return 0, None
+            return 0
         first = 0 if told is None else told.record.first_seq
-        return (first, None) if last is None else (max(first, last.record.seq + 1), last)
+        return first if last is None else max(first, last.record.seq + 1)
 
     async def _told(self, peer: bytes) -> bool:
         """Take what a peer shows of earlier incarnations; return whether that was all."""
@@ -137,43 +105,24 @@ class HistoryExchange:
             return False
         return True
 
-    async def _begin_anew(
-        self, known: Sequence[tuple[int, Signed[Half] | None]], noted: Noted
-    ) -> None:
-        def work() -> list[keyvalue.Change]:
-            rows = [*self._chain.rows.stored()]
+    async def _begin_anew(self, known: Sequence[int], noted: Noted) -> list[Old]:
+        """Begin, in a step that runs alone; return the entries that the own store has."""
+
+        def work() -> tuple[Restart, list[Old]]:
+            rows = (row for _, row in self._chain.stored())
             kept = known_entries(rows, network=self._network)
-            lasts = [half for _, half in known if half is not None]
-            lasts += [item.half for item in kept[-1:]]
-            record = plan(
-                max(lasts, key=lambda half: half.record.seq, default=None),
-                noted,
-                highest_seq=max(
-                    self._chain.state.next_seq,
-                    *(row.seq + 1 for row in rows[-1:]),
-                    *(seq for seq, _ in known),
-                    0,
-                ),
-                now_ms=self._clock.now_ms(),
-            )
-            signed = sign(record, self._key, self._network)
-            changes: list[keyvalue.Change] = [(SNAPSHOT, None)]
-            for prefix in (HALF, OTHER, VOUCHER, FOR):
-                changes += [(prefix + key, None) for key, _ in self._chain.table(prefix)]
-            for item in kept:
-                changes += rows_of(item)
-            changes.append((RESTART, restart_bytes(Restart(signed, noted))))
-            changes.append((MARK, chain_end_bytes(record.first_seq, signed.id)))
-            return changes
+            highest = max([self._chain.state.next_seq, *known])
+            record = plan(noted, highest_seq=highest, now_ms=self._clock.now_ms())
+            return Restart(sign(record, self._key, self._network), noted), kept
 
-        await self._chain.write(await self._executor.run(work))
-        self._chain.state = await self._executor.run(self._chain.load)
+        restart, kept = await self._executor.run(work)
+        await self._chain.begin_anew(restart, kept)
+        return kept
 
-    def _claim_own(self) -> None:
+    def _claim_own(self, kept: Sequence[Old]) -> None:
         """Claim the entries that the own store has, peer by peer."""
         by_peer: dict[bytes, list[Old]] = {}
-        rows = self._chain.rows.stored(0, self._chain.state.first_seq)
-        for item in known_entries(rows, network=self._network):
+        for item in kept:
             by_peer.setdefault(item.other.author, []).append(item)
         for peer, items in sorted(by_peer.items()):
             self._claim(peer, items, 0)
@@ -193,30 +142,17 @@ class HistoryExchange:
         """Return whether a peer has told what it holds since this incarnation began."""
         return self._chain.restart is None or self._chain.state.heard.get(peer) == ALL_TOLD
 
-    async def _claims_of(self, peer: bytes) -> None:
-        """Claim what a peer shows; where it stops, the next call goes on from there."""
-        shown: list[Old] = []
-        heard = self._chain.state.heard.get(peer, 0)
-        try:
-            await self._history(peer, shown, start=heard if heard < ALL_TOLD else 0)
-        except XscError:
-            if shown:
-                go_on = shown[-1].half.record.seq + 1
-                await self._chain.commit(self._take_claims, peer, shown, go_on)
-            raise
-        await self._chain.commit(self._take_claims, peer, shown, ALL_TOLD)
-
     def _take_claims(self, peer: bytes, shown: Sequence[Old], start: int) -> None:
         """Claim the entries of earlier incarnations that a peer shows and this ledger lacks."""
         late = []
-        for item in merged(shown):
+        for item in shown:
             seq = item.half.record.seq
             if seq >= self._chain.state.first_seq:
                 continue  # `_confirm` checks those
-            known = self._chain.get(key_of(HALF, seq))
+            known = self._chain.find(seq)
             if known is None:
                 late.append(item)
-            elif known != item.half.raw:
+            elif known.half != item.half.raw:
                 self._log.warning("ledger.claim_number_taken", peer=ids.short(peer), entry=seq)
         if late:
             self._log.info("ledger.claims", peer=ids.short(peer), entries=len(late))
@@ -231,29 +167,24 @@ class HistoryExchange:
             unit=UNIT_NONE,
             peer=peer,
             debit=peer,
-            credit=self._key.node_id,
-            xid=self._entropy.token(XID_BYTES),
+            credit=self._own,
             amount_micro=len(items),
             receipt=claim_hash(claim, ((item.half.id, item.other.id) for item in items)),
         )
-        seq = self._chain.extend(half).seq
-        self._chain.put([(key_of(VOUCHER, seq), claim.to_bytes())])
+        self._chain.extend(half, claim=claim.to_bytes())
+        self._chain.put(map(row_of, items))
         for item in items:
-            self._chain.put(rows_of(item))
             take_old(self._chain.state, item.half, item.other, item.voucher.record)
         self._chain.state.heard[peer] = start
 
-    async def _history(self, peer: bytes, shown: list[Old], *, start: int) -> None:
-        """Fetch a peer's entries of the own chain.
-
-        Args:
-            peer: the peer to ask.
-            shown: valid entries are added to it, also where the peer falls silent later.
-            start: number of the first entry.
-        """
+    async def _claims_of(self, peer: bytes) -> None:
+        """Claim, page by page, what a peer shows; where it stops, the next call goes on."""
+        heard = self._chain.state.heard.get(peer, 0)
+        start = heard if heard < ALL_TOLD else 0
         end_ms = self._clock.monotonic_ms() + HISTORY_TIMEOUT_MS
         wrong, more = 0, True
         while more:
+            shown: list[Old] = []
             left_ms = end_ms - self._clock.monotonic_ms()
             if left_ms <= 0:
                 raise PeerSilent(f"{ids.short(peer)} comes to no end of its answer")
@@ -267,11 +198,11 @@ class HistoryExchange:
             for item in items:
                 if not isinstance(item, dict):
                     raise RecordInvalid("an item of a history must be a map")
-                seq = fields.take_int(item, "seq")
+                seq = fields.take_int(item, "seq", most=ALL_TOLD - 1)
                 if seq < start:
                     raise RecordInvalid("a history goes backwards")
                 start = seq + 1
-                found = check_shown(item, peer=peer, me=self._key.node_id, network=self._network)
+                found = check_shown(item, peer=peer, me=self._own, network=self._network)
                 if found is None or found.half.record.seq != seq:
                     self._log.warning("ledger.history_wrong", peer=ids.short(peer), entry=seq)
                     wrong += 1
@@ -281,13 +212,7 @@ class HistoryExchange:
                 # Valid entries are bounded by the chain, invalid ones are not.
                 raise RecordInvalid("a history shows too much that does not hold")
             more = fields.take_bool(reply.header, "more") and bool(items)
-
-    def _told_of_me(self, header: dict[str, encoding.Value]) -> Signed[Incarnation] | None:
-        """Return the own incarnation that a peer shows; None where it shows none."""
-        raw = fields.take_opt_bytes(header, "incarnation")
-        if raw is None:
-            return None
-        return open_incarnation(raw, author=self._key.node_id, network=self._network)
+            await self._chain.commit(self._take_claims, peer, shown, start if more else ALL_TOLD)
 
     async def confirm_head(self, peers: Sequence[bytes], *, claims: bool = True) -> int:
         """Tell peers the own incarnation, and compare the ends of the own chain that they know.
@@ -309,19 +234,15 @@ class HistoryExchange:
     async def _confirm_at(self, peer: bytes, claims: bool) -> bool:
         """Ask one peer; return whether it answered."""
         try:
-            reply = await self._ask_head(peer)
-            if lacks_incarnation(self._chain.restart, self._told_of_me(reply.header)):
-                raise LedgerDamaged(
-                    f"{ids.short(peer)} holds an incarnation of this node that its own ledger "
-                    "lacks: this home is an old copy",
-                    hint="use the home that was recovered last, or recover it: xsc node recover",
-                )
-            if (mine := self._shown_head(peer, reply.header)) is not None:
+            header, told, mine = await self._ask_head(peer)
+            if lacks_incarnation(self._chain.restart, told):
+                raise _old_copy(peer, "an incarnation of this node")
+            if mine is not None:
                 self._confirm(peer, mine)
-            if (raw := fields.take_opt_bytes(reply.header, "checkpoint")) is not None:
+            if (raw := fields.take_opt_bytes(header, "checkpoint")) is not None:
                 own = open_checkpoint(raw, network=self._network)
                 await self._executor.run(self._confirm_checkpoint, peer, own)
-            old = fields.take_int(reply.header, "old")
+            old = fields.take_int(header, "old")
             # Before the first restart there is no incarnation that old halves could be of.
             known = self._chain.state.old.get(peer, 0)
             if claims and self._chain.restart is not None and old > known:
@@ -333,35 +254,36 @@ class HistoryExchange:
             return False
         return True
 
-    async def _ask_head(self, peer: bytes) -> peering.Reply:
-        """Tell a peer the own incarnation, and ask where it has seen the own chain end."""
+    async def _ask_head(
+        self, peer: bytes
+    ) -> tuple[Header, Signed[Incarnation] | None, Signed[Half] | None]:
+        """Tell a peer the own incarnation, and ask where it has seen the own chain end.
+
+        Returns:
+            Its answer, and of that the incarnation and the newest half of this node.
+        """
         restart = None if self._chain.restart is None else self._chain.restart.incarnation.raw
-        return await self._caller.call(
+        reply = await self._caller.call(
             peer, HEAD, {"v": 1, "incarnation": restart}, timeout_ms=LEDGER_HEAD_TIMEOUT_MS
         )
-
-    def _shown_head(self, peer: bytes, header: dict[str, encoding.Value]) -> Signed[Half] | None:
-        """Return the newest half of this node that a peer shows in its answer."""
-        if (raw := fields.take_opt_bytes(header, "yours")) is None:
-            return None
-        mine = open_half(raw, network=self._network)
-        if mine.author != self._key.node_id:
-            raise ReceiptInvalid(f"{ids.short(peer)} shows an entry of another node as this node's")
-        return mine
+        told = mine = None
+        if (raw := fields.take_opt_bytes(reply.header, "incarnation")) is not None:
+            told = open_incarnation(raw, author=self._own, network=self._network)
+        if (raw := fields.take_opt_bytes(reply.header, "yours")) is not None:
+            mine = open_half(raw, network=self._network)
+            if mine.author != self._own:
+                raise ReceiptInvalid(f"{ids.short(peer)} shows an entry of another node")
+        return reply.header, told, mine
 
     def _confirm(self, peer: bytes, mine: Signed[Half]) -> None:
         seq = mine.record.seq
         if seq < self._chain.state.first_seq:
             return  # a claim, at most
         if seq >= self._chain.state.next_seq or self._chain.own(seq).id != mine.id:
-            raise LedgerDamaged(
-                f"{ids.short(peer)} holds entry {seq} of this node, which its own "
-                "ledger lacks: this home is an old copy",
-                hint="restore the latest home; going on from an old one would fork the ledger",
-            )
+            raise _old_copy(peer, f"entry {seq} of this node")
 
     def _confirm_checkpoint(self, peer: bytes, own: Checkpoint) -> None:
-        if own.author != self._key.node_id:
+        if own.author != self._own:
             raise ReceiptInvalid(f"{ids.short(peer)} shows a checkpoint of another node")
         leaves = Leaves(self._chain)
         if own.first_seq < leaves.first_seq:
@@ -371,11 +293,7 @@ class HistoryExchange:
             or own.size > leaves.size
             or leaves.top(0, own.size) != own.root
         ):
-            raise LedgerDamaged(
-                f"{ids.short(peer)} knows {own.size} entries that this node signed together, and "
-                "its own ledger has others: this home is an old copy",
-                hint="restore the latest home; going on from an old one would fork the ledger",
-            )
+            raise _old_copy(peer, f"a checkpoint of this node over {own.size} entries")
 
     # What peers ask
 
@@ -390,14 +308,10 @@ class HistoryExchange:
             return [*islice(seen, LEDGER_HISTORY_ITEMS_MAX + 1)]
 
         seen = await self._chain.commit(known)
+        rows = [(theirs, self._chain.row(seq)) for theirs, seq in seen[:LEDGER_HISTORY_ITEMS_MAX]]
         items: list[encoding.Value] = [
-            {
-                "seq": theirs,
-                "half": self._chain.read(OTHER, seq),
-                "other": self._chain.read(HALF, seq),
-                "voucher": self._chain.read(VOUCHER, seq),
-            }
-            for theirs, seq in seen[:LEDGER_HISTORY_ITEMS_MAX]
+            {"seq": theirs, "half": row.other, "other": row.half, "voucher": row.voucher}
+            for theirs, row in rows
         ]
         return {"v": 1, "items": items, "more": len(seen) > len(items)}, ()
 
@@ -406,29 +320,25 @@ class HistoryExchange:
         raw = fields.take_opt_bytes(header, "incarnation")
         if raw is not None:
             incarnation = open_incarnation(raw, author=caller, network=self._network)
-            await self._chain.exclusive(self._keep_incarnation, incarnation)
+            await self._chain.commit(self._chain.keep_incarnation, incarnation)
         told = self._chain.incarnation_of(caller)
         state = self._chain.state
         newest = next(state.seen.numbered(caller, 0, reverse=True), None)
-        yours = None if newest is None else self._chain.read(OTHER, newest[1].seq)
-        first = 0 if told is None else told.record.first_seq
+        yours = None if newest is None else self._chain.other(newest[1].seq)
+        first = self._chain.first_of(caller)
         signed = open_stored(self._chain.store.get(SIGNED + caller), self._network)
         return {
             "v": 1,
-            "next_seq": state.next_seq,
-            "head": state.head,
             "yours": yours,
             "old": sum(not known.seals for _, known in state.seen.numbered(caller, 0, first)),
             "incarnation": None if told is None else told.raw,
             "checkpoint": None if signed is None else signed.raw,
         }, ()
 
-    async def _keep_incarnation(self, told: Signed[Incarnation]) -> None:
-        """Keep a peer's incarnation if its number is the highest so far."""
-        known = self._chain.incarnation_of(told.author)
-        if known is not None and told.record.first_seq <= known.record.first_seq:
-            return
-        await self._chain.write([(PEER + told.author, told.raw)])
-        self._log.warning(
-            "ledger.restarted", peer=ids.short(told.author), first_seq=told.record.first_seq
-        )
+
+def _old_copy(peer: bytes, what: str) -> LedgerDamaged:
+    return LedgerDamaged(
+        f"{ids.short(peer)} holds {what} that its own ledger lacks: this home is an old copy",
+        hint="use the latest home, or recover it (xsc node recover): going on from an old one "
+        "would fork the ledger",
+    )

@@ -1,43 +1,38 @@
 """Keeps the proofs of forks that this node found or was shown, and what its operator pardoned.
 
-One proof of each author is kept. `ledger-fork/<author>`, synced: the proof, and the number up to
-which the operator pardoned. The rules are in `fork`.
+One proof of each author is kept. `ledger-fork/<author>`, synced: the proof, its number, and the
+number up to which the operator pardoned. The rules are in `fork`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from xsc.base import encoding, ids
 from xsc.base.errors import LedgerDamaged, NotFound, ProofInvalid, RecordInvalid
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.identity.context import Context
+from xsc.identity.envelope import Count, Record
 from xsc.ledger.fork import Fork, open_fork
 
 FORK: Final = b"ledger-fork/"
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(Record):
     """What is kept of one author."""
 
     proof: bytes
-    fork: Fork
-    pardoned_seq: int | None = None
+    seq: Count
+    """Of the fork."""
+    pardoned_seq: Count | None = None
     """Forks up to this number are pardoned."""
 
     @property
     def counts(self) -> bool:
         """Whether it bars its author."""
-        return self.pardoned_seq is None or self.fork.seq > self.pardoned_seq
-
-    @property
-    def raw(self) -> bytes:
-        """The row."""
-        return encoding.encode({"v": 1, "proof": self.proof, "pardoned_seq": self.pardoned_seq})
+        return self.pardoned_seq is None or self.seq > self.pardoned_seq
 
 
 class Forks:
@@ -61,16 +56,9 @@ class Forks:
 
     def _read(self, author: bytes, raw: bytes) -> Kept:
         try:
-            match encoding.decode(raw):
-                case {
-                    "v": 1,
-                    "proof": bytes(proof),
-                    "pardoned_seq": (int() | None) as pardoned_seq,
-                    **rest,
-                } if not rest:
-                    fork = open_fork(proof, network=self._context.network)
-                    if fork.author == author:
-                        return Kept(proof, fork, pardoned_seq)
+            kept = Kept.from_bytes(raw)
+            if open_fork(kept.proof, network=self._context.network) == Fork(author, kept.seq):
+                return kept
         except (RecordInvalid, ProofInvalid):
             pass
         raise _damaged(author)
@@ -82,7 +70,7 @@ class Forks:
             LedgerDamaged: they are not what this node works with.
         """
         async with self._writing:
-            known = {author: kept.raw for author, kept in self._kept.items()}
+            known = {author: kept.to_bytes() for author, kept in self._kept.items()}
             if wrong := self._stored().items() ^ known.items():
                 raise _damaged(min(wrong)[0])
             return len(known)
@@ -108,7 +96,8 @@ class Forks:
         if author not in {None, fork.author}:
             raise ProofInvalid("the proof is against another node than its path says")
         before = self._kept.get(fork.author)
-        kept = Kept(proof, fork, None if before is None else before.pardoned_seq)
+        pardoned_seq = None if before is None else before.pardoned_seq
+        kept = Kept(proof=proof, seq=fork.seq, pardoned_seq=pardoned_seq)
         if kept.counts and (before is None or not before.counts):
             await self._write(fork.author, kept)
             self._context.log.error("ledger.fork", peer=ids.short(fork.author), entry=fork.seq)
@@ -125,13 +114,13 @@ class Forks:
                 hint="`xsc health why PEER` shows what is",
             )
         kept = self._kept[author]
-        seq = max(seq, kept.fork.seq)
-        await self._write(author, Kept(kept.proof, kept.fork, seq))
+        seq = max(seq, kept.seq)
+        await self._write(author, kept.model_copy(update={"pardoned_seq": seq}))
         return seq
 
     async def _write(self, author: bytes, kept: Kept) -> None:
         async with self._writing:
-            row = (FORK + author, kept.raw)
+            row = (FORK + author, kept.to_bytes())
             await self._context.executor.run(self._store.write, [row], sync=True)
             self._kept[author] = kept
         self.on_change(author)

@@ -21,7 +21,7 @@ from xsc.base.limits import AMOUNT_MAX
 from xsc.base.peering import Answered, Header, Parts
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, read_claimed
-from xsc.ledger.chain import OTHER, Chain, key_of
+from xsc.ledger.chain import Chain, Part
 from xsc.ledger.checkpoints import COSIGN_TIMEOUT_MS, Checkpoints, Circle
 from xsc.ledger.entry import Half, open_half
 from xsc.ledger.fork import fork_bytes
@@ -32,7 +32,7 @@ COMPARED_MAX = 256
 """Halves of one question."""
 
 
-class ForkGossip:
+class ForkGossip(Part):
     """What one node and its peers tell each other of forks.
 
     Args:
@@ -45,8 +45,7 @@ class ForkGossip:
     def __init__(
         self, context: Context, chain: Chain, checkpoints: Checkpoints, circle: Circle
     ) -> None:
-        self._context = context
-        self._chain = chain
+        super().__init__(context, chain)
         self._forks = chain.forks
         self._checkpoints = checkpoints
         self._circle = circle
@@ -106,9 +105,7 @@ class ForkGossip:
             except NotFound:
                 continue
             except (PeerError, LimitError, ProofInvalid) as fault:
-                self._context.log.warning(
-                    "ledger.published_wrong", peer=ids.short(peer), code=fault.code
-                )
+                self._log.warning("ledger.published_wrong", peer=ids.short(peer), code=fault.code)
 
     async def _publish(self) -> None:
         """Write the proofs that count, and take back those that do not any more."""
@@ -146,13 +143,13 @@ class ForkGossip:
                 await self._forks.keep(fork_bytes(half.raw, other))
                 self._shown.pop(peer, None)
         except XscError as fault:
-            self._context.log.info("ledger.not_compared", peer=ids.short(peer), code=fault.code)
+            self._log.info("ledger.not_compared", peer=ids.short(peer), code=fault.code)
 
     async def _differing(self, peer: bytes) -> Signed[Half] | None:
         """Return the first half that a peer has otherwise, of those that it was not asked for."""
         start = self._compared.get(peer, 0)
         numbers = self._settled[start : start + COMPARED_MAX]
-        stop, halves = start + len(numbers), await self._context.executor.run(self._heard, numbers)
+        stop, halves = start + len(numbers), await self._executor.run(self._heard, numbers)
         # Of whom a fork is known, nothing more is to be found.
         asked = [
             (at, half)
@@ -172,13 +169,13 @@ class ForkGossip:
         return found
 
     async def _call(self, peer: bytes, header: dict[str, encoding.Value]) -> peering.Reply:
-        return await self._context.caller.call(peer, COMPARE, header, timeout_ms=COSIGN_TIMEOUT_MS)
+        return await self._caller.call(peer, COMPARE, header, timeout_ms=COSIGN_TIMEOUT_MS)
 
     def _heard(self, numbers: Sequence[int]) -> list[tuple[int, Signed[Half]]]:
         """Return the halves of peers beside own ones, and where in the numbers each is."""
-        rows = ((at, self._chain.get(key_of(OTHER, seq))) for at, seq in enumerate(numbers))
-        network = self._context.network
-        return [(at, read_claimed(raw, Half, network=network)) for at, raw in rows if raw]
+        rows = ((at, self._chain.find(seq)) for at, seq in enumerate(numbers))
+        raws = ((at, row.other) for at, row in rows if row)
+        return [(at, read_claimed(raw, Half, network=self._network)) for at, raw in raws if raw]
 
     # What peers ask
 
@@ -195,7 +192,7 @@ class ForkGossip:
                     raise RecordInvalid("what is compared is author, number and id of a half")
         own: bytes | None = None
         if (raw := fields.take_opt_bytes(header, "half")) is not None:
-            half = open_half(raw, network=self._context.network)
+            half = open_half(raw, network=self._network)
             if (own := self._chain.contradicted(half)) is not None:
                 await self._forks.keep(fork_bytes(own, raw))
         return {"v": 1, "differ": differ, "half": own}, ()

@@ -3,11 +3,15 @@
 The halves of one author form one sequence. A node that lost some of them cannot know
 where the sequence ended: a peer may be silent, or withhold the last ones. So the chain
 restarts under a signed record, the incarnation, at a number above all that can have been
-signed. The record names the last half that was proven. Two halves with one number then
+signed. Two halves with one number then
 prove that their author forked one incarnation.
 
 Halves of earlier incarnations are kept if both parties signed them. They are not part of
 the chain, and are bounded by the debtor's vouchers. Laws: docs/design/ledger.md.
+
+Both parties keep an entry that books something, so the peers together show the whole ledger, except
+for what a silent peer holds or a dishonest one hides. The directory head says how much that is; it
+is listed as unproven, and taken when it is shown.
 """
 
 from __future__ import annotations
@@ -37,10 +41,6 @@ class Incarnation(Record):
 
     first_seq: Count
     """Number of its first half, which follows on this record; the higher one counts."""
-    proven_seq: Count
-    """Number of the last half before it that was proven; 0 where none was."""
-    proven: Id32
-    """Its id; GENESIS where none was."""
     noted: Id32
     """Hash of what was noted of the ledger."""
     created_ms: Count
@@ -146,3 +146,32 @@ def open_restart(raw: bytes, *, author: bytes, network: bytes) -> Restart:
             if incarnation.record.noted == hashlib.sha256(noted).digest():
                 return Restart(incarnation, open_noted(noted))
     raise errors.RecordInvalid("the restart of the ledger is of no known form")
+
+
+def lacks_incarnation(known: Restart | None, told: Signed[Incarnation] | None) -> bool:
+    """Return whether a peer was told an incarnation of this node that its own ledger lacks.
+
+    Args:
+        known: the restart in the own ledger; None in the first incarnation.
+        told: the newest one that the peer was told; None for none.
+    """
+    if told is None or (known is not None and told.raw == known.incarnation.raw):
+        return False
+    return told.record.first_seq >= (1 if known is None else known.incarnation.record.first_seq)
+
+
+def plan(noted: Noted, *, highest_seq: int, now_ms: int) -> Incarnation:
+    """Return the incarnation that follows on what is known.
+
+    Args:
+        noted: what the directory says of the ledger.
+        highest_seq: above every number that is known to have been used.
+        now_ms: the time. It is the number, too: two restarts of which the second does not
+            know the first have two numbers all the same.
+    """
+    known = max(highest_seq, noted.next_seq)
+    return Incarnation(
+        first_seq=max(now_ms, known + limits.INCARNATION_GAP),
+        noted=hashlib.sha256(noted.to_bytes()).digest(),
+        created_ms=now_ms,
+    )

@@ -14,12 +14,16 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from xsc.base import encoding, errors, limits
-from xsc.identity.envelope import Id32, Record, Signed, open_signed
+from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 from xsc.ledger.cube import seal_voucher
-from xsc.ledger.entry import Half, Id16
+from xsc.ledger.entry import Half
 from xsc.terms.voucher import Voucher, voucher_in_all
 
 LOOP_MEMBERS_MAX = 5
+XID_BYTES = 16
+Id16 = Annotated[bytes, Field(min_length=XID_BYTES, max_length=XID_BYTES)]
+OFFER_TIMEOUT_MS = 16_000
+"""For all that comes of one offer; half of what is left for each further member."""
 LOOP_MICRO_MIN = 1_000
 """What a loop takes off at least: a smaller debt is not worth its entries."""
 LOOP_SHARE = 16
@@ -58,6 +62,19 @@ class Loop(Record):
     def after(self, member: bytes) -> bytes:
         """Return whom a member owes."""
         return self.members[(self.members.index(member) + 1) % len(self.members)]
+
+
+class Offer(Record):
+    """What travels along debts until it is back at its origin."""
+
+    path: Annotated[tuple[Id32, ...], Field(min_length=1, max_length=LOOP_MEMBERS_MAX)]
+    """The members so far, the origin first and the sender last."""
+    amount_micro: Count
+    """What may be taken off."""
+    left_ms: Annotated[int, Field(ge=0, le=OFFER_TIMEOUT_MS)]
+    """How long the sender waits."""
+    search: Id16
+    """Drawn by the origin, so that it knows its own offer."""
 
 
 @dataclass(frozen=True, slots=True)

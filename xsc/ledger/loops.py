@@ -1,8 +1,6 @@
 """Finds loops of debts, signs them, and has those booked that all members have signed.
 
-    ledger.offer  path, amount_micro, left_ms, search: the members so far, the origin first and the
-                  caller last; what may be taken off; how long the caller waits; what the origin
-                  drew for this search, so that it knows its own offer
+    ledger.offer  an `Offer`
         -> loop: what all behind the caller have signed, None where nothing goes around
     ledger.loop   loop: what a member after this node has signed, or all have
         -> loop: what this node has of it, which it has signed itself
@@ -15,19 +13,25 @@ is asked to sign it can sign. Once it has signed, nothing but the booking takes 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Final
 
-from xsc.base import fields, ids, limits, peering
+from xsc.base import fields, ids, peering
 from xsc.base.errors import EntryRefused, RecordInvalid, Recovering, XscError
 from xsc.base.peering import Answered, Header, Parts
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.ledger import loop as rules
-from xsc.ledger.chain import Chain
-from xsc.ledger.entry import XID_BYTES
+from xsc.ledger.chain import Chain, Part
 from xsc.ledger.exchange import HistoryExchange
-from xsc.ledger.loop import LOOP_MEMBERS_MAX, LOOP_MICRO_MIN, Loop, SignedLoop, open_loop
+from xsc.ledger.loop import (
+    LOOP_MICRO_MIN,
+    OFFER_TIMEOUT_MS,
+    XID_BYTES,
+    Loop,
+    Offer,
+    SignedLoop,
+    open_loop,
+)
 from xsc.ledger.proposals import Proposals
 from xsc.ledger.state import Offered
 
@@ -35,8 +39,6 @@ LOOPS_FOUND_MAX = 4
 """By one search along the debt to one creditor."""
 TOLD_TIMEOUT_MS = 5_000
 """For an answer to a loop that is shown."""
-OFFER_TIMEOUT_MS = 16_000
-"""For all that comes of one offer; half of what is left for each further member."""
 LOOP_FIRST_MS = 3_600_000
 """After a start."""
 LOOP_EVERY_MS = 24 * 3_600_000
@@ -45,20 +47,13 @@ OFFER: Final = "ledger.offer"
 LOOP: Final = "ledger.loop"
 
 
-class Loops:
+class Loops(Part):
     """The loops of one node."""
 
     def __init__(
         self, context: Context, chain: Chain, exchange: HistoryExchange, proposals: Proposals
     ) -> None:
-        self._key = context.key
-        self._own = context.key.node_id
-        self._network = context.network
-        self._clock = context.clock
-        self._entropy = context.entropy
-        self._caller = context.caller
-        self._log = context.log
-        self._chain = chain
+        super().__init__(context, chain)
         self._exchange = exchange
         self._proposals = proposals
         self._lock = asyncio.Lock()
@@ -111,7 +106,10 @@ class Loops:
         search = self._entropy.token(XID_BYTES)
         self._searched = peer, search
         try:
-            loop = await self._ask((self._own,), micro, peer, OFFER_TIMEOUT_MS, search)
+            offer = Offer(
+                path=(self._own,), amount_micro=micro, left_ms=OFFER_TIMEOUT_MS, search=search
+            )
+            loop = await self._ask(peer, offer)
             # One that is booked already can be shown again.
             if loop is None or not loop.is_complete or loop.id in self._chain.state.settled:
                 return None
@@ -122,86 +120,65 @@ class Loops:
         finally:
             self._searched = None
 
-    async def _ask(
-        self, path: Sequence[bytes], amount_micro: int, peer: bytes, left_ms: int, search: bytes
-    ) -> SignedLoop | None:
+    async def _ask(self, peer: bytes, offer: Offer) -> SignedLoop | None:
         """Offer to a creditor what goes around; return what all behind this node have signed."""
-        reply = await self._caller.call(
-            peer,
-            OFFER,
-            {
-                "v": 1,
-                "path": [*path],
-                "amount_micro": amount_micro,
-                "left_ms": left_ms,
-                "search": search,
-            },
-            timeout_ms=left_ms,
-        )
+        header = offer.to_value()
+        reply = await self._caller.call(peer, OFFER, header, timeout_ms=offer.left_ms)
         raw = fields.take_opt_bytes(reply.header, "loop")
         if raw is None:
             return None
         loop = open_loop(raw, network=self._network)
-        if loop.record.members[: len(path)] != (*path,):
+        if loop.record.members[: len(offer.path)] != offer.path:
             raise RecordInvalid("the loop goes another way than the offer")
         return loop
 
     # What peers ask
 
     async def _on_offer(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
-        listed = fields.take_list(header, "path", most=LOOP_MEMBERS_MAX)
-        path = [each for each in listed if isinstance(each, bytes) and len(each) == ids.ID_BYTES]
-        if path[-1:] != [caller] or len({*path}) != len(listed):
+        offer = Offer.from_value(header)
+        path = offer.path
+        if path[-1] != caller or len({*path}) != len(path):
             raise RecordInvalid("an offer names each member once, and its sender last")
-        amount_micro = fields.take_int(header, "amount_micro", most=limits.AMOUNT_MAX)
-        left_ms = fields.take_int(header, "left_ms", most=OFFER_TIMEOUT_MS)
-        search = fields.take_bytes(header, "search", size=XID_BYTES)
         loop: SignedLoop | None = None
         asking = caller, len(path) == 1
         if path[0] == self._own and len(path) > 2:
-            loop = await self._close(path, amount_micro, search)
+            loop = await self._close(offer)
         elif self._own not in path and asking not in self._asking:
             self._asking.add(asking)
             try:
-                loop = await self._pass_on(caller, path, amount_micro, left_ms, search)
+                loop = await self._pass_on(caller, offer)
             finally:
                 self._asking.discard(asking)
         return {"v": 1, "loop": None if loop is None else loop.raw}, ()
 
-    async def _close(
-        self, path: Sequence[bytes], amount_micro: int, search: bytes
-    ) -> SignedLoop | None:
+    async def _close(self, offer: Offer) -> SignedLoop | None:
         """Sign the loop of an own offer that is back, the first of all members."""
-        if self._searched != (path[1], search):
+        path = offer.path
+        if self._searched != (path[1], offer.search):
             return None
         least, most = self._chain.state.clearable(path[-1], path[1], self._offered)
-        if (micro := min(amount_micro, most)) < least:
+        if (micro := min(offer.amount_micro, most)) < least:
             return None
         # One offer ends in one loop: what would not be completed counts for long.
         self._searched = None
-        loop = Loop(members=tuple(path), amount_micro=micro, xid=self._entropy.token(XID_BYTES))
+        loop = Loop(members=path, amount_micro=micro, xid=self._entropy.token(XID_BYTES))
         return await self._chain.commit(self._sign, loop, None, None)
 
-    async def _pass_on(
-        self,
-        caller: bytes,
-        path: Sequence[bytes],
-        amount_micro: int,
-        left_ms: int,
-        search: bytes,
-    ) -> SignedLoop | None:
+    async def _pass_on(self, caller: bytes, offer: Offer) -> SignedLoop | None:
         """Offer it to this node's creditors, one after the other, and sign what comes back."""
-        end_ms = self._clock.monotonic_ms() + left_ms
-        for peer in rules.next_members(self._debts(), path):
+        end_ms = self._clock.monotonic_ms() + offer.left_ms
+        path = *offer.path, self._own
+        for peer in rules.next_members(self._debts(), offer.path):
             left_ms = end_ms - self._clock.monotonic_ms()
             least, most = self._chain.state.clearable(caller, peer, self._offered)
-            micro = min(amount_micro, most)
+            micro = min(offer.amount_micro, most)
             if micro < least or left_ms <= 0 or not self._exchange.is_heard(caller):
                 continue
             promise = Offered(caller, peer, micro)
             self._offered.append(promise)
             try:
-                loop = await self._ask((*path, self._own), micro, peer, left_ms // 2, search)
+                said = {"path": path, "amount_micro": micro, "left_ms": left_ms // 2}
+                loop = await self._ask(peer, offer.model_copy(update=said))
                 # Nobody would hear of a signature that is late.
                 if loop is not None and self._clock.monotonic_ms() < end_ms:
                     return await self._chain.commit(self._sign, loop.record, loop, promise)
@@ -250,6 +227,8 @@ class Loops:
         if self._chain.recovering:
             raise Recovering("this node is recovering its ledger and signs nothing yet")
         before, after = record.before(self._own), record.after(self._own)
+        if record.id in self._chain.state.loops or record.id in self._chain.state.settled:
+            raise EntryRefused("this node has signed that loop before")
         if behind is not None and not behind.is_turn_of(self._own):
             raise EntryRefused("it is not this node's turn to sign the loop")
         others = [each for each in self._offered if each is not promise]
@@ -297,9 +276,8 @@ class Loops:
         try:
             if loop.is_complete and self._is_unbooked(loop_id, after):
                 worth = rules.voucher_of(loop, debtor=after, creditor=self._own)
-                xid = self._entropy.token(XID_BYTES)
                 # Where it is not answered, the entry stays, and is proposed again.
-                await self._proposals.book(xid, after, loop.id, worth)
+                await self._proposals.book(worth)
         except XscError as fault:
             self._log.info("ledger.loop_unbooked", peer=ids.short(after), code=fault.code)
 

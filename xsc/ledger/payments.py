@@ -6,7 +6,9 @@
              that has reported the same
 
 What a peer says of limits is only shown to people. What it says of a payment is compared: if both
-operators reported the same, the payer books it. The rules are in `off_books`.
+operators reported the same, the payer books it, in an account that is used for its payments to the
+payee only, and the payee answers with its half only while its own report stands. So no debt falls
+without the creditor's signature. docs/design/ledger.md, "Off the books".
 
 `ledger-paid/<peer>`, synced: the report of this node's operator, until it is booked.
 """
@@ -15,28 +17,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from xsc.base import encoding, errors, limits, peering
+from xsc.base import encoding, errors, limits, peering, units
 from xsc.base.fields import take_int
 from xsc.base.ids import short
 from xsc.base.keyvalue import prefix_end
 from xsc.base.peering import Answered, Header, Parts
-from xsc.base.units import is_near
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
-from xsc.ledger import off_books
-from xsc.ledger.chain import Chain
-from xsc.ledger.entry import XID_BYTES
-from xsc.ledger.off_books import Payment
+from xsc.ledger.chain import Chain, Part
+from xsc.ledger.entry import Half
 from xsc.ledger.proposals import Proposals
-from xsc.terms.voucher import Voucher, off_books_account
+from xsc.terms.voucher import Voucher, off_books_account, voucher_in_all
 
 ACCOUNT_TIMEOUT_MS = 2_000
 """How long a peer has to answer what an account holds: a person waits for it."""
-REFUSED_MS = 3_600_000
+AGAIN_MS = 3_600_000
 """How long a payment that the payee refused is not booked again, unless it is said anew."""
 
 ACCOUNT: Final = "ledger.account"
@@ -55,10 +53,41 @@ class PeerAccount:
     @property
     def is_near(self) -> bool:
         """Whether most of it is used."""
-        return is_near(self.limit_micro - self.left_micro, self.limit_micro)
+        return units.is_near(self.limit_micro - self.left_micro, self.limit_micro)
 
 
-class Payments:
+def check_amount(amount_micro: int, balance_micro: int, clearing_micro: int) -> str | None:
+    """Return why a payment cannot take so much off what one of two nodes owes the other.
+
+    Args:
+        amount_micro: what was paid.
+        balance_micro: what the peer owes this node; below zero, this node owes.
+        clearing_micro: by how much that changes once loops are booked that all have signed.
+    """
+    if clearing_micro and amount_micro > abs(balance_micro + clearing_micro):
+        off = units.format_credits(abs(clearing_micro))
+        return f"{off} credits of this debt are taken off by a loop that is not booked yet"
+    if balance_micro == 0:
+        return "neither of the two nodes owes the other anything"
+    if amount_micro > abs(balance_micro):
+        debt = "the peer owes this node" if balance_micro > 0 else "this node owes the peer"
+        owed, said = units.format_credits(abs(balance_micro)), units.format_credits(amount_micro)
+        return f"{debt} {owed} credits, less than {said}"
+    return None
+
+
+def report(payer: bytes, payee: bytes, amount_micro: int, said_ms: int) -> Voucher:
+    """Return what an operator reports as paid in all: a voucher that only two halves will sign."""
+    in_all = voucher_in_all(off_books_account(payer, payee), payee, payer, amount_micro)
+    return in_all.model_copy(update={"until_ms": said_ms})
+
+
+def agree(one: Voucher, other: Voucher) -> bool:
+    """Return whether two operators reported the same, at whatever time."""
+    return one == other.model_copy(update={"until_ms": one.until_ms})
+
+
+class Payments(Part):
     """Asks peers for accounts, and answers them; compares what operators report as paid.
 
     Args:
@@ -76,28 +105,21 @@ class Payments:
         *,
         limit: Callable[[bytes], int],
     ) -> None:
-        self._own = context.key.node_id
-        self._network = context.network
-        self._clock = context.clock
-        self._entropy = context.entropy
-        self._executor = context.executor
-        self._caller = context.caller
-        self._log = context.log
-        self._chain = chain
+        super().__init__(context, chain)
         self._proposals = proposals
         self._limit = limit
         self.left = limit
         """Returns what a peer may still come to owe this node, its leases counted."""
-        self._theirs: dict[bytes, Payment] = {}
+        self._theirs: dict[bytes, Voucher] = {}
         """What operators of peers say was paid between us, as heard last."""
-        self._refused: dict[bytes, tuple[Payment, int]] = {}
-        """Own reports whose entry the payee refused last, and until when it is not booked again."""
+        self._tried: dict[bytes, tuple[Voucher, int]] = {}
+        """Own reports that an entry was booked of last, and until when none is booked again."""
         self._to_ask: set[bytes] = set()
         """Peers of which `run` is to hear how this node's account stands there."""
         self._lock = asyncio.Lock()
         self.accounts: dict[bytes, PeerAccount] = {}
         """The state of this node's account at peers, as they said it last."""
-        proposals.check_consent = self.check_consent
+        proposals.checks["off_books"] = self._check
         proposals.on_owed = self._to_ask.add
 
     def handlers(self) -> dict[str, peering.Handler]:
@@ -106,21 +128,38 @@ class Payments:
 
     # What was said
 
-    def waiting(self, peer: bytes) -> Payment | None:
-        """Return what this node's operator said of a payment that is not booked yet."""
+    def waiting(self, peer: bytes) -> Voucher | None:
+        """Return what this node's operator reports as paid in all, until it is booked."""
         raw = self._chain.store.get(PAID + peer)
         if raw is None:
             return None
         try:
-            found = Payment.from_bytes(raw)
+            found = Voucher.from_bytes(raw)
         except errors.RecordInvalid as fault:
             raise errors.StoreDamaged(f"a payment cannot be read: {fault.message}") from fault
-        booked = self._booked(peer, is_payer=found.is_payer)
-        return None if off_books.is_over(found, booked) else found
+        return found if self.left_micro(found) > 0 else None
 
-    def check_consent(self, payer: bytes, voucher: Voucher) -> str | None:
-        """Return why this node's operator does not agree now to what a payer books."""
-        return off_books.check_consent(voucher, self.waiting(payer), payer=payer, payee=self._own)
+    def left_micro(self, said: Voucher) -> int:
+        """Return what of a report is not booked."""
+        return said.amount_micro - self._booked(said.provider, said.customer)
+
+    def _booked(self, payer: bytes, payee: bytes) -> int:
+        account = off_books_account(payer, payee)
+        return self._chain.state.settled_under(account, debtor=payee, creditor=payer)
+
+    def _check(self, half: Half, voucher: Voucher) -> str | None:
+        """Return why the payee's node does not answer what a payer books.
+
+        Its operator may have taken back or corrected it. What is refused so is refused for ever:
+        the operator's next report has another time.
+        """
+        if voucher != self.waiting(half.credit):
+            return "the operator does not say now that this was paid"
+        return None
+
+    def _around(self, peer: bytes, *, is_payer: bool) -> tuple[bytes, bytes]:
+        """Return payer and payee."""
+        return (self._own, peer) if is_payer else (peer, self._own)
 
     def heard(self, peer: bytes) -> int:
         """Return what a peer's operator reports as paid, and this node's has not; 0: nothing.
@@ -129,10 +168,11 @@ class Payments:
         book a payment by the other party.
         """
         theirs, balance = self._theirs.get(peer), self._chain.state.balances.get(peer, 0)
-        if theirs is None or balance == 0 or theirs.is_payer != (balance > 0):
+        around = self._around(peer, is_payer=balance < 0)
+        if theirs is None or balance == 0 or (theirs.provider, theirs.customer) != around:
             return 0
         own = self.waiting(peer)
-        return 0 if own and own.amount_micro == theirs.amount_micro else theirs.amount_micro
+        return 0 if own and agree(own, theirs) else max(0, self.left_micro(theirs))
 
     def _told(self, peer: bytes) -> encoding.Value:
         """Return what a peer is told: of the payee's report, only what the payer reported too.
@@ -140,17 +180,11 @@ class Payments:
         The payer could echo any other, and have booked what the payee's operator mistyped.
         """
         own, theirs = self.waiting(peer), self._theirs.get(peer)
-        if own and (own.is_payer or (theirs and off_books.agree(own, theirs))):
+        if own and (own.provider == self._own or (theirs and agree(own, theirs))):
             return own.to_value()
         return None
 
-    def _booked(self, peer: bytes, *, is_payer: bool) -> int:
-        payer, payee = (self._own, peer) if is_payer else (peer, self._own)
-        return self._chain.state.settled_under(
-            off_books_account(payer, payee), debtor=payee, creditor=payer
-        )
-
-    async def _keep(self, peer: bytes, payment: Payment | None) -> None:
+    async def _keep(self, peer: bytes, payment: Voucher | None) -> None:
         raw = None if payment is None else payment.to_bytes()
         await self._executor.run(self._chain.store.write, [(PAID + peer, raw)], sync=True)
 
@@ -173,38 +207,31 @@ class Payments:
             if amount_micro == 0:
                 await self._keep(peer, None)
                 return False
-            if (wrong := off_books.check_amount(amount_micro, balance, clearing)) is not None:
+            if (wrong := check_amount(amount_micro, balance, clearing)) is not None:
                 raise errors.ArgumentInvalid(wrong, hint="`xsc ledger balance` shows who owes what")
-            is_payer = balance < 0
-            booked = self._booked(peer, is_payer=is_payer)
-            payment = Payment(
-                amount_micro=amount_micro,
-                is_payer=is_payer,
-                before_micro=booked,
-                said_ms=self._clock.now_ms(),
-            )
+            around = self._around(peer, is_payer=balance < 0)
+            in_all = self._booked(*around) + amount_micro
+            payment = report(*around, in_all, self._clock.now_ms())
             await self._keep(peer, payment)
-        with suppress(errors.XscError):
-            await self._meet(peer)
-        return off_books.is_over(payment, self._booked(peer, is_payer=is_payer))
+        await self.standing(peer)
+        return self.left_micro(payment) <= 0
 
     async def standing(self, peer: bytes) -> PeerAccount | None:
-        """Ask a peer for the state of this node's account there; None where it does not answer."""
+        """Ask a peer for the state of this node's account there; None where it does not answer.
+
+        It is told what this node's operator says, and what both say is booked.
+        """
+        header: dict[str, encoding.Value] = {"v": 1, "paid": self._told(peer)}
         try:
-            return await self._meet(peer)
+            reply = await self._caller.call(peer, ACCOUNT, header, timeout_ms=ACCOUNT_TIMEOUT_MS)
+            await self._hear(peer, reply.header)
+            found = PeerAccount(
+                take_int(reply.header, "limit_micro"),
+                take_int(reply.header, "left_micro", least=-limits.AMOUNT_MAX),
+            )
         except errors.XscError as fault:
             self._log.info("ledger.account_not_told", peer=short(peer), code=fault.code)
             return None
-
-    async def _meet(self, peer: bytes) -> PeerAccount:
-        """Tell a peer what this node's operator says, and book where both say the same."""
-        header: dict[str, encoding.Value] = {"v": 1, "paid": self._told(peer)}
-        reply = await self._caller.call(peer, ACCOUNT, header, timeout_ms=ACCOUNT_TIMEOUT_MS)
-        await self._hear(peer, reply.header)
-        found = PeerAccount(
-            take_int(reply.header, "limit_micro"),
-            take_int(reply.header, "left_micro", least=-limits.AMOUNT_MAX),
-        )
         before, self.accounts[peer] = self.accounts.get(peer), found
         if found.is_near and not (before and before.is_near):
             self._log.warning("ledger.near_limit", peer=short(peer), role="debtor", **asdict(found))
@@ -215,23 +242,19 @@ class Payments:
         self._theirs.pop(peer, None)
         if (paid := header.get("paid")) is None:
             return
-        theirs = self._theirs[peer] = Payment.from_value(paid)
+        theirs = self._theirs[peer] = Voucher.from_value(paid)
         own = self.waiting(peer)
         now_ms = self._clock.monotonic_ms()
-        refused, until_ms = self._refused.get(peer, (None, 0))
-        if refused == own and now_ms < until_ms:
-            return  # A payee that agrees and then refuses would have the chain grow.
-        if own and own.is_payer and off_books.agree(own, theirs):
-            worth = off_books.worth(theirs, payer=self._own, payee=peer)
-            under = Signed(worth, peer, self._network, worth.id, worth.to_bytes())
-            # Where it is not answered, the entry stays, and is proposed again.
+        tried, until_ms = self._tried.get(peer, (None, 0))
+        # A payee that agrees and then refuses would have the chain grow.
+        is_tried = tried == own and now_ms < until_ms
+        if own and own.provider == self._own and agree(own, theirs) and not is_tried:
+            under = Signed(theirs, peer, self._network, theirs.id, theirs.to_bytes())
+            self._tried[peer] = own, now_ms + AGAIN_MS
             try:
-                await self._proposals.book(
-                    self._entropy.token(XID_BYTES), peer, worth.account, under
-                )
-            except errors.EntryRefused:
-                self._refused[peer] = own, now_ms + REFUSED_MS
+                await self._proposals.book(under)
             except errors.XscError as fault:
+                # An entry that is not answered stays open, and is proposed again by itself.
                 self._log.info("ledger.payment_unanswered", peer=short(peer), code=fault.code)
 
     # What peers ask

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Final, Literal, TypeAlias
 
 from xsc.api.ledger import PaidLease
@@ -21,8 +20,7 @@ from xsc.base.units import is_near
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed
 from xsc.ledger import entry, validation
-from xsc.ledger.chain import FOR, OTHER, VOUCHER, Chain, key_of
-from xsc.ledger.cube import SEALED_MAX, seal_hash
+from xsc.ledger.chain import ENTRY, FOR, Chain, Part, key_of
 from xsc.ledger.exchange import HistoryExchange
 from xsc.ledger.limits import LimitTerms
 from xsc.ledger.loop import open_loop, open_voucher
@@ -32,15 +30,13 @@ from xsc.terms.voucher import Voucher
 
 PROPOSE: Final = "ledger.propose"
 
-CheckConsent: TypeAlias = Callable[[bytes, Voucher], str | None]
-"""Returns why this node's operator does not agree now to what a payer says that it paid."""
-
-
+Check: TypeAlias = Callable[[entry.Half, Voucher], str | None]
+"""Returns why this node does not answer a creditor's half at this moment."""
 LeasesOf: TypeAlias = Callable[[bytes, bytes], Sequence[PaidLease]]
 """Returns the leases of a peer that were used and count in an account."""
 
 
-class Proposals:
+class Proposals(Part):
     """Proposes entries to peers, and answers their proposals within this node's limits."""
 
     def __init__(
@@ -51,17 +47,11 @@ class Proposals:
         *,
         limit_terms: Callable[[bytes], LimitTerms],
     ) -> None:
-        self._key = context.key
-        self._network = context.network
-        self._clock = context.clock
-        self._entropy = context.entropy
-        self._caller = context.caller
-        self._log = context.log
-        self._chain = chain
+        super().__init__(context, chain)
         self._exchange = exchange
         self._limit_terms = limit_terms
-        self.check_consent: CheckConsent
-        """Asked before anything that was paid off the books is booked."""
+        self.checks: dict[entry.Purpose, Check] = {}
+        """Asked before anything for such a purpose is answered."""
         self.leases_of: LeasesOf = lambda _peer, _account: ()
         """Asked what an entry is for when it is written."""
         self.on_owed: Callable[[bytes], None] = lambda _: None
@@ -77,7 +67,7 @@ class Proposals:
         Raises:
             ArgumentInvalid: the peer is this node, or the amount out of range.
         """
-        if peer == self._key.node_id:
+        if peer == self._own:
             raise ArgumentInvalid("a node has no account with itself")
         if amount_micro is not None and not 0 <= amount_micro <= limits.AMOUNT_MAX:
             raise ArgumentInvalid("a limit is from 0 to 2^63 - 1 micro-credits")
@@ -89,101 +79,91 @@ class Proposals:
             kind="open" if amount_micro is None else "limit",
             peer=peer,
             debit=peer,
-            credit=self._key.node_id,
-            xid=self._entropy.token(entry.XID_BYTES),
+            credit=self._own,
             amount_micro=by_rule if amount_micro is None else amount_micro,
         )
         self._chain.extend(half)
 
-    async def collect(self, *, xid: bytes, debtor: bytes, account: bytes, voucher: bytes) -> int:
+    async def collect(self, voucher: bytes) -> int:
         """Book what a voucher leaves unsettled, and return what is settled of the account in all.
 
         An entry in the same account that is still open is finished first, so the same call can be
         made again after any fault.
 
         Args:
-            xid: 16 bytes; the same ones book the same entry, once.
-            debtor: the node that signed the voucher.
-            account: the voucher's.
-            voucher: the signed voucher.
+            voucher: signed by the debtor, made out to this node.
 
         Raises:
             PeerSilent: the entry is written and will be proposed again by itself.
-            EntryRefused: the debtor refused; the entry is withdrawn, its xid is spent. That of a
-                loop stays, and is proposed again by itself.
+            EntryRefused: the debtor refused; the entry is withdrawn. That of a loop stays, and is
+                proposed again by itself.
             CreditExceeded: the limit would be passed; nothing is written.
             ReceiptInvalid: the voucher is another's, or the debtor's answer does not fit.
-            ArgumentInvalid: another entry has this xid.
+            ArgumentInvalid: the debtor is this node.
         """
-        if len(xid) != entry.XID_BYTES:
-            raise ArgumentInvalid(f"an xid has {entry.XID_BYTES} bytes, this has {len(xid)}")
         size_max = limits.LEDGER_RECORD_BYTES_MAX
         signed = open_signed(voucher, Voucher, network=self._network, size_max=size_max)
-        return await self.book(xid, debtor, account, signed)
+        return await self.book(signed)
 
-    async def book(
-        self, xid: bytes, debtor: bytes, account: bytes, voucher: Signed[Voucher]
-    ) -> int:
+    async def book(self, voucher: Signed[Voucher]) -> int:
         """Do as `collect`, with a voucher that was opened, or what a loop is worth as one."""
-        await self._exchange.hear(debtor)
-        while True:
-            seq, mine = await self._chain.commit(self._prepare, xid, debtor, account, voucher)
-            refusal = None if seq is None else await self.propose(seq)
-            if mine and refusal is not None:
+        await self._exchange.hear(voucher.record.customer)
+        while (seq := await self._chain.commit(self._prepare, voucher)) is not None:
+            refusal = await self.propose(seq)
+            # One that rests on an earlier voucher makes room for this one.
+            if refusal is not None and self._chain.own(seq).record.receipt == voucher.id:
                 raise EntryRefused(f"the peer refused the entry: {refusal}")
-            if mine:
-                return self._chain.state.settled_under(
-                    account, debtor=debtor, creditor=self._key.node_id
-                )
+            if self._settled(voucher.record) >= voucher.record.amount_micro:
+                break
+        return self._settled(voucher.record)
 
-    def _prepare(
-        self, xid: bytes, debtor: bytes, account: bytes, voucher: Signed[Voucher]
-    ) -> tuple[int | None, bool]:
-        """Return the entry to propose, if anything is left, and whether it is the one asked for."""
-        state, me = self._chain.state, self._key.node_id
-        if debtor == me:
+    def _settled(self, said: Voucher) -> int:
+        return self._chain.state.settled_under(
+            said.account, debtor=said.customer, creditor=self._own
+        )
+
+    def _prepare(self, voucher: Signed[Voucher]) -> int | None:
+        """Return the entry of the account to propose; None if nothing is left."""
+        said = voucher.record
+        if said.customer == self._own:
             raise ArgumentInvalid("a node has no account with itself")
-        if (known := state.entries.get(me, xid)) is not None:
-            written = self._chain.content(known.seq)
-            wanted = ("post", debtor, account, voucher.id)
-            if wanted != (written.kind, written.peer, written.account, written.receipt):
-                raise ArgumentInvalid("this xid stands for another entry already")
-            return known.seq, True
-        if (busy := state.open_under(debtor, account)) is not None:
-            return busy, False
-        settled = state.settled_under(account, debtor=debtor, creditor=me)
-        amount_micro = voucher.record.amount_micro - settled
-        if amount_micro <= 0:
-            return None, True
-        if debtor not in state.opened and debtor not in state.limits:
-            self._set_limit(debtor, None)
-        return self.begin(xid, debtor, account, voucher, amount_micro), True
+        if (busy := self._chain.state.open_under(said.customer, said.account)) is not None:
+            return busy
+        left_micro = said.amount_micro - self._settled(said)
+        return self.begin(voucher, left_micro) if left_micro > 0 else None
 
     def begin(
         self,
-        xid: bytes,
-        debtor: bytes,
-        account: bytes,
         voucher: Signed[Voucher],
         amount_micro: int,
         *,
         kind: Literal["post", "seal"] = "post",
     ) -> int:
         """Extend the chain by an entry that rests on a voucher, in a step; return its number."""
+        debtor, account = voucher.record.customer, voucher.record.account
         half = entry.Half(
             kind=kind,
             unit=entry.UNIT_CREDIT if kind == "post" else entry.UNIT_NONE,
             peer=debtor,
             debit=debtor,
-            credit=self._key.node_id,
-            xid=xid,
+            credit=self._own,
             amount_micro=amount_micro,
             account=account,
             receipt=voucher.id,
         )
-        note = note_bytes(self.leases_of(debtor, account)) if kind == "post" else None
+        note = note_bytes(self.leases_of(debtor, account))
         limit_micro = self._limit_terms(debtor).limit_micro
-        return self._chain.extend(half, voucher, note=note, limit_micro=limit_micro).seq
+        half = self._chain.extend(half, voucher, note=note, limit_micro=limit_micro)
+        owed = self._chain.state.exposure(debtor)
+        if is_near(owed, limit_micro) and not is_near(owed - half.moves_micro, limit_micro):
+            self._log.warning(
+                "ledger.near_limit",
+                peer=ids.short(debtor),
+                role="creditor",
+                owed_micro=owed,
+                limit_micro=limit_micro,
+            )
+        return half.seq
 
     async def propose(self, seq: int) -> str | None:
         """Have the peer answer an own entry; return its refusal, or None where it is settled."""
@@ -191,29 +171,22 @@ class Proposals:
             return "it did so before, and the entry was withdrawn"
         if seq not in self._chain.state.open:
             return None
-        half = self._chain.own(seq)
-        seals = half.record.kind == "seal"
-        if seals and half.record.account != self._chain.history(half.record.peer):
-            await self._chain.commit(self._void, seq)
-            return "the peer has restarted its ledger, and the cubes with it"
-        header: dict[str, encoding.Value] = {
-            "v": 1,
-            "half": half.raw,
-            "voucher": self._chain.read(VOUCHER, seq),
-        }
+        row = self._chain.row(seq)
+        half = self._chain.own(seq, row)
+        header: dict[str, encoding.Value] = {"v": 1, "half": half.raw, "voucher": row.voucher}
         try:
             reply = await self._caller.call(half.record.peer, PROPOSE, header)
         except EntryRefused as fault:
-            if seals or half.record.clears:
+            if half.record.kind == "seal" or half.record.clears:
                 # What all members signed is not undone by one; the refusal need not be final.
                 raise
             self._log.warning(
                 "ledger.refused", peer=ids.short(half.record.peer), entry=seq, reason=fault.message
             )
-            await self._chain.commit(self._void, seq)
-            return None if self._is_settled(seq) else fault.message
+            await self._chain.commit(self.void, seq)
+            return fault.message if seq in self._chain.state.voided else None
         counter = entry.open_half(fields.take_bytes(reply.header, "counter"), network=self._network)
-        refusal, is_new = await self._chain.commit(self._conclude, half, counter)
+        refusal, is_new = await self._chain.commit(self._conclude, row, half, counter)
         if refusal is not None:
             await self._chain.keep_fork(counter)
             raise ReceiptInvalid(f"the peer keeps two ledgers: {refusal.sentence}")
@@ -221,17 +194,13 @@ class Proposals:
             self._say_paid(half.record)
         return None
 
-    def _is_settled(self, seq: int) -> bool:
-        return seq not in self._chain.state.open and seq not in self._chain.state.voided
-
-    def _void(self, seq: int) -> None:
-        """Withdraw an own entry, unless another answer came in the meantime."""
+    def void(self, seq: int) -> None:
+        """Withdraw an own entry, in a step, unless an answer came in the meantime."""
         if seq in self._chain.state.open:
-            xid = self._entropy.token(entry.XID_BYTES)
-            self._chain.extend(entry.void_half(self._chain.own(seq).record, xid=xid))
+            self._chain.extend(entry.void_half(self._chain.own(seq).record))
 
     def _conclude(
-        self, half: Signed[entry.Half], counter: Signed[entry.Half]
+        self, row: entry.EntryRow, half: Signed[entry.Half], counter: Signed[entry.Half]
     ) -> tuple[validation.Refusal | None, bool]:
         """Take the debtor's answer, unless it is there already.
 
@@ -245,11 +214,11 @@ class Proposals:
             raise ReceiptInvalid(f"the peer's half does not fit: {refusal.sentence}")
         if (refusal := validation.check_chain(state, counter)) is not None:
             return refusal, False
-        self._chain.put([(key_of(OTHER, seq), counter.raw)])
+        answered = row.model_copy(update={"other": counter.raw})
+        self._chain.put([(key_of(ENTRY, seq), answered.to_bytes())])
         settle(state, half.record, counter)
         if half.record.clears:
-            under = self._chain.read(VOUCHER, seq)
-            self._chain.keep_loop(open_loop(under, network=self._network))
+            self._chain.keep_loop(open_loop(row.voucher or b"", network=self._network))
         return None, True
 
     async def on_propose(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
@@ -260,7 +229,7 @@ class Proposals:
         await self._exchange.hear(caller)
         accepted = await self._chain.commit(self._accept, caller, half, voucher)
         if isinstance(accepted, validation.Refusal):
-            if accepted.code in {"conflict", "fork"}:
+            if accepted.code == "fork":
                 await self._chain.keep_fork(half)
             self._log.warning(
                 "ledger.refusal",
@@ -270,38 +239,35 @@ class Proposals:
             )
             kind = CreditExceeded if accepted.code == "amount_overflow" else EntryRefused
             raise kind(accepted.sentence)
-        seq, is_new = accepted
-        own = self._chain.own(seq)
-        if is_new:
-            self._say_paid(own.record)
-        return {"v": 1, "counter": own.raw}, ()
+        seq, new = accepted
+        if new is not None:
+            self._say_paid(new)
+        return {"v": 1, "counter": self._chain.row(seq).half}, ()
 
     def _accept(
         self, caller: bytes, half: Signed[entry.Half], voucher: Signed[Voucher]
-    ) -> validation.Refusal | tuple[int, bool]:
+    ) -> validation.Refusal | tuple[int, entry.Half | None]:
         """Extend the chain by this node's half to a creditor's, unless it is known.
 
         Returns:
-            Why it is refused; or the number of this node's half, and whether it is new.
+            Why it is refused; or the number of this node's half, and what it says if it is new.
         """
         state = self._chain.state
         refusal = (
             validation.check_proposal(state, half, caller, voucher)
             or validation.check_incarnation(self._chain.incarnation_of(caller), half)
-            or self._check_payment(half.record, voucher.record)
-            or self._check_seal(half.record)
+            or self._check_now(half.record, voucher.record)
         )
         if refusal is not None:
-            known = state.entries.get(caller, half.record.xid)
-            return (known.seq, False) if known and refusal.code == "exists" else refusal
+            known = state.seen.get(caller, half.record.seq)
+            return (known.seq, None) if known and refusal.code == "exists" else refusal
         account = half.record.account
         assert account is not None, "a post names an account"
-        seals = half.record.kind == "seal"
-        note = None if seals else note_bytes(self.leases_of(caller, account))
+        note = note_bytes(self.leases_of(caller, account))
         answer = self._chain.extend(entry.counter_half(half), voucher, initiator=half, note=note)
         if answer.clears:
             self.on_loop(voucher.id)
-        return answer.seq, True
+        return answer.seq, answer
 
     def noted(self, seq: int) -> list[PaidLease]:
         """Return the leases that were noted for an own half.
@@ -321,48 +287,18 @@ class Proposals:
             debtor=ids.short(own.debit),
             creditor=ids.short(own.credit),
             amount_micro=own.amount_micro,
-            role="creditor" if own.credit == self._key.node_id else "debtor",
+            role="creditor" if own.credit == self._own else "debtor",
             off_books=own.purpose == "off_books",
             leases="; ".join(map(lease_text, self.noted(own.seq))),
             loop=own.purpose == "loop",
         )
-        self._say_near(own)
-
-    def _say_near(self, own: entry.Half) -> None:
-        """Log that a peer comes near its limit by an entry, or have it asked for its limit."""
-        if own.credit != self._key.node_id:
+        if own.debit == self._own:
             self.on_owed(own.peer)
-            return
-        debt, limit = self._chain.state.exposure(own.peer), self._limit_terms(own.peer).limit_micro
-        if is_near(debt, limit) and not is_near(debt - own.amount_micro, limit):
-            self._log.warning(
-                "ledger.near_limit",
-                peer=ids.short(own.peer),
-                role="creditor",
-                owed_micro=debt,
-                limit_micro=limit,
-            )
 
-    def _check_payment(self, half: entry.Half, voucher: Voucher) -> validation.Refusal | None:
-        """Return why what was paid off the books is not booked at this moment."""
-        if half.purpose != "off_books":
-            return None
-        wrong = self.check_consent(half.credit, voucher)
-        return None if wrong is None else validation.Refusal("payment_not_said", wrong)
-
-    def _check_seal(self, half: entry.Half) -> validation.Refusal | None:
-        """Return why this node does not seal what a peer says at this moment."""
-        if half.kind != "seal":
-            return None
-        if half.account != self._chain.history(half.credit):
-            return validation.Refusal("seal_wrong", "the seal is of other incarnations")
-        waiting = islice(self._chain.unsealed(half.credit, half.amount_micro), SEALED_MAX + 1)
-        entry_ids = sorted(entry_id for _, entry_id in waiting)
-        if not 0 < len(entry_ids) <= SEALED_MAX or half.receipt != seal_hash(entry_ids):
-            return validation.Refusal("seal_wrong", "the seal is not over what waits for one here")
-        if half.amount_micro > half.seq:
-            return validation.Refusal("seal_wrong", "the seal is over numbers to come")
-        return None
+    def _check_now(self, half: entry.Half, voucher: Voucher) -> validation.Refusal | None:
+        check = self.checks.get(half.purpose)
+        wrong = check(half, voucher) if check else None
+        return None if wrong is None else validation.Refusal(f"{half.purpose}_wrong", wrong)
 
     async def retry_pending(self) -> int:
         """Propose every open entry again; return how many were settled.

@@ -11,6 +11,7 @@ and answered as every entry is (`proposals`), and moves nothing.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
@@ -18,35 +19,73 @@ from xsc.base import encoding, errors, fields, ids, peering
 from xsc.base.peering import Answered, Header, Parts
 from xsc.identity.context import Context
 from xsc.ledger import cube
-from xsc.ledger.chain import END, Chain
-from xsc.ledger.entry import XID_BYTES
+from xsc.ledger.chain import END, Chain, Part, key_of
+from xsc.ledger.entry import Half
 from xsc.ledger.exchange import HistoryExchange
-from xsc.ledger.index import SEAL
+from xsc.ledger.index import SEAL, SHARED
 from xsc.ledger.proposals import Proposals
+from xsc.terms.voucher import Voucher
 
 CUBES: Final = "ledger.cubes"
 
 
-class Seals:
+class Seals(Part):
     """The seals of one node."""
 
     def __init__(
         self, context: Context, chain: Chain, exchange: HistoryExchange, proposals: Proposals
     ) -> None:
-        self._own = context.key.node_id
-        self._entropy = context.entropy
-        self._executor = context.executor
-        self._caller = context.caller
-        self._log = context.log
-        self._chain = chain
+        super().__init__(context, chain)
         self._exchange = exchange
         self._proposals = proposals
         self._made: dict[bytes, cube.Cells] = {}
         self._making = asyncio.Lock()
+        proposals.checks["seal"] = self._check
 
     def handlers(self) -> dict[str, peering.Handler]:
         """Return what answers peers, by method."""
         return {CUBES: self._on_cubes}
+
+    def _firsts(self, peer: bytes) -> dict[bytes, int]:
+        return {self._own: self._chain.state.first_seq, peer: self._chain.first_of(peer)}
+
+    def history(self, peer: bytes) -> bytes:
+        """Return what names the sealed history with a peer, as far as both incarnations are known.
+
+        It is the account of its seals, too.
+        """
+        return cube.history(self._firsts(peer))
+
+    def shared(self, peer: bytes, first: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the entries of that history, by the number of the half of the lower id.
+
+        Seals are left out.
+
+        Args:
+            peer: with whom.
+            first: the least of these numbers.
+            stop: above the highest.
+        """
+        (_, low), (_, high) = sorted(self._firsts(peer).items())
+        key, first = SHARED + peer, max(first, low)
+        ends = key_of(key, first), key_of(key, max(first, stop))
+        for at, row in self._chain.state.index.scan(*ends):
+            if int.from_bytes(row[-8:], "big") >= high:
+                yield int.from_bytes(at[-8:], "big"), row[:-8]
+
+    def unsealed(self, peer: bytes, stop: int = END) -> Iterator[tuple[int, bytes]]:
+        """Yield those that wait for a seal, up to a number."""
+        return self.shared(peer, self._chain.state.sealed.get(peer, 0), stop)
+
+    def _check(self, half: Half, _: Voucher) -> str | None:
+        """Return why this node does not seal what a peer says at this moment."""
+        if half.account != self.history(half.credit):
+            return "the seal is of other incarnations"
+        waiting = islice(self.unsealed(half.credit, half.amount_micro), cube.SEALED_MAX + 1)
+        entry_ids = sorted(entry_id for _, entry_id in waiting)
+        if not 0 < len(entry_ids) <= cube.SEALED_MAX or half.receipt != cube.seal_hash(entry_ids):
+            return "the seal is not over what waits for one here"
+        return "the seal is over numbers to come" if half.amount_micro > half.seq else None
 
     async def seal_all(self) -> None:
         """Seal what waits with each peer that is to be asked by this node and answers."""
@@ -65,26 +104,27 @@ class Seals:
 
     def _begin(self, peer: bytes) -> int | None:
         """Return the number of the own half of the next seal; None where nothing waits."""
-        state, stop = self._chain.state, END
-        for seq, item in state.open.items():
-            if item.debtor == peer and not item.amount_micro:
-                return seq  # a seal, of an earlier history perhaps
-            if item.debtor == peer:
+        account, stop = self.history(peer), END
+        for seq, item in [*self._chain.state.open.items()]:
+            if item.debtor == peer and item.amount_micro:
                 # What may be settled below a seal later would be in none.
                 stop = min(stop, seq)
-        waiting = [*islice(self._chain.unsealed(peer, stop), cube.SEALED_MAX)]
+            elif item.debtor == peer and item.account == account:
+                return seq
+            elif item.debtor == peer:
+                self._proposals.void(seq)  # a seal of a history that is over
+        waiting = [*islice(self.unsealed(peer, stop), cube.SEALED_MAX)]
         if not waiting:
             return None
-        account, below = self._chain.history(peer), waiting[-1][0] + 1
+        below = waiting[-1][0] + 1
         receipt = cube.seal_hash(sorted(entry_id for _, entry_id in waiting))
         under = cube.seal_voucher(account, receipt, below, debtor=peer, creditor=self._own)
-        xid = self._entropy.token(XID_BYTES)
-        return self._proposals.begin(xid, peer, account, under, below, kind="seal")
+        return self._proposals.begin(under, below, kind="seal")
 
     async def with_peer(self, peer: bytes) -> tuple[cube.Cells, int]:
         """Return the cells of what is sealed with a peer, and of how many entries they are."""
         async with self._making:
-            history = self._chain.history(peer)
+            history = self.history(peer)
             if (made := self._made.get(peer)) is None or made.history != history:
                 self._made[peer] = made = cube.Cells(history)
             await self._executor.run(self._grow, peer, made)
@@ -93,10 +133,10 @@ class Seals:
     def _grow(self, peer: bytes, made: cube.Cells) -> None:
         """Add the cells of the seals that came since."""
         key = SEAL + made.history
-        ends = (key + number.to_bytes(8, "big") for number in (made.below + 1, END))
+        ends = key_of(key, made.below + 1), key_of(key, END)
         for at, begins in self._chain.state.index.scan(*ends):
             below = int.from_bytes(at[-8:], "big")
-            entries = self._chain.shared(peer, int.from_bytes(begins, "big"), below)
+            entries = self.shared(peer, int.from_bytes(begins, "big"), below)
             made.add(sorted(entry_id for _, entry_id in entries))
             made.below = below
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from xsc.api.ledger import Entry, Paid, Statement, Verified
-from xsc.base import errors, ids, keyvalue, limits, peering
+from xsc.base import errors, ids, limits, peering
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.ledger import chain, exchange, incarnation
@@ -23,13 +23,7 @@ from xsc.ledger.loops import Loops
 from xsc.ledger.payments import Payments
 from xsc.ledger.proposals import PROPOSE, Proposals
 from xsc.ledger.seals import Seals
-from xsc.ledger.statement import (
-    credit_left,
-    entry_row,
-    head_of,
-    note_accounts,
-    paid_row,
-)
+from xsc.ledger.statement import credit_left, entry_row, head_of, note_accounts, paid_row
 from xsc.ledger.verifying import Checking, verify
 
 
@@ -38,7 +32,6 @@ class LedgerService:
 
     Args:
         context: whose ledger it is.
-        state: the store; other tables may be in it.
         credit: what peers may owe until `set_limit` says otherwise.
         trust: returns what the rest of the node says of a peer.
         shares_with: returns the peers whose debts count together with a peer's, itself
@@ -54,7 +47,6 @@ class LedgerService:
         self,
         context: Context,
         *,
-        state: keyvalue.KeyValue,
         credit: LimitSettings,
         trust: Callable[[bytes], Trust] = lambda _: Trust(),
         shares_with: Callable[[bytes], Sequence[bytes]] = lambda peer: [peer],
@@ -70,7 +62,7 @@ class LedgerService:
         self.shares_with = shares_with
         self._verifying = asyncio.Lock()
         self._checking = checking
-        self.chain = chain.Chain(context, state, recovering=recovering)
+        self.chain = chain.Chain(context, context.state, recovering=recovering)
         self.exchange = exchange.HistoryExchange(context, self.chain)
         self.proposals = Proposals(context, self.chain, self.exchange, limit_terms=self.limit_terms)
         self.loops = Loops(context, self.chain, self.exchange, self.proposals)
@@ -142,13 +134,13 @@ class LedgerService:
         """
         state, last = self.chain.state, None
         if before is not None:
-            if self.chain.get(chain.key_of(chain.HALF, before)) is not None:
+            if self.chain.find(before) is not None:
                 last = self.chain.own(before).record
             if last is None or peer not in (None, last.peer):
                 raise errors.ArgumentInvalid(
                     f"there is no entry {before} in this ledger", hint="`xsc ledger log`"
                 )
-        newest = self.chain.rows.newest(before) if peer is None else state.flows.newest(peer, last)
+        newest = self.chain.newest(before) if peer is None else state.flows.newest(peer, last)
         return [entry_row(state, self.chain.own(seq)) for seq in islice(newest, limit)]
 
     def booked(
@@ -169,14 +161,12 @@ class LedgerService:
         Raises:
             NotFound: no such entry, or it is not settled.
         """
-        place = self.chain.state.by_id.get(entry_id)
-        other = place and self.chain.get(chain.key_of(chain.OTHER, place.seq))
-        if place and other:
-            own = self.chain.own(place.seq)
-            halves = (own.raw, other) if own.record.link is None else (other, own.raw)
-            entry = SettledEntry(
-                half=halves[0], counter=halves[1], voucher=self.chain.read(chain.VOUCHER, place.seq)
-            )
+        seq = self.chain.state.number_of(entry_id)
+        row = None if seq is None else self.chain.row(seq)
+        if seq is not None and row is not None and row.other and row.voucher is not None:
+            is_first = self.chain.own(seq).record.link is None
+            half, counter = (row.half, row.other) if is_first else (row.other, row.half)
+            entry = SettledEntry(half=half, counter=counter, voucher=row.voucher)
             return sign(entry, self._key, self._network).raw
         raise errors.NotFound(
             f"no settled entry {ids.short(entry_id)} in this ledger",

@@ -4,20 +4,23 @@ The state follows from the chain, the counter-halves and what an incarnation car
 only: a replay gives the same. It is changed in place, because copying it for each of a hundred
 thousand halves would make a replay quadratic. What grows with each entry is in its index.
 Nothing is checked here; `xsc.ledger.validation` has done so.
+
+A snapshot is the record of a state at one half, so that a start need not replay all. It has what is
+small: balances, limits, what is open. What grows is written together with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
-from xsc.identity.envelope import Signed
+from xsc.base.limits import MIB
+from xsc.identity.envelope import Count, Id32, Record, Signed
 from xsc.ledger.entry import GENESIS, Half
-from xsc.ledger.flows import Flows
 from xsc.ledger.incarnation import Restart
-from xsc.ledger.index import ENTRY, ID, SEAL, SEEN, SHARED, Index, Known, Table
+from xsc.ledger.index import ID, SEAL, SHARED, Flows, Index, Known, Seen
 from xsc.ledger.loop import LOOP_MICRO_MIN, LOOP_SHARE, SignedLoop
 from xsc.terms.voucher import Voucher
 
@@ -52,8 +55,6 @@ class LedgerState:
     """Per peer, what it owes me less what I owe it; settled entries only."""
     limits: dict[bytes, int] = field(default_factory=dict)
     """Per peer, what the operator set that it may owe me; of others the formula says it."""
-    opened: set[bytes] = field(default_factory=set)
-    """Peers whose account was opened in this incarnation: an index only."""
     open: dict[int, Open] = field(default_factory=dict)
     """Own halves that wait for an answer, by sequence number."""
     voided: set[int] = field(default_factory=set)
@@ -89,18 +90,13 @@ class LedgerState:
     """Per peer, how many halves of earlier incarnations there are."""
     index: Index = field(default_factory=Index)
     """All that grows with each entry, and is looked up in these tables."""
-    entries: Table = field(init=False)
-    """By initiator and xid."""
-    by_id: Table = field(init=False)
-    """By the entry's id."""
-    seen: Table = field(init=False)
+    seen: Seen = field(init=False)
     """Halves of peers, by peer and its sequence number."""
     flows: Flows = field(init=False)
     """The own halves by peer and date."""
 
     def __post_init__(self) -> None:
-        self.entries, self.by_id = Table(self.index, ENTRY), Table(self.index, ID)
-        self.seen, self.flows = Table(self.index, SEEN), Flows(self.index)
+        self.seen, self.flows = Seen(self.index), Flows(self.index)
 
     def open_under(self, peer: bytes, account: bytes) -> int | None:
         """Return the sequence number of the unanswered `post` in an account, if there is one."""
@@ -169,6 +165,11 @@ class LedgerState:
             self.loops.pop(loop.id, None)
         return bool(left)
 
+    def number_of(self, entry_id: bytes) -> int | None:
+        """Return the number of the own half of an entry."""
+        raw = self.index.get(ID + entry_id)
+        return None if raw is None else int.from_bytes(raw, "big")
+
     def near(self, peer: bytes, seq: int) -> dict[int, Known]:
         """Return the halves of a peer with a number, and with those next to it."""
         found = {number: self.seen.get(peer, number) for number in range(max(0, seq - 1), seq + 2)}
@@ -177,21 +178,6 @@ class LedgerState:
     def settled_under(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
         """Return what was settled in an account in all."""
         return self.settled.get(account, {}).get((debtor, creditor), 0)
-
-    def shared(self, peer: bytes, first: int, stop: int) -> Iterator[tuple[int, int, bytes]]:
-        """Yield entries of this incarnation that both have signed, in the order of the lower id.
-
-        That is its number, the other one's, and the id; seals are left out.
-
-        Args:
-            peer: with whom.
-            first: the least number of the half of the lower id.
-            stop: above the highest.
-        """
-        key = SHARED + peer
-        ends = (key + number.to_bytes(8, "big") for number in (first, max(first, stop)))
-        for at, row in self.index.scan(*ends):
-            yield int.from_bytes(at[-8:], "big"), int.from_bytes(row[-8:], "big"), row[:-8]
 
 
 def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None = None) -> None:
@@ -206,16 +192,15 @@ def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None
     assert half.seq == state.next_seq
     assert half.prev == state.head
     if half.kind in ("open", "limit"):
-        state.opened.add(half.peer)
         state.limits.pop(half.peer, None)
         if half.kind == "limit":
             state.limits[half.peer] = half.amount_micro
     elif half.kind == "void":
-        assert half.ref is not None
-        known = state.entries.get(state.me, half.ref)
-        assert known is not None
-        del state.open[known.seq]
-        state.voided.add(known.seq)
+        assert half.account is not None
+        waiting = state.open_under(half.peer, half.account)
+        assert waiting is not None
+        del state.open[waiting]
+        state.voided.add(waiting)
     elif initiator is None and half.kind != "claim":
         assert half.account is not None
         state.open[half.seq] = Open(half.peer, half.account, half.moves_micro)
@@ -227,9 +212,7 @@ def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None
 
 
 def _list(state: LedgerState, half: Half, first: Signed[Half]) -> None:
-    known = Known(first.id, first.record.prev, half.kind == "seal", half.seq)
-    state.entries.add(known, first.author, half.xid)
-    state.by_id.add(known, first.id)
+    state.index.changes[ID + first.id] = half.seq.to_bytes(8, "big")
     state.flows.show(half)
     state.halves += 1
 
@@ -320,3 +303,60 @@ def _see(state: LedgerState, own: Half, other: Signed[Half]) -> None:
             entry_id = other.record.link or other.id
             key = SHARED + own.peer + first.to_bytes(8, "big")
             state.index.changes[key] = entry_id + second.to_bytes(8, "big")
+
+
+SNAPSHOT_BYTES_MAX = 64 * MIB
+"""Some hundred bytes a peer."""
+
+
+class Snapshot(Record):
+    """Signed by the node for itself: all that `LedgerState` says of these names, in order."""
+
+    KIND: ClassVar[str] = "ledger_snapshot"
+
+    next_seq: Count
+    head: Id32
+    """The id of the half before `next_seq`: the snapshot is of this chain and no other."""
+    first_seq: Count
+    noted_seq: Count
+    halves: Count
+    balances: tuple[tuple[Id32, int], ...]
+    limits: tuple[tuple[Id32, int], ...]
+    noted: tuple[tuple[Id32, int], ...]
+    shown: tuple[tuple[Id32, int], ...]
+    dealt: tuple[tuple[Id32, int], ...]
+    sealed: tuple[tuple[Id32, int], ...]
+    old: tuple[tuple[Id32, int], ...]
+    heard: tuple[tuple[Id32, int], ...]
+    voided: tuple[Count, ...]
+    covered: tuple[Count, ...]
+    settled: tuple[tuple[Id32, tuple[tuple[tuple[Id32, Id32], int], ...]], ...]
+    """By account, debtor and creditor."""
+    promised: tuple[tuple[tuple[Id32, Id32, Id32], int], ...]
+    open: tuple[tuple[Count, tuple[Id32, Id32, Count]], ...]
+    """By number, debtor, account and amount."""
+
+
+_NAMES: Final = Snapshot.model_fields.keys() - {"v"}
+
+
+def _in_order(value: object) -> object:
+    if isinstance(value, dict):
+        return tuple((key, _in_order(item)) for key, item in sorted(value.items()))
+    return tuple(sorted(value)) if isinstance(value, set) else value
+
+
+def snapshot_of(state: LedgerState) -> Snapshot:
+    """Return the snapshot of a state."""
+    said: dict[str, Any] = {name: _in_order(getattr(state, name)) for name in _NAMES}
+    return Snapshot(**said)
+
+
+def restored(snapshot: Snapshot, *, me: bytes, index: Index) -> LedgerState:
+    """Return the state that a snapshot is of."""
+    state = LedgerState(me, index=index)
+    for name in _NAMES:
+        setattr(state, name, type(getattr(state, name))(getattr(snapshot, name)))
+    state.settled = {account: dict(under) for account, under in snapshot.settled}
+    state.open = {seq: Open(*item) for seq, item in snapshot.open}
+    return state

@@ -48,9 +48,23 @@ def root_of(hashes: Sequence[bytes]) -> bytes:
 def prove_inclusion(index: int, size: int, top: Top) -> list[bytes]:
     """Return what proves that the leaf of an index is in the tree of a size."""
     assert 0 <= index < size
+    return _beside(index, size, top, lambda low, high: high - low == 1)[0]
+
+
+def prove_consistency(old: int, new: int, top: Top) -> list[bytes]:
+    """Return what proves that the tree of one size, above 0, is the beginning of a later one."""
+    assert 0 < old <= new
+    path, low = _beside(old - 1, new, top, lambda _, high: high == old)
+    return [top(low, old), *path] if low else path
+
+
+def _beside(
+    index: int, size: int, top: Top, is_end: Callable[[int, int], bool]
+) -> tuple[list[bytes], int]:
+    """Return the roots beside the way down to a leaf, the last one first, and where it ends."""
     path: list[bytes] = []
     low, high = 0, size
-    while high - low > 1:
+    while not is_end(low, high):
         middle = low + _split(high - low)
         if index < middle:
             path.append(top(middle, high))
@@ -58,25 +72,7 @@ def prove_inclusion(index: int, size: int, top: Top) -> list[bytes]:
         else:
             path.append(top(low, middle))
             low = middle
-    return path[::-1]
-
-
-def prove_consistency(old: int, new: int, top: Top) -> list[bytes]:
-    """Return what proves that the tree of one size, above 0, is the beginning of a later one."""
-    assert 0 < old <= new
-    path: list[bytes] = []
-    low, high, is_root = 0, new, True
-    while old != high:
-        middle = low + _split(high - low)
-        if old <= middle:
-            path.append(top(middle, high))
-            high = middle
-        else:
-            path.append(top(low, middle))
-            low, is_root = middle, False
-    if not is_root:
-        path.append(top(low, high))
-    return path[::-1]
+    return path[::-1], low
 
 
 def is_consistent(

@@ -25,7 +25,7 @@ from operator import attrgetter
 
 from xsc.base.limits import AMOUNT_MAX
 from xsc.identity.envelope import Signed
-from xsc.ledger.entry import BOTH_SIGN, GENESIS, UNIT_CREDIT, UNIT_NONE, Half
+from xsc.ledger.entry import BOTH_SIGN, GENESIS, Half
 from xsc.ledger.incarnation import Incarnation
 from xsc.ledger.state import LedgerState
 from xsc.terms.voucher import Voucher
@@ -39,35 +39,8 @@ class Refusal:
     sentence: str
 
 
-SAME = ("xid", "kind", "unit", "debit", "credit", "amount_micro", "ref", "expires_ms")
-SAME_TOO = ("account", "receipt", "memo")
-_content = attrgetter(*SAME, *SAME_TOO)
-
-
-def check_form(half: Half) -> Refusal | None:
-    """Check what a half of each kind must and must not carry."""
-    if half.kind not in ("open", "limit", "post", "void", "seal", "claim"):
-        return Refusal("kind_unknown", f"entries of kind '{half.kind}' are not booked here")
-    none = (UNIT_NONE,)
-    units = {"seal": none, "claim": none, "void": (*none, UNIT_CREDIT)}
-    if half.unit not in units.get(half.kind, (UNIT_CREDIT,)):
-        return Refusal("unit_unknown", f"unit {half.unit} is not booked here")
-    if half.expires_ms is not None or half.memo is not None:
-        return Refusal("fields_wrong", f"a '{half.kind}' neither expires nor carries a memo")
-    if (half.kind == "void") != (half.ref is not None):
-        return Refusal("fields_wrong", "a 'void' names the entry that it withdraws, no other does")
-    if (half.kind in (*BOTH_SIGN, "void")) != (half.account is not None):
-        return Refusal("fields_wrong", "a 'post', 'seal' or 'void' names an account, no other does")
-    if (half.kind in (*BOTH_SIGN, "claim")) != (half.receipt is not None):
-        return Refusal(
-            "fields_wrong", "a 'post', 'seal' or 'claim' names what it rests on, no other does"
-        )
-    if half.kind not in BOTH_SIGN and half.link is not None:
-        return Refusal("fields_wrong", f"a '{half.kind}' answers nothing")
-    # Two that start at once would wait for each other.
-    if half.kind == "seal" and half.credit > half.debit:
-        return Refusal("fields_wrong", "the node of the lower id starts a seal")
-    return None
+SAME = ("kind", "unit", "debit", "credit", "amount_micro", "account", "receipt")
+_content = attrgetter(*SAME)
 
 
 def check_voucher(half: Half, voucher: Signed[Voucher]) -> Refusal | None:
@@ -110,8 +83,6 @@ def check_proposal(
         return Refusal("creditor_not_caller", "only the creditor itself proposes an entry")
     if said.debit != state.me:
         return Refusal("debtor_not_me", "the debtor of this entry is another node")
-    if (refusal := check_form(said)) is not None:
-        return refusal
     if said.kind not in BOTH_SIGN:
         return Refusal("kind_unknown", f"a '{said.kind}' is not proposed to anybody")
     if said.link is not None:
@@ -120,10 +91,6 @@ def check_proposal(
         return Refusal("amount_zero", "an entry moves something")
     if (refusal := check_voucher(said, voucher)) is not None:
         return refusal
-    if (known := state.entries.get(caller, said.xid)) is not None:
-        if known.id == half.id:
-            return Refusal("exists", "this entry is booked already")
-        return Refusal("conflict", "another entry has the same xid")
     if (refusal := check_chain(state, half)) is not None:
         return refusal
     if (refusal := _check_amount(state, said, voucher.record)) is not None:
@@ -140,13 +107,15 @@ def check_chain(state: LedgerState, half: Signed[Half]) -> Refusal | None:
     Others of its halves are unknown here, so only neighbours can be compared.
     """
     seq = half.record.seq
+    seen = state.near(half.author, seq)
+    if seq in seen and seen[seq].id == half.id:
+        return Refusal("exists", "this entry is booked already")
     if seq == 0 and half.record.prev != GENESIS:
         return Refusal("fork", "a first entry follows on nothing")
     # A lower number would change what both have put in an order.
     if half.author < state.me and seq < state.sealed.get(half.author, 0):
         return Refusal("sealed", f"its author has sealed all that it signed before number {seq}")
-    seen = state.near(half.author, seq)
-    if seq in seen and seen[seq].id != half.id:
+    if seq in seen:
         return Refusal("fork", f"its author signed another entry as its number {seq}")
     if seq - 1 in seen and seen[seq - 1].id != half.record.prev:
         return Refusal("fork", f"it does not follow on its author's number {seq - 1}")
@@ -218,16 +187,12 @@ def check_own_next(
         return Refusal("sequence_wrong", f"number {half.seq} stands where {state.next_seq} must")
     if half.prev != state.head:
         return Refusal("previous_wrong", "the half does not follow on the one before it")
-    if (refusal := check_form(half)) is not None:
-        return refusal
     if half.link is not None:
         return _check_own_answer(state, own, voucher, initiator)
     if initiator is not None:
         return Refusal("fields_wrong", "a half that answers nothing has another beside it")
     if half.credit != state.me:
         return Refusal("fields_wrong", "only the creditor initiates an entry")
-    if state.entries.get(state.me, half.xid) is not None:
-        return Refusal("conflict", "another entry has the same xid")
     if half.kind == "void":
         return _check_void(state, half)
     if half.kind in BOTH_SIGN:
@@ -236,15 +201,10 @@ def check_own_next(
 
 
 def _check_void(state: LedgerState, half: Half) -> Refusal | None:
-    assert half.ref is not None
-    known = state.entries.get(state.me, half.ref)
-    waiting = state.open.get(known.seq) if known is not None else None
-    if waiting is None or (waiting.debtor, waiting.account, waiting.amount_micro) != (
-        half.peer,
-        half.account,
-        half.moves_micro,
-    ):
-        return Refusal("nothing_to_void", "no unanswered entry of that xid and content is open")
+    assert half.account is not None
+    waiting = state.open_under(half.peer, half.account)
+    if waiting is None or state.open[waiting].amount_micro != half.moves_micro:
+        return Refusal("nothing_to_void", "no unanswered entry of that content is open")
     return None
 
 

@@ -18,13 +18,14 @@ from xsc.base.errors import LedgerDamaged
 from xsc.identity.keys import Check, Unverified, first_wrong
 from xsc.ledger import audit
 from xsc.ledger.audit import Past, Replay
-from xsc.ledger.chain import MARK, OTHER, SNAPSHOT, Chain, key_of
-from xsc.ledger.index import INDEX, Index
-from xsc.ledger.snapshot import snapshot_of
-from xsc.ledger.state import LedgerState
+from xsc.ledger.chain import MARK, SNAPSHOT, Chain
+from xsc.ledger.index import Index
+from xsc.ledger.state import LedgerState, snapshot_of
 
 BATCH: Final = 256
 """Signatures that are checked in one go."""
+SCANNED: Final = 256
+"""Rows of the index that are read in one go."""
 AHEAD: Final = 6
 """Batches that are being checked while others are read."""
 
@@ -43,7 +44,7 @@ async def verify(chain: Chain, executor: Executor, checking: Checking | None) ->
     Raises:
         LedgerDamaged: names the first entry that breaks a rule.
     """
-    chain.snapshots_wait, is_damaged = True, False
+    is_damaged = False
     try:
         replay, steps = await chain.exclusive(_begin, chain)
         async with (
@@ -103,8 +104,14 @@ async def _check(check: Check, read: Sequence[tuple[int, Unverified]]) -> None:
 
 
 async def _begin(chain: Chain) -> tuple[Replay, Iterator[bool]]:
-    """Begin while nothing is written."""
-    past = Past(chain.state.index)
+    """Write a snapshot, with which all is compared, and begin while nothing else is written."""
+    if (raw := chain.store.get(SNAPSHOT)) is not None:
+        chain.open_snapshot(raw)
+    await chain.write_snapshot()
+    chain.snapshots_wait = True
+    there = Index(chain.store)
+    there.changes = dict(chain.state.index.changes)
+    past = Past(there)
     past.replay = replay = Replay(LedgerState(chain.me, index=past), chain.network)
     steps = _steps(chain, replay, past)
     next(steps)
@@ -117,32 +124,27 @@ def _steps(chain: Chain, replay: Replay, past: Past) -> Iterator[bool]:
     Raises:
         LedgerDamaged: something does not fit, or is stored that the node does not know of.
     """
-    state, rows, stored = replay.state, chain.rows, Index(chain.store)
-    now, changes = snapshot_of(chain.state), dict(chain.state.index.changes)
-    mark, raw = chain.store.get(MARK), chain.store.get(SNAPSHOT)
-    for row in rows.stored(now.next_seq):
-        raise audit.stray(row.seq)
-    for seq, *_ in now.open:
-        if chain.store.get(key_of(OTHER, seq)) is not None:
-            raise audit.damaged(seq, "the store has an answer to it that was never taken")
-    old = {row.seq for row in rows.stored(0, now.first_seq)}
-    yield True
-    count = 0
-    if raw is not None:
-        said = rows.open_snapshot(raw)
-        replay.held = {seq for seq, *_ in said.open}
-        for _ in rows.replay(replay, said.next_seq):
-            yield True
-            count += past.compared(stored, last=False)
-        count += past.compared(stored, last=True)
-        if snapshot_of(state) != said:
-            raise audit.index_damaged()
-    if sum(1 for _ in chain.table(INDEX)) != count:
-        raise audit.index_damaged()
+    now, mark, raw = snapshot_of(chain.state), chain.store.get(MARK), chain.store.get(SNAPSHOT)
+    for seq, _ in chain.stored(now.next_seq):
+        raise audit.damaged(seq, "the chain ends before it")
     replay.held = {seq for seq, *_ in now.open}
-    yield from rows.replay(replay, now.next_seq)
-    audit.check_end(state, mark)
+    for seq in replay.held:
+        if chain.row(seq).other is not None:
+            raise audit.damaged(seq, "the store has an answer to it that was never taken")
+    if raw is not None and chain.open_snapshot(raw) != now:
+        raise audit.index_damaged()
+    old = {seq for seq, _ in chain.stored(0, now.first_seq)}
+    yield True
+    for _ in chain.replay(replay, now.next_seq):
+        past.forget()
+        yield True
+    audit.check_end(replay.state, mark)
     for seq in sorted(old - replay.old):
         raise audit.damaged(seq, "it is of an earlier incarnation, and nothing claims it")
-    if snapshot_of(state) != now or past.changes != changes:
+    there = 0
+    for number, row in enumerate(past.there.scan(b"", b"\xff")):
+        there += hash(row)
+        if number % SCANNED == 0:
+            yield True
+    if snapshot_of(replay.state) != now or past.made() != there:
         raise audit.index_damaged()

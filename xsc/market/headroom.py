@@ -140,10 +140,8 @@ class Headroom(MarketPart):
 
         What this node may lose to those that share its credit counts as well.
         """
-        now_ms = self._clock.now_ms()
-        ahead = sum(ahead_micro(entry, now_ms) for entry in self.sold_to(customer))
-        owed = self._owed(customer) + ahead + self.calls_micro(customer)
-        return self._ports.credit.credit_left(customer) - owed
+        used = self._owed(customer) + self._ahead(customer) + self.calls_micro(customer)
+        return self._ports.credit.credit_left(customer) - used
 
     def credit_among(self, customer: bytes, takers: set[bytes]) -> int:
         """Return an equal part of `credit_left` for each of the takers that share that credit.
@@ -176,15 +174,22 @@ class Headroom(MarketPart):
         """
         left = max(0, self.credit_left(customer) + beside_micro)
         if customer in self.at_limit or more_micro > left:
+            credit = max(0, self._ports.credit.credit_left(customer))
+            ahead = self._ahead(customer) + self.calls_micro(customer) - beside_micro
             raise errors.CreditExceeded(
                 f"this may cost {units.format_credits(more_micro)}, and no more than "
-                f"{units.format_credits(left)} may still come to be owed here: "
-                f"{units.format_credits(self._owed(customer))} of at most "
-                f"{units.format_credits(self._ports.credit.credit_left(customer))} are not settled",
+                f"{units.format_credits(left)} may still come to be owed here: of "
+                f"{units.format_credits(credit)}, {units.format_credits(self._owed(customer))} are "
+                f"not settled, and {units.format_credits(ahead)} are kept for leases and runs",
                 hint="settle what is owed, ask the provider for a higher limit, or give a call "
                 "less with --fuel and --memory",
             )
         return left - more_micro
+
+    def _ahead(self, customer: bytes) -> int:
+        """Return what leases of a customer, and of those that share its credit, may cost yet."""
+        now_ms = self._clock.now_ms()
+        return sum(ahead_micro(entry, now_ms) for entry in self.sold_to(customer))
 
     def _owed(self, customer: bytes) -> int:
         """Return what a customer, and those that share its credit, owe and have not settled."""

@@ -38,10 +38,10 @@ class Credit(Protocol):
     def shares_with(self, peer: bytes) -> Sequence[bytes]:
         """Return the peers whose debts count together with one's, itself among them."""
 
-    async def collect(self, *, xid: bytes, debtor: bytes, account: bytes, voucher: bytes) -> int:
+    async def collect(self, voucher: bytes) -> int:
         """Book what a voucher leaves unsettled, and return what is settled of its account in all.
 
-        Calls with the same `xid` (16 bytes) book once, also after a fault.
+        Calls with the same voucher book once, also after a fault.
 
         Raises:
             CreditExceeded, EntryRefused, PeerSilent: nothing is booked yet; ask again.

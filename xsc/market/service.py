@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from xsc.base import errors, keyvalue, limits, peering
-from xsc.base.keyvalue import Commit
+from xsc.base import errors, limits, peering
 from xsc.identity.context import Context
 from xsc.market import buyer, granter, headroom, lease, lease_store, proof, settlement, signing
 from xsc.market.account import Account, LeaseView, owed_micro, unproven, views
@@ -41,19 +40,19 @@ class MarketService:
         context: Context,
         ports: MarketPorts,
         *,
-        state: keyvalue.KeyValue,
-        commit: Commit,
         settings: MarketSettings,
     ) -> None:
         own = context.key.node_id
-        self.store = lease_store.LeaseStore(state, context.network, own, commit, ports.need_of)
+        self.store = lease_store.LeaseStore(
+            context.state, context.network, own, context.commit, ports.need_of
+        )
         self._node = node = lease_store.MarketNode(context, ports, settings, self.store)
         self._clock = context.clock
         self.headroom = headroom.Headroom(node)
         self.granter = granter.LeaseGranter(node, self.headroom)
         self.providers = Providers(node)
         self.settlement = settlement.Settlement(node)
-        self.default_need = DefaultNeed(node, state)
+        self.default_need = DefaultNeed(node, context.state)
         self.buyer = buyer.LeaseBuyer(node, self.providers, self.headroom, self.settlement.agree)
         self.signing = signing.Signing(node, self.providers, self.settlement.agree)
 

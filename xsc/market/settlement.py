@@ -22,9 +22,8 @@ from dataclasses import replace
 from typing import Final
 
 from xsc.base import ids, limits, merkle, tally, turns
-from xsc.base.encoding import Value, tagged_sha256
+from xsc.base.encoding import Value
 from xsc.base.errors import (
-    ArgumentInvalid,
     CreditExceeded,
     EntryRefused,
     ReceiptInvalid,
@@ -53,13 +52,6 @@ BOOKINGS_ASKED_A_CUSTOMER_MAX = 256
 BOOKINGS_ASKED_MS = 3_600_000
 
 ACCOUNT: Final = "market.account"
-_XID_BYTES: Final = 16
-
-
-def _xid(account: Account) -> bytes:
-    """Return the transfer id for the newest voucher: another one after each refusal."""
-    number, attempt = account.number.to_bytes(8, "big"), account.refusals.to_bytes(8, "big")
-    return tagged_sha256("settle/xid", account.id, number, attempt)[:_XID_BYTES]
 
 
 class Settlement(MarketPart):
@@ -432,21 +424,14 @@ class Settlement(MarketPart):
         if account.voucher is None or not account.unbooked_micro or is_early:
             return
         try:
-            account.settled_micro = await self._ports.credit.collect(
-                xid=_xid(account),
-                debtor=account.customer,
-                account=account.id,
-                voucher=account.voucher,
-            )
+            account.settled_micro = await self._ports.credit.collect(account.voucher)
         except (CreditExceeded, ReceiptInvalid):
             # Where there is room for it, the customer says so of what it has signed.
             if self._ports.credit.credit_left(account.customer) >= account.unbooked_micro:
                 self._ports.quality.report(account.customer, "payment", "booking_refused")
             raise
-        except (EntryRefused, ArgumentInvalid) as fault:
-            if isinstance(fault, EntryRefused):
-                self._ports.quality.report(account.customer, "payment", "booking_refused")
-            # It was not booked and never will be under this id: the next attempt has another one.
+        except EntryRefused:
+            self._ports.quality.report(account.customer, "payment", "booking_refused")
             account.refusals += 1
             account.retry_ms = self._clock.monotonic_ms() + rules.retry_ms(account.refusals)
             await self._store.sync(account)

@@ -22,12 +22,10 @@ from typing import Final
 import aiohttp
 
 from xsc.api.monitor import Measures, Told
-from xsc.base.clock import Clock
 from xsc.base.errors import NotFound, RecordInvalid, StoreDamaged, UnavailableError, XscError
 from xsc.base.ids import to_text
-from xsc.base.keyvalue import Commit, KeyValue
 from xsc.base.limits import KIB, MIB
-from xsc.base.log import Log
+from xsc.identity.context import Context
 from xsc.identity.envelope import Record
 from xsc.monitor import conditions
 from xsc.monitor.conditions import Alert
@@ -55,37 +53,27 @@ class Alerts:
     """The alerts of one node."""
 
     def __init__(
-        self,
-        state: KeyValue,
-        commit: Commit,
-        clock: Clock,
-        log: Log,
-        targets: Sequence[str],
-        *,
-        node: bytes,
-        name_of: Callable[[bytes], str],
+        self, context: Context, targets: Sequence[str], name_of: Callable[[bytes], str]
     ) -> None:
         """Read what was kept.
 
         Args:
-            state, commit: where they are kept.
-            clock, log: of the node.
+            context: the node's values.
             targets: who is told.
-            node: this one.
             name_of: returns what a node is called here.
 
         Raises:
             StoreDamaged: it cannot be read.
         """
-        self._node = node
+        self._node = context.key.node_id
         self._name_of = name_of
-        self._commit = commit
-        self._clock = clock
-        self._log = log
+        self._commit = context.commit
+        self._clock = context.clock
+        self._log = context.log
         self._targets = {_hashed(target): target for target in targets}
         self._failing = False
         self._kept = Raised(alerts=())
-        raw = state.get(STATE)
+        raw = context.state.get(STATE)
         if raw is not None:
             try:
                 self._kept = Raised.from_bytes(raw, size_max=ALERTS_BYTES_MAX)

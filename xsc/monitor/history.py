@@ -15,12 +15,11 @@ from itertools import islice
 from typing import Final
 
 from xsc.api.monitor import Measures, PeerSample, Sample
-from xsc.base.clock import Executor
 from xsc.base.errors import RecordInvalid, StoreDamaged, XscError
-from xsc.base.keyvalue import Change, Commit, KeyValue, prefix_end
+from xsc.base.keyvalue import Change, prefix_end
 from xsc.base.limits import MIB
-from xsc.base.log import Log
 from xsc.base.units import ceil_div
+from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Record
 
 SAMPLE_MS: Final = 60_000
@@ -93,11 +92,11 @@ def sample_of(raw: bytes, known: Mapping[bytes, bytes]) -> Sample:
 class History:
     """The ring of one node."""
 
-    def __init__(self, state: KeyValue, commit: Commit, executor: Executor, log: Log) -> None:
-        self._state = state
-        self._commit = commit
-        self._executor = executor
-        self._log = log
+    def __init__(self, context: Context) -> None:
+        self._state = context.state
+        self._commit = context.commit
+        self._executor = context.executor
+        self._log = context.log
         self._rows: deque[tuple[bytes, int]] | None = None
         """Key and size of each sample, the oldest first; None before they were counted."""
         self._held_bytes = 0

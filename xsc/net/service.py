@@ -28,7 +28,7 @@ from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.log import Log
 from xsc.identity import context, keys
 from xsc.identity.envelope import Signed, open_signed
-from xsc.net.calls import batch, frame, quota, sender, server, signing
+from xsc.net.calls import batch, frame, sender, server, signing
 from xsc.net.peers import introductions, invitation, own_address, roster
 from xsc.net.peers.roster import AddressRecord, PeerInfo
 from xsc.net.transport.port import Traffic, Transport
@@ -53,8 +53,9 @@ class PeerNet:
         network_name: of the network that all peers share.
         clock, entropy, executor: the node's.
         transport: carries requests; `start` lets it serve.
-        store: keeps peers, invitations and replay horizons, under `net/`.
         log: of peers that come and go, and of handlers that fail.
+        state: keeps peers, invitations and replay horizons, under `net/`.
+        commit: writes to it.
         name: what this node calls itself.
         advertise: addresses to tell others instead of the transport's own.
         accepts: whether friends of friends are taken as peers (`xsc.net.peers.circle`).
@@ -69,31 +70,33 @@ class PeerNet:
         entropy: Entropy,
         executor: Executor,
         transport: Transport,
-        store: keyvalue.KeyValue,
         log: Log,
+        state: keyvalue.KeyValue,
+        commit: keyvalue.Commit,
         name: str,
         advertise: Sequence[str] = (),
         accepts: bool = False,
     ) -> None:
         network = keys.network_id(network_name)
         self.network = network
-        self.context = context.Context(key, network, clock, entropy, executor, self, log)
+        self.context = context.Context(
+            key, network, clock, entropy, executor, self, log, state, commit
+        )
         self._transport = transport
         self._tasks: set[asyncio.Task[None]] = set()
         self._batchers: dict[str, RequestBatcher] = {}
-        self.roster = roster.Roster(store, own=key.node_id, own_name=name, clock=clock, log=log)
+        self.roster = roster.Roster(state, own=key.node_id, own_name=name, clock=clock, log=log)
         self.work = turns.PeerWork(executor)
         self.traffic = Traffic()
         self.sender = sender.RequestSender(
             self.context, transport=transport, work=self.work, traffic=self.traffic
         )
         self.server = server.RequestServer(
-            self.context, self.roster, store, quota.Quota(), work=self.work, traffic=self.traffic
+            self.context, self.roster, join=self._join, work=self.work, traffic=self.traffic
         )
         self.own_address = own_address.OwnAddress(
             self.context,
             transport=transport,
-            store=store,
             name=name,
             advertise=advertise,
             introducible=accepts,
@@ -102,8 +105,7 @@ class PeerNet:
             self.context, roster=self.roster, accepts=accepts
         )
         self._network_name = network_name
-        self._store = store
-        self.server.answer_joins(self._join)
+        self._state = state
 
     async def start(self) -> None:
         """Serve."""
@@ -214,7 +216,7 @@ class PeerNet:
             secret=secret,
             expires_ms=now_ms + ttl_ms,
         ).to_text()
-        invitation.issue(self._store, secret, expires_ms=now_ms + ttl_ms, now_ms=now_ms)
+        invitation.issue(self._state, secret, expires_ms=now_ms + ttl_ms, now_ms=now_ms)
         return text
 
     async def join(self, text: str, name: str | None = None) -> bytes:
@@ -264,7 +266,7 @@ class PeerNet:
         secret = fields.take_bytes(header, "secret", size=invitation.SECRET_BYTES)
         before = self.roster.get(caller.node_id)
         known = self.roster.is_peer(caller.node_id)
-        used = invitation.redeem(self._store, secret, caller.node_id, known=known, now_ms=now_ms)
+        used = invitation.redeem(self._state, secret, caller.node_id, known=known, now_ms=now_ms)
         # From here on the caller has shown an invitation, and may hear what is wrong.
         if before is not None and before.blocked:
             raise errors.PeerBlocked("this node has blocked the caller")
@@ -289,7 +291,7 @@ class PeerNet:
         before = self.roster.get(peer)
         met = self.roster.met(peer, signed.record, name=name, signed=signed.raw)
         # A peer may show again and again the invitation that it came by: nothing is new then.
-        again = before is not None and also is not None and self._store.get(also[0]) == also[1]
+        again = before is not None and also is not None and self._state.get(also[0]) == also[1]
         self.roster.put(met, *([] if also is None else [also]), sync=not again)
         if before is None or before.blocked:
             self.roster.tell(peer, "added")
@@ -360,10 +362,7 @@ class RequestBatcher:
             raise errors.PeerSilent("the peer was busy for too long")
         replies: list[frame.Reply | errors.XscError]
         if len(group) == 1:
-            call = first.call
-            replies = [
-                await self._net.call_alone(peer, call.method, first.header, call.parts, left_ms)
-            ]
+            replies = [await self._alone(peer, first)]
         else:
             header, parts = batch.pack_calls([asked.call for asked in group])
             whole = await self._net.call_alone(peer, batch.METHOD, header, parts, left_ms)
@@ -372,18 +371,18 @@ class RequestBatcher:
             replies = [batch.outcome_of(answer, name) for answer in answers]
             for number, answer in enumerate(answers):
                 if answer.status == batch.ALONE:
-                    replies[number] = await self._alone(peer, group[number])
+                    try:
+                        replies[number] = await self._alone(peer, group[number])
+                    except errors.XscError as fault:
+                        replies[number] = fault
         self._took_ms = self._clock.monotonic_ms() - began_ms
         return replies
 
-    async def _alone(self, peer: bytes, asked: _Asked) -> frame.Reply | errors.XscError:
-        """Send a call by itself whose answer was too large to travel with others."""
+    async def _alone(self, peer: bytes, asked: _Asked) -> frame.Reply:
+        """Send a call by itself."""
         left_ms = max(1, asked.deadline_ms - self._clock.monotonic_ms())
         call = asked.call
-        try:
-            return await self._net.call_alone(peer, call.method, asked.header, call.parts, left_ms)
-        except errors.XscError as fault:
-            return fault
+        return await self._net.call_alone(peer, call.method, asked.header, call.parts, left_ms)
 
 
 def half_of(waiting: int, answered: int) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 from xsc.allocation import allocating, commitments, declaring, explaining, program, published
 from xsc.allocation.records import Records
 from xsc.api import home as api
+from xsc.api.endpoint import filled
 from xsc.api.problems import Problem
 from xsc.base import bounded, errors, ids, keyvalue, peering
 from xsc.base.clock import Clock, Entropy, Executor
@@ -152,23 +153,16 @@ class NodeCapacity:
 
 def market_settings(config: Config) -> MarketSettings:
     """Return what the operator decided, as the market takes it."""
-    return MarketSettings(
-        prices=PriceList(
-            storage=config.storage_price_micro,
-            compute=config.compute_price_micro,
-            mutual_discount_ppm=config.mutual_discount_ppm,
-            one_way_discount_ppm=config.one_way_discount_ppm,
-        ),
+    storage, compute = config.storage_price_micro, config.compute_price_micro
+    return filled(
+        MarketSettings,
+        config,
+        prices=filled(PriceList, config, storage=storage, compute=compute),
         price_max={
             "storage": config.storage_price_max_micro,
             "compute": config.compute_price_max_micro,
         },
-        settle_interval_ms=config.settle_interval_ms,
-        booking_interval_ms=config.booking_interval_ms,
-        site=config.site,
-        owner=config.owner,
         lease_warning_ms=config.warned_ms,
-        storage_lease_ms=config.storage_lease_ms,
     )
 
 
@@ -286,8 +280,9 @@ class Node:
             entropy=parts.entropy,
             executor=parts.executor,
             transport=parts.transport,
-            store=parts.stores.state,
             log=parts.log,
+            state=parts.stores.state,
+            commit=self._state_commit.commit,
             name=config.name,
             advertise=config.advertise,
             accepts=config.accept_peers == "introduced",
@@ -298,7 +293,6 @@ class Node:
         config, parts, context = self.config, self.parts, self.peers.context
         self.ledger = LedgerService(
             context,
-            state=parts.stores.state,
             credit=LimitSettings(
                 config.starter_credit_micro,
                 config.recognised_credit_ppm,
@@ -312,7 +306,6 @@ class Node:
         )
         self.scores = Scores(
             context,
-            parts.stores.state,
             self.peers.roster,
             # Those who know it are made later.
             recognition_ppm=lambda peer: self.commitments.recognition_ppm(peer),  # noqa: PLW0108
@@ -336,10 +329,7 @@ class Node:
         config, parts, context = self.config, self.parts, self.peers.context
         self.space = SpaceStore(
             parts.stores.space,
-            context.executor,
-            context.clock,
-            context.key,
-            context.network,
+            context,
             introducer_of=self.peers.roster.introducer_of,
             keep_versions=config.keep_versions,
             keep_ms=config.keep_days * DAY_MS,
@@ -358,37 +348,24 @@ class Node:
             owner=config.owner,
         )
         self.sync = sync.SpaceSync(
-            self.space,
-            self.peers,
-            context.clock,
-            context.network,
-            spend=self.peers.server.charge_work,
-            blame=self._blame_replica,
-            log=context.log,
+            self.space, context, spend=self.peers.server.charge_work, blame=self._blame_replica
         )
         self.intervals = intervals.Intervals(
-            self.space,
-            self.peers,
-            context.clock,
-            peers=self.peers.peers,
-            is_direct=self.peers.roster.is_direct,
-            log=context.log,
+            self.space, context, peers=self.peers.peers, is_direct=self.peers.roster.is_direct
         )
         self.following = following.Following(
+            context,
             self.space,
             self.sync,
             self.peers.roster,
             self.commitments,
-            self.tasks.start,
+            start=self.tasks.start,
             is_up=self.health.is_up,
-            clock=context.clock,
-            log=context.log,
         )
         self.circle = circle.CircleSync(
             self.peers,
             self.space,
             self.sync,
-            context.clock,
             before_write=self.intervals.get,
             blame=self._blame_replica,
         )
@@ -437,8 +414,6 @@ class Node:
         self.market = MarketService(
             self._attending,
             self._ports,
-            state=parts.stores.state,
-            commit=self._state_commit.commit,
             settings=market_settings(config),
         )
         self.parts.sandbox.keep_workers(self.market.headroom.cleared_workers)
@@ -446,11 +421,10 @@ class Node:
 
     def _make_allocation(self) -> None:
         """Make what clears slots and needs."""
-        config, parts, context = self.config, self.parts, self.peers.context
+        config, context = self.config, self.peers.context
         records = Records(
             context,
             space=self.space,
-            state=parts.stores.state,
             read=self.following.read,
             heard=self.commitments.heard,
             once=self.tasks.once,
@@ -528,15 +502,13 @@ class Node:
 
     def _make_storage(self) -> None:
         """Make the services that store objects and publish the directory."""
-        config, parts, context = self.config, self.parts, self.peers.context
+        config, context = self.config, self.peers.context
         self.storage = StorageService(
             self._attending,
             hosts=self._providers,
             leases=self.market.granter,
             node=self.shards,
             departures=self.departures,
-            state=parts.stores.state,
-            commit=self._state_commit.commit,
             settings=config,
             charge_read=self.peers.server.charge_read,
             weight_ppm=self.commitments.weight_ppm,
@@ -545,7 +517,6 @@ class Node:
         self._ports.on_denied = self.storage.leases_denied
         self.challenges = ChallengeService(
             context,
-            parts.stores.state,
             self.health,
             self.storage.possessions,
             leaf=self.storage.leaf,
@@ -557,17 +528,15 @@ class Node:
             context,
             node=self.shards,
             leases=self.market.granter,
-            state=parts.stores.state,
             grace_ms=config.lease_grace_ms,
             leftover_ms=config.leftover_after_ms,
         )
-        self.heads = DirectoryHeadStore(context, parts.stores.state, self._state_commit.commit)
+        self.heads = DirectoryHeadStore(context)
         self.directory = directory.DirectoryKeeper(
             context,
             peers=self.peers,
             storage=self.storage,
             ledger=self.ledger,
-            state=parts.stores.state,
             background=self.tasks.once,
             on_old_copy=self.end,
         )
@@ -595,7 +564,6 @@ class Node:
             leases=self._providers,
             book=self.market.granter,
             runner=self.compute.runner,
-            state=parts.stores.state,
             serving=bool(config.services_listen),
             compile_ms=config.compile_limit_ms,
             on_change=self.commitments.stir,
@@ -605,19 +573,16 @@ class Node:
 
     def _make_programs(self) -> None:
         """Make what runs programs on the space."""
-        parts, network = self.parts, self.peers.network
+        context = self.peers.context
         self.programs = ComputeRuntimeManager(
             programs_running.Ports(
+                context,
                 space=self.space,
                 peers=self.following,
                 find=self.find,
                 sandbox=programs.Exports(self.compute.runner),
-                recorder=provenance.Recorder(self.space, self.key, network),
-                clock=parts.clock,
-                log=parts.log,
+                recorder=provenance.Recorder(self.space, self.key, context.network),
             ),
-            state=parts.stores.state,
-            executor=parts.executor,
             start=self.tasks.start,
             functions=functions.Functions(),
         )
@@ -625,18 +590,10 @@ class Node:
 
     def _make_monitor(self) -> None:
         """Make what tells the operator, and keeps what was measured."""
-        state, commit = self.parts.stores.state, self._state_commit.commit
-        self.alerts = alerts.Alerts(
-            state,
-            commit,
-            self.clock,
-            self.log,
-            self.config.notify,
-            node=self.key.node_id,
-            name_of=self.name_of,
-        )
+        context = self.peers.context
+        self.alerts = alerts.Alerts(context, self.config.notify, self.name_of)
         self.works = work.Works()
-        self.history = history.History(state, commit, self.parts.executor, self.log)
+        self.history = history.History(context)
 
     def _answer_peers(self) -> None:
         """Have the services answer what peers ask once they are served, and what this node asks."""
@@ -813,10 +770,9 @@ class Node:
         retried = await self.storage.retry_deletions()
         dead = await self.shards.compactor.survey()
         await self._reclaim(everything=True)
-        return api.Collected(
-            expired_bytes=swept.expired_bytes,
-            leftover_bytes=swept.leftover_bytes,
-            objects=swept.objects,
+        return filled(
+            api.Collected,
+            swept,
             deletions_confirmed=retried.confirmed,
             deletions_open=retried.open,
             deletions_given_up=retried.given_up,

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 
 from xsc.base import errors, limits
-from xsc.base.clock import Clock
 from xsc.net.peers import circle
 from xsc.net.peers.circle import Introduction
 from xsc.net.service import PeerNet
@@ -36,7 +35,6 @@ class CircleSync:
         net: knows the peers, and what of their word counts.
         space: has what they publish.
         sync: brings it.
-        clock: the node's.
         before_write: done before each write, which needs an interval of causality.
         blame: told of peers whose records are not what they must be.
     """
@@ -46,7 +44,6 @@ class CircleSync:
         net: PeerNet,
         space: SpaceStore,
         sync: SpaceSync,
-        clock: Clock,
         *,
         before_write: Callable[[], Awaitable[None]],
         blame: Callable[[bytes, errors.XscError], None],
@@ -54,7 +51,7 @@ class CircleSync:
         self._net = net
         self._space = space
         self._sync = sync
-        self._clock = clock
+        self._clock = net.context.clock
         self._before_write = before_write
         self._blame = blame
         self._some_news = asyncio.Event()

@@ -105,12 +105,7 @@ def _words(text: str) -> list[str]:
 
 
 def _choice(*choices: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in choices:
-            raise ArgumentInvalid(f"expected one of {', '.join(choices)}")
-        return text
-
-    return read
+    return _matching("|".join(choices), f"one of {', '.join(choices)}")
 
 
 def _number(least: int, most: int) -> Callable[[str], int]:

@@ -48,13 +48,15 @@ API_CONNECTIONS_MAX = 512
 
 CAPACITY_AUTO_BYTES_MAX = 100 * limits.GIB
 SHUTDOWN_TIMEOUT_MS = 10_000
-"""How long running requests of the API may take to end."""
+"""How long running requests of the API and of services may take to end."""
 CANCEL_TIMEOUT_MS = 1_000
 WORK_THREADS = 8
 GARBAGE_THRESHOLD = 10_000
 """Containers made and not freed, after which Python looks for cycles among the newest."""
 FREED_BYTES_KEPT = 64 * limits.MIB
 """Memory that the process keeps for its next buffers: those of a few segments."""
+MEMORY_INTERVAL_MS = 60_000
+"""How often the rest is given back."""
 
 _ROUTES: Final = {
     subject: vars(import_module(subject.__name__.replace("xsc.api", "xsc.node.routes")))
@@ -159,6 +161,8 @@ async def serve(home: homes.Home, config: Config) -> None:
     await node.start()
     node.tasks.start("watch", node.watch.run)
     node.tasks.start("monitor", partial(monitor.run, node))
+    give_back = partial(node.parts.executor.run, system.give_back_memory, FREED_BYTES_KEPT)
+    node.tasks.every("memory", MEMORY_INTERVAL_MS, give_back)
     # What a start leaves stays to the end: it need not be looked through for garbage again
     # and again, nor what requests make as often as for a small program.
     gc.freeze()
@@ -189,16 +193,18 @@ async def serve(home: homes.Home, config: Config) -> None:
         bounds.Gate(most=SCRAPERS_MAX, share=SCRAPERS_MAX, idle_ms=app.KEEP_ALIVE_MS),
     )
     supervisor = system.Supervisor(log)
+
+    async def listen(server: HttpServer, setting: str) -> str:
+        """Start a server where a setting says, and return its URL."""
+        host, port = addresses.split(getattr(config, setting))
+        return f"http://{host}:{await server.start(host, port, setting)}"
+
     try:
-        host, port = addresses.split(config.api_listen)
-        node.api_url = f"http://{host}:{await api.start(host, port, 'api_listen')}"
+        node.api_url = await listen(api, "api_listen")
         if config.metrics_listen:
-            host, port = addresses.split(config.metrics_listen)
-            port = await metrics.start(host, port, "metrics_listen")
-            _say(f"metrics at http://{host}:{port}{METRICS.path}")
+            _say(f"metrics at {await listen(metrics, 'metrics_listen')}{METRICS.path}")
         if config.services_listen:
-            host, port = addresses.split(config.services_listen)
-            found = f"http://{host}:{await services.start(host, port)}"
+            found = await listen(services, "services_listen")
             node.services.registry.url = config.services_url.rstrip("/") or found
             node.services.registry.changed.set()
         _publish(node, home.path, token)
@@ -217,7 +223,7 @@ async def serve(home: homes.Home, config: Config) -> None:
         pages.end()
         node.space.end_watches()
         node.programs.end_watches()
-        await asyncio.gather(api.answered(SHUTDOWN_TIMEOUT_MS), services.stop())
+        await asyncio.gather(api.answered(SHUTDOWN_TIMEOUT_MS), services.stop(SHUTDOWN_TIMEOUT_MS))
         await asyncio.gather(api.stop(CANCEL_TIMEOUT_MS), metrics.stop(CANCEL_TIMEOUT_MS))
         await node.stop()
 
@@ -251,81 +257,81 @@ async def _come_back(
     return done
 
 
-def _go_on(
+def begin_recovery(
     path: Path,
-    passphrase: str,
-    places: Sequence[str] = (),
-    *,
-    without_silent: bool = False,
-    watch: Watch,
-) -> tuple[str, recover.Returned]:
-    home, config = _open(path, passphrase, {})
-    log = CountedLog(SentenceLog(system.SystemClock()), system.SystemClock())
-    back = _come_back(home, config, log, places, without_silent=without_silent, watch=watch)
-    return ids.to_text(home.key.node_id), asyncio.run(back)
-
-
-def recover_home(
-    path: Path,
-    identity: str | None,
+    identity: str,
     places: Sequence[str],
     *,
     network: str | None,
     name: str | None,
     passphrase: str,
-    watch: Watch = unwatched,
-) -> tuple[str, recover.Returned]:
-    """Make a home of an exported key and bring back what its peers hold; return id and report.
+) -> None:
+    """Make a home of an exported key, which is then to be brought back.
 
     Args:
         path: an empty directory, or a home whose recovery was begun.
-        identity: text of the exported key file; None to go on with a recovery.
-        places: invitations of peers, or `ID@HOST:PORT`.
-        network: the network's name, where the home is new; that of the first invitation if None.
+        identity: text of the exported key file.
+        places: what `bring_back` is given, too.
+        network: the network's name; that of the first invitation if None.
         name: what the node calls itself.
         passphrase: opens the key.
-        watch: shows how many objects are found.
 
     Raises:
-        XscError: why it is not finished; the same call again goes on.
+        XscError: why it cannot be begun.
     """
-    if identity is not None:
-        keyfile.from_line(identity, passphrase)
+    keyfile.from_line(identity, passphrase)
     for place in places:
         recover.parse_place(place)  # before anything is written: a begun home takes no backup
     with homes.lock(path):
         begun = homes.stage_of(path) == "recovering"
-        if identity is not None and not (begun and homes.has_key(path)):
-            if network is None:
-                invited = [text for text in places if text.startswith(SCHEME)]
-                network = from_string(invited[0]).network if invited else None
-            if homes.is_home(path) and not begun:
-                homes.init_home(path)  # says why it cannot be
-            homes.mark(path, "recovering")
-            homes.init_home(
-                path, passphrase=passphrase, name=name, network=network, recover=identity
-            )
-        if homes.stage_of(path) != "recovering":
-            raise errors.HomeInvalid(
-                f"no recovery was begun at {path}", hint="give the exported key file, too"
-            )
-        return _go_on(path, passphrase, places, watch=watch)
+        if begun and homes.has_key(path):
+            return
+        if network is None:
+            invited = [text for text in places if text.startswith(SCHEME)]
+            network = from_string(invited[0]).network if invited else None
+        if homes.is_home(path) and not begun:
+            homes.init_home(path)  # says why it cannot be
+        homes.mark(path, "recovering")
+        homes.init_home(path, passphrase=passphrase, name=name, network=network, recover=identity)
 
 
-def catch_up_home(
-    path: Path, *, passphrase: str, without_silent: bool, watch: Watch = unwatched
-) -> recover.Returned:
-    """Finish the restore of a home: ask its peers what its node signed since the backup.
+_NOT_BEGUN: Final[Mapping[homes.Stage, tuple[str, str]]] = {
+    "recovering": ("no recovery was begun", "give the exported key file, too"),
+    "restored": ("no restore is to be finished", "give the backup, too"),
+}
+
+
+def bring_back(
+    path: Path,
+    stage: homes.Stage,
+    passphrase: str,
+    places: Sequence[str] = (),
+    *,
+    without_silent: bool = False,
+    watch: Watch = unwatched,
+) -> tuple[str, recover.Returned]:
+    """Finish the recovery or restore of a home by what its peers hold; return id and report.
+
+    Args:
+        path: the home.
+        stage: how far it must be.
+        passphrase: opens the key.
+        places: invitations of peers, or `ID@HOST:PORT`.
+        without_silent: go on without peers that do not answer.
+        watch: shows how many objects are found.
 
     Raises:
-        HomeInvalid: there is none to finish. XscError: why it is not finished.
+        HomeInvalid: there is nothing to finish.
+        XscError: why it is not finished; the same call again goes on.
     """
     with homes.lock(path):
-        if homes.stage_of(path) != "restored":
-            raise errors.HomeInvalid(
-                f"no restore is to be finished at {path}", hint="give the backup, too"
-            )
-        return _go_on(path, passphrase, without_silent=without_silent, watch=watch)[1]
+        if homes.stage_of(path) != stage:
+            said, hint = _NOT_BEGUN[stage]
+            raise errors.HomeInvalid(f"{said} at {path}", hint=hint)
+        home, config = _open(path, passphrase, {})
+        log = CountedLog(SentenceLog(system.SystemClock()), system.SystemClock())
+        back = _come_back(home, config, log, places, without_silent=without_silent, watch=watch)
+        return ids.to_text(home.key.node_id), asyncio.run(back)
 
 
 def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:

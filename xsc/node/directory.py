@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from xsc.base import clock, encoding, errors, ids, keyvalue, limits, merkle, units
+from xsc.base import clock, encoding, errors, ids, limits, merkle, units
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.ledger.service import LedgerService
@@ -76,7 +76,6 @@ class DirectoryKeeper:
         peers: the peers that are told and listed.
         storage: what the directory lists.
         ledger: what the directory has a summary of.
-        state: keeps the last head.
         background: runs a named task once.
         on_old_copy: called with the fault when a peer shows a head that this node signed and
             this home does not have.
@@ -89,7 +88,6 @@ class DirectoryKeeper:
         peers: PeerNet,
         storage: StorageService,
         ledger: LedgerService,
-        state: keyvalue.KeyValue,
         background: Callable[[str, Callable[[], Awaitable[None]]], None],
         on_old_copy: Callable[[errors.XscError], None],
     ) -> None:
@@ -97,7 +95,7 @@ class DirectoryKeeper:
         self._peers = peers
         self._storage = storage
         self._ledger = ledger
-        self._state = state
+        self._state = context.state
         self._background = background
         self._on_old_copy = on_old_copy
         self._awake = asyncio.Event()
@@ -112,7 +110,7 @@ class DirectoryKeeper:
         """Capabilities of directory objects of before, until a peer has the present head."""
         self.newest: tuple[Signed[directory.DirectoryHead], directory.HeadBody] | None = None
         """The head that this node signed last, and what it says."""
-        raw = state.get(STATE)
+        raw = self._state.get(STATE)
         if raw is not None:
             head = self._opened(raw)
             self.newest = head, directory.open_body(head.record, context.key)

@@ -6,7 +6,6 @@ that orders; its digest is remembered from then on, for an object never changes.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,7 +43,7 @@ class Modules:
         """
         if named is None:
             if len(brought) >= limits.MODULE_NAMED_BYTES_LEAST:
-                digest = await clock.run_sized(self._executor, len(brought), _sha256, brought)
+                digest = await clock.run_sized(self._executor, len(brought), digest_of, brought)
                 self._kept.put(digest, brought)
             return brought
         if brought:
@@ -54,10 +53,6 @@ class Modules:
         if module is None:
             raise ModuleUnknown("this node does not have the module", hint="send its bytes along")
         return module
-
-
-def _sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
 
 
 def from_hex(text: str, fault: str) -> bytes:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, TypeAlias
 
-from xsc.base import encoding, errors
+from xsc.base import encoding, errors, turns
 from xsc.identity.envelope import Signed, open_signed
-from xsc.ledger import chain, tree
+from xsc.ledger import tree
+from xsc.ledger.checkpoints import Leaves
 from xsc.ledger.entry import Half
-from xsc.ledger.leaves import Leaves
 from xsc.market.lease import LeaseEntry
 from xsc.node.build import Node
 from xsc.node.offline.passport import PASSPORT_BYTES_MAX
@@ -64,7 +64,7 @@ async def passport(node: Node, lease_id: bytes) -> bytes:
         "count": count,
         "challenge": node.challenges.shown(entry.peer) if is_held else None,
     }
-    raw, own = entry.raw, _last_entry(node, entry)
+    raw, own = entry.raw, await _last_entry(node, entry)
     if own is not None and account.voucher is not None:
         parts |= await _entry_parts(node, own)
     return passport_bytes(raw, parts)
@@ -84,11 +84,11 @@ def _published(node: Node, owner: bytes, wanted: bytes) -> encoding.Value:
     return [found.record, found.value] if wanted in {each.slot_id for each in both} else None
 
 
-def _last_entry(node: Node, entry: LeaseEntry) -> Signed[Half] | None:
+async def _last_entry(node: Node, entry: LeaseEntry) -> Signed[Half] | None:
     """Return the own half of the last settled entry for leases with that provider."""
     state, terms = node.ledger.chain.state, entry.terms
     account = leases_account(terms.provider, terms.customer)
-    for _, seen in state.seen.numbered(entry.peer, 0, reverse=True):
+    async for _, seen in turns.sliced(state.seen.numbered(entry.peer, 0, reverse=True)):
         own = node.ledger.chain.own(seen.seq)
         if own.record.kind == "post" and own.record.account == account:
             return own
@@ -98,9 +98,9 @@ def _last_entry(node: Node, entry: LeaseEntry) -> Signed[Half] | None:
 async def _entry_parts(node: Node, own: Signed[Half]) -> Parts:
     """Return both halves, the voucher, and what proves the own half under a checkpoint."""
     book, seq = node.ledger.chain, own.record.seq
-    other, is_answer = book.read(chain.OTHER, seq), own.record.link is not None
-    half, counter = (other, own.raw) if is_answer else (own.raw, other)
-    parts = {"half": half, "counter": counter, "paid": book.read(chain.VOUCHER, seq)}
+    row, is_answer = book.row(seq), own.record.link is not None
+    half, counter = (row.other, row.half) if is_answer else (row.half, row.other)
+    parts = {"half": half, "counter": counter, "paid": row.voucher}
     at = seq - book.state.first_seq
     last = node.checkpoints.last()
     if last is None or last.size <= at:

@@ -66,7 +66,7 @@ class Exports:
         if isinstance(call.given, bytes):
             spec = jobs.JobSpec.run(module, stdin=call.given, **limits)
         else:
-            numbers = [values.format_number(number) for number in call.given]
+            numbers = [values.format_bits(number.type, number.bits) for number in call.given]
             spec = jobs.JobSpec.invoke(module, asked.export, numbers, **limits)
         try:
             task = await self._runner.read(spec, (), asked.module)

@@ -15,9 +15,8 @@ from typing import Protocol, TypeAlias
 
 from xsc.api.programs import Results, State
 from xsc.base import encoding, ids
-from xsc.base.clock import Clock
 from xsc.base.errors import NotFound, StoreDamaged, XscError
-from xsc.base.log import Log
+from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.programs import limits
 from xsc.programs.compile import CompiledProgram
@@ -63,14 +62,13 @@ class Sandbox(Protocol):
 class Ports:
     """What all programs of a node share."""
 
+    context: Context
     space: Space
     peers: Peers
     find: Callable[[str], bytes]
     """Returns the node that a name means, or raises PeerUnknown or ArgumentInvalid."""
     sandbox: Sandbox
     recorder: Recorder
-    clock: Clock
-    log: Log
 
 
 @dataclass(slots=True)
@@ -371,7 +369,7 @@ class RunningProgram(Frames):
             return "oscillates"
         if self.fault:
             return "failed"
-        if self._woken.is_set() and self._pace.pause_ms(self._ports.clock.monotonic_ms()):
+        if self._woken.is_set() and self._pace.pause_ms(self._ports.context.clock.monotonic_ms()):
             return "backing_off"
         return "active"
 
@@ -416,13 +414,13 @@ class RunningProgram(Frames):
 
     async def run(self) -> None:
         """Run frames as values change, until cancelled."""
-        clock = self._ports.clock
+        clock = self._ports.context.clock
         retry_ms = limits.BACK_OFF_MS
         while True:
             await self._woken.wait()
             pause_ms = self._pace.pause_ms(clock.monotonic_ms())
             if pause_ms:
-                self._ports.log.info(
+                self._ports.context.log.info(
                     "program.backs_off", program=self.program.hash, pause_ms=pause_ms
                 )
                 self.tell()
@@ -432,7 +430,7 @@ class RunningProgram(Frames):
                 retry_ms = limits.BACK_OFF_MS
             except XscError as fault:
                 self.fault = f"{fault.code}: {fault.message}"
-                self._ports.log.warning(
+                self._ports.context.log.warning(
                     "program.failed", program=self.program.hash, code=fault.code
                 )
                 self.tell()
@@ -462,7 +460,7 @@ class RunningProgram(Frames):
                 f"program_oscillates: {self._own_frames_max} frames in a row were caused by "
                 "its own outputs alone; it goes on when another input changes"
             )
-            self._ports.log.warning("program.oscillates", program=self.program.hash)
+            self._ports.context.log.warning("program.oscillates", program=self.program.hash)
             self.tell()
         return not self.oscillates
 
@@ -495,7 +493,7 @@ class RunningProgram(Frames):
                 self._writing = self.frame_writes(result, given, self._sources, receipts)
                 if self._writing:
                     await self.space.put_all(self._writing)
-                    self._pace.wrote(self._ports.clock.monotonic_ms())
+                    self._pace.wrote(self._ports.context.clock.monotonic_ms())
                     self.wrote()
             except BaseException:
                 # What was not written did not happen: the next frame begins from what was.
@@ -527,7 +525,7 @@ class RunningProgram(Frames):
                 return entry
             wait_ms = LOAD_MS
         asked = asyncio.ensure_future(self._ports.peers.read(owner, variable.path))
-        late = asyncio.ensure_future(self._ports.clock.sleep_ms(wait_ms))
+        late = asyncio.ensure_future(self._ports.context.clock.sleep_ms(wait_ms))
         try:
             await asyncio.wait({asked, late}, return_when=asyncio.FIRST_COMPLETED)
             entry = asked.result() if asked.done() else self._have(variable)

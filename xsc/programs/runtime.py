@@ -1,6 +1,6 @@
 """The stores of a running program, made from what it was compiled to, and carried to the next.
 
-docs/design/programs.md, S7 to S9.
+docs/design/programs.md, S6.
 """
 
 from __future__ import annotations

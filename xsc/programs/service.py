@@ -14,7 +14,7 @@ from dataclasses import fields
 from typing import Any
 
 from xsc.api.programs import Program, Results, State
-from xsc.base import clock, errors, keyvalue
+from xsc.base import errors, keyvalue
 from xsc.base.ids import from_text, short, to_text
 from xsc.base.limits import MODULE_BYTES_MAX
 from xsc.programs import frame, limits, runtime, why
@@ -43,9 +43,7 @@ class ComputeRuntimeManager:
     """Registers, activates and runs programs.
 
     Args:
-        ports: the space, peers, sandbox, recorder, clock and log.
-        state: keeps the bytes of modules.
-        executor: reads and writes them.
+        ports: the node's values, space, peers, sandbox and recorder.
         start: runs a loop in the background.
         functions: what computations may call.
     """
@@ -54,15 +52,14 @@ class ComputeRuntimeManager:
         self,
         ports: Ports,
         *,
-        state: keyvalue.KeyValue,
-        executor: clock.Executor,
         start: Start,
         functions: Functions,
     ) -> None:
         self._ports = ports
         self._space = ports.space
-        self._state = state
-        self._executor = executor
+        self._log = ports.context.log
+        self._state = ports.context.state
+        self._executor = ports.context.executor
         self._start = start
         self._functions = functions
         self._modules: dict[bytes, bytes] = {}
@@ -96,7 +93,7 @@ class ComputeRuntimeManager:
                 self._registered[program] = compiled
             except errors.XscError as fault:
                 self._failed[program] = f"{fault.code}: {fault.message}"
-                self._ports.log.warning("program.not_read", program=program, code=fault.code)
+                self._log.warning("program.not_read", program=program, code=fault.code)
         active = sorted(self._space.ls(UserSpacePaths.ACTIVE), key=lambda record: record.sequence)
         for record in active:
             program = from_text(record.path.rpartition("/")[2])
@@ -284,7 +281,7 @@ class ComputeRuntimeManager:
             running = RunningProgram(self._registered[program], self._ports, self._modules)
         except errors.StoreDamaged as fault:
             self._failed[program] = f"{fault.code}: {fault.message}"
-            self._ports.log.warning("program.not_read", program=program, code=fault.code)
+            self._log.warning("program.not_read", program=program, code=fault.code)
             return
         self._running[program] = running
         self._space.on_change(running.heard)

@@ -2,7 +2,7 @@
 
 A cell is a number, or a ring of them, and belongs to a node of the graph under a role. It
 outlives its buffer under that pair: a restart and a new version of a program restore it the
-same way (docs/design/programs.md, S1 to S6).
+same way (docs/design/programs.md, S2 to S6).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A slot has a storage and an offset in the bank of that storage. Banks are arrays of the
 standard library. Each slot remembers the frame in which it was written, so that clearing for the
-next frame is one step and keeps all values (docs/design/programs.md, V1 to V4).
+next frame is one step and keeps all values (docs/design/programs.md, V2 to V4).
 """
 
 from __future__ import annotations

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from xsc.base import encoding, errors, merkle
-from xsc.base.clock import Clock, event_within
+from xsc.base.clock import event_within
 from xsc.base.fields import take_bool, take_bytes, take_texts
 from xsc.base.limits import SOUGHT_MAX
 from xsc.base.peering import Answered, Handler
+from xsc.identity.context import Context
 from xsc.space import limits
 from xsc.space.messages import Answer, Cursor, Listed, Question, Sent, SentHead, check_section
 from xsc.space.paths import UserSpacePaths, section_of
@@ -42,17 +43,16 @@ class Answering:
 
     Args:
         store: the space.
-        clock: the node's.
-        network: of the node.
+        context: the node's values.
         spend: counts work that a peer causes, and returns how long it is to wait.
     """
 
     def __init__(
-        self, store: SpaceStore, clock: Clock, network: bytes, spend: Callable[[bytes, int], int]
+        self, store: SpaceStore, context: Context, spend: Callable[[bytes, int], int]
     ) -> None:
         self._store = store
-        self._clock = clock
-        self._network = network
+        self._clock = context.clock
+        self._network = context.network
         self._spend = spend
         self._held: dict[bytes, _Held] = {}
         self._ended = False

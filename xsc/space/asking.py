@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from xsc.base import encoding, errors
-from xsc.base.clock import Clock
-from xsc.base.peering import Caller, Reply
+from xsc.base.peering import Reply
+from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.space import limits
 from xsc.space.messages import Answer, Sent
@@ -35,24 +35,17 @@ class Asking:
 
     Args:
         store: the space.
-        caller: reaches the replicas.
-        clock: the node's.
-        network: of the node.
+        context: the node's values.
         spend: counts work that a peer causes, and returns how long it is to wait.
     """
 
     def __init__(
-        self,
-        store: SpaceStore,
-        caller: Caller,
-        clock: Clock,
-        network: bytes,
-        spend: Callable[[bytes, int], int],
+        self, store: SpaceStore, context: Context, spend: Callable[[bytes, int], int]
     ) -> None:
         self._store = store
-        self._caller = caller
-        self._clock = clock
-        self._network = network
+        self._caller = context.caller
+        self._clock = context.clock
+        self._network = context.network
         self._spend = spend
         self.received_bytes = 0
         self.seen_ms: dict[bytes, int] = {}

@@ -12,8 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from xsc.base import errors, ids, peering
-from xsc.base.clock import Clock
-from xsc.base.log import Log
+from xsc.identity.context import Context
 from xsc.space import limits, paths, port, record
 from xsc.space.sync import SpaceSync, Subscription
 
@@ -48,27 +47,25 @@ class Following:
     """The peers that one node follows.
 
     Args:
+        context: the node's values.
         space: has what is followed.
         sync: holds the requests.
         peers: those that are not blocked are followed.
         standing: decides what is always followed of each.
         start: runs a loop in the background until its task is cancelled.
         is_up: says whether a peer answers.
-        clock: the node's.
-        log: hears of subscriptions beyond the bound.
     """
 
     def __init__(
         self,
+        context: Context,
         space: port.Space,
         sync: SpaceSync,
         peers: peering.Peers,
         standing: Standing,
-        start: Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]],
         *,
+        start: Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]],
         is_up: Callable[[bytes], bool],
-        clock: Clock,
-        log: Log,
     ) -> None:
         self._space = space
         self._sync = sync
@@ -76,8 +73,8 @@ class Following:
         self._peers = peers
         self._standing = standing
         self._start = start
-        self._clock = clock
-        self._log = log
+        self._clock = context.clock
+        self._log = context.log
         self._begun = False
         self._recognised = asyncio.Event()
         self._tasks: dict[bytes, asyncio.Task[None]] = {}

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
 from xsc.base import encoding, errors, fields, ids, merkle, peering, tally
-from xsc.base.clock import Clock
-from xsc.base.log import Log
+from xsc.identity.context import Context
 from xsc.space import limits
 from xsc.space.asking import body_of
 from xsc.space.store import SpaceStore
@@ -18,27 +17,23 @@ class Intervals:
 
     Args:
         store: keeps each grant before it is sent.
-        caller: reaches the peers.
-        clock: the node's.
+        context: the node's values.
         peers: returns the known peers.
         is_direct: says whether this node knows a peer directly.
-        log: told of peers that grant nothing.
     """
 
     def __init__(
         self,
         store: SpaceStore,
-        caller: peering.Caller,
-        clock: Clock,
+        context: Context,
         *,
         peers: Callable[[], Sequence[bytes]],
         is_direct: Callable[[bytes], bool],
-        log: Log,
     ) -> None:
         self._store = store
-        self._caller = caller
-        self._clock = clock
-        self._log = log
+        self._caller = context.caller
+        self._clock = context.clock
+        self._log = context.log
         self._peers = peers
         self._is_direct = is_direct
         self._asking = asyncio.Lock()

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from xsc.base import ids, turns
-from xsc.base.clock import Clock as TimePort
-from xsc.base.clock import Executor
 from xsc.base.errors import NotFound, RecordInvalid, StoreDamaged, XscError
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.db.group import GroupCommit
-from xsc.identity import envelope, keys
+from xsc.identity import envelope
+from xsc.identity.context import Context
 from xsc.space import limits, messages
 from xsc.space.causality import Causality, KeptClock
 from xsc.space.paths import UserSpacePaths, absent, is_under, sections_of
@@ -131,24 +130,21 @@ class Replicas(Watched):
     def __init__(
         self,
         db: KeyValue,
-        executor: Executor,
-        time: TimePort,
-        key: keys.KeyPair,
-        network: bytes,
+        context: Context,
         *,
         introducer_of: Callable[[bytes], str] = ids.to_text,
         keep_versions: int = 0,
         keep_ms: int = 0,
     ) -> None:
-        super().__init__(key.node_id)
+        super().__init__(context.key.node_id)
         self._db = db
-        self._executor = executor
-        self.work = turns.PeerWork(executor)
+        self._executor = context.executor
+        self.work = turns.PeerWork(context.executor)
         """Decodes and checks what peers have sent."""
-        self._commits = GroupCommit(db, executor)
-        self._time = time
-        self._key = key
-        self._network = network
+        self._commits = GroupCommit(db, context.executor)
+        self._time = context.clock
+        self._key = context.key
+        self._network = context.network
         self._introducer_of = introducer_of
         self._keep_versions = keep_versions
         self._keep_ms = keep_ms
@@ -156,7 +152,7 @@ class Replicas(Watched):
         self._turns: turns.Turns[bytes] = turns.Turns()
         self._read: dict[bytes, envelope.Signed[SpaceRecord]] = {}
         """By its bytes, each of the last READ_KEPT records that were read."""
-        self.causality = Causality(key.node_id, network)
+        self.causality = Causality(self.owner, context.network)
         self.register_schema(UserSpacePaths.INTERVAL, self.causality.check_grant)
         self.asked: dict[bytes, Sequence[messages.Cursor]] = {}
         """What each known subscriber has asked for last, since the start."""

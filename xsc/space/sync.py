@@ -13,12 +13,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeAlias
 
 from xsc.base import encoding, errors
-from xsc.base.clock import Clock
 from xsc.base.fields import take_int
 from xsc.base.ids import short
 from xsc.base.limits import KIB, SOUGHT_MAX
-from xsc.base.log import Log
-from xsc.base.peering import Caller, Reply
+from xsc.base.peering import Reply
+from xsc.identity.context import Context
 from xsc.space import limits, table
 from xsc.space.answering import Answering
 from xsc.space.asking import MORE_THAN_ASKED, Asking, Offered, body_of
@@ -56,21 +55,18 @@ class SpaceSync:
     def __init__(
         self,
         store: SpaceStore,
-        caller: Caller,
-        clock: Clock,
-        network: bytes,
+        context: Context,
         *,
         spend: Callable[[bytes, int], int],
         blame: Callable[[bytes, errors.XscError], None],
-        log: Log,
     ) -> None:
-        self.answering = Answering(store, clock, network, spend)
-        self.asking = Asking(store, caller, clock, network, spend)
+        self.answering = Answering(store, context, spend)
+        self.asking = Asking(store, context, spend)
         self._store = store
-        self._clock = clock
+        self._clock = context.clock
         self._spend = spend
         self._blame = blame
-        self._log = log
+        self._log = context.log
         self._full: set[bytes] = set()
         """Owners for whose records there was no room, which is logged once."""
         self._subscribed: set[Subscription] = set()
@@ -82,7 +78,7 @@ class SpaceSync:
         """By peer, the code of the error by which it did not answer last; None where it did."""
         self._recent = set[Followed]()
         """What was subscribed to or fetched since the last eviction."""
-        self._evicted_ms = clock.monotonic_ms()
+        self._evicted_ms = context.clock.monotonic_ms()
         self._failed: dict[Followed, set[bytes]] = {}
         self._plan = asyncio.Event()
         self._sources: dict[bytes, list[Followed]] | None = None

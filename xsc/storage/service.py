@@ -18,13 +18,13 @@ from collections.abc import (
 )
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from xsc.api import objects as shown
 from xsc.api.market import MONTH_MS
-from xsc.base import errors, keyvalue, limits, peering
+from xsc.base import errors, limits, peering
 from xsc.base.ids import short
-from xsc.base.keyvalue import Commit
 from xsc.base.progress import Watch, unwatched
 from xsc.base.turns import sliced
 from xsc.identity.context import Context
@@ -158,8 +158,6 @@ class StorageService:
         leases: Leases,
         node: store.StorageNode,
         departures: Departures,
-        state: keyvalue.KeyValue,
-        commit: Commit,
         settings: Settings,
         charge_read: ChargeRead,
         weight_ppm: Callable[[bytes], int] = lambda _: 0,
@@ -173,8 +171,6 @@ class StorageService:
             leases: those that this node granted.
             node: its shard store.
             departures: which nodes leave.
-            state: the store of the catalogue, journals and custody.
-            commit: writes to `state`, synced.
             settings: what the operator decided.
             charge_read: charges what is read from the disk for a caller.
             weight_ppm: returns how much this node recognises a peer.
@@ -184,7 +180,7 @@ class StorageService:
         self._own = context.key.node_id
         self._hosts = hosts
         self._settings = settings
-        self.catalogue = ObjectCatalogue(context, state, commit)
+        self.catalogue = ObjectCatalogue(context)
         self._client = client = HostClient(
             context, hosts=hosts, leaving=departures.leaving, lease_grace_ms=settings.lease_grace_ms
         )
@@ -194,8 +190,6 @@ class StorageService:
             context,
             hosts=hosts,
             node=node,
-            state=state,
-            commit=commit,
             departures=departures,
             watch=watch,
             grace_ms=grace_ms,
@@ -217,8 +211,6 @@ class StorageService:
         self.assignment = assignment.CustodianAssignment(
             context,
             client,
-            state,
-            commit,
             objects=self._owned,
             repairer=self.repairer,
             weight_ppm=weight_ppm,
@@ -227,8 +219,6 @@ class StorageService:
         self.custodian = custodian.Custodian(
             context,
             client,
-            state,
-            commit,
             owners,
             accepts=custodian_for,
             budget_bytes=settings.guard_bytes,
@@ -242,7 +232,7 @@ class StorageService:
             own=self.repairer,
             custody=self.custody_repairer,
         )
-        self.resume_journals = ResumeJournals(client, state, commit)
+        self.resume_journals = ResumeJournals(context, client)
         self.read_ahead = read_ahead_cache.ReadAheadCache()
         self._reading_together = asyncio.Semaphore(READ_AT_ONCE)
 
@@ -498,7 +488,7 @@ class StorageService:
         is_own = self.catalogue.placement(verify) is not None
         if manifest.inline is not None and not is_own:
             located = await self._finder.search(verify, located)
-        answers = await self._said(verify, located, {})
+        answers = await self._finder.ask(chain(*located.holders), verify, manifest)
         best = partial(best_columns, placed=is_own)
         columns, states = await self._context.executor.run(best, located, answers)
         if is_own and manifest.inline is None and set(states) & {"missing", "corrupt"}:
@@ -507,7 +497,8 @@ class StorageService:
             both = zip(located.holders, found.holders, strict=True)
             holders = tuple(tuple(dict.fromkeys((*own, *other))) for own, other in both)
             located = replace(located, holders=holders)
-            answers = await self._said(verify, located, answers)
+            fresh = {*chain(*holders)} - answers.keys()
+            answers |= await self._finder.ask(fresh, verify, manifest)
             columns, states = await self._context.executor.run(best, located, answers)
         holding = {node for node, state in zip(columns, states, strict=True) if state == "ok"}
         up = {node for node in self._hosts.peers() if self._hosts.is_up(node)}
@@ -531,17 +522,6 @@ class StorageService:
             ending=self._ending(ends),
         )
         return said, located
-
-    async def _said(
-        self,
-        verify: VerifyCapability,
-        located: get.Located,
-        known: Mapping[bytes, inventory.HeldObject | None],
-    ) -> dict[bytes, inventory.HeldObject | None]:
-        """Return what every node says that should hold some of an object."""
-        nodes = sorted({node for nodes in located.holders for node in nodes} - known.keys())
-        said = await together(self._finder.stat(node, verify, located.manifest) for node in nodes)
-        return {**known, **dict(zip(nodes, said, strict=True))}
 
     def _own_ends(self, entry: ObjectEntry) -> list[shown.Ending]:
         held = ((item.node, item.lease_id) for item in entry.held if item.size_bytes)
@@ -609,7 +589,7 @@ class StorageService:
             if state == "ok" and host.node is not None
         ]
         await self._hosts.learn_labels(nodes)
-        live = [durability.HostLabels(node, *self._hosts.labels(node)) for node in nodes]
+        live = self._client.labels_of(nodes)
         spares = len(live) - found.code.k
         contract = located.manifest.contract
         survives = durability.survival(live, spares) if spares > 0 else durability.Contract()
@@ -735,7 +715,7 @@ class StorageService:
         left = tuple(item for item in left if item not in over)
         # The own node gives no receipt to itself.
         others = tuple(receipt for receipt in receipts if receipt.author != self._own)
-        await self.catalogue.note_deletion(ref, entry, left, others)
+        await self.catalogue.note_deletion(ref, entry, left)
         await self.assignment.release(ref)
         name = "" if entry is None or entry.name.startswith(names.HIDDEN) else entry.name
         silent = sorted({item.node for item in left})

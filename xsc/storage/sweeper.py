@@ -83,13 +83,12 @@ class Sweeper:
         *,
         node: StorageNode,
         leases: Leases,
-        state: keyvalue.KeyValue,
         grace_ms: int,
         leftover_ms: int,
     ) -> None:
         self._node = node
         self._leases = leases
-        self._state = state
+        self._state = context.state
         self._clock = context.clock
         self._executor = context.executor
         self._log = context.log

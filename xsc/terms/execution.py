@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from xsc.base import jobs, limits
+from xsc.base.numerals import WIDTHS
 from xsc.identity.envelope import Count, Id32, Record
 
 Text = Annotated[str, Field(max_length=1024)]
 NumberType = Literal["i32", "i64", "f32", "f64"]
-WIDTHS = {"i32": 4, "i64": 8, "f32": 4, "f64": 8}
 
 
 class Number(Record):

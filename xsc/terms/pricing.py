@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import lcm
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xsc.base import limits, units
-from xsc.terms.quote import Kind, Tier
+
+if TYPE_CHECKING:  # a sandbox worker prices, and need not load the record models
+    from xsc.terms.quote import Kind, Tier
 
 PRICE_UNIT: Final[dict[Kind, int]] = {"storage": limits.PRICE_BYTES, "compute": limits.PRICE_FUEL}
 """For how much a price is: bytes (of storage, for an epoch), or fuel steps."""

@@ -12,7 +12,7 @@ from collections import Counter
 
 from tests.sim.adversary.laws import LEFT_OUT, LawBroken
 from tests.sim.adversary.play import ROUNDS, Play
-from tests.sim.signatures import remembered
+from tests.sim.signatures import simulated
 
 
 def say(text: str) -> None:
@@ -49,6 +49,6 @@ def main() -> int:
     return 1 if broke else 0
 
 
-with remembered():
+with simulated():
     status = main()
 sys.exit(status)

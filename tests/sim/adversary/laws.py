@@ -595,9 +595,10 @@ class Oracle:
     def cubes_are_of_entries(self) -> None:
         """Each seal is over what it was signed for, and no entry is in two."""
         for index in self.up():
-            chain = self.world.nodes[index].ledger.chain
+            ledger = self.world.nodes[index].ledger
+            chain = ledger.chain
             for peer in chain.state.dealt:
-                history, found = chain.history(peer), []
+                history, found = ledger.seals.history(peer), []
                 halves = [chain.own(seq).record for seq in chain.state.flows.newest(peer, None)]
                 seals = {
                     half.amount_micro: half.receipt
@@ -607,7 +608,7 @@ class Oracle:
                 key = SEAL + history
                 for at, begins in chain.state.index.scan(key, key + b"\xff" * 8):
                     below = int.from_bytes(at[-8:], "big")
-                    rows = chain.shared(peer, int.from_bytes(begins, "big"), below)
+                    rows = ledger.seals.shared(peer, int.from_bytes(begins, "big"), below)
                     entry_ids = sorted(entry_id for _, entry_id in rows)
                     expect(seals[below] == seal_hash(entry_ids), "sealed", f"node-{index}: {below}")
                     found += entry_ids

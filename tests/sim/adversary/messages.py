@@ -37,7 +37,6 @@ from xsc.identity.keys import KeyPair
 from xsc.ledger.checkpoint import Checkpoint, listed
 from xsc.ledger.cube import LEVEL_MAX, seal_hash
 from xsc.ledger.entry import UNIT_CREDIT, UNIT_NONE
-from xsc.ledger.off_books import Payment
 from xsc.space.itc import event_bytes
 from xsc.space.limits import ASKED_RECORDS_MAX, CURSORS_MAX
 from xsc.space.paths import UserSpacePaths, section_of
@@ -125,7 +124,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     "ledger.propose": {"half": Sealed("entry"), "voucher": Sealed("voucher")},
     "ledger.head": {"incarnation": Sealed("incarnation")},
-    "ledger.account": {"paid": Payment | None},
+    "ledger.account": {"paid": Voucher | None},
     "ledger.history": {"start": Count},
     "ledger.offer": {
         "path": Many(Id32, 5),
@@ -333,12 +332,9 @@ def _proposal(forge: Forge, header: dict[str, Any]) -> list[bytes]:
             "unit": UNIT_CREDIT,
             "debit": debtor,
             "amount_micro": said["amount_micro"] + forge.rng.choice((0, 0, 1, 10**6)),
-            "ref": None,
-            "expires_ms": None,
             "account": said["account"],
             "receipt": open_signed(raw, Voucher, network=None).id,
             "created_ms": forge.now_ms(),
-            "memo": None,
         }
         header["half"] = forge.fitting("entry", values)
     return []
@@ -363,12 +359,9 @@ def _paid(forge: Forge, header: dict[str, Any]) -> bytes:
         "unit": UNIT_CREDIT,
         "debit": debtor,
         "amount_micro": amount_micro,
-        "ref": None,
-        "expires_ms": None,
         "account": said.account,
         "receipt": said.id,
         "created_ms": forge.now_ms(),
-        "memo": None,
     }
     header["half"] = forge.fitting("entry", values)
     return said.to_bytes()
@@ -388,12 +381,9 @@ def _seal(forge: Forge, header: dict[str, Any]) -> bytes:
         "kind": "seal",
         "unit": UNIT_NONE,
         "amount_micro": below + forge.rng.choice((0, 0, 0, 1)),
-        "ref": None,
-        "expires_ms": None,
         "account": account,
         "receipt": seal_hash(sorted(entry_ids)),
         "created_ms": forge.now_ms(),
-        "memo": None,
     }
     header["half"] = forge.fitting("entry", values)
     return b""

@@ -448,8 +448,8 @@ class Play:
             for lease in self.node(index).market.store.all("customer"):
                 forge.learn(lease.terms.lease_id, "lease")
         forge.focus["seq"], forge.focus["prev"] = node.ledger.head()
-        chain = self.node(target).ledger.chain
-        forge.focus["cubes"] = chain.history(me), [*chain.unsealed(me)]
+        seals = self.node(target).ledger.seals
+        forge.focus["cubes"] = seals.history(me), [*seals.unsealed(me)]
         if chosen is not None and chosen.manifest_hash in known:
             # Who may find and check an object knows the roots of its shards, and can ask for them.
             manifest = known[chosen.manifest_hash].manifest

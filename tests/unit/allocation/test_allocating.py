@@ -125,9 +125,8 @@ class Allocating(Node):
         self.network = network
         self.sequences = {}
         self.work = []
-        self.context = Context(
-            key, network, self.clock, SeededEntropy(b"8"), InlineExecutor(), None, self.log
-        )
+        ports = (self.clock, SeededEntropy(b"8"), InlineExecutor(), None, self.log)
+        self.context = Context(key, network, *ports, self.db, None)
         self.up = {peer.node_id for peer in peers}
         self.known = Known(*self.up)
         self.market = Plenty()
@@ -140,7 +139,6 @@ class Allocating(Node):
             records=Records(
                 self.context,
                 space=self.space,
-                state=self.db,
                 read=self.read,
                 heard=self.commitments.heard,
                 once=self.once,

@@ -55,11 +55,10 @@ class Node:
         self.has_peers = False
         self.wanted = needed("storage", {}, 9)
         self.runs = needed("compute", {}, 9)
-        store = SpaceStore(self.db, InlineExecutor(), self.clock, key, network)
+        ports = (self.clock, SeededEntropy(b"7"), InlineExecutor(), None, self.log)
+        context = Context(key, network, *ports, None, None)
+        store = SpaceStore(self.db, context)
         self.space = store
-        context = Context(
-            key, network, self.clock, SeededEntropy(b"7"), InlineExecutor(), None, self.log
-        )
         self.commitments = Commitments(
             context,
             self.space,

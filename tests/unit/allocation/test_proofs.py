@@ -69,6 +69,8 @@ class Checking:
             InlineExecutor(),
             None,
             Lines(),
+            self.state,
+            None,
         )
         self.context = context
         self.records = self.make()
@@ -77,7 +79,6 @@ class Checking:
         records = Records(
             self.context,
             space=self,
-            state=self.state,
             read=self.read,
             heard=self,
             once=self.once,

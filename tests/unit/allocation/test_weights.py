@@ -34,11 +34,12 @@ class Node:
         self.begin()
 
     def begin(self):
-        self.store = SpaceStore(self.db, InlineExecutor(), self.world.clock, self.key, NET)
+        ports = (self.world.clock, SeededEntropy(b"7"), InlineExecutor(), None, SilentLog())
+        context = Context(self.key, NET, *ports, None, None)
+        self.store = SpaceStore(self.db, context)
         self.space = self.store
-        entropy, log = SeededEntropy(b"7"), SilentLog()
         self.service = Commitments(
-            Context(self.key, NET, self.world.clock, entropy, InlineExecutor(), None, log),
+            context,
             self.space,
             self,
             posted=None,

@@ -218,6 +218,8 @@ class Node:
                 InlineExecutor(),
                 wire.caller(self.key.node_id),
                 SilentLog(),
+                None,
+                None,
             ),
             leases=self.market,
             book=self.market,

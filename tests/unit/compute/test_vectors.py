@@ -72,7 +72,6 @@ def test_fuel(machine, case):
     signature = read(wasm(case["program"])).signature(case["function"])
     numbers = parse_arguments(case["arguments"], case["function"], signature)
     mode = "run" if case["function"] == "_start" else "invoke"
-    bits = [(number.type, number.bits) for number in numbers]
-    result = machine.run(job(case["program"], case["function"], *bits, mode=mode))
+    result = machine.run(job(case["program"], case["function"], *numbers, mode=mode))
     assert result.fuel_used == case["fuel"]
     assert result.memory_peak_bytes == case["memory_peak_bytes"]

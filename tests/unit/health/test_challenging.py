@@ -67,10 +67,11 @@ class Prover:
     def start(self):
         entropy = SeededEntropy(self.id)
         clock, log = self.host.world.clock, SilentLog()
-        context = Context(self.host.key, NETWORK, clock, entropy, InlineExecutor(), self, log)
+        ports = (clock, entropy, InlineExecutor(), self, log)
+        context = Context(self.host.key, NETWORK, *ports, self.host.state, None)
         stored = self.host.service
         self.service = ChallengeService(
-            context, self.host.state, self, stored.possessions, leaf=stored.leaf, payments=self
+            context, self, stored.possessions, leaf=stored.leaf, payments=self
         )
 
     # Payments

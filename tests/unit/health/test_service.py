@@ -60,8 +60,10 @@ class Node:
             InlineExecutor(),
             self,
             self,
+            self.store,
+            None,
         )
-        scores = Scores(context, self.store, self, recognition_ppm=lambda _: 0, fork=lambda _: None)
+        scores = Scores(context, self, recognition_ppm=lambda _: 0, fork=lambda _: None)
         made = HealthService(
             context,
             scores=scores,

@@ -13,15 +13,14 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.ledger import off_books
-from xsc.ledger.chain import HALF, MARK, OTHER, RESTART, VOUCHER, key_of
+from xsc.ledger.chain import ENTRY, MARK, RESTART, key_of
+from xsc.ledger.entry import EntryRow
 from xsc.ledger.exchange import Restarted
 from xsc.ledger.incarnation import Noted
 from xsc.ledger.limits import LimitSettings
-from xsc.ledger.off_books import Payment
+from xsc.ledger.payments import report
 from xsc.ledger.service import LedgerService
-from xsc.ledger.snapshot import Snapshot, snapshot_of
-from xsc.ledger.state import LedgerState
+from xsc.ledger.state import LedgerState, Snapshot, snapshot_of
 from xsc.terms.voucher import Voucher
 
 NETWORK = network_id("test")
@@ -64,11 +63,21 @@ class Stored:
     def rows(self) -> list[tuple[bytes, bytes]]:
         one = [(MARK, self.mark), (RESTART, self.restart)]
         rows = [(key, raw) for key, raw in one if raw is not None]
-        tables = [(HALF, self.halves), (OTHER, self.others)]
-        tables += [(VOUCHER, self.vouchers)]
-        for name, table in tables:
-            rows += [(key_of(name, seq), raw) for seq, raw in table.items()]
+        for seq, half in self.halves.items():
+            row = EntryRow(half=half, other=self.others.get(seq), voucher=self.vouchers.get(seq))
+            rows.append((key_of(ENTRY, seq), row.to_bytes()))
         return rows
+
+
+def rows_of(member: Member) -> dict[bytes, bytes]:
+    """Return what the store has of the ledger, its snapshot and index."""
+    return dict(member.store.scan(b"ledger/", b"ledger0"))
+
+
+def put(member: Member, rows: dict[bytes, bytes]) -> None:
+    """Have a store hold these rows of a ledger and no others."""
+    old = [(key, None) for key in rows_of(member)]
+    member.store.write([*old, *rows.items()], sync=True)
 
 
 def digest(state: LedgerState) -> tuple[Snapshot, list[tuple[bytes, bytes]]]:
@@ -109,22 +118,24 @@ class Member:
                 self.executor,
                 Wire(self.circle, self.id),
                 self.log,
+                self.store,
+                None,
             ),
-            state=self.store,
             credit=LimitSettings(STARTER),
         )
 
     def rows(self) -> Stored:
         """Return the rows of the ledger."""
 
-        def numbered(prefix):
-            return {int.from_bytes(key, "big"): raw for key, raw in self.ledger.chain.table(prefix)}
-
+        rows = {
+            int.from_bytes(key, "big"): EntryRow.from_bytes(raw)
+            for key, raw in self.ledger.chain.table(ENTRY)
+        }
         return Stored(
             mark=self.store.get(MARK),
-            halves=numbered(HALF),
-            others=numbered(OTHER),
-            vouchers=numbered(VOUCHER),
+            halves={seq: row.half for seq, row in rows.items()},
+            others={seq: row.other for seq, row in rows.items() if row.other},
+            vouchers={seq: row.voucher for seq, row in rows.items() if row.voucher is not None},
             restart=self.store.get(RESTART),
         )
 
@@ -209,17 +220,12 @@ def voucher(
     return sign(said, debtor.key, NETWORK)
 
 
-async def pay(
-    payer: Member, payee: Member, amount_micro: int, *, before_micro: int = 0, xid: int = 1
-) -> int:
+async def pay(payer: Member, payee: Member, amount_micro: int, *, before_micro: int = 0) -> int:
     """Book what a payer paid off the books; its payee agrees to whatever is shown."""
-    payee.ledger.proposals.check_consent = lambda _payer, _voucher: None
-    report = Payment(
-        amount_micro=amount_micro, is_payer=False, before_micro=before_micro, said_ms=0
-    )
-    said = off_books.worth(report, payer=payer.id, payee=payee.id)
+    payee.ledger.proposals.checks["off_books"] = lambda _half, _voucher: None
+    said = report(payer.id, payee.id, before_micro + amount_micro, 0)
     under = Signed(said, payee.id, NETWORK, said.id, said.to_bytes())
-    return await payer.ledger.proposals.book(xid.to_bytes(16, "big"), payee.id, said.account, under)
+    return await payer.ledger.proposals.book(under)
 
 
 async def collect(
@@ -229,13 +235,7 @@ async def collect(
     *,
     of: int | None = None,
     account: int = 1,
-    xid: int = 1,
 ) -> int:
     """Collect an amount under a voucher over `of` in all, by default the same."""
     signed = voucher(debtor, creditor, of if of is not None else amount_micro, account=account)
-    return await creditor.ledger.collect(
-        xid=xid.to_bytes(16, "big"),
-        debtor=debtor.id,
-        account=bytes([account]) * 32,
-        voucher=signed.raw,
-    )
+    return await creditor.ledger.collect(signed.raw)

@@ -38,11 +38,12 @@ def circle():
 async def a(circle):
     """Return a node with a half of each kind, and a peer that signed two halves in one place."""
     a, b, c = circle.members
-    await collect(b, a, AMOUNT, account=1, xid=1)
-    await collect(a, c, 500, account=3, xid=3)
+    await collect(b, a, AMOUNT, account=1)
+    await a.ledger.set_limit(c.id, None)
+    await collect(a, c, 500, account=3)
     circle.fate = lambda: "request lost"
     with pytest.raises(PeerSilent):
-        await collect(a, c, 7, account=4, xid=4)
+        await collect(a, c, 7, account=4)
     circle.fate = lambda: "pass"
     half = open_half(
         next(decode(raw)["half"] for _, peer, _, raw in circle.sent if peer == a.id),
@@ -59,13 +60,13 @@ async def a(circle):
 async def restarted(a, circle):
     """Return the node after it lost its book and B was silent; B's entry is a claim by now."""
     _, b, c = circle.members
-    await collect(c, a, 20, account=5, xid=5)
+    await collect(c, a, 20, account=5)
     circle.gone.add(b.id)
     await a.come_back(a.ledger.noted())
-    await collect(c, a, 25, of=45, account=5, xid=6)
+    await collect(c, a, 25, of=45, account=5)
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
-    await collect(c, a, 5, of=50, account=5, xid=7)
+    await collect(c, a, 5, of=50, account=5)
     return a
 
 
@@ -164,7 +165,7 @@ async def test_the_mark_says_where_the_chain_ends(a):
     # Only the last half is missing, and its vouchers with it.
     await damaged(
         a,
-        "entry 3 .* does not end where it should",
+        "entry 3 .* (does not end where it should|is missing)",
         halves=without(rows.halves, 3),
         vouchers=without(rows.vouchers, 3),
     )
@@ -179,15 +180,6 @@ async def test_a_missing_half_is_named(a):
     for seq in range(3):
         rows = a.rows()
         await damaged(a, f"entry {seq} of .*: it is missing", halves=without(rows.halves, seq))
-
-
-async def test_parts_without_their_entry_are_damage(a, restarted):
-    rows = restarted.rows()
-    beyond = max(rows.halves) + 9
-    for table in ("others", "vouchers"):
-        kept = getattr(rows, table)
-        stray = {**kept, beyond: next(iter(kept.values()))}
-        await damaged(restarted, f"entry {beyond} .* the entry itself is not", **{table: stray})
 
 
 async def test_a_post_has_a_voucher_and_no_other_half_has_one(a):
@@ -231,7 +223,7 @@ async def test_what_concerns_its_author_alone_has_no_answer(a, circle):
     half = open_half(rows.halves[first], network=NETWORK)
     peer = next(member for member in circle.members if member.id == half.record.peer)
     answer = sign(counter_half(half, seq=9, prev=b"p" * 32, created_ms=0), peer.key, NETWORK)
-    await damaged(a, f"entry {first} .* has no answer", others={**rows.others, first: answer.raw})
+    await damaged(a, f"entry {first} .* answers nothing", others={**rows.others, first: answer.raw})
 
 
 async def test_the_half_that_an_answer_is_to_must_be_there(a):
@@ -279,7 +271,7 @@ async def test_a_claim_is_over_the_entries_that_it_names(restarted):
 async def test_the_entries_of_a_claim_are_taken_in_their_order(circle):
     a, b, _ = circle.members
     for number in range(1, 5):
-        await collect(a, b, 10 * number, account=number, xid=number)
+        await collect(a, b, 10 * number, account=number)
     circle.gone.add(b.id)
     await a.come_back(a.ledger.noted())
     circle.gone.clear()
@@ -316,7 +308,7 @@ async def test_claims_are_taken_where_they_stand_in_the_chain(a, circle):
     await a.come_back(a.ledger.noted())
     circle.gone.discard(c.id)
     await a.ledger.confirm_head([c.id])
-    await collect(a, c, 8, of=508, account=3, xid=8)
+    await collect(a, c, 8, of=508, account=3)
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
     rows = a.rows()
@@ -432,7 +424,6 @@ class Export:
             peer=self.debtor.id,
             seq=3,
             prev=b"p" * 32,
-            xid=b"x" * 16,
             amount_micro=AMOUNT,
             account=account,
             receipt=self.voucher.id,
@@ -473,11 +464,9 @@ def test_an_export_that_does_not_hold_is_refused(circle):
     made.refused("not the one that the entry names", receipt=b"r" * 32)
     made.refused("a stranger exported it", by=c)
     made.refused("over more than the voucher", amount_micro=AMOUNT + 1)
-    made.refused("no debt that its creditor booked", kind="void")
+    made.refused("names what it rests on, no other", kind="void")
     made.refused("no debt that its creditor booked", amount_micro=0)
-    made.refused("unit 7 is not booked", unit=7)
-    made.refused("neither expires nor carries a memo", memo=b"m" * 32)
-    made.refused("neither expires nor carries a memo", expires_ms=1)
+    made.refused("unit 7 is not that of", unit=7)
     # The creditor signs that it owes, under a voucher of its own.
     said = made.voucher.record.model_copy(update={"provider": b.id, "customer": a.id})
     under = sign(said, a.key, NETWORK)
@@ -528,9 +517,9 @@ def test_a_limit_is_no_debt(circle):
         debit=b.id,
         seq=0,
         prev=GENESIS,
-        xid=b"x" * 16,
         amount_micro=AMOUNT,
         created_ms=0,
     )
-    made.post = half.model_copy(update={"account": b"l" * 32, "receipt": made.voucher.id})
-    made.refused("no debt that its creditor booked")
+    for more in ({}, {"account": b"l" * 32, "receipt": made.voucher.id}):
+        made.post = half.model_copy(update=more)
+        made.refused("does not hold")

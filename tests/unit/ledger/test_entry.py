@@ -11,6 +11,7 @@ from xsc.identity.keys import KeyPair, network_id
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import (
     GENESIS,
+    UNIT_NONE,
     Half,
     SettledEntry,
     counter_half,
@@ -32,7 +33,6 @@ def made() -> Half:
         peer=DEBTOR.node_id,
         seq=VECTOR["half"]["seq"],
         prev=bytes.fromhex(VECTOR["prev"]),
-        xid=bytes.fromhex(VECTOR["xid"]),
         amount_micro=VECTOR["voucher"]["amount_micro"],
         account=bytes.fromhex(VECTOR["account"]),
         receipt=bytes.fromhex(VECTOR["voucher"]["id"]),
@@ -87,12 +87,30 @@ def test_a_half_names_its_peer_as_one_of_two_parties():
         {"kind": "gift"},
         {"amount_micro": -1},
         {"amount_micro": 2**63},
-        {"xid": b"short"},
+        {"xid": b"x" * 16},
+        {"kind": "clear"},
+        {"receipt": b"short"},
         {"prev": b""},
         {"unit": 2**32},
         {"v": 2},
         {"more": 1},
         {"seq": True},
+        {"unit": 7},
+        {"unit": UNIT_NONE},
+        {"account": None},
+        {"receipt": None},
+        {"kind": "limit", "receipt": None},
+        {"kind": "claim"},
+        {"kind": "void"},
+        {"kind": "void", "account": None, "receipt": None},
+        {"kind": "void", "receipt": None, "link": GENESIS},
+        {"kind": "seal"},
+        {
+            "kind": "seal",
+            "unit": UNIT_NONE,
+            "credit": max(CREDITOR.node_id, DEBTOR.node_id),
+            "debit": min(CREDITOR.node_id, DEBTOR.node_id),
+        },
     ],
 )
 def test_a_half_of_another_form_is_refused(wrong):
@@ -120,13 +138,13 @@ def test_limits_and_withdrawals_are_halves_without_counterpart():
         debit=DEBTOR.node_id,
         seq=0,
         prev=GENESIS,
-        xid=b"x" * 16,
         amount_micro=5,
         created_ms=1,
     )
     assert (limit.author, limit.debit, limit.link) == (CREDITOR.node_id, DEBTOR.node_id, None)
-    void = void_half(made(), seq=2, prev=b"p" * 32, xid=b"y" * 16, created_ms=1)
-    assert (void.ref, void.receipt, void.amount_micro) == (made().xid, None, made().amount_micro)
+    void = void_half(made(), seq=2, prev=b"p" * 32, created_ms=1)
+    assert (void.account, void.receipt) == (made().account, None)
+    assert (void.kind, void.amount_micro) == ("void", made().amount_micro)
     assert void.author == CREDITOR.node_id
 
 
@@ -138,10 +156,6 @@ def test_the_largest_voucher_and_half_fit_their_bound():
             "link": GENESIS,
             "amount_micro": most,
             "created_ms": most,
-            "memo": GENESIS,
-            "ref": b"r" * 16,
-            "expires_ms": most,
-            "unit": 2**32 - 1,
         }
     )
     assert open_half(sign(half, CREDITOR, NETWORK).raw, network=NETWORK).record == half

@@ -23,8 +23,7 @@ from xsc.base.errors import LedgerDamaged
 from xsc.base.units import format_time, parse_month
 from xsc.identity.envelope import sign
 from xsc.ledger.chain import FOR, key_of
-from xsc.ledger.export import FORMATS
-from xsc.ledger.statement import LEASES_NOTED_MAX, note_bytes, read_note, say_debt
+from xsc.ledger.statement import FORMATS, LEASES_NOTED_MAX, note_bytes, read_note, say_debt
 from xsc.terms.voucher import Voucher, leases_account, off_books_account
 
 ALL = (0, 2**63 - 1)
@@ -49,11 +48,11 @@ class Book:
         one, other = self.circle.members[creditor], self.circle.members[debtor]
         self.circle.clock.advance_to(max(self.circle.clock.now_ms(), parse_month(month)[0]) + 1)
         account = (off_books_account if off_books else leases_account)(one.id, other.id)
-        place, xid = (creditor, debtor, account), self.circle.clock.now_ms()
+        place = (creditor, debtor, account)
         before_micro = self.paid.get(place, 0)
         self.paid[place] = before_micro + amount_micro
         if off_books:
-            await pay(one, other, amount_micro, before_micro=before_micro, xid=xid)
+            await pay(one, other, amount_micro, before_micro=before_micro)
             return
         said = Voucher(
             account=account,
@@ -64,12 +63,7 @@ class Book:
             count=None,
             until_ms=0,
         )
-        await one.ledger.collect(
-            xid=xid.to_bytes(16, "big"),
-            debtor=other.id,
-            account=account,
-            voucher=sign(said, other.key, NETWORK).raw,
-        )
+        await one.ledger.collect(sign(said, other.key, NETWORK).raw)
 
     def text(self, form, span=ALL, who=0):
         return "".join(FORMATS[form](*self.circle.members[who].ledger.booked(*span, self.name_of)))
@@ -120,6 +114,9 @@ async def test_beancount_accepts_an_export_and_has_its_balances(book, tmp_path, 
     assert found == {peer: me.balance(peer) for peer in found}
     assert found == me.chain.state.balances
     said = [row.entry_id for row in book.statement(who=who)[1]]
+    paid = [each for each in transactions if "off the books" in each.narration]
+    beside = {leg.account for each in paid for leg in each.postings if "Peers" not in leg.account}
+    assert beside == ({"Equity:Off-Books"} if who < 2 else set())
     assert [ids.from_text(each.meta["entry"]) for each in transactions] == said
     assert len(said) == len({*said}) == me.settled_entries()
 
@@ -181,6 +178,8 @@ async def test_csv_and_json_have_every_payment_once(book):
     head, rows = book.statement()
     lines = [*csv.DictReader(io.StringIO(book.text("csv"), newline=""))]
     assert [line["entry"] for line in lines] == [ids.to_text(row.entry_id) for row in rows]
+    assert [line["off_books"] for line in lines] == ["no", "no", "no", "yes", "no"]
+    assert {line["loop"] for line in lines} == {"no"}
     assert sum(
         int(Decimal(line["amount"]).scaleb(6))
         * (1 if line["creditor_id"] == ids.to_text(head.node) else -1)
@@ -239,8 +238,9 @@ def test_no_name_breaks_a_format(names):
 def test_a_note_is_bounded_and_a_damaged_one_is_said():
     assert read_note(3, note_bytes([LEASE] * 100)) == [LEASE] * LEASES_NOTED_MAX
     assert read_note(3, None) == []
-    good = note_bytes([LEASE])
-    for raw in (b"", good[:-1], note_bytes([]).replace(b"leases", b"leasez"), b"\xa0"):
+    good = note_bytes([LEASE]) or b""
+    assert note_bytes([]) is None
+    for raw in (b"", good[:-1], good.replace(b"leases", b"leasez"), b"\xa0"):
         with pytest.raises(LedgerDamaged, match="entry 3"):
             read_note(3, raw)
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.unit.ledger.circle import Circle, collect, pay
-from xsc.ledger.flows import Flows
+from xsc.ledger.index import Flows
 
 DAY_MS = 24 * 3_600_000
 
@@ -29,13 +29,13 @@ def told(member, since_ms=0):
 
 async def test_flows_are_what_both_signed_by_the_date_of_the_own_half(circle):
     a, b, c = circle.members
-    await collect(a, b, 300, account=1, xid=1)
-    await collect(c, a, 40, account=2, xid=2)
+    await collect(a, b, 300, account=1)
+    await collect(c, a, 40, account=2)
     first_ms = circle.clock.now_ms()
     second_ms = first_ms - first_ms % DAY_MS + DAY_MS
     circle.clock.advance_to(second_ms)
-    await collect(a, b, 500, of=800, account=1, xid=3)
-    await collect(b, a, 7, account=3, xid=4)
+    await collect(a, b, 500, of=800, account=1)
+    await collect(b, a, 7, account=3)
     assert told(a) == {2: {"earned": 800, "spent": 7}, 3: {"spent": 40}}
     assert told(b) == {1: {"spent": 800, "earned": 7}}
     assert told(a, second_ms - 1) == told(a), "a day counts whole"
@@ -45,7 +45,7 @@ async def test_flows_are_what_both_signed_by_the_date_of_the_own_half(circle):
     # What nobody has answered counts nothing.
     circle.gone.add(b.id)
     with pytest.raises(Exception, match="no answer"):
-        await collect(a, b, 9, account=5, xid=5)
+        await collect(a, b, 9, account=5)
     before = told(a)
     assert before == {2: {"earned": 800, "spent": 7}, 3: {"spent": 40}}
     a.crash()

@@ -6,7 +6,17 @@ import itertools
 import pytest
 
 from tests.strategies import vectors
-from tests.unit.ledger.circle import NETWORK, STARTER, Circle, collect, digest, pay, voucher
+from tests.unit.ledger.circle import (
+    NETWORK,
+    STARTER,
+    Circle,
+    collect,
+    digest,
+    pay,
+    put,
+    rows_of,
+    voucher,
+)
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import (
     CreditExceeded,
@@ -21,7 +31,7 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.ledger import incarnation
-from xsc.ledger.entry import GENESIS, Half, open_half
+from xsc.ledger.entry import Half, open_half
 from xsc.ledger.exchange import HEAD, HISTORY, HISTORY_TIMEOUT_MS
 from xsc.ledger.incarnation import (
     NOTED_ACCOUNTS_MAX,
@@ -32,10 +42,10 @@ from xsc.ledger.incarnation import (
     claim_hash,
     open_incarnation,
     open_noted,
+    plan,
     worth_noting,
 )
 from xsc.ledger.proposals import PROPOSE
-from xsc.ledger.recovery import merged, plan
 from xsc.terms.voucher import off_books_account
 
 
@@ -79,9 +89,9 @@ async def sound(circle, *, agreed=True):
 
 async def debts(a, b, c):
     """A owes B 100 by its first entry; B owes A 30; C owes A 500."""
-    await collect(b, a, 100, account=1, xid=1)
-    await collect(a, b, 30, account=2, xid=2)
-    await collect(a, c, 500, account=3, xid=3)
+    await collect(b, a, 100, account=1)
+    await collect(a, b, 30, account=2)
+    await collect(a, c, 500, account=3)
 
 
 async def test_debts_stay_and_what_a_dead_peer_held_is_unproven_by_peer_and_amount(circle, a, b, c):
@@ -94,13 +104,7 @@ async def test_debts_stay_and_what_a_dead_peer_held_is_unproven_by_peer_and_amou
     assert (done.silent, done.unproven) == ((b.id,), {b.id: -70})
     assert (a.ledger.balance(b.id), a.ledger.balance(c.id)) == (0, 500)
     assert (a.ledger.limit(c.id), a.ledger.credit_left(c.id)) == (777, 277)
-    began = a.ledger.chain.restart.incarnation.record
-    last = c.ledger.entries(limit=1)[0]
-    assert (began.proven_seq, began.proven) == (
-        4,
-        open_half(c.store.get(other(last)), network=NETWORK).id,
-    )
-    assert await collect(a, c, 20, account=4, xid=4) == 20, "the chain goes on"
+    assert await collect(a, c, 20, account=4) == 20, "the chain goes on"
     await sound(circle, agreed=False)
 
 
@@ -143,15 +147,11 @@ async def test_a_ledger_notes_no_more_than_a_recovery_reads(monkeypatch, circle,
     assert open_noted(noted.to_bytes()) == noted
 
 
-def other(row):
-    return b"ledger/other/" + row.seq.to_bytes(8, "big")
-
-
 async def test_a_late_half_becomes_a_claim_and_both_books_agree_again(circle, a, b, c):
     await debts(a, b, c)
     circle.gone.add(b.id)
     await a.come_back(a.ledger.noted())
-    await collect(a, c, 20, account=4, xid=4)
+    await collect(a, c, 20, account=4)
     circle.gone.clear()
     assert await a.ledger.confirm_head([b.id]) == 1
     rows = {row.seq: row for row in a.ledger.entries(peer=b.id) if row.kind == "post"}
@@ -161,8 +161,8 @@ async def test_a_late_half_becomes_a_claim_and_both_books_agree_again(circle, a,
     ]
     assert a.ledger.balance(b.id) == -70
     assert a.ledger.chain.state.unproven_micro(b.id) == 0
-    await collect(b, a, 50, of=150, account=1, xid=5)
-    await collect(a, b, 1, of=31, account=2, xid=6)
+    await collect(b, a, 50, of=150, account=1)
+    await collect(a, b, 1, of=31, account=2)
     await sound(circle)
     # And a second time, with all that was taken late.
     await a.come_back(a.ledger.noted())
@@ -172,7 +172,7 @@ async def test_a_late_half_becomes_a_claim_and_both_books_agree_again(circle, a,
 
 
 async def test_nothing_is_booked_with_a_peer_that_was_not_heard(circle, a, b, c):
-    await collect(b, a, 100, account=1, xid=1)
+    await collect(b, a, 100, account=1)
     circle.gone.add(b.id)
     await a.come_back(a.ledger.noted())
     circle.gone.clear()
@@ -186,9 +186,9 @@ async def test_nothing_is_booked_with_a_peer_that_was_not_heard(circle, a, b, c)
     circle.deliver = deaf
     # Not refused: a refusal would be for good, and the amount follows from what is not known.
     with pytest.raises(PeerSilent):
-        await collect(b, a, 50, of=150, account=1, xid=2)
+        await collect(b, a, 50, of=150, account=1)
     with pytest.raises(PeerSilent):
-        await collect(a, b, 5, account=2, xid=3)
+        await collect(a, b, 5, account=2)
     circle.deliver = good
     assert await b.ledger.retry_pending() == 1
     assert a.ledger.balance(b.id) == -150
@@ -212,7 +212,7 @@ def crawl(circle, peer):
 
 async def test_who_crawls_counts_as_silent_and_what_it_has_shown_is_kept(circle, a, b, c):
     for number in range(1, 13):
-        await collect(b, a, 10, of=10 * number, xid=number)
+        await collect(b, a, 10, of=10 * number)
     crawl(circle, b)
     before_ms = circle.clock.now_ms()
     a.store = MemoryKeyValue()
@@ -230,7 +230,31 @@ async def test_who_crawls_counts_as_silent_and_what_it_has_shown_is_kept(circle,
         assert circle.clock.now_ms() - before_ms < HISTORY_TIMEOUT_MS + PEER_TIMEOUT_MS
         balances.append((heard, a.ledger.balance(b.id)))
     assert balances == [(0, -100), (0, -100), (1, -120), (1, -120), (1, -120)]
-    assert await collect(b, a, 10, of=130, xid=13) == 130
+    assert await collect(b, a, 10, of=130) == 130
+    await sound(circle)
+
+
+async def test_a_number_that_no_entry_has_ends_no_recovery(circle, a, b, c):
+    await collect(b, a, 10)
+    await collect(a, c, 500)
+    good = circle.deliver
+
+    async def lie(caller, peer, method, raw):
+        reply = await good(caller, peer, method, raw)
+        if peer == b.id and method == HISTORY:
+            items = [reply.header["items"][0], {"seq": 2**63 - 1}]
+            reply.header.update(items=items, more=True)
+        return reply
+
+    circle.deliver = lie
+    a.store = MemoryKeyValue()
+    a.ledger = a.start()
+    done = await a.ledger.restart([b.id, c.id], Noted())
+    assert done.silent == (b.id,)
+    assert a.ledger.balance(c.id) == 500
+    circle.deliver = good
+    assert await a.ledger.confirm_head([b.id]) == 1
+    assert a.ledger.balance(b.id) == -10
     await sound(circle)
 
 
@@ -250,15 +274,15 @@ async def test_who_never_restarted_asks_nobody_for_old_entries(circle, a, b, c):
 
 
 async def test_who_hides_a_debt_gains_no_credit_by_it(circle, a, b, c):
-    await collect(a, b, STARTER - 10, account=1, xid=1)
+    await collect(a, b, STARTER - 10, account=1)
     circle.gone.add(b.id)
     await a.come_back(a.ledger.noted())
     circle.gone.clear()
     hide(circle, b)
     with pytest.raises(CreditExceeded):
-        await collect(a, b, 11, account=2, xid=2)
+        await collect(a, b, 11, account=2)
     assert a.ledger.credit_left(b.id) == 10
-    assert await collect(a, b, 10, account=2, xid=2) == 10
+    assert await collect(a, b, 10, account=2) == 10
     circle.deliver = type(circle).deliver.__get__(circle)
     await a.ledger.confirm_head([b.id])
     assert (a.ledger.balance(b.id), a.ledger.credit_left(b.id)) == (STARTER, 0)
@@ -266,9 +290,9 @@ async def test_who_hides_a_debt_gains_no_credit_by_it(circle, a, b, c):
 
 
 async def test_who_hides_that_it_was_paid_in_money_gains_no_credit_by_it(circle, a, b):
-    await collect(b, a, STARTER, account=1, xid=1)
-    await pay(a, b, STARTER, xid=9)
-    await collect(a, b, STARTER, account=2, xid=2)
+    await collect(b, a, STARTER, account=1)
+    await pay(a, b, STARTER)
+    await collect(a, b, STARTER, account=2)
     assert a.ledger.credit_left(b.id) == 0
     hide(circle, b, off_books_account(a.id, b.id))
     await a.come_back(a.ledger.noted())
@@ -297,7 +321,7 @@ def hide(circle, member, account=None):
 async def test_what_was_hidden_and_booked_anew_counts_once(circle, a, b, order):
     """Of three entries under one account any come late, in any order, after a fourth."""
     for number in range(3):
-        await collect(b, a, 100, of=100 * (number + 1), xid=number + 1)
+        await collect(b, a, 100, of=100 * (number + 1))
     hide(circle, b)
     await a.come_back(a.ledger.noted())
     shown = type(circle).deliver.__get__(circle)
@@ -305,7 +329,7 @@ async def test_what_was_hidden_and_booked_anew_counts_once(circle, a, b, order):
     # B, who hid them, has A sign for all of it once more: its own book would not.
     b.store, kept = MemoryKeyValue(), b.store
     b.ledger = b.start()
-    await collect(b, a, 350, xid=9)
+    await collect(b, a, 350)
     assert a.ledger.balance(b.id) == -350
     b.store = kept
     b.ledger = b.start()
@@ -327,13 +351,13 @@ async def test_what_was_hidden_and_booked_anew_counts_once(circle, a, b, order):
 
 
 async def test_a_claim_beside_an_open_entry_counts_the_same_at_every_start(circle, a, b, c):
-    await collect(a, b, 100, xid=1)
+    await collect(a, b, 100)
     hide(circle, b)
     await a.come_back(a.ledger.noted())
     hidden, circle.deliver = circle.deliver, type(circle).deliver.__get__(circle)
     circle.fate = lambda: "request lost"
     with pytest.raises(PeerSilent):
-        await collect(a, b, 150, xid=2)  # B hid the 100 in this account
+        await collect(a, b, 150)  # B hid the 100 in this account
     circle.fate = lambda: "pass"
     await a.ledger.exchange._claims_of(b.id)
     assert a.ledger.credit_left(b.id) == STARTER - 150
@@ -349,17 +373,17 @@ async def test_an_open_entry_is_given_up_and_comes_back_as_a_claim_where_it_was_
 ):
     circle.fate = lambda: "answer lost"
     with pytest.raises(PeerSilent):
-        await collect(a, b, 100, xid=1)
+        await collect(a, b, 100)
     circle.fate = lambda: "pass"
     await a.ledger.restart([b.id, c.id], Noted())  # a home of the past, as after a backup
     assert (a.ledger.balance(b.id), len(a.ledger.chain.state.open)) == (100, 0)
-    assert await collect(a, b, 100, xid=1) == 100
+    assert await collect(a, b, 100) == 100
     await sound(circle)
 
 
 async def test_a_lower_incarnation_is_refused_and_proves_nothing(circle, a, b, c):
-    await collect(b, a, 100, account=1, xid=1)
-    await collect(a, b, 30, account=2, xid=2)
+    await collect(b, a, 100, account=1)
+    await collect(a, b, 30, account=2)
     old = MemoryKeyValue()
     old.write(list(a.store.scan(b"")), sync=True)
     await a.come_back(a.ledger.noted())
@@ -369,10 +393,10 @@ async def test_a_lower_incarnation_is_refused_and_proves_nothing(circle, a, b, c
         await copy.confirm_head([b.id])
     a.ledger, real = copy, a.ledger
     with pytest.raises(EntryRefused, match="this is lower"):
-        await collect(a, b, 5, account=3, xid=3)
+        await collect(a, b, 5, account=3)
     a.store, a.ledger = kept, real
     assert b.ledger.balance(a.id) == 70
-    await collect(a, b, 5, account=4, xid=4)
+    await collect(a, b, 5, account=4)
     await sound(circle)
 
 
@@ -409,7 +433,7 @@ async def tell(circle, caller, member, raw):
 
 
 async def test_restarts_without_end_give_no_credit_and_wipe_no_debt(circle, a, b, c):
-    await collect(a, b, STARTER, account=1, xid=1)
+    await collect(a, b, STARTER, account=1)
     for number in range(2, 8):
         circle.gone.add(a.id)
         await b.come_back()
@@ -417,7 +441,7 @@ async def test_restarts_without_end_give_no_credit_and_wipe_no_debt(circle, a, b
         await b.ledger.confirm_head([a.id, c.id])
         assert a.ledger.credit_left(b.id) == 0
         with pytest.raises(CreditExceeded):
-            await collect(a, b, 1, account=number, xid=number)
+            await collect(a, b, 1, account=number)
     assert (a.ledger.balance(b.id), b.ledger.balance(a.id)) == (STARTER, -STARTER)
     await sound(circle)
 
@@ -428,7 +452,7 @@ async def test_what_is_unproven_is_not_forgotten_by_the_next_restart(circle, a, 
     for _ in range(3):
         done = await a.come_back(a.ledger.noted())
         assert done.unproven == {b.id: -70}
-        await collect(a, c, 1, account=9, xid=9)
+        await collect(a, c, 1, account=9)
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
     assert [a.ledger.chain.state.unproven_micro(peer.id) for peer in (b, c)] == [0, 0]
@@ -436,44 +460,38 @@ async def test_what_is_unproven_is_not_forgotten_by_the_next_restart(circle, a, 
 
 
 async def test_every_flipped_byte_and_every_lost_row_of_a_restarted_book_is_found(circle, a, b, c):
-    await collect(b, a, 100, account=1, xid=1)
-    await collect(a, c, 500, account=3, xid=3)
+    await collect(b, a, 100, account=1)
+    await collect(a, c, 500, account=3)
     circle.gone.add(b.id)
     await a.come_back(a.ledger.noted())
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
-    await collect(c, a, 20, account=4, xid=4)
-    rows = list(a.store.scan(b"ledger/", b"ledger0"))
-    assert {key.split(b"/")[1] for key, _ in rows} == {
-        b"half",
-        b"other",
-        b"voucher",
+    await collect(c, a, 20, account=4)
+    rows = rows_of(a)
+    assert {key.split(b"/")[1] for key in rows} == {
+        b"entry",
         b"mark",
         b"restart",
     }
-    for key, raw in rows:
+    for key, raw in rows.items():
         for place in range(0, len(raw), 3):
             flipped = raw[:place] + bytes([raw[place] ^ 1 << place % 8]) + raw[place + 1 :]
-            a.store.write([(key, flipped)], sync=True)
+            put(a, {**rows, key: flipped})
             with pytest.raises(LedgerDamaged):
-                await a.ledger.verify()
-        a.store.write([(key, None)], sync=True)
+                await a.start().verify()
+        put(a, {at: row for at, row in rows.items() if at != key})
         with pytest.raises(LedgerDamaged):
             a.start()
-        a.store.write([(key, raw)], sync=True)
-    await a.ledger.verify()
+    put(a, rows)
+    await a.start().verify()
 
 
 @pytest.mark.parametrize("now_ms", [0, 10**12])
 def test_a_new_number_is_above_all_that_may_have_been_signed(now_ms):
     noted = Noted(next_seq=70, accounts=(NotedAccount(b"p" * 32, 5, None),))
-    made = plan(None, noted, highest_seq=9, now_ms=now_ms)
+    made = plan(noted, highest_seq=9, now_ms=now_ms)
     assert made.first_seq == max(now_ms, 70 + INCARNATION_GAP)
-    assert (made.proven_seq, made.proven) == (0, GENESIS)
-    assert (
-        plan(None, Noted(), highest_seq=2**40, now_ms=now_ms).first_seq >= 2**40 + INCARNATION_GAP
-    )
-    assert merged([]) == []
+    assert plan(Noted(), highest_seq=2**40, now_ms=now_ms).first_seq >= 2**40 + INCARNATION_GAP
 
 
 async def test_a_first_half_follows_on_its_incarnation(circle, a, b, c):
@@ -487,7 +505,6 @@ async def test_a_first_half_follows_on_its_incarnation(circle, a, b, c):
         peer=b.id,
         seq=began.first_seq,
         prev=b"?" * 32,
-        xid=b"x" * 16,
         amount_micro=7,
         account=bytes([5]) * 32,
         receipt=paid.id,
@@ -502,12 +519,12 @@ async def test_a_first_half_follows_on_its_incarnation(circle, a, b, c):
     assert b.ledger.balance(a.id) == -7
 
 
-async def test_one_xid_in_two_incarnations_is_no_evidence(circle, a, b, c):
-    await collect(a, b, 100, xid=1)
+async def test_one_voucher_in_two_incarnations_books_once_and_is_no_evidence(circle, a, b, c):
+    await collect(a, b, 100)
     hide(circle, b)
     await a.come_back()
-    with pytest.raises(EntryRefused, match="same xid"):
-        await collect(a, b, 100, xid=1)
+    with pytest.raises(EntryRefused, match="leaves 0"):
+        await collect(a, b, 100)
     assert forks(circle) == []
     assert decode(circle.sent[-1][3])
 
@@ -522,8 +539,6 @@ def test_formats_of_version_1_are_read_and_written():
     assert open_noted(bytes.fromhex(kept["said"])) == noted
     record = Incarnation(
         first_seq=1_700_000_000_000,
-        proven_seq=69,
-        proven=b"h" * 32,
         noted=hashlib.sha256(noted.to_bytes()).digest(),
         created_ms=1_700_000_000_000,
     )

@@ -14,7 +14,6 @@ from xsc.base.errors import CreditExceeded
 from xsc.base.limits import AMOUNT_MAX, PPM
 from xsc.base.units import is_near
 from xsc.ledger.limits import (
-    REPAID_MS,
     LimitSettings,
     Trust,
     limit_terms,
@@ -56,7 +55,9 @@ def test_a_limit_rises_with_each_term_and_never_above_the_maximum(
 
 @given(credit=settings, mutual=shares, paid=amounts, known=st.sampled_from(["stranger", "barred"]))
 def test_strangers_and_the_barred_may_owe_nothing(credit, mutual, paid, known):
-    assert limit_of(credit, known, mutual, paid) == 0
+    terms = limit_terms(credit, Trust(known, mutual), paid, None)
+    assert (terms.starter_micro, terms.recognised_micro, terms.repaid_credit_micro) == (0, 0, 0)
+    assert terms.limit_micro == 0
     assert limit_terms(credit, Trust("stranger", mutual), paid, 7).limit_micro == 7, "set by hand"
 
 
@@ -99,6 +100,8 @@ def test_who_is_paid_for_what_it_does_has_repaid_nothing():
     assert repaid(0, Flow(peer=b"p", earned_micro=10, received_micro=10)) == 10
     assert repaid(0, Flow(peer=b"p", received_micro=10)) == 10, "of an older debt"
     assert repaid(10, Flow(peer=b"p", earned_micro=10, paid_micro=10)) == 0, "an own debt, paid"
+    both = Flow(peer=b"p", earned_micro=10, spent_micro=9, paid_micro=4)
+    assert repaid(1, both) == 9, "what was paid was for what this node owed before"
 
 
 def test_what_a_loop_took_off_was_not_repaid():
@@ -119,9 +122,9 @@ async def test_the_order_of_entries_changes_no_limit():
         circle = Circle(3)
         a, b, _ = circle.members
         steps = (
-            lambda a=a, b=b: collect(a, b, 300, account=1, xid=1),
-            lambda a=a, b=b: collect(b, a, 200, account=2, xid=2),
-            lambda a=a, b=b: collect(a, b, 50, account=3, xid=3),
+            lambda a=a, b=b: collect(a, b, 300, account=1),
+            lambda a=a, b=b: collect(b, a, 200, account=2),
+            lambda a=a, b=b: collect(a, b, 50, account=3),
         )
         for number in order:
             await steps[number]()
@@ -131,11 +134,11 @@ async def test_the_order_of_entries_changes_no_limit():
 
 async def test_what_was_repaid_counts_for_90_days(circle):
     a, b, _ = circle.members
-    await collect(a, b, 300, account=1, xid=1)
-    await collect(b, a, 200, account=2, xid=2)
+    await collect(a, b, 300, account=1)
+    await collect(b, a, 200, account=2)
     assert a.ledger.limit_terms(b.id).repaid_micro == 200
     start_ms = circle.clock.now_ms()
-    end_ms = start_ms - start_ms % DAY_MS + DAY_MS + REPAID_MS
+    end_ms = start_ms - start_ms % DAY_MS + 91 * DAY_MS
     circle.clock.advance_to(end_ms - 1)
     assert a.ledger.limit(b.id) == STARTER + 100
     circle.clock.advance_to(end_ms)
@@ -146,24 +149,24 @@ async def test_dealing_between_others_raises_no_limit_here(circle):
     """Two nodes of one owner sell to each other; neither has repaid this node anything."""
     a, b, c = circle.members
     for number in range(1, 9):
-        await collect(b, c, 10_000, account=number, xid=number)
-        await collect(c, b, 10_000, account=number + 100, xid=number + 100)
+        await collect(b, c, 10_000, account=number)
+        await collect(c, b, 10_000, account=number + 100)
     assert (a.ledger.limit(b.id), a.ledger.limit(c.id)) == (STARTER, STARTER)
 
 
 async def test_a_limit_below_a_debt_takes_nothing_and_stops_more(circle):
     a, b, _ = circle.members
-    await collect(a, b, 300, account=1, xid=1)
+    await collect(a, b, 300, account=1)
     entries = a.ledger.entries()
     await a.ledger.set_limit(b.id, 100)
     assert a.ledger.balance(b.id) == 300
     assert a.ledger.credit_left(b.id) == -200
     assert a.ledger.entries()[1:] == entries
     with pytest.raises(CreditExceeded):
-        await collect(a, b, 1, account=2, xid=2)
+        await collect(a, b, 1, account=2)
     await a.ledger.set_limit(b.id, None)
     assert a.ledger.limit(b.id) == STARTER, "the formula holds again"
-    await collect(a, b, 1, account=2, xid=2)
+    await collect(a, b, 1, account=2)
     await a.ledger.verify()
     assert a.start().limit(b.id) == STARTER
 
@@ -174,7 +177,7 @@ async def test_a_creditor_says_once_that_a_peer_comes_near_its_limit(circle):
     b.ledger.proposals.on_owed = asked.append
     share = STARTER // 10
     for number in range(1, 11):
-        await collect(a, b, share, account=number, xid=number)
+        await collect(a, b, share, account=number)
     assert asked == [a.id] * 10
     (line,) = [said for event, said in a.log.lines if event == "ledger.near_limit"]
     assert (line["role"], line["owed_micro"], line["limit_micro"]) == (

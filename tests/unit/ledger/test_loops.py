@@ -35,6 +35,7 @@ from xsc.ledger.loop import (
     LOOP_MEMBERS_MAX,
     LOOP_MICRO_MIN,
     LOOP_SHARE,
+    OFFER_TIMEOUT_MS,
     Loop,
     SignedLoop,
     begin,
@@ -290,7 +291,6 @@ def entry_of(debtor, creditor, loop):
         peer=creditor.id,
         seq=state.next_seq,
         prev=state.head,
-        xid=b"z" * 16,
         amount_micro=loop.record.amount_micro,
         account=loop.id,
         receipt=loop.id,
@@ -310,9 +310,9 @@ def test_what_is_signed_counts_against_the_limit_until_it_is_booked():
         assert a.ledger.chain.state.loops.keys() == {loop.id}
         await a.ledger.set_limit(b.id, STARTER)
         assert a.ledger.credit_left(b.id) == STARTER
-        await collect(a, b, STARTER, account=9, xid=9)
+        await collect(a, b, STARTER, account=9)
         with pytest.raises(CreditExceeded):
-            await collect(a, b, 1, of=STARTER + 1, account=9, xid=10)
+            await collect(a, b, 1, of=STARTER + 1, account=9)
         # And yet the loop is booked once it is complete, whatever the limit is by then.
         await a.ledger.set_limit(b.id, 0)
         done = signed_by([b, c, a], DEBT)
@@ -411,7 +411,7 @@ def test_a_loop_that_is_booked_is_not_found_again():
         await work(circle)
         for index, member in enumerate(circle.members):
             creditor = circle.members[(index + 1) % 3]
-            await collect(creditor, member, DEBT, account=7 + index, xid=7 + index)
+            await collect(creditor, member, DEBT, account=7 + index)
 
         def show_again(reply):
             if "loop" in reply.header:
@@ -419,6 +419,40 @@ def test_a_loop_that_is_booked_is_not_found_again():
 
         circle.change = show_again
         assert not await a.ledger.loops.clear()
+
+    run(play())
+
+
+def test_the_beginning_of_a_loop_replaces_no_complete_one():
+    async def play():
+        circle = await ring(4)
+        a, x, h, _ = circle.members
+        some = 2 * DEBT // 5
+        begun = signed_by(circle.members, some, signers=2)  # as a and b have signed it
+
+        def begin_again(reply):
+            if "loop" in reply.header:
+                reply.header["loop"] = begun.raw
+
+        circle.change = begin_again
+        header = {
+            "v": 1,
+            "path": [a.id, x.id],
+            "amount_micro": some,
+            "left_ms": OFFER_TIMEOUT_MS,
+            "search": bytes(16),
+        }
+        answer, _ = await h.ledger.handlers()[OFFER](x.id, header, ())
+        assert len(open_loop(answer["loop"], network=NETWORK).envelopes) == 3
+        whole = signed_by(circle.members, some)
+        await h.ledger.handlers()[LOOP](x.id, {"v": 1, "loop": whole.raw}, ())
+        assert (await h.ledger.handlers()[OFFER](x.id, header, ()))[0]["loop"] is None
+        assert h.ledger.chain.state.loops[whole.id].is_complete
+        h.crash()
+        assert h.ledger.chain.state.loops[whole.id].is_complete
+        circle.change = lambda _: None
+        await work(circle)
+        assert debts(circle) == [(DEBT - some, DEBT - some)] * 4
 
     run(play())
 
@@ -433,7 +467,7 @@ def test_refused_loops_stay_open_and_cost_a_message_at_each_turn():
         loops = [signed_by(circle.members, DEBT // 4, xid=bytes([n]) * 16) for n in range(3)]
         for loop in loops:
             await chain.commit(chain.keep_loop, loop)
-        await collect(b, c, 7, account=70, xid=70)
+        await collect(b, c, 7, account=70)
         usual = c.ledger.handlers()
         refuses = [True]
 
@@ -447,7 +481,7 @@ def test_refused_loops_stay_open_and_cost_a_message_at_each_turn():
         await go_on(b)
         circle.gone.add(c.id)
         with pytest.raises(PeerSilent):
-            await collect(b, c, 9, account=71, xid=71)
+            await collect(b, c, 9, account=71)
         circle.gone.clear()
         count = b.ledger.count()
         for turn in range(5):
@@ -624,7 +658,6 @@ class Market(RuleBasedStateMachine):
                     members[debtor],
                     amount,
                     account=self.account % 250 + 1,
-                    xid=self.account,
                 )
             )
 
@@ -640,11 +673,24 @@ class Market(RuleBasedStateMachine):
         ),
     )
     def clear(self, who, fates):
+        """No member loses: no debt grows or changes sides, and none is used twice."""
         if self.circle.members[who].id in self.circle.gone:
             return
+        before = self.debts_in_the_end()
         self.fates = fates
         self.do(self.circle.members[who].ledger.loops.clear())
         self.fates = []
+        for was, now in zip(before, self.debts_in_the_end(), strict=True):
+            assert min(was, 0) <= now <= max(was, 0)
+
+    def debts_in_the_end(self):
+        """Return what each has with each other once all that it has signed is booked."""
+        states = [member.ledger.chain.state for member in self.circle.members]
+        return [
+            state.balances.get(other.id, 0) + sum(state.unbooked.get(other.id, {}).values())
+            for state in states
+            for other in self.circle.members
+        ]
 
     @rule(who=st.integers(0, 3))
     def go_silent(self, who):
@@ -682,6 +728,8 @@ class Market(RuleBasedStateMachine):
                     booked.setdefault(half.account, []).append((half.debit, half.credit))
         for edges in booked.values():
             assert len(edges) == 2 * len({*edges}) >= 6
+            # Who is owed less by it owes less by it.
+            assert {debtor for debtor, _ in edges} == {creditor for _, creditor in edges}
         assert not booked.keys() & unfinished.keys()
         total = sum(nets(self.circle))
         assert total == 0
@@ -738,6 +786,7 @@ def test_an_offer_goes_to_its_origin_first_and_to_few_of_the_largest_creditors()
     assert next_members(debts, [b"o", b"p"]) == [bytes([n]) for n in (19, 18, 17, 16)]
     assert len(next_members(debts, [b"o"])) == LOOP_FAN_MAX
     assert next_members(debts | {b"o": 1}, [b"o", b"p"])[0] == b"o"
+    assert b"o" not in next_members(debts | {b"o": 99}, [b"o"]), "two are no loop"
     full = [b"o", *(bytes([number]) for number in range(1, LOOP_MEMBERS_MAX - 1))]
     assert next_members(debts | {b"o": 1}, full) == [b"o"], "one more would be too many"
 

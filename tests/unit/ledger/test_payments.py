@@ -7,9 +7,8 @@ import pytest
 from tests.settle import settle, turns
 from tests.unit.ledger.circle import Circle, collect
 from xsc.base.clock import InlineExecutor
-from xsc.base.errors import ArgumentInvalid, EntryRefused
-from xsc.ledger.off_books import Payment
-from xsc.ledger.payments import ACCOUNT, PAID
+from xsc.base.errors import ArgumentInvalid, EntryRefused, PeerSilent
+from xsc.ledger.payments import ACCOUNT, PAID, check_amount, report
 
 
 class Threads(InlineExecutor):
@@ -43,11 +42,31 @@ async def owing(owed_micro, executor=None):
 async def test_a_word_is_shown_only_while_who_owes_is_who_it_says_has_paid(owed_micro, by_peer):
     """To say the same after it has turned would book that the other one paid."""
     a, b = await owing(owed_micro)
-    paid = Payment(amount_micro=7, is_payer=by_peer, before_micro=0, said_ms=1)
+    paid = report(*((b.id, a.id) if by_peer else (a.id, b.id)), 7, 1)
     header = {"v": 1, "paid": paid.to_value()}
     await a.ledger.handlers()[ACCOUNT](b.id, header, ())
     fits = owed_micro > 0 if by_peer else owed_micro < 0
     assert a.ledger.payments.heard(b.id) == (7 if fits else 0)
+
+
+@pytest.mark.parametrize(
+    ("amount_micro", "balance_micro", "clearing_micro", "wrong"),
+    [
+        (1, 0, 0, "neither of the two nodes owes"),
+        (1, 1, 0, None),
+        (1, -1, 0, None),
+        (2, 1, 0, "the peer owes this node 0.000001 credits, less than 0.000002"),
+        (2, -1, 0, "this node owes the peer 0.000001 credits, less than 0.000002"),
+        (6, 10, -4, None),
+        (7, 10, -4, "0.000004 credits of this debt are taken off by a loop"),
+        (6, -10, 4, None),
+        (7, -10, 4, "0.000004 credits of this debt are taken off by a loop"),
+    ],
+)
+def test_no_more_is_paid_than_is_owed(amount_micro, balance_micro, clearing_micro, wrong):
+    found = check_amount(amount_micro, balance_micro, clearing_micro)
+    assert (found or "").startswith(wrong or "")
+    assert (found is None) is (wrong is None)
 
 
 @pytest.mark.parametrize("steps", range(20))
@@ -63,7 +82,7 @@ async def test_what_is_said_while_the_payment_before_is_cleared_away_is_kept(ste
     await saying
     await settle()
     clearing.cancel()
-    assert payments.waiting(b.id).amount_micro == 7
+    assert payments.left_micro(payments.waiting(b.id)) == 7
 
 
 async def test_a_report_is_of_what_is_owed_when_its_turn_comes():
@@ -85,7 +104,7 @@ async def test_a_silent_peer_holds_up_no_report_to_another():
     circle = Circle(5)
     a, *others = circle.members
     for number, peer in enumerate(others, 1):
-        await collect(a, peer, 1_000, account=number, xid=number)
+        await collect(a, peer, 1_000, account=number)
         await a.ledger.payments.say(peer.id, 7)
     circle.sent.clear()
 
@@ -108,7 +127,7 @@ async def test_a_payee_that_agrees_and_refuses_does_not_have_the_chain_grow():
 
     b.ledger.proposals.on_propose = refuse
     await a.ledger.payments.say(b.id, 10)
-    theirs = a.ledger.payments.waiting(b.id).model_copy(update={"is_payer": False})
+    theirs = a.ledger.payments.waiting(b.id)
     before = a.ledger.chain.state.halves
     for _ in range(20):
         await a.ledger.handlers()[ACCOUNT](b.id, {"v": 1, "paid": theirs.to_value()}, ())
@@ -118,3 +137,24 @@ async def test_a_payee_that_agrees_and_refuses_does_not_have_the_chain_grow():
     again = {"v": 1, "paid": theirs.model_copy(update={"amount_micro": 11}).to_value()}
     await a.ledger.handlers()[ACCOUNT](b.id, again, ())
     assert a.ledger.chain.state.halves == before + 2
+
+
+async def test_a_payee_that_refuses_at_the_retry_does_not_have_the_chain_grow():
+    a, b = await owing(-1_000)
+    seen = set()
+
+    async def refuse_later(_caller, header, _parts):
+        if header["half"] in seen:
+            raise EntryRefused("no")
+        seen.add(header["half"])
+        raise PeerSilent("later")
+
+    b.ledger.proposals.on_propose = refuse_later
+    await a.ledger.payments.say(b.id, 10)
+    theirs = a.ledger.payments.waiting(b.id)
+    before = a.ledger.chain.state.halves
+    for _ in range(20):
+        await a.ledger.handlers()[ACCOUNT](b.id, {"v": 1, "paid": theirs.to_value()}, ())
+        await a.ledger.retry_pending()
+    assert len(seen) == 1
+    assert a.ledger.chain.state.halves <= before + 3

@@ -29,7 +29,6 @@ def post():
         peer=PEER.node_id,
         seq=5,
         prev=GENESIS,
-        xid=b"x" * 16,
         amount_micro=70,
         account=b"l" * 32,
         receipt=b"v" * 32,
@@ -102,7 +101,6 @@ def test_a_limit_has_no_direction_and_needs_no_answer():
         debit=PEER.node_id,
         seq=0,
         prev=GENESIS,
-        xid=b"x" * 16,
         amount_micro=1,
         created_ms=2,
     )

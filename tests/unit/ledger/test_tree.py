@@ -7,6 +7,7 @@ import pytest
 
 from xsc.base.errors import ProofInvalid
 from xsc.ledger.tree import (
+    PATH_MAX,
     is_consistent,
     leaf_hash,
     prove_consistency,
@@ -103,8 +104,17 @@ def test_each_beginning_of_each_size_is_proven_and_no_changed_path_proves_it(siz
         assert not is_consistent(old, top(0, old), size, bytes(32), path)
         assert not is_consistent(size + 1, top(0, old), size, top(0, size), path)
         assert not is_consistent(0, top(0, 0), size, top(0, size), path)
-        for wrong in broken(path):
+        for wrong in [*broken(path), *([[]] if path else [])]:
             assert not is_consistent(old, top(0, old), size, top(0, size), wrong)
+
+
+def test_no_proof_has_more_hashes_than_a_peer_may_send():
+    def no_hash(_low, _high):
+        return b""
+
+    most = 2**63 - 1
+    assert len(prove_inclusion(0, most, no_hash)) == PATH_MAX
+    assert max(len(prove_consistency(old, most, no_hash)) for old in (1, 2, 3)) <= PATH_MAX + 1
 
 
 def test_a_root_over_subtrees_is_the_root_over_their_leaves():

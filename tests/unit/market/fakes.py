@@ -60,7 +60,6 @@ class Ledger:
     limit: int = 10**9
     sharing: list = field(default_factory=list)
     booked: dict = field(default_factory=dict)
-    spent: set = field(default_factory=set)
     under_way: dict = field(default_factory=dict)
     trouble: list = field(default_factory=list)
     asked: list = field(default_factory=list)
@@ -77,33 +76,30 @@ class Ledger:
     def settled(self, account):
         return sum(amount for _, amount, at in self.booked.values() if at == account)
 
-    async def collect(self, *, xid, debtor, account, voucher):
-        self.asked.append(xid)
-        assert len(xid) == 16
+    async def collect(self, voucher):
+        self.asked.append(voucher)
         await asyncio.sleep(0)
         self.booked |= self.under_way
         self.under_way = {}
         signed = open_signed(voucher, Voucher, network=NET).record
+        debtor, account = signed.customer, signed.account
         amount_micro = signed.amount_micro - self.settled(account)
-        entry = self.booked.get(xid, (debtor, amount_micro, account))
+        entry = self.booked.get(voucher, (debtor, amount_micro, account))
         if not amount_micro:
             return self.settled(account)
         trouble = self.trouble.pop(0) if self.trouble else ""
-        if xid in self.spent:
-            raise EntryRefused("the entry was withdrawn")
         if trouble == "silent":
             raise PeerSilent("the debtor does not answer")
         if trouble == "late":
-            self.under_way[xid] = entry
+            self.under_way[voucher] = entry
             raise PeerSilent("the debtor does not answer yet")
         if trouble == "no credit":
             raise CreditExceeded("the debtor says that it has no room for it")
         if trouble == "refused":
-            self.spent.add(xid)
             raise EntryRefused("the debtor refused")
-        if xid not in self.booked and amount_micro > self.credit_left(debtor):
+        if voucher not in self.booked and amount_micro > self.credit_left(debtor):
             raise CreditExceeded("the debt limit would be passed")
-        self.booked[xid] = entry
+        self.booked[voucher] = entry
         if trouble == "lost":
             raise PeerSilent("the answer was lost")
         return self.settled(account)
@@ -275,10 +271,10 @@ class Node:
                 InlineExecutor(),
                 self.world.wire.caller(self.id),
                 self.log,
+                self.state,
+                GroupCommit(self.state, InlineExecutor()).commit,
             ),
             ports,
-            state=self.state,
-            commit=GroupCommit(self.state, InlineExecutor()).commit,
             settings=MarketSettings(**self.settings),
         )
         ports.prove, ports.custodians = self.prove, lambda: self.custodians

@@ -912,7 +912,10 @@ async def test_who_owes_more_than_its_limit_keeps_what_lies_there_and_adds_nothi
     provider.stores(host.lease_id, customer.id, 1)
     provider.ledger.limit = 12_000
     provider.market.tidy()
-    with pytest.raises(CreditExceeded, match=r"0\.012000 .* 0\.012000"):
+    with pytest.raises(CreditExceeded, match=r"of 0\.012000, 0\.012000 .* 0\.004000 are kept"):
+        provider.market.granter.admit(host.lease_id, customer.id, 1)
+    provider.ledger.limit = -1  # lowered below the debt
+    with pytest.raises(CreditExceeded, match=r"here: of 0\.000000, 0\.012000 are not settled"):
         provider.market.granter.admit(host.lease_id, customer.id, 1)
     provider.ledger.limit = 12_001
     world.later(EPOCH_MS)

@@ -17,10 +17,13 @@ from xsc.base.clock import ManualClock
 from xsc.base.errors import NotFound, SpaceExhausted, StoreDamaged
 from xsc.base.ids import to_text
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
+from xsc.identity.keys import KeyPair
 from xsc.monitor import alerts
 from xsc.monitor.conditions import RETRY_MS
 
-ME = bytes([1]) * 32
+KEY = KeyPair(bytes([1]) * 32)
+ME = KEY.node_id
 BAD = with_status("leases", ending=2)
 
 
@@ -55,15 +58,9 @@ class Board:
                 raise SpaceExhausted("the disk is full")
             self.state.write(changes, sync=True)
 
-        self.alerts = alerts.Alerts(
-            self.state,
-            commit,
-            self.clock,
-            self.log,
-            self.targets,
-            node=ME,
-            name_of={ME: "bob", PEER: "eve"}.get,
-        )
+        ports = (self.clock, None, None, None, self.log, self.state, commit)
+        names = {ME: "bob", PEER: "eve"}
+        self.alerts = alerts.Alerts(Context(KEY, b"", *ports), self.targets, names.get)
 
     async def look(self, measures=BAD):
         await self.alerts.look(measures)

@@ -11,6 +11,7 @@ from xsc.base.clock import InlineExecutor
 from xsc.base.errors import SpaceExhausted, StoreDamaged
 from xsc.base.keyvalue import prefix_end
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
 from xsc.monitor import history
 
 MINUTE = history.SAMPLE_MS
@@ -22,7 +23,8 @@ class Ring:
         self.reopen()
 
     def reopen(self):
-        self.history = history.History(self.state, self.commit, InlineExecutor(), self.log)
+        ports = (InlineExecutor(), None, self.log, self.state, self.commit)
+        self.history = history.History(Context(None, b"", None, None, *ports))
 
     async def commit(self, changes):
         if self.full:

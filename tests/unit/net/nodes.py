@@ -95,8 +95,9 @@ class Node:
             entropy=SeededEntropy(f"{self.name} {self._boots}".encode()),
             executor=InlineExecutor(),
             transport=self.transport,
-            store=self.store,
             log=self.log,
+            state=self.store,
+            commit=None,
             name=self.name,
             accepts=self.accepts,
         )

@@ -36,7 +36,6 @@ class Friend(Member):
             self.node.net,
             self.space,
             self.sync,
-            self.node.clock,
             before_write=nothing,
             blame=lambda peer, fault: self.blamed.append((peer, type(fault))),
         )

@@ -10,6 +10,7 @@ from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.errors import ArgumentInvalid, PeerUnknown
 from xsc.base.log import SilentLog
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.identity.keys import KeyPair
 from xsc.programs.functions import Functions
@@ -51,17 +52,13 @@ class ProgramNode:
         self.db, self.state = db or MemoryKeyValue(), state or MemoryKeyValue()
         self.clock, self.sandbox = clock or ManualClock(), sandbox
         self.others, self.watched, self.tasks = {}, [], []
-        self.store = SpaceStore(self.db, InlineExecutor(), self.clock, self.key, NETWORK)
+        given = (self.clock, None, InlineExecutor(), None, SilentLog(), self.state, None)
+        context = Context(self.key, NETWORK, *given)
+        self.store = SpaceStore(self.db, context)
         self.space = self.store
         self.recorder = Noting(Recorder(self.space, self.key, NETWORK))
-        ports = Ports(self.space, self, self.find, sandbox, self.recorder, self.clock, SilentLog())
-        self.manager = ComputeRuntimeManager(
-            ports,
-            state=self.state,
-            executor=InlineExecutor(),
-            start=self.start,
-            functions=Functions(),
-        )
+        ports = Ports(context, self.space, self, self.find, sandbox, self.recorder)
+        self.manager = ComputeRuntimeManager(ports, start=self.start, functions=Functions())
 
     # What a node gives to programs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xsc.base.clock import InlineExecutor, ManualClock
+from tests.unit.memory import made_for
 from xsc.base.errors import StoreDamaged
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import network_id
@@ -16,7 +16,7 @@ from xsc.space.store import SpaceStore
 async def db(alice, network):
     """The database of a node that wrote, replaced, deleted and signed a head."""
     kept = MemoryKeyValue()
-    store = SpaceStore(kept, InlineExecutor(), ManualClock(), alice, network, keep_versions=2)
+    store = SpaceStore(kept, made_for(alice, network), keep_versions=2)
     await store.put_all({"a": b"first", "b": b"x"})
     await store.put_all({"a": b"value"})
     await store.put_all({"b": None})

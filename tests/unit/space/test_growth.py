@@ -8,8 +8,8 @@ import os
 
 import pytest
 
+from tests.unit.memory import made_for
 from tests.unit.space.test_store import record
-from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.node.system import ThreadExecutor
 from xsc.space import replicas as stores
@@ -44,7 +44,7 @@ def made(tmp_path, alice, network):
     def make(name, executor=None):
         disk = Disk(tmp_path / name)
         disks.append(disk)
-        return disk, SpaceStore(disk, executor or InlineExecutor(), ManualClock(), alice, network)
+        return disk, SpaceStore(disk, made_for(alice, network, executor=executor))
 
     yield make
     for disk in disks:
@@ -102,7 +102,7 @@ async def test_a_compaction_goes_in_steps_while_puts_go_on(made, bob, network, m
     assert puts > 3
     assert disk.compacted[0][0] == b"\0"
     assert disk.compacted[-1][1] == b"\xff"
-    again = SpaceStore(disk, InlineExecutor(), ManualClock(), store._key, network)
+    again = SpaceStore(disk, made_for(store._key, network))
     assert len(again.ls("meanwhile", store.owner)) == puts
     assert len(again.ls("cells", store.owner)) == CELLS
     assert again.get("b", bob.node_id).value == b"v"

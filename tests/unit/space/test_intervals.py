@@ -8,9 +8,8 @@ import pytest
 
 from tests.settle import settle
 from tests.unit.net.nodes import Node, acquainted
-from xsc.base.clock import InlineExecutor, ManualClock
+from xsc.base.clock import ManualClock
 from xsc.base.errors import NotAllowed, PeerSilent, RateLimited
-from xsc.base.log import SilentLog
 from xsc.db.memory import MemoryKeyValue
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.space.intervals import Intervals
@@ -25,15 +24,9 @@ class Member:
         self.node = node
         self.id = node.id
         self.direct = True
-        network, clock = node.net.network, node.clock
-        self.store = SpaceStore(MemoryKeyValue(), InlineExecutor(), clock, node.key, network)
+        self.store = SpaceStore(MemoryKeyValue(), node.net.context)
         self.intervals = Intervals(
-            self.store,
-            node.net,
-            clock,
-            peers=node.net.peers,
-            is_direct=lambda _: self.direct,
-            log=SilentLog(),
+            self.store, node.net.context, peers=node.net.peers, is_direct=lambda _: self.direct
         )
         node.net.server.register(self.intervals.handlers())
 
@@ -129,8 +122,7 @@ async def test_a_grant_that_is_lost_is_asked_for_again_until_there_is_one(member
 async def test_who_is_to_grant_an_interval_is_known_after_a_restart(members):
     ada, bea, _ = members
     await bea.store.invited_by(ada.id)
-    network, clock = bea.node.net.network, bea.node.clock
-    again = SpaceStore(bea.store._db, InlineExecutor(), clock, bea.node.key, network)
+    again = SpaceStore(bea.store._db, bea.node.net.context)
     assert again.inviter == ada.id
     await again.put_all({"a": b"1"})  # nobody waits for a grant
     assert again.inviter is None

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from tests.settle import settle
+from tests.unit.memory import made_for
 from tests.unit.space.test_store import A, Journal, opened, record
-from xsc.base.clock import InlineExecutor, ManualClock
+from xsc.base.clock import ManualClock
 from xsc.base.errors import ArgumentInvalid, NotFound, RateLimited, RecordInvalid, SpaceExhausted
 from xsc.space.limits import (
     VALUE_BYTES_MAX,
@@ -22,7 +23,7 @@ from xsc.space.store import SpaceStore
 class Node:
     def __init__(self, key, network):
         self.db, self.clock = Journal(), ManualClock()
-        self.store = SpaceStore(self.db, InlineExecutor(), self.clock, key, network)
+        self.store = SpaceStore(self.db, made_for(key, network, self.clock))
         self.service = self.store
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xsc.base.clock import InlineExecutor, ManualClock
+from tests.unit.memory import made_for
 from xsc.base.encoding import encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.ids import short
@@ -46,7 +46,7 @@ class Journal(MemoryKeyValue):
 
 def opened(key, network, db=None, **policy):
     db = Journal() if db is None else db
-    return SpaceStore(db, InlineExecutor(), ManualClock(), key, network, **policy)
+    return SpaceStore(db, made_for(key, network), **policy)
 
 
 @pytest.fixture

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from tests.settle import settle
 from tests.unit.net.nodes import Node, acquainted
-from xsc.base.clock import InlineExecutor, ManualClock
+from xsc.base.clock import ManualClock
 from xsc.base.encoding import encode
 from xsc.base.errors import (
     ClockSkewed,
@@ -102,17 +103,13 @@ class Member:
 
     def begin(self):
         self.wanted = set()
-        network, clock = self.node.net.network, self.node.clock
-        self.store = SpaceStore(self.db, InlineExecutor(), clock, self.node.key, network)
+        self.store = SpaceStore(self.db, self.node.net.context)
         self.space = self.store
         self.sync = SpaceSync(
             self.store,
-            self,
-            clock,
-            network,
+            replace(self.node.net.context, caller=self, log=self.log),
             spend=self.node.net.server.charge_work,
             blame=lambda *told: self.blamed.append(told),
-            log=self.log,
         )
         handlers = self.sync.answering.handlers()
         if not hasattr(self, "handlers"):
@@ -782,7 +779,7 @@ async def test_what_only_one_peer_shows_is_recovered_at_a_new_sequence(circle):
     ada.begin()
     for member in (bea, cid):
         await ada.sync.recover(member.id)
-    again = SpaceStore(ada.db, InlineExecutor(), circle.clock, ada.node.key, ada.node.net.network)
+    again = SpaceStore(ada.db, ada.node.net.context)
     made = await again.put_all({"c": b""})
     assert made == {"causality/interval": 6, "c": 7, "a/x": 8}
     assert again.get("a/x", ada.id).signed.record.sequence == 8

@@ -117,10 +117,11 @@ class Host:
         self.may_read = True
         self.node = self.make_node(capacity_bytes)
         entropy = SeededEntropy(bytes([index]))
+        store, log = (self.state, self.commit_state), SilentLog()
         context = Context(
-            self.key, NETWORK, world.clock, entropy, InlineExecutor(), self, SilentLog()
+            self.key, NETWORK, world.clock, entropy, InlineExecutor(), self, log, *store
         )
-        spaces = SpaceStore(MemoryKeyValue(), InlineExecutor(), world.clock, self.key, NETWORK)
+        spaces = SpaceStore(MemoryKeyValue(), context)
         self.space = spaces
         self.service = StorageService(
             context,
@@ -128,8 +129,6 @@ class Host:
             leases=self.book,
             node=self.node,
             departures=Departures(self.space, spaces.owners(), spaces.told, SilentLog()),
-            state=self.state,
-            commit=self.commit_state,
             settings=SETTINGS,
             charge_read=self.charge_read,
         )

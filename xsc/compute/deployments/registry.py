@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from xsc.base import bounded, keyvalue, units
+from xsc.base import bounded, units
 from xsc.base.errors import NotFound, SpaceExhausted, StoreDamaged
 from xsc.base.limits import COMPUTE_LEASE_MS, MIB, SERVICE_LOG_ROWS_MAX, SERVICE_RATE_MS
 from xsc.base.turns import Turns
@@ -123,14 +123,13 @@ class ServiceRegistry:
     def __init__(
         self,
         context: Context,
-        state: keyvalue.KeyValue,
         modules: bounded.Bounded[bytes, bytes],
         on_change: Callable[[], None],
     ) -> None:
         """Begin with nothing; `load` reads what was kept.
 
         Args:
-            context, state: what it uses.
+            context: what it uses.
             modules: those in memory, shared with jobs.
             on_change: called when a service is deployed, moved or removed.
         """
@@ -138,7 +137,7 @@ class ServiceRegistry:
         self._on_change = on_change
         self._clock = context.clock
         self._executor = context.executor
-        self.store = store.ServiceStore(state, context.network)
+        self.store = store.ServiceStore(context.state, context.network)
         self.url = ""
         """Where requests reach this node, once it listens."""
         self.changed = asyncio.Event()

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 from xsc.api.services import WAIT_MS_MAX, Service, State
-from xsc.base import errors, ids, keyvalue, limits, peering
+from xsc.base import errors, ids, limits, peering
 from xsc.compute.deployments import holder, registry, store
 from xsc.compute.deployments.owner import ServiceOwner
 from xsc.compute.jobs.runner import JobRunner
@@ -29,7 +29,6 @@ class DeploymentService:
         leases: ServiceLeases,
         book: ServiceBook,
         runner: JobRunner,
-        state: keyvalue.KeyValue,
         serving: bool,
         compile_ms: int = limits.COMPILE_MS_DEFAULT,
         on_change: Callable[[], None] = lambda: None,
@@ -37,14 +36,14 @@ class DeploymentService:
         """Put it together.
 
         Args:
-            context, leases, book, runner, state: what it consists of.
+            context, leases, book, runner: what it consists of.
             serving: whether this node listens for requests, and so takes services of peers.
             compile_ms: how long others may compile a module for this node.
             on_change: called when a service is deployed, moved or removed.
         """
         self._own = context.key.node_id
         self._clock = context.clock
-        self.registry = registry.ServiceRegistry(context, state, runner.modules, on_change)
+        self.registry = registry.ServiceRegistry(context, runner.modules, on_change)
         self.owner = ServiceOwner(
             context, self.registry, leases=leases, runner=runner, compile_ms=compile_ms
         )

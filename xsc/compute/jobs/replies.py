@@ -130,7 +130,7 @@ def result_of(task: Task, done: Delivered, verification: Verification | None) ->
         )
     return JobResult(
         mode=task.mode,
-        results=tuple(values.format_number(number) for number in outcome.results),
+        results=tuple(values.format_bits(number.type, number.bits) for number in outcome.results),
         items=items,
         exit_code=outcome.exit_code,
         stdout=b"" if is_batch else done.stdout,

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 
 from xsc.base import jobs, work
 from xsc.base.bounded import Bounded
-from xsc.base.clock import Clock, Entropy, Executor, run_sized
+from xsc.base.clock import run_sized
 from xsc.base.limits import COMPUTE_WAIT_MS, MIB
-from xsc.base.log import Log
 from xsc.compute.jobs import receipts, tasks
 from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
 from xsc.compute.jobs.replies import Delivered, result_of
@@ -23,7 +22,8 @@ from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.program import Program, read
 from xsc.compute.wasm.rows import calls_of
 from xsc.compute.wasm.sandbox import Job, Sandbox
-from xsc.identity import batch_signer, keys
+from xsc.identity import batch_signer
+from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.terms.execution import Order, ServiceRequest
 from xsc.terms.lease import OWN_COMPUTE, RunTerms
@@ -57,28 +57,18 @@ class GrantedOrder:
 class JobRunner:
     """Runs tasks and orders here."""
 
-    def __init__(
-        self,
-        *,
-        key: keys.KeyPair,
-        network: bytes,
-        clock: Clock,
-        entropy: Entropy,
-        executor: Executor,
-        sandbox: Sandbox,
-        log: Log,
-    ) -> None:
-        self.own = key.node_id
-        self._clock = clock
-        self._entropy = entropy
-        self._executor = executor
-        self._log = log
+    def __init__(self, context: Context, sandbox: Sandbox) -> None:
+        self.own = context.key.node_id
+        self._clock = context.clock
+        self._entropy = context.entropy
+        self._executor = context.executor
+        self._log = context.log
         self.sandbox = sandbox
         self.modules: Bounded[bytes, bytes] = Bounded(size_max=MODULES_KEPT_BYTES_MAX)
         """In memory, by hash; each counts for the customer that brought it first."""
         self.limits = Limits()
         """Those of jobs that name none."""
-        self._signer = batch_signer.BatchSigner(key, network)
+        self._signer = batch_signer.BatchSigner(context.key, context.network)
         self._programs: Bounded[bytes, Program] = Bounded(PROGRAMS_REMEMBERED_MAX)
 
     async def prepare(self, module_hash: bytes, module: bytes, customer: bytes) -> None:

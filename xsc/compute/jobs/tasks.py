@@ -130,7 +130,8 @@ def task_of(
     )
     signature = program.signature(spec.function)
     if spec.mode == "invoke":
-        numbers = values.parse_arguments(spec.arguments, spec.function, signature)
+        read = values.parse_arguments(spec.arguments, spec.function, signature)
+        numbers = tuple(Number.model_validate({"type": t, "bits": b}) for t, b in read)
         return made(inputs.RunInput(), arguments=numbers, results=signature.results)
     if spec.mode == "run":
         env = tuple(sorted(spec.env.items()))

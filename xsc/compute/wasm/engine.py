@@ -40,8 +40,9 @@ from xsc.compute.wasm import program as programs
 from xsc.compute.wasm import rows, wasi
 from xsc.compute.wasm.code_format import MachineCode
 from xsc.compute.wasm.program import PAGE_BYTES, Program
-from xsc.compute.wasm.sandbox import Bits, Job, SandboxResult
+from xsc.compute.wasm.sandbox import Job, SandboxResult
 from xsc.compute.wasm.signature import Signature
+from xsc.compute.wasm.values import Bits
 
 STACK_BYTES = 512 * limits.KIB
 MODULES_COMPILED_MAX = 32

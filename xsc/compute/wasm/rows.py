@@ -23,15 +23,14 @@ from xsc.base.encoding import Value, decode, encode, tagged_sha256
 from xsc.base.errors import ArgumentInvalid, RecordInvalid, SignatureMismatch, TooLarge
 from xsc.base.limits import BATCH_ITEMS_MAX, FUEL_MAX, KIB, MILLISECOND_FUEL, STDIN_BYTES_MAX
 from xsc.base.merkle import root_of
+from xsc.base.numerals import WIDTHS
 from xsc.compute.wasm.signature import Signature
-from xsc.compute.wasm.values import parse_arguments, parse_bits
-from xsc.terms.execution import WIDTHS
+from xsc.compute.wasm.values import Bits, parse_arguments, parse_bits
 
 BATCH_TRAPS_MAX = 256
 BATCH_TRAPS_BYTES_MAX = 64 * KIB
 """Different traps that one batch can name."""
 
-Bits = tuple[str, bytes]
 HEAD_BYTES = 10
 OTHER_TRAP = "module_trapped: for one reason more than a batch can name"
 

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from xsc.base import encoding, errors, jobs
 from xsc.base.limits import COMPUTE_WAIT_MS
 from xsc.compute.wasm.limits import Limits
-from xsc.terms.quote import Tier
+from xsc.compute.wasm.values import Bits
 
-Bits = tuple[str, bytes]
-"""The type of a number ("i32") and its bits, little-endian."""
+if TYPE_CHECKING:  # a sandbox worker need not load the record models
+    from xsc.terms.quote import Tier
+
 CLOCK_START_MS = 1_767_225_600_000
 """2026-01-01T00:00Z: where the virtual clock starts unless the job says otherwise."""
 

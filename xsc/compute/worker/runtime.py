@@ -25,7 +25,6 @@ from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.sandbox import CLOCK_START_MS, Job, SandboxResult, trap_error
 from xsc.compute.wasm.values import parse_arguments, to_python
 from xsc.compute.worker.pool import PoolSandbox
-from xsc.terms.execution import Number
 
 _SEED = b"\0" * 32
 
@@ -188,7 +187,7 @@ class ComputeRuntime:
             module,
             "invoke",
             function,
-            tuple((number.type, number.bits) for number in numbers),
+            numbers,
             limits=options.get("limits") or self._limits,
             seed=options.get("seed", _SEED),
         )
@@ -232,10 +231,7 @@ def _ended(result: SandboxResult) -> SandboxResult:
 
 
 def _value(result: SandboxResult) -> int | float | list[int | float] | None:
-    values = [
-        to_python(Number.model_validate({"type": kind, "bits": bits}))
-        for kind, bits in result.results
-    ]
+    values = [to_python(kind, bits) for kind, bits in result.results]
     if not values:
         return None
     return values[0] if len(values) == 1 else values

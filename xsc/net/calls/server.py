@@ -72,8 +72,7 @@ class RequestServer:
     Args:
         context: the node's values.
         roster: the known peers.
-        store: keeps the replay horizons.
-        quota: of callers.
+        join: answers `peers.join`, from peers and from strangers.
         work: decodes large heads.
         traffic: counts bodies.
     """
@@ -82,28 +81,26 @@ class RequestServer:
         self,
         context: Context,
         roster: Roster,
-        store: keyvalue.KeyValue,
-        quota: Quota,
         *,
+        join: JoinHandler,
         work: turns.PeerWork,
         traffic: Traffic,
     ) -> None:
         self._context = context
         self._roster = roster
-        self._store = store
-        self.quota = quota
+        self._store = context.state
+        self.quota = Quota()
         self._work = work
         self._traffic = traffic
         self._replay = signing.ReplayGuard(
-            boot_ms=context.clock.now_ms(), horizons=read_horizons(store)
+            boot_ms=context.clock.now_ms(), horizons=read_horizons(context.state)
         )
         self.handlers: dict[str, Handler] = {batch.METHOD: self._batch}
         self._groups: dict[str, GroupHandler] = {}
         self._bounds: dict[str, AnswerBound] = {}
         self._batched: set[str] = set()
         """Methods that a batch may call."""
-        self._join: JoinHandler
-        """Set by `answer_joins`."""
+        self._join = join
 
     def register(self, handlers: Mapping[str, Handler]) -> None:
         """Answer these methods from now on; each belongs to one service."""
@@ -151,10 +148,6 @@ class RequestServer:
         now_ms = self._now_ms()
         self.quota.charge(peer, method, now_ms, units, made=True)
         return self.quota.pause_ms(peer, now_ms)
-
-    def answer_joins(self, handler: JoinHandler) -> None:
-        """Pass calls of `peers.join` to this handler, from peers and from strangers."""
-        self._join = handler
 
     def refuse_before(self, peer: bytes, until_ms: int) -> None:
         """Have the next start of this node refuse what a peer made before a time.

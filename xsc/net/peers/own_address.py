@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xsc.base import keyvalue
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.net.peers.roster import AddressRecord, number_row, read_number
@@ -20,7 +19,6 @@ class OwnAddress:
     Args:
         context: the node's values.
         transport: names the addresses of this node.
-        store: keeps the number of the last record.
         name: what this node calls itself.
         advertise: addresses to tell others instead of the transport's own.
         introducible: whether this node takes introductions, and may be introduced.
@@ -31,14 +29,13 @@ class OwnAddress:
         context: Context,
         *,
         transport: Transport,
-        store: keyvalue.KeyValue,
         name: str,
         advertise: Sequence[str],
         introducible: bool,
     ) -> None:
         self._context = context
         self._transport = transport
-        self._store = store
+        self._store = context.state
         self.name = name
         self.advertise = tuple(advertise)
         self.introducible = introducible

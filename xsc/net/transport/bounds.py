@@ -194,7 +194,6 @@ class Body(aiohttp.Payload):
 
     Args:
         buffers: the buffers.
-        size_bytes: of all.
         flow: bounds the time of what is written.
         left: called once all of it was written.
     """
@@ -202,12 +201,11 @@ class Body(aiohttp.Payload):
     def __init__(
         self,
         buffers: Sequence[port.Buffer],
-        size_bytes: int,
         flow: Flow | None = None,
         left: Callable[[], None] = port.nothing,
     ) -> None:
         super().__init__(buffers)
-        self._size = size_bytes
+        self._size = sum(len(buffer) for buffer in buffers)
         self._flow = flow
         self._left = left
 
@@ -235,7 +233,7 @@ async def write_answer(
     response.headers[hdrs.SERVER] = "xsc"
     size = sum(len(buffer) for buffer in body)
     flow = Flow(asyncio.get_running_loop().time(), window_ms, bytes_a_second)
-    response.body = b"".join(body) if size <= PIECE_BYTES else Body(body, size, flow)
+    response.body = b"".join(body) if size <= PIECE_BYTES else Body(body, flow)
     try:
         if size <= PIECE_BYTES:
             # It leaves with its head, and waits for nobody.
@@ -251,6 +249,9 @@ async def write_answer(
         # The reader does not read. Nothing can be told to it any more.
         if request.transport is not None:
             request.transport.abort()
+    finally:
+        # aiohttp keeps the last answer of a connection until its next request.
+        response.body = None
     return response
 
 
@@ -264,7 +265,7 @@ async def turn_to_send(
     arrive late, and if this node were killed, each would be incomplete, and therefore useless.
     """
     if size_bytes <= limits.BATCH_CALL_BYTES_MAX:
-        yield lambda: None
+        yield port.nothing
         return
     async with turns.of(peer) as left:
         yield left

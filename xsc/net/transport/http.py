@@ -362,9 +362,8 @@ class HttpTransport:
                 asyncio.timeout(timeout_ms / 1000),
                 bounds.turn_to_send(self._turns, address, size) as left,
             ):
-                return await self._ask(
-                    address, fingerprint, request, bounds.Body(request.body, size, left=left)
-                )
+                body = bounds.Body(request.body, left=left)
+                return await self._ask(address, fingerprint, request, body)
         except UnicodeError:
             raise PeerSilent(f"{address} is no address: no name is like that") from None
         except aiohttp.ServerFingerprintMismatch:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from xsc.base import errors, limits, turns
 from xsc.base.clock import Clock, SeededEntropy
@@ -18,8 +18,7 @@ from xsc.net.transport.port import Arrival, Dropped, Handler, RawRequest, RawRes
 _PORT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One thing that happened to a message."""
 
     now_ms: int

@@ -42,8 +42,6 @@ assert SERVICE_BODIES_BYTES_MAX >= 3 * SERVICE_BODIES_AN_ADDRESS_BYTES_MAX + SMA
 
 PIECE_BYTES = 64 * KIB
 """Read at once."""
-STOP_MS = 10_000
-"""How long requests that run may take to end when the node stops."""
 _SANDBOX = (
     "sandbox allow-downloads allow-forms allow-modals allow-popups "
     "allow-popups-to-escape-sandbox allow-scripts"
@@ -63,7 +61,7 @@ class _Refused(Exception):
         self.answer = rules.fault_answer(status, reason, retry_after_s=retry_after_s)
 
 
-class ServiceListener:
+class ServiceListener(http.Server):
     """Serves the services that a node holds.
 
     Args:
@@ -85,37 +83,21 @@ class ServiceListener:
         self._node = node
         self._progress_ms = progress_ms
         share = min(SERVICE_CONNECTIONS_AN_ADDRESS_MAX, connections_max)
-        self._gate = bounds.Gate(most=connections_max, share=share, idle_ms=progress_ms)
-        self._room = room or Room(
-            SERVICE_BODIES_BYTES_MAX,
-            SERVICE_BODIES_AN_ADDRESS_BYTES_MAX,
-            small=limits.SMALL_BODIES_BYTES,
-        )
-        self._requests = Room(SERVICE_REQUESTS_MAX, SERVICE_REQUESTS_AN_ADDRESS_MAX)
-        self._server: http.Server | None = None
-
-    async def start(self, host: str, port: int) -> int:
-        """Listen, and return the port.
-
-        Raises:
-            ConfigInvalid: it is not to be had.
-        """
-        self._server = http.Server(
+        super().__init__(
             self._serve,
-            self._gate,
+            bounds.Gate(most=connections_max, share=share, idle_ms=progress_ms),
             cancel=True,
             max_line_size=SERVICE_HEADER_BYTES_MAX,
             max_field_size=SERVICE_HEADER_BYTES_MAX,
             max_headers=SERVICE_HEADERS_MAX,
             read_bufsize=PIECE_BYTES,
         )
-        return await self._server.start(host, port, "services_listen")
-
-    async def stop(self) -> None:
-        """Take no more requests, and let those that run end."""
-        if self._server is not None:
-            await self._server.stop(STOP_MS)
-            self._server = None
+        self._room = room or Room(
+            SERVICE_BODIES_BYTES_MAX,
+            SERVICE_BODIES_AN_ADDRESS_BYTES_MAX,
+            small=limits.SMALL_BODIES_BYTES,
+        )
+        self._requests = Room(SERVICE_REQUESTS_MAX, SERVICE_REQUESTS_AN_ADDRESS_MAX)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         source = addresses.source_of(request.remote or "")

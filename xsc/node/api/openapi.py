@@ -29,7 +29,7 @@ _PAGE_MAY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src data:;"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_KINDS: Final = {
+KINDS: Final = {
     "json": "application/json",
     "framed": "application/octet-stream",
     "bytes": "application/octet-stream",
@@ -88,7 +88,7 @@ def _operation(endpoint: Endpoint[Any, Any], asked: Schema, answer: Schema) -> S
         "responses": {
             str(endpoint.status): {
                 "description": "Done.",
-                "content": _content(_KINDS[endpoint.gives], answer),
+                "content": _content(KINDS[endpoint.gives], answer),
             },
             "default": {"$ref": "#/components/responses/refused"},
         },
@@ -104,7 +104,7 @@ def _operation(endpoint: Endpoint[Any, Any], asked: Schema, answer: Schema) -> S
         ]
         body = {"description": FRAMED, "anyOf": parts}
     if body is not document or document["properties"]:
-        content = _content(_KINDS[endpoint.takes], body)
+        content = _content(KINDS[endpoint.takes], body)
         found["requestBody"] = {"content": content, "required": bool(document["required"])}
     return found
 

@@ -12,10 +12,10 @@ import re
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import count
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -29,9 +29,6 @@ from xsc.base.errors import ArgumentInvalid, RangeUnsatisfiable, TooLarge, XscEr
 from xsc.dashboard.source import Pick, Read
 from xsc.node.api import app, openapi
 from xsc.node.build import Node
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 JSON_BYTES_MAX: Final = 1 * limits.MIB
 """Bound of the JSON of a request; streams and modules have their own."""
@@ -133,6 +130,7 @@ class Download:
     """None where it is not known before the end; then there are no ranges."""
     range: str | None = None
     """What was asked for."""
+    kind: str = openapi.KINDS["bytes"]
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
@@ -247,15 +245,6 @@ async def _asked(
     return parse(json.dumps({**document, **path}).encode(), endpoint.request)
 
 
-def filled(kind: type[T], /, *values: object, **given: Any) -> T:  # noqa: ANN401 (its fields)
-    """Return an answer: each field as given, else what the first value has that has its name."""
-    for each in fields(cast("type[DataclassInstance]", kind)):
-        for value in values:
-            if each.name not in given and hasattr(value, each.name):
-                given[each.name] = getattr(value, each.name)
-    return kind(**given)
-
-
 class Server:
     """Answers requests for endpoints."""
 
@@ -323,7 +312,9 @@ class Server:
             given = (asked,) if endpoint.takes == "json" else (asked, body)
             found = answer(self._node, *given)
             if endpoint.gives in {"lines", "events"}:
-                return await self._streamed(request, found, events=endpoint.gives == "events")
+                pieces = self._encoded(found, events=endpoint.gives == "events")
+                streamed = Download(lambda *_: pieces, kind=openapi.KINDS[endpoint.gives])
+                return await self._downloaded(request, streamed)
             value = await found
             if endpoint.gives == "bytes":
                 return await self._downloaded(request, value)
@@ -336,50 +327,31 @@ class Server:
 
         return handle
 
-    async def _streamed(
-        self, request: web.BaseRequest, found: AsyncGenerator[object, None], *, events: bool
-    ) -> web.StreamResponse:
-        """Answer with lines or events until there are no more, or nobody reads them.
+    async def _encoded(
+        self, found: AsyncGenerator[object, None], *, events: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield lines or events as they come, and in between nothing, or a comment.
 
-        None says that what follows is no refusal any more; of events it is a comment.
-
-        Raises:
-            ConnectionError: the client is gone.
+        None says that what follows is no refusal any more: what is refused before it is answered
+        like any other request, however long its body takes.
         """
-        before, after = (b"data: ", b"\n\n") if events else (b"", b"\n")
-        kind = "text/event-stream" if events else "application/x-ndjson"
-        response = web.StreamResponse(headers={"Content-Type": kind})
+        before, after, idle = (b"data: ", b"\n\n", _COMMENT) if events else (b"", b"\n", b"")
+        wait_s = None
         async with aclosing(found):
             coming = asyncio.ensure_future(anext(found, _END))
             try:
-                # What is refused before anything has come is answered like any other request,
-                # however long its body takes.
-                await asyncio.wait({coming})
-                if isinstance(fault := coming.exception(), XscError):
-                    raise fault
-                await response.prepare(request)
                 while True:
-                    await asyncio.wait({coming}, timeout=(BEAT_MS if events else _LOOK_MS) / 1000)
-                    if not coming.done():
-                        if events:
-                            await response.write(_COMMENT)
-                        elif request.transport is None or request.transport.is_closing():
-                            return response
-                        continue
-                    item = coming.result()
+                    while not (await asyncio.wait({coming}, timeout=wait_s))[0]:
+                        yield idle
+                    item, wait_s = coming.result(), (BEAT_MS if events else _LOOK_MS) / 1000
                     if item is _END:
-                        break
-                    if item is not None:
-                        text = serial.to_text(item, self._node.name_of)
-                        await response.write(before + text.encode() + after)
-                    elif events:
-                        await response.write(_COMMENT)
+                        return
+                    text = serial.to_text(item, self._node.name_of).encode()
+                    yield idle if item is None else before + text + after
                     coming = asyncio.ensure_future(anext(found, _END))
             finally:
                 coming.cancel()
                 await asyncio.gather(coming, return_exceptions=True)
-        await response.write_eof()
-        return response
 
     async def _downloaded(
         self,
@@ -404,7 +376,7 @@ class Server:
             response = web.StreamResponse(
                 status=200 if found.range is None else 206,
                 headers={
-                    "Content-Type": "application/octet-stream",
+                    "Content-Type": found.kind,
                     "XSC-Request-Id": request_id,
                     **headers,
                 },
@@ -421,6 +393,8 @@ class Server:
             try:
                 await _write(response, first)
                 async for piece in pieces:
+                    if request.transport is None or request.transport.is_closing():
+                        return response
                     await _write(response, piece)
             except XscError as fault:
                 self._log.warning("api.answer_broke_off", code=fault.code, fault=fault.message)

@@ -35,9 +35,9 @@ from pydantic import Field
 
 from xsc.base import encoding, limits, log
 from xsc.base.errors import HomeInvalid, IdentityInvalid, RecordInvalid, StoreDamaged
-from xsc.base.keyvalue import KeyValue
+from xsc.base.keyvalue import KeyValue, Stores
 from xsc.identity import envelope, keys
-from xsc.ledger.chain import HALF
+from xsc.ledger.chain import ENTRY as LEDGER_ENTRY
 from xsc.market.lease_store import CUSTOMER
 from xsc.net.peers import invitation, roster
 from xsc.node.home import folder as homes
@@ -302,10 +302,10 @@ def home_files(path: Path, *, identity: bool) -> Iterator[Entry]:
             raise HomeInvalid(f"{path / name} cannot be read: {fault.strerror}") from None
 
 
-def letters_of(state: KeyValue, space: KeyValue, bodies: KeyValue | None) -> dict[bytes, KeyValue]:
+def letters_of(stores: Stores, *, bodies: bool = True) -> dict[bytes, KeyValue]:
     """Return the databases of a home that a backup holds by their letters; the state first."""
-    found = {STATE: state, SPACE: space}
-    return found if bodies is None else found | {BODY: bodies}
+    found = {STATE: stores.state, SPACE: stores.space}
+    return found | {BODY: stores.bodies} if bodies else found
 
 
 def rows_of(stores: Mapping[bytes, KeyValue]) -> Iterator[Entry]:
@@ -319,7 +319,7 @@ def rows_of(stores: Mapping[bytes, KeyValue]) -> Iterator[Entry]:
 
 
 def stream(
-    home: homes.Home, stores: Mapping[bytes, KeyValue], *, identity: bool, now_ms: int
+    home: homes.Home, stores: Stores, *, identity: bool, bodies: bool, now_ms: int
 ) -> Iterator[bytes]:
     """Return the bytes of a backup as everything is at this call, a frame at a time.
 
@@ -332,7 +332,7 @@ def stream(
     head = new_head(home.key.node_id, home.network, seal, now_ms)
     files = list(home_files(home.path, identity=identity))
     locks = seal_of(head, key=None if identity else home.key)
-    return frames(head, chain(files, rows_of(stores)), locks)
+    return frames(head, chain(files, rows_of(letters_of(stores, bodies=bodies))), locks)
 
 
 def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool) -> Iterator[bytes]:
@@ -352,9 +352,8 @@ def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool)
             )
         stores = open_stores(home.databases, log.SilentLog())
         try:
-            letters = letters_of(stores.state, stores.space, stores.bodies if bodies else None)
             now_ms = SystemClock().now_ms()
-            yield from stream(home, letters, identity=identity, now_ms=now_ms)
+            yield from stream(home, stores, identity=identity, bodies=bodies, now_ms=now_ms)
         finally:
             stores.close()
 
@@ -362,7 +361,7 @@ def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool)
 _COUNTED: Final = {
     "objects": (STATE, OBJECTS),
     "peers": (STATE, roster.PREFIX),
-    "entries": (STATE, HALF),
+    "entries": (STATE, LEDGER_ENTRY),
     "space_records": (SPACE, META),
     "bodies": (BODY, b""),
 }
@@ -371,44 +370,14 @@ the ledger, records of the space with tombstones and those of other owners, and 
 that lie here, own ones and others'."""
 
 
+@dataclass(frozen=True, slots=True)
 class Brought:
     """What a backup brings back."""
 
-    def __init__(self, head: Head) -> None:
-        self.head = head
-        self.counts = dict.fromkeys((*_COUNTED, "bodies_bytes"), 0)
-        self.files: dict[str, bytes] = {}
-
-    def take(self, entry: Entry) -> None:
-        """Take note of a record.
-
-        Raises:
-            StoreDamaged: it is a file that has no place in a home.
-        """
-        for name, (letter, prefix) in _COUNTED.items():
-            self.counts[name] += entry.letter == letter and entry.key.startswith(prefix)
-        if entry.letter == BODY:
-            self.counts["bodies_bytes"] += len(entry.value)
-        if entry.letter == FILE:
-            name = entry.key.decode("utf-8", "replace")
-            if name not in FILES or (name == KEY_FILE and not self.head.identity):
-                raise StoreDamaged("the backup holds a file that has no place in a home")
-            self.files[name] = entry.value
-
-    def prove(self, unlock: Unlock) -> None:
-        """Return if the key that came, if any should, is that of the node that the head names.
-
-        Raises:
-            StoreDamaged: there is none. IdentityInvalid: it is another, or does not open.
-        """
-        if not self.head.identity:
-            return
-        if KEY_FILE not in self.files:
-            raise StoreDamaged("the backup lacks the key that should be in it")
-        if unlock(self.files[KEY_FILE].decode("utf-8", "replace")).node_id != self.head.node:
-            raise IdentityInvalid(
-                "the backup is forged: the key in it is not that of the node that it names"
-            )
+    head: Head
+    counts: dict[str, int]
+    """As `_COUNTED` says, and `bodies_bytes`."""
+    files: dict[str, bytes]
 
 
 def read_into(
@@ -426,15 +395,30 @@ def read_into(
         StoreDamaged, IdentityInvalid: it is damaged or forged, or does not open; the stores are
             worth nothing then.
     """
-    found = Brought(reader.head)
+    head, files = reader.head, dict[str, bytes]()
+    counts = dict.fromkeys((*_COUNTED, "bodies_bytes"), 0)
     for entry in reader.entries(seal):
-        found.take(entry)
+        for name, (letter, prefix) in _COUNTED.items():
+            counts[name] += entry.letter == letter and entry.key.startswith(prefix)
+        if entry.letter == BODY:
+            counts["bodies_bytes"] += len(entry.value)
+        if entry.letter == FILE:
+            name = entry.key.decode("utf-8", "replace")
+            if name not in FILES or (name == KEY_FILE and not head.identity):
+                raise StoreDamaged("the backup holds a file that has no place in a home")
+            files[name] = entry.value
         if entry.letter in stores and not entry.key.startswith(LEFT_OUT.get(entry.letter, ())):
             stores[entry.letter].write([(entry.key, entry.value)], sync=False)
     for store in stores.values():
         store.write([], sync=True)
-    found.prove(unlock)
-    return found
+    if head.identity:
+        if KEY_FILE not in files:
+            raise StoreDamaged("the backup lacks the key that should be in it")
+        if unlock(files[KEY_FILE].decode("utf-8", "replace")).node_id != head.node:
+            raise IdentityInvalid(
+                "the backup is forged: the key in it is not that of the node that it names"
+            )
+    return Brought(head, counts, files)
 
 
 def restore_home(
@@ -486,8 +470,7 @@ def _clear(path: Path) -> None:
 def _fill(reader: Reader, seal: Seal, path: Path, key_line: str | None, unlock: Unlock) -> Brought:
     stores = open_stores(path / "db", log.SilentLog())
     try:
-        letters = letters_of(stores.state, stores.space, stores.bodies)
-        found = read_into(reader, seal, letters, unlock)
+        found = read_into(reader, seal, letters_of(stores), unlock)
     finally:
         stores.close()
     files = found.files

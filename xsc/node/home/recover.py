@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from xsc.api.endpoint import Key, Model, filled
 from xsc.base import errors, ids, limits
 from xsc.base.progress import Watch, unwatched
 from xsc.identity.envelope import Signed
@@ -43,9 +44,9 @@ class Found:
 
     objects: int
     """All that the newest directory lists, but those that are lost."""
-    newer: int
+    newer_objects: int
     """That the home did not have."""
-    gone: int
+    deleted_objects: int
     """That it had and that were deleted since."""
     lost: tuple[str, ...]
     """Names of newer objects that nobody who answered has; they are looked for again."""
@@ -55,22 +56,30 @@ class Found:
     """What the newest directory says of the ledger."""
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Unproven(Model):
+    """What the directory says that a peer owed, and nobody shows; below zero, the own debt."""
+
+    peer: Key
+    amount_micro: int
+
+
+class Returned(Model):
     """With what a node signs again."""
 
-    found: Found
     peers: int
+    objects: int
+    newer_objects: int
+    deleted_objects: int
     entries: int
     """Of the ledger."""
     newer_entries: int
     """Signed by both sides, that the home did not have."""
     incarnation: int
     """Its number: that of its first half."""
-    silent: tuple[bytes, ...]
+    silent: list[Key]
     """Peers that did not answer, at any time; they are heard when they do."""
-    unproven: dict[bytes, int]
-    """Per peer, what the directory says that it owed and nobody shows; below zero, the own debt."""
+    unproven: list[Unproven]
+    lost: list[str]
 
 
 def parse_place(place: str) -> roster.PeerInfo | None:
@@ -325,12 +334,16 @@ async def begin_signing(node: Node, found: Found) -> Returned:
     await recall_leases(node, node.storage.catalogue.directory())
     begun = await node.ledger.restart(node.peers.peers(), found.noted)
     await resume_space(node)
-    return Returned(
+    return filled(
+        Returned,
         found,
         peers=len(node.peers.peers()),
         entries=node.ledger.settled_entries(),
         newer_entries=node.ledger.settled_entries() - before,
         incarnation=node.ledger.chain.state.first_seq,
-        silent=tuple(sorted({*found.silent, *begun.silent})),
-        unproven=begun.unproven,
+        silent=sorted({*found.silent, *begun.silent}),
+        unproven=[
+            Unproven(peer=peer, amount_micro=due) for peer, due in sorted(begun.unproven.items())
+        ],
+        lost=list(found.lost),
     )

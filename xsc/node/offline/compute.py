@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from xsc.base import errors, ids, log
 from xsc.base.jobs import JobResult, JobSpec
@@ -25,6 +26,7 @@ from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.rows import read_lines
 from xsc.compute.wasm.sandbox import Job, SandboxResult
 from xsc.compute.worker.pool import PoolSandbox
+from xsc.identity.context import Context
 from xsc.identity.keys import NETWORK_DEFAULT, KeyPair, network_id
 from xsc.node.offline.verify import open_runs
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
@@ -46,15 +48,10 @@ async def _run(spec: JobSpec, output: OutputBuffer | None) -> JobResult:
     entropy = SystemEntropy()
     async with sandbox() as pool:
         with closing(ThreadExecutor(1)) as executor:
-            runner = JobRunner(
-                key=KeyPair(entropy.token(32)),
-                network=network_id(NETWORK_DEFAULT),
-                clock=SystemClock(),
-                entropy=entropy,
-                executor=executor,
-                sandbox=pool,
-                log=log.SilentLog(),
-            )
+            key, network = KeyPair(entropy.token(32)), network_id(NETWORK_DEFAULT)
+            nothing: Any = None  # There are neither peers nor a disk.
+            ports = (SystemClock(), entropy, executor, nothing, log.SilentLog(), nothing, nothing)
+            runner = JobRunner(Context(key, network, *ports), pool)
             task = await runner.read(spec, ())
             return await runner.result(task, await runner.run_here(task, output))
 

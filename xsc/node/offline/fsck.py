@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from xsc.api import home as api
+from xsc.api.endpoint import filled
 from xsc.base import errors, ids, keyvalue, log
 from xsc.base.clock import Executor, InlineExecutor
 from xsc.base.progress import Watch, unwatched
@@ -29,13 +30,12 @@ def damaged_body(found: Damage) -> api.Damaged:
     segment, column = None, None
     if key.startswith(formats.SHARDS):
         segment, column, _ = formats.column_of_key(key)
-    return api.Damaged(
-        sequence=found.entry.sequence,
+    return filled(
+        api.Damaged,
+        found.entry,
+        found,
         locate=ids.to_text(key[1 : 1 + ids.ID_BYTES]),
         customer=key[-ids.ID_BYTES :],
-        lease_id=found.entry.lease_id,
-        size_bytes=found.entry.size_bytes,
-        reason=found.reason,
         kind="record" if segment is None else "shard",
         segment=segment,
         column=column,
@@ -64,16 +64,13 @@ async def audited(
     with watch(shards.used_bytes) as progress:
         bodies = await shards.audit(deep=deep, progress=progress)
     records = await executor.run(replicas.audit, space, network=network)
-    return api.Audit(
-        bodies=bodies.bodies,
-        bytes_held=bodies.bytes_held,
-        bytes_counted=bodies.bytes_counted,
-        index_faults=list(bodies.index_faults),
+    return filled(
+        api.Audit,
+        bodies,
         damaged=[damaged_body(item) for item in bodies.damaged],
-        unreadable=list(bodies.unreadable),
         whole=bodies.whole and not records.faults,
         space_records=records.records,
-        space_faults=list(records.faults),
+        space_faults=records.faults,
         index="wrong" if bodies.index_faults else "ok",
         kept=None,
     )

@@ -12,7 +12,7 @@ from xsc.base import errors, limits, units
 from xsc.base.ids import short, to_text
 from xsc.base.text import count_of, cut, printable
 from xsc.compute.jobs import evidence, quorum, receipts
-from xsc.compute.wasm.values import format_number
+from xsc.compute.wasm.values import format_bits
 from xsc.identity.envelope import R, Signed, kind_of, open_signed
 from xsc.ledger import audit, checkpoint, entry, fork
 from xsc.market.lease import check_grant, run_price
@@ -46,7 +46,7 @@ def _keeps(broken: str | None) -> None:
 
 
 @contextmanager
-def _proving() -> Iterator[None]:
+def proving() -> Iterator[None]:
     """Take for no proof what a peer would be blamed for."""
     try:
         yield
@@ -85,18 +85,12 @@ def _lease(raw: bytes) -> str:
     lease, asked = _open_lease(raw)
     what = f"{asked.kind} for now"
     if asked.cleared:
-        what = f"{_quantity(asked.kind, lease.level)}, cleared ahead of use,"
+        level = units.format_level(asked.kind, lease.level)
+        what = f"{level} of {asked.kind}, cleared ahead of use,"
     return (
         f"lease: {short(asked.provider)} grants {short(asked.customer)} {what} at "
         f"{units.format_credits(asked.price)} credits a {quote.UNITS[asked.kind]}"
     )
-
-
-def _quantity(kind: str, level: int) -> str:
-    """Return what a cleared lease grants, in the words of people."""
-    if kind == "storage":
-        return f"{units.format_size(level)} of storage"
-    return f"{level // limits.MFUEL} million fuel steps a second of compute"
 
 
 def explain_price(raw: bytes) -> tuple[LeaseRequest, str]:
@@ -205,7 +199,8 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
         _keeps(receipts.check_compiled(receipt, len(module)))
     if receipt.request is not None:
         return _request(signed)
-    call = f"{outcome.function}({', '.join(format_number(n) for n in outcome.arguments)})"
+    given = ", ".join(format_bits(number.type, number.bits) for number in outcome.arguments)
+    call = f"{outcome.function}({given})"
     if outcome.mode == "batch":
         call = f"a batch of calls of {outcome.function}"
     if outcome.trap is not None:
@@ -215,7 +210,8 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
     elif outcome.mode == "batch":
         ended = f"gave results of hash {outcome.output.hex()[:16]}"
     else:
-        ended = f"gave {' '.join(format_number(n) for n in outcome.results) or 'nothing'}"
+        results = " ".join(format_bits(number.type, number.bits) for number in outcome.results)
+        ended = f"gave {results or 'nothing'}"
     compiling = priced = ""
     if saved := receipt.observed.saved_bytes:
         given = units.format_size(asked.given_bytes)
@@ -262,7 +258,7 @@ def open_runs(raw: bytes) -> tuple[Execution, ...]:
     Raises:
         ProofInvalid: the first thing that is wrong.
     """
-    with _proving():
+    with proving():
         if kind_of(raw, size_max=limits.PEER_BODY_BYTES_MAX) == Dissent.KIND:
             return _open_dissent(raw)
         return (_open_execution(raw),)
@@ -492,7 +488,7 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
     Raises:
         ProofInvalid: the first thing that is wrong.
     """
-    with _proving():
+    with proving():
         for begin, check in _NO_RECORDS.items():
             if raw.startswith(begin):
                 return check(raw)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from xsc.api import health as api
-from xsc.api.endpoint import Nothing
+from xsc.api.endpoint import Nothing, filled
 from xsc.api.peers import Who
 from xsc.base.errors import XscError
 from xsc.health import score
 from xsc.health.scoring import Judged
-from xsc.node.api.serving import filled
 from xsc.node.build import Node
 
 

@@ -9,7 +9,7 @@ from xsc.api.endpoint import Nothing
 from xsc.identity.keys import network_id
 from xsc.node.api.serving import Download
 from xsc.node.build import Node
-from xsc.node.home.backup import letters_of, stream
+from xsc.node.home.backup import stream
 from xsc.node.home.folder import Home
 from xsc.node.offline.fsck import audited, damaged_body
 
@@ -74,11 +74,11 @@ async def proof(node: Node, _: Nothing) -> bytes:
 async def backup(node: Node, asked: api.Backup) -> Download:
     """Return a backup."""
     parts = node.parts
-    bodies = parts.stores.bodies if asked.bodies else None
     found = stream(
         Home(node.home, node.network, node.key),
-        letters_of(parts.stores.state, parts.stores.space, bodies),
+        parts.stores,
         identity=asked.identity,
+        bodies=asked.bodies,
         now_ms=parts.clock.now_ms(),
     )
 

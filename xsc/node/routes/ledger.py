@@ -7,17 +7,16 @@ from collections.abc import AsyncGenerator, Iterable
 from dataclasses import replace
 from itertools import islice
 
-from xsc.api import endpoint, peers
+from xsc.api import endpoint
 from xsc.api import ledger as api
 from xsc.base import errors, ids, units
 from xsc.ledger import cube
 from xsc.ledger.checkpoint import quorum
-from xsc.ledger.export import FORMATS
 from xsc.ledger.loop import SignedLoop
 from xsc.ledger.payments import PeerAccount
-from xsc.ledger.statement import known_peers, say_debt
+from xsc.ledger.statement import FORMATS, known_peers, say_debt
 from xsc.node import passports
-from xsc.node.api.serving import Download, filled
+from xsc.node.api.serving import Download
 from xsc.node.build import Node
 from xsc.node.routes.market import known_lease
 
@@ -50,7 +49,7 @@ def _shared_credits(node: Node) -> list[api.SharedCredit]:
                 name=node.name_of(ids.from_text(through)),
                 limit_micro=limit,
                 left_micro=node.market.headroom.credit_left(widest),
-                peers=[peers.NamedPeer(id=each, name=node.name_of(each)) for each in sharing],
+                peers=_named(sharing),
             )
         )
     return found
@@ -58,7 +57,7 @@ def _shared_credits(node: Node) -> list[api.SharedCredit]:
 
 def _paid(node: Node, peer: bytes) -> int:
     payment = node.ledger.payments.waiting(peer)
-    return 0 if payment is None else payment.amount_micro
+    return 0 if payment is None else node.ledger.payments.left_micro(payment)
 
 
 async def balance(node: Node, asked: api.Accounts) -> api.Balances:
@@ -171,17 +170,17 @@ async def settle(node: Node, _: endpoint.Nothing) -> api.Settlement:
     )
 
 
-def _named(node: Node, nodes: Iterable[bytes]) -> list[peers.NamedPeer]:
-    return [peers.NamedPeer(id=each, name=node.name_of(each)) for each in nodes]
+def _named(nodes: Iterable[bytes]) -> list[endpoint.NamedPeer]:
+    return [endpoint.NamedPeer(id=each) for each in nodes]
 
 
 def _loop(node: Node, loop: SignedLoop) -> api.Loop:
     waits = node.ledger.loops.waits_for(loop)
     return api.Loop(
-        members=_named(node, loop.record.members),
+        members=_named(loop.record.members),
         amount_micro=loop.record.amount_micro,
         state="unsigned" if not loop.is_complete else "unbooked" if waits else "booked",
-        waits_for=_named(node, waits),
+        waits_for=_named(waits),
     )
 
 
@@ -192,7 +191,7 @@ async def clear(node: Node, _: endpoint.Nothing) -> api.Loops:
     with_debts = (peer for peer, micro in sorted(state.balances.items()) if micro)
     return api.Loops(
         loops=[_loop(node, loop) for loop in (found | state.loops).values()],
-        silent=_named(node, (peer for peer in with_debts if not node.health.is_up(peer))),
+        silent=_named(peer for peer in with_debts if not node.health.is_up(peer)),
     )
 
 
@@ -250,12 +249,12 @@ async def _cubes_with(node: Node, peer: bytes, *, compare: bool) -> api.Cubes:
             how = "wrong"
     chain = node.ledger.chain
     entry_id = None if place is None else made.read(0, place)
-    known = None if entry_id is None else chain.state.by_id.get(entry_id)
-    own = None if known is None else chain.own(known.seq)
+    seq = None if entry_id is None else chain.state.number_of(entry_id)
+    own = None if seq is None else chain.own(seq)
     return api.Cubes(
         peer=peer,
         sealed=sealed,
-        unsealed=sum(1 for _ in chain.unsealed(peer)),
+        unsealed=sum(1 for _ in node.ledger.seals.unsealed(peer)),
         levels=_drawn(sealed, place),
         compared=how,
         shared=shared,
@@ -304,7 +303,7 @@ async def limits(node: Node, _: endpoint.Nothing) -> list[api.PeerLimit]:
     """Show what each limit is made of."""
     known = {*node.peers.roster.all_peers(), *known_peers(node.ledger.chain.state)}
     return [
-        filled(
+        endpoint.filled(
             api.PeerLimit,
             node.ledger.limit_terms(peer),
             peer=peer,

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from xsc.allocation import commitments, declaring, explaining, published, queries, windows
 from xsc.allocation.granting import until_ms
 from xsc.api import market as api
-from xsc.api.endpoint import Id, Nothing
+from xsc.api.endpoint import Id, Nothing, filled
 from xsc.base.errors import ArgumentInvalid, NoOffers, NotFound, PeerUnknown
 from xsc.base.ids import to_text
 from xsc.base.limits import EPOCH_MS, MFUEL, PPM
@@ -21,7 +21,6 @@ from xsc.base.units import ceil_div, format_level
 from xsc.market.account import LeaseView
 from xsc.market.lease import ran
 from xsc.market.pricing import MarketPricing, PriceList, domain
-from xsc.node.api.serving import filled
 from xsc.node.build import DAY_MS, Node, market_settings
 from xsc.node.routes.objects import code_of
 from xsc.space.paths import UserSpacePaths
@@ -84,15 +83,14 @@ async def quotes(node: Node, _: Nothing) -> list[api.Quote]:
         for quote in sorted((q for q in found if q), key=lambda q: (q.price, q.provider)):
             slot = declaring.find(node.commitments.heard.of(quote.provider).commitment, quote.slot)
             granted = _granted_by(node, quote.provider) or Counter[bytes]()
-            row = api.Quote(
+            row = filled(
+                api.Quote,
+                quote,
                 node=quote.provider,
-                kind=kind,
-                tier=quote.tier,
                 price_micro=quote.price,
                 price_mutual_micro=quote.ladder.price_mutual,
                 price_one_way_micro=quote.ladder.price_one_way,
                 reserve_micro=quote.ladder.reserve,
-                slot=quote.slot,
                 available=max(0, slot.quantity - granted[quote.slot]) * STEP[kind],
                 unit=_UNIT[kind],
             )
@@ -166,12 +164,13 @@ def _row(
 ) -> api.Slot:
     is_offer, step = isinstance(slot, AvailabilitySlot), STEP[slot.kind]
     parts = slot.parts if isinstance(slot, NeedSlot) else ()
-    return api.Slot(
+    return filled(
+        api.Slot,
+        slot,
         id=slot.slot_id,
         role="offer" if is_offer else "need",
         origin="default" if slot.standing else "stated",
         node=owner,
-        kind=slot.kind,
         quantity=slot.quantity * step,
         unit=_UNIT[slot.kind],
         granted=None if granted is None else granted[slot.slot_id] * step,
@@ -179,7 +178,6 @@ def _row(
         price_micro=slot.reserve if isinstance(slot, AvailabilitySlot) else slot.price_max,
         price_unit="GiB_hour" if slot.kind == "storage" else "Gfuel",
         parts={peer: steps * step for peer, steps in parts},
-        windows=list(slot.windows),
     )
 
 
@@ -493,10 +491,10 @@ async def consistent(node: Node, _: Nothing) -> list[api.Stamped]:
         said = node.commitments.heard.of(owner).commitment
         unheard = node.space.causality.unheard(record.causality, owners)
         rows.append(
-            api.Stamped(
+            filled(
+                api.Stamped,
+                record,
                 node=owner,
-                sequence=record.sequence,
-                written_ms=record.written_ms,
                 offers=len(said.slots),
                 needs=len(said.needs),
                 consistent=not unheard,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from xsc.api import monitor as api
 from xsc.api import serial
-from xsc.api.endpoint import Nothing
+from xsc.api.endpoint import Nothing, filled
 from xsc.base.fields import take_int
 from xsc.base.grade import GRADES
 from xsc.health.service import HealthRow
@@ -16,7 +16,6 @@ from xsc.monitor import exposition
 from xsc.monitor.events import Line
 from xsc.monitor.history import SAMPLE_MS
 from xsc.node.api.app import with_names
-from xsc.node.api.serving import filled
 from xsc.node.build import Node, market_settings
 from xsc.node.logging import sentence, without_secrets
 from xsc.node.routes import market

@@ -12,7 +12,7 @@ from xsc.api import endpoint, problems
 from xsc.api import objects as api
 from xsc.base import errors, ids, limits
 from xsc.base.turns import sliced
-from xsc.node.api.serving import Body, Download, filled
+from xsc.node.api.serving import Body, Download
 from xsc.node.build import Node
 from xsc.node.jobs import from_hex
 from xsc.storage.catalogue.names import PART, check_name, listed
@@ -85,7 +85,7 @@ async def put(node: Node, asked: api.Put, body: Body) -> api.Stored:
                 f"the name is at {told} of {wanted} peers by now: if this home were lost at this "
                 "moment, its recovery might not know the name; the node goes on telling them"
             )
-    return filled(
+    return endpoint.filled(
         api.Stored,
         done,
         name=name,
@@ -133,7 +133,7 @@ async def parts(node: Node, asked: api.Directory) -> list[api.Part]:
     from_hex(asked.part, "a directory is named by 64 hexadecimal digits")
     prefix = f"{PART}{asked.part}/"
     return [
-        filled(api.Part, entry, part=entry.name.removeprefix(prefix))
+        endpoint.filled(api.Part, entry, part=entry.name.removeprefix(prefix))
         for _, entry in node.storage.catalogue.entries()
         if entry.name.startswith(prefix) and not entry.deleting
     ]
@@ -189,7 +189,7 @@ async def _proofs(
     owner, holdings = await node.storage.possessions.of_object(verify, nodes)
     done = await node.challenges.prove_object(owner, verify.locate, holdings)
     return [
-        filled(
+        endpoint.filled(
             api.Proof,
             proved,
             node=proved.host,
@@ -215,7 +215,7 @@ async def check(node: Node, asked: api.Check) -> api.Checked:
 async def remove(node: Node, asked: api.Capability) -> api.Removed:
     """Delete an object."""
     done = await node.storage.rm(asked.capability)
-    return filled(
+    return endpoint.filled(
         api.Removed,
         done,
         unconfirmed=done.unreachable,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from xsc.api import peers as api
-from xsc.api.endpoint import Nothing
-from xsc.node.api.serving import filled
+from xsc.api.endpoint import NamedPeer, Nothing, filled
 from xsc.node.build import Node
 from xsc.node.routes.ledger import shared_through
 
@@ -39,10 +38,6 @@ def _row(node: Node, peer: bytes) -> api.Peer:
     )
 
 
-def _named(node: Node, peer: bytes) -> api.NamedPeer:
-    return api.NamedPeer(id=peer, name=node.peers.roster.info(peer).name)
-
-
 async def list_(node: Node, _: Nothing) -> list[api.Peer]:
     """List all known peers."""
     return [_row(node, peer) for peer in node.peers.roster.all_peers()]
@@ -54,46 +49,45 @@ async def invite(node: Node, asked: api.Invite) -> api.Invitation:
     return api.Invitation(invitation=invitation, expires_ms=node.clock.now_ms() + asked.ttl_ms)
 
 
-async def join(node: Node, asked: api.Join) -> api.NamedPeer:
+async def join(node: Node, asked: api.Join) -> NamedPeer:
     """Accept another node's invitation."""
-    return _named(node, await node.join(asked.invitation, asked.name))
+    return NamedPeer(id=await node.join(asked.invitation, asked.name))
 
 
 async def recognise(node: Node, asked: api.Recognise) -> api.RecognisedPeer:
     """Weigh a peer."""
     peer = node.peers.roster.find(asked.who)
     await node.commitments.recognise(peer, asked.weight_ppm)
-    name = node.peers.roster.info(peer).name
-    return api.RecognisedPeer(id=peer, name=name, weight_ppm=asked.weight_ppm)
+    return api.RecognisedPeer(id=peer, weight_ppm=asked.weight_ppm)
 
 
-async def rename(node: Node, asked: api.Rename) -> api.NamedPeer:
+async def rename(node: Node, asked: api.Rename) -> NamedPeer:
     """Name a peer."""
     peer = node.peers.roster.find(asked.who)
     node.peers.roster.rename(peer, asked.name)
-    return _named(node, peer)
+    return NamedPeer(id=peer)
 
 
-async def confirm(node: Node, asked: api.Who) -> api.NamedPeer:
+async def confirm(node: Node, asked: api.Who) -> NamedPeer:
     """Answer for an introduced peer."""
     peer = node.peers.roster.find(asked.who)
     node.peers.roster.confirm(peer)
-    return _named(node, peer)
+    return NamedPeer(id=peer)
 
 
-async def block(node: Node, asked: api.Who) -> api.NamedPeer:
+async def block(node: Node, asked: api.Who) -> NamedPeer:
     """Refuse a peer everything."""
     peer = node.peers.roster.find(asked.who)
     # What it signed until now is booked while it can still be asked.
     await node.market.settlement.settle_with(peer)
     node.peers.roster.block(peer)
-    return _named(node, peer)
+    return NamedPeer(id=peer)
 
 
-async def remove(node: Node, asked: api.Who) -> api.NamedPeer:
+async def remove(node: Node, asked: api.Who) -> api.Forgotten:
     """Forget a peer."""
     peer = node.peers.roster.find(asked.who)
-    gone = _named(node, peer)
+    gone = api.Forgotten(id=peer, name=node.name_of(peer))
     await node.market.settlement.settle_with(peer)
     node.peers.roster.remove(peer)
     return gone

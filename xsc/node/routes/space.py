@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 from xsc.api import space as api
-from xsc.api.endpoint import Nothing
+from xsc.api.endpoint import Nothing, filled
 from xsc.base.errors import ArgumentInvalid, NotAllowed, NotFound
-from xsc.node.api.serving import Body, filled
+from xsc.node.api.serving import Body
 from xsc.node.build import Node
 from xsc.space import itc, limits, paths
 from xsc.space.record import Entry, to_json

@@ -1,4 +1,4 @@
-"""What the node is and does."""
+"""What the node is and does, and the link to its pages for a browser."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from xsc import __version__
 from xsc.api import status as api
-from xsc.api.endpoint import Nothing
+from xsc.api.endpoint import Nothing, filled
 from xsc.base.fields import take_int
+from xsc.dashboard.session import CODE_MS
 from xsc.health.service import HealthRow
 from xsc.market.signing import LeaseExpiry
-from xsc.node.api.serving import filled
 from xsc.node.build import Node
 from xsc.node.routes.market import OwnSteps, own_steps
 from xsc.terms.quote import Kind
@@ -27,15 +27,14 @@ def status_with(node: Node, peers: Sequence[HealthRow], steps: OwnSteps) -> api.
     """Return the node's status, with peers as probes found them, and the steps of own slots."""
     sandbox = node.compute.describe()
     offered, granted = _levels(node, steps)
-    return api.Status(
+    return filled(
+        api.Status,
+        node,
+        node.config,
         id=node.key.node_id,
-        name=node.config.name,
         version=__version__,
-        network=node.network,
         state="leaving" if node.departures.here else "running",
         home=str(node.home),
-        api_url=node.api_url,
-        peer_url=node.peer_url,
         addresses=list(node.peers.own_address.addresses()),
         uptime_s=(node.clock.monotonic_ms() - node.started_ms) // 1000,
         peers=_peers(node, peers),
@@ -121,3 +120,8 @@ async def health(node: Node, _: Nothing) -> list[api.PeerHealth]:
         )
         for row in node.health.table()
     ]
+
+
+async def login(node: Node, _: Nothing) -> api.Link:
+    """Make a link to the dashboard."""
+    return api.Link(url=f"{node.api_url}/login?code={node.sessions.new_code()}", good_ms=CODE_MS)

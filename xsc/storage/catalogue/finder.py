@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -151,49 +151,57 @@ class ObjectFinder:
         hosts = self._client.hosts
         peers = sorted(hosts.peers(), key=lambda peer: not hosts.is_up(peer))
         running = {asyncio.create_task(ask(node)): node for node in [self._client.own, *peers]}
-        grace: asyncio.Task[None] | None = None
         said: dict[bytes, T] = {}
         silent: list[bytes] = []
-        try:
-            while running:
-                waiting: list[asyncio.Task[Any]] = [*running]
-                if grace is not None:
-                    waiting.append(grace)
-                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if task is grace:
-                        continue
-                    node = running.pop(task)
-                    try:
-                        answer = task.result()
-                    except (errors.UnavailableError, errors.PeerUnknown):
-                        silent.append(node)
-                        continue
-                    except errors.XscError as fault:
-                        self._context.log.warning(
-                            "storage.find_failed", peer=short(node), reason=fault.message
-                        )
-                        continue
-                    if answer is not None:
-                        said[node] = answer
-                if grace is not None and grace in done:
-                    for node in running.values():
-                        self._client.note_late(node)
-                    break
-                if not enough(said):
+
+        def collect() -> None:
+            for task in [task for task in running if task.done()]:
+                node = running.pop(task)
+                try:
+                    answer = task.result()
+                except (errors.UnavailableError, errors.PeerUnknown):
+                    silent.append(node)
                     continue
-                if not grace_ms or all(map(self._client.late_since_ms, running.values())):
-                    break
-                if grace is None:
-                    grace = asyncio.create_task(self._context.clock.sleep_ms(grace_ms))
+                except errors.XscError as fault:
+                    self._context.log.warning(
+                        "storage.find_failed", peer=short(node), reason=fault.message
+                    )
+                    continue
+                if answer is not None:
+                    said[node] = answer
+
+        try:
+            while running and not enough(said):
+                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                collect()
+            # Who was late before is not waited for.
+            on_time = {
+                task: node
+                for task, node in running.items()
+                if grace_ms and not self._client.late_since_ms(node)
+            }
+            await host_client.let_end(on_time, self._context.clock, grace_ms)
+            collect()
+            for task, node in on_time.items():
+                if task in running:
+                    self._client.note_late(node)
         finally:
-            await host_client.stop_all([*running, *([] if grace is None else [grace])])
+            await host_client.stop_all(running)
         return said, silent
 
-    async def stat(
+    async def ask(
+        self, nodes: Iterable[bytes], capability: VerifyCapability, manifest: Manifest
+    ) -> dict[bytes, inventory.HeldObject | None]:
+        """Return what each node says that it has of an object; None if it is silent."""
+        ordered = sorted(set(nodes))
+        said = await host_client.together(
+            self._stat(node, capability, manifest) for node in ordered
+        )
+        return dict(zip(ordered, said, strict=True))
+
+    async def _stat(
         self, node: bytes, capability: VerifyCapability, manifest: Manifest
     ) -> inventory.HeldObject | None:
-        """Return what a node says that it has of an object; None if it is silent."""
         try:
             return await self._client.stat(
                 node, capability.locate, manifest, capability.manifest_hash

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xsc.base import encoding, errors, keyvalue, limits, merkle, peering, turns
+from xsc.base import encoding, errors, limits, merkle, peering, turns
 from xsc.base.clock import run_sized
-from xsc.base.keyvalue import Commit
 from xsc.identity.context import Context
 from xsc.storage.catalogue.directory import DirectoryHead, open_head
 
@@ -26,10 +25,10 @@ HEAD_GET = "storage.head_get"
 class DirectoryHeadStore:
     """Keeps and answers heads."""
 
-    def __init__(self, context: Context, state: keyvalue.KeyValue, commit: Commit) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self._state = state
-        self._commit = commit
+        self._state = context.state
+        self._commit = context.commit
         self._turns: turns.Turns[bytes] = turns.Turns()
 
     def handlers(self) -> dict[str, peering.Handler]:

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from xsc.base import encoding, errors, fields, keyvalue, turns
+from xsc.base import encoding, errors, keyvalue, turns
+from xsc.identity.envelope import Count, Record
 
 NAMES = b"storage/name/"
 NAME_CHARS_MAX = 1024
@@ -41,6 +42,12 @@ def _key(name: str) -> bytes:
     return NAMES + encoding.tagged_sha256("object-name", name.encode())
 
 
+class _Last(Record):
+    """The last number used under a name."""
+
+    last: Count
+
+
 def version_row(name: str, version: int, manifest_hash: bytes | None) -> keyvalue.Change:
     """Return the change that writes a version; None as the manifest hash deletes it."""
     return _key(name) + version.to_bytes(8, "big"), manifest_hash
@@ -48,7 +55,7 @@ def version_row(name: str, version: int, manifest_hash: bytes | None) -> keyvalu
 
 def last_row(name: str, version: int) -> keyvalue.Change:
     """Return the change that writes the last number of a name."""
-    return _key(name), encoding.encode({"v": 1, "last": version})
+    return _key(name), _Last(last=version).to_bytes()
 
 
 def read_last(raw: bytes | None) -> int:
@@ -57,15 +64,10 @@ def read_last(raw: bytes | None) -> int:
     Raises:
         StoreDamaged: not such a row.
     """
-    if raw is None:
-        return 0
     try:
-        value = encoding.decode(raw)
-        if isinstance(value, dict) and value.get("v") == 1:
-            return fields.take_int(value, "last")
+        return 0 if raw is None else _Last.from_bytes(raw).last
     except errors.RecordInvalid:
-        pass
-    raise errors.StoreDamaged("the versions of a name are damaged")
+        raise errors.StoreDamaged("the versions of a name are damaged") from None
 
 
 class NameVersions:

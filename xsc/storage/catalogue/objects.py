@@ -13,9 +13,9 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from xsc.base import errors, limits, turns
-from xsc.base.keyvalue import Change, Commit, KeyValue, prefix_end
+from xsc.base.keyvalue import Change, prefix_end
 from xsc.identity.context import Context
-from xsc.identity.envelope import Count, Record, Signed
+from xsc.identity.envelope import Count, Record
 from xsc.storage.catalogue import names
 from xsc.storage.catalogue.directory import DirectoryEntry, pack, unpack
 from xsc.storage.object import durability
@@ -24,7 +24,6 @@ from xsc.storage.object.held import Held
 from xsc.storage.object.placement import Placement, likely_columns, placement_of
 from xsc.storage.transfer import deletions, get
 from xsc.storage.transfer.put import Uploaded
-from xsc.terms.storage_receipt import DeletionReceipt
 
 OBJECTS: Final = b"storage/object/"
 MANIFESTS: Final = b"storage/manifest/"
@@ -64,12 +63,12 @@ def entry_of(listed: DirectoryEntry, placement: Placement) -> ObjectEntry:
 class ObjectCatalogue:
     """Reads and writes the entries of own objects, their names and versions."""
 
-    def __init__(self, context: Context, state: KeyValue, commit: Commit) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
         self._own = context.key.node_id
-        self._state = state
-        self._commit = commit
-        self.versions = names.NameVersions(state)
+        self._state = context.state
+        self._commit = context.commit
+        self.versions = names.NameVersions(context.state)
         self.rows: turns.Turns[bytes] = turns.Turns()
         """By manifest hash: held from the reading of an entry until it is written."""
         self.on_change: Callable[[], None] = lambda: None
@@ -327,7 +326,6 @@ class ObjectCatalogue:
         ref: bytes,
         entry: ObjectEntry | None,
         left: tuple[Held, ...],
-        receipts: Sequence[Signed[DeletionReceipt]],
     ) -> None:
         """Write what came of a deletion; delete the entry if no host is left to confirm it.
 
@@ -340,7 +338,6 @@ class ObjectCatalogue:
         if entry is not None and left:
             rest = entry.model_copy(update={"deleting": True, "held": left})
             changes = [(OBJECTS + ref, rest.to_bytes())]
-        changes.extend(deletions.kept(receipt, now_ms) for receipt in receipts)
         if self.deletion_began_ms(ref) is None:
             changes.append(deletions.ended_row(ref, now_ms))
         await self._commit(changes)

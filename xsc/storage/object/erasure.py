@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import zfec
 
@@ -67,16 +67,6 @@ class StorageShard:
     root: bytes
 
 
-class Codec(Protocol):
-    """The arithmetic of the code; every implementation gives zfec's bits."""
-
-    def extend(self, rows: Sequence[Buffer], code: Code, columns: Sequence[int]) -> list[Buffer]:
-        """Return the wanted columns of k equally long, non-empty data rows."""
-
-    def recover(self, shards: Sequence[Buffer], columns: Sequence[int], code: Code) -> list[Buffer]:
-        """Return the k data rows from any k shards."""
-
-
 @lru_cache(maxsize=64)
 def _encoder(k: int, n: int) -> zfec.Encoder:
     return zfec.Encoder(k, n)
@@ -87,21 +77,6 @@ def _decoder(k: int, n: int) -> zfec.Decoder:
     return zfec.Decoder(k, n)
 
 
-class ZfecCodec:
-    """zfec: releases the GIL, about 1.5 GB/s a core."""
-
-    def extend(self, rows: Sequence[Buffer], code: Code, columns: Sequence[int]) -> list[Buffer]:
-        """Return the wanted columns; data rows are returned as they came."""
-        return list(_encoder(code.k, code.n).encode(tuple(rows), tuple(columns)))
-
-    def recover(self, shards: Sequence[Buffer], columns: Sequence[int], code: Code) -> list[Buffer]:
-        """Return the k data rows."""
-        return list(_decoder(code.k, code.n).decode(tuple(shards), tuple(columns)))
-
-
-ZFEC = ZfecCodec()
-
-
 def _rows(data: Buffer, code: Code) -> list[Buffer]:
     view = memoryview(data)
     size = code.shard_bytes(len(view))
@@ -109,9 +84,7 @@ def _rows(data: Buffer, code: Code) -> list[Buffer]:
     return [row if len(row) == size else bytes(row).ljust(size, b"\0") for row in rows]
 
 
-def encode(
-    data: Buffer, code: Code, *, columns: Sequence[int] | None = None, codec: Codec = ZFEC
-) -> list[Buffer]:
+def encode(data: Buffer, code: Code, columns: Sequence[int] | None = None) -> list[Buffer]:
     """Return the n shards of the data, each of ceil(len / k) bytes, or the wanted columns.
 
     Data shards are views of `data` wherever no padding is needed.
@@ -119,17 +92,15 @@ def encode(
     wanted = range(code.n) if columns is None else columns
     if not len(data):
         return [b"" for _ in wanted]
-    return codec.extend(_rows(data, code), code, wanted)
+    return list(_encoder(code.k, code.n).encode(tuple(_rows(data, code)), tuple(wanted)))
 
 
-def decode(shards: Mapping[int, Buffer], code: Code, length: int, *, codec: Codec = ZFEC) -> bytes:
+def decode(shards: Mapping[int, Buffer], code: Code, length: int) -> bytes:
     """Return the data of `length` bytes, as `decode_rows` in one piece."""
-    return b"".join(decode_rows(shards, code, length, codec=codec))
+    return b"".join(decode_rows(shards, code, length))
 
 
-def decode_rows(
-    shards: Mapping[int, Buffer], code: Code, length: int, *, codec: Codec = ZFEC
-) -> list[Buffer]:
+def decode_rows(shards: Mapping[int, Buffer], code: Code, length: int) -> list[Buffer]:
     """Return the data of `length` bytes from any k verified shards, as k pieces in order.
 
     Data shards are given as they are; nothing is copied.
@@ -155,7 +126,8 @@ def decode_rows(
         # zfec wants each data shard at its own place.
         parity = iter([column for column in columns if column >= code.k])
         order = [row if row in shards else next(parity) for row in range(code.k)]
-        rows = codec.recover([shards[column] for column in order], order, code)
+        given = tuple(shards[column] for column in order)
+        rows = list(_decoder(code.k, code.n).decode(given, tuple(order)))
     if size * code.k == length:
         return rows
     return [
@@ -164,30 +136,21 @@ def decode_rows(
     ]
 
 
-def cut(data: Buffer, code: Code, *, codec: Codec = ZFEC) -> list[StorageShard]:
-    """Return the n shards of the data with their roots."""
+def cut(data: Buffer, code: Code, columns: Sequence[int] | None = None) -> list[StorageShard]:
+    """Return the n shards of the data with their roots, or the wanted columns."""
+    wanted = range(code.n) if columns is None else columns
     return [
         StorageShard(column, shard, merkle.root_of(shard))
-        for column, shard in enumerate(encode(data, code, codec=codec))
+        for column, shard in zip(wanted, encode(data, code, wanted), strict=True)
     ]
 
 
 def rebuild(
-    shards: Mapping[int, Buffer],
-    code: Code,
-    length: int,
-    columns: Sequence[int],
-    *,
-    codec: Codec = ZFEC,
+    shards: Mapping[int, Buffer], code: Code, length: int, columns: Sequence[int]
 ) -> list[StorageShard]:
     """Return the wanted columns from any k verified shards of a segment of that length.
 
     Raises:
         ShardsInsufficient: fewer than k shards.
     """
-    data = decode(shards, code, length, codec=codec)
-    built = encode(data, code, columns=columns, codec=codec)
-    return [
-        StorageShard(column, shard, merkle.root_of(shard))
-        for column, shard in zip(columns, built, strict=True)
-    ]
+    return cut(decode(shards, code, length), code, columns)

@@ -79,7 +79,6 @@ def build(
     *,
     inline: bytes | None = None,
     survive: Contract = Contract(),  # noqa: B008 (a frozen value)
-    segment_bytes: int = limits.SEGMENT_BYTES,
 ) -> Manifest:
     """Return the manifest of segments that were cut in order."""
     return Manifest(
@@ -87,7 +86,7 @@ def build(
         k=code.k,
         m=code.m,
         generation=code.generation,
-        segment_bytes=segment_bytes,
+        segment_bytes=limits.SEGMENT_BYTES,
         size_bytes=size_bytes,
         inline=inline,
         nonces=tuple(item.nonce for item in segments),
@@ -118,7 +117,7 @@ def check_manifest(manifest: Manifest) -> str | None:
         return None
     if manifest.size_bytes <= limits.INLINE_BYTES_MAX:
         return "an object this small stands in its manifest"
-    count = segment.count(manifest.size_bytes, manifest.segment_bytes)
+    count = segment.count(manifest.size_bytes)
     if len(manifest.nonces) != count or len(manifest.tags) != count:
         return f"{count} segments need {count} nonces and {count} tags"
     if len(manifest.roots) != count * n:
@@ -137,12 +136,12 @@ def segments_of(manifest: Manifest) -> int:
     """Return how many segments lie as shards at hosts: none for an inline object."""
     if manifest.inline is not None:
         return 0
-    return segment.count(manifest.size_bytes, manifest.segment_bytes)
+    return segment.count(manifest.size_bytes)
 
 
 def place_of(manifest: Manifest, locate: bytes, index: int) -> Place:
     """Return the place of a segment, as it is authenticated."""
-    length = segment.length_of(index, manifest.size_bytes, manifest.segment_bytes)
+    length = segment.length_of(index, manifest.size_bytes)
     count = max(1, segments_of(manifest))
     return Place(locate, index, length, final=index == count - 1)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from xsc.base.limits import SHARDS_MAX
+from xsc.base.limits import SEGMENT_BYTES, SHARDS_MAX
 from xsc.base.units import ceil_div, held_bytes
 from xsc.identity.envelope import Id32, Record
 from xsc.storage.object import durability, erasure
@@ -256,19 +256,19 @@ def condition(states: Sequence[State], k: int, spare_nodes: int, *, inline: bool
     )
 
 
-def host_bytes(size_bytes: int, code: erasure.Code, hosts: int, segment_bytes: int) -> int:
+def host_bytes(size_bytes: int, code: erasure.Code, hosts: int) -> int:
     """Return what the shards at the busiest of that many hosts will count for."""
-    return column_bytes(size_bytes, code, segment_bytes) * ceil_div(code.n, hosts)
+    return column_bytes(size_bytes, code) * ceil_div(code.n, hosts)
 
 
-def column_bytes(size_bytes: int, code: erasure.Code, segment_bytes: int) -> int:
+def column_bytes(size_bytes: int, code: erasure.Code) -> int:
     """Return what one column of an object that is not inline counts for at its host."""
-    segments, tail = divmod(size_bytes, segment_bytes)
-    size = segments * code.shard_bytes(segment_bytes) + code.shard_bytes(tail)
-    return held_bytes(size, ceil_div(size_bytes, segment_bytes))
+    segments, tail = divmod(size_bytes, SEGMENT_BYTES)
+    size = segments * code.shard_bytes(SEGMENT_BYTES) + code.shard_bytes(tail)
+    return held_bytes(size, ceil_div(size_bytes, SEGMENT_BYTES))
 
 
-def record_bytes(size_bytes: int, code: erasure.Code, segment_bytes: int) -> int:
+def record_bytes(size_bytes: int, code: erasure.Code) -> int:
     """Return an upper bound of what the manifest of an object counts for at each host."""
     each = 34 * code.n + 40
-    return held_bytes(1024 + min(size_bytes, 4096) + each * ceil_div(size_bytes, segment_bytes))
+    return held_bytes(1024 + min(size_bytes, 4096) + each * ceil_div(size_bytes, SEGMENT_BYTES))

@@ -104,19 +104,15 @@ def deletion_fault(
     return None
 
 
-def shards_of(
-    manifest: Manifest, column: int, segments: range | None = None
-) -> tuple[HeldShard, ...]:
-    """Return the shards of a column, by segment: of some, or of all segments."""
+def shards_of(manifest: Manifest, column: int) -> tuple[HeldShard, ...]:
+    """Return the shards of a column, by segment."""
     code = code_of(manifest)
     return tuple(
         HeldShard(
             segment=index,
             column=column,
-            size_bytes=code.shard_bytes(
-                length_of(index, manifest.size_bytes, manifest.segment_bytes)
-            ),
+            size_bytes=code.shard_bytes(length_of(index, manifest.size_bytes)),
             root=root_at(manifest, index, column),
         )
-        for index in (range(segments_of(manifest)) if segments is None else segments)
+        for index in range(segments_of(manifest))
     )

@@ -47,14 +47,14 @@ class Place:
     final: bool
 
 
-def count(size_bytes: int, segment_bytes: int) -> int:
+def count(size_bytes: int) -> int:
     """Return how many segments an object has that is not inline."""
-    return ceil_div(size_bytes, segment_bytes)
+    return ceil_div(size_bytes, limits.SEGMENT_BYTES)
 
 
-def length_of(index: int, size_bytes: int, segment_bytes: int) -> int:
+def length_of(index: int, size_bytes: int) -> int:
     """Return the length of one segment: the last one holds what is left."""
-    return min(segment_bytes, size_bytes - index * segment_bytes)
+    return min(limits.SEGMENT_BYTES, size_bytes - index * limits.SEGMENT_BYTES)
 
 
 def _place_bytes(place: Place) -> bytes:

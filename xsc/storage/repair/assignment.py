@@ -15,7 +15,6 @@ from typing import ClassVar, Final
 
 from xsc.base import encoding, errors, fields, keyvalue, limits, merkle, peering, turns
 from xsc.base.ids import ID_BYTES, short
-from xsc.base.keyvalue import Commit
 from xsc.identity.context import Context
 from xsc.identity.envelope import Id32, Record
 from xsc.storage.repair.custodian import GUARD, HEALED, UNGUARD, custody_message
@@ -52,8 +51,6 @@ class CustodianAssignment:
         self,
         context: Context,
         client: host_client.HostClient,
-        state: keyvalue.KeyValue,
-        commit: Commit,
         *,
         objects: MaintainedObjects,
         repairer: Repairer,
@@ -61,8 +58,8 @@ class CustodianAssignment:
     ) -> None:
         self._context = context
         self._client = client
-        self._state = state
-        self._commit = commit
+        self._state = context.state
+        self._commit = context.commit
         self._objects = objects
         self._repairer = repairer
         self._weight_ppm = weight_ppm

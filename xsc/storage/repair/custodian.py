@@ -189,8 +189,6 @@ class Custodian:
         self,
         context: Context,
         client: HostClient,
-        state: keyvalue.KeyValue,
-        commit: Commit,
         watch: node_watch.NodeWatch,
         *,
         accepts: Callable[[bytes], bool],
@@ -199,7 +197,7 @@ class Custodian:
         self._context = context
         self._own = context.key.node_id
         self._client = client
-        self.store = CustodyStore(state, commit, budget_bytes)
+        self.store = CustodyStore(context.state, context.commit, budget_bytes)
         self._watch = watch
         self._accepts = accepts
         self.turns: turns.Turns[bytes] = turns.Turns()

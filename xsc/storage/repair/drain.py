@@ -19,7 +19,7 @@ from typing import Final
 from xsc.api import home as api
 from xsc.base import clock, encoding, fields, ids, limits, merkle, peering
 from xsc.base.errors import NotAllowed, NotFound, SpaceExhausted, XscError
-from xsc.base.keyvalue import Commit, KeyValue, prefix_end
+from xsc.base.keyvalue import prefix_end
 from xsc.base.log import Log
 from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Record, Signed, sign
@@ -163,8 +163,6 @@ class Drain:
         *,
         hosts: Hosts,
         node: store.StorageNode,
-        state: KeyValue,
-        commit: Commit,
         departures: Departures,
         watch: node_watch.NodeWatch,
         grace_ms: int,
@@ -173,8 +171,8 @@ class Drain:
         self._context = context
         self._hosts = hosts
         self._node = node
-        self._state = state
-        self._commit = commit
+        self._state = context.state
+        self._commit = context.commit
         self._departures = departures
         self._watch = watch
         self._grace_ms = grace_ms
@@ -268,9 +266,18 @@ class Drain:
                     recorded.add(owned)
                 left[owned] = left.get(owned, 0) + entry.held_bytes
             after = page[-1][0]
+        peers = self._hosts.peers()
         stuck: list[tuple[int, bytes, bytes, str]] = []
         for owned, size in left.items():
-            if reason := self._stuck_reason(*owned, recorded=owned in recorded):
+            customer = owned[1]
+            reason = stuck_reason(
+                recorded=owned in recorded,
+                customer_said=self._stays.get(owned),
+                is_up=self._hosts.is_up(customer),
+                silent_ms=self._watch.silent_ms(customer) if customer in peers else None,
+                grace_ms=self._grace_ms,
+            )
+            if reason:
                 stuck.append((-size, *owned, reason))
         remaining = Remaining(
             left_objects=len({locate for locate, _ in left}),
@@ -314,17 +321,6 @@ class Drain:
         else:
             self._elsewhere.add(owner)
         return False
-
-    def _stuck_reason(self, locate: bytes, customer: bytes, *, recorded: bool) -> str:
-        """Return why no customer is about to move an object; empty if one should be."""
-        is_peer = customer in self._hosts.peers()
-        return stuck_reason(
-            recorded=recorded,
-            customer_said=self._stays.get((locate, customer)),
-            is_up=self._hosts.is_up(customer),
-            silent_ms=self._watch.silent_ms(customer) if is_peer else None,
-            grace_ms=self._grace_ms,
-        )
 
     def _released_bytes(self, begun_bytes: int) -> int:
         """Return what was deleted since the drain began. Nothing is stored meanwhile."""

@@ -16,12 +16,13 @@ from xsc.base import ids, merkle
 from xsc.base.errors import SpaceExhausted, XscError
 from xsc.base.limits import STORE_REQUEST_BYTES_MAX
 from xsc.base.refusals import refusal
+from xsc.base.units import held_bytes
 from xsc.identity.context import Context
 from xsc.storage.object import erasure, placement, receipts
 from xsc.storage.object.capability import VerifyCapability
 from xsc.storage.object.held import Held, held_of
 from xsc.storage.object.manifest import code_of, hash_of, segments_of
-from xsc.storage.object.messages import GET_MAX, ObjectRecord
+from xsc.storage.object.messages import GET_MAX, KEEP, ObjectRecord
 from xsc.storage.repair.maintained_object import (
     MaintainedObject,
     MaintainedObjects,
@@ -215,12 +216,13 @@ class ColumnMover:
         # A node that had something of the object before may have the record still.
         unasked = {item.node for item in maintained.held} - survey.answers.keys()
         unasked &= {lease.node for lease in chosen.values()}
-        answers = await self._surveyor.ask(maintained, survey.manifest, unasked)
+        answers = await self._surveyor.finder.ask(unasked, maintained.capability, survey.manifest)
         said = replace(survey, answers={**survey.answers, **answers})
         sender.recorded = {node: b"" for node in said.answers if has_record(said, node)}
         await self._keep_in_place(survey, sender)
         fault = await self._send(survey, sender, progress)
-        fault = await self._send_records(sender) or fault
+        await sender.store_records()
+        fault = sender.given_up or fault
         for node, lease_id in sender.recorded.items():
             if lease_id and has_damaged_record(said, node):
                 # It took the place of what was counted already.
@@ -253,7 +255,7 @@ class ColumnMover:
         return sender
 
     async def _send(self, survey: Survey, sender: ColumnSender, progress: Progress | None) -> str:
-        """Send what is not done, segment by segment; return why columns were given up, or nothing.
+        """Send what is not done, segment by segment; return why some cannot be sent, or nothing.
 
         Progress is told of the segments.
         """
@@ -273,31 +275,11 @@ class ColumnMover:
                 sender.place({each: slots[each].lease for each in slots.keys() - {*columns}})
                 continue
             sender.live[index] = {shard.column: shard for shard in shards}
-            faults = await together(self._stored(sender, column, index) for column in columns)
+            await together(sender.store(column, index) for column in columns)
             del sender.live[index]
-            reason = next(filter(None, faults), reason)
             if progress is not None:
                 progress(index + 1, len(segments))
         return reason
-
-    async def _send_records(self, sender: ColumnSender) -> str:
-        """Send the record to the hosts that got none with the last segment; return as `_send`."""
-        reason = ""
-        while lacking := sender.lacking_record():
-            faults = await together(
-                self._stored(sender, column, sender.last, again=True) for column in lacking
-            )
-            reason = next(filter(None, faults), reason)
-        return reason
-
-    @staticmethod
-    async def _stored(sender: ColumnSender, column: int, index: int, *, again: bool = False) -> str:
-        """Store a column of a segment at its host; return why it is not there, or nothing."""
-        try:
-            await sender.store(column, index, again=again)
-        except XscError as fault:
-            return fault.message
-        return ""
 
     async def _keep_in_place(self, survey: Survey, sender: ColumnSender) -> None:
         """Put columns that stay under their new leases without a transfer."""
@@ -317,8 +299,11 @@ class ColumnMover:
             try:
                 for start in range(0, len(shards), most):
                     batch = shards[start : start + most]
-                    size = await self._client.keep(lease, located.locate, generation, batch)
-                    sender.count(lease, size)
+                    kept = await self._client.confirmed(
+                        KEEP, lease, located.locate, generation, batch
+                    )
+                    sizes = [item.size_bytes for item in kept]
+                    sender.count(lease, held_bytes(sum(sizes), len(sizes)))
             except XscError as fault:
                 self._failed(survey, fault)
                 continue
@@ -367,7 +352,7 @@ class ColumnMover:
         sender = self._sender(survey, leases)
         for column in leases:
             sender.done[column].update({*range(segments_of(manifest))} - {*damaged[column]})
-        reason = await self._send(survey, sender, None)
+        reason = await self._send(survey, sender, None) or sender.given_up
         ref = ids.short(survey.maintained.ref)
         if reason:
             self._context.log.info("repair.shard_not_rewritten", object=ref, reason=reason)

@@ -53,8 +53,8 @@ class _Kept(NamedTuple):
         locate, sealed = self.locate, self.sealed_bytes
         extents = [Extent(extent_name(locate, MANIFEST_COLUMN), 1, sealed, sealed)]
         if self.size_bytes > limits.INLINE_BYTES_MAX:
-            count = segment.count(self.size_bytes, limits.SEGMENT_BYTES)
-            last = segment.length_of(count - 1, self.size_bytes, limits.SEGMENT_BYTES)
+            count = segment.count(self.size_bytes)
+            last = segment.length_of(count - 1, self.size_bytes)
             code = Code(self.k, len(self.columns) - self.k)
             sizes = count, code.shard_bytes(limits.SEGMENT_BYTES), code.shard_bytes(last)
             extents += [

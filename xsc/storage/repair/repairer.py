@@ -24,7 +24,7 @@ from xsc.api.objects import Moved, Repaired
 from xsc.base import clock, errors, ids, limits, room, tally, turns
 from xsc.identity.context import Context
 from xsc.storage.catalogue.finder import ObjectFinder
-from xsc.storage.object.durability import HostLabels, survival
+from xsc.storage.object.durability import survival
 from xsc.storage.object.held import differences
 from xsc.storage.object.placement import Placement
 from xsc.storage.repair import mover, node_watch
@@ -140,23 +140,18 @@ class Repairer:
         """What was repaired in this run, by reference, and when, the oldest first."""
         self._placed = Counter[tuple[tuple[bytes, ...], int]]()
         """How many objects have such columns, and need so many of them, at the last look."""
-        self._margins: tuple[frozenset[bytes] | None, Counter[int]] = None, Counter()
-        """The margins, as long as the same nodes are up."""
 
     def margins(self) -> Counter[int]:
         """Return how many objects have a margin: shards at hosts that answer, less those needed."""
         up = frozenset(filter(self._client.is_up, {self._client.own, *self._client.hosts.peers()}))
-        if self._margins[0] != up:
-            found = Counter[int]()
-            for (columns, needed), objects in self._placed.items():
-                found[sum(node in up for node in columns) - needed] += objects
-            self._margins = up, found
-        return self._margins[1].copy()
+        found = Counter[int]()
+        for (columns, needed), objects in self._placed.items():
+            found[sum(node in up for node in columns) - needed] += objects
+        return found
 
     def note_placed(self, placement: Placement) -> None:
         """Count an object for its margin, until the next look at all of them."""
         self._placed[tuple(sorted(placement.columns)), placement.k] += 1
-        self._margins = None, Counter()
 
     # When to look
 
@@ -205,7 +200,7 @@ class Repairer:
             listed = [item async for item in turns.sliced(self._objects.refs())]
             listed_ms = self._context.clock.monotonic_ms() - now_ms
             known = frozenset(ref for ref, _, _ in listed)
-            self._placed, self._margins = Counter(), (None, Counter())
+            self._placed = Counter()
             for _, placement, _ in listed:
                 self.note_placed(placement)
             situation = (
@@ -238,7 +233,7 @@ class Repairer:
         if len(nodes) < len(columns) or any(map(self._client.is_up, former)):
             return True
         if any(placement.contract):
-            hosts = [HostLabels(node, *self._client.hosts.labels(node)) for node in columns]
+            hosts = self._client.labels_of(columns)
             if not survival(hosts, placement.m).meets(placement.contract):
                 return True
         return bool(self.watch.gone(nodes) or nodes & self._client.leaving())
@@ -372,7 +367,9 @@ class Repairer:
             return maintained
         # Who reports during this may have made its copy after the read: it waits.
         reported_by = self.reports.waiting(ref)
-        former = await self.surveyor.ask(maintained, survey.manifest, former_hosts_up(survey))
+        former = await self.surveyor.finder.ask(
+            former_hosts_up(survey), maintained.capability, survey.manifest
+        )
         plan = plan_cleanup(survey, former)
         capability, held = maintained.capability, maintained.held
         for node, columns in plan.broken:

@@ -98,7 +98,7 @@ def bytes_of_column(manifest: Manifest) -> int:
     """Return the bytes of the shards of one column; 0 for an inline object."""
     if manifest.inline is not None:
         return 0
-    return placement.column_bytes(manifest.size_bytes, code_of(manifest), manifest.segment_bytes)
+    return placement.column_bytes(manifest.size_bytes, code_of(manifest))
 
 
 def bytes_of_record(located: get.Located) -> int:

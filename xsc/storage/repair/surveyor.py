@@ -6,16 +6,13 @@ its host says that it has it, counts as corrupt for the next survey.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from xsc.base import errors, ids, limits
 from xsc.identity.context import Context
 from xsc.storage.catalogue.finder import ObjectFinder
-from xsc.storage.object.durability import HostLabels
 from xsc.storage.object.expiry import before_end, own_ends, refusing
 from xsc.storage.object.inventory import HeldObject
-from xsc.storage.object.manifest import Manifest
 from xsc.storage.object.placement import State, column_state, column_states
 from xsc.storage.repair import node_watch, repair_rules
 from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects
@@ -42,7 +39,7 @@ class Surveyor:
         self._own = context.key.node_id
         self._client = client
         self._objects = objects
-        self._finder = finder
+        self.finder = finder
         self._watch = watch
         self._bandwidth = bandwidth
         self._lease_ms = lease_ms
@@ -58,11 +55,11 @@ class Surveyor:
             RecordInvalid: the manifest is not that of the maintained object.
             XscError: the object cannot be found.
         """
-        located = await self._finder.find(maintained.capability)
+        located = await self.finder.find(maintained.capability)
         manifest, columns = located.manifest, list(maintained.placement.columns)
         if manifest.owner != maintained.owner or len(columns) != manifest.k + manifest.m:
             raise errors.RecordInvalid("the object is another one than its placement is for")
-        answers = await self.ask(maintained, manifest, columns)
+        answers = await self.finder.ask(columns, maintained.capability, manifest)
         states = await self._context.executor.run(column_states, manifest, columns, answers)
         for column, node in self.unreadable.get(maintained.ref, ()):
             if columns[column] == node:
@@ -91,7 +88,8 @@ class Surveyor:
         labels = None
         if displaced or any(manifest.contract[1:]) or len(set(columns)) < len(columns):
             candidates = self._watch.available(also_unsteady=True)
-            labels = await self._labels({*columns, *candidates})
+            known = await self._client.hosts.learn_labels(sorted({*columns, *candidates}))
+            labels = {each.node: each for each in self._client.labels_of(known)}
         dropped = frozenset(
             (node, lease_id)
             for node, lease_id in paid
@@ -105,20 +103,6 @@ class Surveyor:
             labels=labels,
             dropped=dropped,
         )
-
-    async def _labels(self, nodes: Iterable[bytes]) -> dict[bytes, HostLabels]:
-        known = await self._client.hosts.learn_labels(sorted(nodes))
-        return {node: HostLabels(node, *self._client.hosts.labels(node)) for node in known}
-
-    async def ask(
-        self, maintained: MaintainedObject, manifest: Manifest, nodes: Iterable[bytes]
-    ) -> dict[bytes, HeldObject | None]:
-        """Return what each node says that it has of an object; None if it is silent."""
-        ordered = sorted(set(nodes))
-        said = await host_client.together(
-            self._finder.stat(node, maintained.capability, manifest) for node in ordered
-        )
-        return dict(zip(ordered, said, strict=True))
 
     async def _find_elsewhere(
         self,
@@ -137,7 +121,7 @@ class Surveyor:
         if not lost:
             return
         manifest = located.manifest
-        found = await self._finder.search(maintained.capability, located)
+        found = await self.finder.search(maintained.capability, located)
         unreadable = self.unreadable.get(maintained.ref, frozenset())
         for column in sorted(lost):
             others = set(found.holders[column]) - self._client.leaving() - set(columns)
@@ -145,7 +129,7 @@ class Surveyor:
                 if (column, node) in unreadable:
                     continue
                 if answers.get(node) is None:
-                    answers |= await self.ask(maintained, manifest, [node])
+                    answers |= await self.finder.ask([node], maintained.capability, manifest)
                 if column_state(manifest, column, answers[node]) == "ok":
                     columns[column], states[column] = node, "ok"
                     break

@@ -1,12 +1,9 @@
 """What an owner keeps of its deletions, in its state database.
 
-    storage/deleted/<ms, 8 bytes><locate><host>    the signed receipt
-    storage/ended/<manifest hash>                  when the object was deleted
+    storage/ended/<manifest hash>    when the object was deleted
 
-A receipt is kept as long as a lease can run, because so long its host could still
-ask for money: it shows what that had confirmed to hold no more. That an object was
-deleted is kept for ten years: a custodian that did not hear of it renews its own
-leases, and pays, until it is told.
+That is kept for ten years: a custodian that did not hear of it renews its own leases, and
+pays, until it is told.
 """
 
 from __future__ import annotations
@@ -15,24 +12,10 @@ from typing import Final
 
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import STORAGE_LEASE_MS
-from xsc.identity.envelope import Signed
 from xsc.storage.shardstore.bodies import decode_number, encode_number
-from xsc.terms.storage_receipt import DeletionReceipt
 
-DELETED: Final = b"storage/deleted/"
 ENDED: Final = b"storage/ended/"
-KEPT_MS: Final = STORAGE_LEASE_MS
 ENDED_KEPT_MS: Final = 3650 * 86_400_000
-
-
-def _since(time_ms: int) -> bytes:
-    return DELETED + time_ms.to_bytes(8, "big")
-
-
-def kept(receipt: Signed[DeletionReceipt], now_ms: int) -> Change:
-    """Return the change that keeps a receipt."""
-    record = receipt.record
-    return _since(now_ms) + record.locate + record.host, receipt.raw
 
 
 def ended_row(manifest_hash: bytes, now_ms: int) -> Change:
@@ -71,12 +54,8 @@ def was_ended(state: KeyValue, manifest_hash: bytes) -> bool:
 
 
 def too_old(state: KeyValue, now_ms: int, most: int) -> list[Change]:
-    """Return changes that drop up to so many rows about leases that are long over."""
+    """Return changes that drop up to so many rows that are ten years old."""
     changes: list[Change] = []
-    for key, _ in state.scan(DELETED, _since(max(0, now_ms - KEPT_MS))):
-        if len(changes) == most:
-            break
-        changes.append((key, None))
     for key, raw in state.scan(ENDED, prefix_end(ENDED)):
         if len(changes) >= most:
             break

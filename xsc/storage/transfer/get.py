@@ -24,9 +24,9 @@ from xsc.storage.object.erasure import Buffer, Code, decode_rows
 from xsc.storage.object.inventory import SegmentShards
 from xsc.storage.object.manifest import Manifest, code_of, place_of
 from xsc.storage.object.segment import Opener, Piece, Place, is_whole, pieces_of, rebuild_span
-from xsc.storage.transfer import latency, read_ahead_cache
+from xsc.storage.transfer import read_ahead_cache
 from xsc.storage.transfer.host_client import HostClient, Source, stop_all, together
-from xsc.storage.transfer.race import first_of, in_order, race
+from xsc.storage.transfer.race import in_order, race
 
 SEGMENTS_BEGUN = 2
 """The one that is read, and the next."""
@@ -370,38 +370,21 @@ class ObjectReader:
         The host is raced by those of the other columns once it is late.
         """
         located, client = self._located, self._client
-        shards, size = located.segment(index), piece.span.size_bytes
-        direct = [source for source in located.sources if source.column == piece.column]
-        direct = in_order(client, direct, code.k, size, self._doubted)
-
-        async def rebuild() -> Buffer:
-            others = [source for source in located.sources if source not in direct[:1]]
-            got = await race(
-                client,
-                shards,
-                in_order(client, others, code.k, size, self._doubted),
-                span=piece.span,
-                more=self._more if self._search else None,
-                doubted=self._doubted,
-            )
-            return await client.executor.run(rebuild_span, got, code, piece.column, piece.span)
-
-        if not direct:
-            return await rebuild()
-        host = direct[0].node
-
-        async def ask() -> Buffer:
-            want = shards.wanted(piece.column, piece.span)
-            return await client.fetch(host, located.locate, code.generation, want)
-
-        late = client.late_since_ms(host) or host in self._doubted
-        quick = client.is_up(host) and not late
-        return await first_of(
-            client.clock,
-            [ask, rebuild] if quick else [rebuild, ask],
-            latency.patience_ms(client.kth_ms(located.sources, code.k, size), size),
-            lambda: client.note_late(host) if quick else None,
+        ranked = in_order(
+            client, located.sources, code.k, piece.span.size_bytes, doubted=self._doubted
         )
+        got = await race(
+            client,
+            located.segment(index),
+            ranked,
+            span=piece.span,
+            column=piece.column,
+            more=self._more if self._search else None,
+            doubted=self._doubted,
+        )
+        if piece.column in got:
+            return got[piece.column]
+        return await client.executor.run(rebuild_span, got, code, piece.column, piece.span)
 
     async def _more(self) -> list[Source]:
         """Ask all peers once what they hold: where the known holders do not give the object."""

@@ -13,6 +13,7 @@ from xsc.base.units import held_bytes
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.storage.object import inventory, messages, receipts
+from xsc.storage.object.durability import HostLabels
 from xsc.storage.object.erasure import Buffer, StorageShard
 from xsc.storage.object.held import Held
 from xsc.storage.object.manifest import Manifest
@@ -119,6 +120,10 @@ class HostClient:
     def is_up(self, node: bytes) -> bool:
         """Say whether a node can be asked with hope; the own node always."""
         return self.hosts.is_up(node)
+
+    def labels_of(self, nodes: Iterable[bytes]) -> list[HostLabels]:
+        """Return nodes with the labels that are known of them."""
+        return [HostLabels(node, *self.hosts.labels(node)) for node in nodes]
 
     def has_dropped(self, node: bytes, lease_id: bytes, deleted_ms: int | None = None) -> bool:
         """Say whether a host must have dropped by itself what lay there under a lease.
@@ -241,30 +246,7 @@ class HostClient:
             self._blame(expected.host, "receipt_invalid", fault.message)
             raise
 
-    async def held_shards(
-        self, lease: LeaseHandle, locate: bytes, generation: int, shards: Sequence[HeldShard]
-    ) -> tuple[HeldShard, ...]:
-        """Return those of some shards that a host has under a lease, by its receipt.
-
-        Raises:
-            ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
-            XscError: what the host answered, or that it is silent.
-        """
-        return await self._confirmed(messages.HAVE, lease, locate, generation, shards)
-
-    async def keep(
-        self, lease: LeaseHandle, locate: bytes, generation: int, shards: Sequence[HeldShard]
-    ) -> int:
-        """Have a host keep, under a lease of this node too, what it has; return its bytes.
-
-        Raises:
-            ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
-            XscError: what the host answered, or that it is silent.
-        """
-        kept = await self._confirmed(messages.KEEP, lease, locate, generation, shards)
-        return held_bytes(sum(item.size_bytes for item in kept), len(kept))
-
-    async def _confirmed(
+    async def confirmed(
         self,
         method: str,
         lease: LeaseHandle,
@@ -272,7 +254,15 @@ class HostClient:
         generation: int,
         shards: Sequence[HeldShard],
     ) -> tuple[HeldShard, ...]:
-        """Return what a host confirms to have of some shards, and count it."""
+        """Return what a host confirms by its receipt to have of some shards, and count it.
+
+        Asked with `messages.HAVE`, that is what it has under the lease; with `messages.KEEP` it
+        keeps all of them under it from now on, or fails.
+
+        Raises:
+            ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
+            XscError: what the host answered, or that it is silent.
+        """
         header = messages.keep_message(lease.lease_id, locate, generation, shards)
         reply = await self._context.caller.call(lease.node, method, header)
         expected = self._receipt(lease, locate, generation, shards)

@@ -5,9 +5,9 @@
     storage/upload/a/<id><segment><column>     a host's receipt for its column of a segment
     storage/upload/r/<id>                      the sealed manifest, before it is sent
 
-The id is the caller's. A segment is sealed anew under its kept nonce only to
-compare: where tag or roots differ the content has changed, and nothing of what
-was computed leaves this process. So one nonce never protects two contents.
+The id is the caller's. A segment is sealed anew under its kept nonce and compared:
+where tag or roots differ the content has changed, and nothing of what was
+computed leaves this process. So one nonce never protects two contents.
 docs/design/storage.md, "Resuming".
 
 How a segment is sealed is synced before it is sent. Receipts are written without
@@ -24,7 +24,8 @@ from typing import ClassVar
 
 from xsc.base import errors, limits, turns, units
 from xsc.base.ids import ID_BYTES
-from xsc.base.keyvalue import Change, Commit, KeyValue, prefix_end
+from xsc.base.keyvalue import Change, KeyValue, prefix_end
+from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.storage.object.capability import VerifyCapability, verify_key
 from xsc.storage.object.erasure import Code, StorageShard
@@ -219,24 +220,16 @@ class ResumeJournal(Notes):
     secret: bytes
     code: Code
 
-    def __init__(
-        self,
-        upload: bytes,
-        state: KeyValue,
-        commit: Commit,
-        client: host_client.HostClient,
-        *,
-        resumes: bool,
-    ) -> None:
+    def __init__(self, upload: bytes, context: Context, *, resumes: bool) -> None:
         self.upload = upload
         self.resumes = resumes
         """Whether the put can go on after a kill; nothing goes on with one of one segment."""
         self.begun = False
         """Whether something of this run of the put is kept."""
-        self._state = state
-        self._commit = commit
-        self._clock = client.clock
-        self._executor = client.executor
+        self._state = context.state
+        self._commit = context.commit
+        self._clock = context.clock
+        self._executor = context.executor
         self._noted: set[tuple[bytes, bytes]] = set()
         """Where an undo asks, as far as it is kept already."""
 
@@ -337,17 +330,18 @@ class ResumeJournals:
     threads, so that others are answered meanwhile.
     """
 
-    def __init__(self, client: host_client.HostClient, state: KeyValue, commit: Commit) -> None:
+    def __init__(self, context: Context, client: host_client.HostClient) -> None:
+        self._context = context
         self._client = client
-        self._state = state
-        self._commit = commit
+        self._state = context.state
+        self._commit = context.commit
         self._turns: turns.Turns[bytes] = turns.Turns()
 
     @asynccontextmanager
     async def turn(self, upload: bytes, *, resumes: bool = True) -> AsyncIterator[ResumeJournal]:
         """Give the journal of an upload, once no other put of that id runs."""
         async with self._turns.of(upload):
-            yield ResumeJournal(upload, self._state, self._commit, self._client, resumes=resumes)
+            yield ResumeJournal(upload, self._context, resumes=resumes)
 
     async def _forget(self, upload: bytes) -> list[Change]:
         return await self._client.executor.run(forget, self._state, upload)

@@ -172,8 +172,9 @@ class Upload:
             rooms=self._rooms,
             notes=journal,
         )
+        if kept is not None:
+            self._sender.held = kept.held()
         self._sealed: dict[int, SealedSegment] = {}
-        self._abandoned = False
 
     async def run(self, source: AsyncIterator[bytes], size_hint: int | None) -> Uploaded:
         """Store the stream.
@@ -187,33 +188,25 @@ class Upload:
             NoOffers, SpaceExhausted: no host, or no other one where one failed.
             XscError: what the last host to try failed with.
         """
-        pieces, rooms = cut_stream(source), self._rooms
+        pieces, rooms, kept = cut_stream(source), self._rooms, self._kept
+        whole = abandoned = False
         try:
             first, final = await anext(pieces)
             rooms.size_hint = len(first) if final else size_hint or UNKNOWN_SIZE_BYTES
             rooms.note_size(len(first))
-            if self._kept is None:
+            if kept is None:
                 await self._choose()
-            elif self._can_go_on(self._kept):
-                await self._go_on(self._kept)
-            else:
+            elif final or kept.code != self._code or not rooms.keeps(kept.nodes):
                 # The id was given again with other options: what was stored is deleted.
-                self._sender.held = self._kept.held()
-        except BaseException as fault:
-            if isinstance(fault, errors.XscError):
-                rooms.note_unplaced(self._sender.state.gone)
-            await _close(pieces)
-            raise
-        whole = False
-        try:
-            if self._kept is not None and (final or not self._can_go_on(self._kept)):
                 raise changed()
+            else:
+                await self._go_on(kept)
             uploaded = await self._send(first, final, pieces)
             whole = True
         except errors.XscError as fault:
             rooms.note_unplaced(self._sender.state.gone)
             # Somebody was silent: the same put again may go on where this one ended.
-            self._abandoned = not isinstance(fault, errors.UnavailableError)
+            abandoned = not isinstance(fault, errors.UnavailableError)
             raise
         else:
             rooms.note_placed()
@@ -221,23 +214,18 @@ class Upload:
         finally:
             await _close(pieces)
             # Nothing goes on with a put of one segment.
-            is_over = not self._journal.resumes or self._abandoned or self._sender.last == 0
-            if not whole and is_over:
+            is_over = not self._journal.resumes or abandoned or self._sender.last == 0
+            if not whole and is_over and (self._sender.held or self._journal.begun):
                 await self._undo()
             elif not whole and self._journal.begun:
                 await self._uncount_records()
 
     # Going on
 
-    def _can_go_on(self, kept: Kept) -> bool:
-        """Say whether an earlier put has the same code, and its hosts keep the contract."""
-        return kept.code == self._code and self._rooms.keeps(kept.nodes)
-
     async def _go_on(self, kept: Kept) -> None:
         """Take up where an earlier put of the same content ended."""
         rooms, sender = self._rooms, self._sender
         rooms.size_hint = max(rooms.size_hint, sum(s.length for s in kept.segments.values()))
-        sender.held = dict(kept.held())
         columns = dict(enumerate(kept.head.hosts))
         await together(self._ask_for_rest(kept, *item) for item in columns.items())
         whole = kept.whole()
@@ -267,8 +255,8 @@ class Upload:
         for start in range(0, len(missing), messages.GET_MAX):
             asked = missing[start : start + messages.GET_MAX]
             try:
-                held += await self._client.held_shards(
-                    lease, self._locate, self._code.generation, asked
+                held += await self._client.confirmed(
+                    messages.HAVE, lease, self._locate, self._code.generation, asked
                 )
             except errors.XscError as fault:
                 # What it does not confirm is sent again.
@@ -281,28 +269,6 @@ class Upload:
             kept.acks[item.segment, column] = place
             self._journal.acked(item.segment, column, place)
             self._sender.count(lease, place.size_bytes)
-
-    async def _same(self, index: int, place: Place, plain: bytes) -> SealedSegment | None:
-        """Return how a segment was sealed before, or None for one that is new.
-
-        Raises:
-            UploadChanged: it was sealed with another content.
-        """
-        kept = None if self._kept is None else self._kept.segments.get(index)
-        if kept is None:
-            return None
-        _, tag = await run_sized(
-            self._client.executor,
-            len(plain),
-            segments.seal,
-            self._content_key,
-            kept.nonce,
-            place,
-            plain,
-        )
-        if (tag, len(plain)) != (kept.tag, kept.length):
-            raise changed()
-        return kept
 
     # Hosts
 
@@ -327,7 +293,7 @@ class Upload:
         self._sender.place({column: by_node[node] for column, node in enumerate(columns)})
 
     def _plan(self, leases: Sequence[LeaseHandle]) -> tuple[bytes, ...] | None:
-        hosts = self._rooms.hosts_of([lease.node for lease in leases])
+        hosts = self._client.labels_of([lease.node for lease in leases])
         return plan_columns(hosts, self._code.n, self._code.m, self._contract)
 
     # Sending
@@ -358,8 +324,13 @@ class Upload:
             await stop_all(running)
 
     async def _cut(self, index: int, plain: bytes, *, final: bool) -> dict[int, StorageShard]:
+        """Return the shards of a segment.
+
+        Raises:
+            UploadChanged: the put before sealed it with another content.
+        """
         place = Place(self._locate, index, len(plain), final)
-        kept = await self._same(index, place, plain)
+        kept = None if self._kept is None else self._kept.segments.get(index)
         nonce = self._entropy.token(NONCE_BYTES) if kept is None else kept.nonce
         sealed, shards = await run_sized(
             self._client.executor,
@@ -371,6 +342,8 @@ class Upload:
             plain,
             self._code,
         )
+        if kept is not None and kept != sealed:
+            raise changed()
         self._note(index, sealed)
         if self._journal.resumes and kept is None and not (final and index == 0):
             await self._journal.begin(self._sender, index, sealed)
@@ -383,12 +356,11 @@ class Upload:
         )
 
     async def _segment(self, index: int, plain: bytes) -> None:
-        sender = self._sender
+        sender, shards = self._sender, await self._cut(index, plain, final=False)
         if all(index in sender.done[column] for column in sender.state.slots):
-            # Stored by the put before: only that it is the same content is still to be seen.
-            await self._same(index, Place(self._locate, index, len(plain), final=False), plain)
+            # Stored by the put before: only that it is the same content was still to be seen.
             return
-        sender.live[index] = await self._cut(index, plain, final=False)
+        sender.live[index] = shards
         await together(sender.store(column, index) for column in sender.state.slots)
         del sender.live[index]
 
@@ -448,7 +420,7 @@ class Upload:
             placement=placement_of(manifest, columns),
             held=held_of(sender.held),
             warnings=warnings_of(columns, self._code, self._client.own),
-            survives=survival(self._rooms.hosts_of(columns), self._code.m).shown_for(
+            survives=survival(self._client.labels_of(columns), self._code.m).shown_for(
                 self._contract
             ),
             passed_over=tuple(
@@ -461,9 +433,7 @@ class Upload:
     async def _store_last(self, index: int) -> None:
         sender = self._sender
         await together(sender.store(column, index) for column in sender.state.slots)
-        # Where the column that was to bring the record to a host went elsewhere, another does.
-        while lacking := sender.lacking_record():
-            await together(sender.store(column, index, again=True) for column in lacking)
+        await sender.store_records()
 
     async def _uncount_records(self) -> None:
         """Count no record of a put that may go on: then it is sent, and counted, again."""

@@ -4,62 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias
 
 from xsc.base import errors, limits, refusals
-from xsc.base.clock import Clock
 from xsc.storage.object.erasure import Buffer
 from xsc.storage.object.inventory import SegmentShards
 from xsc.storage.object.segment import Span
 from xsc.storage.transfer import latency
 from xsc.storage.transfer.host_client import HostClient, Source, Take, stop_all
 
-T = TypeVar("T")
 More: TypeAlias = Callable[[], Awaitable[Sequence[Source]]]
 """Finds further sources of an object."""
-
-
-async def first_of(
-    clock: Clock,
-    ways: Sequence[Callable[[], Coroutine[Any, Any, T]]],
-    late_ms: int,
-    note_late: Callable[[], None],
-) -> T:
-    """Return what the first way gives; the next is taken where it fails, or beside it when late.
-
-    `note_late` is called when the first is late.
-
-    Raises:
-        XscError: all failed; the fault of the last.
-    """
-    waiting = list(ways)
-    running: set[asyncio.Task[Any]] = set()
-    alarm: asyncio.Task[None] | None = None
-    try:
-        while True:
-            if waiting and (not running or alarm is None):
-                running.add(asyncio.create_task(waiting.pop(0)()))
-                if alarm is None:
-                    alarm = asyncio.create_task(clock.sleep_ms(late_ms))
-            pending: set[asyncio.Task[Any]] = set(running)
-            if alarm is not None:
-                pending.add(alarm)
-            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in done.intersection(running):
-                running.discard(task)
-                try:
-                    return cast(T, task.result())
-                except errors.XscError:
-                    if not waiting and not running:
-                        raise
-            if alarm in done:
-                alarm = None
-                if len(waiting) == len(ways) - 1:
-                    note_late()
-    finally:
-        await stop_all([*running, *([] if alarm is None else [alarm])])
 
 
 def in_order(
@@ -107,6 +64,7 @@ async def race(
     sources: Sequence[Source],
     *,
     span: Span | None = None,
+    column: int | None = None,
     take: Take | None = None,
     tickets: Iterable[asyncio.Future[None]] = (),
     arrived: Callable[[], None] | None = None,
@@ -115,7 +73,8 @@ async def race(
 ) -> dict[int, Buffer]:
     """Return k verified shards of a segment, from the first sources of k columns to give theirs.
 
-    With a span it is the same leaves of each. Several sources may name one column.
+    Fewer where one `column` is enough. With a span it is the same leaves of each. Several sources
+    may name one column.
     The next source is asked at once when one fails. When one takes longer than
     `latency.patience_ms`, a hedged request goes to the next source beside it.
 
@@ -124,6 +83,8 @@ async def race(
         segment: whose shards are fetched.
         sources: in the order in which they are asked.
         span: the leaves to fetch; None: whole shards.
+        column: one that is enough without the others. Its best source, if that is up and was not
+            late or wrong before, is asked alone until it is.
         take: takes each shard as it arrives.
         tickets: as many requests as are done may be under way; none: any number.
         arrived: called after each shard.
@@ -148,6 +109,14 @@ async def race(
     lacking = 0  # how many are late beside whom nobody was asked yet
     searching: asyncio.Task[list[Source]] | None = None
     alarm: asyncio.Task[None] | None = None
+    best = next((source for source in waiting if source.column == column), None)
+    alone = (
+        best is not None
+        and client.is_up(best.node)
+        and not (best.node in faulty or client.late_since_ms(best.node))
+    )
+    if alone:
+        waiting.sort(key=lambda source: source is not best)
 
     def next_source(*, also_running: bool = False) -> Source | None:
         """Return a source of a column that nobody is asked for, else of one that is late."""
@@ -181,12 +150,12 @@ async def race(
             searching, more = asyncio.create_task(others(more)), None
 
     try:
-        while len(got) < k:
+        while len(got) < k and column not in got:
             while tickets and tickets[0].done():
                 tickets.popleft()
-            while len({*got, *(each.source.column for each in running.values())}) < k - len(
-                tickets
-            ):
+            alone = alone and not (failed or late)
+            enough = 1 if alone else k - len(tickets)
+            while len({*got, *(each.source.column for each in running.values())}) < enough:
                 source = next_source()
                 if source is None:
                     break

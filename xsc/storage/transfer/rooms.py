@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from xsc.api.market import PassedOver
 from xsc.base import errors
-from xsc.base.limits import INLINE_BYTES_MAX, SEGMENT_BYTES
+from xsc.base.limits import INLINE_BYTES_MAX
 from xsc.base.refusals import refusal
-from xsc.storage.object.durability import Contract, HostLabels, attainable, survival
+from xsc.storage.object.durability import Contract, attainable, survival
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.placement import host_bytes, record_bytes, shortfall
 from xsc.storage.transfer.host_client import HostClient
@@ -41,10 +41,10 @@ class RoomSearch:
 
     def size_for(self, hosts: int) -> int:
         """Return the room that is needed at each of so many hosts."""
-        size = host_bytes(self.size_hint, self._code, hosts, SEGMENT_BYTES)
+        size = host_bytes(self.size_hint, self._code, hosts)
         if self.size_hint <= INLINE_BYTES_MAX:
             size = 0
-        return size + record_bytes(self.size_hint, self._code, SEGMENT_BYTES)
+        return size + record_bytes(self.size_hint, self._code)
 
     def note_unplaced(self, gone: Mapping[bytes, errors.XscError]) -> None:
         """Note what was refused for want of room: it is needed until it is placed.
@@ -115,13 +115,9 @@ class RoomSearch:
 
     # The contract
 
-    def hosts_of(self, columns: Sequence[bytes]) -> list[HostLabels]:
-        """Return the labels of hosts."""
-        return [HostLabels(node, *self._client.hosts.labels(node)) for node in columns]
-
     def keeps(self, columns: Sequence[bytes]) -> bool:
         """Say whether a placement keeps the contract."""
-        return survival(self.hosts_of(columns), self._code.m).meets(self._contract)
+        return survival(self._client.labels_of(columns), self._code.m).meets(self._contract)
 
     async def require(
         self, columns: Sequence[bytes], gone: Mapping[bytes, errors.XscError]
@@ -144,7 +140,7 @@ class RoomSearch:
         """
         code, contract = self._code, self._contract
         left = [node for node in nodes if node not in gone]
-        works = attainable(self.hosts_of(left), code.n, code.m, contract)
+        works = attainable(self._client.labels_of(left), code.n, code.m, contract)
         less = f"`--survive {works.to_text()}` accepts what works now"
         if works == contract:
             less = "put it again: the nodes that are left can keep it in other places"
@@ -154,7 +150,7 @@ class RoomSearch:
             host
             if host.node in heard
             else host._replace(site=host.node.hex(), owner=host.node.hex())
-            for host in self.hosts_of(known)
+            for host in self._client.labels_of(known)
         ]
         never = shortfall(hosts, code, contract)
         refused = {

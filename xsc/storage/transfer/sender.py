@@ -11,11 +11,11 @@ from dataclasses import replace
 from xsc.base import ids, units
 from xsc.base.errors import XscError
 from xsc.base.limits import STORE_REQUEST_BYTES_MAX
-from xsc.storage.object import durability, messages
+from xsc.storage.object import messages
 from xsc.storage.object.erasure import Code, StorageShard, rebuild
 from xsc.storage.object.inventory import SegmentShards
 from xsc.storage.transfer import sending
-from xsc.storage.transfer.host_client import HostClient, Source
+from xsc.storage.transfer.host_client import HostClient, Source, together
 from xsc.storage.transfer.race import in_order, race
 from xsc.storage.transfer.rooms import RoomSearch
 from xsc.terms.lease import LeaseHandle
@@ -95,6 +95,8 @@ class ColumnSender:
         """The segment with which the record goes."""
         self.recorded: dict[bytes, bytes] = {}
         """By host: under which lease it keeps the record."""
+        self.given_up = ""
+        """Why a column was given up last, where hosts are not replaced."""
         self._recording: set[bytes] = set()
         self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         """By column: held while its host is replaced."""
@@ -106,11 +108,6 @@ class ColumnSender:
         self.state = replace(
             self.state, slots={each: sending.Slot(it) for each, it in leases.items()}
         )
-
-    def lacking_record(self) -> list[int]:
-        """Return the columns whose hosts have no record yet."""
-        slots = self.state.slots.items()
-        return [column for column, slot in slots if slot.lease.node not in self.recorded]
 
     def count(self, lease: LeaseHandle, size_bytes: int) -> None:
         """Count what a host confirmed under a lease."""
@@ -126,6 +123,8 @@ class ColumnSender:
     async def store(self, column: int, index: int, *, again: bool = False) -> None:
         """Store a column of a segment that is live, at whatever host it has by then.
 
+        A column that is given up has no slot any more.
+
         Args:
             column: which.
             index: the segment.
@@ -134,8 +133,7 @@ class ColumnSender:
         Raises:
             XscError: no host takes it.
         """
-        while True:
-            slot = self.state.slots[column]
+        while slot := self.state.slots.get(column):
             # No host is to blame where the own disk takes no note.
             self._about_to(slot.lease)
             is_there = again or (index in self.before.get(column, ()) and not slot.tries)
@@ -151,6 +149,21 @@ class ColumnSender:
                         self._notes.stored(self, index, column, shards)
                     self.done[column].add(index)
                     return
+
+    async def store_records(self) -> None:
+        """Bring the record to the hosts that got none with the last segment.
+
+        The column that was to bring it may have gone elsewhere.
+
+        Raises:
+            XscError: as `store`.
+        """
+        while lacking := [
+            column
+            for column, slot in self.state.slots.items()
+            if slot.lease.node not in self.recorded
+        ]:
+            await together(self.store(column, self.last, again=True) for column in lacking)
 
     async def _deliver(
         self, lease: LeaseHandle, index: int, shards: Sequence[StorageShard]
@@ -195,6 +208,9 @@ class ColumnSender:
             replaced = False
             while effect is not None:
                 if isinstance(effect, sending.GiveUp):
+                    if not self.state.replaces:
+                        self.given_up = fault.message
+                        return
                     if effect.fault is not None:
                         raise effect.fault
                     assert self._rooms is not None
@@ -238,10 +254,7 @@ class ColumnSender:
                 others = {self._client.own, *self._client.hosts.peers()} - {node}
                 taken = self.state.taken if ask.asking == "other" else frozenset(others)
                 lease = await self._rooms.elsewhere(taken, least)
-            labels = {
-                node: durability.HostLabels(node, *self._client.hosts.labels(node))
-                for node in self.state.columns
-            }
+            labels = {each.node: each for each in self._client.labels_of(self.state.columns)}
             return self._step(sending.Offered(ask.column, ask.asking, lease, labels))
 
     async def _fill(self, column: int) -> None:

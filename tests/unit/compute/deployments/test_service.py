@@ -156,21 +156,14 @@ class Node:
         self.market = ServiceMarket()
         self.disk = disk or Disk()
         entropy = SeededEntropy(name + bytes([len(wire.services)]))
-        caller = wire.caller(self.key.node_id)
+        caller, log = wire.caller(self.key.node_id), SilentLog()
+        ports = (clock, entropy, InlineExecutor(), caller, log, self.disk, None)
+        context = Context(self.key, network, *ports)
         self.services = DeploymentService(
-            Context(self.key, network, clock, entropy, InlineExecutor(), caller, SilentLog()),
+            context,
             leases=self.market,
             book=self.market,
-            runner=JobRunner(
-                key=self.key,
-                network=network,
-                clock=clock,
-                entropy=entropy,
-                executor=InlineExecutor(),
-                sandbox=sandbox,
-                log=SilentLog(),
-            ),
-            state=self.disk,
+            runner=JobRunner(context, sandbox),
             serving=serving,
         )
         self.services.registry.url = "http://127.0.0.1:1"

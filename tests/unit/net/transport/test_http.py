@@ -705,8 +705,9 @@ async def test_peers_join_call_move_and_come_back_over_http(listen):
         entropy=SeededEntropy(b"again"),
         executor=InlineExecutor(),
         transport=HttpTransport(listen=listen, key=bert.key, stop_ms=20),
-        store=bert.store,
         log=RecordingLog(),
+        state=bert.store,
+        commit=None,
         name="bert",
     )
     moved.server.register({"test.echo": bert._echo})

@@ -86,12 +86,12 @@ class End:
 async def listening(**options):
     node = Node()
     listener = ServiceListener(node, **{"progress_ms": 5_000, **options})
-    port = await listener.start("127.0.0.1", 0)
+    port = await listener.start("127.0.0.1", 0, "services_listen")
     try:
         yield End(node, port)
     finally:
         node.goes_on.set()
-        await listener.stop()
+        await listener.stop(10_000)
 
 
 @pytest.fixture
@@ -477,4 +477,4 @@ async def test_who_goes_away_while_it_waits_gives_up_its_place(end):
 async def test_a_port_that_is_taken_is_named(end, monkeypatch):
     monkeypatch.setattr(http, "PORT_WAIT_MS", 100)
     with pytest.raises(ConfigInvalid, match="cannot be listened on"):
-        await ServiceListener(Node()).start("127.0.0.1", end.port)
+        await ServiceListener(Node()).start("127.0.0.1", end.port, "services_listen")

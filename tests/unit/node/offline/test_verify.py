@@ -47,7 +47,7 @@ def test_verify_names_what_is_the_provider_s_word(gives):
         (
             "compute",
             5_000_000,
-            "5 million fuel steps a second of compute, cleared ahead of use, at 0.000008 credits",
+            "5 Mfuel/s of compute, cleared ahead of use, at 0.000008 credits",
         ),
     ],
 )

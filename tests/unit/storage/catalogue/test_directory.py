@@ -132,10 +132,8 @@ class Host:
         self.state = MemoryKeyValue()
         self.group = GroupCommit(self.state, InlineExecutor())
         self.written = []
-        context = Context(
-            KEY, NETWORK, self.clock, SeededEntropy(b""), InlineExecutor(), None, SilentLog()
-        )
-        heads = DirectoryHeadStore(context, self.state, self.commit)
+        ports = (self.clock, SeededEntropy(b""), InlineExecutor(), None, SilentLog())
+        heads = DirectoryHeadStore(Context(KEY, NETWORK, *ports, self.state, self.commit))
         self.handlers = heads.handlers()
 
     async def commit(self, changes):

@@ -125,18 +125,20 @@ async def test_a_host_keeps_for_another_what_it_has_and_nothing_else():
     client = custodian.service._client
     before = host.node.used_bytes
     shards = shards_of(manifest, 2)
-    size = await client.keep(lease, locate, 0, shards)
-    assert host.node.used_bytes - before == size == sum(held_bytes(s.size_bytes) for s in shards)
+    size = sum(held_bytes(s.size_bytes) for s in shards)
+    assert await client.confirmed(messages.KEEP, lease, locate, 0, shards) == shards
+    assert host.node.used_bytes - before == size
     assert custodian.customer_used[lease.lease_id] == host.node.usage[lease.lease_id] == size
-    assert await client.keep(lease, locate, 0, shards) == size, "again is the same"
+    again = await client.confirmed(messages.KEEP, lease, locate, 0, shards)
+    assert again == shards, "again is the same"
     assert host.node.usage[lease.lease_id] == size
     await host.node.delete(locate, world[0].id)
     assert await get(world[0], done.capability) == content(100_000)
     with pytest.raises(ShardsInsufficient):
-        await client.keep(lease, locate, 0, shards_of(manifest, 3))
+        await client.confirmed(messages.KEEP, lease, locate, 0, shards_of(manifest, 3))
     host.book.room[lease.lease_id] = size
     with pytest.raises(LeaseExhausted):
-        await client.keep(lease, locate, 0, shards)
+        await client.confirmed(messages.KEEP, lease, locate, 0, shards)
     assert host.node.usage[lease.lease_id] == size
 
     def lies(method, answer):
@@ -152,7 +154,7 @@ async def test_a_host_keeps_for_another_what_it_has_and_nothing_else():
     )
     (lease,) = offered.leases
     with pytest.raises((RecordInvalid, SignatureInvalid)):
-        await client.keep(lease, locate, 0, shards_of(manifest, 3))
+        await client.confirmed(messages.KEEP, lease, locate, 0, shards_of(manifest, 3))
     assert lease.lease_id not in custodian.customer_used
 
 

@@ -126,7 +126,7 @@ async def ask(world):
     data = StorageShard(0, b"data", root_of(b"data"))
     client = world[0].service._client
     await client.store(lease, LOCATE, 0, shards=[(0, data)], record=None)
-    return await client.held_shards(lease, LOCATE, 0, [held(), held(1)])
+    return await client.confirmed(HAVE, lease, LOCATE, 0, [held(), held(1)])
 
 
 async def test_a_peer_names_what_it_has_by_a_receipt():

@@ -186,16 +186,17 @@ def test_what_another_customer_stored_in_that_place_changes_nothing():
 
 
 def test_room_covers_what_an_object_takes():
-    assert host_bytes(100, Code(), 6, 4096) == held_bytes(25)
-    assert host_bytes(4096 * 3 + 1, Code(), 3, 4096) == 2 * held_bytes(3 * 1024 + 1, 4)
+    assert host_bytes(100, Code(), 6) == held_bytes(25)
+    quarter = SEGMENT_BYTES // 4
+    assert host_bytes(SEGMENT_BYTES * 3 + 1, Code(), 3) == 2 * held_bytes(3 * quarter + 1, 4)
     # For each segment the roots of its columns, nonce and tag; below 4096 bytes the content.
-    assert record_bytes(7, Code(), 4096) == held_bytes(1024 + 7 + 34 * 6 + 40)
-    assert record_bytes(5000, Code(), 4096) == held_bytes(1024 + 4096 + 2 * (34 * 6 + 40))
+    assert record_bytes(7, Code()) == held_bytes(1024 + 7 + 34 * 6 + 40)
+    assert record_bytes(SEGMENT_BYTES + 1, Code()) == held_bytes(1024 + 4096 + 2 * (34 * 6 + 40))
     for size in (0, 4096, 5000, 9 * SEGMENT_BYTES):
         manifest = make(size)
         contract = manifest.model_copy(update={"survive": (254, 254, 254, 254)})
         sealed = len(contract.to_bytes()) + 28
-        assert held_bytes(sealed) <= record_bytes(size, Code(), SEGMENT_BYTES)
+        assert held_bytes(sealed) <= record_bytes(size, Code())
 
 
 def test_a_shortfall_of_sites_names_the_nodes_that_do_not_say_where_they_are():

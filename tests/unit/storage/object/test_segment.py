@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import vectors
 from xsc.base.errors import RecordInvalid
+from xsc.base.limits import SEGMENT_BYTES as FULL
 from xsc.storage.object.segment import Opener, Place, count, length_of, open_sealed, seal
 
 KEY, NONCE, PLACE = b"k" * 32, b"n" * 12, Place(b"l" * 32, 3, 20, False)
@@ -62,11 +63,12 @@ def test_ciphertext_is_as_long_as_plaintext():
 
 
 @pytest.mark.parametrize(
-    ("size", "lengths"), [(1, [1]), (8, [8]), (9, [8, 1]), (16, [8, 8]), (23, [8, 8, 7])]
+    ("size", "lengths"),
+    [(1, [1]), (FULL, [FULL]), (FULL + 1, [FULL, 1]), (3 * FULL - 1, [FULL, FULL, FULL - 1])],
 )
 def test_only_the_last_segment_is_shorter(size, lengths):
-    assert count(size, 8) == len(lengths)
-    assert [length_of(index, size, 8) for index in range(len(lengths))] == lengths
+    assert count(size) == len(lengths)
+    assert [length_of(index, size) for index in range(len(lengths))] == lengths
 
 
 def open_pieces(key, nonce, tag, place, pieces):

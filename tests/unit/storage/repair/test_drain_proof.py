@@ -8,7 +8,7 @@ from tests.strategies import vectors
 from xsc.base.errors import ProofInvalid, RecordInvalid, SignatureInvalid, XscError
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
-from xsc.node.offline.verify import _proving, verify_file
+from xsc.node.offline.verify import proving, verify_file
 from xsc.storage.repair.drain import Departure
 from xsc.storage.repair.drain_proof import (
     DRAIN_PROOF_BYTES_MAX,
@@ -38,7 +38,7 @@ REST = {
 
 
 def checked(raw):
-    with _proving():
+    with proving():
         return check_proof(raw)
 
 

@@ -58,14 +58,14 @@ class Scene:
     async def start(self):
         self.node = await self.disk.node()
         self.node.writer.settle_use = self.book.settle_use
+        entropy, executor = SeededEntropy(b""), InlineExecutor()
         context = Context(
-            None, b"", self.clock, SeededEntropy(b""), InlineExecutor(), None, self.log
+            None, b"", self.clock, entropy, executor, None, self.log, self.state, None
         )
         self.sweeper = Sweeper(
             context,
             node=self.node,
             leases=self.book,
-            state=self.state,
             grace_ms=GRACE,
             leftover_ms=LEFTOVER,
         )

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -699,6 +700,8 @@ async def test_a_journal_is_gone_through_in_threads_so_that_others_are_answered(
 
     state.scan = watched
     executor = service._client.executor = ThreadExecutor(1)
+    journals = service.resume_journals
+    journals._context = replace(journals._context, executor=executor)
     try:
         if over:
             world.clock.advance_to(world.clock.now_ms() + UPLOAD_KEPT_MS)
