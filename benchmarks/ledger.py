@@ -26,12 +26,13 @@ from typing import Any
 from benchmarks.size import least
 from xsc.base.clock import Executor
 from xsc.base.encoding import Value, decode, encode
+from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.base.log import SilentLog
 from xsc.base.tally import Rate
 from xsc.db.group import GroupCommit
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.identity.context import Context
-from xsc.identity.envelope import sign
+from xsc.identity.envelope import sign, sign_jointly
 from xsc.identity.keys import KeyPair, network_id, verify
 from xsc.ledger.audit import chain_end_bytes
 from xsc.ledger.chain import ENTRY, MARK, Chain, key_of
@@ -310,7 +311,7 @@ class Party:
         self.net.server.register(self.ledger.handlers())
         # A node takes some 540 proposals a second of one peer. This is how many it could.
         self.net.server.quota.units = Rate(UNITS_MAX, 1_000)
-        self.net.share(PROPOSE)
+        self.net.share(PROPOSE, halves=True)
         self.net.server.register({STOP: self._stop})
         self.stopped = asyncio.Event()
 
@@ -352,7 +353,11 @@ async def transfer(folder: Path, count: int, flight: int) -> float:
             )
             for _ in range(count)
         ]
-        left = [sign(each, PEERS[0], party.network).raw for each in said]
+        left = [
+            signed.raw
+            for at in range(0, count, JOINT_RECORDS_MAX)
+            for signed in sign_jointly(said[at : at + JOINT_RECORDS_MAX], PEERS[0], party.network)
+        ]
 
         async def book() -> None:
             while left:

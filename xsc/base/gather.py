@@ -8,6 +8,7 @@ made while a batch runs form the next one.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from copy import copy
@@ -35,8 +36,8 @@ class Gather(Generic[K, T, R]):
     """Runs calls in batches; each caller gets its own result or error.
 
     The first call of an idle key starts a task. Before each batch it awaits `pause`, if there
-    is one, and takes all calls made in the meantime, at least those of the same turn of the
-    event loop. Calls run in the order in which they were made.
+    is one and the batch is not full yet, and takes all calls made in the meantime, at least those
+    of the same turn of the event loop. Calls run in the order in which they were made.
 
     A call whose caller was cancelled before its batch began is left out, unless `all_run`.
 
@@ -44,12 +45,12 @@ class Gather(Generic[K, T, R]):
         run: called with the key and a batch; returns the result or the error of each call,
             in order. If it raises an `XscError`, each caller of the batch gets a copy.
         most: called with the numbers of waiting calls and of calls in the batch before;
-            returns how many calls the next batch may have. All that wait where None.
+            returns how many calls the next batch may have; by default all that wait.
         size_of: returns the size of a call.
         size_max: most that the sizes of a batch may add up to; a larger call is a batch of
             its own.
         all_run: whether calls are run whose callers were cancelled before.
-        pause: awaited before each batch.
+        pause: awaited before each batch that is not full yet.
         spawn: starts the task of a key.
         stopped: makes the error of all unanswered calls where that task is cancelled. Where
             it fails by a bug, each of them raises the bug.
@@ -59,7 +60,7 @@ class Gather(Generic[K, T, R]):
         self,
         run: Callable[[K, Sequence[T]], Awaitable[Sequence[R | XscError]]],
         *,
-        most: Callable[[int, int], int] | None = None,
+        most: Callable[[int, int], int] = lambda *_: sys.maxsize,
         size_of: Callable[[T], int] | None = None,
         size_max: int = 0,
         all_run: bool = False,
@@ -114,12 +115,10 @@ class Gather(Generic[K, T, R]):
 
     async def _next_batch(self, queue: _Queue[T, R]) -> bool:
         """Take the next batch; return False where nothing waits."""
-        if self._pause is not None:
+        waiting, before = queue.waiting, len(queue.batch)
+        if self._pause is not None and len(waiting) < self._most(len(waiting), before):
             await self._pause()
-        waiting = queue.waiting
-        most = len(waiting)
-        if self._most is not None:
-            most = self._most(most, len(queue.batch))
+        most = self._most(len(waiting), before)
         batch: list[tuple[T, asyncio.Future[R]]] = []
         size = 0
         while waiting and len(batch) < most:

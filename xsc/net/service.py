@@ -4,8 +4,8 @@ Small calls share a request: while one is under way, others gather.
 
 When the request to a peer is answered, the small calls to it that have come
 meanwhile leave together, as one call of `peers.batch`; one that stays alone leaves
-as it is. Before each request calls wait for others a little: a quarter of the time that
-the last request took, and GATHER_MS_MAX at most. So signature, HTTP and the host's
+as it is. Before each request that is not full yet calls wait for others a little: a quarter
+of the time that the last request took, and GATHER_MS_MAX at most. So signature, HTTP and the host's
 synced write are shared where there is more to do than one request at a time can
 carry, and where requests are quick nobody waits.
 

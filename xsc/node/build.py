@@ -619,7 +619,7 @@ class Node:
         self.peers.share(STAT, FIND, HOLDS, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
         self.peers.share(GET, KEEP)
         self.peers.share(RUN, halves=True)
-        self.peers.share(PROPOSE)
+        self.peers.share(PROPOSE, halves=True)
 
     def _custodian_for(self, peer: bytes) -> bool:
         """Say whether this node looks after objects of a peer while that is away."""

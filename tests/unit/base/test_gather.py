@@ -45,6 +45,20 @@ async def test_calls_of_one_turn_are_one_batch_and_each_has_its_own_outcome():
     assert desk.batches == [[1, -2, 3], [4]]
 
 
+async def test_a_full_batch_waits_for_no_pause():
+    pauses = []
+
+    async def pause():
+        pauses.append(len(desk.batches))
+        await asyncio.sleep(0)
+
+    desk = Desk(most=lambda *_: 2, pause=pause)
+    assert await asyncio.gather(*desk.submit(1, 2, 3, 4, 5)) == [10, 20, 30, 40, 50]
+    assert desk.batches == [[1, 2], [3, 4], [5]]
+    # The one before the third batch, and one that finds nothing more.
+    assert pauses == [2, 3]
+
+
 async def test_calls_made_while_a_batch_runs_are_the_next_one():
     desk = Desk()
     desk.gate.clear()
