@@ -105,7 +105,7 @@ class Record(BaseModel):
         if self.v != self.VERSION:
             raise ValueError(f"version {self.v}, known here is {self.VERSION}")
         # Defaults are for those that make a record: what is read has every field.
-        if info.context is _READ and self.model_fields_set != self.__class__.model_fields.keys():
+        if info.context is _READ and len(self.model_fields_set) < len(self.__dict__):
             missing = next(name for name in self.__dict__ if name not in self.model_fields_set)
             raise ValueError(f"{missing} is missing")
         return self
