@@ -230,7 +230,7 @@ def test_a_peer_that_crawls_holds_up_no_recovery_and_no_start():
 
         async def more(caller, header, parts):
             answer, bodies = await head(caller, header, parts)
-            return {**answer, "old": 2**31}, bodies
+            return {**answer, "entries": 2**31}, bodies
 
         async def crawl(_caller, header, _parts):
             asked_ms.append(world.clock.now_ms())

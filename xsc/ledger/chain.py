@@ -62,6 +62,7 @@ MARK: Final = _ROOT + b"mark"
 SNAPSHOT: Final = _ROOT + b"snapshot"
 RESTART: Final = _ROOT + b"restart"
 FOR: Final = b"ledger-for/"
+TILE: Final = b"ledger-tile/"
 PEER: Final = b"ledger-peer/"
 LOOP: Final = b"ledger-loop/"
 SIGNED: Final = b"ledger-signed/"
@@ -351,7 +352,7 @@ class Chain(Rows):
         signed = restart.incarnation
         changes: list[Change] = [(SNAPSHOT, None), (RESTART, restart_bytes(restart))]
         changes.append((MARK, audit.chain_end_bytes(signed.record.first_seq, signed.id)))
-        for prefix in (ENTRY, FOR):
+        for prefix in (ENTRY, FOR, TILE):
             changes += [(prefix + key, None) for key, _ in self.table(prefix)]
         await self.write([*changes, *map(row_of, kept)])
         self.state = await self._executor.run(self.load)

@@ -26,7 +26,7 @@ from xsc.base.peering import Answered, Header, Parts
 from xsc.identity.context import Context
 from xsc.ledger import checkpoint as rules
 from xsc.ledger import tree
-from xsc.ledger.chain import SIGNED, Chain, Part, key_of
+from xsc.ledger.chain import SIGNED, TILE, Chain, Part, key_of
 from xsc.ledger.checkpoint import Checkpoint, open_checkpoint, open_stored
 from xsc.ledger.fork import fork_bytes
 from xsc.space.paths import UserSpacePaths
@@ -41,7 +41,6 @@ CHECKPOINT_ENTRIES = 256
 COSIGN_TIMEOUT_MS = 5_000
 OWN: Final = b"ledger-checkpoint"
 TILE_LEAVES = 256
-TILE: Final = b"ledger-tile/"
 
 
 @dataclass(frozen=True, slots=True)

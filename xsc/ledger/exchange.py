@@ -242,10 +242,12 @@ class HistoryExchange(Part):
             if (raw := fields.take_opt_bytes(header, "checkpoint")) is not None:
                 own = open_checkpoint(raw, network=self._network)
                 await self._executor.run(self._confirm_checkpoint, peer, own)
-            old = fields.take_int(header, "old")
+            state = self._chain.state
+            # It may have answered what is open here.
+            known = state.dealt.get(peer, 0) + sum(o.debtor == peer for o in state.open.values())
             # Before the first restart there is no incarnation that old halves could be of.
-            known = self._chain.state.old.get(peer, 0)
-            if claims and self._chain.restart is not None and old > known:
+            is_behind = fields.take_int(header, "entries") > known
+            if claims and self._chain.restart is not None and is_behind:
                 await self._claims_of(peer)
         except LedgerDamaged:
             raise
@@ -325,12 +327,11 @@ class HistoryExchange(Part):
         state = self._chain.state
         newest = next(state.seen.numbered(caller, 0, reverse=True), None)
         yours = None if newest is None else self._chain.other(newest[1].seq)
-        first = self._chain.first_of(caller)
         signed = open_stored(self._chain.store.get(SIGNED + caller), self._network)
         return {
             "v": 1,
             "yours": yours,
-            "old": sum(not known.seals for _, known in state.seen.numbered(caller, 0, first)),
+            "entries": state.dealt.get(caller, 0),
             "incarnation": None if told is None else told.raw,
             "checkpoint": None if signed is None else signed.raw,
         }, ()

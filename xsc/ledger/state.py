@@ -86,8 +86,6 @@ class LedgerState:
     """Per peer, how many entries both have signed, seals left out."""
     sealed: dict[bytes, int] = field(default_factory=dict)
     """Per peer, the number below which the halves of the lower id are sealed, of all histories."""
-    old: dict[bytes, int] = field(default_factory=dict)
-    """Per peer, how many halves of earlier incarnations there are."""
     index: Index = field(default_factory=Index)
     """All that grows with each entry, and is looked up in these tables."""
     seen: Seen = field(init=False)
@@ -266,7 +264,6 @@ def take_old(
         _see(state, half, other)
     else:
         _settle(state, half, other)
-    state.old[half.peer] = state.old.get(half.peer, 0) + 1
 
 
 def settle(state: LedgerState, own: Half, counter: Signed[Half]) -> None:
@@ -326,7 +323,6 @@ class Snapshot(Record):
     shown: tuple[tuple[Id32, int], ...]
     dealt: tuple[tuple[Id32, int], ...]
     sealed: tuple[tuple[Id32, int], ...]
-    old: tuple[tuple[Id32, int], ...]
     heard: tuple[tuple[Id32, int], ...]
     voided: tuple[Count, ...]
     covered: tuple[Count, ...]

@@ -265,7 +265,7 @@ async def test_who_never_restarted_asks_nobody_for_old_entries(circle, a, b, c):
     async def lie(caller, peer, method, raw):
         reply = await good(caller, peer, method, raw)
         if method == HEAD:
-            reply.header["old"] = 2**31
+            reply.header["entries"] = 2**31
         return reply
 
     circle.deliver = lie

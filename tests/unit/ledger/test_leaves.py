@@ -8,8 +8,9 @@ from tests.unit.ledger.circle import Circle
 from tests.unit.ledger.test_tree import is_included
 from xsc.base.errors import LedgerDamaged
 from xsc.ledger import tree
-from xsc.ledger.chain import ENTRY, key_of
-from xsc.ledger.checkpoints import TILE, TILE_LEAVES, Leaves
+from xsc.ledger.chain import ENTRY, TILE, key_of
+from xsc.ledger.checkpoints import TILE_LEAVES, Leaves
+from xsc.ledger.incarnation import Noted
 
 SIZE = 3 * TILE_LEAVES + 70
 
@@ -83,3 +84,13 @@ def test_a_damaged_tile_gives_a_root_that_does_not_continue(member, store):
     assert key.startswith(TILE)
     store.write([(key, bytes(32))], sync=True)
     assert leaves.top(0, 600) != root
+
+
+async def test_a_new_incarnation_forgets_the_tiles_of_the_one_before():
+    a, b = Circle(2).members
+    for number in range(TILE_LEAVES):
+        await a.ledger.set_limit(b.id, number)
+    a.store.write([*Leaves(a.ledger.chain).check_from(0).items()], sync=True)
+    assert [*a.ledger.chain.table(TILE)]
+    await a.ledger.restart([], Noted())
+    assert not [*a.ledger.chain.table(TILE)]

@@ -128,7 +128,7 @@ async def test_what_was_taken_late_is_in_a_snapshot(circle):
     await a.ledger.chain.snapshot()
     circle.deliver = whole
     await a.ledger.exchange._claims_of(b.id)
-    assert sum(a.ledger.chain.state.old.values()) == 3
+    assert sum(a.ledger.chain.state.dealt.values()) == 3
     before = digest(a.ledger.chain.state)
     assert digest(a.start().chain.state) == before == digest(replayed(a))
     await a.ledger.verify()
