@@ -28,7 +28,7 @@ from xsc.programs.runtime import create_runtime_state, hot_swap
 from xsc.programs.state import StateBuffer
 from xsc.programs.values import SlotMeta, ValueStore
 from xsc.programs.why import check_record, rerun, value_in
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 
 QUICK = settings(max_examples=60, deadline=None)
 FINDING = settings(
@@ -366,7 +366,7 @@ async def check_replay(history, functions):
 
 
 def records_of(node, program):
-    prefix = UserSpacePaths.program_provenance(program.hash)
+    prefix = below(UserSpacePaths.PROVENANCE, program.hash)
     for path, entry in list(node.space.entries.items()):
         if path.startswith(prefix):
             yield check_record(entry.value, network=NETWORK, author=node.owner).record

@@ -18,7 +18,7 @@ from xsc.ledger.entry import GENESIS, Half, open_half
 from xsc.ledger.fork import fork_bytes, open_fork
 from xsc.ledger.gossip import COMPARE
 from xsc.ledger.proposals import PROPOSE
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 from xsc.terms.voucher import Voucher
 
 SETTINGS = {"starter_credit": "1000", "probe_interval": "60s"}
@@ -394,7 +394,7 @@ def test_no_proof_is_kept_against_a_node_that_is_no_peer():
         ]
         proof = fork_bytes(*halves)
         for author in (stranger.node_id, bea.key.node_id):
-            await ada.space.put_all({UserSpacePaths.fork(author): proof})
+            await ada.space.put_all({below(UserSpacePaths.FORKS, author): proof})
         await ada.space.put_all({"ledger/forks/none": proof, "ledger/other": proof})
         await world.clock.sleep_ms(2 * LOOK_MS)
         for node in world.nodes:

@@ -18,7 +18,7 @@ from xsc.base.units import format_size
 from xsc.identity.envelope import sign
 from xsc.node.offline.verify import verify_file
 from xsc.node.routes import market, status
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 from xsc.terms.clearing import TwoTierAllocationState
 
 
@@ -154,7 +154,7 @@ def test_a_record_that_does_not_recompute_is_not_explained():
         ((*who, units),) = cleared.record.eligible
         false = cleared.record.model_copy(update={"eligible": ((*who, units + 1),)})
         signed = sign(false, provider.key, provider.peers.network)
-        await provider.space.put(UserSpacePaths.clearing(signed.id), signed.raw)
+        await provider.space.put(below(UserSpacePaths.CLEARINGS, signed.id), signed.raw)
         for named, expected in (
             (bytes(32), "its clearing record is not here"),
             (signed.id, "its clearing record does not recompute"),

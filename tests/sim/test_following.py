@@ -32,7 +32,7 @@ def has(node, owner, path):
 
 def followed(node, owner):
     """Return the prefixes that a node follows of another."""
-    subscribed = node.sync._subscribed
+    subscribed = node.sync.subscribed
     return {prefix for of, prefix in subscribed if of == owner.key.node_id}
 
 

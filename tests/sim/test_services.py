@@ -17,7 +17,7 @@ from xsc.compute.wasm.limits import Limits
 from xsc.identity.envelope import open_signed
 from xsc.market.choosing import STEP
 from xsc.node.offline.verify import verify_file
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 from xsc.terms.execution import ExecutionReceipt
 
 SERVING = {"services_listen": "8080"}
@@ -218,7 +218,7 @@ def test_an_owner_lists_its_services_in_its_space():
 
         async def listed():
             await world.clock.sleep_ms(1_000)
-            path = UserSpacePaths.service("greet")
+            path = below(UserSpacePaths.SERVICES, "greet")
             try:
                 return json.loads((await friend.following.read(owner.key.node_id, path)).value)
             except NotFound:

@@ -219,7 +219,7 @@ class _Round:
             for pin in short:
                 beyond[pin[0]] += pinned[pin] - given.get(pin, 0)
             for place, (node, need, _) in enumerate(eligible):
-                if beyond[node] and (node, need) not in stays:
+                if node in beyond and (node, need) not in stays:
                     less = min(beyond[node], given.get((node, need), 0))
                     beyond[node] -= less
                     eligible[place] = node, need, given.get((node, need), 0) - less

@@ -32,7 +32,7 @@ from xsc.base.grade import Dimension
 from xsc.base.ids import from_text, short
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 from xsc.space.port import Space
 from xsc.space.record import Entry
 from xsc.terms.clearing import ClearingProof, ClearingRecord, SpaceValue
@@ -139,7 +139,7 @@ class Records:
         Raises:
             NotFound: it is not kept.
         """
-        raw = self._space.get(UserSpacePaths.clearing(record_id)).value
+        raw = self._space.get(below(UserSpacePaths.CLEARINGS, record_id)).value
         if raw is None:
             raise errors.NotFound(
                 "the clearing is not kept any more",
@@ -149,8 +149,8 @@ class Records:
 
     def named(self, record_id: bytes) -> list[SpaceValue]:
         """Return the values that a record names, as far as they are kept."""
-        paths = [UserSpacePaths.named(name) for name in sorted(self._names.get(record_id, ()))]
-        kept = [self._space.get(path).value for path in paths]
+        names = sorted(self._names.get(record_id, ()))
+        kept = [self._space.get(below(UserSpacePaths.NAMED, name)).value for name in names]
         return [SpaceValue.read(raw) for raw in kept if raw is not None]
 
     def changes(
@@ -170,9 +170,9 @@ class Records:
         names = self._names | {signed.id: signed.record.names for signed in made}
         paths = UserSpacePaths.CLEARINGS, UserSpacePaths.NAMED
         stored = {_last(each.path): each for path in paths for each in self._space.ls(path)}
-        new = {UserSpacePaths.clearing(signed.id): signed.raw for signed in made}
+        new = {below(UserSpacePaths.CLEARINGS, signed.id): signed.raw for signed in made}
         for name in {name for signed in made for name in signed.record.names} - stored.keys():
-            new[UserSpacePaths.named(name)] = named[name].to_bytes()
+            new[below(UserSpacePaths.NAMED, name)] = named[name].to_bytes()
         sizes = {each: charged(entry.size_bytes) for each, entry in stored.items()}
         sizes |= {_last(path): charged(len(raw)) for path, raw in new.items()}
 
@@ -313,7 +313,7 @@ class Records:
 
     async def _record(self, provider: bytes, record_id: bytes) -> Signed[ClearingRecord]:
         """Return the record that a provider's state names."""
-        raw = await self._value(provider, UserSpacePaths.clearing(record_id))
+        raw = await self._value(provider, below(UserSpacePaths.CLEARINGS, record_id))
         signed = await self._run(clearing_record.open_clearing, raw)
         if (signed.author, signed.id) != (provider, record_id):
             raise errors.NotFound("the provider gives another clearing than its state names")
@@ -328,7 +328,7 @@ class Records:
         for name in sorted(record.names):
             value = here.get(name)
             if value is None:
-                raw = await self._value(record.provider[0], UserSpacePaths.named(name))
+                raw = await self._value(record.provider[0], below(UserSpacePaths.NAMED, name))
                 value, size_bytes = SpaceValue.read(raw), size_bytes + len(raw)
                 if value.name != name or size_bytes > limits.CLEARINGS_BYTES_MAX:
                     raise errors.NotFound("the provider does not give what its clearing names")

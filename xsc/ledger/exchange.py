@@ -246,8 +246,7 @@ class HistoryExchange(Part):
             # It may have answered what is open here.
             known = state.dealt.get(peer, 0) + sum(o.debtor == peer for o in state.open.values())
             # Before the first restart there is no incarnation that old halves could be of.
-            is_behind = fields.take_int(header, "entries") > known
-            if claims and self._chain.restart is not None and is_behind:
+            if claims and self._chain.restart and fields.take_int(header, "entries") > known:
                 await self._claims_of(peer)
         except LedgerDamaged:
             raise

@@ -25,7 +25,7 @@ from xsc.ledger.chain import Chain, Part
 from xsc.ledger.checkpoints import COSIGN_TIMEOUT_MS, Checkpoints, Circle
 from xsc.ledger.entry import Half, open_half
 from xsc.ledger.fork import fork_bytes
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 
 COMPARE: Final = "ledger.compare"
 COMPARED_MAX = 256
@@ -85,7 +85,7 @@ class ForkGossip(Part):
 
         One of a node that is no peer would be kept for good, and there are keys without end.
         """
-        wanted = {UserSpacePaths.fork(each): each for each in peers if not self._forks.of(each)}
+        wanted = {below(UserSpacePaths.FORKS, each): each for each in peers}
         for record in self._circle.space.ls(UserSpacePaths.LEDGER, peer):
             path, author = record.path, wanted.get(record.path)
             if author is None and path != UserSpacePaths.CHECKPOINT:
@@ -109,7 +109,8 @@ class ForkGossip(Part):
 
     async def _publish(self) -> None:
         """Write the proofs that count, and take back those that do not any more."""
-        wanted = {UserSpacePaths.fork(author): raw for author, raw in self._forks.all().items()}
+        proofs = self._forks.all().items()
+        wanted = {below(UserSpacePaths.FORKS, author): proof for author, proof in proofs}
         there = {record.path for record in self._circle.space.ls(UserSpacePaths.FORKS)}
         for path in sorted(there | wanted.keys()):
             await self._circle.put(path, wanted.get(path))

@@ -14,7 +14,7 @@ from xsc.base import errors, limits
 from xsc.net.peers import circle
 from xsc.net.peers.circle import Introduction
 from xsc.net.service import PeerNet
-from xsc.space.paths import UserSpacePaths, is_under
+from xsc.space.paths import UserSpacePaths, below, is_under
 from xsc.space.record import Change
 from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync
@@ -25,7 +25,7 @@ SEEK_FRIENDS = 8
 """Asked at a time; the next ones the next time."""
 
 ADDRESS = UserSpacePaths.ADDRESS
-MEMBERS = [UserSpacePaths.member(number) for number in range(limits.INTRODUCED_A_PEER_MAX)]
+MEMBERS = [below(UserSpacePaths.MEMBERS, number) for number in range(limits.INTRODUCED_A_PEER_MAX)]
 
 
 class CircleSync:

@@ -22,7 +22,7 @@ from xsc.identity.keys import KeyPair
 from xsc.programs import document, limits, numbers
 from xsc.programs.compile import CompiledProgram, Published, Read, Step
 from xsc.programs.frame import FrameResult
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 from xsc.space.port import Space
 from xsc.space.record import SpaceRecord, value_digest
 
@@ -181,13 +181,13 @@ class _Chains:
         link = Link(program=self.program, event=event, record=id_)
         output = record.output
         chain.append(_Known(link, number, record.frame, output.digest, output.published))
-        return UserSpacePaths.provenance(self.program, event)
+        return below(UserSpacePaths.PROVENANCE, self.program, event)
 
     def number_at(self, record: ProvenanceRecord, path: str) -> int | None:
         """Return which of the records of its place is at a path; None where it does not belong."""
         place = place_of(record.computation, record.output)
         for number in range(self.kept):
-            if path == UserSpacePaths.provenance(self.program, event_of(place, number)):
+            if path == below(UserSpacePaths.PROVENANCE, self.program, event_of(place, number)):
                 return number
         return None
 
@@ -266,7 +266,7 @@ class Recorder:
     def _chains_of(self, program: CompiledProgram) -> _Chains:
         if program.hash not in self._chains:
             chains = self._chains[program.hash] = _Chains(program)
-            prefix = UserSpacePaths.program_provenance(program.hash)
+            prefix = below(UserSpacePaths.PROVENANCE, program.hash)
             for kept in sorted(self._space.ls(prefix), key=lambda item: item.sequence):
                 record = self._read(kept.path)
                 number = None if record is None else chains.number_at(record.record, kept.path)

@@ -31,7 +31,7 @@ from xsc.programs.running import (
     state_write,
     subscriptions_of,
 )
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 from xsc.space.port import Space
 
 MODULE = b"programs/module/"
@@ -202,12 +202,12 @@ class ComputeRuntimeManager:
         if added:
             await self._executor.run(lambda: self._state.write([*added], sync=True))
         self._modules |= have
-        writes: Writes = {UserSpacePaths.program(program): kept}
+        writes: Writes = {below(UserSpacePaths.REGISTRY, program): kept}
         if dropped is not None:
-            writes[UserSpacePaths.program(dropped)] = None
-            paths = UserSpacePaths
-            for kept_at in (paths.active_program, paths.kept, paths.program_provenance):
-                writes.update({record.path: None for record in self._space.ls(kept_at(dropped))})
+            writes[below(UserSpacePaths.REGISTRY, dropped)] = None
+            at = UserSpacePaths
+            for prefix in (at.ACTIVE, at.COMPUTE, at.PROVENANCE):
+                writes |= {each.path: None for each in self._space.ls(below(prefix, dropped))}
             writes |= self._list_reader(dropped, ())
         await self._space.put_all(writes)
         if dropped is not None:
@@ -235,10 +235,10 @@ class ComputeRuntimeManager:
             if program in self._running:
                 return
             swapped = None
-            if not self._space.ls(UserSpacePaths.kept(program)):
+            if not self._space.ls(below(UserSpacePaths.COMPUTE, program)):
                 swapped = _swapped(compiled, self._running.values())
             running = RunningProgram(compiled, self._ports, self._modules)
-            mark = UserSpacePaths.active_program(program)
+            mark = below(UserSpacePaths.ACTIVE, program)
             writes: Writes = {mark: compiled.program.document.id.encode()}
             writes |= self._list_reader(program, running.subscribed)
             if swapped is not None:
@@ -299,7 +299,7 @@ class ComputeRuntimeManager:
         async with self._lock:
             if not self._is_marked(program):
                 self._active(program)
-            mark = UserSpacePaths.active_program(program)
+            mark = below(UserSpacePaths.ACTIVE, program)
             await self._space.put_all({mark: None, **self._list_reader(program, ())})
             await self._end(program)
 
@@ -329,7 +329,7 @@ class ComputeRuntimeManager:
 
     def _is_marked(self, program: bytes) -> bool:
         """Say whether a program is active, though it may have been stopped."""
-        return bool(self._space.ls(UserSpacePaths.active_program(program)))
+        return bool(self._space.ls(below(UserSpacePaths.ACTIVE, program)))
 
     async def start(
         self, raw: bytes, form: Form, modules: Mapping[str, bytes] | None = None
@@ -446,8 +446,8 @@ class ComputeRuntimeManager:
 def _listed_at(own: bytes, owner: bytes, path: str) -> str:
     """Return where it is listed who subscribes to a path."""
     if owner == own:
-        return UserSpacePaths.local_subscription(path)
-    return UserSpacePaths.peer_subscription(owner, path)
+        return below(UserSpacePaths.SUBSCRIBED_HERE, path)
+    return below(UserSpacePaths.SUBSCRIBED_AT_PEERS, owner, path)
 
 
 def _swapped(
@@ -468,7 +468,7 @@ class SyncedCell:
         self, manager: CellSyncManager, name: str, type_: str, merge: str, sources: Iterable[str]
     ) -> None:
         self.name = name
-        path = UserSpacePaths.cell(name)
+        path = below(UserSpacePaths.CELLS, name)
         self.variable: dict[str, Any] = {"kind": "cell", "type": type_, "path": path}
         self.variable |= {"merge": merge, "sources": list(sources)}
         """As it stands in the document of a program."""

@@ -23,7 +23,7 @@ from xsc.programs.functions import Functions
 from xsc.programs.numbers import Value, digest_of, value_bytes
 from xsc.programs.provenance import ProvenanceInput, ProvenanceOutput, ProvenanceRecord, event_of
 from xsc.space import record as space_record
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 from xsc.space.record import Entry, SpaceRecord, value_digest
 from xsc.terms.execution import ExecutionReceipt, Order
 
@@ -349,9 +349,11 @@ class Why:
         except (errors.NotFound, errors.UnavailableError):
             return None
 
-    async def _record(self, owner: bytes, path: str) -> Signed[ProvenanceRecord] | str:
-        """Return the record at a path of an owner, or why there is none that counts."""
-        entry = await self._get(owner, path)
+    async def _record(
+        self, owner: bytes, program: bytes, event: bytes
+    ) -> Signed[ProvenanceRecord] | str:
+        """Return the record of a program's event at an owner, or why there is none that counts."""
+        entry = await self._get(owner, below(UserSpacePaths.PROVENANCE, program, event))
         if entry is None or entry.value is None:
             return "gone"
         try:
@@ -366,8 +368,7 @@ class Why:
             return ""
         program, wrong = pointer.value, "gone"
         events = [event_of(("", path), number) for number in range(1 + limits.ANCESTORS_MAX)]
-        paths = [UserSpacePaths.provenance(program, event) for event in events]
-        found = await asyncio.gather(*(self._record(owner, place) for place in paths))
+        found = await asyncio.gather(*(self._record(owner, program, event) for event in events))
         fitting = []
         for signed in found:
             if isinstance(signed, str):
@@ -448,8 +449,7 @@ class Why:
             elif source.kind == "computation":
                 path = UserSpacePaths.result(program, source.place.rpartition(".")[2])
                 for link in given.parents:
-                    event = UserSpacePaths.provenance(link.program, link.event)
-                    behind = await self._record(step.owner, event)
+                    behind = await self._record(step.owner, link.program, link.event)
                     if not isinstance(behind, str) and behind.record.output.path:
                         path = behind.record.output.path
             else:
@@ -522,7 +522,7 @@ class Why:
         if known is not None and known.signed is not None and known.owner == owner:
             signed = known.signed
         else:
-            signed = await self._record(owner, UserSpacePaths.provenance(link.program, link.event))
+            signed = await self._record(owner, link.program, link.event)
         if not isinstance(signed, str) and signed.id != link.record:
             signed = "gone"
         if isinstance(signed, str):

@@ -9,12 +9,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from xsc.base import encoding, errors, merkle
+from xsc.base import errors
 from xsc.base.clock import event_within
 from xsc.base.fields import take_bool, take_bytes, take_texts
 from xsc.base.limits import SOUGHT_MAX
-from xsc.base.peering import Answered, Handler
+from xsc.base.peering import Answered, Handler, Header, Parts
 from xsc.identity.context import Context
+from xsc.identity.envelope import Record
 from xsc.space import limits
 from xsc.space.messages import Answer, Cursor, Listed, Question, Sent, SentHead, check_section
 from xsc.space.paths import UserSpacePaths, section_of
@@ -62,20 +63,15 @@ class Answering:
     def handlers(self) -> dict[str, Handler]:
         """Return what peers may ask."""
         return {
-            "space.next": self._counted(self._answer_next),
-            "space.list": self._counted(self._answer_list),
-            "space.records": self._counted(self._answer_records),
+            "space.next": self._answer_next,
+            "space.list": self._answer_list,
+            "space.records": self._answer_records,
         }
 
-    def _counted(self, handler: Handler) -> Handler:
-        async def answer(
-            caller: bytes, header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
-        ) -> Answered:
-            said, bodies = await handler(caller, header, parts)
-            self.sent_bytes += sum(map(len, bodies))
-            return said, bodies
-
-        return answer
+    def _sent(self, header: Header, body: Record) -> Answered:
+        raw = body.to_bytes()
+        self.sent_bytes += len(raw)
+        return header, [raw]
 
     def news(self, owner: bytes, section: str | None = None) -> None:
         """Wake who asked for a section, or where it is None, for any of the owner."""
@@ -104,10 +100,7 @@ class Answering:
             # Else many requests would keep their cursors here, one behind the other.
             await event_within(self._clock, ended, pause_ms)
 
-    async def _answer_next(
-        self, caller: bytes, header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
-    ) -> Answered:
-        del parts
+    async def _answer_next(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         cursors = Question.from_value({"v": 1, "cursors": header.get("cursors")}).cursors
         waits = take_bool(header, "wait")
         address = None
@@ -145,7 +138,7 @@ class Answering:
                 await self._count(caller, 1 + len(asked), held.ended)
                 answer = await self._news_for(caller, asked, is_over, held.ended)
                 if not waits or answer.records or answer.heads or is_over():
-                    return {}, [answer.to_bytes()]
+                    return self._sent({}, answer)
                 await event_within(self._clock, held.woken, end_ms - self._clock.monotonic_ms())
         finally:
             if self._held.get(caller) is held:
@@ -218,20 +211,14 @@ class Answering:
                 left_bytes -= len(shown.head.raw)
         return Answer(records=tuple(records), heads=tuple(heads), more=more)
 
-    async def _answer_list(
-        self, caller: bytes, header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
-    ) -> Answered:
-        del parts
+    async def _answer_list(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         owner, section = take_bytes(header, "owner", size=32), check_section(header.get("section"))
         header.clear()
         head, ids = await self._store.listing(owner, section)
         await self._count(caller, 1 + len(ids), asyncio.Event())
-        return {}, [Listed(head=head, ids=ids).to_bytes()]
+        return self._sent({}, Listed(head=head, ids=ids))
 
-    async def _answer_records(
-        self, caller: bytes, header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
-    ) -> Answered:
-        del parts
+    async def _answer_records(self, caller: bytes, header: Header, _parts: Parts) -> Answered:
         owner, whole = take_bytes(header, "owner", size=32), take_bool(header, "whole")
         paths = take_texts(header, "paths", most=limits.ASKED_RECORDS_MAX)
         header.clear()
@@ -246,4 +233,4 @@ class Answering:
         rows = 1 + len(paths) + (limits.PAGE_BYTES - left_bytes) // limits.ROW_BYTES
         await self._count(caller, rows, asyncio.Event())
         answer = Answer(records=tuple(found), heads=(), more=told < len(paths))
-        return {"told": told}, [answer.to_bytes()]
+        return self._sent({"told": told}, answer)

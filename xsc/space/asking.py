@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
-from xsc.base import encoding, errors
-from xsc.base.peering import Reply
+from xsc.base import errors
+from xsc.base.fields import take_int
+from xsc.base.peering import Header
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.space import limits
-from xsc.space.messages import Answer, Sent
+from xsc.space.messages import Answer, Listed, Sent
 from xsc.space.record import SpaceHead, SpaceRecord, open_dated, open_sent
 from xsc.space.store import SpaceStore
 
+B = TypeVar("B", Answer, Listed)
 MORE_THAN_ASKED = "a record that was not asked for"
 Offered: TypeAlias = "tuple[Signed[SpaceRecord], bytes | None]"
 """A record that was verified, with its value where that came along."""
@@ -51,25 +53,21 @@ class Asking:
         self.seen_ms: dict[bytes, int] = {}
         """Date of the newest head of each owner: its sign of life."""
 
-    async def call(
+    async def ask(
         self,
         peer: bytes,
         method: str,
-        header: dict[str, encoding.Value],
+        header: Header,
+        kind: type[B],
         *,
         timeout_ms: int | None = None,
-    ) -> Reply:
-        """Ask a peer something, and count what it answers."""
+    ) -> tuple[Header, B]:
+        """Ask a peer something; return header and body of its answer, not verified yet."""
         reply = await self._caller.call(peer, method, header, timeout_ms=timeout_ms)
         self.received_bytes += sum(map(len, reply.parts))
-        return reply
-
-    async def answer(self, peer: bytes, reply: Reply) -> Answer:
-        """Return the records and heads of a reply; they are not verified yet."""
-        body = body_of(reply.parts)
-        size_max = limits.ANSWER_BYTES_MAX
-        work = self._store.work
-        return await work.run(peer, len(body), Answer.from_bytes, bytes(body), size_max=size_max)
+        raw, most = bytes(body_of(reply.parts, kind.BYTES_MAX)), kind.BYTES_MAX
+        read = await self._store.work.run(peer, len(raw), kind.from_bytes, raw, size_max=most)
+        return reply.header, read
 
     def head(self, peer: bytes, owner: bytes, raw: bytes) -> Signed[SpaceHead]:
         """Return a head of a peer, verified."""
@@ -119,10 +117,7 @@ class Asking:
 
     async def fetch_value(self, peer: bytes, owner: bytes, record: SpaceRecord) -> bytes | None:
         """Return the value of a record from a peer; None where the peer does not have it."""
-        reply = await self.records(peer, owner, [record.path], whole=True)
-        found = (await self.answer(peer, reply)).records
-        if len(found) > 1:
-            raise errors.RecordInvalid(MORE_THAN_ASKED)
+        _, found = await self.records(peer, owner, [record.path], whole=True)
         for sent in found:
             cost = len(sent.raw) // limits.STAMP_BYTES_A_RECORD
             self._spend(peer, limits.RECORD_UNITS * (1 + cost))
@@ -135,10 +130,16 @@ class Asking:
 
     async def records(
         self, peer: bytes, owner: bytes, paths: list[str], *, whole: bool = False
-    ) -> Reply:
-        """Ask a peer for an owner's records at paths; `whole` ones have large values, too."""
-        asked: dict[str, encoding.Value] = {"owner": owner, "paths": [*paths], "whole": whole}
-        return await self.call(peer, "space.records", asked)
+    ) -> tuple[int, tuple[Sent, ...]]:
+        """Ask a peer for an owner's records at paths; `whole` ones have large values, too.
+
+        Returns of how many of the paths it was told, and the records.
+        """
+        asked: Header = {"owner": owner, "paths": [*paths], "whole": whole}
+        header, answer = await self.ask(peer, "space.records", asked, Answer)
+        if len(answer.records) > len(paths):
+            raise errors.RecordInvalid(MORE_THAN_ASKED)
+        return take_int(header, "told", least=1, most=len(paths)), answer.records
 
     async def load(self, peer: bytes, owner: bytes, path: str) -> bytes:
         """Return the value of a record here, fetched from a peer where it is not here yet.

@@ -60,14 +60,11 @@ class Causality:
         """None before the first write or grant."""
         self.granted: dict[bytes, itc.Granted] = {}
         """What each owner was granted, as it publishes it."""
-        self._counted: dict[bytes, itc.Interval] = {}
-        """Where each of those counts that were looked for since one of them has changed."""
 
     def begin(self, own: Own) -> None:
         """Count with a clock from now on."""
         self.own = own
         self.granted[self._owner] = own.granted
-        self._counted.clear()
 
     def join(self, raw: bytes) -> Own:
         """Count in all that a grant gives.
@@ -147,7 +144,6 @@ class Causality:
         if known is not None and known.raw == value:
             self.granted[owner] = known
             return
-        self._counted.clear()
         if value is not None:
             try:
                 self.granted[owner] = itc.read_grant(value, owner, network=self._network)
@@ -159,6 +155,4 @@ class Causality:
         granted = self.granted.get(owner)
         if granted is None or self.own is None or granted.domain != self.own.granted.domain:
             return None
-        if owner not in self._counted:
-            self._counted[owner] = itc.counted(granted, self.granted.values())
-        return self._counted[owner]
+        return itc.counted(granted, self.granted.values())

@@ -29,18 +29,11 @@ class Standing(Protocol):
 
 def prefixes_of(weight_ppm: int, their_weight_ppm: int) -> set[str]:
     """Return what is always followed of a peer, by how it and this node recognise each other."""
-    prefixes = {
-        paths.UserSpacePaths.NODES,
-        paths.UserSpacePaths.INTERVAL,
-        paths.UserSpacePaths.LEDGER,
-    }
+    at = paths.UserSpacePaths
+    prefixes = {at.NODES, at.INTERVAL, at.LEDGER}
     if weight_ppm and their_weight_ppm:
-        return prefixes | {paths.UserSpacePaths.ALLOCATION}  # which is above the others
-    return prefixes | {
-        paths.UserSpacePaths.RECOGNITION,
-        paths.UserSpacePaths.COMMITMENT,
-        paths.UserSpacePaths.ALLOCATION_STATE,
-    }
+        return prefixes | {at.ALLOCATION}  # which is above the others
+    return prefixes | {at.RECOGNITION, at.COMMITMENT, at.ALLOCATION_STATE}
 
 
 class Following:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-from xsc.base import encoding, errors, fields, ids, merkle, peering, tally
+from xsc.base import errors, fields, ids, peering, tally
 from xsc.identity.context import Context
 from xsc.space import limits
 from xsc.space.asking import body_of
@@ -44,9 +44,8 @@ class Intervals:
         return {"space.grant": self._answer_grant}
 
     async def _answer_grant(
-        self, caller: bytes, header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
+        self, caller: bytes, header: peering.Header, _parts: peering.Parts
     ) -> peering.Answered:
-        del parts
         anew = fields.take_bool(header, "anew")
         if not self._is_direct(caller):
             raise errors.NotAllowed("an interval is granted to peers that this node knows directly")
@@ -75,7 +74,7 @@ class Intervals:
         for peer in peers:
             if self._store.clock is not None:
                 return
-            asked: dict[str, encoding.Value] = {"anew": self._store.has_left}
+            asked: peering.Header = {"anew": self._store.has_left}
             try:
                 reply = await self._caller.call(peer, "space.grant", asked)
                 await self._store.join(bytes(body_of(reply.parts)))

@@ -6,7 +6,7 @@ them before they are stored.
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple, Self, TypeAlias
+from typing import Annotated, ClassVar, NamedTuple, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -81,6 +81,8 @@ class SentHead(NamedTuple):
 class Answer(Record):
     """What a replica has for some cursors."""
 
+    BYTES_MAX: ClassVar[int] = limits.ANSWER_BYTES_MAX
+
     records: Annotated[tuple[Sent, ...], Field(max_length=limits.PAGE_RECORDS)]
     heads: Annotated[tuple[SentHead, ...], Field(max_length=limits.CURSORS_MAX)]
     more: bool
@@ -89,6 +91,8 @@ class Answer(Record):
 
 class Listed(Record):
     """What is live in a section, by the head that is shown of it."""
+
+    BYTES_MAX: ClassVar[int] = limits.LISTING_BYTES_MAX
 
     head: bytes
     ids: Annotated[Ids, Field(max_length=limits.RECORDS_MAX)]

@@ -79,25 +79,16 @@ def matches(path: str, pattern: str) -> bool:
     )
 
 
-def _made(*parts: str) -> str:
-    """Return the path of parts.
+def below(*parts: str | int | bytes) -> str:
+    """Return the path of parts: bytes are written as base32.
 
     Raises:
         ArgumentInvalid: it would be none; a part may itself be a path.
     """
-    path = "/".join(parts)
+    path = "/".join(to_text(part) if isinstance(part, bytes) else str(part) for part in parts)
     if fault := fault_of(path):
         raise errors.ArgumentInvalid(f"not a path: {fault}")
     return path
-
-
-def is_reserved(path: str) -> bool:
-    """Return whether XSC alone writes at a path, on behalf of the node."""
-    paths = UserSpacePaths
-    nodes = (paths.ADDRESS, paths.DEPARTURE, paths.MEMBERS)
-    own = (paths.REGISTRY, paths.ACTIVE, paths.ALLOCATION_STATE)
-    tops = ("causality", "compute", "ledger", "market", "subscriptions")
-    return any(is_under(path, prefix) for prefix in (*tops, *nodes, *own))
 
 
 _SYSTEMS = frozenset(
@@ -112,120 +103,77 @@ def is_systems(path: str) -> bool:
 
 
 class UserSpacePaths:
-    """Makes every path that XSC itself uses. Hashes and node ids are written as base32."""
+    """Every path that XSC itself uses, or its beginning: hashes, ids and names come `below`."""
 
     ALLOCATION = "allocation"
     RECOGNITION = "allocation/recognition"
     COMMITMENT = "allocation/commitment"
     ALLOCATION_STATE = "allocation/state"
     CLEARINGS = "market/clearings"
+    """The records of a provider's clearings, by id."""
     NAMED = "market/named"
+    """The values that they name, by name."""
     PROGRAMS = "programs"
     SERVICES = "programs/services"
+    """What an owner deploys, by name."""
     NODES = "nodes"
     ADDRESS = "nodes/address"
     DEPARTURE = "nodes/departure"
     MEMBERS = "nodes/members"
-    PROVENANCE = "compute/provenance"
+    """Peers of its circle that a node introduces, by numbers from 0 on."""
     INTERVAL = "causality/interval"
     GRANTS = "causality/grants"
+    """What a giver granted, by number."""
     REGISTRY = "programs/registry"
+    """Definitions of programs, by hash; at ACTIVE, a mark of each that is active."""
     ACTIVE = "programs/active"
+    CELLS = "cells"
+    """What a source contributes to a cell, by name."""
+    COMPUTE = "compute"
+    """What a program keeps from frame to frame, by hash."""
+    PROVENANCE = "compute/provenance"
+    """By program and event."""
     SUBSCRIPTIONS = "subscriptions"
+    SUBSCRIBED_HERE = "subscriptions/local"
+    """Own paths that are subscribed to."""
+    SUBSCRIBED_AT_PEERS = "subscriptions/peers"
+    """By owner and path."""
     LEDGER = "ledger"
     CHECKPOINT = "ledger/checkpoint"
     FORKS = "ledger/forks"
+    """Proofs that a node forked its ledger, by author."""
 
-    @staticmethod
-    def member(number: int) -> str:
-        """Return where a node introduces one peer of its circle, by a number from 0 on."""
-        return _made("nodes", "members", str(number))
-
-    @staticmethod
-    def fork(author: bytes) -> str:
-        """Return where a node publishes the proof that an author forked its ledger."""
-        return _made("ledger", "forks", to_text(author))
-
-    @staticmethod
-    def grant(number: int) -> str:
-        """Return where a giver keeps its grant of a number."""
-        return _made("causality", "grants", str(number))
-
-    @staticmethod
-    def cell(name: str) -> str:
-        """Return where each source of a cell has its contribution."""
-        return _made("cells", name)
-
-    @staticmethod
-    def program(program: bytes) -> str:
-        """Return where the definition of a program is."""
-        return _made("programs", "registry", to_text(program))
-
-    @staticmethod
-    def service(name: str) -> str:
-        """Return where an owner lists a service of its own."""
-        return _made("programs", "services", name)
-
-    @staticmethod
-    def active_program(program: bytes) -> str:
-        """Return where a program is marked as active."""
-        return _made("programs", "active", to_text(program))
-
-    @staticmethod
-    def kept(program: bytes) -> str:
-        """Return below which path a program keeps what it needs from frame to frame."""
-        return _made("compute", to_text(program))
-
-    @staticmethod
-    def variable(program: bytes, name: str) -> str:
+    @classmethod
+    def variable(cls, program: bytes, name: str) -> str:
         """Return where a variable of a program is."""
-        return _made("compute", to_text(program), "variables", name)
+        return below(cls.COMPUTE, program, "variables", name)
 
-    @staticmethod
-    def state(program: bytes) -> str:
+    @classmethod
+    def state(cls, program: bytes) -> str:
         """Return where it is kept how a program stands."""
-        return _made("compute", to_text(program), "state")
+        return below(cls.COMPUTE, program, "state")
 
-    @staticmethod
-    def result(program: bytes, output: str) -> str:
+    @classmethod
+    def result(cls, program: bytes, output: str) -> str:
         """Return where an output of a program is that has no path of its own."""
-        return _made("compute", to_text(program), "results", output)
+        return below(cls.COMPUTE, program, "results", output)
 
-    @staticmethod
-    def provenance(program: bytes, event: bytes) -> str:
-        """Return where the provenance of one result is."""
-        return _made("compute", "provenance", to_text(program), to_text(event))
-
-    @staticmethod
-    def writer(path: str) -> str:
+    @classmethod
+    def writer(cls, path: str) -> str:
         """Return where the hash of the program is that publishes at a path."""
-        digest = encoding.tagged_sha256("program_writer", path.encode())
-        return _made("compute", "provenance", to_text(digest))
+        return below(cls.PROVENANCE, encoding.tagged_sha256("program_writer", path.encode()))
 
-    @staticmethod
-    def program_provenance(program: bytes) -> str:
-        """Return the prefix of the provenance of all results of a program."""
-        return _made("compute", "provenance", to_text(program))
 
-    @staticmethod
-    def local_subscription(path: str) -> str:
-        """Return where a subscription to an own path is listed."""
-        return _made("subscriptions", "local", path)
+_RESERVED: Final = (
+    *("causality", "compute", "ledger", "market", "subscriptions"),
+    *(UserSpacePaths.ADDRESS, UserSpacePaths.DEPARTURE, UserSpacePaths.MEMBERS),
+    *(UserSpacePaths.REGISTRY, UserSpacePaths.ACTIVE, UserSpacePaths.ALLOCATION_STATE),
+)
 
-    @staticmethod
-    def peer_subscription(owner: bytes, path: str) -> str:
-        """Return where a subscription to a path of a peer is listed."""
-        return _made("subscriptions", "peers", to_text(owner), path)
 
-    @staticmethod
-    def clearing(record_id: bytes) -> str:
-        """Return where a provider keeps the record of one clearing."""
-        return _made("market", "clearings", to_text(record_id))
-
-    @staticmethod
-    def named(name: bytes) -> str:
-        """Return where a provider keeps a value that clearing records name."""
-        return _made("market", "named", to_text(name))
+def is_reserved(path: str) -> bool:
+    """Return whether XSC alone writes at a path, on behalf of the node."""
+    return any(is_under(path, prefix) for prefix in _RESERVED)
 
 
 DECLARED: Final = frozenset(

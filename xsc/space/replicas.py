@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 from xsc.base import ids, turns
@@ -33,11 +34,8 @@ CLOCK, FLOOR, INVITER = b"c", b"f", b"i"
 KINDS = sorted((META, VALUE, ARCHIVE, PROVEN))
 """Of rows that name an owner."""
 KEPT_BYTES_MAX = 2 * limits.VALUE_BYTES_MAX + 2 * SpaceRecord.ENVELOPE_BYTES_MAX
-OWNER_BYTES = 32
 FAULTS_MAX = 1_000
 """Listed; a damaged database can have any number."""
-READ_KEPT = 32
-"""Records that were read last: what is new is told to every follower."""
 
 
 class Page(NamedTuple):
@@ -68,6 +66,21 @@ class KeptHead(envelope.Record):
     cursors: tuple[tuple[messages.Section, envelope.Count], ...]
 
 
+def _read_head(
+    owner: bytes, raw: bytes, network: bytes
+) -> tuple[envelope.Signed[SpaceHead], tuple[tuple[str, int], ...]]:
+    """Return head and cursors of a `KeptHead`.
+
+    Raises:
+        TooLarge, RecordInvalid, SignatureInvalid: it is none, or not of the owner.
+    """
+    kept, size_max = KeptHead.from_bytes(raw), SpaceHead.ENVELOPE_BYTES_MAX
+    head = envelope.open_signed(
+        kept.head, SpaceHead, network=network, author=owner, size_max=size_max
+    )
+    return head, kept.cursors
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """What became of records that were offered."""
@@ -91,11 +104,6 @@ class Batch:
     def set(self, key: bytes, value: bytes | None) -> None:
         """Set a key, or delete it."""
         self.changes[key] = value
-
-
-def numbered(prefix: bytes, sequence: int) -> bytes:
-    """Return the key of a version of a path."""
-    return prefix + sequence.to_bytes(8, "big")
 
 
 def keep_proven(batch: Batch, owner: bytes, table: OwnerTable) -> None:
@@ -150,8 +158,6 @@ class Replicas(Watched):
         self._keep_ms = keep_ms
         self._tables: dict[bytes, OwnerTable] = {}
         self._turns: turns.Turns[bytes] = turns.Turns()
-        self._read: dict[bytes, envelope.Signed[SpaceRecord]] = {}
-        """By its bytes, each of the last READ_KEPT records that were read."""
         self.causality = Causality(self.owner, context.network)
         self.register_schema(UserSpacePaths.INTERVAL, self.causality.check_grant)
         self.asked: dict[bytes, Sequence[messages.Cursor]] = {}
@@ -192,11 +198,8 @@ class Replicas(Watched):
 
     def _parsed(self, owner: bytes, raw: bytes) -> envelope.Signed[SpaceRecord]:
         """Return a record that was verified before it was stored."""
-        known = self._read.get(raw)
-        if known is not None and known.author == owner:
-            return known
         try:
-            signed = envelope.read_claimed(
+            return envelope.read_claimed(
                 raw,
                 SpaceRecord,
                 network=self._network,
@@ -205,10 +208,6 @@ class Replicas(Watched):
             )
         except XscError as fault:
             raise StoreDamaged(f"a record of the space is damaged: {fault.message}") from None
-        if len(self._read) >= READ_KEPT:
-            del self._read[next(iter(self._read))]
-        self._read[raw] = signed
-        return signed
 
     def ls(self, prefix: str, owner: bytes | None = None) -> list[SpaceRecord]:
         """Return the live records under a prefix, in the order of paths."""
@@ -233,8 +232,8 @@ class Replicas(Watched):
                 key = next((key for key, _ in self._db.scan(start, prefix_end(kind))), None)
                 if key is None:
                     break
-                found.add(key[1 : 1 + OWNER_BYTES])
-                start = prefix_end(key[: 1 + OWNER_BYTES])
+                found.add(key[1 : 1 + ids.ID_BYTES])
+                start = prefix_end(key[: 1 + ids.ID_BYTES])
         return sorted(found)
 
     async def page(
@@ -290,18 +289,11 @@ class Replicas(Watched):
         if raw is None:
             return
         try:
-            kept = KeptHead.from_bytes(raw)
-            head = envelope.read_claimed(
-                kept.head,
-                SpaceHead,
-                network=self._network,
-                author=owner,
-                size_max=SpaceHead.ENVELOPE_BYTES_MAX,
-            )
+            head, cursors = _read_head(owner, raw, self._network)
         except XscError as fault:
             raise StoreDamaged(f"a head of the space is damaged: {fault.message}") from None
-        table.head, table.cursors = head, dict(kept.cursors)
-        for section, sequence in kept.cursors:
+        table.head, table.cursors = head, dict(cursors)
+        for section, sequence in cursors:
             if sequence == head.record.sequence:
                 table.prove(section, head, {})  # else it was another one of that sequence
 
@@ -325,7 +317,7 @@ class Replicas(Watched):
             now_ms = self._time.now_ms()
             kept = Archived(archived_ms=now_ms, record=entry.signed.raw, value=entry.value)
             at = ARCHIVE + self.owner + record.path.encode() + b"\0"
-            batch.set(numbered(at, old.sequence), kept.to_bytes())
+            batch.set(at + old.sequence.to_bytes(8, "big"), kept.to_bytes())
 
     def _note_grant(self, owner: bytes, db: KeyValue | Batch) -> None:
         at = VALUE + owner + UserSpacePaths.INTERVAL.encode()
@@ -555,7 +547,7 @@ def audit(db: KeyValue, *, network: bytes) -> SpaceAudit:
 
 def _record_fault(db: KeyValue, key: bytes, raw: bytes, network: bytes) -> str | None:
     """Return what is wrong with a record or its value."""
-    owner, path = key[1 : 1 + OWNER_BYTES], key[1 + OWNER_BYTES :]
+    owner, path = key[1 : 1 + ids.ID_BYTES], key[1 + ids.ID_BYTES :]
     try:
         record = envelope.open_signed(
             raw, SpaceRecord, network=network, author=owner, size_max=SpaceRecord.ENVELOPE_BYTES_MAX
@@ -572,26 +564,17 @@ def _record_fault(db: KeyValue, key: bytes, raw: bytes, network: bytes) -> str |
 
 
 def _other_faults(db: KeyValue, network: bytes) -> Iterator[str]:
-    for key, raw in db.scan(PROVEN, prefix_end(PROVEN)):
-        owner = key[1 : 1 + OWNER_BYTES]
+    def reads() -> Iterator[tuple[str, Callable[[], object]]]:
+        for key, raw in db.scan(PROVEN, prefix_end(PROVEN)):
+            yield f"a head of {ids.short(key[1:])}", partial(_read_head, key[1:], raw, network)
+        for _, raw in db.scan(ARCHIVE, prefix_end(ARCHIVE)):
+            read = partial(Archived.from_bytes, raw, size_max=KEPT_BYTES_MAX)
+            yield "an archived record of the space", read
+        if (clock := db.get(CLOCK)) is not None:
+            yield "the clock of the space", partial(KeptClock.from_bytes, clock)
+
+    for what, read in reads():
         try:
-            envelope.open_signed(
-                KeptHead.from_bytes(raw).head,
-                SpaceHead,
-                network=network,
-                author=owner,
-                size_max=SpaceHead.ENVELOPE_BYTES_MAX,
-            )
+            read()
         except XscError as fault:
-            yield f"a head of {ids.short(owner)} is damaged: {fault.message}"
-    for _, raw in db.scan(ARCHIVE, prefix_end(ARCHIVE)):
-        try:
-            Archived.from_bytes(raw, size_max=KEPT_BYTES_MAX)
-        except XscError as fault:
-            yield f"an archived record of the space is damaged: {fault.message}"
-    clock = db.get(CLOCK)
-    try:
-        if clock is not None:
-            KeptClock.from_bytes(clock)
-    except XscError as fault:
-        yield f"the clock of the space is damaged: {fault.message}"
+            yield f"{what} is damaged: {fault.message}"

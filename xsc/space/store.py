@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from xsc.base import ids
 from xsc.base.errors import (
     ArgumentInvalid,
     RecordInvalid,
@@ -21,7 +22,7 @@ from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.identity import envelope
 from xsc.space import itc, limits, replicas
 from xsc.space.causality import Own
-from xsc.space.paths import SECTIONS, UserSpacePaths, absent, fault_of, section_of
+from xsc.space.paths import SECTIONS, UserSpacePaths, absent, below, fault_of, section_of
 from xsc.space.record import Change, Entry, SpaceHead, SpaceRecord, value_digest
 from xsc.space.table import OwnerTable, Proven, old_versions
 
@@ -270,7 +271,7 @@ class SpaceStore(replicas.Replicas):
             signed = envelope.sign(grant, self._key, self._network)
             clock = replace(own.clock, interval=kept)
             self.causality.begin(Own(clock, own.granted, number))
-            await self._write(table, {UserSpacePaths.grant(number): signed.raw})
+            await self._write(table, {below(UserSpacePaths.GRANTS, number): signed.raw})
             return signed.raw
 
     @property
@@ -360,13 +361,13 @@ class SpaceStore(replicas.Replicas):
             for sequence in old_versions(
                 found, keep_versions=self._keep_versions, keep_ms=self._keep_ms, now_ms=now_ms
             ):
-                batch.set(replicas.numbered(prefix, sequence), None)
+                batch.set(prefix + sequence.to_bytes(8, "big"), None)
 
     def stats(self) -> Stats:
         """Return how many live records there are, their bytes, and those of the disk."""
         records = live_bytes = 0
         for key, raw in self._scan(replicas.META):
-            if self._parsed(key[1 : 1 + replicas.OWNER_BYTES], raw).record.digest is not None:
+            if self._parsed(key[1 : 1 + ids.ID_BYTES], raw).record.digest is not None:
                 value = self._db.get(replicas.VALUE + key[1:])
                 records += 1
                 live_bytes += len(raw) + len(value or b"")

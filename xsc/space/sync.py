@@ -13,15 +13,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeAlias
 
 from xsc.base import encoding, errors
-from xsc.base.fields import take_int
 from xsc.base.ids import short
 from xsc.base.limits import KIB, SOUGHT_MAX
-from xsc.base.peering import Reply
+from xsc.base.peering import Header
 from xsc.identity.context import Context
 from xsc.space import limits, table
 from xsc.space.answering import Answering
-from xsc.space.asking import MORE_THAN_ASKED, Asking, Offered, body_of
-from xsc.space.messages import Cursor, Listed, Question, Sent
+from xsc.space.asking import MORE_THAN_ASKED, Asking, Offered
+from xsc.space.messages import Answer, Cursor, Listed, Question, Sent
 from xsc.space.paths import SECTIONS, UserSpacePaths, section_of, sections_of
 from xsc.space.record import Change
 from xsc.space.store import SpaceStore
@@ -64,12 +63,12 @@ class SpaceSync:
         self.asking = Asking(store, context, spend)
         self._store = store
         self._clock = context.clock
+        self._log = context.log
         self._spend = spend
         self._blame = blame
-        self._log = context.log
         self._full: set[bytes] = set()
         """Owners for whose records there was no room, which is logged once."""
-        self._subscribed: set[Subscription] = set()
+        self.subscribed: set[Subscription] = set()
         self._sections: set[Followed] = set()
         """What the subscriptions need."""
         self._places: dict[Followed, dict[bytes, Cursor]] = {}
@@ -89,13 +88,9 @@ class SpaceSync:
         if change.owner == self._store.owner and change.path == UserSpacePaths.ADDRESS:
             self._plan_again()  # the next requests carry it
 
-    def subscriptions(self) -> int:
-        """Return how many there are."""
-        return len(self._subscribed)
-
     async def cursors(self) -> list[tuple[bytes, str, int]]:
         """Return owner, prefix and proven sequence of each subscription."""
-        return [(*at, await self._store.cursor(*at)) for at in sorted(self._subscribed)]
+        return [(*at, await self._store.cursor(*at)) for at in sorted(self.subscribed)]
 
     def subscribe(self, wanted: Collection[Subscription]) -> None:
         """Follow what is wanted, and nothing else, from now on and over restarts of the peers.
@@ -103,7 +98,7 @@ class SpaceSync:
         What would be too much is not followed; what is followed already comes first.
         """
         subscribed, sections = set[Subscription](), set[Followed]()
-        for owner, prefix in sorted(wanted, key=lambda it: (it not in self._subscribed, it)):
+        for owner, prefix in sorted(wanted, key=lambda it: (it not in self.subscribed, it)):
             needed = {(owner, section) for section in sections_of(prefix)}
             if owner == self._store.owner:
                 continue
@@ -114,12 +109,12 @@ class SpaceSync:
                 break
             subscribed.add((owner, prefix))
             sections |= needed
-        if subscribed == self._subscribed:
+        if subscribed == self.subscribed:
             return
         for followed in self._sections - sections:
             self._failed.pop(followed, None)
             self._places.pop(followed, None)
-        self._subscribed, self._sections = subscribed, sections
+        self.subscribed, self._sections = subscribed, sections
         self._recent |= sections
         self._plan_again()
 
@@ -222,33 +217,30 @@ class SpaceSync:
         address = self._store.find(UserSpacePaths.ADDRESS)
         if address is not None:
             header |= {"record": address.signed.raw, "value": address.value}
-        asked = asyncio.create_task(
-            self.asking.call(
-                peer, "space.next", header, timeout_ms=limits.HELD_REQUEST_MS_MAX + limits.RETRY_MS
-            )
-        )
+        most_ms = limits.HELD_REQUEST_MS_MAX + limits.RETRY_MS
+        asking = self.asking.ask(peer, "space.next", header, Answer, timeout_ms=most_ms)
+        asked = asyncio.create_task(asking)
         changed = asyncio.create_task(plan.wait())
         try:
             await asyncio.wait((asked, changed), return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
                 return True
-            reply = await asked
+            _, answer = await asked
         finally:
             asked.cancel()
             changed.cancel()
-        new, refused = await self._take_answer(peer, reply, wanted)
+        new, refused = await self._take_answer(peer, answer, wanted)
         for owner, refusal in refused:
             self._hold_against(owner, refusal)
         return new or self._clock.monotonic_ms() >= asked_ms + limits.HELD_REQUEST_MS_MAX
 
     async def _take_answer(
-        self, peer: bytes, reply: Reply, wanted: Sequence[Followed]
+        self, peer: bytes, answer: Answer, wanted: Sequence[Followed]
     ) -> tuple[bool, list[tuple[bytes, errors.XscError]]]:
         """Store what a replica answers to cursors, and note how far it has told.
 
         Returns whether any of it is new, and of whom something was refused, and why.
         """
-        answer = await self.asking.answer(peer, reply)
         stored, refused = await self._store_records(peer, answer.records, {*wanted}, told=True)
         new = stored > 0
         last = {(head.owner, at): head for head in answer.heads for at, _ in head.before}
@@ -293,8 +285,8 @@ class SpaceSync:
     ) -> list[tuple[bytes, errors.XscError]]:
         """Ask a peer what is new now and store that; return of whom what was refused."""
         asked = Question(cursors=tuple(cursors)).to_value() | {"wait": False}
-        reply = await self.asking.call(peer, "space.next", asked)
-        _, refused = await self._take_answer(peer, reply, wanted)
+        _, answer = await self.asking.ask(peer, "space.next", asked, Answer)
+        _, refused = await self._take_answer(peer, answer, wanted)
         return refused
 
     async def _store_records(
@@ -396,12 +388,10 @@ class SpaceSync:
         """
         owner, section = followed
         try:
-            reply = await self.asking.call(peer, "space.list", {"owner": owner, "section": section})
+            asked: Header = {"owner": owner, "section": section}
+            _, listed = await self.asking.ask(peer, "space.list", asked, Listed)
         except errors.NotFound:
             return False  # it has lost its proof meanwhile
-        body = bytes(body_of(reply.parts, limits.LISTING_BYTES_MAX))
-        work, size_max = self._store.work, limits.LISTING_BYTES_MAX
-        listed = await work.run(peer, len(body), Listed.from_bytes, body, size_max=size_max)
         head = self.asking.head(peer, owner, listed.head)
         if head.record.sequence < sequence:
             return False
@@ -412,12 +402,9 @@ class SpaceSync:
         missing = [*repair.fetch]
         while missing:
             paths = missing[: limits.ASKED_RECORDS_MAX]
-            reply = await self.asking.records(peer, owner, paths)
-            del missing[: take_int(reply.header, "told", least=1, most=len(paths))]
-            answer = await self.asking.answer(peer, reply)
-            if len(answer.records) > len(paths):
-                raise errors.RecordInvalid(MORE_THAN_ASKED)
-            _, refused = await self._store_records(peer, answer.records, {followed}, listed=repair)
+            told, records = await self.asking.records(peer, owner, paths)
+            del missing[:told]
+            _, refused = await self._store_records(peer, records, {followed}, listed=repair)
             if refused:
                 for _, refusal in refused:
                     self._hold_against(owner, refusal)
@@ -459,10 +446,10 @@ class SpaceSync:
         Raises:
             XscError: the owner does not answer, or answers badly.
         """
-        answer = await self.asking.answer(owner, await self.asking.records(owner, owner, [path]))
+        _, records = await self.asking.records(owner, owner, [path])
         followed = (owner, section_of(path))
-        _, refused = await self._store_records(owner, answer.records, {followed})
+        _, refused = await self._store_records(owner, records, {followed})
         for _, fault in refused:
             raise fault
         self._recent.add(followed)
-        return bool(answer.records)
+        return bool(records)

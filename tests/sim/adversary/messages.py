@@ -39,7 +39,7 @@ from xsc.ledger.cube import LEVEL_MAX, seal_hash
 from xsc.ledger.entry import UNIT_CREDIT, UNIT_NONE
 from xsc.space.itc import event_bytes
 from xsc.space.limits import ASKED_RECORDS_MAX, CURSORS_MAX
-from xsc.space.paths import UserSpacePaths, section_of
+from xsc.space.paths import UserSpacePaths, below, section_of
 from xsc.space.record import value_digest
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
 from xsc.storage.object.manifest import hash_of
@@ -429,7 +429,7 @@ def published(forge: Forge) -> tuple[str, bytes]:
     if forge.chance(0.5):
         return UserSpacePaths.ADDRESS, forge.signed("address")
     introduction = forge.record(forge.kinds["introduction"])
-    return UserSpacePaths.member(forge.rng.choice((0, 1, 63))), encode(plain(introduction))
+    return below(UserSpacePaths.MEMBERS, forge.rng.choice((0, 1, 63))), encode(plain(introduction))
 
 
 def _next_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:

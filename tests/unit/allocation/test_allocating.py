@@ -34,7 +34,7 @@ from xsc.identity.keys import KeyPair
 from xsc.node.offline.verify import verify_file
 from xsc.space import table as tables
 from xsc.space.limits import RECORDS_MAX
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 from xsc.terms.clearing import (
     SlotAllocationRecord,
     SlotDenominators,
@@ -215,14 +215,14 @@ async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
 
 async def test_what_no_record_names_goes_with_the_next_write(provider, bob):
     """After a power loss, or where peers gave back a part of it."""
-    path = UserSpacePaths.named(b"n" * 32)
+    path = below(UserSpacePaths.NAMED, b"n" * 32)
     await provider.space.put(path, NOTHING.to_bytes())
     await provider.needs(bob, need_of(10))
     await provider.allocator.allocate()
     assert path not in {each.path for each in provider.space.ls(UserSpacePaths.NAMED)}
     (record_id,) = provider.allocator.records.ids()
     await provider.space.rm(
-        UserSpacePaths.named(min(provider.allocator.records.opened(record_id).record.names))
+        below(UserSpacePaths.NAMED, min(provider.allocator.records.opened(record_id).record.names))
     )
     with pytest.raises(NotFound):
         provider.allocator.records.proof(record_id)
@@ -299,7 +299,7 @@ async def test_where_a_power_loss_took_a_record_its_window_is_cleared_anew(
     await provider.needs(bob, need_of(10))
     await provider.allocator.allocate()
     (before,) = present(provider.allocator)
-    await provider.space.rm(UserSpacePaths.clearing(before.id))
+    await provider.space.rm(below(UserSpacePaths.CLEARINGS, before.id))
     again = Allocating(alice, network, bob, db=provider.db)
     assert again.quantities() == []
     again.pass_ms(1)

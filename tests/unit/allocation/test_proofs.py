@@ -39,7 +39,7 @@ from xsc.base.limits import (
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.node.offline.verify import verify_file
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 from xsc.terms.clearing import SpaceValue
 from xsc.terms.slot import Commitment
 
@@ -165,7 +165,9 @@ async def test_of_who_does_not_give_a_record_nothing_counts_until_it_does(made, 
     assert checking.counts(made.id, node=key(3).node_id), "another provider does"
     checking.records.keep({NODE})
     checking.values[path] = made.raw
-    checking.values |= {UserSpacePaths.named(name): b"nonsense" for name in made.record.names}
+    checking.values |= {
+        below(UserSpacePaths.NAMED, name): b"nonsense" for name in made.record.names
+    }
     await checking.pass_ms(CONVERGED_LOOK_MS)
     assert not checking.counts(made.id), "what it names is wanted as well"
     checking.here = {each.node: each for each in made_of(network)}
@@ -182,7 +184,7 @@ async def test_of_who_does_not_give_a_record_nothing_counts_until_it_does(made, 
 async def test_a_right_record_of_another_provider_or_id_proves_nothing(made, network, both):
     checking = Checking(network, both)
     for node, record_id in ((NODE, bytes(32)), (key(3).node_id, made.id)):
-        checking.values[UserSpacePaths.clearing(record_id)] = made.raw
+        checking.values[below(UserSpacePaths.CLEARINGS, record_id)] = made.raw
         checking.counts(record_id, node=node)
         for _ in range(CLEARING_ASKED_MAX):
             await checking.pass_ms(CONVERGED_LOOK_MS)
@@ -193,8 +195,8 @@ async def test_a_right_record_of_another_provider_or_id_proves_nothing(made, net
 async def checked(made, network, both, seed=b"7", values=(), *, doubted=True, state=None):
     """Let a customer see one record, and return how it did."""
     checking = Checking(network, both, seed)
-    checking.values[UserSpacePaths.clearing(made.id)] = made.raw
-    checking.values |= {UserSpacePaths.named(each.name): each.to_bytes() for each in values}
+    checking.values[below(UserSpacePaths.CLEARINGS, made.id)] = made.raw
+    checking.values |= {below(UserSpacePaths.NAMED, each.name): each.to_bytes() for each in values}
     if state is not None:
         checking.states[NODE] = state
     checking.counts(made.id, doubted=doubted)
@@ -283,7 +285,7 @@ async def test_what_is_not_here_of_what_a_record_names_its_provider_gives(made, 
         assert checking.reports == []
     swapped = await checked(false, network, (), values=asked)
     right = await checked(made, network, (), values=asked)
-    right.values[UserSpacePaths.named(asked[0].name)] = asked[1].to_bytes()
+    right.values[below(UserSpacePaths.NAMED, asked[0].name)] = asked[1].to_bytes()
     with pytest.raises(NotFound):
         await right.records.checked(NODE, made.id)
     assert swapped.reports
@@ -323,7 +325,7 @@ async def test_who_withholds_a_record_that_was_drawn_does_not_count_with_the_nex
 async def test_a_false_clearing_does_not_count_after_its_provider_was_down(made, network, both):
     false = false_of(made, network)
     checking = Checking(network, both)
-    checking.values[UserSpacePaths.clearing(false.id)] = false.raw
+    checking.values[below(UserSpacePaths.CLEARINGS, false.id)] = false.raw
     checking.counts(false.id)
     await checking.pass_ms(0)
     assert not checking.counts(false.id)
@@ -347,7 +349,7 @@ async def test_what_one_record_names_is_not_held_without_bound(made, network, bo
     for number in range(0, count, 2):
         names = [value_of(number + each).name for each in range(2)]
         for each, name in enumerate(names):
-            by_path[UserSpacePaths.named(name)] = number + each
+            by_path[below(UserSpacePaths.NAMED, name)] = number + each
         parts.append((number.to_bytes(32, "big"), *names))
     signed = sign(made.record.model_copy(update={"participants": tuple(parts)}), PROVIDER, network)
     assert len(signed.raw) * 2 * ALLOCATIONS_MAX // count < CLEARING_BYTES_MAX
@@ -355,7 +357,7 @@ async def test_what_one_record_names_is_not_held_without_bound(made, network, bo
 
     async def read(_owner, path):
         held.append(path)
-        if path == UserSpacePaths.clearing(signed.id):
+        if path == below(UserSpacePaths.CLEARINGS, signed.id):
             return SimpleNamespace(value=signed.raw)
         if path in by_path:
             return SimpleNamespace(value=value_of(by_path[path]).to_bytes())

@@ -17,7 +17,7 @@ from xsc.net.peers.introductions import ADDRESSES_A_PEER_MAX, ADDRESSES_MS
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.node.circle import SEEK_FRIENDS, SEEK_INTERVAL_MS, CircleSync
 from xsc.space.limits import HELD_REQUEST_MS_MAX, RETRY_MS
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 
 ADDRESS = UserSpacePaths.ADDRESS
 
@@ -152,7 +152,7 @@ async def test_a_request_carries_where_its_sender_is(group):
     assert all(sent), "also before the first is answered: what it was before tells who lacks that"
 
 
-@pytest.mark.parametrize("path", [ADDRESS, UserSpacePaths.member(0), "nodes/other"])
+@pytest.mark.parametrize("path", [ADDRESS, below(UserSpacePaths.MEMBERS, 0), "nodes/other"])
 async def test_nobody_carries_another_record_or_one_of_others(group, path):
     ada, bea, cid = group.friends
     for friend in group.friends:

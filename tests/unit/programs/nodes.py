@@ -17,7 +17,7 @@ from xsc.programs.functions import Functions
 from xsc.programs.provenance import ProvenanceRecord, Recorder
 from xsc.programs.running import Ports
 from xsc.programs.service import ComputeRuntimeManager
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 from xsc.space.record import SpaceRecord
 from xsc.space.store import SpaceStore
 
@@ -32,7 +32,7 @@ class Noting:
 
     def record(self, program, *frame):
         written = self.real.record(program, *frame)
-        prefix = UserSpacePaths.program_provenance(program.hash)
+        prefix = below(UserSpacePaths.PROVENANCE, program.hash)
         for path, raw in written.items():
             if path.startswith(prefix):
                 self.made.append(open_signed(raw, ProvenanceRecord, network=NETWORK).record)

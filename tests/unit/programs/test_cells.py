@@ -24,7 +24,7 @@ from xsc.programs.running import latest
 from xsc.programs.service import CellSyncManager
 from xsc.space.itc import Stamp
 from xsc.space.limits import VALUE_INLINE_BYTES_MAX
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "wasm"
@@ -373,6 +373,6 @@ async def test_the_examples_of_cells_by_code_run(two):
     child = await carried.child("load", "integer", "max")
     assert await child.load_strongest() == 5
     await one.unfollow(carried)
-    assert (bob.id, UserSpacePaths.cell("all")) not in alice.watched
+    assert (bob.id, below(UserSpacePaths.CELLS, "all")) not in alice.watched
     assert examples.cache() == [5, None]
     assert examples.call((FIXTURES / "add.wasm").read_bytes()) == 5

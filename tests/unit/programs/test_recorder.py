@@ -7,7 +7,7 @@ from tests.unit.programs.provenances import NETWORK, Runner
 from xsc.identity.envelope import open_signed
 from xsc.programs.limits import ANCESTORS_MAX
 from xsc.programs.provenance import ProvenanceRecord, event_of, kept_of
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 
 SUM = compiled(
     {"a": sub(path="in/a", default=1), "b": {"kind": "value", "type": "i32", "value": 2}},
@@ -17,7 +17,7 @@ SUM = compiled(
 
 def records(node, program):
     """Return the records of a program, the oldest first, by their links' ids."""
-    prefix = UserSpacePaths.program_provenance(program.hash)
+    prefix = below(UserSpacePaths.PROVENANCE, program.hash)
     found = {}
     for kept in sorted(node.space.ls(prefix), key=lambda item: item.sequence):
         raw = node.space.get(kept.path).value
@@ -109,7 +109,9 @@ async def test_a_local_variable_is_linked_to_the_records_of_the_values_that_it_k
 
 async def test_what_is_no_record_at_the_path_of_one_is_passed_over():
     node = Runner()
-    node.space.write({UserSpacePaths.provenance(SUM.hash, event_of(("", "out/total"), 0)): b"x"})
+    node.space.write(
+        {below(UserSpacePaths.PROVENANCE, SUM.hash, event_of(("", "out/total"), 0)): b"x"}
+    )
     await node.frame(SUM)
     assert [record.frame for record in records(node, SUM).values()] == [1]
 

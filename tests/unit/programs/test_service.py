@@ -33,7 +33,7 @@ from xsc.programs.limits import (
     PUBLICATIONS_AN_HOUR_MAX,
 )
 from xsc.programs.running import RunningProgram
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 from xsc.space.record import Change
 from xsc.terms.execution import Number
 
@@ -167,8 +167,8 @@ async def test_execute_before_start_raises_and_after_it_runs_at_once(node):
 
 async def test_start_registers_and_activates(node):
     program = await node.manager.start(SUM, "json")
-    assert node.has(UserSpacePaths.program(program))
-    assert node.has(UserSpacePaths.active_program(program))
+    assert node.has(below(UserSpacePaths.REGISTRY, program))
+    assert node.has(below(UserSpacePaths.ACTIVE, program))
     (row,) = node.manager.status()
     assert row.state == "active"
 
@@ -181,7 +181,7 @@ async def test_a_program_that_is_deactivated_runs_no_more_and_its_outputs_stay(n
     await node.pass_ms(HOUR_MS)
     assert node.get("demo/total") == "0"
     assert node.manager.get_results(program).state == "registered"
-    assert not node.has(UserSpacePaths.local_subscription("demo/a"))
+    assert not node.has(below(UserSpacePaths.SUBSCRIBED_HERE, "demo/a"))
     with pytest.raises(NotFound):
         await node.manager.deactivate(program)
     await node.manager.activate(program)
@@ -267,8 +267,8 @@ async def test_subscriptions_are_listed_in_the_space(node):
     )
     program = await node.run(text, "json")
     listed = json.dumps([to_text(program)])
-    assert node.get(UserSpacePaths.local_subscription("demo/a")) == listed
-    assert node.get(UserSpacePaths.peer_subscription(bob.id, "demo/b")) == listed
+    assert node.get(below(UserSpacePaths.SUBSCRIBED_HERE, "demo/a")) == listed
+    assert node.get(below(UserSpacePaths.SUBSCRIBED_AT_PEERS, bob.id, "demo/b")) == listed
     assert node.watched == [(bob.id, "demo/b")]
     await bob.put("demo/b", "9")
     await node.pass_ms(100)
@@ -430,7 +430,7 @@ async def test_a_restart_runs_a_frame_only_where_an_input_has_another_hash(node)
     """It read and wrote every variable and result again; now one record has their hashes."""
     node = ProgramNode(db=Journal())
     program = await play(node, ["5", "6"])
-    kept = {record.path for record in node.space.ls(UserSpacePaths.kept(program))}
+    kept = {record.path for record in node.space.ls(below(UserSpacePaths.COMPUTE, program))}
     results = UserSpacePaths.result(program, "twice")
     assert kept == {UserSpacePaths.state(program), results}, "what has a path is kept there alone"
     frame, writes = node.manager.get_results(program).frame, len(node.db.writes)
@@ -483,7 +483,7 @@ async def test_a_program_is_stopped_until_it_is_activated_or_the_node_starts(nod
     await node.manager.stop(program)
     await node.manager.deactivate(program)
     assert node.manager.get_results(program).state == "registered"
-    assert not node.has(UserSpacePaths.local_subscription("demo/a"))
+    assert not node.has(below(UserSpacePaths.SUBSCRIBED_HERE, "demo/a"))
     await node.end()
 
 
@@ -812,7 +812,7 @@ async def test_the_programs_of_a_node_are_bounded_and_the_oldest_inactive_one_go
     assert {row.hash for row in node.manager.status()} == {
         to_text(program) for program in (programs[0], programs[2], fourth)
     }
-    assert not node.has(UserSpacePaths.program(programs[1]))
+    assert not node.has(below(UserSpacePaths.REGISTRY, programs[1]))
     for program in (programs[2], fourth):
         await node.manager.activate(program)
     await node.manager.stop(fourth)  # which is active all the same
@@ -820,19 +820,20 @@ async def test_the_programs_of_a_node_are_bounded_and_the_oldest_inactive_one_go
         await node.manager.register(numbered(4), "json")
 
 
-@pytest.mark.parametrize("damaged", [UserSpacePaths.state, UserSpacePaths.program])
+@pytest.mark.parametrize("damaged", ["state", "definition"])
 async def test_a_program_that_cannot_run_goes_with_its_mark_and_its_subscriptions(
     node, monkeypatch, damaged
 ):
     monkeypatch.setattr(limits, "PROGRAMS_MAX", 1)
     program = await node.run(SUM, "json")
     await node.pass_ms(100)
-    await node.put(damaged(program), "nonsense")
+    registered = below(UserSpacePaths.REGISTRY, program)
+    await node.put(UserSpacePaths.state(program) if damaged == "state" else registered, "nonsense")
     node = await node.again()
     await node.manager.register(COUNT, "json")
-    assert not node.has(UserSpacePaths.program(program))
-    assert not node.has(UserSpacePaths.active_program(program))
-    assert not node.has(UserSpacePaths.local_subscription("demo/a"))
+    assert not node.has(below(UserSpacePaths.REGISTRY, program))
+    assert not node.has(below(UserSpacePaths.ACTIVE, program))
+    assert not node.has(below(UserSpacePaths.SUBSCRIBED_HERE, "demo/a"))
     await node.end()
 
 
@@ -842,11 +843,11 @@ async def test_the_list_of_who_reads_a_path_has_those_that_cannot_run(node):
     await node.put(UserSpacePaths.state(program), "nonsense")
     node = await node.again()
     other = await node.run(COUNT, "json")
-    listed = json.loads(node.get(UserSpacePaths.local_subscription("demo/a")))
+    listed = json.loads(node.get(below(UserSpacePaths.SUBSCRIBED_HERE, "demo/a")))
     assert listed == sorted(map(to_text, (program, other)))
     await node.manager.deactivate(other)
     await node.manager.deactivate(program)
-    assert not node.has(UserSpacePaths.local_subscription("demo/a"))
+    assert not node.has(below(UserSpacePaths.SUBSCRIBED_HERE, "demo/a"))
     await node.end()
 
 
@@ -889,7 +890,7 @@ async def test_what_was_kept_and_does_not_fit_is_shown_and_does_not_run(node):
     with pytest.raises(ProgramInvalid, match="cannot run here"):
         await node.manager.activate(program)
     await node.manager.deactivate(program)
-    assert not node.has(UserSpacePaths.active_program(program))
+    assert not node.has(below(UserSpacePaths.ACTIVE, program))
     await node.end()
 
 

@@ -28,7 +28,7 @@ from xsc.programs.provenance import (
     event_of,
 )
 from xsc.programs.why import Why, check_record, replay, shown, steps_of
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 from xsc.space.record import value_digest
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 
@@ -163,7 +163,7 @@ async def test_a_ring_is_followed_frame_by_frame():
 
 def forged(node, program, place, number=0, **changes):
     """Write a record again, signed by its own node, with other fields."""
-    path = UserSpacePaths.provenance(program.hash, event_of(place, number))
+    path = below(UserSpacePaths.PROVENANCE, program.hash, event_of(place, number))
     record = open_signed(node.space.get(path).value, ProvenanceRecord, network=NETWORK).record
     made = record.model_copy(update=changes)
     node.space.write({path: sign(made, node.key, NETWORK).raw})
@@ -182,7 +182,7 @@ async def test_a_record_that_was_exchanged_is_found():
 
 async def test_a_record_that_another_signed_is_forged():
     alice, bob, _ = await pair()
-    path = UserSpacePaths.provenance(TWICE.hash, event_of(("", "out/t"), 0))
+    path = below(UserSpacePaths.PROVENANCE, TWICE.hash, event_of(("", "out/t"), 0))
     record = open_signed(alice.space.get(path).value, ProvenanceRecord, network=NETWORK).record
     mallory = KeyPair(b"m" * 32)
     alice.space.write({path: sign(record, mallory, NETWORK).raw})
@@ -196,7 +196,7 @@ async def test_an_input_that_its_record_does_not_have_is_forged():
     alice.space.write({"plain": b"5"})
     own = reading("plain", alice.owner)
     await bob.frame(own)
-    path = UserSpacePaths.provenance(own.hash, event_of(("", "next/plain"), 0))
+    path = below(UserSpacePaths.PROVENANCE, own.hash, event_of(("", "next/plain"), 0))
     record = open_signed(bob.space.get(path).value, ProvenanceRecord, network=NETWORK).record
     false = record.inputs[0].model_copy(
         update={"digest": record.inputs[1].digest, "value": record.inputs[1].value}
@@ -241,7 +241,7 @@ async def some_record():
     node = Runner()
     node.space.write({"in/a": b"5"})
     await node.frame(reading("in/a"))
-    path = UserSpacePaths.provenance(reading("in/a").hash, event_of(("", "next/in/a"), 0))
+    path = below(UserSpacePaths.PROVENANCE, reading("in/a").hash, event_of(("", "next/in/a"), 0))
     return node, node.space.get(path).value
 
 
@@ -276,7 +276,7 @@ async def test_verify_says_in_one_line_what_a_record_proves():
         {"same": call("text.of", {"value": "x"}, out={"path": "t"})},
     )
     await node.frame(program)
-    path = UserSpacePaths.provenance(program.hash, event_of(("", "t"), 0))
+    path = below(UserSpacePaths.PROVENANCE, program.hash, event_of(("", "t"), 0))
     said = verify_file(node.space.get(path).value)
     assert "(value = a text of hash " in said
     assert said.isprintable()
@@ -378,7 +378,7 @@ async def test_a_record_of_ones_own_is_none_of_anothers_space(falsely):
     )
     signed = sign(false, mallory.key, NETWORK)
     event = b"e" * 32
-    mallory.space.write({UserSpacePaths.provenance(program.hash, event): signed.raw})
+    mallory.space.write({below(UserSpacePaths.PROVENANCE, program.hash, event): signed.raw})
     link = Link(program=program.hash, event=event, record=signed.id)
     read = record.inputs[0]
     named = {"record": {"record": b"\x77" * 32}, "sequence": {"sequence": 2**40}}.get(falsely, {})

@@ -12,6 +12,7 @@ from xsc.base.ids import to_text
 from xsc.space.limits import PART_BYTES_MAX, PATH_BYTES_MAX, PATH_PARTS_MAX
 from xsc.space.paths import (
     UserSpacePaths,
+    below,
     check_path,
     is_reserved,
     is_systems,
@@ -111,29 +112,29 @@ MADE = {
     "allocation/recognition": UserSpacePaths.RECOGNITION,
     "nodes/address": UserSpacePaths.ADDRESS,
     "nodes/departure": UserSpacePaths.DEPARTURE,
-    "nodes/members/7": UserSpacePaths.member(7),
-    "causality/grants/7": UserSpacePaths.grant(7),
-    "cells/x": UserSpacePaths.cell("x"),
-    "programs/registry/$": UserSpacePaths.program(HASH),
+    "nodes/members/7": below(UserSpacePaths.MEMBERS, 7),
+    "causality/grants/7": below(UserSpacePaths.GRANTS, 7),
+    "cells/x": below(UserSpacePaths.CELLS, "x"),
+    "programs/registry/$": below(UserSpacePaths.REGISTRY, HASH),
     "programs": UserSpacePaths.PROGRAMS,
     "programs/services": UserSpacePaths.SERVICES,
-    "programs/services/greet": UserSpacePaths.service("greet"),
-    "programs/active/$": UserSpacePaths.active_program(HASH),
+    "programs/services/greet": below(UserSpacePaths.SERVICES, "greet"),
+    "programs/active/$": below(UserSpacePaths.ACTIVE, HASH),
     "programs/registry": UserSpacePaths.REGISTRY,
     "programs/active": UserSpacePaths.ACTIVE,
-    "compute/$": UserSpacePaths.kept(HASH),
+    "compute/$": below(UserSpacePaths.COMPUTE, HASH),
     "compute/$/variables/x": UserSpacePaths.variable(HASH, "x"),
     "compute/$/results/x": UserSpacePaths.result(HASH, "x"),
-    "compute/provenance/$/$": UserSpacePaths.provenance(HASH, HASH),
+    "compute/provenance/$/$": below(UserSpacePaths.PROVENANCE, HASH, HASH),
     "compute/provenance": UserSpacePaths.PROVENANCE,
-    "compute/provenance/$": UserSpacePaths.program_provenance(HASH),
+    "compute/provenance/$": below(UserSpacePaths.PROVENANCE, HASH),
     f"compute/provenance/{WRITER}": UserSpacePaths.writer("a/b"),
-    "subscriptions/local/a/b": UserSpacePaths.local_subscription("a/b"),
-    "subscriptions/peers/$/a/b": UserSpacePaths.peer_subscription(HASH, "a/b"),
+    "subscriptions/local/a/b": below(UserSpacePaths.SUBSCRIBED_HERE, "a/b"),
+    "subscriptions/peers/$/a/b": below(UserSpacePaths.SUBSCRIBED_AT_PEERS, HASH, "a/b"),
     "market/clearings": UserSpacePaths.CLEARINGS,
-    "market/clearings/$": UserSpacePaths.clearing(HASH),
+    "market/clearings/$": below(UserSpacePaths.CLEARINGS, HASH),
     "market/named": UserSpacePaths.NAMED,
-    "market/named/$": UserSpacePaths.named(HASH),
+    "market/named/$": below(UserSpacePaths.NAMED, HASH),
 }
 
 
@@ -174,9 +175,9 @@ def test_no_other_module_makes_a_path():
 def test_what_xsc_alone_writes_is_reserved():
     for path in ("causality/x", "compute/x", "subscriptions/local/a", "programs/active/x"):
         assert is_reserved(path)
-    for path in ("market/clearings/x", UserSpacePaths.clearing(HASH), "allocation/state"):
+    for path in ("market/clearings/x", below(UserSpacePaths.CLEARINGS, HASH), "allocation/state"):
         assert is_reserved(path)
-    for path in (UserSpacePaths.program(HASH), UserSpacePaths.ADDRESS):
+    for path in (below(UserSpacePaths.REGISTRY, HASH), UserSpacePaths.ADDRESS):
         assert is_reserved(path)
     for path in ("demo/a", "computes/x", "programs/x", "allocation/x"):
         assert not is_reserved(path)

@@ -15,7 +15,7 @@ from xsc.space.limits import (
     VALUE_BYTES_MAX,
     WATCHES_MAX,
 )
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, below
 from xsc.space.record import Change, value_digest
 from xsc.space.store import SpaceStore
 
@@ -196,7 +196,7 @@ async def test_what_is_granted_is_a_change_like_others(node, bob):
     told = [await watch.next() for _ in range(2)]
     assert {change.path for change in told} == {
         UserSpacePaths.INTERVAL,
-        UserSpacePaths.grant(1),
+        below(UserSpacePaths.GRANTS, 1),
     }
     for change in told:
         assert node.service.get(change.path).signed.record.sequence == change.sequence

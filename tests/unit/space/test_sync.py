@@ -29,6 +29,7 @@ from xsc.identity.keys import KeyPair
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.space import sync as syncs
 from xsc.space import table as tables
+from xsc.space.asking import body_of
 from xsc.space.itc import event_bytes
 from xsc.space.limits import (
     ANSWER_BYTES_MAX,
@@ -1204,10 +1205,10 @@ async def test_malformed_answers_are_asked_for_again_ever_later(circle):
 
 def test_an_answer_above_what_a_page_holds_is_refused_unread():
     body = memoryview(bytes(ANSWER_BYTES_MAX + 1))
-    assert len(syncs.body_of([body[1:]])) == ANSWER_BYTES_MAX
+    assert len(body_of([body[1:]])) == ANSWER_BYTES_MAX
     for parts in ([body], [], [body[:1], body[:1]]):
         with pytest.raises(RecordInvalid, match="has one body"):
-            syncs.body_of(parts)
+            body_of(parts)
 
 
 async def test_what_is_asked_for_by_paths_comes_in_pages(circle):

@@ -30,7 +30,7 @@ class ServiceListing:
     async def publish(self) -> None:
         """Write what the list lacks, and delete what is no service any more."""
         wanted = {
-            paths.UserSpacePaths.service(service.key[1]): self._row(service)
+            paths.below(paths.UserSpacePaths.SERVICES, service.key[1]): self._row(service)
             for service in self._registry.all()
             if service.key[0] == self._space.owner
         }

@@ -126,7 +126,7 @@ async def watch(node: Node, asked: api.Under) -> AsyncGenerator[api.Change | Non
 async def stats(node: Node, _: Nothing) -> api.Stats:
     """Count what the space holds."""
     found = await node.parts.executor.run(node.space.stats)
-    sync, followed = node.sync, node.sync.subscriptions()
+    sync, followed = node.sync, len(node.sync.subscribed)
     return filled(api.Stats, found, sync.asking, sync.answering, subscriptions=followed)
 
 
