@@ -253,7 +253,7 @@ def listing(
 ) -> None:
     """List the objects that this node has stored, those whose names begin with PREFIX.
 
-    Names of directories end with a slash.
+    Names of directories end with a slash; `xsc store stat` shows how large one is.
     """
     calls = settings.calls()
     if recursive:
@@ -261,7 +261,8 @@ def listing(
         tree = targets.read_tree(calls, found.capability)
         nodes = (tree.at(found.path) if found.path else tree).nodes
         settings.view({"entries": [_entry(node) for node in nodes]})
-        show.table(_HEADS, [_cells(node) for node in nodes], "the directory is empty")
+        heads = ("mode", "<size", "changed", "path")
+        show.table(heads, [_cells(node) for node in nodes], "the directory is empty")
         return
     if version is not None:
         raise ArgumentInvalid("--version goes with -r", hint="--versions shows all of them")
@@ -288,6 +289,7 @@ def listing(
         "name <version <size stored=created <margin capability",
         empty,
         version=_version,
+        size=lambda row: "-" if row["name"].endswith(SUFFIX) else show.in_bytes(row["size_bytes"]),
     )
 
 
@@ -638,8 +640,7 @@ def gc(answer: Document) -> int:
         show.line(f"{ended} ended unconfirmed: silent hosts' leases and their grace are over")
     if not answer["deletions_open"]:
         return 0
-    still = count_of(answer["deletions_open"], "deletion")
-    show.warn(f"{still} not confirmed by every host yet")
+    show.warn(f"{count_of(answer['deletions_open'], 'deletion')} not confirmed by every host yet")
     return EXIT_PARTLY
 
 
@@ -656,9 +657,6 @@ def _entry(node: Node) -> Document:
         "size_bytes": node.size_bytes,
         "capability": node.capability,
     }
-
-
-_HEADS = ("mode", "<size", "changed", "path")
 
 
 def _cells(node: Node) -> list[str]:

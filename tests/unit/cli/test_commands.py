@@ -321,6 +321,9 @@ def test_ls(xsc, stand_in):
     assert xsc("store", "ls", "--json").json == {"objects": [row]}
     assert xsc("store", "ls", "--versions", "--json").json == {"objects": [row]}
     assert xsc("store", "ls").text.splitlines()[1].split()[:3] == ["f", "3", "1"]
+    # The size of a directory's list is not that of its files.
+    stand_in.answers("GET", "/v1/objects", {"objects": [{**row, "name": "d/"}]})
+    assert xsc("store", "ls").text.splitlines()[1].split()[:3] == ["d/", "3", "-"]
     stand_in.answers("GET", "/v1/objects", {"objects": []})
     assert xsc("store", "ls").out == b""
 
