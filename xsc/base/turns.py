@@ -1,9 +1,9 @@
-"""Locks by key, and iteration over long lists that lets other tasks run."""
+"""Locks by key, iteration over long lists that lets other tasks run, and turns among lists."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Generic, ParamSpec, TypeVar
 
@@ -101,3 +101,12 @@ class PeerWork:
             found = await clock.run_sized(self._executor, size_bytes, function, *args, **kwargs)
             await asyncio.sleep(0)
             return found
+
+
+def one_of_each(lists: Sequence[Sequence[T]], most: int) -> list[T]:
+    """Return at most so many items: the first of each list, the second of each, and so on.
+
+    So who has much leaves room for who has little.
+    """
+    turns = sorted((place, who) for who, each in enumerate(lists) for place in range(len(each)))
+    return [lists[who][place] for place, who in turns[:most]]

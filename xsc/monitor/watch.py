@@ -1,11 +1,16 @@
-"""Watches the event loop, and keeps the last measures for those who ask within a second."""
+"""Watches the event loop and long work, and keeps the last measures for a second."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 
-from xsc.api.monitor import Measures
+from xsc.api.monitor import Measures, Work
+from xsc.base import progress
 from xsc.base.clock import Clock
+from xsc.base.errors import ArgumentInvalid
 
 LOOK_MS = 1_000
 """Between two looks at the event loop; measures are made anew at most as often."""
@@ -51,3 +56,39 @@ class Watch:
             begun_ms = self._clock.monotonic_ms()
             await self._clock.sleep_ms(LOOK_MS)
             self._delays_ms.append(max(0, self._clock.monotonic_ms() - begun_ms - LOOK_MS))
+
+
+class Works:
+    """The long work of a node that who asked for it wants to watch."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[str, list[int]] = {}
+        """By id: what is done, and how much there is."""
+
+    def watch_of(self, work: str) -> progress.Watch:
+        """Return what watches work of an id; without one nothing does.
+
+        It raises ArgumentInvalid where other work has that id.
+        """
+        return partial(self._watched, work) if work else progress.unwatched
+
+    @contextmanager
+    def _watched(self, work: str, total: int | None) -> Iterator[progress.Progress]:
+        if work in self._under_way:
+            raise ArgumentInvalid("other work has that id", hint="give each request its own")
+        count = self._under_way[work] = [0, total or 0]
+
+        def told(more: int) -> None:
+            count[0] += more
+
+        try:
+            yield told
+        finally:
+            del self._under_way[work]
+
+    def rows(self) -> list[Work]:
+        """Return how far all of it is."""
+        return [
+            Work(id=work, done_bytes=done, total_bytes=total)
+            for work, (done, total) in self._under_way.items()
+        ]

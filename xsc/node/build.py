@@ -58,7 +58,7 @@ from xsc.market.lease_store import used_leases
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain
 from xsc.market.service import MarketService
-from xsc.monitor import alerts, events, history, watch, work
+from xsc.monitor import alerts, events, history, watch
 from xsc.net.service import PeerNet
 from xsc.net.transport.port import Transport
 from xsc.node import circle, directory, jobs, programs, tasks
@@ -592,7 +592,7 @@ class Node:
         """Make what tells the operator, and keeps what was measured."""
         context = self.peers.context
         self.alerts = alerts.Alerts(context, self.config.notify, self.name_of)
-        self.works = work.Works()
+        self.works = watch.Works()
         self.history = history.History(context)
 
     def _answer_peers(self) -> None:

@@ -9,7 +9,7 @@ from xsc.api import market, monitor, peers
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import from_text
-from xsc.base.turn import one_of_each
+from xsc.base.turns import one_of_each
 from xsc.dashboard.page import Action, Asked, Page, number
 from xsc.dashboard.pages.circle import recognise
 from xsc.dashboard.source import Node, Pick, Rows, fetch

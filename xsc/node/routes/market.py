@@ -16,7 +16,7 @@ from xsc.api.endpoint import Id, Nothing, filled
 from xsc.base.errors import ArgumentInvalid, NoOffers, NotFound, PeerUnknown
 from xsc.base.ids import to_text
 from xsc.base.limits import EPOCH_MS, MFUEL, PPM
-from xsc.base.turn import one_of_each
+from xsc.base.turns import one_of_each
 from xsc.base.units import ceil_div, format_level
 from xsc.market.account import LeaseView
 from xsc.market.lease import ran

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.turn import one_of_each
+from xsc.base.turns import one_of_each
 
 
 def test_who_has_much_leaves_room_for_who_has_little():

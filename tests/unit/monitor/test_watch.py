@@ -3,7 +3,7 @@
 import pytest
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.monitor.work import Works
+from xsc.monitor.watch import Works
 
 
 def test_how_far_work_is_until_it_ends():
